@@ -1,0 +1,109 @@
+//! Instants, and where they come from.
+//!
+//! *Gives* [`Timestamp`], a UTC instant in whole microseconds (the resolution of every `_at` column), and [`Clock`], the
+//! only source of "now": a test or a simulation puts its own in.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+/// A UTC instant, in microseconds since 1970-01-01.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The instant `micros` microseconds after 1970-01-01T00:00:00Z.
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    pub const fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    /// Reads an RFC 3339 timestamp with any offset and any number of fractional digits; what is finer than a microsecond
+    /// is cut off. `None` when the text is not one, or is not a day of the calendar.
+    pub fn parse(text: &str) -> Option<Self> {
+        DateTime::parse_from_rfc3339(text).ok().map(|at| Self(at.timestamp_micros()))
+    }
+
+    /// The same instant as a `chrono` value, for calendar arithmetic.
+    pub fn to_utc(self) -> DateTime<Utc> {
+        DateTime::from_timestamp_micros(self.0).unwrap_or_default()
+    }
+
+    /// How long after `earlier` this is; zero when it is not after it.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_utc().to_rfc3339_opts(SecondsFormat::Micros, true))
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<DateTime<Utc>> for Timestamp {
+    fn from(at: DateTime<Utc>) -> Self {
+        Self(at.timestamp_micros())
+    }
+}
+
+/// Where "now" comes from. Cheap to clone.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// The wall clock of the machine.
+    pub fn system() -> Self {
+        Self::from_fn(|| Timestamp::from(Utc::now()))
+    }
+
+    /// A clock that asks `now`.
+    pub fn from_fn(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The current instant.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_utc_and_three_to_six_digits_are_read() {
+        let six = Timestamp::parse("2022-02-09T08:45:50.406032Z").unwrap();
+        assert_eq!(six.as_micros(), 1_644_396_350_406_032);
+        assert_eq!(Timestamp::parse("2022-02-09T08:45:50.406032+00:00"), Some(six));
+        assert_eq!(Timestamp::parse("2022-02-09T08:45:50.406Z").unwrap().to_string(), "2022-02-09T08:45:50.406000Z");
+        assert_eq!(Timestamp::parse("2022-02-30T08:45:50Z"), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! `vinculo` keeps Brazilian employment data from Belvo fresh in a lake that credit-risk analysts query.
+//!
+//! The modules stand in the order in which data flows; `ARCHITECTURE.md` is the same map in words. Triggers and the
+//! worker know the queue, which knows neither. Only [`refresh`] knows the order of the slow steps, and only [`daemon`]
+//! knows everyone.
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+
+// Before the queue: quick, never calls Belvo.
+pub mod queue;
+pub mod schedule;
+pub mod webhook;
+
+// After the queue: slow work, one refresh at a time.
+pub mod fetch;
+pub mod flatten;
+pub mod publish;
+pub mod records;
+pub mod refresh;
+pub mod sinks;
+pub mod worker;
+
+// What the steps know.
+pub mod belvo;
+pub mod clock;
+pub mod links;
+pub mod resources;
+pub mod schema;
+pub mod sensitive;
+pub mod store;
+
+// For people.
+pub mod admin;
+pub mod simulate;

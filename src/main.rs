@@ -1,0 +1,3 @@
+//! The `vinculo` program; everything is in the library.
+
+fn main() {}
