@@ -1,1 +1,68 @@
-//! 
+//! Belvo as this program sees it: identifiers, the HTTP client, the request budget, and errors named by what to do next.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The id of a link: a UUID in lower case with dashes. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(Arc<str>);
+
+impl LinkId {
+    /// The 36 characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LinkId {
+    type Err = NotALinkId;
+
+    /// Reads a UUID in any case, with or without dashes.
+    fn from_str(text: &str) -> Result<Self, NotALinkId> {
+        let hex: String = match text.len() {
+            32 => text.to_ascii_lowercase(),
+            36 if [8, 13, 18, 23].iter().all(|&dash| text.as_bytes()[dash] == b'-') => {
+                text.split('-').collect::<String>().to_ascii_lowercase()
+            }
+            _ => return Err(NotALinkId),
+        };
+        if hex.len() != 32 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(NotALinkId);
+        }
+        let dashed = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+        Ok(Self(dashed.into()))
+    }
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The text is not a UUID, so it names no link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a link id: expected a UUID such as 2f5d361d-dad6-45d4-a0bf-26d479766067")]
+pub struct NotALinkId;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_id_is_read_in_any_spelling_and_kept_in_one() {
+        let id: LinkId = "2F5D361D-DAD6-45D4-A0BF-26D479766067".parse().unwrap();
+        assert_eq!(id.as_str(), "2f5d361d-dad6-45d4-a0bf-26d479766067");
+        assert_eq!("2f5d361ddad645d4a0bf26d479766067".parse(), Ok(id));
+        for wrong in ["", "2f5d361d-dad6-45d4-a0bf-26d47976606", "2f5d361d-dad6-45d4-a0bf-26d47976606g", "é".repeat(18).as_str()] {
+            assert_eq!(wrong.parse::<LinkId>(), Err(NotALinkId), "{wrong}");
+        }
+    }
+}

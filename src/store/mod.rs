@@ -1,1 +1,458 @@
-//! 
+//! The state database: one file, one writer, and transactions that many callers share.
+//!
+//! *Takes* closures that read or write. *Gives* their results; a write's only after the disk has it. *Promises* that an
+//! acknowledged write survives a power cut (`synchronous=FULL`), that one caller's failure does not touch another's write
+//! in the same transaction (a savepoint each), and that one process at a time owns the state. *Not here*: any table's
+//! meaning. `webhook`, `queue`, `links` and `records` each keep the SQL of their own tables.
+//!
+//! A disk gives a few hundred syncs a second, so the writer takes every waiting write into one transaction and answers
+//! them all after its one sync. The SQL is the part of the language that SQLite and PostgreSQL share, with `$1` for
+//! values, and reaches the driver through [`Tx`] alone.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+mod migrations;
+mod sql;
+
+pub use sql::{Row, Tx, Value};
+
+pub(crate) use sql::args;
+
+/// Writes that may wait for the writer; one more is refused by [`Store::try_write`].
+const WAITING_WRITES: usize = 8192;
+
+/// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
+const GATHER_FOR: Duration = Duration::from_millis(10);
+
+/// How long the writer waits for a process outside that has the file locked.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(3_000);
+
+/// The first SQLite without the loss of committed WAL data that reliability depends on.
+const OLDEST_SOUND_SQLITE: i32 = 3_051_003;
+
+/// Why the state could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process owns the state.
+    #[error("the state {path} is held by another instance (process {pid}): stop that one first, or point state.url elsewhere")]
+    Held {
+        /// The state file.
+        path: PathBuf,
+        /// The owner's process id, as it wrote it; `unknown` when it has not yet.
+        pid: String,
+    },
+    /// The state was written by a later version of this program.
+    #[error("the state {path} has schema {found}, and this program knows up to {known}: run the newer vinculo that wrote it")]
+    Newer {
+        /// The state file.
+        path: PathBuf,
+        /// Schema version of the file.
+        found: i64,
+        /// Latest schema version of this program.
+        known: i64,
+    },
+    /// There is no state yet.
+    #[error("there is no state at {0}: run `vinculo serve` or `vinculo refresh` first")]
+    Missing(PathBuf),
+    /// A folder or file of the state cannot be used.
+    #[error("the state folder {path} cannot be used: {source}; make it a folder that this user may write")]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// More writes wait than the writer can take.
+    #[error("the state is overloaded: {WAITING_WRITES} writes are waiting")]
+    Overloaded,
+    /// The writer has ended.
+    #[error("the state is closed")]
+    Closed,
+    /// The database refused.
+    #[error("the state database failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A commit that this write was part of failed; nothing of it was kept.
+    #[error("the state could not be made durable ({0})")]
+    NotDurable(&'static str),
+    /// What is stored does not have the form that was written.
+    #[error("the state holds something unreadable in {0}: restore a backup")]
+    Unreadable(&'static str),
+}
+
+impl Error {
+    /// The stable code of this failure, for logs, metrics and `status`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Held { .. } => "state_held",
+            Self::Newer { .. } => "state_newer",
+            Self::Missing(_) => "state_missing",
+            Self::Folder { .. } => "state_folder",
+            Self::Overloaded => "overloaded",
+            Self::Closed => "state_closed",
+            Self::Database(error) => database_code(error),
+            Self::NotDurable(code) => code,
+            Self::Unreadable(_) => "state_unreadable",
+        }
+    }
+}
+
+fn database_code(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode;
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "state_locked",
+        Some(ErrorCode::DiskFull) => "disk_full",
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => "state_read_only",
+        Some(ErrorCode::SystemIoFailure) => "state_io",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => "state_damaged",
+        _ => "state_failed",
+    }
+}
+
+/// The open state. Cheap to clone; the last clone to go ends the writer and frees the state for others.
+#[derive(Clone)]
+pub struct Store {
+    writer: mpsc::Sender<Box<dyn Write>>,
+    readers: Arc<Readers>,
+    _owner: Arc<Ownership>,
+}
+
+impl Store {
+    /// Opens the state at `path`, makes or migrates it, and owns it until the last clone is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Held`], [`Error::Newer`], [`Error::Folder`], or [`Error::Database`] when the file is damaged.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let ownership = Arc::new(Ownership::take(path)?);
+        let mut connection = connect(path)?;
+        migrations::run(&mut connection, path)?;
+        let (writer, waiting) = mpsc::channel(WAITING_WRITES);
+        let thread = std::thread::Builder::new().name("state-writer".into());
+        let (file, owner) = (path.to_owned(), Arc::clone(&ownership));
+        thread
+            .spawn(move || {
+                write_until_closed(connection, &file, waiting);
+                drop(owner);
+            })
+            .map_err(|source| Error::Folder { path: path.to_owned(), source })?;
+        Ok(Self { writer, readers: Arc::new(Readers::of(path)), _owner: ownership })
+    }
+
+    /// Runs `work` in a transaction and gives its result once the disk has it. When `work` fails, or the commit does,
+    /// nothing of it is kept.
+    ///
+    /// # Errors
+    /// What `work` gave; [`Error::NotDurable`] when the commit failed; [`Error::Closed`] at the end.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (write, result) = Waiting::new(work);
+        self.writer.send(write).await.map_err(|_| Error::Closed)?;
+        result.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Like [`Store::write`], but refuses at once when too many writes are waiting.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], and those of [`Store::write`].
+    pub async fn try_write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (write, result) = Waiting::new(work);
+        self.writer.try_send(write).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::Closed,
+        })?;
+        result.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Runs `work` on one consistent view of everything committed so far, away from the async threads.
+    ///
+    /// # Errors
+    /// What `work` gave, or [`Error::Database`].
+    pub async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let readers = Arc::clone(&self.readers);
+        tokio::task::spawn_blocking(move || readers.read(work)).await.map_err(|_| Error::Closed)?
+    }
+
+    /// A reader for threads that may block, such as the publisher's.
+    pub fn readers(&self) -> Arc<Readers> {
+        Arc::clone(&self.readers)
+    }
+}
+
+/// Read-only connections, opened as needed and kept for the next read.
+pub struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Readers {
+    /// Readers of the state at `path`, also while another process owns it.
+    pub fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), idle: Mutex::default() }
+    }
+
+    /// Runs `work` on one consistent view of everything committed so far. Blocks.
+    ///
+    /// # Errors
+    /// What `work` gave; [`Error::Missing`] when there is no state; [`Error::Database`].
+    pub fn read<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        let result = work(&Tx::new(&transaction));
+        transaction.finish()?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        result
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        if !self.path.exists() {
+            return Err(Error::Missing(self.path.clone()));
+        }
+        let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        migrations::check(&connection, &self.path)?;
+        Ok(connection)
+    }
+}
+
+/// The lock beside the state file, held as long as this lives. The kernel frees it with the process, so that a crash
+/// leaves none behind.
+struct Ownership {
+    _file: File,
+}
+
+impl Ownership {
+    fn take(path: &Path) -> Result<Self, Error> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let unusable = |source| Error::Folder { path: folder.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(path.with_added_extension("lock"))
+            .map_err(unusable)?;
+        if file.try_lock().is_err() {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
+            return Err(Error::Held { path: path.to_owned(), pid });
+        }
+        file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(unusable)?;
+        writeln!(file, "{}", std::process::id()).map_err(unusable)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, Error> {
+    assert!(rusqlite::version_number() >= OLDEST_SOUND_SQLITE, "linked against an SQLite that can lose commits");
+    // Made here, and not by SQLite, so that its mode is right from the first byte.
+    File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| Error::Folder { path: path.to_owned(), source })?;
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    Ok(connection)
+}
+
+/// One write that waits for its turn and then for its commit.
+trait Write: Send {
+    /// Does the work; false when it failed and must be undone.
+    fn run(&mut self, tx: &Tx<'_>) -> bool;
+    /// Answers the caller, after the commit or instead of it.
+    fn answer(self: Box<Self>, committed: Result<(), &'static str>);
+}
+
+struct Waiting<F, T> {
+    work: Option<F>,
+    result: Option<Result<T, Error>>,
+    caller: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<F, T> Waiting<F, T>
+where
+    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    T: Send + 'static,
+{
+    fn new(work: F) -> (Box<dyn Write>, oneshot::Receiver<Result<T, Error>>) {
+        let (caller, result) = oneshot::channel();
+        (Box::new(Self { work: Some(work), result: None, caller }), result)
+    }
+}
+
+impl<F, T> Write for Waiting<F, T>
+where
+    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send,
+    T: Send,
+{
+    fn run(&mut self, tx: &Tx<'_>) -> bool {
+        if let Some(work) = self.work.take() {
+            self.result = Some(work(tx));
+        }
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), &'static str>) {
+        let result = match (committed, self.result) {
+            (Ok(()), Some(result)) => result,
+            (Err(_), Some(Err(own))) => Err(own),
+            (Err(code), _) => Err(Error::NotDurable(code)),
+            (Ok(()), None) => Err(Error::Closed),
+        };
+        // The caller may have left; its write stands all the same.
+        let _ = self.caller.send(result);
+    }
+}
+
+/// The writer: gathers what waits, runs it in one transaction, commits, answers, until every [`Store`] is gone.
+fn write_until_closed(connection: Connection, path: &Path, mut waiting: mpsc::Receiver<Box<dyn Write>>) {
+    let mut connection = Some(connection);
+    let mut done: Vec<Box<dyn Write>> = Vec::new();
+    while let Some(first) = waiting.blocking_recv() {
+        let committed = match connection.take().map_or_else(|| connect(path), Ok) {
+            Ok(mut open) => {
+                let committed = write_together(&mut open, first, &mut waiting, &mut done);
+                // After a failed sync the kernel may have dropped the pages and would report the next one as good: only
+                // a new connection knows what the disk really has.
+                connection = committed.is_ok().then_some(open);
+                committed
+            }
+            Err(error) => {
+                done.push(first);
+                Err(error)
+            }
+        };
+        let committed = committed.map_err(|error| {
+            tracing::error!(code = error.code(), "the state could not be written: {error}");
+            error.code()
+        });
+        metrics::histogram!("vinculo_state_writes_per_commit").record(done.len() as f64);
+        for write in done.drain(..) {
+            write.answer(committed);
+        }
+    }
+}
+
+/// Every write that was taken is in `done` afterwards, whatever happened.
+fn write_together(
+    connection: &mut Connection,
+    first: Box<dyn Write>,
+    waiting: &mut mpsc::Receiver<Box<dyn Write>>,
+    done: &mut Vec<Box<dyn Write>>,
+) -> Result<(), Error> {
+    let mut next = Some(first);
+    let mut transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            done.extend(next);
+            return Err(error.into());
+        }
+    };
+    let started = Instant::now();
+    while let Some(mut write) = next {
+        let savepoint = match transaction.savepoint() {
+            Ok(savepoint) => savepoint,
+            Err(error) => {
+                done.push(write);
+                return Err(error.into());
+            }
+        };
+        let kept = write.run(&Tx::new(&savepoint));
+        done.push(write);
+        // Dropping a savepoint rolls it back.
+        if kept {
+            savepoint.commit()?;
+        } else {
+            drop(savepoint);
+        }
+        next = if started.elapsed() < GATHER_FOR { waiting.try_recv().ok() } else { None };
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        (folder, store)
+    }
+
+    #[tokio::test]
+    async fn a_write_is_seen_by_the_next_read() {
+        let (_folder, store) = open();
+        store.write(|tx| tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["colour", "blue"])).await.unwrap();
+        let value = store.read(|tx| tx.one("SELECT value FROM meta WHERE name = $1", args!["colour"], |row| row.text(0))).await.unwrap();
+        assert_eq!(value.as_deref(), Some("blue"));
+    }
+
+    #[tokio::test]
+    async fn a_failing_write_leaves_nothing_and_harms_nobody_in_the_same_commit() {
+        let (_folder, store) = open();
+        let failing = store.write(|tx| {
+            tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["half", "done"])?;
+            Err::<(), _>(Error::Unreadable("a test"))
+        });
+        let other = store.write(|tx| tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["whole", "done"]));
+        let (failing, other) = tokio::join!(failing, other);
+        assert!(matches!(failing, Err(Error::Unreadable("a test"))));
+        assert_eq!(other.unwrap(), 1);
+        let names = store
+            .read(|tx| tx.all("SELECT name FROM meta WHERE value = 'done'", args![], |row| row.text(0)))
+            .await
+            .unwrap();
+        assert_eq!(names, ["whole"]);
+    }
+
+    #[tokio::test]
+    async fn a_second_instance_is_told_who_holds_the_state() {
+        let (folder, store) = open();
+        let path = folder.path().join("state.db");
+        let refused = Store::open(&path).err().unwrap();
+        assert_eq!(refused.code(), "state_held");
+        assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
+        drop(store);
+    }
+
+    #[test]
+    fn the_state_folder_and_file_are_for_their_user_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("var/state.db");
+        let _store = Store::open(&path).unwrap();
+        assert_eq!(fs::metadata(folder.path().join("var")).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

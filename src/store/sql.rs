@@ -1,0 +1,221 @@
+//! The driver's face: values in, rows out, and nothing that only one database has.
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ToSql};
+
+use super::Error;
+use crate::belvo::LinkId;
+use crate::clock::Timestamp;
+
+/// An open transaction.
+pub struct Tx<'c>(&'c Connection);
+
+impl<'c> Tx<'c> {
+    pub(super) fn new(connection: &'c Connection) -> Self {
+        Self(connection)
+    }
+
+    /// Runs a statement and gives the number of rows that it changed.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn execute(&self, sql: &str, args: &[Value<'_>]) -> Result<usize, Error> {
+        Ok(self.0.prepare_cached(sql)?.execute(rusqlite::params_from_iter(args))?)
+    }
+
+    /// Gives each row to `each`, in the query's order.
+    ///
+    /// # Errors
+    /// [`Error::Database`], or what `each` gave; it ends the query.
+    pub fn each(
+        &self,
+        sql: &str,
+        args: &[Value<'_>],
+        mut each: impl FnMut(&Row<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut statement = self.0.prepare_cached(sql)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(args))?;
+        while let Some(row) = rows.next()? {
+            each(&Row(row))?;
+        }
+        Ok(())
+    }
+
+    /// What `read` makes of each row.
+    ///
+    /// # Errors
+    /// Those of [`Tx::each`].
+    pub fn all<T>(&self, sql: &str, args: &[Value<'_>], read: impl Fn(&Row<'_>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        self.each(sql, args, |row| {
+            all.push(read(row)?);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// What `read` makes of the first row, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`Tx::each`].
+    pub fn one<T>(&self, sql: &str, args: &[Value<'_>], read: impl FnOnce(&Row<'_>) -> Result<T, Error>) -> Result<Option<T>, Error> {
+        let mut statement = self.0.prepare_cached(sql)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(args))?;
+        rows.next()?.map(|row| read(&Row(row))).transpose()
+    }
+}
+
+/// One row of a result; columns are counted from 0.
+pub struct Row<'r>(&'r rusqlite::Row<'r>);
+
+impl Row<'_> {
+    /// An integer column.
+    ///
+    /// # Errors
+    /// [`Error::Database`] when the column is NULL or of another type; likewise below.
+    pub fn int(&self, column: usize) -> Result<i64, Error> {
+        Ok(self.0.get(column)?)
+    }
+
+    /// An integer column that may be NULL.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn opt_int(&self, column: usize) -> Result<Option<i64>, Error> {
+        Ok(self.0.get(column)?)
+    }
+
+    /// A text column.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn text(&self, column: usize) -> Result<String, Error> {
+        Ok(self.0.get(column)?)
+    }
+
+    /// A text column that may be NULL.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn opt_text(&self, column: usize) -> Result<Option<String>, Error> {
+        Ok(self.0.get(column)?)
+    }
+
+    /// A text column, without a copy.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn str(&self, column: usize) -> Result<&str, Error> {
+        self.0.get_ref(column)?.as_str().map_err(|_| Error::Unreadable("a text column"))
+    }
+
+    /// A column of bytes, without a copy.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn bytes(&self, column: usize) -> Result<&[u8], Error> {
+        self.0.get_ref(column)?.as_blob().map_err(|_| Error::Unreadable("a bytes column"))
+    }
+
+    /// An instant.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn at(&self, column: usize) -> Result<Timestamp, Error> {
+        self.int(column).map(Timestamp::from_micros)
+    }
+
+    /// An instant that may be NULL.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn opt_at(&self, column: usize) -> Result<Option<Timestamp>, Error> {
+        Ok(self.opt_int(column)?.map(Timestamp::from_micros))
+    }
+
+    /// A link's id.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] when the text is not one.
+    pub fn link_id(&self, column: usize) -> Result<LinkId, Error> {
+        self.str(column)?.parse().map_err(|_| Error::Unreadable("a link id"))
+    }
+}
+
+/// A value for a `$n` of a statement. Instants are stored as microseconds since 1970.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    /// SQL NULL.
+    Null,
+    /// A 64-bit integer.
+    Int(i64),
+    /// Text.
+    Text(&'a str),
+    /// Bytes.
+    Bytes(&'a [u8]),
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Int(value) => ValueRef::Integer(*value),
+            Self::Text(value) => ValueRef::Text(value.as_bytes()),
+            Self::Bytes(value) => ValueRef::Blob(value),
+        }))
+    }
+}
+
+impl From<i64> for Value<'_> {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
+    }
+}
+
+impl From<Timestamp> for Value<'_> {
+    fn from(value: Timestamp) -> Self {
+        Self::Int(value.as_micros())
+    }
+}
+
+impl From<bool> for Value<'_> {
+    fn from(value: bool) -> Self {
+        Self::Int(i64::from(value))
+    }
+}
+
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(value: &'a str) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl<'a> From<&'a String> for Value<'a> {
+    fn from(value: &'a String) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Value<'a> {
+    fn from(value: &'a [u8]) -> Self {
+        Self::Bytes(value)
+    }
+}
+
+impl<'a> From<&'a LinkId> for Value<'a> {
+    fn from(value: &'a LinkId) -> Self {
+        Self::Text(value.as_str())
+    }
+}
+
+impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
+/// The values of a statement, in the order of its `$1`, `$2`, …
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { &[$($crate::store::Value::from($value)),*] };
+}
+pub(crate) use args;
