@@ -133,6 +133,11 @@ impl Store {
         let ownership = Arc::new(Ownership::take(path)?);
         let mut connection = connect(path)?;
         migrations::run(&mut connection, path)?;
+        // Tells this state from another one that is put in its place.
+        connection.execute(
+            "INSERT INTO meta (name, value) VALUES ('state_id', $1) ON CONFLICT (name) DO NOTHING",
+            [format!("{:032x}", rand::random::<u128>())],
+        )?;
         let (writer, waiting) = mpsc::channel(WAITING_WRITES);
         let thread = std::thread::Builder::new().name("state-writer".into());
         let (file, owner) = (path.to_owned(), Arc::clone(&ownership));
@@ -209,15 +214,15 @@ impl Readers {
     ///
     /// # Errors
     /// What `work` gave; [`Error::Missing`] when there is no state; [`Error::Database`].
-    pub fn read<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut connection = match idle {
             Some(connection) => connection,
             None => self.connect()?,
         };
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(Error::from)?;
         let result = work(&Tx::new(&transaction));
-        transaction.finish()?;
+        transaction.finish().map_err(Error::from)?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         result
     }
