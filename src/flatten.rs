@@ -18,9 +18,11 @@ use crate::resources::Derive;
 use crate::schema::Context;
 use crate::sensitive::Pepper;
 
+mod inspect;
 mod parse;
 mod plan;
 
+pub use inspect::{Found, Inspection};
 pub use plan::Plan;
 
 use parse::Rows;

@@ -235,3 +235,84 @@ fn built_from(tx: &Tx<'_>) -> Result<BuiltFrom, store::Error> {
     let change = value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
     Ok(BuiltFrom { state_id: value("state_id")?.unwrap_or_default(), change })
 }
+
+/// When to publish.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// This long after the last change,
+    pub quiet: Duration,
+    /// and at the latest this long after the first.
+    pub max_wait: Duration,
+}
+
+/// Publishes when the record store has settled, until `shutdown`. `changed` tells of changes, and `published` of the change
+/// that the latest snapshot has. `problems` hears of what stands in the way.
+pub async fn run(
+    publisher: Arc<Publisher>,
+    pace: Pace,
+    mut changed: watch::Receiver<()>,
+    published: watch::Sender<i64>,
+    problems: Problems,
+    shutdown: CancellationToken,
+) {
+    let mut wait = Duration::ZERO;
+    loop {
+        changed.mark_unchanged();
+        match publish_in_background(&publisher, Scope::Changed).await {
+            Ok(manifest) => {
+                problems.clear(PROBLEM);
+                wait = Duration::MAX;
+                if let Some(manifest) = manifest {
+                    published.send_replace(manifest.built_from.change);
+                }
+            }
+            Err(error) => {
+                problems.raise(PROBLEM);
+                metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
+                wait = wait.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
+                tracing::error!(code = error.code(), retry_secs = wait.as_secs(), "nothing was published, and readers see the last snapshot: {error}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = changed.changed() => settle(&mut changed, pace).await,
+            () = shutdown.cancelled() => return,
+        }
+        if shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// Publishes away from the async threads.
+///
+/// # Errors
+/// [`Error`].
+pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> Result<Option<Manifest>, Error> {
+    let started = std::time::Instant::now();
+    let publisher = Arc::clone(publisher);
+    let publishing = tokio::task::spawn_blocking(move || publisher.publish(scope));
+    let published = publishing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    if let Some(manifest) = &published {
+        metrics::histogram!("vinculo_publish_seconds").record(started.elapsed());
+        metrics::gauge!("vinculo_snapshot").set(manifest.snapshot);
+        for table in &manifest.tables {
+            metrics::gauge!("vinculo_table_rows", "table" => table.name.clone()).set(table.rows as f64);
+        }
+        tracing::info!(snapshot = manifest.snapshot, millis = started.elapsed().as_millis(), "published");
+    }
+    Ok(published)
+}
+
+/// Waits until nothing changed for a while, or changes have gone on for long enough.
+async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
+    let latest = tokio::time::sleep(pace.max_wait);
+    tokio::pin!(latest);
+    loop {
+        tokio::select! {
+            () = &mut latest => return,
+            () = tokio::time::sleep(pace.quiet) => return,
+            Ok(()) = changed.changed() => {}
+        }
+    }
+}

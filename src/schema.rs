@@ -88,6 +88,8 @@ pub struct Column {
     pub origin: Origin,
     /// Whether a change of it alone leaves the row's version as it is.
     pub is_volatile: bool,
+    /// The values that are known; others are kept and counted as drift.
+    pub values: Option<Vec<String>>,
     /// What it says.
     pub meaning: String,
     /// Unit of its values, where they have one.
@@ -275,6 +277,7 @@ struct WrittenColumn {
     context: Option<Context>,
     #[serde(default)]
     volatile: bool,
+    values: Option<Vec<String>>,
     meaning: String,
     unit: Option<String>,
     null: Option<String>,
@@ -342,6 +345,7 @@ fn checked_column(column: WrittenColumn, resource: Option<&Resource>) -> Result<
         kind: column.kind,
         origin,
         is_volatile: column.volatile,
+        values: column.values,
         meaning: column.meaning,
         unit: column.unit,
         null,
@@ -375,6 +379,7 @@ mod tests {
             count: None,
             context: Some(Context::Extra),
             volatile: false,
+            values: None,
             meaning: "m".into(),
             unit: None,
             null: None,

@@ -1,7 +1,9 @@
 //! A resource's schema, compiled: where each piece of the JSON goes, and what each column takes.
 
-use crate::resources::Derive;
-use crate::schema::{Context, Origin, RecordSchema, Schema, Table, Type};
+use std::sync::LazyLock;
+
+use crate::resources::{Derive, Resource};
+use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table, Type};
 
 /// Most fields that a derived column takes.
 pub const MOST_INPUTS: usize = 4;
@@ -59,6 +61,8 @@ pub(super) struct TablePlan {
     pub content: Vec<usize>,
     pub seq: Option<usize>,
     pub known_from: Option<usize>,
+    /// Columns whose values are listed, with the list.
+    pub listed: Vec<(usize, Vec<String>)>,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,19 @@ pub(super) enum Emit {
 }
 
 impl Plan {
+    /// The plan of a resource by the compiled-in schema, compiled once.
+    ///
+    /// # Panics
+    /// When the schema is wrong; a test keeps it from shipping.
+    pub fn for_resource(resource: &Resource) -> &'static Self {
+        static PLANS: LazyLock<Vec<(&'static Resource, Plan)>> = LazyLock::new(|| {
+            let schema = schema::get();
+            schema.records.iter().map(|records| (records.resource, Plan::of(schema, records))).collect()
+        });
+        let found = PLANS.iter().find(|(planned, _)| *planned == resource);
+        found.map_or_else(|| panic!("no schema for {}", resource.name), |(_, plan)| plan)
+    }
+
     /// Compiles the schema of one resource.
     ///
     /// # Panics
@@ -144,6 +161,12 @@ impl Slots<'_> {
             content: positions(&|at| !is_fact(at) && !is_key(at) && !table.columns[at].is_volatile),
             seq: fact(&emits, Context::Seq),
             known_from: fact(&emits, Context::KnownFrom),
+            listed: table
+                .columns
+                .iter()
+                .enumerate()
+                .filter_map(|(at, column)| Some((at, column.values.clone()?)))
+                .collect(),
             emits,
         }
     }

@@ -120,8 +120,7 @@ impl Stager<'_> {
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
-        let plan = Plan::of(self.schema, records);
-        let mut replay = Replay::new(Flattener::new(&plan, self.pepper.clone()), self.confirm_after);
+        let mut replay = Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
         let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
         let mut outputs: Vec<Output<'_>> = tables
             .map(|table| Output::new(self, table, if shows_sightings(table) { &changed.sightings } else { &changed.content }))

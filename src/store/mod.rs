@@ -82,6 +82,9 @@ pub enum Error {
     /// A commit that this write was part of failed; nothing of it was kept.
     #[error("the state could not be made durable ({0})")]
     NotDurable(&'static str),
+    /// What this write depended on is no longer so; nothing of it was kept.
+    #[error("{0} was taken over by another worker")]
+    Overtaken(&'static str),
     /// What is stored does not have the form that was written.
     #[error("the state holds something unreadable in {0}: restore a backup")]
     Unreadable(&'static str),
@@ -99,6 +102,7 @@ impl Error {
             Self::Closed => "state_closed",
             Self::Database(error) => database_code(error),
             Self::NotDurable(code) => code,
+            Self::Overtaken(_) => "overtaken",
             Self::Unreadable(_) => "state_unreadable",
         }
     }
