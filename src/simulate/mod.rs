@@ -5,7 +5,7 @@
 //! seed, person *i* from (seed, *i*) alone, and time that moves only when it is told to. *Not here*: anything the rest of
 //! the program knows. The truth is computed from the people, with no code outside this folder but the clock's.
 //!
-//! Everything a test can do with the handle can also be done over HTTP, below `/_sim/` (see [`control`]).
+//! Everything a test can do with the handle can also be done over HTTP, below `/_sim/`, as the module `control` lists.
 
 mod answer;
 mod calendar;
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::clock::Timestamp;
-pub use faults::Fault;
+pub use faults::{Fault, KINDS as FAULT_KINDS, Kind as FaultKind};
 pub use limit::Limit;
 pub use links::Resource;
 pub use ndjson::write_ndjson;
@@ -178,7 +178,10 @@ impl Simulation {
     /// The same for `count` persons from `first` on.
     pub fn connect(&self, first: u32, count: u32) -> usize {
         let people = first..first.saturating_add(count).min(self.0.settings.people);
-        people.filter(|person| !self.state().world.is_connected(*person)).map(|p| self.connect_one(p, links::Wish::default())).count()
+        people
+            .filter(|person| !self.state().world.is_connected(*person))
+            .map(|p| self.connect_one(p, links::Wish::default()))
+            .count()
     }
 
     /// Moves the simulated clock. Recurrent links that are due are read again, and an event tells of each
@@ -221,7 +224,7 @@ impl Simulation {
         self.0.post.deliveries()
     }
 
-    /// What the current tables should hold: `{table: [row, …]}`, see [`truth`].
+    /// What the current tables should hold: `{table: [row, …]}`, by column name.
     pub fn truth(&self) -> Value {
         let state = self.state();
         truth::truth(&state.world, &state.faults, self.0.settings.pepper.as_deref())

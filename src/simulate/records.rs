@@ -122,7 +122,8 @@ fn occupation_json(occupation: &SeenOccupation<'_>) -> Json {
 }
 
 fn salary_json(pay: &Pay) -> Json {
-    let amount = |amount: Option<super::calendar::Amount>| amount.map_or(Json::Null, |a| Json::Number(a.text(pay.decimals)));
+    let amount =
+        |amount: Option<super::calendar::Amount>| amount.map_or(Json::Null, |a| Json::Number(a.text(pay.decimals)));
     let mut salary = Json::object([
         ("base_amount", amount(pay.base)),
         ("retained_amount", amount(pay.retained)),

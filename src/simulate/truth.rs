@@ -106,7 +106,8 @@ impl View<'_> {
             let mut rows = rows_at(*at, &mut keys);
             let known: BTreeMap<_, _> = before.iter().map(|row| ((row.table, row.key.as_str()), row)).collect();
             for row in &mut rows {
-                if let Some(same) = known.get(&(row.table, row.key.as_str())).filter(|same| same.content == row.content) {
+                if let Some(same) = known.get(&(row.table, row.key.as_str())).filter(|same| same.content == row.content)
+                {
                     row.known_from = same.known_from;
                 }
             }

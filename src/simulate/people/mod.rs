@@ -116,7 +116,11 @@ impl Job {
             start: *self.start.at(day)?,
             end,
             occupations: self.occupations.iter().filter_map(|occupation| occupation.seen(day, end)).collect(),
-            pay: self.pay.iter().filter(|pay| pay.shown_from <= day && pay.shown_until.is_none_or(|u| day < u)).collect(),
+            pay: self
+                .pay
+                .iter()
+                .filter(|pay| pay.shown_from <= day && pay.shown_until.is_none_or(|u| day < u))
+                .collect(),
         })
     }
 }
@@ -167,7 +171,13 @@ impl Occupation {
             return None;
         }
         let end = self.end.filter(|end| *end <= day).or(if self.ends_with_job { job_end } else { None });
-        Some(SeenOccupation { start: self.start, end, title: &self.title, described: self.described, locale: self.locale })
+        Some(SeenOccupation {
+            start: self.start,
+            end,
+            title: &self.title,
+            described: self.described,
+            locale: self.locale,
+        })
     }
 }
 
@@ -301,8 +311,10 @@ mod tests {
                         exits += u32::from(end.is_some_and(|end| Month::of(end) == month));
                     }
                 }
-                let first_full = if start.format("%d").to_string() == "01" { Month::of(start) } else { Month::of(start).plus(1) };
-                if (date(2025, 5, 1)..=date(2025, 7, 31)).contains(&start) && end.is_none_or(|end| end > first_full.last_day())
+                let first_full =
+                    if start.format("%d").to_string() == "01" { Month::of(start) } else { Month::of(start).plus(1) };
+                if (date(2025, 5, 1)..=date(2025, 7, 31)).contains(&start)
+                    && end.is_none_or(|end| end > first_full.last_day())
                     && let Some(base) = job.pay.iter().find(|pay| pay.month == first_full).and_then(|pay| pay.base)
                 {
                     hires += 1;

@@ -22,7 +22,11 @@ pub fn jobs(seed: u64, number: u32, plans: Vec<Plan>, spelling: &Spelling) -> Ve
             worked[twin].rows = worked[twin - 1].rows.clone();
         }
     }
-    (0..).zip(plans).zip(worked).map(|((job, plan), worked)| on_record(seed, number, job, plan, worked, spelling)).collect()
+    (0..)
+        .zip(plans)
+        .zip(worked)
+        .map(|((job, plan), worked)| on_record(seed, number, job, plan, worked, spelling))
+        .collect()
 }
 
 /// What a job came to.
@@ -129,7 +133,11 @@ fn days_worked(plan: &Plan, month: Month) -> i64 {
 /// Months of `month`'s year, up to and with it, in which at least 15 days were worked.
 fn twelfths(plan: &Plan, month: Month) -> i64 {
     let january = Month::new(month.year(), 1).max(Month::of(plan.start));
-    (0..=january.until(month)).filter(|n| days_worked(plan, january.plus(*n)) >= 15).count().try_into().expect("at most 12")
+    (0..=january.until(month))
+        .filter(|n| days_worked(plan, january.plus(*n)) >= 15)
+        .count()
+        .try_into()
+        .expect("at most 12")
 }
 
 /// Contributions are due on the sum of a person's pay in a month, the 13th apart: each job in turn retains what its pay
@@ -183,14 +191,16 @@ fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spell
     }
     if number == 13 && job == 1 {
         // Missing from the lists of one fortnight, and back.
-        record.listed = Timeline::since(listed_from, true).then(date(2026, 12, 14), false).then(date(2026, 12, 28), true);
+        record.listed =
+            Timeline::since(listed_from, true).then(date(2026, 12, 14), false).then(date(2026, 12, 28), true);
     }
     if number == 13 && job == 2 {
         // Gone for good.
         record.listed = Timeline::since(listed_from, true).then(date(2027, 2, 10), false);
     }
     let mut stream = Stream::new(seed, number, &format!("rows {job}"));
-    record.pay = (0..).zip(worked.rows).flat_map(|(nth, row)| shown(nth, row, &plan, lag, spelling, &mut stream)).collect();
+    record.pay =
+        (0..).zip(worked.rows).flat_map(|(nth, row)| shown(nth, row, &plan, lag, spelling, &mut stream)).collect();
     record
 }
 
@@ -243,7 +253,8 @@ fn duties_on_record(
     }
     if drawn && stream.chance(15) {
         // The register repeats a duty at times, letter by letter.
-        let (shown_from, start, end) = on_record.last().map(|o| (o.shown_from, o.start, o.end)).expect("one duty at least");
+        let (shown_from, start, end) =
+            on_record.last().map(|o| (o.shown_from, o.start, o.end)).expect("one duty at least");
         let title = on_record.last().map(|o| o.title.clone()).expect("one duty at least");
         on_record.push(Occupation { shown_from, start, end, ends_with_job, title, described: true, locale });
     }
@@ -256,7 +267,10 @@ fn reissued(record: &mut Job, listed_from: NaiveDate, stream: &mut Stream) {
     if stream.chance(500) {
         record.edition = Timeline::since(listed_from, 0).then(on, 1);
     } else if let Some(employer) = record.employer.at(listed_from).cloned() {
-        let renamed = Employer { name: employer.name.as_ref().map(|name| format!("{name} - EM RECUPERAÇÃO")), ..employer.clone() };
+        let renamed = Employer {
+            name: employer.name.as_ref().map(|name| format!("{name} - EM RECUPERAÇÃO")),
+            ..employer.clone()
+        };
         record.employer = Timeline::since(listed_from, employer).then(on, renamed);
     }
 }

@@ -68,7 +68,9 @@ impl CodeForm {
     pub fn draw(stream: &mut Stream, sector: Sector) -> Self {
         match sector {
             Sector::Household => Self::Person,
-            Sector::Farming => *stream.weighted(&[(30, Self::Full), (30, Self::Works), (20, Self::Rural), (20, Self::Person)]),
+            Sector::Farming => {
+                *stream.weighted(&[(30, Self::Full), (30, Self::Works), (20, Self::Rural), (20, Self::Person)])
+            }
             Sector::Construction => *stream.weighted(&[(50, Self::Full), (30, Self::Root), (20, Self::Works)]),
             _ => *stream.weighted(&[(500, Self::Full), (480, Self::Root), (8, Self::Missing), (12, Self::Person)]),
         }
@@ -91,7 +93,10 @@ impl Employer {
         let name = match form {
             CodeForm::Person => format!("EMPREGADOR FICTÍCIO {number:05}"),
             CodeForm::Rural | CodeForm::Works if number % 2 == 0 => format!("FAZENDA FICTÍCIA {number:05}"),
-            _ => format!("EMPRESA FICTÍCIA {number:05} {}", ["LTDA", "S.A.", "ME", "EIRELI & FILHOS"][number as usize % 4]),
+            _ => format!(
+                "EMPRESA FICTÍCIA {number:05} {}",
+                ["LTDA", "S.A.", "ME", "EIRELI & FILHOS"][number as usize % 4]
+            ),
         };
         Self { name: Some(name), code }
     }
@@ -212,7 +217,11 @@ impl Title {
         match stream.below(100) {
             0..=11 => Self { title: trade.title, name: Some(trade.title.to_owned()), code: None },
             12..=13 => Self { title: trade.title, name: None, code: None },
-            14..=19 => Self { title: trade.title, name: Some(format!("{} - {}", trade.title, trade.code)), code: Some(trade.code) },
+            14..=19 => Self {
+                title: trade.title,
+                name: Some(format!("{} - {}", trade.title, trade.code)),
+                code: Some(trade.code),
+            },
             _ => Self::usual(trade),
         }
     }
@@ -241,7 +250,8 @@ pub struct Trade {
 impl Trade {
     /// A trade of `sector`.
     pub fn draw(stream: &mut Stream, sector: Sector) -> &'static Self {
-        let trades: Vec<(u32, &'static Self)> = TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
+        let trades: Vec<(u32, &'static Self)> =
+            TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
         *stream.weighted::<&'static Self>(&trades)
     }
 
@@ -301,10 +311,5 @@ const TRADES: &[Trade] = &[
 /// A place of duty, as the register says it.
 pub fn locale(stream: &mut Stream, sector: Sector) -> Option<&'static str> {
     let urban = if sector == Sector::Farming { 10 } else { 85 };
-    *stream.weighted(&[
-        (urban, Some("Urbana")),
-        (90 - urban, Some("Rural")),
-        (5, Some("Não Identificado")),
-        (5, None),
-    ])
+    *stream.weighted(&[(urban, Some("Urbana")), (90 - urban, Some("Rural")), (5, Some("Não Identificado")), (5, None)])
 }
