@@ -209,7 +209,9 @@ fn faults(simulation: &Simulation, body: &Value) -> Result<Value, String> {
             None => Fault::from_json(fault),
         })
         .collect::<Result<_, _>>()?;
-    faults.into_iter().for_each(|fault| simulation.arm(fault));
+    for fault in faults {
+        simulation.arm(fault);
+    }
     Ok(simulation.state().faults.describe())
 }
 

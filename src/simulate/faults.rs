@@ -7,6 +7,8 @@
 //! Any fault may be narrowed: `link`, `resource`, `on` (a route, such as `token` or `links`), `skip` (so many calls go
 //! well first), `times` (so many are hit; no end otherwise) and `share` (of calls, from 0 to 1).
 
+#![allow(clippy::ptr_arg, reason = "all functions of one stage have one signature")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -61,7 +61,11 @@ impl Stamp {
     pub fn new(at: Timestamp, style: u32) -> Self {
         let digits = 3 + style % 4;
         let unit = 10_i64.pow(6 - digits);
-        Self { at: Timestamp::from_micros(at.as_micros().div_euclid(unit) * unit), digits, zulu: style / 4 % 3 != 0 }
+        Self {
+            at: Timestamp::from_micros(at.as_micros().div_euclid(unit) * unit),
+            digits,
+            zulu: !(style / 4).is_multiple_of(3),
+        }
     }
 
     /// The text on the wire.
@@ -157,7 +161,7 @@ impl Collections {
             Some(every) => {
                 let days = (day - self.first.to_utc().date_naive()).num_days().max(0).unsigned_abs();
                 let guess = (days * 86_400 / every.as_secs()).saturating_sub(2);
-                (guess..).map(|nth| self.nth(nth)).find(reached)
+                (guess..guess + 8).map(|nth| self.nth(nth)).find(reached)
             }
         };
         let asked = self.asked.iter().copied().filter(reached).min();

@@ -177,11 +177,14 @@ impl Simulation {
 
     /// The same for `count` persons from `first` on.
     pub fn connect(&self, first: u32, count: u32) -> usize {
-        let people = first..first.saturating_add(count).min(self.0.settings.people);
-        people
-            .filter(|person| !self.state().world.is_connected(*person))
-            .map(|p| self.connect_one(p, links::Wish::default()))
-            .count()
+        let mut made = 0;
+        for person in first..first.saturating_add(count).min(self.0.settings.people) {
+            if !self.state().world.is_connected(person) {
+                self.connect_one(person, links::Wish::default());
+                made += 1;
+            }
+        }
+        made
     }
 
     /// Moves the simulated clock. Recurrent links that are due are read again, and an event tells of each

@@ -13,7 +13,7 @@ impl Stream {
         let digest = digest(seed, person, purpose);
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
-            *word = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            *word = bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte));
         }
         Self(words)
     }
@@ -34,7 +34,7 @@ impl Stream {
     /// A number from 0 to `bound` − 1. `bound` is at least 1.
     pub fn below(&mut self, bound: u32) -> u32 {
         // Multiply and keep the high half: 32 bits of the draw are enough for bounds of 32 bits.
-        ((self.next() >> 32) * u64::from(bound) >> 32) as u32
+        (((self.next() >> 32) * u64::from(bound)) >> 32) as u32
     }
 
     /// A number from `low` to `high`, both included.
@@ -89,8 +89,8 @@ pub fn digest(seed: u64, person: u32, purpose: &str) -> [u8; 32] {
 /// An id in UUID form (version 4, variant 1), derived like everything else.
 pub fn uuid(seed: u64, person: u32, purpose: &str) -> String {
     let mut bytes = digest(seed, person, purpose);
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex = hex(&bytes[..16]);
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

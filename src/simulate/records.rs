@@ -115,7 +115,7 @@ fn occupation_json(occupation: &SeenOccupation<'_>) -> Json {
     Json::object([
         ("start_date", occupation.start.map(|day| day.to_string()).into()),
         ("end_date", occupation.end.map(|day| day.to_string()).into()),
-        ("description", occupation.described.then_some(occupation.title.title).into()),
+        ("description", occupation.described.then_some(occupation.title.words).into()),
         ("name", occupation.title.name.clone().into()),
         ("locale", occupation.locale.into()),
     ])

@@ -46,10 +46,10 @@ pub async fn serve(simulation: Simulation, listener: TcpListener, shutdown: Canc
 }
 
 /// Deleting links is limited on its own.
-const DELETIONS: Limit = Limit { requests: 5, per: Duration::from_secs(60) };
+const DELETIONS: Limit = Limit { requests: 5, per: Duration::from_mins(1) };
 
 /// A link may be refreshed again after this time.
-const COOLDOWN: Duration = Duration::from_secs(600);
+const COOLDOWN: Duration = Duration::from_mins(10);
 
 /// Bodies of requests are small.
 const MAX_REQUEST: usize = 256 * 1_024;
@@ -166,7 +166,7 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
             Some(body) => {
                 let (route, method, headers) = (&route, &parts.method, &parts.headers);
                 let request_id = &request_id;
-                dispatch(Asked {
+                dispatch(&Asked {
                     simulation: &simulation,
                     route,
                     method,
@@ -193,7 +193,7 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
     }
 }
 
-fn dispatch(asked: Asked<'_>) -> Answer {
+fn dispatch(asked: &Asked<'_>) -> Answer {
     let (get, post) = (*asked.method == Method::GET, *asked.method == Method::POST);
     let (patch, put, delete) =
         (*asked.method == Method::PATCH, *asked.method == Method::PUT, *asked.method == Method::DELETE);
@@ -202,9 +202,6 @@ fn dispatch(asked: Asked<'_>) -> Answer {
         Route::Token if post => asked.token(),
         Route::Links if get => asked.links(),
         Route::Links if post => asked.create_link(),
-        Route::Links if patch => {
-            asked.error(400, "session_expired", "Impossible to resume a session, please start from the beginning")
-        }
         Route::Link(id) if get => asked.link(id),
         Route::Link(id) if patch => asked.patch_link(id),
         Route::Link(id) if put => asked.put_link(id),
@@ -212,7 +209,7 @@ fn dispatch(asked: Asked<'_>) -> Answer {
         Route::Refresh(id) if post => asked.refresh_link(id),
         Route::List(resource) if get => asked.list(*resource),
         Route::List(resource) if post => asked.collect(*resource),
-        Route::List(Resource::Owners) if patch => {
+        Route::Links | Route::List(Resource::Owners) if patch => {
             asked.error(400, "session_expired", "Impossible to resume a session, please start from the beginning")
         }
         Route::One(resource, id) if get || delete => asked.one(*resource, id, delete),
@@ -626,7 +623,9 @@ impl Asked<'_> {
             link.collect(now);
             link.held_mut(resource).loaded = true;
             let mut records = listed(self.simulation.0.settings.seed, &link, resource, now);
-            records.iter_mut().for_each(|record| record.set("link", Json::Null));
+            for record in &mut records {
+                record.set("link", Json::Null);
+            }
             records
         };
         drop(state);

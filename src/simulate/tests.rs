@@ -177,12 +177,12 @@ async fn a_person_connects_is_announced_and_can_be_listed() {
         rows(&truth, "employments").iter().map(|row| row["employment_key"].as_str().unwrap()).collect();
     assert_eq!(keys.len(), rows(&truth, "employments").len());
     let listed: u64 = rows(&truth, "link_snapshots").iter().map(|row| row["item_count"].as_u64().unwrap()).sum();
-    assert_eq!(listed as usize, keys.len() + rows(&truth, "owners").len());
+    assert_eq!(usize::try_from(listed).unwrap(), keys.len() + rows(&truth, "owners").len());
 }
 
 #[tokio::test]
 async fn the_lists_are_empty_until_the_webhook_comes() {
-    let running = Running::start(4, |settings| settings.webhook_latency = Duration::from_secs(3_600)).await;
+    let running = Running::start(4, |settings| settings.webhook_latency = Duration::from_hours(1)).await;
     running.simulation.connect_all();
     let link = running.simulation.link_ids().remove(0);
     assert_eq!(running.json(&format!("/api/br/employments/?link={link}")).await["count"], 0);

@@ -214,7 +214,7 @@ impl View<'_> {
 
     fn occupations(&self, record: &Employment<'_>, key: &str, content: &Content) -> Vec<Row> {
         let locale = |o: &SeenOccupation<'_>| if content.new_locale { Some(NEW_LOCALE) } else { o.locale };
-        let description = |o: &SeenOccupation<'_>| o.described.then_some(o.title.title);
+        let description = |o: &SeenOccupation<'_>| o.described.then_some(o.title.words);
         let mut ordered: Vec<&SeenOccupation<'_>> = record.seen.occupations.iter().collect();
         ordered.sort_by_key(|o| (o.start, o.title.name.clone(), o.end, description(o), locale(o)));
         let mut seqs = Seqs::default();

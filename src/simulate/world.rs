@@ -177,7 +177,9 @@ impl World {
             let content = |at| {
                 let mut records = records::list(self.seed, link, &person, resource, at);
                 for record in &mut records {
-                    ["created_at", "collected_at"].iter().for_each(|key| record.remove(key));
+                    for key in ["created_at", "collected_at"] {
+                        record.remove(key);
+                    }
                 }
                 records
             };

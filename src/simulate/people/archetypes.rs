@@ -25,6 +25,7 @@ pub const NAMES: [&str; 16] = [
 ];
 
 /// The jobs of the archetype `number`; none for everybody from 16 on.
+#[allow(clippy::too_many_lines, reason = "a list of lives, one after the other")]
 pub fn plans(seed: u64, number: u32) -> Option<Vec<Plan>> {
     let name = NAMES.get(number as usize)?;
     let offset = u32::try_from(seed % 500).expect("below 500");

@@ -36,7 +36,7 @@ impl Person {
         let identity = Identity::of(seed, number);
         let spelling = Spelling::of(seed, number);
         let plans = archetypes::plans(seed, number).unwrap_or_else(|| career::plans(seed, number, &identity));
-        let jobs = pay::jobs(seed, number, plans, &spelling);
+        let jobs = pay::jobs(seed, number, &plans, &spelling);
         Self { identity, jobs, spelling }
     }
 
@@ -98,6 +98,7 @@ pub struct Job {
     /// Salary rows, oldest first.
     pub pay: Vec<Pay>,
     /// First and last day as they really were, whatever the register says.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the calibration reads it"))]
     pub really: (NaiveDate, Option<NaiveDate>),
 }
 
@@ -322,7 +323,7 @@ mod tests {
                 }
             }
         }
-        (f64::from(exits) / f64::from(open), cents as f64 / 100.0 / f64::from(hires))
+        (f64::from(exits) / f64::from(open), f64::from(i32::try_from(cents / i64::from(hires)).unwrap()) / 100.0)
     }
 
     #[test]

@@ -11,20 +11,21 @@ use crate::simulate::calendar::{Amount, Month, date, shift};
 use crate::simulate::random::Stream;
 
 /// The jobs that follow from `plans`.
-pub fn jobs(seed: u64, number: u32, plans: Vec<Plan>, spelling: &Spelling) -> Vec<Job> {
+pub fn jobs(seed: u64, number: u32, plans: &[Plan], spelling: &Spelling) -> Vec<Job> {
     let mut worked: Vec<Worked> = (0..)
-        .zip(&plans)
+        .zip(plans)
         .map(|(job, plan)| work_through(plan, &mut Stream::new(seed, number, &format!("pay {job}"))))
         .collect();
-    retain(&plans, &mut worked);
+    retain(plans, &mut worked);
     for twin in 1..plans.len() {
         if plans[twin].register == Register::Twin {
-            worked[twin].rows = worked[twin - 1].rows.clone();
+            let same = worked[twin - 1].rows.clone();
+            worked[twin].rows = same;
         }
     }
     (0..)
         .zip(plans)
-        .zip(worked)
+        .zip(&worked)
         .map(|((job, plan), worked)| on_record(seed, number, job, plan, worked, spelling))
         .collect()
 }
@@ -165,7 +166,7 @@ fn retain(plans: &[Plan], worked: &mut [Worked]) {
     }
 }
 
-fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spelling: &Spelling) -> Job {
+fn on_record(seed: u64, number: u32, job: u32, plan: &Plan, worked: &Worked, spelling: &Spelling) -> Job {
     let mut stream = Stream::new(seed, number, &format!("register {job}"));
     let drawn = plan.register == Register::Drawn;
     let listed_from = shift(plan.start, stream.between(1, 20));
@@ -176,10 +177,10 @@ fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spell
         employer: Timeline::since(listed_from, plan.employer.clone()),
         activity: plan.activity.clone(),
         start: Timeline::since(listed_from, (!unknown_start).then_some(plan.start)),
-        end: end_on_record(&plan, listed_from, &mut stream),
+        end: end_on_record(plan, listed_from, &mut stream),
         listed: Timeline::since(listed_from, true),
         edition: Timeline::since(listed_from, 0),
-        occupations: duties_on_record(&plan, &worked.duties, listed_from, &mut stream),
+        occupations: duties_on_record(plan, &worked.duties, listed_from, &mut stream),
         pay: Vec::new(),
         really: (plan.start, plan.end),
     };
@@ -187,7 +188,7 @@ fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spell
         reissued(&mut record, listed_from, &mut stream);
     }
     if plan.register == Register::Corrected {
-        corrected(&mut record, &plan);
+        corrected(&mut record, plan);
     }
     if number == 13 && job == 1 {
         // Missing from the lists of one fortnight, and back.
@@ -200,7 +201,7 @@ fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spell
     }
     let mut stream = Stream::new(seed, number, &format!("rows {job}"));
     record.pay =
-        (0..).zip(worked.rows).flat_map(|(nth, row)| shown(nth, row, &plan, lag, spelling, &mut stream)).collect();
+        (0..).zip(&worked.rows).flat_map(|(nth, row)| shown(nth, row, plan, lag, spelling, &mut stream)).collect();
     record
 }
 
@@ -301,7 +302,7 @@ fn corrected(record: &mut Job, plan: &Plan) {
 }
 
 /// The rows that the register shows for one row of pay: most often one, at times none, two, or another one later.
-fn shown(nth: u32, row: Row, plan: &Plan, lag: i32, spelling: &Spelling, stream: &mut Stream) -> Vec<Pay> {
+fn shown(nth: u32, row: &Row, plan: &Plan, lag: i32, spelling: &Spelling, stream: &mut Stream) -> Vec<Pay> {
     let drawn = plan.register == Register::Drawn;
     let late = if drawn && stream.chance(20) { stream.between(10, 70) } else { 0 };
     let corrected_after = stream.between(40, 300);

@@ -92,7 +92,7 @@ impl Employer {
         };
         let name = match form {
             CodeForm::Person => format!("EMPREGADOR FICTÍCIO {number:05}"),
-            CodeForm::Rural | CodeForm::Works if number % 2 == 0 => format!("FAZENDA FICTÍCIA {number:05}"),
+            CodeForm::Rural | CodeForm::Works if number.is_multiple_of(2) => format!("FAZENDA FICTÍCIA {number:05}"),
             _ => format!(
                 "EMPRESA FICTÍCIA {number:05} {}",
                 ["LTDA", "S.A.", "ME", "EIRELI & FILHOS"][number as usize % 4]
@@ -203,8 +203,8 @@ const ACTIVITIES: &[(Sector, &str, &str, &str)] = &[
 /// An occupation's title, its code, and how both are written.
 #[derive(Clone)]
 pub struct Title {
-    /// The title.
-    pub title: &'static str,
+    /// The CBO's words.
+    pub words: &'static str,
     /// `occupations[].name` as sent; none where the register has none.
     pub name: Option<String>,
     /// The six digits of the CBO code, if the name ends in them.
@@ -215,10 +215,10 @@ impl Title {
     /// The occupation `trade`, in one of the spellings.
     pub fn draw(stream: &mut Stream, trade: &Trade) -> Self {
         match stream.below(100) {
-            0..=11 => Self { title: trade.title, name: Some(trade.title.to_owned()), code: None },
-            12..=13 => Self { title: trade.title, name: None, code: None },
+            0..=11 => Self { words: trade.title, name: Some(trade.title.to_owned()), code: None },
+            12..=13 => Self { words: trade.title, name: None, code: None },
             14..=19 => Self {
-                title: trade.title,
+                words: trade.title,
                 name: Some(format!("{} - {}", trade.title, trade.code)),
                 code: Some(trade.code),
             },
@@ -229,7 +229,7 @@ impl Title {
     /// In the usual spelling, `TITLE - 2525-40`.
     pub fn usual(trade: &Trade) -> Self {
         let name = format!("{} - {}-{}", trade.title, &trade.code[..4], &trade.code[4..]);
-        Self { title: trade.title, name: Some(name), code: Some(trade.code) }
+        Self { words: trade.title, name: Some(name), code: Some(trade.code) }
     }
 }
 
@@ -252,7 +252,7 @@ impl Trade {
     pub fn draw(stream: &mut Stream, sector: Sector) -> &'static Self {
         let trades: Vec<(u32, &'static Self)> =
             TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
-        *stream.weighted::<&'static Self>(&trades)
+        stream.weighted::<&'static Self>(&trades)
     }
 
     /// The trade with `code`.
