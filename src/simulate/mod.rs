@@ -22,6 +22,7 @@ mod records;
 mod server;
 mod truth;
 mod webhooks;
+mod widget;
 mod world;
 
 use std::collections::BTreeMap;
@@ -125,6 +126,8 @@ struct State {
     calls: BTreeMap<(String, Option<String>), u64>,
     requests: u64,
     events: u64,
+    /// Widget tokens that have not been used, and where they lead.
+    sessions: BTreeMap<String, widget::Callbacks>,
 }
 
 /// One call of the API, as it arrived.
@@ -156,6 +159,7 @@ impl Simulation {
             calls: BTreeMap::new(),
             requests: 0,
             events: 0,
+            sessions: BTreeMap::new(),
         };
         let post = webhooks::PostOffice::new(&settings);
         Self(Arc::new(Inner { settings, state: Mutex::new(state), post }))

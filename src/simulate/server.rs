@@ -26,6 +26,7 @@ use super::people::documents;
 use super::query::{self, Query};
 use super::random::hex32;
 use super::webhooks::About;
+use super::widget::{self, Callbacks};
 use super::world::{Prepared, listed};
 use super::{Arrival, Limit, Simulation, State, control};
 
@@ -147,6 +148,9 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
             .await
             .into_response()
             .unwrap_or_default();
+    }
+    if path.starts_with("/widget/") {
+        return widget::answer(&simulation, path, query).into_response().unwrap_or_default();
     }
     let route = Route::of(path);
     let link = route.link(query);
@@ -293,10 +297,15 @@ impl Asked<'_> {
                 format!("{{\"token_type\":\"{kind}\",\"jti\":\"{}\",\"iss\":\"vinculo-simulate\"}}", self.request_id);
             format!("{}.{}.{}", part("{\"typ\":\"JWT\",\"alg\":\"none\"}"), part(&claims), part("simulated"))
         };
-        Answer::json(
-            200,
-            Json::object([("access", token("access").into()), ("refresh", token("refresh").into())]).to_bytes(),
-        )
+        let callback = |name: &str| {
+            self.body["widget"]["callback_urls"][name]
+                .as_str()
+                .map_or_else(|| format!("simulated://{name}"), str::to_owned)
+        };
+        let callbacks = Callbacks { success: callback("success"), exit: callback("exit"), event: callback("event") };
+        let access = token("access");
+        self.simulation.state().sessions.insert(access.clone(), callbacks);
+        Answer::json(200, Json::object([("access", access.into()), ("refresh", token("refresh").into())]).to_bytes())
     }
 
     fn links(&self) -> Answer {

@@ -318,6 +318,17 @@ async fn calls_that_break_a_rule_get_belvos_answers() {
         "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": {}}});
     let minted: Value = running.post("/api/token/", token.clone()).await.json().await;
     assert!(minted["access"].is_string() && minted["refresh"].is_string());
+    let access = minted["access"].as_str().unwrap();
+    let widget = format!("/widget/?access_token={access}&locale=pt&external_id=client-0001");
+    assert!(running.get(&widget).send().await.unwrap().text().await.unwrap().contains("/widget/success?access_token="));
+    let away = Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let left = away.get(format!("{}/widget/exit?access_token={access}", running.base)).send().await.unwrap();
+    let location = left.headers()["location"].to_str().unwrap();
+    assert!(
+        left.status() == 302 && location.starts_with("simulated://exit?last_encountered_error_code=login_error"),
+        "{location}"
+    );
+
     let mut wrong = token;
     wrong["password"] = "wrong".into();
     assert_eq!(running.post("/api/token/", wrong).await.status(), 401);

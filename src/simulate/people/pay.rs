@@ -52,8 +52,8 @@ fn work_through(plan: &Plan, stream: &mut Stream) -> Worked {
     let mut rows = Vec::new();
     let (first, last) = (Month::of(plan.start), plan.end.map_or(HORIZON, Month::of).min(HORIZON));
     let review_month = stream.below(12).cast_signed();
-    let hourly = stream.chance(300);
-    let mut level = plan.level;
+    let hourly = stream.chance(300) && !matches!(plan.rule, Rule::Voluntary | Rule::Benefit);
+    let (mut level, mut trade) = (plan.level, plan.trade);
     let mut review = first;
     let mut vacation = first.plus(12 + stream.below(11).cast_signed());
     let mut suspended = suspension(stream);
@@ -62,12 +62,15 @@ fn work_through(plan: &Plan, stream: &mut Stream) -> Worked {
         if tenure > 0 && tenure % 12 == 0 && matches!(plan.rule, Rule::Ordinary | Rule::Capped) && stream.chance(110) {
             level = level * stream.between(1_080, 1_220) / 1_000;
             review = month;
-            duties.push((month.day(1), Trade::draw(stream, plan.sector)));
+            trade = trade.next(stream);
+            duties.push((month.day(1), trade));
         }
         // Before the real prices rose so fast that pay was reviewed every month.
         if month < law::REAL || month.number().cast_signed() - 1 == review_month {
             review = month;
-            level = level * stream.between(990, 1_020) / 1_000;
+            if matches!(plan.rule, Rule::Ordinary | Rule::Capped) {
+                level = level * stream.between(990, 1_020) / 1_000;
+            }
         }
         let wage = match plan.rule {
             Rule::Apprentice => law::minimum_wage(month).scaled(level, 1_000),

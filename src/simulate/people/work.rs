@@ -92,7 +92,8 @@ impl Employer {
         };
         let name = match form {
             CodeForm::Person => format!("EMPREGADOR FICTÍCIO {number:05}"),
-            CodeForm::Rural | CodeForm::Works if number.is_multiple_of(2) => format!("FAZENDA FICTÍCIA {number:05}"),
+            CodeForm::Rural => format!("FAZENDA FICTÍCIA {number:05}"),
+            CodeForm::Works => format!("MATRÍCULA FICTÍCIA {number:05}"),
             _ => format!(
                 "EMPRESA FICTÍCIA {number:05} {}",
                 ["LTDA", "S.A.", "ME", "EIRELI & FILHOS"][number as usize % 4]
@@ -253,6 +254,15 @@ impl Trade {
         let trades: Vec<(u32, &'static Self)> =
             TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
         stream.weighted::<&'static Self>(&trades)
+    }
+
+    /// What somebody of this trade is promoted to: a better paid one of the branch, or the same.
+    pub fn next(&'static self, stream: &mut Stream) -> &'static Self {
+        let better = |trade: &&Self| {
+            trade.sector == self.sector && (self.level + 1..=self.level * 17 / 10).contains(&trade.level)
+        };
+        let better: Vec<&'static Self> = TRADES.iter().filter(better).collect();
+        if better.is_empty() || stream.chance(400) { self } else { stream.pick::<&'static Self>(&better) }
     }
 
     /// The trade with `code`.
