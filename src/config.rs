@@ -1,14 +1,29 @@
 //! What the operator decides: defaults, file, environment and flags, checked once.
 //!
-//! *Gives* one [`Config`] whose every value is usable as it stands. Modules receive their own section, never the whole.
+//! *Takes* the file, the environment and a command's own overrides. *Gives* one [`Config`] whose every value is usable as
+//! it stands, or every mistake at once. Modules receive their own section, never the whole. *Promises* to touch nothing:
+//! folders are made where they are used, after [`Config::check_folders`].
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::SecretString;
 use url::Url;
+
+mod check;
+mod layers;
+mod problem;
+mod reader;
+
+pub use layers::DEFAULT;
+pub use problem::{ConfigErrors, Problem, nearest};
+
+use layers::Settings;
+use reader::Reader;
 
 /// The whole configuration, checked. Paths are absolute.
 #[derive(Debug)]
@@ -25,8 +40,92 @@ pub struct Config {
     pub lake: Lake,
     /// What may be derived from personal data.
     pub pii: Pii,
-    /// The folder of `jobs/*.toml`.
-    pub jobs_dir: PathBuf,
+    /// The folder of `jobs/*.toml`; without one, the jobs that come with the program run.
+    pub jobs_dir: Option<PathBuf>,
+}
+
+/// What a command cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// It calls Belvo: both keys must be there.
+    pub belvo: bool,
+    /// It takes webhooks: an `Authorization` value must be there.
+    pub webhook: bool,
+}
+
+/// Where a configuration is looked for when no file is named.
+const FILES: [&str; 2] = ["vinculo.toml", "/etc/vinculo/vinculo.toml"];
+
+impl Config {
+    /// Reads the file `named`, or the first of `./vinculo.toml` and `/etc/vinculo/vinculo.toml` that is there, under
+    /// `environment` (`VINCULO_SECTION__KEY`) and `overrides` (`("lake.url", "lake")`, written as in the environment).
+    /// Relative paths start at the file's folder; without a file, at the working directory.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn load(
+        named: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(&str, &str)],
+        needs: Needs,
+    ) -> Result<Self, ConfigErrors> {
+        let file = named.or_else(|| FILES.iter().map(Path::new).find(|path| path.exists()));
+        let mut settings = Settings::defaults();
+        if let Some(file) = file {
+            settings.read_file(file);
+        }
+        settings.read_environment(environment);
+        for (key, text) in overrides {
+            settings.read_flag(key, text);
+        }
+        Self::check(&settings, &folder_of(file), needs)
+    }
+
+    fn check(settings: &Settings, root: &Path, needs: Needs) -> Result<Self, ConfigErrors> {
+        let read = &mut Reader::new(settings, root);
+        let belvo = check::belvo(read, needs);
+        check::widget(read);
+        let webhook = check::webhook(read, needs);
+        let config = Self {
+            belvo,
+            admin: check::admin(read, &webhook),
+            webhook,
+            state: check::state(read),
+            lake: check::lake(read),
+            pii: check::pii(read),
+            jobs_dir: check::jobs_dir(read),
+        };
+        check::later(read);
+        let problems = settings.problems.iter().cloned().chain(read.problems.drain(..)).collect();
+        ConfigErrors::check(problems).map(|()| config)
+    }
+
+    /// Makes the folders of state and lake where they are missing, and writes a file into each to see that it can.
+    ///
+    /// # Errors
+    /// Those that cannot be used.
+    pub fn check_folders(&self) -> Result<(), ConfigErrors> {
+        let state = self.state.path.parent().unwrap_or(Path::new("/"));
+        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o755)].into_iter().filter_map(|(key, folder, mode)| {
+            let error = try_folder(folder, mode).err()?;
+            let what = format!("the folder {} cannot be used: {error}", folder.display());
+            Some(Problem::new("configuration", key, what, "name a folder that this user may write, or make this one so"))
+        });
+        ConfigErrors::check(problems.collect())
+    }
+}
+
+/// The folder of the file, absolute.
+fn folder_of(file: Option<&Path>) -> PathBuf {
+    let folder = file.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())
+}
+
+fn try_folder(folder: &Path, mode: u32) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
+    let probe = folder.join(format!(".vinculo-probe-{}", std::process::id()));
+    fs::write(&probe, b"probe")?;
+    fs::remove_file(&probe)
 }
 
 /// How to reach Belvo, and how much of it may be used.
@@ -106,6 +205,8 @@ pub struct Admin {
 pub struct State {
     /// The SQLite file.
     pub path: PathBuf,
+    /// 32 bytes in base64, for the version that encrypts what it keeps.
+    pub encryption_key: Option<SecretString>,
 }
 
 /// Where the published tables are, and when they are renewed.
@@ -134,4 +235,145 @@ pub struct Lake {
 pub struct Pii {
     /// Key of `person_key` and of the key of an employer that is a person; without one both are NULL.
     pub pepper: Option<SecretString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVE: Needs = Needs { belvo: true, webhook: true };
+
+    fn load(text: &str, environment: &[(&str, &str)], needs: Needs) -> Result<Config, ConfigErrors> {
+        let mut settings = Settings::defaults();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vinculo.toml");
+        fs::write(&file, text).unwrap();
+        settings.read_file(&file);
+        settings.read_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
+        Config::check(&settings, Path::new("/srv/vinculo"), needs).map_err(|mut errors| {
+            errors.0.iter_mut().for_each(|problem| problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml"));
+            errors
+        })
+    }
+
+    fn errors(text: &str, environment: &[(&str, &str)], needs: Needs) -> String {
+        load(text, environment, needs).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_default_file_read_as_a_file_is_the_default() {
+        let from_file = load(DEFAULT, &[], Needs::default()).unwrap();
+        let compiled = load("", &[], Needs::default()).unwrap();
+        assert_eq!(format!("{from_file:?}"), format!("{compiled:?}"));
+        assert_eq!(compiled.belvo.base_url.as_str(), "https://api.belvo.com/");
+        assert_eq!(compiled.belvo.budget, Budget { requests: 75, per: Duration::from_secs(30) });
+        assert_eq!(compiled.belvo.max_body, 64 << 20);
+        assert_eq!(compiled.webhook.max_body, 64 << 10);
+        assert_eq!(compiled.state.path, Path::new("/srv/vinculo/var/state.db"));
+        assert_eq!(compiled.lake.path, Path::new("/srv/vinculo/var/lake"));
+        assert!(compiled.pii.pepper.is_none() && compiled.admin.token.is_none());
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_what_to_write() {
+        let text = r#"
+            [belvo]
+            base_url = "http://belvo.example"
+            pagesize = 10
+            page_size = 5000
+            idle_timeout = "30"
+            budget = { requests = 100, per = "30s" }
+            reserve = 1.5
+            workers = "many"
+            [webhook]
+            listen = "8080"
+            authorization = ["short"]
+            trusted_proxies = ["0.0.0.0/0"]
+            max_body = "64"
+            [lake]
+            sinks = ["parquet", "duck"]
+            link_buckets = 3
+            duckdb_storage_version = "1.0"
+            [state]
+            encryption_key = "abc"
+            [lakes]
+            url = "x"
+            [pii]
+            publish = true
+        "#;
+        insta::assert_snapshot!(errors(text, &[("VINCULO_BELVO_SECRET_ID", "x"), ("VINCULO_LAKE__KEEP_FRO", "1h")], SERVE), @"");
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let text = "[belvo]\nsecret_id = 47110815\nsecret_password = [\"geheim\"]\n[webhook]\nauthorization = \"geheim\"";
+        let shown = errors(text, &[("VINCULO_SECRET", "geheim")], SERVE);
+        assert!(!shown.contains("geheim") && !shown.contains("47110815"), "{shown}");
+        let broken = errors("[belvo]\nsecret_id = \"geheim", &[], Needs::default());
+        assert!(!broken.contains("geheim") && broken.contains("line 2"), "{broken}");
+    }
+
+    #[test]
+    fn the_environment_counts_more_than_the_file_and_a_command_more_than_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("v.toml");
+        fs::write(&file, "[belvo]\npage_size = 10\nworkers = 2\n[lake]\nurl = \"a\"").unwrap();
+        let environment = [
+            ("VINCULO_BELVO__WORKERS", "3"),
+            ("VINCULO_LAKE__URL", "b"),
+            ("VINCULO_LAKE__SINKS", "parquet"),
+            ("VINCULO_BELVO__BUDGET", "{ requests = 7 }"),
+            ("VINCULO_WEBHOOK__AUTHORIZATION", "Bearer 0123456789, Bearer 9876543210"),
+            ("VINCULO_PORT", "tcp://10.0.0.1:80"),
+            ("VINCULO_SERVICE_HOST", "10.0.0.1"),
+            ("VINCULO_LOG_LEVEL", "debug"),
+        ];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config = Config::load(Some(&file), environment, &[("lake.url", "c")], Needs::default()).unwrap();
+        assert_eq!((config.belvo.page_size, config.belvo.workers), (10, 3));
+        assert_eq!(config.belvo.budget, Budget { requests: 7, per: Duration::from_secs(30) });
+        assert_eq!(config.lake.path, fs::canonicalize(folder.path()).unwrap().join("c"));
+        assert_eq!(config.lake.sinks, ["parquet"]);
+        assert_eq!(config.webhook.authorization.len(), 2);
+    }
+
+    #[test]
+    fn a_secret_in_a_file_is_trimmed_and_the_later_layer_counts() {
+        use secrecy::ExposeSecret;
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        fs::write(&secret, "from-a-file-of-its-own\n").unwrap();
+        let path = secret.to_str().unwrap();
+        let text = "[pii]\npepper = \"from-the-configuration\"";
+        let config = load(text, &[("VINCULO_PII__PEPPER_FILE", path)], Needs::default()).unwrap();
+        assert_eq!(config.pii.pepper.unwrap().expose_secret(), "from-a-file-of-its-own");
+        let text = format!("[pii]\npepper_file = \"{path}\"");
+        let config = load(&text, &[("VINCULO_PII__PEPPER", "from-the-environment")], Needs::default()).unwrap();
+        assert_eq!(config.pii.pepper.unwrap().expose_secret(), "from-the-environment");
+        let twice = errors(&format!("{text}\npepper = \"0123456789abcdef\""), &[], Needs::default());
+        assert!(twice.contains("is written together with pepper_file"), "{twice}");
+    }
+
+    #[test]
+    fn plain_http_and_any_budget_are_for_this_machine_only() {
+        let sandbox = "[belvo]\nbase_url = \"http://127.0.0.1:8090\"\nbudget = { requests = 5000, per = \"1s\" }";
+        assert!(load(sandbox, &[], Needs::default()).is_ok());
+        let beyond = sandbox.replace("127.0.0.1", "10.0.0.7");
+        assert!(load(&beyond, &[], Needs::default()).is_err());
+        assert!(load(&beyond, &[("VINCULO_BELVO__ALLOW_HTTP", "true")], Needs::default()).is_ok());
+        // 40 each 10 s can be 120 in Belvo's 30 s.
+        assert!(load("[belvo]\nbudget = { requests = 40, per = \"10s\" }", &[], Needs::default()).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_a_file_is_named_with_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("lake"), "").unwrap();
+        let mut config = load("", &[], Needs::default()).unwrap();
+        config.state.path = folder.path().join("var/state.db");
+        config.lake.path = folder.path().join("lake");
+        let errors = config.check_folders().unwrap_err();
+        assert_eq!(errors.0.len(), 1);
+        assert_eq!(errors.0[0].key, "lake.url");
+    }
 }

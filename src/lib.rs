@@ -6,7 +6,7 @@
 
 pub mod cli;
 pub mod config;
-pub mod daemon;
+// pub mod daemon;
 
 // Before the queue: quick, never calls Belvo.
 pub mod queue;
@@ -19,13 +19,17 @@ pub mod flatten;
 pub mod publish;
 pub mod records;
 pub mod refresh;
+pub mod replay;
 pub mod sinks;
 pub mod worker;
 
 // What the steps know.
 pub mod belvo;
 pub mod clock;
+pub mod columns;
+pub mod json;
 pub mod links;
+pub mod problems;
 pub mod resources;
 pub mod schema;
 pub mod sensitive;

@@ -1,0 +1,265 @@
+//! From settings to sections: every rule that a value must keep, and those between values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytesize::ByteSize;
+use secrecy::{ExposeSecret, SecretString};
+use url::{Host, Url};
+
+use super::reader::{Reader, listed};
+use super::{Admin, Belvo, Budget, Lake, Needs, Pii, State, Webhook};
+
+/// Names of the sinks that `lake.sinks` may list.
+const SINKS: [&str; 2] = ["parquet", "duckdb"];
+
+/// What Belvo allows each source IP, in any window of [`BELVO_WINDOW`].
+const BELVO_LIMIT: u128 = 80;
+const BELVO_WINDOW: Duration = Duration::from_secs(30);
+
+/// Shorter secrets can be guessed.
+const SECRET_LEN: usize = 16;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+
+pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
+    let base_url = read.url("belvo.base_url");
+    let _ = (read.url("belvo.token_url"), read.url("belvo.widget_url"));
+    if base_url.path() != "/" {
+        read.refuse("belvo.base_url", "has a path", "write scheme and host only, such as https://api.belvo.com");
+    }
+    let is_trusted = read.flag("belvo.allow_http") || is_loopback(&base_url);
+    if base_url.scheme() != "https" && !is_trusted {
+        let what = "would send the secrets over plain http:// to another machine";
+        read.refuse("belvo.base_url", what, "write https://, or allow_http = true if the way there is safe");
+    }
+    let secret_id = read.secret("belvo.secret_id");
+    let secret_password = read.secret("belvo.secret_password");
+    for (key, secret) in [("belvo.secret_id", &secret_id), ("belvo.secret_password", &secret_password)] {
+        if secret.is_none() && needs.belvo {
+            let fix = format!("write the one of Belvo's dashboard, or set {} or {key}_file", super::layers::variable(key));
+            read.refuse(key, "is missing", fix);
+        }
+    }
+    Belvo {
+        base_url,
+        secret_id: secret_id.unwrap_or_default(),
+        secret_password: secret_password.unwrap_or_default(),
+        page_size: read.whole("belvo.page_size", 1..=1000),
+        budget: budget(read, is_trusted),
+        reserve: read.share("belvo.reserve"),
+        workers: read.whole("belvo.workers", 1..=1024) as usize,
+        connect_timeout: read.duration("belvo.connect_timeout", MILLISECOND..=10 * 60 * SECOND),
+        idle_timeout: read.duration("belvo.idle_timeout", MILLISECOND..=HOUR),
+        total_timeout: read.duration("belvo.total_timeout", MILLISECOND..=HOUR),
+        max_body: read.size("belvo.max_body", ByteSize::kib(1)..=ByteSize::gib(4)),
+        confirm_after: read.duration("belvo.confirm_after", Duration::ZERO..=YEAR),
+    }
+}
+
+fn budget(read: &mut Reader<'_>, is_trusted: bool) -> Budget {
+    let requests = read.whole("belvo.budget.requests", 1..=1_000_000);
+    let per = read.duration("belvo.budget.per", MILLISECOND..=DAY);
+    // The most that can fall into one of Belvo's windows.
+    let windows = BELVO_WINDOW.as_nanos().div_ceil(per.as_nanos().max(1));
+    if u128::from(requests) * windows > BELVO_LIMIT && !is_trusted {
+        let what = format!("{requests} in {} can be more than {BELVO_LIMIT} in 30 s, which Belvo blocks", humantime::format_duration(per));
+        read.refuse("belvo.budget", what, "the default is { requests = 75, per = \"30s\" }");
+    }
+    Budget { requests, per }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+pub(super) fn widget(read: &mut Reader<'_>) {
+    read.text("widget.stale_in", "a number of days, such as 365d", is_days);
+    read.text("widget.credentials_storage", "store, nostore or a number of days, such as 30d", |text| {
+        matches!(text, "store" | "nostore") || is_days(text)
+    });
+    for key in ["callback_urls.success", "callback_urls.exit", "callback_urls.event"] {
+        read.text(&format!("widget.{key}"), "a URL or \"\"", is_url_or_empty);
+    }
+    for key in ["branding.company_icon", "branding.company_logo", "branding.company_terms_url"] {
+        read.text(&format!("widget.{key}"), "a URL or \"\"", is_url_or_empty);
+    }
+    read.text("widget.branding.company_name", "a text", |_| true);
+    read.list("widget.theme");
+}
+
+fn is_days(text: &str) -> bool {
+    text.strip_suffix('d').is_some_and(|days| (1..=3).contains(&days.len()) && days.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
+fn is_url_or_empty(text: &str) -> bool {
+    text.is_empty() || text.parse::<Url>().is_ok()
+}
+
+pub(super) fn webhook(read: &mut Reader<'_>, needs: Needs) -> Webhook {
+    let authorization = read.secrets("webhook.authorization");
+    if authorization.is_empty() && needs.webhook {
+        let fix = "write the Authorization header that Belvo is set up to send, of 16 characters or more, \
+                   or set VINCULO_WEBHOOK__AUTHORIZATION or webhook.authorization_file";
+        read.refuse("webhook.authorization", "is missing, so nothing would tell Belvo from others", fix);
+    }
+    if authorization.iter().any(|value| value.len() < SECRET_LEN) {
+        read.refuse("webhook.authorization", "a value is shorter than 16 characters", "write longer ones, such as 32 random characters");
+    }
+    if authorization.iter().any(|value| !is_header_value(value)) {
+        let what = "a value cannot stand in a header";
+        read.refuse("webhook.authorization", what, "use visible ASCII characters, and blanks only between them");
+    }
+    let trusted_proxies = read.networks("webhook.trusted_proxies");
+    if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
+        let what = "trusts everyone, so that anyone may claim any address";
+        read.refuse("webhook.trusted_proxies", what, "write the addresses of your own proxies");
+    }
+    read.duration("webhook.quarantine_keep", HOUR..=100 * YEAR);
+    Webhook {
+        listen: read.socket("webhook.listen"),
+        path: read.text("webhook.path", "a path such as /webhooks/belvo", |path| {
+            path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'{' | b'}'))
+        }),
+        authorization: authorization.into_iter().map(SecretString::from).collect(),
+        allow_ips: read.networks("webhook.allow_ips"),
+        trusted_proxies,
+        max_body: read.size("webhook.max_body", ByteSize::kib(1)..=ByteSize::mib(16)),
+        max_connections: read.whole("webhook.max_connections", 1..=65_536) as usize,
+        header_timeout: read.duration("webhook.header_timeout", MILLISECOND..=60 * SECOND),
+        body_timeout: read.duration("webhook.body_timeout", MILLISECOND..=60 * SECOND),
+    }
+}
+
+fn is_header_value(text: &str) -> bool {
+    text.trim() == text && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+}
+
+pub(super) fn admin(read: &mut Reader<'_>, webhook: &Webhook) -> Admin {
+    let listen = read.socket("admin.listen");
+    if listen.port() != 0 && listen.port() == webhook.listen.port() {
+        read.refuse("admin.listen", "has the port of webhook.listen", "give each listener a port of its own, such as 9090");
+    }
+    let token = read.secret("admin.token");
+    refuse_short(read, "admin.token", token.as_ref());
+    let expected = "a list of host names without port";
+    Admin {
+        listen,
+        token,
+        allowed_hosts: read.texts("admin.allowed_hosts", expected, |host| {
+            !host.is_empty() && !host.contains(['/', ' ', '@']) && (!host.contains(':') || host.parse::<std::net::Ipv6Addr>().is_ok())
+        }),
+    }
+}
+
+pub(super) fn state(read: &mut Reader<'_>) -> State {
+    let url = read.text("state.url", "sqlite:// and a path", |_| true);
+    let file = url.strip_prefix("sqlite://").filter(|path| !path.is_empty());
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        read.refuse("state.url", "this version keeps its state in SQLite", "the default is sqlite://var/state.db");
+    } else if file.is_none() {
+        // Not shown: the URL of a database may hold its password.
+        read.refuse("state.url", "is not sqlite:// and a path", "the default is sqlite://var/state.db");
+    }
+    let encryption_key = read.secret("state.encryption_key");
+    let is_key = |key: &SecretString| BASE64_STANDARD.decode(key.expose_secret()).is_ok_and(|bytes| bytes.len() == 32);
+    if encryption_key.as_ref().is_some_and(|key| !is_key(key)) {
+        read.refuse("state.encryption_key", "is not 32 bytes in base64", "make one with `openssl rand -base64 32`");
+    }
+    State { path: read.absolute(file.unwrap_or("var/state.db")), encryption_key }
+}
+
+pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
+    let url = read.text("lake.url", "a folder", |url| !url.is_empty());
+    if let Some((scheme, _)) = url.split_once("://") {
+        let what = format!("{scheme}:// is not known: this version keeps its lake in a folder");
+        read.refuse("lake.url", what, "the default is var/lake");
+    }
+    let sinks = read.texts("lake.sinks", &format!("a list of sinks; there are {}", listed(SINKS)), |sink| SINKS.contains(&sink));
+    if sinks.is_empty() {
+        read.refuse("lake.sinks", "is empty, so nothing would be published", "the default is [\"parquet\", \"duckdb\"]");
+    }
+    if (1..sinks.len()).any(|at| sinks[..at].contains(&sinks[at])) {
+        read.refuse("lake.sinks", "names a sink twice", "name each once");
+    }
+    let link_buckets = read.whole("lake.link_buckets", 1..=256);
+    if !link_buckets.is_power_of_two() {
+        read.refuse("lake.link_buckets", format!("{link_buckets} is not a power of two"), "write 1, 16 or 64");
+    }
+    let publish_quiet = read.duration("lake.publish_quiet", Duration::ZERO..=DAY);
+    let publish_max_wait = read.duration("lake.publish_max_wait", Duration::ZERO..=DAY);
+    if publish_quiet > publish_max_wait {
+        read.refuse("lake.publish_quiet", "is longer than lake.publish_max_wait", "write a shorter one; the default is 2s");
+    }
+    Lake {
+        path: read.absolute(&url),
+        sinks,
+        link_buckets,
+        keep_snapshots: read.whole("lake.keep_snapshots", 1..=10_000) as usize,
+        keep_for: read.duration("lake.keep_for", Duration::ZERO..=100 * YEAR),
+        duckdb_storage_version: read.text("lake.duckdb_storage_version", "a version such as v1.0.0", is_version),
+        publish_quiet,
+        publish_max_wait,
+    }
+}
+
+fn is_version(text: &str) -> bool {
+    let parts = text.strip_prefix('v').map(|numbers| numbers.split('.').collect::<Vec<_>>()).unwrap_or_default();
+    parts.len() == 3 && parts.iter().all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
+pub(super) fn pii(read: &mut Reader<'_>) -> Pii {
+    if read.flag("pii.publish") {
+        read.refuse("pii.publish", "this version does not write unmasked owners", "write publish = false");
+    }
+    let pepper = read.secret("pii.pepper");
+    refuse_short(read, "pii.pepper", pepper.as_ref());
+    Pii { pepper }
+}
+
+/// Promises of later versions that nobody may believe to be kept already.
+pub(super) fn later(read: &mut Reader<'_>) {
+    for key in ["retention.bodies", "retention.history"] {
+        if !read.keep(key, &["stale_in"]).is_empty() {
+            read.refuse(key, "this version keeps everything", "write \"\"");
+        }
+    }
+    read.keep("retention.webhooks", &[]);
+    read.whole("features.lag_months", 0..=24);
+    read.path("reference.dir");
+}
+
+/// The folder of the jobs; `None` when there is none and nobody named one.
+pub(super) fn jobs_dir(read: &mut Reader<'_>) -> Option<PathBuf> {
+    let dir = read.path("jobs.dir");
+    match dir {
+        Some(dir) if dir.is_dir() => Some(dir),
+        Some(_) if !read.is_written("jobs.dir") => None,
+        Some(dir) => {
+            let what = format!("there is no folder {}", dir.display());
+            read.refuse("jobs.dir", what, "make it, or leave the key out for the jobs that come with vinculo");
+            None
+        }
+        None => {
+            read.refuse("jobs.dir", "is empty", "write a folder's path; the default is jobs");
+            None
+        }
+    }
+}
+
+fn refuse_short(read: &mut Reader<'_>, key: &str, secret: Option<&SecretString>) {
+    if secret.is_some_and(|secret| secret.expose_secret().len() < SECRET_LEN) {
+        read.refuse(key, "is shorter than 16 characters", "make one with `openssl rand -base64 32`");
+    }
+}

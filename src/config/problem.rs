@@ -1,0 +1,76 @@
+//! What is wrong with what the operator wrote, all of it at once.
+
+use std::fmt;
+
+/// One mistake: where it stands, what is wrong, and what to write instead. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, environment variable or flag.
+    pub place: String,
+    /// The key with its section, such as `belvo.page_size`; empty when the whole place is meant.
+    pub key: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to write or do instead.
+    pub fix: String,
+}
+
+impl Problem {
+    /// A mistake in `key` of `place`.
+    pub fn new(place: impl fmt::Display, key: &str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { place: place.to_string(), key: key.to_owned(), what: what.into(), fix: fix.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        write!(f, "{}; {}", self.what, self.fix)
+    }
+}
+
+/// Every mistake that was found; at least one. Ends the program with exit code 4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<Problem>);
+
+impl ConfigErrors {
+    /// `Ok` when nothing is wrong.
+    ///
+    /// # Errors
+    /// All of `problems`.
+    pub fn check(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [only] => write!(f, "the configuration has an error:\n  {only}"),
+            all => {
+                write!(f, "the configuration has {} errors:", all.len())?;
+                all.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// The known name that `unknown` was most likely meant to be.
+pub fn nearest<'k>(unknown: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let (_, last) = unknown.rsplit_once('.').unwrap_or(("", unknown));
+    known
+        .into_iter()
+        .map(|name| {
+            let moved = last.len() > 3 && name.rsplit_once('.').is_some_and(|(_, own)| own == last);
+            let likeness = strsim::normalized_damerau_levenshtein(&unknown.to_ascii_lowercase(), name);
+            (if moved { likeness.max(0.8) } else { likeness }, name)
+        })
+        .filter(|&(likeness, _)| likeness >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
