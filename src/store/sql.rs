@@ -1,7 +1,7 @@
 //! The driver's face: values in, rows out, and nothing that only one database has.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ToSql};
+use rusqlite::{Connection, Statement, ToSql};
 
 use super::Error;
 use crate::belvo::LinkId;
@@ -20,7 +20,9 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// [`Error::Database`].
     pub fn execute(&self, sql: &str, args: &[Value<'_>]) -> Result<usize, Error> {
-        Ok(self.0.prepare_cached(sql)?.execute(rusqlite::params_from_iter(args))?)
+        let mut statement = self.0.prepare_cached(sql)?;
+        bind(&mut statement, args)?;
+        Ok(statement.raw_execute()?)
     }
 
     /// Gives each row to `each`, in the query's order.
@@ -34,7 +36,8 @@ impl<'c> Tx<'c> {
         mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut statement = self.0.prepare_cached(sql).map_err(Error::from)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(args)).map_err(Error::from)?;
+        bind(&mut statement, args).map_err(Error::from)?;
+        let mut rows = statement.raw_query();
         while let Some(row) = rows.next().map_err(Error::from)? {
             each(&Row(row))?;
         }
@@ -60,9 +63,21 @@ impl<'c> Tx<'c> {
     /// Those of [`Tx::each`].
     pub fn one<T>(&self, sql: &str, args: &[Value<'_>], read: impl FnOnce(&Row<'_>) -> Result<T, Error>) -> Result<Option<T>, Error> {
         let mut statement = self.0.prepare_cached(sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(args))?;
+        bind(&mut statement, args)?;
+        let mut rows = statement.raw_query();
         rows.next()?.map(|row| read(&Row(row))).transpose()
     }
+}
+
+/// Gives `$n` the n-th value. To SQLite `$2` is a name and not a number: it numbers names as they first appear.
+fn bind(statement: &mut Statement<'_>, args: &[Value<'_>]) -> rusqlite::Result<()> {
+    for index in 1..=statement.parameter_count() {
+        let number = statement.parameter_name(index).and_then(|name| name.strip_prefix('$')?.parse::<usize>().ok());
+        let value = number.and_then(|number| args.get(number.checked_sub(1)?));
+        let value = value.ok_or(rusqlite::Error::InvalidParameterCount(args.len(), statement.parameter_count()))?;
+        statement.raw_bind_parameter(index, value)?;
+    }
+    Ok(())
 }
 
 /// One row of a result; columns are counted from 0.
