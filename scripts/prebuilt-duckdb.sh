@@ -7,6 +7,7 @@
 set -euo pipefail
 
 version=2.0.0
+scripts=$(cd "$(dirname "$0")" && pwd)
 case "$(uname -m)" in
   x86_64)  platform=manylinux_2_28_x86_64
            sha256=5a3601121c7cc50d0b70412995634682fafcb58a0156d5d663dfd0b3bbe30a33 ;;
@@ -17,15 +18,18 @@ esac
 
 dir="${XDG_CACHE_HOME:-$HOME/.cache}/vinculo/duckdb-$version-$(uname -m)"
 if [ ! -e "$dir/complete" ]; then
+  # Debian's python3 has no pip: the one of a bare environment is used everywhere.
+  python=$("$scripts/python-venv.sh" pip)
   mkdir -p "$dir"
   exec 9>"$dir/lock" && flock 9
 fi
 if [ ! -e "$dir/complete" ]; then
-  python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
-    --platform "$platform" --dest "$dir" "duckdb==$version" >&2
+  rm -f "$dir"/duckdb-*.whl
+  "$python" -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
+    --implementation cp --platform "$platform" --dest "$dir" "duckdb==$version" < /dev/null >&2
   wheel=$(echo "$dir"/duckdb-*.whl)
   echo "$sha256  $wheel" | sha256sum --check --quiet >&2
-  python3 - "$wheel" "$dir/libduckdb.so" <<'PY'
+  "$python" - "$wheel" "$dir/libduckdb.so" <<'PY'
 import sys, zipfile
 wheel = zipfile.ZipFile(sys.argv[1])
 [name] = [n for n in wheel.namelist() if n.startswith("_duckdb.") and n.endswith(".so")]

@@ -1,1 +1,337 @@
-//! 
+//! One complete list of a link's resource, as Belvo gave it.
+//!
+//! *Takes* a link and a resource. *Gives* [`RawPages`]: whole and consistent, or a [`Failure`]. *Promises* that nothing
+//! partial leaves here, that pages are counted by ourselves and an address in an answer is never called, and that pages,
+//! rows and bytes are bounded. *Not here*: what a record means.
+
+use std::collections::HashSet;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::belvo::page::{Next, Page};
+use crate::belvo::{Client, Failure, LinkId};
+use crate::clock::Timestamp;
+use crate::resources::Resource;
+
+/// Times that a list of several pages is read at most: pages shift while rows come and go.
+const PASSES: usize = 3;
+/// Pages beyond what the list's own count makes likely.
+const PAGES_TO_SPARE: usize = 5;
+/// Rows of one list.
+const MOST_ROWS: usize = 200_000;
+/// Smallest page asked for when Belvo took too long.
+const SMALLEST_PAGE: u32 = 10;
+/// Times that the page is halved for that.
+const HALVINGS: u32 = 2;
+
+/// A complete list, page by page.
+pub struct RawPages {
+    /// When it was begun: what Belvo learned later may be missing.
+    pub started_at: Timestamp,
+    /// When its last page was here.
+    pub fetched_at: Timestamp,
+    pages: Vec<Page>,
+}
+
+impl RawPages {
+    /// The exact JSON text of each record, in Belvo's order.
+    pub fn records(&self) -> impl Iterator<Item = &str> {
+        self.pages.iter().flat_map(Page::items)
+    }
+
+    /// Records in the list.
+    pub fn len(&self) -> usize {
+        self.pages.iter().map(Page::len).sum()
+    }
+
+    /// Whether Belvo has no record, or none yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl std::fmt::Debug for RawPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawPages({} records, {} pages)", self.len(), self.pages.len())
+    }
+}
+
+/// Lists the link's `resource`. An urgent list may use the reserve of the budget.
+///
+/// # Errors
+/// A [`Failure`] whose `kind` is the next step.
+pub async fn fetch(client: &Client, resource: &Resource, link_id: &LinkId, is_urgent: bool) -> Result<RawPages, Failure> {
+    let mut list = List { client, resource, link_id, is_urgent, page_size: client.page_size(), halvings: 0 };
+    let mut before: Option<Vec<String>> = None;
+    let mut passes = 0;
+    while passes < PASSES {
+        passes += 1;
+        match list.pass().await? {
+            Pass::Shifted => before = None,
+            Pass::Smaller => (passes, before) = (0, None),
+            // One page is one answer, so it is consistent in itself.
+            Pass::Whole { pages, .. } if pages.pages.len() == 1 => return Ok(pages),
+            // While rows come and go between two pages, one can slip from a page not read yet to one that was. A list
+            // that reads the same twice hides none.
+            Pass::Whole { pages, identities } => {
+                if before.as_ref() == Some(&identities) {
+                    return Ok(pages);
+                }
+                before = Some(identities);
+            }
+        }
+    }
+    Err(list.failure("inconsistent_pages"))
+}
+
+/// One reading of all pages.
+enum Pass {
+    /// To the end.
+    Whole {
+        /// The pages.
+        pages: RawPages,
+        /// What tells each record from the others, in order.
+        identities: Vec<String>,
+    },
+    /// Rows moved while it was read.
+    Shifted,
+    /// Belvo took too long; the pages are smaller from now on.
+    Smaller,
+}
+
+struct List<'a> {
+    client: &'a Client,
+    resource: &'a Resource,
+    link_id: &'a LinkId,
+    is_urgent: bool,
+    page_size: u32,
+    halvings: u32,
+}
+
+impl List<'_> {
+    async fn pass(&mut self) -> Result<Pass, Failure> {
+        let mut pages = RawPages { started_at: self.client.clock().now(), fetched_at: self.client.clock().now(), pages: Vec::new() };
+        let (mut identities, mut seen) = (Vec::new(), HashSet::new());
+        let (mut count, mut size) = (None, 0);
+        for number in 1.. {
+            let path = self.path(number);
+            let answer = match self.client.get(&path, self.is_urgent).await {
+                Ok(answer) => answer,
+                Err(failure) if failure.code == "not_found" && number > 1 => return Ok(Pass::Shifted),
+                Err(failure) if failure.http_status == Some(408) && self.may_halve() => {
+                    tokio::time::sleep(failure.delay(self.halvings, &mut rand::rng())).await;
+                    self.halvings += 1;
+                    self.page_size = (self.page_size / 2).max(SMALLEST_PAGE);
+                    return Ok(Pass::Smaller);
+                }
+                Err(failure) => return Err(failure),
+            };
+            let page = Page::read(answer.body, self.client.base_url()).map_err(|code| self.failure(code).with_status(200))?;
+            if number == 1 {
+                pages.started_at = answer.started_at;
+                count = page.count;
+            }
+            pages.fetched_at = answer.fetched_at;
+            size += page.size();
+            let (next, is_only) = (page.next, number == 1 && page.next == Next::None);
+            if next == Next::Foreign {
+                tracing::error!(code = "foreign_next", link_id = %self.link_id, resource = self.resource.name, "the next page lies on another host and is not followed");
+                return Err(self.failure("foreign_next").with_status(200));
+            }
+            if is_only {
+                pages.pages.push(page);
+                return Ok(Pass::Whole { pages, identities });
+            }
+            let known = identities.len();
+            identities.extend(page.items().map(identity));
+            let repeated = identities[known..].iter().filter(|id| !seen.insert((*id).clone())).count();
+            let has_shifted = repeated > 0 || page.count != count;
+            let says_nothing_new = repeated == page.len();
+            pages.pages.push(page);
+            if next == Next::None {
+                return Ok(if has_shifted { Pass::Shifted } else { Pass::Whole { pages, identities } });
+            }
+            // A page that leads on and shows nothing new leads nowhere.
+            if says_nothing_new {
+                return Err(self.failure("inconsistent_pages").with_status(200));
+            }
+            if has_shifted {
+                return Ok(Pass::Shifted);
+            }
+            if size as u64 > self.client.max_body() || identities.len() > MOST_ROWS {
+                return Err(self.failure("too_large").with_status(200));
+            }
+            if pages.pages.len() >= self.most_pages(count) {
+                return Err(self.failure("inconsistent_pages").with_status(200));
+            }
+        }
+        Err(self.failure("inconsistent_pages"))
+    }
+
+    /// The path of page `number`. The counter is ours, because Belvo's own `next` is malformed at times.
+    fn path(&self, number: u32) -> String {
+        let page = if number > 1 { format!("&page={number}") } else { String::new() };
+        format!("{}?link={}&page_size={}{page}", self.resource.endpoint, self.link_id, self.page_size)
+    }
+
+    fn may_halve(&self) -> bool {
+        self.halvings < HALVINGS && self.page_size > SMALLEST_PAGE
+    }
+
+    fn most_pages(&self, count: Option<u64>) -> usize {
+        let rows = count.map_or(MOST_ROWS, |count| usize::try_from(count).unwrap_or(MOST_ROWS).min(MOST_ROWS));
+        let size = usize::try_from(self.page_size).unwrap_or(1).max(1);
+        rows.div_ceil(size) + PAGES_TO_SPARE
+    }
+
+    fn failure(&self, code: &'static str) -> Failure {
+        Failure::own(code, self.resource.endpoint)
+    }
+}
+
+/// What tells a record from others: its id, or all of it when it has none.
+fn identity(record: &str) -> String {
+    #[derive(Deserialize)]
+    struct WithId<'a> {
+        #[serde(borrow)]
+        id: &'a RawValue,
+    }
+    serde_json::from_str::<WithId<'_>>(record).map_or(record, |record| record.id.get()).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::belvo::Decision;
+    use crate::belvo::scripted::{self, Script, page_of};
+    use crate::resources::owners;
+
+    fn link() -> LinkId {
+        "2f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap()
+    }
+
+    async fn owners_of(script: &Script) -> Result<RawPages, Failure> {
+        fetch(&script.client(), &owners::RESOURCE, &link(), false).await
+    }
+
+    /// A page of records with these ids; `next` as JSON.
+    fn page(ids: &[u32], count: usize, next: &str) -> Vec<u8> {
+        let items: Vec<String> = ids.iter().map(|id| format!(r#"{{"id":"{id}"}}"#)).collect();
+        scripted::json(200, &format!(r#"{{"count":{count},"next":{next},"results":[{}]}}"#, items.join(",")))
+    }
+
+    fn ids(pages: &RawPages) -> Vec<u32> {
+        pages.records().map(|record| record.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn one_page_is_one_call() {
+        let script = Script::start(|_| page(&[1, 2], 2, "null")).await;
+        let pages = owners_of(&script).await.unwrap();
+        assert_eq!((ids(&pages), pages.len()), (vec![1, 2], 2));
+        assert!(pages.started_at <= pages.fetched_at);
+        assert_eq!(format!("{pages:?}"), "RawPages(2 records, 1 pages)");
+        assert!(script.requests()[0].starts_with(&format!("GET /api/owners/?link={}&page_size=3 ", link())));
+    }
+
+    #[tokio::test]
+    async fn pages_are_counted_by_ourselves_and_read_until_two_readings_agree() {
+        for next in [r#""/api/owners/?link=908page=2""#, r#""?page=77""#, "7", r#""""#] {
+            let script = Script::start(move |head| match page_of(head) {
+                1 => page(&[1, 2, 3], 7, next),
+                2 => page(&[4, 5, 6], 7, next),
+                _ => page(&[7], 7, "null"),
+            })
+            .await;
+            assert_eq!(ids(&owners_of(&script).await.unwrap()), [1, 2, 3, 4, 5, 6, 7], "{next}");
+            assert_eq!(script.pages(), [1, 2, 3, 1, 2, 3]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_count_that_is_false_stops_nothing() {
+        let script = Script::start(|head| if page_of(head) == 1 { page(&[1, 2, 3], 1, r#""?""#) } else { page(&[4], 1, "null") }).await;
+        assert_eq!(ids(&owners_of(&script).await.unwrap()), [1, 2, 3, 4]);
+        let script = Script::start(|_| page(&[1], 99, "null")).await;
+        assert_eq!(ids(&owners_of(&script).await.unwrap()), [1]);
+    }
+
+    #[tokio::test]
+    async fn a_row_that_slips_between_two_pages_is_found() {
+        // Row 2 goes and row 9 comes after page 1 was read, so that row 4 moves onto page 1.
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let script = Script::start(move |head| match (calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst), page_of(head)) {
+            (0, _) => page(&[1, 2, 3], 6, r#""?""#),
+            (_, 1) => page(&[1, 3, 4], 6, r#""?""#),
+            _ => page(&[5, 6, 9], 6, "null"),
+        })
+        .await;
+        assert_eq!(ids(&owners_of(&script).await.unwrap()), [1, 3, 4, 5, 6, 9]);
+        assert_eq!(script.pages(), [1, 2, 1, 2, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn pages_that_never_make_one_list_are_an_error_within_three_readings() {
+        let shifting = std::sync::atomic::AtomicU32::new(0);
+        let cases: Vec<(Box<dyn Fn(&str) -> Vec<u8> + Send + Sync>, Vec<u32>)> = vec![
+            (Box::new(|_| page(&[1, 2, 3], 6, r#""?""#)), vec![1, 2]),
+            (Box::new(|head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[3, 4], 5, "null") }), vec![1, 2, 1, 2, 1, 2]),
+            (Box::new(|head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[4, 5], 6, "null") }), vec![1, 2, 1, 2, 1, 2]),
+            (
+                Box::new(|head| if page_of(head) == 1 { page(&[1], 2, r#""?""#) } else { scripted::json(404, r#"[{"code":"not_found"}]"#) }),
+                vec![1, 2, 1, 2, 1, 2],
+            ),
+            (Box::new(|head| page(&[page_of(head)], 2, r#""?""#)), vec![1, 2, 3, 4, 5, 6]),
+            (
+                Box::new(move |head| {
+                    let other = 10 + shifting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    if page_of(head) == 1 { page(&[1, 2, 3], 4, r#""?""#) } else { page(&[other], 4, "null") }
+                }),
+                vec![1, 2, 1, 2, 1, 2],
+            ),
+        ];
+        for (answer, calls) in cases {
+            let script = Script::start(answer).await;
+            let failure = owners_of(&script).await.unwrap_err();
+            assert_eq!((failure.code, failure.kind), ("inconsistent_pages", Decision::Retry));
+            assert_eq!(script.pages(), calls);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_on_another_host_is_refused_and_never_called() {
+        let canary = Script::start(|_| Vec::new()).await;
+        let other = canary.client().base_url().join("api/owners/?page=2").unwrap();
+        let script = Script::start(move |_| page(&[1], 2, &format!(r#""{other}""#))).await;
+        assert_eq!(owners_of(&script).await.unwrap_err().code, "foreign_next");
+        assert!(canary.requests().is_empty());
+        assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_list_is_never_an_empty_one() {
+        for (answer, code) in [
+            (scripted::json(200, ""), "not_json"),
+            (scripted::json(200, "<html></html>"), "not_json"),
+            (scripted::json(200, "[]"), "not_a_list"),
+            (scripted::json(200, r#"{"count":1,"results":[{"id":"#), "truncated"),
+            (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), "unexpected_status"),
+            (scripted::json(404, r#"[{"code":"not_found"}]"#), "not_found"),
+        ] {
+            let script = Script::start(move |_| answer.clone()).await;
+            assert_eq!(owners_of(&script).await.unwrap_err().code, code);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_larger_than_the_limit_is_not_held() {
+        let script = Script::start(|head| {
+            let ids: Vec<u32> = (0..100).map(|id| page_of(head) * 1000 + id).collect();
+            page(&ids, 900, r#""?""#)
+        })
+        .await;
+        assert_eq!(owners_of(&script).await.unwrap_err().code, "too_large");
+        assert!(script.requests().len() < 5);
+    }
+}

@@ -1,1 +1,312 @@
-//! 
+//! Records → rows in columns, and rejected records. No I/O, no clock.
+//!
+//! *Takes* a record's JSON, as it came, with what is known beside it. *Gives* its rows, appended to [`Columns`], in the
+//! order of the tables' keys. *Promises* exact values (amounts from the text of the number, strings byte for byte), and all
+//! of a record or nothing of it: a record that breaks the schema is a [`Rejection`] with its path, and its link goes on.
+//! *Not here*: which version of a record is current (`records`), and where the columns go (`sinks`).
+//!
+//! The schema is compiled into a [`Plan`]: for each place in the JSON, the slot that its text goes to. A record is read
+//! once, into slots that point into its text; then each column takes what it needs from the slots.
+
+use std::cmp::Ordering;
+
+use chrono::{Datelike, NaiveDate};
+
+use crate::clock::Timestamp;
+use crate::columns::{Cells, Columns};
+use crate::resources::Derive;
+use crate::schema::Context;
+use crate::sensitive::Pepper;
+
+mod inspect;
+mod parse;
+mod plan;
+
+pub use inspect::{Found, Inspection};
+pub use plan::Plan;
+
+use parse::Rows;
+use plan::{Emit, TablePlan};
+
+/// `chrono` counts days from the year 1; columns count from 1970-01-01.
+pub const CE_DAYS_OF_1970: i32 = 719_163;
+
+/// What is known about a record beside its JSON.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordFacts<'r> {
+    /// The link that it was listed for.
+    pub link_id: &'r str,
+    /// The key that it keeps for ever.
+    pub record_key: &'r str,
+    /// Belvo's id, as last seen.
+    pub record_id: &'r str,
+    /// When Belvo stored it, as last seen.
+    pub created_at: Option<Timestamp>,
+    /// When Belvo read it, as last seen.
+    pub collected_at: Option<Timestamp>,
+    /// Since when its content could have been known.
+    pub known_from: Timestamp,
+}
+
+/// Why a record cannot be flattened. Holds no value of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path} {reason}")]
+pub struct Rejection {
+    /// Where in the record, such as `salaries[2].base_amount`.
+    pub path: String,
+    /// What is wrong there.
+    pub reason: &'static str,
+}
+
+impl Rejection {
+    /// `path` is a schema's, with `[]` where `row` belongs.
+    fn at(path: &str, row: usize, reason: &'static str) -> Self {
+        Self { path: path.replacen("[]", &format!("[{row}]"), 1), reason }
+    }
+}
+
+/// Flattens records of one resource, one after the other.
+pub struct Flattener<'p> {
+    plan: &'p Plan,
+    pepper: Option<Pepper>,
+    rows: Vec<Rows>,
+    unescaped: String,
+    text: String,
+}
+
+impl<'p> Flattener<'p> {
+    /// A flattener for the records that `plan` describes.
+    pub fn new(plan: &'p Plan, pepper: Option<Pepper>) -> Self {
+        let rows = plan.tables.iter().map(|table| Rows::of_width(table.width)).collect();
+        Self { plan, pepper, rows, unescaped: String::new(), text: String::new() }
+    }
+
+    /// Empty columns for the tables of the plan, in its order.
+    pub fn columns(&self) -> Vec<Columns> {
+        self.plan.tables.iter().map(|table| Columns::of(&table.kinds)).collect()
+    }
+
+    /// Reads the record into slots and says whether that works: the first half of [`Flattener::flatten`].
+    ///
+    /// # Errors
+    /// A [`Rejection`] of its form; impossible dates and amounts are found later.
+    pub fn parse(&mut self, record: &str) -> Result<(), Rejection> {
+        self.rows.iter_mut().for_each(Rows::clear);
+        self.unescaped.clear();
+        parse::record(self.plan, record, &mut self.rows, &mut self.unescaped)
+    }
+
+    /// Appends the rows of the record to `columns`, which [`Flattener::columns`] made.
+    ///
+    /// # Errors
+    /// A [`Rejection`]; `columns` are as they were.
+    pub fn flatten(&mut self, record: &str, facts: &RecordFacts<'_>, columns: &mut [Columns]) -> Result<(), Rejection> {
+        self.parse(record)?;
+        for index in 0..self.plan.tables.len() {
+            let start = columns[index].len();
+            let appended = self.append(index, record, facts, &mut columns[index]);
+            if let Err(rejection) = appended {
+                columns[index].truncate(start);
+                for (earlier, rows) in columns.iter_mut().zip(&self.rows).take(index) {
+                    earlier.truncate(earlier.len() - rows.len());
+                }
+                return Err(rejection);
+            }
+            self.plan.tables[index].arrange(&mut columns[index], start);
+        }
+        Ok(())
+    }
+
+    /// How many unknown fields the record that was read last has.
+    pub fn unknown_fields(&self) -> usize {
+        self.rows.iter().map(Rows::unknown_fields).sum()
+    }
+
+    /// Compares two rows of one record by what tells its rows in `table` apart, in the order in which they stand.
+    pub fn compare_keys(&self, table: usize, a: &Columns, row_a: usize, b: &Columns, row_b: usize) -> Ordering {
+        let table = &self.plan.tables[table];
+        a.compare_with(&table.key, row_a, b, row_b).then_with(|| a.compare_with(table.seq.as_slice(), row_a, b, row_b))
+    }
+
+    /// Whether two rows of `table` with one key say the same.
+    pub fn same_content(&self, table: usize, a: &Columns, row_a: usize, b: &Columns, row_b: usize) -> bool {
+        a.compare_with(&self.plan.tables[table].content, row_a, b, row_b).is_eq()
+    }
+
+    /// Gives a row the `known_from` of another row of `table`.
+    pub fn keep_known_from(&self, table: usize, from: &Columns, row_from: usize, to: &mut Columns, row_to: usize) {
+        let Some(column) = self.plan.tables[table].known_from else { return };
+        to.set_timestamp(column, row_to, from.timestamp(column, row_from));
+    }
+
+    fn append(
+        &mut self,
+        index: usize,
+        record: &str,
+        facts: &RecordFacts<'_>,
+        columns: &mut Columns,
+    ) -> Result<(), Rejection> {
+        let table = &self.plan.tables[index];
+        let rows = &self.rows[index];
+        let unescaped = &self.unescaped;
+        let text = |row: usize, slot: u16| rows.text(row, slot, record, unescaped);
+        for (emit, cells) in table.emits.iter().zip(columns.cells_mut()) {
+            match emit {
+                Emit::Text(slot) => {
+                    for row in 0..rows.len() {
+                        cells.push_text(text(row, *slot));
+                    }
+                }
+                Emit::Date(slot, path) => {
+                    for row in 0..rows.len() {
+                        let day = match text(row, *slot) {
+                            Some(text) => Some(day(text).ok_or_else(|| Rejection::at(path, row, "is not a date"))?),
+                            None => None,
+                        };
+                        cells.push_date(day);
+                    }
+                }
+                Emit::Decimal(slot, path) => {
+                    for row in 0..rows.len() {
+                        let amount = match rows.number(row, *slot, record) {
+                            Some(text) => Some(decimal(text).map_err(|reason| Rejection::at(path, row, reason))?),
+                            None => None,
+                        };
+                        cells.push_decimal(amount);
+                    }
+                }
+                Emit::Derived(derive, slots) => {
+                    for row in 0..rows.len() {
+                        let mut inputs = [None; plan::MOST_INPUTS];
+                        for (input, slot) in inputs.iter_mut().zip(slots) {
+                            *input = text(row, *slot);
+                        }
+                        match derive {
+                            Derive::Text(derive) => {
+                                self.text.clear();
+                                let given = derive(&inputs, self.pepper.as_ref(), &mut self.text);
+                                cells.push_text(given.then_some(self.text.as_str()));
+                            }
+                            Derive::Date(derive) => cells.push_date(derive(&inputs)),
+                            Derive::Boolean(derive) => cells.push_boolean(derive(&inputs)),
+                        }
+                    }
+                }
+                Emit::Count(counted) => {
+                    let count = i32::try_from(self.rows[*counted].len()).unwrap_or(i32::MAX);
+                    (0..rows.len()).for_each(|_| cells.push_integer(Some(count)));
+                }
+                Emit::Context(Context::Extra) => {
+                    for row in 0..rows.len() {
+                        self.text.clear();
+                        let given = rows.extra(row, record, &mut self.text);
+                        cells.push_text(given.then_some(self.text.as_str()));
+                    }
+                }
+                Emit::Context(context) => append_fact(*context, facts, rows.len(), cells),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn append_fact(context: Context, facts: &RecordFacts<'_>, count: usize, cells: &mut Cells) {
+    let text = match context {
+        Context::LinkId => facts.link_id,
+        Context::RecordKey => facts.record_key,
+        Context::RecordId => facts.record_id,
+        Context::CreatedAt | Context::CollectedAt | Context::KnownFrom => {
+            let at = match context {
+                Context::CreatedAt => facts.created_at,
+                Context::CollectedAt => facts.collected_at,
+                _ => Some(facts.known_from),
+            };
+            (0..count).for_each(|_| cells.push_timestamp(at));
+            return;
+        }
+        // Numbered once the rows are in order.
+        Context::Seq => return (0..count).for_each(|_| cells.push_integer(Some(0))),
+        Context::Extra => return,
+    };
+    (0..count).for_each(|_| cells.push_text(Some(text)));
+}
+
+impl TablePlan {
+    /// Puts the rows from `start` on in the order of the key and then of their content, and numbers those that are equal
+    /// in the key.
+    fn arrange(&self, columns: &mut Columns, start: usize) {
+        let Some(seq) = self.seq else { return };
+        let end = columns.len();
+        let order = |columns: &Columns, a: usize, b: usize| {
+            columns.compare(&self.key, a, b).then_with(|| columns.compare(&self.content, a, b))
+        };
+        if (start + 1..end).any(|row| order(columns, row - 1, row).is_gt()) {
+            let mut rows: Vec<usize> = (start..end).collect();
+            rows.sort_by(|&a, &b| order(columns, a, b));
+            columns.reorder(start, &rows);
+        }
+        for row in start + 1..end {
+            if columns.compare(&self.key, row - 1, row).is_eq() {
+                let number = columns.integer(seq, row - 1) + 1;
+                columns.set_integer(seq, row, number);
+            }
+        }
+    }
+}
+
+/// Days since 1970-01-01 of a day `YYYY-MM-DD`; `None` when the calendar has none such.
+fn day(text: &str) -> Option<i32> {
+    let bytes: &[u8; 10] = text.as_bytes().try_into().ok()?;
+    let number = |digits: &[u8]| {
+        digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + i32::from(digit - b'0')))
+    };
+    let (year, month, day) = (number(&bytes[..4])?, number(&bytes[5..7])?, number(&bytes[8..])?);
+    let date = NaiveDate::from_ymd_opt(year, u32::try_from(month).ok()?, u32::try_from(day).ok()?)?;
+    (bytes[4] == b'-' && bytes[7] == b'-').then(|| date.num_days_from_ce() - CE_DAYS_OF_1970)
+}
+
+/// The ten-thousandths that the text of a JSON number stands for, exactly.
+fn decimal(text: &str) -> Result<i128, &'static str> {
+    const TOO_FINE: &str = "has more than 4 decimals";
+    const TOO_LARGE: &str = "has more than 15 digits before the point";
+    const LIMIT: i128 = 10_i128.pow(19);
+
+    let (mantissa, exponent) = match text.find(['e', 'E']) {
+        Some(at) => (&text[..at], text[at + 1..].parse::<i32>().map_err(|_| TOO_LARGE)?),
+        None => (text, 0),
+    };
+    let mut units: i128 = 0;
+    let mut decimals = 0_i32;
+    let mut after_point = false;
+    for byte in mantissa.bytes() {
+        match byte {
+            b'.' => after_point = true,
+            b'0'..=b'9' if units < LIMIT * 1_000 => {
+                units = units * 10 + i128::from(byte - b'0');
+                decimals += i32::from(after_point);
+            }
+            // More digits than any amount has; zeroes at the end are harmless.
+            b'0' if after_point => {}
+            b'0'..=b'9' => return Err(if after_point { TOO_FINE } else { TOO_LARGE }),
+            _ => {}
+        }
+    }
+    if units != 0 {
+        let mut shift = 4 - decimals + exponent;
+        while shift > 0 && units < LIMIT {
+            units *= 10;
+            shift -= 1;
+        }
+        while shift < 0 {
+            if units % 10 != 0 {
+                return Err(TOO_FINE);
+            }
+            units /= 10;
+            shift += 1;
+        }
+        if shift > 0 || units >= LIMIT {
+            return Err(TOO_LARGE);
+        }
+    }
+    Ok(if text.starts_with('-') { -units } else { units })
+}

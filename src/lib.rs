@@ -19,12 +19,15 @@ pub mod flatten;
 pub mod publish;
 pub mod records;
 pub mod refresh;
+pub mod replay;
 pub mod sinks;
 pub mod worker;
 
 // What the steps know.
 pub mod belvo;
 pub mod clock;
+pub mod columns;
+pub mod json;
 pub mod links;
 pub mod resources;
 pub mod schema;

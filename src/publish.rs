@@ -1,1 +1,318 @@
-//! 
+//! Staged → visible: the only door to readers.
+//!
+//! *Takes* one consistent view of the record store. *Gives* a new snapshot of every table, or nothing when nothing changed.
+//! *Promises* that the lake is a function of the record store and the schemas: publishing into an empty folder gives the
+//! same rows; that files whose rows cannot have changed are taken over and not written again; and that readers see the
+//! whole of one snapshot.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, Timestamp};
+use crate::schema::{self, Schema};
+use crate::sensitive::Pepper;
+use crate::sinks::{self, Staged};
+use crate::store::{self, Readers, Tx, args};
+
+mod snapshots;
+mod tables;
+
+pub use snapshots::{BuiltFrom, FileEntry, Lake, Manifest, TableEntry, checksum};
+
+use snapshots::Staging;
+
+/// Why a snapshot could not be published. Readers then see the one before.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder of the lake cannot be used.
+    #[error("the lake cannot be written at {path}: {source}; make room, or give this user the right to write there")]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A sink failed.
+    #[error(transparent)]
+    Sink(#[from] sinks::Error),
+    /// The state could not be read.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    fn at(path: &Path, source: std::io::Error) -> Self {
+        Self::Folder { path: path.to_owned(), source }
+    }
+
+    /// The stable code of this failure, for logs, metrics and `status`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Folder { source, .. } | Self::Sink(sinks::Error::File { source, .. }) => match source.kind() {
+                std::io::ErrorKind::StorageFull => "disk_full",
+                _ => "lake_not_writable",
+            },
+            Self::Sink(_) => "sink_failed",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// What is published and how.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The lake's folder.
+    pub path: PathBuf,
+    /// Names of sinks.
+    pub sinks: Vec<String>,
+    /// Partitions of each table.
+    pub link_buckets: u32,
+    /// Snapshots that stay.
+    pub keep_snapshots: usize,
+    /// None younger than this is dropped.
+    pub keep_for: Duration,
+    /// Storage version of `vinculo.duckdb`.
+    pub duckdb_storage_version: String,
+    /// Between the two lists that agree that a row is gone.
+    pub confirm_after: Duration,
+}
+
+/// Publishes the record store.
+pub struct Publisher {
+    readers: Arc<Readers>,
+    lake: Lake,
+    settings: Settings,
+    pepper: Option<Pepper>,
+    clock: Clock,
+    schema: &'static Schema,
+}
+
+/// Which files are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those whose rows may have changed since the last snapshot; none when nothing changed.
+    Changed,
+    /// All.
+    Everything,
+}
+
+impl Publisher {
+    /// A publisher of the state behind `readers`. Leftovers of a crash are removed from the lake.
+    ///
+    /// # Errors
+    /// [`Error::Folder`] when the lake cannot be used.
+    pub fn open(readers: Arc<Readers>, settings: Settings, pepper: Option<Pepper>, clock: Clock) -> Result<Self, Error> {
+        let lake = Lake::open(&settings.path)?;
+        lake.clear_leftovers()?;
+        Ok(Self { readers, lake, settings, pepper, clock, schema: schema::get() })
+    }
+
+    /// Publishes; `None` when there was nothing new. Blocks.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing staged is left behind.
+    pub fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let previous = self.lake.current();
+        let staging = self.lake.stage()?;
+        let published = self.stage(&staging, previous.as_ref(), scope).and_then(|manifest| {
+            if let Some(manifest) = &manifest {
+                self.lake.reveal(&staging, manifest)?;
+            }
+            Ok(manifest)
+        });
+        // After the rename there is nothing left to remove.
+        let _ = std::fs::remove_dir_all(&staging.folder);
+        let published = published?;
+        if published.is_some() {
+            self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now())?;
+        }
+        Ok(published)
+    }
+
+    /// Whether the record store holds changes that no snapshot has. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn is_behind(&self) -> Result<bool, Error> {
+        let latest = self.readers.read(built_from)?;
+        Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
+    }
+
+    fn stage(&self, staging: &Staging, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let published_at = self.clock.now();
+        let staged = self.readers.read(|tx| {
+            let built_from = built_from(tx)?;
+            let usable = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
+            if usable.is_some_and(|previous| previous.built_from == built_from) {
+                return Ok(None);
+            }
+            let stager = tables::Stager {
+                tx,
+                schema: self.schema,
+                staging,
+                previous: usable.map(|previous| (previous, self.lake.folder(previous.snapshot))),
+                buckets: self.settings.link_buckets,
+                pepper: self.pepper.clone(),
+                confirm_after: self.settings.confirm_after,
+            };
+            Ok::<_, Error>(Some((built_from, stager.stage()?)))
+        })?;
+        let Some((built_from, mut tables)) = staged else { return Ok(None) };
+        let files = self.run_sinks(staging, &built_from, published_at, &tables)?;
+        if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
+            for table in &mut tables {
+                let folder = staging.folder.join(&table.name);
+                std::fs::remove_dir_all(&folder).map_err(|source| Error::at(&folder, source))?;
+                table.files.clear();
+            }
+        }
+        Ok(Some(Manifest {
+            snapshot: staging.snapshot,
+            schema_version: self.schema_version(),
+            published_at: published_at.to_string(),
+            vinculo_version: env!("CARGO_PKG_VERSION").to_owned(),
+            built_from,
+            link_buckets: self.settings.link_buckets,
+            tables,
+            files,
+        }))
+    }
+
+    fn run_sinks(
+        &self,
+        staging: &Staging,
+        built_from: &BuiltFrom,
+        published_at: Timestamp,
+        tables: &[TableEntry],
+    ) -> Result<Vec<FileEntry>, Error> {
+        let staged_files: Vec<sinks::StagedFile> = tables
+            .iter()
+            .flat_map(|table| table.files.iter().map(move |file| (table, file)))
+            .map(|(table, file)| sinks::StagedFile {
+                table: table.name.clone(),
+                path: (&file.path).into(),
+                rows: file.rows.unwrap_or_default(),
+            })
+            .collect();
+        let staged = Staged {
+            folder: &staging.folder,
+            schema: self.schema,
+            files: &staged_files,
+            snapshot: staging.snapshot,
+            published_at,
+            state_change: built_from.change,
+            duckdb_storage_version: &self.settings.duckdb_storage_version,
+        };
+        let mut files = Vec::new();
+        for sink in sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name())) {
+            for path in sink.stage(&staged)? {
+                files.push(staging.checked(&path, None)?);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Whether files of `previous` may stand in a snapshot that is made now.
+    fn fits(&self, previous: &Manifest, built_from: &BuiltFrom) -> bool {
+        previous.built_from.state_id == built_from.state_id
+            && previous.built_from.change <= built_from.change
+            && previous.link_buckets == self.settings.link_buckets
+            && previous.vinculo_version == env!("CARGO_PKG_VERSION")
+            && self.schema.tables.iter().all(|table| {
+                previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
+            })
+    }
+
+    fn schema_version(&self) -> u32 {
+        self.schema.tables.iter().map(|table| table.version).max().unwrap_or_default()
+    }
+}
+
+/// What the state is, and how far it has come.
+fn built_from(tx: &Tx<'_>) -> Result<BuiltFrom, store::Error> {
+    let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
+    let change = value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
+    Ok(BuiltFrom { state_id: value("state_id")?.unwrap_or_default(), change })
+}
+
+/// When to publish.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// This long after the last change,
+    pub quiet: Duration,
+    /// and at the latest this long after the first.
+    pub max_wait: Duration,
+}
+
+/// Publishes when the record store has settled, until `shutdown`. `changed` tells of changes, and `published` of the change
+/// that the latest snapshot has. `problems` hears of what stands in the way.
+pub async fn run(
+    publisher: Arc<Publisher>,
+    pace: Pace,
+    mut changed: watch::Receiver<()>,
+    published: watch::Sender<i64>,
+    problems: Problems,
+    shutdown: CancellationToken,
+) {
+    let mut wait = Duration::ZERO;
+    loop {
+        changed.mark_unchanged();
+        match publish_in_background(&publisher, Scope::Changed).await {
+            Ok(manifest) => {
+                problems.clear(PROBLEM);
+                wait = Duration::MAX;
+                if let Some(manifest) = manifest {
+                    published.send_replace(manifest.built_from.change);
+                }
+            }
+            Err(error) => {
+                problems.raise(PROBLEM);
+                metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
+                wait = wait.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
+                tracing::error!(code = error.code(), retry_secs = wait.as_secs(), "nothing was published, and readers see the last snapshot: {error}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = changed.changed() => settle(&mut changed, pace).await,
+            () = shutdown.cancelled() => return,
+        }
+        if shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// Publishes away from the async threads.
+///
+/// # Errors
+/// [`Error`].
+pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> Result<Option<Manifest>, Error> {
+    let started = std::time::Instant::now();
+    let publisher = Arc::clone(publisher);
+    let publishing = tokio::task::spawn_blocking(move || publisher.publish(scope));
+    let published = publishing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    if let Some(manifest) = &published {
+        metrics::histogram!("vinculo_publish_seconds").record(started.elapsed());
+        metrics::gauge!("vinculo_snapshot").set(manifest.snapshot);
+        for table in &manifest.tables {
+            metrics::gauge!("vinculo_table_rows", "table" => table.name.clone()).set(table.rows as f64);
+        }
+        tracing::info!(snapshot = manifest.snapshot, millis = started.elapsed().as_millis(), "published");
+    }
+    Ok(published)
+}
+
+/// Waits until nothing changed for a while, or changes have gone on for long enough.
+async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
+    let latest = tokio::time::sleep(pace.max_wait);
+    tokio::pin!(latest);
+    loop {
+        tokio::select! {
+            () = &mut latest => return,
+            () = tokio::time::sleep(pace.quiet) => return,
+            Ok(()) = changed.changed() => {}
+        }
+    }
+}

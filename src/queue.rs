@@ -8,10 +8,9 @@
 //! [`Refresh`]es to the worker, each to one. *Promises* that only the marks that a fetch saw when it began are cleared by
 //! it. *Not here*: who marks, and what a refresh does.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
@@ -96,23 +95,18 @@ pub fn mark_at(
         (Trigger::Webhook, Some(started)) => not_before.max(started + SETTLE),
         _ => not_before,
     };
-    let due = match due {
+    let (due, priority) = match due {
         // Belvo asked for patience; news do not shorten it.
-        Some(due) if attempts > 0 => due,
-        Some(due) => due.min(settled),
-        None => settled,
+        Some(due) if attempts > 0 => (due, priority),
+        Some(due) => (due.min(settled), priority.min(trigger.priority())),
+        None => (settled, trigger.priority()),
     };
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL \
          WHERE link_id = $1 AND resource = $2",
-        args![link_id, resource.name, due, if attempts > 0 { priority } else { priority_of(priority, trigger, standing.and_then(|s| s.0)) }],
+        args![link_id, resource.name, due, priority],
     )?;
     Ok(())
-}
-
-/// A waiting refresh keeps the more urgent of its wishes; one that waits for nothing takes the new one's.
-fn priority_of(standing: i64, trigger: Trigger, due: Option<Timestamp>) -> i64 {
-    if due.is_some() { standing.min(trigger.priority()) } else { trigger.priority() }
 }
 
 /// Records what a webhook counted for `(link, resource)`, inside the caller's transaction, after [`mark`].
@@ -143,11 +137,13 @@ pub enum Outcome {
         /// Number of the change.
         touched_seq: i64,
     },
-    /// Try again, not before the instant.
+    /// Try again later.
     Postponed {
         /// Stable code of the failure.
         code: &'static str,
-        /// When.
+        /// When it failed.
+        at: Timestamp,
+        /// Not before this instant.
         until: Timestamp,
     },
     /// Wait for a person or for news from Belvo.
@@ -156,11 +152,6 @@ pub enum Outcome {
         code: &'static str,
         /// When it failed.
         at: Timestamp,
-    },
-    /// Given back untouched, because the program ends or all calls pause.
-    Returned {
-        /// Not before this instant.
-        until: Timestamp,
     },
 }
 
@@ -180,10 +171,10 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
             args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE],
         )?,
-        Outcome::Postponed { code, until } => tx.execute(
-            "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $5 \
+        Outcome::Postponed { code, at, until } => tx.execute(
+            "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $6 \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, code, until],
+            args![link_id, resource, lease, code, at, until],
         )?,
         Outcome::Blocked { code, at } => tx.execute(
             "UPDATE refreshes SET lease = NULL, attempts = 0, last_error_code = $4, last_error_at = $5, \
@@ -191,10 +182,6 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
              due_at = CASE WHEN marks > lease_marks THEN coalesce(due_at, $5) ELSE NULL END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
             args![link_id, resource, lease, code, at],
-        )?,
-        Outcome::Returned { until } => tx.execute(
-            "UPDATE refreshes SET lease = NULL, due_at = $4 WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, until],
         )?,
     };
     Ok(settled == 1)
@@ -231,7 +218,7 @@ pub fn backlog(tx: &Tx<'_>) -> Result<Backlog, Error> {
 pub struct Queue {
     store: Store,
     clock: Clock,
-    news: Arc<Notify>,
+    news: watch::Sender<()>,
 }
 
 impl Queue {
@@ -249,17 +236,17 @@ impl Queue {
                 )
             })
             .await?;
-        Ok(Self { store, clock, news: Arc::default() })
+        Ok(Self { store, clock, news: watch::Sender::new(()) })
     }
 
-    /// Tells the worker that marks were committed.
+    /// Tells everyone who listens that marks were committed.
     pub fn announce(&self) {
-        self.news.notify_one();
+        self.news.send_replace(());
     }
 
-    /// Waits for the next [`Queue::announce`]; one that came since the last wait counts.
-    pub async fn announced(&self) {
-        self.news.notified().await;
+    /// The announcements from now on, any number of them at once as one.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// Leases up to `limit` due refreshes, the most urgent and longest waiting first.

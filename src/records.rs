@@ -1,1 +1,528 @@
-//! 
+//! A complete list → new versions of its records: identity, difference, absence.
+//!
+//! *Takes* the records of one list, as they came. *Gives* versions in the record store, inside the caller's transaction,
+//! so that they, the snapshot row and the queue entry are kept together or not at all. *Promises* that a record keeps its
+//! key when Belvo gives it another id or corrects its employer or start; that the order of a list or of its arrays changes
+//! nothing; that a list which brings nothing new adds no version; and that an older answer never replaces a newer one.
+//! *Not here*: what the content means to analysts (`flatten`).
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::belvo::LinkId;
+use crate::clock::Timestamp;
+use crate::json::Reader;
+use crate::queue::{self, Trigger};
+use crate::resources::Resource;
+use crate::sensitive::hex;
+use crate::store::{Error, Tx, args};
+
+/// Fields that Belvo renews without the record having changed.
+const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
+
+/// Compression of bodies: the level that costs less time than the disk saves.
+const ZSTD_LEVEL: i32 = 1;
+
+/// A complete list of a link's resource, ready to be kept.
+pub struct Listing {
+    /// When the list was begun.
+    pub started_at: Timestamp,
+    /// When it was complete.
+    pub fetched_at: Timestamp,
+    /// Its records.
+    pub records: Vec<Record>,
+}
+
+/// One record as it came.
+pub struct Record {
+    /// Belvo's id; a made-up one that begins with [`NO_ID`] when it has none.
+    id: String,
+    created_at: Option<Timestamp>,
+    collected_at: Option<Timestamp>,
+    /// See [`Resource::likeness`].
+    likeness: Option<String>,
+    /// The record's text without volatile fields, in an order that does not depend on Belvo's.
+    content: String,
+    hash: [u8; 32],
+    body: Vec<u8>,
+}
+
+/// First character of an id that this program made up.
+pub const NO_ID: char = '?';
+
+/// A record that is not of the link that was asked for. It is published under neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Belvo listed a record of another link")]
+pub struct Foreign;
+
+impl Record {
+    /// Reads what identity needs from a record's JSON. A record that cannot be read is kept all the same.
+    ///
+    /// # Errors
+    /// [`Foreign`] when it says that it belongs to another link than `link_id`.
+    pub fn read(resource: &Resource, link_id: &LinkId, json: &str) -> Result<Self, Foreign> {
+        #[derive(Deserialize, Default)]
+        struct Head<'j> {
+            #[serde(borrow, default)]
+            id: Option<Cow<'j, str>>,
+            #[serde(borrow, default)]
+            link: Option<Cow<'j, str>>,
+            #[serde(borrow, default)]
+            created_at: Option<Cow<'j, str>>,
+            #[serde(borrow, default)]
+            collected_at: Option<Cow<'j, str>>,
+        }
+
+        let head: Head<'_> = serde_json::from_str(json).unwrap_or_default();
+        if head.link.is_some_and(|link| link.parse() != Ok(link_id.clone())) {
+            return Err(Foreign);
+        }
+        let instant = |text: Option<Cow<'_, str>>| text.and_then(|text| Timestamp::parse(&text));
+        let content = content(json);
+        let hash = *blake3::hash(content.as_bytes()).as_bytes();
+        Ok(Self {
+            id: head.id.map_or_else(|| format!("{NO_ID}{}", &hex(&hash)[..32]), Cow::into_owned),
+            created_at: instant(head.created_at),
+            collected_at: instant(head.collected_at),
+            likeness: (resource.likeness)(json),
+            content,
+            hash,
+            body: pack(json),
+        })
+    }
+}
+
+impl Record {
+    fn is_older_than(&self, held: &Held) -> bool {
+        self.collected_at.zip(held.collected_at).is_some_and(|(collected, held)| collected < held)
+    }
+}
+
+/// What came of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kept {
+    /// New versions of records, new records among them.
+    pub versions: usize,
+    /// Answers older than what is held; kept, and never current.
+    pub late: usize,
+    /// Whether any row of the link's tables may differ now, but for when it was last seen.
+    pub changed: bool,
+    /// Newest `collected_at` of the list.
+    pub collected_at: Option<Timestamp>,
+}
+
+/// Keeps a complete list, inside the transaction of its refresh.
+///
+/// `loses_rows` says whether rows of a record's old content are missing from its new one; then, as for a record that is
+/// missing from the list, a second list has to agree before they are gone, and is asked for here.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn keep(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &'static Resource,
+    listing: &Listing,
+    webhook_count: Option<i64>,
+    confirm_after: Duration,
+    loses_rows: &mut dyn FnMut(&str, &str) -> bool,
+) -> Result<Kept, Error> {
+    let previous_list = tx
+        .one(
+            "SELECT max(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2",
+            args![link_id, resource.name],
+            |row| row.opt_at(0),
+        )?
+        .flatten();
+    let known = known(tx, link_id, resource)?;
+    let records = without_repeats(&listing.records);
+    let keys = identify(link_id, resource, &records, &known);
+    let mut kept = Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
+    let mut confirm_at = None;
+    // The first list so long after a change settles which of the rows that it lacked are gone.
+    let settles = |since: Timestamp| {
+        let settled = since + confirm_after;
+        listing.fetched_at >= settled && previous_list.is_none_or(|previous| previous < settled)
+    };
+
+    for (record, key) in records.iter().zip(&keys) {
+        let sighting = Sighting { tx, link_id, resource, listing, record, key };
+        match known.by_key.get(key.as_str()) {
+            None => {
+                sighting.add_record()?;
+                kept.versions += 1;
+            }
+            Some(held) if held.hash == record.hash => {
+                sighting.see_again(held)?;
+                kept.changed |= held.record_id != record.id || (held.version > 1 && settles(held.version_at));
+            }
+            Some(held) if record.is_older_than(held) => {
+                kept.late += usize::from(sighting.add_late_version(held)?);
+            }
+            Some(held) => {
+                let old = sighting.body_of(held)?;
+                if loses_rows(&old, &unpack(&record.body)?) {
+                    confirm_at = Some(listing.fetched_at + confirm_after);
+                }
+                sighting.add_version(held)?;
+                kept.versions += 1;
+            }
+        }
+        if known.key_of_id.get(record.id.as_str()) != Some(key) {
+            sighting.note_id()?;
+        }
+    }
+    for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+        let absent_since = previous_list.filter(|&previous| previous > held.seen_fetched_at).map_or(Ok(listing.fetched_at), |_| {
+            first_list_after(tx, link_id, resource, held.seen_fetched_at).map(|first| first.unwrap_or(listing.fetched_at))
+        })?;
+        if listing.fetched_at < absent_since + confirm_after {
+            confirm_at = Some(absent_since + confirm_after);
+        }
+        kept.changed |= settles(absent_since);
+    }
+    kept.changed |= kept.versions > 0;
+    tx.execute(
+        "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        args![
+            link_id,
+            resource.name,
+            listing.fetched_at,
+            listing.started_at,
+            kept.collected_at,
+            i64::try_from(records.len()).unwrap_or(i64::MAX),
+            webhook_count,
+            kept.versions > 0
+        ],
+    )?;
+    if let Some(at) = confirm_at {
+        queue::mark_at(tx, link_id, resource, Trigger::Confirm, at)?;
+    }
+    Ok(kept)
+}
+
+/// A record that is held already.
+struct Held {
+    record_id: String,
+    likeness: String,
+    hash: Vec<u8>,
+    version: i64,
+    version_at: Timestamp,
+    collected_at: Option<Timestamp>,
+    seen_started_at: Timestamp,
+    seen_fetched_at: Timestamp,
+}
+
+struct Known {
+    by_key: HashMap<String, Held>,
+    key_of_id: HashMap<String, String>,
+}
+
+fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Error> {
+    let held = tx.all(
+        "SELECT record_key, record_id, likeness, content_hash, version, version_at, collected_at, seen_started_at, seen_fetched_at \
+         FROM records WHERE link_id = $1 AND resource = $2",
+        args![link_id, resource.name],
+        |row| {
+            let held = Held {
+                record_id: row.text(1)?,
+                likeness: row.text(2)?,
+                hash: row.bytes(3)?.to_vec(),
+                version: row.int(4)?,
+                version_at: row.at(5)?,
+                collected_at: row.opt_at(6)?,
+                seen_started_at: row.at(7)?,
+                seen_fetched_at: row.at(8)?,
+            };
+            Ok((row.text(0)?, held))
+        },
+    )?;
+    let ids = tx.all(
+        "SELECT record_id, record_key FROM record_ids WHERE link_id = $1 AND resource = $2",
+        args![link_id, resource.name],
+        |row| Ok((row.text(0)?, row.text(1)?)),
+    )?;
+    Ok(Known { by_key: held.into_iter().collect(), key_of_id: ids.into_iter().collect() })
+}
+
+fn first_list_after(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, at: Timestamp) -> Result<Option<Timestamp>, Error> {
+    let first = tx.one(
+        "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3",
+        args![link_id, resource.name, at],
+        |row| row.opt_at(0),
+    )?;
+    Ok(first.flatten())
+}
+
+/// The records, in the order of their content; of several with one id the newest.
+fn without_repeats(records: &[Record]) -> Vec<&Record> {
+    let mut sorted: Vec<&Record> = records.iter().collect();
+    sorted.sort_by(|a, b| (&a.id, b.collected_at, &a.content).cmp(&(&b.id, a.collected_at, &b.content)));
+    sorted.dedup_by(|a, b| a.id == b.id);
+    sorted.sort_by(|a, b| (&a.content, &a.id).cmp(&(&b.content, &b.id)));
+    sorted
+}
+
+/// The key of each record: by its id, then by what alike records share, and a new one for the rest.
+fn identify(link_id: &LinkId, resource: &Resource, records: &[&Record], known: &Known) -> Vec<String> {
+    let mut keys: Vec<Option<String>> = vec![None; records.len()];
+    let mut free: Vec<(&String, &Held)> = known.by_key.iter().collect();
+    free.sort_by_key(|(key, _)| *key);
+    let mut take = |at: usize, keys: &mut Vec<Option<String>>, wanted: &dyn Fn(&String, &Held) -> bool| {
+        if keys[at].is_none()
+            && let Some(found) = free.iter().position(|(key, held)| wanted(key, held))
+        {
+            keys[at] = Some(free.remove(found).0.clone());
+        }
+    };
+    for (at, record) in records.iter().enumerate() {
+        take(at, &mut keys, &|_, held| held.record_id == record.id);
+    }
+    for (at, record) in records.iter().enumerate() {
+        take(at, &mut keys, &|key, _| known.key_of_id.get(&record.id) == Some(key));
+    }
+    for is_same in [true, false] {
+        for (at, record) in records.iter().enumerate() {
+            let Some(likeness) = &record.likeness else { continue };
+            take(at, &mut keys, &|_, held| held.likeness == *likeness && (!is_same || held.hash == record.hash));
+        }
+    }
+    let mut given: Vec<String> = known.by_key.keys().cloned().collect();
+    let new_key = |record: &&Record, given: &mut Vec<String>| {
+        let key = (0..).map(|n| record_key(link_id, resource, record, n)).find(|key| !given.contains(key));
+        let key = key.unwrap_or_else(|| unreachable!("numbers do not run out"));
+        given.push(key.clone());
+        key
+    };
+    keys.into_iter().zip(records).map(|(key, record)| key.unwrap_or_else(|| new_key(record, &mut given))).collect()
+}
+
+/// The key of the `n`-th among alike records, in hex: half of the SHA-256 of what they share. It holds nothing personal
+/// and can be computed again from Belvo's answers alone.
+fn record_key(link_id: &LinkId, resource: &Resource, record: &Record, n: u32) -> String {
+    match &record.likeness {
+        Some(likeness) => {
+            let text = format!("{}\n{link_id}\n{likeness}\n{n}", resource.record_name);
+            hex(&Sha256::digest(text.as_bytes())[..16])
+        }
+        None if n == 0 => record.id.clone(),
+        None => format!("{}/{n}", record.id),
+    }
+}
+
+/// One record of a list, on its way into the store.
+struct Sighting<'s> {
+    tx: &'s Tx<'s>,
+    link_id: &'s LinkId,
+    resource: &'static Resource,
+    listing: &'s Listing,
+    record: &'s Record,
+    key: &'s str,
+}
+
+impl Sighting<'_> {
+    fn add_record(&self) -> Result<(), Error> {
+        let Self { record, listing, .. } = self;
+        self.tx.execute(
+            "INSERT INTO records (link_id, resource, record_key, record_id, likeness, created_at, collected_at, \
+             seen_started_at, seen_fetched_at, content_hash, version, version_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, $9)",
+            args![
+                self.link_id,
+                self.resource.name,
+                self.key,
+                &record.id,
+                record.likeness.as_deref().unwrap_or_default(),
+                record.created_at,
+                record.collected_at,
+                listing.started_at,
+                listing.fetched_at,
+                record.hash.as_slice()
+            ],
+        )?;
+        self.insert_version(1, false, self.first_known())
+    }
+
+    fn see_again(&self, held: &Held) -> Result<(), Error> {
+        let Self { record, listing, .. } = self;
+        self.tx.execute(
+            "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
+             WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![
+                self.link_id,
+                self.resource.name,
+                self.key,
+                &record.id,
+                record.created_at,
+                record.collected_at.max(held.collected_at),
+                listing.started_at,
+                listing.fetched_at
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn add_version(&self, held: &Held) -> Result<(), Error> {
+        let version = self.latest_version()? + 1;
+        self.tx.execute(
+            "UPDATE records SET likeness = $4, content_hash = $5, version = $6, version_at = $7 \
+             WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![
+                self.link_id,
+                self.resource.name,
+                self.key,
+                self.record.likeness.as_deref().unwrap_or_default(),
+                self.record.hash.as_slice(),
+                version,
+                self.listing.fetched_at
+            ],
+        )?;
+        self.see_again(held)?;
+        // Never earlier than the last time that the version before was still shown.
+        self.insert_version(version, false, self.first_known().max(held.seen_started_at))
+    }
+
+    /// Keeps an answer that is older than the one held; false when it was kept before.
+    fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
+        let latest = self.tx.one(
+            "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
+             ORDER BY version DESC LIMIT 1",
+            args![self.link_id, self.resource.name, self.key],
+            |row| unpack(row.bytes(0)?),
+        )?;
+        self.tx.execute(
+            "UPDATE records SET seen_started_at = $4, seen_fetched_at = $5 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![self.link_id, self.resource.name, self.key, self.listing.started_at, self.listing.fetched_at],
+        )?;
+        if latest.is_some_and(|body| content(&body) == self.record.content) {
+            return Ok(false);
+        }
+        self.insert_version(self.latest_version()?.max(held.version) + 1, true, self.first_known())?;
+        Ok(true)
+    }
+
+    fn first_known(&self) -> Timestamp {
+        self.record.collected_at.unwrap_or(self.listing.fetched_at)
+    }
+
+    fn latest_version(&self) -> Result<i64, Error> {
+        let latest = self.tx.one(
+            "SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![self.link_id, self.resource.name, self.key],
+            |row| row.int(0),
+        )?;
+        latest.ok_or(Error::Unreadable("a record's versions"))
+    }
+
+    fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp) -> Result<(), Error> {
+        let Self { record, listing, .. } = self;
+        self.tx.execute(
+            "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
+             known_from, started_at, fetched_at, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            args![
+                self.link_id,
+                self.resource.name,
+                self.key,
+                version,
+                is_late,
+                &record.id,
+                record.created_at,
+                record.collected_at,
+                known_from,
+                listing.started_at,
+                listing.fetched_at,
+                record.body.as_slice()
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn body_of(&self, held: &Held) -> Result<String, Error> {
+        let body = self.tx.one(
+            "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
+            args![self.link_id, self.resource.name, self.key, held.version],
+            |row| unpack(row.bytes(0)?),
+        )?;
+        body.ok_or(Error::Unreadable("a record's body"))
+    }
+
+    fn note_id(&self) -> Result<(), Error> {
+        self.tx.execute(
+            "INSERT INTO record_ids (link_id, resource, record_id, record_key) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (link_id, resource, record_id) DO UPDATE SET record_key = excluded.record_key",
+            args![self.link_id, self.resource.name, &self.record.id, self.key],
+        )?;
+        Ok(())
+    }
+}
+
+/// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
+/// own content.
+fn content(json: &str) -> String {
+    fn fields(json: &str) -> Option<Vec<(&str, String)>> {
+        let mut reader = Reader::new(json);
+        let mut fields = Vec::new();
+        let mut more = reader.enter().ok()?;
+        while more {
+            let name = reader.key().ok()?.span.of(json);
+            let value = reader.any().ok()?.of(json);
+            if !VOLATILE.contains(&name) {
+                fields.push((name, if value.starts_with('[') { sorted_items(value)? } else { value.to_owned() }));
+            }
+            more = reader.another(b'}').ok()?;
+        }
+        fields.sort_unstable();
+        Some(fields)
+    }
+
+    match json.starts_with('{').then(|| fields(json)).flatten() {
+        Some(fields) => fields.iter().fold(String::with_capacity(json.len()), |mut content, (name, value)| {
+            content.extend([name, ":", value.as_str(), "\n"]);
+            content
+        }),
+        None => json.to_owned(),
+    }
+}
+
+fn sorted_items(list: &str) -> Option<String> {
+    let mut reader = Reader::new(list);
+    let mut items = Vec::new();
+    let mut more = reader.enter().ok()?;
+    while more {
+        items.push(reader.any().ok()?.of(list));
+        more = reader.another(b']').ok()?;
+    }
+    items.sort_unstable();
+    Some(items.join(","))
+}
+
+thread_local! {
+    /// Making a compressor costs more than using it.
+    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn pack(body: &str) -> Vec<u8> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot {
+            Some(compressor) => compressor,
+            None => slot.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level is one that zstd has")),
+        };
+        compressor.compress(body.as_bytes()).expect("memory compresses into memory")
+    })
+}
+
+/// The JSON of a stored body.
+///
+/// # Errors
+/// [`Error::Unreadable`] when the body is damaged.
+pub fn unpack(body: &[u8]) -> Result<String, Error> {
+    let damaged = || Error::Unreadable("a record's body");
+    let bytes = zstd::stream::decode_all(body).map_err(|_| damaged())?;
+    String::from_utf8(bytes).map_err(|_| damaged())
+}

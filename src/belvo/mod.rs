@@ -4,6 +4,20 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+pub mod budget;
+mod client;
+mod failure;
+mod gate;
+mod ledger;
+pub mod links;
+pub mod page;
+#[cfg(test)]
+pub(crate) mod scripted;
+
+pub use budget::Budget;
+pub use client::{Answer, Client};
+pub use failure::{Decision, Failure};
+
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(Arc<str>);

@@ -1,11 +1,322 @@
 //! Employments: the jobs that INSS knows of a person, with occupations and monthly pay.
+//!
+//! What is peculiar: Belvo may re-issue a job's id, so that employer and start tell jobs apart too; codes of employers,
+//! activities and occupations hide in free text; an employer may be a person.
 
-use super::Resource;
+use std::borrow::Cow;
+
+use chrono::{Datelike, NaiveDate};
+use serde::Deserialize;
+
+use super::{Derive, Resource};
+use crate::sensitive::{Pepper, check_digit};
 
 /// `GET /api/br/employments/`.
 pub static RESOURCE: Resource = Resource {
     name: "employments",
+    record_name: "employment",
     endpoint: "/api/br/employments/",
     webhook_type: "EMPLOYMENTS",
     total_key: "total_employments",
+    schema: include_str!("../../schemas/employments.toml"),
+    likeness,
+    derived,
 };
+
+/// Employer and start. The employer is its key; a person's is left out, because a hash of a CPF can be guessed.
+fn likeness(record: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Job<'j> {
+        #[serde(borrow)]
+        employer_data: Option<Employer<'j>>,
+        #[serde(borrow)]
+        start_date: Option<Cow<'j, str>>,
+    }
+    #[derive(Deserialize)]
+    struct Employer<'j> {
+        #[serde(borrow)]
+        code: Option<Cow<'j, str>>,
+    }
+
+    let job: Job<'_> = serde_json::from_str(record).ok()?;
+    let code = job.employer_data.and_then(|employer| employer.code).map(|code| EmployerCode::read(&code));
+    let employer = match &code {
+        Some(code) if code.kind == CodeKind::Cpf => "CPF",
+        Some(code) => code.key(),
+        None => "",
+    };
+    Some(format!("{employer}\n{}", job.start_date.unwrap_or_default()))
+}
+
+fn derived(name: &str) -> Option<Derive> {
+    Some(match name {
+        "employer_name" => Derive::Text(|inputs, _, out| {
+            let is_person = inputs[1].is_some_and(|code| EmployerCode::read(code).kind == CodeKind::Cpf);
+            !is_person && inputs[0].map(|name| out.push_str(name)).is_some()
+        }),
+        "employer_code" => Derive::Text(|inputs, _, out| {
+            let company = inputs[0].filter(|code| EmployerCode::read(code).kind != CodeKind::Cpf);
+            company.map(|code| out.push_str(code)).is_some()
+        }),
+        "employer_code_type" => Derive::Text(|inputs, _, out| {
+            inputs[0].map(|code| out.push_str(EmployerCode::read(code).kind.name())).is_some()
+        }),
+        "employer_key" => Derive::Text(employer_key),
+        "cnae_class" => Derive::Text(|inputs, _, out| {
+            inputs[0].and_then(cnae_class).map(|class| out.extend(class.map(char::from))).is_some()
+        }),
+        "cnae_division" => Derive::Text(|inputs, _, out| {
+            inputs[0].and_then(cnae_class).map(|class| out.extend([class[0], class[1]].map(char::from))).is_some()
+        }),
+        "cnae_section" => Derive::Text(|inputs, _, out| {
+            inputs[0].and_then(cnae_class).and_then(cnae_section).map(|section| out.push(section)).is_some()
+        }),
+        "is_open" => Derive::Boolean(|inputs| inputs[0].is_none()),
+        "cbo_code" => Derive::Text(|inputs, _, out| cbo_digits(inputs[0], 6, out)),
+        "cbo_family" => Derive::Text(|inputs, _, out| cbo_digits(inputs[0], 4, out)),
+        "cbo_major_group" => Derive::Text(|inputs, _, out| cbo_digits(inputs[0], 1, out)),
+        "reference_month" => Derive::Date(|inputs| inputs[0].and_then(reference_month)),
+        "salary_type" => Derive::Text(|inputs, _, out| {
+            let salary_type = match (inputs[0], inputs[1]) {
+                (None | Some("REGULAR"), Some(month)) if is_thirteenth(month) => Some("THIRTEENTH"),
+                (sent, _) => sent,
+            };
+            salary_type.map(|text| out.push_str(text)).is_some()
+        }),
+        _ => return None,
+    })
+}
+
+/// What kind of number an employer is registered under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CodeKind {
+    CnpjRoot,
+    Cpf,
+    Cnpj,
+    CeiCno,
+    Other,
+}
+
+impl CodeKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CnpjRoot => "CNPJ_ROOT",
+            Self::Cpf => "CPF",
+            Self::Cnpj => "CNPJ",
+            Self::CeiCno => "CEI_CNO",
+            Self::Other => "OTHER",
+        }
+    }
+}
+
+/// An employer code in upper case without blanks, dots, slashes and dashes, and what it is.
+struct EmployerCode {
+    bare: String,
+    kind: CodeKind,
+}
+
+impl EmployerCode {
+    fn read(code: &str) -> Self {
+        let bare: String =
+            code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')).flat_map(char::to_uppercase).collect();
+        let bytes = bare.as_bytes();
+        let digits = bytes.iter().all(u8::is_ascii_digit);
+        let alphanumeric = bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+        let kind = match bytes.len() {
+            8 if alphanumeric => CodeKind::CnpjRoot,
+            // Wrong check digits do not make it less of a person.
+            11 if digits => CodeKind::Cpf,
+            12 if digits => CodeKind::CeiCno,
+            14 if alphanumeric && has_cnpj_check_digits(bytes) => CodeKind::Cnpj,
+            _ => CodeKind::Other,
+        };
+        Self { bare, kind }
+    }
+
+    /// One employer whatever its branch; for a CPF the digits.
+    fn key(&self) -> &str {
+        if self.kind == CodeKind::Cnpj { &self.bare[..8] } else { &self.bare }
+    }
+}
+
+fn has_cnpj_check_digits(code: &[u8]) -> bool {
+    [(12, [5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2].as_slice()), (13, &[6, 5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2])]
+        .iter()
+        .all(|(length, weights)| check_digit(code[..*length].iter().copied().zip(weights.iter().copied())) == code[*length])
+}
+
+fn employer_key(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String) -> bool {
+    let Some(code) = inputs[0].map(EmployerCode::read) else { return false };
+    match (code.kind, pepper) {
+        (CodeKind::Cpf, None) => return false,
+        (CodeKind::Cpf, Some(pepper)) => out.push_str(&pepper.key_of(&[b"employer:", code.bare.as_bytes()])),
+        _ => out.push_str(code.key()),
+    }
+    true
+}
+
+/// The five digits of a CNAE class at the start of the text: `dd[.]dd[-]d`, perhaps with a subclass of two more digits,
+/// and no digit after that.
+fn cnae_class(activity: &str) -> Option<[u8; 5]> {
+    let text = activity.trim_start().as_bytes();
+    let mut at = 0;
+    let mut class = [0; 5];
+    for (index, digit) in class.iter_mut().enumerate() {
+        if (index == 2 && text.get(at) == Some(&b'.')) || (index == 4 && text.get(at) == Some(&b'-')) {
+            at += 1;
+        }
+        *digit = text.get(at).copied().filter(u8::is_ascii_digit)?;
+        at += 1;
+    }
+    let is_digit = |at: usize| text.get(at).is_some_and(u8::is_ascii_digit);
+    let separated = usize::from(matches!(text.get(at), Some(b'/' | b'-')));
+    let subclass = is_digit(at + separated) && is_digit(at + separated + 1) && !is_digit(at + separated + 2);
+    (subclass || !is_digit(at)).then_some(class)
+}
+
+fn cnae_section(class: [u8; 5]) -> Option<char> {
+    Some(match (class[0] - b'0') * 10 + (class[1] - b'0') {
+        1..=3 => 'A',
+        5..=9 => 'B',
+        10..=33 => 'C',
+        35 => 'D',
+        36..=39 => 'E',
+        41..=43 => 'F',
+        45..=47 => 'G',
+        49..=53 => 'H',
+        55..=56 => 'I',
+        58..=63 => 'J',
+        64..=66 => 'K',
+        68 => 'L',
+        69..=75 => 'M',
+        77..=82 => 'N',
+        84 => 'O',
+        85 => 'P',
+        86..=88 => 'Q',
+        90..=93 => 'R',
+        94..=96 => 'S',
+        97 => 'T',
+        99 => 'U',
+        _ => return None,
+    })
+}
+
+/// The first `length` digits of the CBO code `dddd[-]dd` that ends the title, unless a digit stands before it.
+fn cbo_digits(title: Option<&str>, length: usize, out: &mut String) -> bool {
+    let Some(text) = title.map(|title| title.trim_end().as_bytes()) else { return false };
+    let Some((head, subgroup)) = text.split_last_chunk::<2>() else { return false };
+    let head = head.strip_suffix(b"-").unwrap_or(head);
+    let Some((before, family)) = head.split_last_chunk::<4>() else { return false };
+    let digits: Vec<u8> = family.iter().chain(subgroup).copied().collect();
+    if !digits.iter().all(u8::is_ascii_digit) || before.last().is_some_and(u8::is_ascii_digit) {
+        return false;
+    }
+    out.extend(digits[..length].iter().copied().map(char::from));
+    true
+}
+
+/// The first day of a month `YYYY-MM`; month 13 is December.
+fn reference_month(text: &str) -> Option<i32> {
+    let (year, month) = year_and_month(text)?;
+    let first = NaiveDate::from_ymd_opt(year, month.min(12), 1)?;
+    (1..=13).contains(&month).then(|| first.num_days_from_ce() - crate::flatten::CE_DAYS_OF_1970)
+}
+
+fn is_thirteenth(month: &str) -> bool {
+    year_and_month(month).is_some_and(|(_, month)| month == 13)
+}
+
+fn year_and_month(text: &str) -> Option<(i32, u32)> {
+    let (year, month) = text.split_once('-')?;
+    let digits = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits(year, 4) && digits(month, 2) { Some((year.parse().ok()?, month.parse().ok()?)) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(name: &str, inputs: &[Option<&str>]) -> Option<String> {
+        let Some(Derive::Text(function)) = derived(name) else { panic!("{name} is no text") };
+        let mut out = String::new();
+        function(inputs, Some(&Pepper::new("pepper-for-tests".into())), &mut out).then_some(out)
+    }
+
+    #[test]
+    fn employer_codes_are_told_apart_by_length_and_check_digits() {
+        for (code, kind, key) in [
+            ("11222333", "CNPJ_ROOT", "11222333"),
+            ("11.222.333/0001-81", "CNPJ", "11222333"),
+            ("12abc34501de35", "CNPJ", "12ABC345"),
+            ("00000000000191", "CNPJ", "00000000"),
+            ("11222333000182", "OTHER", "11222333000182"),
+            ("111222333444", "CEI_CNO", "111222333444"),
+            ("1234567", "OTHER", "1234567"),
+        ] {
+            assert_eq!(text("employer_code_type", &[Some(code)]).as_deref(), Some(kind), "{code}");
+            assert_eq!(text("employer_key", &[Some(code)]).as_deref(), Some(key), "{code}");
+            assert_eq!(text("employer_code", &[Some(code)]).as_deref(), Some(code), "kept as sent");
+        }
+        assert_eq!(text("employer_code_type", &[None]), None);
+    }
+
+    #[test]
+    fn an_employer_that_is_a_person_has_a_key_and_no_name() {
+        for code in ["529.982.247-25", "52998224724"] {
+            assert_eq!(text("employer_code_type", &[Some(code)]).as_deref(), Some("CPF"));
+            assert_eq!(text("employer_code", &[Some(code)]), None);
+            assert_eq!(text("employer_name", &[Some("PESSOA FICTÍCIA"), Some(code)]), None);
+        }
+        let key = text("employer_key", &[Some("529.982.247-25")]).unwrap();
+        assert!(key.starts_with("b551b89f6cea7d7e"), "{key}");
+        assert!(!likeness(r#"{"employer_data":{"code":"52998224725"},"start_date":"2020-01-01"}"#).unwrap().contains("529"));
+    }
+
+    #[test]
+    fn activities_are_read_as_far_as_they_are_codes() {
+        for (activity, class, section) in [
+            ("6421-2 - BANCOS COMERCIAIS", Some("64212"), Some("K")),
+            ("  64.21-2/00 Bancos", Some("64212"), Some("K")),
+            ("6421200", Some("64212"), Some("K")),
+            ("64212", Some("64212"), Some("K")),
+            ("0411-3", Some("04113"), None),
+            ("642123", None, None),
+            ("64212-001", Some("64212"), Some("K")),
+            ("BANCOS 6421-2", None, None),
+            ("", None, None),
+        ] {
+            assert_eq!(text("cnae_class", &[Some(activity)]).as_deref(), class, "{activity}");
+            assert_eq!(text("cnae_section", &[Some(activity)]).as_deref(), section, "{activity}");
+        }
+    }
+
+    #[test]
+    fn occupations_are_read_from_the_end_of_the_title() {
+        for (title, code) in [
+            ("ANALISTA DE PRODUTOS BANCARIOS - 2525-40", Some("252540")),
+            ("ANALISTA 252540  ", Some("252540")),
+            ("ANALISTA 12525-40", None),
+            ("GARCOM", None),
+            ("2525-40 ANALISTA", None),
+            ("-40", None),
+        ] {
+            assert_eq!(text("cbo_code", &[Some(title)]).as_deref(), code, "{title}");
+        }
+        assert_eq!(text("cbo_family", &[Some("X - 2525-40")]).as_deref(), Some("2525"));
+        assert_eq!(text("cbo_major_group", &[Some("X - 2525-40")]).as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn month_thirteen_is_december_and_a_thirteenth_salary() {
+        let day = |text: &str| reference_month(text).and_then(|days| NaiveDate::from_num_days_from_ce_opt(days + crate::flatten::CE_DAYS_OF_1970));
+        assert_eq!(day("2025-13"), NaiveDate::from_ymd_opt(2025, 12, 1));
+        assert_eq!(day("2025-02"), NaiveDate::from_ymd_opt(2025, 2, 1));
+        for wrong in ["2025-00", "2025-14", "2025-1", "202-011", "2025/01", "", "2025-+1"] {
+            assert_eq!(day(wrong), None, "{wrong}");
+        }
+        assert_eq!(text("salary_type", &[Some("REGULAR"), Some("2025-13")]).as_deref(), Some("THIRTEENTH"));
+        assert_eq!(text("salary_type", &[None, Some("2025-13")]).as_deref(), Some("THIRTEENTH"));
+        assert_eq!(text("salary_type", &[Some("BONUS"), Some("2025-13")]).as_deref(), Some("BONUS"));
+        assert_eq!(text("salary_type", &[None, Some("2025-12")]), None);
+    }
+}

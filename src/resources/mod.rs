@@ -1,9 +1,11 @@
 //! The Belvo resources that are kept: one file each, and one list.
 //!
 //! Adding one is a schema in `schemas/`, a module here with a [`Resource`], a fixture, and two lines: its `mod` and its
-//! entry in [`ALL`].
+//! entry in [`ALL`]. The schema says what analysts see; the module, what is peculiar about Belvo.
 
 use std::fmt;
+
+use crate::sensitive::Pepper;
 
 pub mod employments;
 pub mod owners;
@@ -15,12 +17,32 @@ pub static ALL: [&Resource; 2] = [&employments::RESOURCE, &owners::RESOURCE];
 pub struct Resource {
     /// The stem of its schema, fixtures and files; also its name in tables and commands.
     pub name: &'static str,
+    /// What one of its records is called; part of the text that a record's key is made from.
+    pub record_name: &'static str,
     /// The list's path, with its closing slash.
     pub endpoint: &'static str,
     /// `webhook_type` of the events that are about it.
     pub webhook_type: &'static str,
     /// Key of `data` that counts the items in a `historical_update`.
     pub total_key: &'static str,
+    /// The text of its file in `schemas/`.
+    pub schema: &'static str,
+    /// What a record and its re-issue under another id have in common, from its JSON; `None` when only the id tells
+    /// records apart. Holds no personal data.
+    pub likeness: fn(record: &str) -> Option<String>,
+    /// The functions that the schema's `derived` columns name.
+    pub derived: fn(name: &str) -> Option<Derive>,
+}
+
+/// How a column comes from fields of its row. An input is `None` where Belvo sent null or nothing.
+#[derive(Debug, Clone, Copy)]
+pub enum Derive {
+    /// Appends the text and says true; false is NULL.
+    Text(fn(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String) -> bool),
+    /// Days since 1970-01-01; `None` is NULL.
+    Date(fn(inputs: &[Option<&str>]) -> Option<i32>),
+    /// Never NULL.
+    Boolean(fn(inputs: &[Option<&str>]) -> bool),
 }
 
 impl Resource {

@@ -1,1 +1,81 @@
-//! 
+//! Batches → staged tables, invisible until they are published: one file a sink, and one list.
+//!
+//! Parquet is written first and is what every other sink reads: it is the fastest way into DuckDB too. Adding a sink is a
+//! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`].
+
+use std::path::{Path, PathBuf};
+
+use crate::clock::Timestamp;
+use crate::schema::Schema;
+
+pub mod duckdb;
+pub mod parquet;
+
+/// Every sink that turns staged Parquet into something else.
+pub static ALL: [&'static dyn Sink; 1] = [&duckdb::Duckdb];
+
+/// Names that `lake.sinks` may hold.
+pub const NAMES: [&str; 2] = ["parquet", "duckdb"];
+
+/// Turns the staged Parquet of a snapshot into another form, in the same staged folder.
+pub trait Sink: Sync {
+    /// Its name in `lake.sinks`.
+    fn name(&self) -> &'static str;
+
+    /// Writes its files into the staged folder and names them, relative to it.
+    ///
+    /// # Errors
+    /// [`Error`]; what is staged is then thrown away.
+    fn stage(&self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error>;
+}
+
+/// A snapshot whose Parquet files are all written.
+pub struct Staged<'s> {
+    /// Its folder.
+    pub folder: &'s Path,
+    /// Its tables.
+    pub schema: &'s Schema,
+    /// Its Parquet files.
+    pub files: &'s [StagedFile],
+    /// Its number.
+    pub snapshot: u32,
+    /// When it is built.
+    pub published_at: Timestamp,
+    /// Number of the last change of the record store that is in it.
+    pub state_change: i64,
+    /// Storage version of a DuckDB file.
+    pub duckdb_storage_version: &'s str,
+}
+
+/// One Parquet file of a snapshot.
+#[derive(Debug, Clone)]
+pub struct StagedFile {
+    /// Its table.
+    pub table: String,
+    /// Its place, relative to the snapshot.
+    pub path: PathBuf,
+    /// Its rows.
+    pub rows: u64,
+}
+
+/// Why a table could not be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be written.
+    #[error("{path} cannot be written: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The Parquet writer failed.
+    #[error("Parquet could not be written: {0}")]
+    Parquet(#[from] ::parquet::errors::ParquetError),
+    /// Columns do not fit their table.
+    #[error("columns do not fit their table: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// DuckDB failed.
+    #[error("DuckDB could not build its file: {0}")]
+    Duckdb(#[from] ::duckdb::Error),
+}

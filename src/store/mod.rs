@@ -82,6 +82,9 @@ pub enum Error {
     /// A commit that this write was part of failed; nothing of it was kept.
     #[error("the state could not be made durable ({0})")]
     NotDurable(&'static str),
+    /// What this write depended on is no longer so; nothing of it was kept.
+    #[error("{0} was taken over by another worker")]
+    Overtaken(&'static str),
     /// What is stored does not have the form that was written.
     #[error("the state holds something unreadable in {0}: restore a backup")]
     Unreadable(&'static str),
@@ -99,6 +102,7 @@ impl Error {
             Self::Closed => "state_closed",
             Self::Database(error) => database_code(error),
             Self::NotDurable(code) => code,
+            Self::Overtaken(_) => "overtaken",
             Self::Unreadable(_) => "state_unreadable",
         }
     }
@@ -133,6 +137,11 @@ impl Store {
         let ownership = Arc::new(Ownership::take(path)?);
         let mut connection = connect(path)?;
         migrations::run(&mut connection, path)?;
+        // Tells this state from another one that is put in its place.
+        connection.execute(
+            "INSERT INTO meta (name, value) VALUES ('state_id', $1) ON CONFLICT (name) DO NOTHING",
+            [format!("{:032x}", rand::random::<u128>())],
+        )?;
         let (writer, waiting) = mpsc::channel(WAITING_WRITES);
         let thread = std::thread::Builder::new().name("state-writer".into());
         let (file, owner) = (path.to_owned(), Arc::clone(&ownership));
@@ -209,15 +218,15 @@ impl Readers {
     ///
     /// # Errors
     /// What `work` gave; [`Error::Missing`] when there is no state; [`Error::Database`].
-    pub fn read<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut connection = match idle {
             Some(connection) => connection,
             None => self.connect()?,
         };
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(Error::from)?;
         let result = work(&Tx::new(&transaction));
-        transaction.finish()?;
+        transaction.finish().map_err(Error::from)?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         result
     }

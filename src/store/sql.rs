@@ -27,15 +27,15 @@ impl<'c> Tx<'c> {
     ///
     /// # Errors
     /// [`Error::Database`], or what `each` gave; it ends the query.
-    pub fn each(
+    pub fn each<E: From<Error>>(
         &self,
         sql: &str,
         args: &[Value<'_>],
-        mut each: impl FnMut(&Row<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let mut statement = self.0.prepare_cached(sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(args))?;
-        while let Some(row) = rows.next()? {
+        mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut statement = self.0.prepare_cached(sql).map_err(Error::from)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(args)).map_err(Error::from)?;
+        while let Some(row) = rows.next().map_err(Error::from)? {
             each(&Row(row))?;
         }
         Ok(())
@@ -49,7 +49,7 @@ impl<'c> Tx<'c> {
         let mut all = Vec::new();
         self.each(sql, args, |row| {
             all.push(read(row)?);
-            Ok(())
+            Ok::<_, Error>(())
         })?;
         Ok(all)
     }

@@ -92,7 +92,8 @@ CREATE TABLE records (
     seen_started_at BIGINT NOT NULL,     -- start of the last list that showed it
     seen_fetched_at BIGINT NOT NULL,
     content_hash    {bytes} NOT NULL,
-    version         BIGINT NOT NULL,
+    version         BIGINT NOT NULL,     -- the latest that is not late
+    version_at      BIGINT NOT NULL,     -- when the list that brought it was complete
     PRIMARY KEY (link_id, resource, record_key)
 );
 

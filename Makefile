@@ -1,0 +1,73 @@
+# The commands of this project; `make` lists them. Whatever a fresh Debian or Ubuntu lacks is installed on the way
+# (scripts/system-packages.sh), and everything that is fetched or compiled stays outside the clone, under ~/.cache/vinculo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vinculo
+export CARGO_TARGET_DIR ?= $(cache)/target
+
+# An own assignment, so that a step of it that fails ends the recipe.
+cargo_env := exports=$$(scripts/cargo-env.sh); eval "$$exports";
+program := $(CARGO_TARGET_DIR)/release/vinculo
+# Extra arguments of `demo` and `test`: make demo ARGS="--people 50 --serve", make test ARGS=kill_nine
+ARGS ?=
+deny_version := 0.20.2
+
+.PHONY: help build demo test readers bench lint deny dist env clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: ## build the program; the last line is its path
+	@$(cargo_env) cargo build --release --locked --bin vinculo
+	@echo '$(program)'
+
+demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="--people 50 --serve")
+	@$(cargo_env) cargo build --release --locked --bin vinculo
+	@'$(program)' demo $(ARGS)
+
+# `readers` runs after all of cargo's tests, so that both summaries stand at the end.
+test: ## run every test, then the readers of the lake (ARGS=name picks tests)
+	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh); \
+	  cargo test --release --locked $(ARGS)
+	@$(MAKE) --no-print-directory readers
+
+readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
+	@$(cargo_env) python=$$(scripts/readers-python.sh); \
+	  "$$python" tests/readers/selftest.py; \
+	  cargo build --release --locked --bin vinculo; \
+	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
+	  "$$python" tests/readers/check.py "$$folder/demo/lake"
+
+bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
+	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \
+	  cargo bench --profile release --locked $(ARGS)
+
+lint: deny ## formatting, clippy, rustdoc and the dependency rules, warnings denied
+	@cargo fmt --check
+	@$(cargo_env) cargo clippy --release --locked --all-targets -- -D warnings
+	@$(cargo_env) RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --document-private-items
+
+# An unoptimised build of cargo-deny: half a minute instead of six, and it has little to do.
+deny:
+	@scripts/system-packages.sh
+	@if ! '$(cache)/tools/bin/cargo-deny' --version 2> /dev/null | grep -qFx 'cargo-deny $(deny_version)'; then \
+	  CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR='$(cache)/tools/target' cargo install cargo-deny \
+	    --version $(deny_version) --locked --no-default-features --debug --force --quiet --root '$(cache)/tools'; \
+	  rm -rf '$(cache)/tools/target'; \
+	fi
+	@PATH="$(cache)/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
+
+dist: ## build with DuckDB compiled in, to ship: over an hour of CPU; the last line is its path
+	@scripts/system-packages.sh
+	@CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)-dist' cargo build --release --locked --features bundled --bin vinculo
+	@echo '$(CARGO_TARGET_DIR)-dist/release/vinculo'
+
+env: ## print the exports for typing cargo yourself: eval "$(make env)"
+	@scripts/cargo-env.sh
+
+clean: ## remove what this crate built (not its dependencies, nor what was fetched)
+	@cargo clean --release --package vinculo

@@ -1,0 +1,443 @@
+//! The HTTP client of Belvo's API.
+//!
+//! *Takes* a path. *Gives* the body of a 200, or a [`Failure`] that names the next step. *Promises* that a call goes to
+//! the configured origin and nowhere else, leaves within the budget, ends in time and within bounds, and is sent once:
+//! retries are durable, so they belong to the queue.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Response, redirect, retry, tls};
+use secrecy::ExposeSecret;
+use tokio::time::{Instant, timeout};
+use url::Url;
+
+use super::budget::{Budget, LONGEST_PAUSE, Permit};
+use super::failure::Failure;
+use super::gate::{Ending, Gate};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+
+/// What is read of an answer that is an error.
+const ERROR_BODY: usize = 64 << 10;
+/// First pause of all calls when Belvo asks for patience without saying how long, doubled each time.
+const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
+/// Longest pause of that kind.
+const LAST_COOL_DOWN: Duration = Duration::from_secs(600);
+
+/// A connection to Belvo. Cheap to clone.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    http: reqwest::Client,
+    settings: config::Belvo,
+    budget: Budget,
+    gate: Gate,
+    clock: Clock,
+    cool_downs: std::sync::Mutex<u32>,
+}
+
+/// A body with status 200.
+pub struct Answer {
+    /// The unpacked bytes.
+    pub body: Bytes,
+    /// When the call left.
+    pub started_at: Timestamp,
+    /// When the last byte was here.
+    pub fetched_at: Timestamp,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Answer({} bytes)", self.body.len())
+    }
+}
+
+impl Client {
+    /// A client of `settings.base_url` whose calls leave within `budget`.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up, as on a machine without root certificates.
+    pub fn new(settings: &config::Belvo, budget: Budget, clock: Clock) -> io::Result<Self> {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, authorization(settings)?);
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("vinculo/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .no_proxy()
+            .referer(false)
+            .gzip(true)
+            .connect_timeout(settings.connect_timeout)
+            .pool_idle_timeout(Duration::from_secs(20))
+            .tcp_nodelay(true);
+        builder = if settings.base_url.scheme() == "http" {
+            // No certificate is ever looked at, so a machine without any will do.
+            builder.tls_certs_only([])
+        } else {
+            builder.https_only(true).tls_version_min(tls::Version::TLS_1_2)
+        };
+        let http = builder.build().map_err(io::Error::other)?;
+        let inner = Inner { http, settings: settings.clone(), budget, gate: Gate::new(), clock, cool_downs: std::sync::Mutex::default() };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Calls `path_and_query`, which begins with a slash. An urgent call may use the reserve of the budget.
+    ///
+    /// # Errors
+    /// A [`Failure`], also when the call did not leave because the keys are refused.
+    pub async fn get(&self, path_and_query: &str, is_urgent: bool) -> Result<Answer, Failure> {
+        let Ok(pass) = self.0.gate.enter(is_urgent).await else {
+            return Err(Failure::own("api_auth", path_and_query));
+        };
+        let permit = self.0.budget.acquire(is_urgent).await;
+        let (left, started_at) = (Instant::now(), self.0.clock.now());
+        let result = match timeout(self.0.settings.total_timeout, self.exchange(path_and_query, permit)).await {
+            Ok(Ok(body)) => Ok(Answer { body, started_at, fetched_at: self.0.clock.now() }),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::own("timeout", path_and_query)),
+        };
+        let outcome = result.as_ref().map_or_else(|failure| failure.code, |_| "ok");
+        metrics::counter!("vinculo_belvo_requests_total", "outcome" => outcome).increment(1);
+        metrics::histogram!("vinculo_belvo_request_seconds").record(left.elapsed());
+        pass.ended(fingerprint(path_and_query), ending(&result));
+        result
+    }
+
+    /// Waits until calls make sense: while the keys are refused, or Belvo asked for patience, there is no use in taking
+    /// up work.
+    pub async fn until_open(&self) {
+        self.0.gate.until_keys_may_be_tried().await;
+        while let Some(until) = self.0.budget.paused_until() {
+            tokio::time::sleep(until.since(self.0.clock.now()).max(Duration::from_millis(1))).await;
+        }
+    }
+
+    /// Why calls pause now: `api_auth`, `api_down` or `rate_limited`; `None` when they go.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
+    }
+
+    /// Where calls go.
+    pub fn base_url(&self) -> &Url {
+        &self.0.settings.base_url
+    }
+
+    /// Items asked for in a page.
+    pub fn page_size(&self) -> u32 {
+        self.0.settings.page_size
+    }
+
+    /// Largest body, unpacked, in bytes.
+    pub fn max_body(&self) -> u64 {
+        self.0.settings.max_body
+    }
+
+    /// The clock of [`Answer`]'s instants.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    async fn exchange(&self, path: &str, permit: Permit) -> Result<Bytes, Failure> {
+        let settings = &self.0.settings;
+        let sent = self.0.http.get(address(&settings.base_url, path)).send();
+        let response = timeout(settings.connect_timeout + settings.idle_timeout, sent).await;
+        permit.answered();
+        let response = match response {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(Failure::own(transport_code(&error, "unreachable"), path)),
+            Err(_) => return Err(Failure::own("timeout", path)),
+        };
+        let patience = retry_after(response.headers(), self.0.clock.now());
+        if response.status() == 200 && patience.is_none() {
+            *self.lock_cool_downs() = 0;
+            return self.body(response, settings.max_body).await.map_err(|code| Failure::own(code, path).with_status(200));
+        }
+        let status = response.status().as_u16();
+        if status == 200 {
+            self.0.budget.pause(patience.unwrap_or_default());
+            return self.body(response, settings.max_body).await.map_err(|code| Failure::own(code, path).with_status(200));
+        }
+        let said = self.error_body(response).await;
+        Err(self.cool_down(Failure::of_answer(path, status, &said), patience))
+    }
+
+    /// The body, or the code of what went wrong.
+    async fn body(&self, mut response: Response, limit: u64) -> Result<Bytes, &'static str> {
+        if response.content_length().is_some_and(|length| length > limit) {
+            return Err("too_large");
+        }
+        let mut body = Vec::with_capacity(usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(0));
+        loop {
+            let chunk = timeout(self.0.settings.idle_timeout, response.chunk()).await.map_err(|_| "timeout")?;
+            let Some(chunk) = chunk.map_err(|error| transport_code(&error, "truncated"))? else { return Ok(body.into()) };
+            if (body.len() + chunk.len()) as u64 > limit {
+                return Err("too_large");
+            }
+            body.extend_from_slice(&chunk);
+        }
+    }
+
+    /// As much of an error's body as is worth reading; nothing when it does not come.
+    async fn error_body(&self, mut response: Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        while let Ok(Ok(Some(chunk))) = timeout(self.0.settings.idle_timeout, response.chunk()).await {
+            if body.len() + chunk.len() > ERROR_BODY {
+                return Vec::new();
+            }
+            body.extend_from_slice(&chunk);
+        }
+        body
+    }
+
+    /// Lets every call pause when the answer was about all of them.
+    fn cool_down(&self, failure: Failure, patience: Option<Duration>) -> Failure {
+        let is_about_all = matches!(failure.code, "rate_limited" | "api_blocked");
+        if !is_about_all && patience.is_none() {
+            return failure;
+        }
+        let wait = patience.unwrap_or_else(|| self.next_cool_down());
+        self.0.budget.pause(wait);
+        if failure.code == "api_blocked" {
+            self.0.budget.slow_down(wait * 10);
+        }
+        if is_about_all {
+            tracing::warn!(code = failure.code, seconds = wait.as_secs(), "all calls to Belvo pause: {failure}");
+        }
+        failure.after(wait)
+    }
+
+    /// Answers to calls that left before a pause began do not make the next one longer.
+    fn next_cool_down(&self) -> Duration {
+        let mut cool_downs = self.lock_cool_downs();
+        if self.0.budget.paused_until().is_none() {
+            *cool_downs = (*cool_downs + 1).min(16);
+        }
+        (FIRST_COOL_DOWN * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
+    }
+
+    fn lock_cool_downs(&self) -> std::sync::MutexGuard<'_, u32> {
+        self.0.cool_downs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn authorization(settings: &config::Belvo) -> io::Result<HeaderValue> {
+    let pair = format!("{}:{}", settings.secret_id.expose_secret(), settings.secret_password.expose_secret());
+    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).map_err(io::Error::other)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The path under `base`: whatever `path_and_query` holds, the origin is ours.
+fn address(base: &Url, path_and_query: &str) -> Url {
+    let (path, query) = path_and_query.split_once('?').map_or((path_and_query, None), |(path, query)| (path, Some(query)));
+    let mut url = base.clone();
+    url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
+    url.set_query(query);
+    url
+}
+
+/// Tells requests apart without keeping them.
+fn fingerprint(request: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    request.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn ending(result: &Result<Answer, Failure>) -> Ending {
+    match result {
+        Ok(_) => Ending::Answered,
+        Err(failure) if failure.code == "api_auth" => Ending::Refused,
+        Err(failure) => match failure.code {
+            "api_down" | "api_timeout" | "timeout" | "unreachable" | "tls_refused" | "truncated" => Ending::Failed,
+            _ => Ending::Answered,
+        },
+    }
+}
+
+/// The code of a failure of the network; `otherwise` when nothing better is known.
+fn transport_code(error: &reqwest::Error, otherwise: &'static str) -> &'static str {
+    if error.is_timeout() && !error.is_connect() {
+        return "timeout";
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.to_string().contains("certificate") {
+            return "tls_refused";
+        }
+        cause = error.source();
+    }
+    otherwise
+}
+
+/// `Retry-After` in seconds or as a date, within bounds. A date counts from the answer's own `Date`, so that our clock
+/// may be wrong.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let until = httpdate::parse_http_date(text).ok()?;
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let date = date.unwrap_or_else(|| std::time::UNIX_EPOCH + now.since(Timestamp::from_micros(0)));
+        until.duration_since(date).unwrap_or_default()
+    };
+    Some(wait.clamp(Duration::from_secs(1), LONGEST_PAUSE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::belvo::Decision;
+    use crate::belvo::scripted::{self, Script};
+
+    #[tokio::test]
+    async fn a_call_carries_the_keys_and_gives_the_body() {
+        let script = Script::start(|_| scripted::json(200, r#"{"results":[]}"#)).await;
+        let answer = script.client().get("/api/owners/?link=x", false).await.unwrap();
+        assert_eq!(&answer.body[..], br#"{"results":[]}"#);
+        let request = script.requests().remove(0).to_ascii_lowercase();
+        assert!(request.starts_with("get /api/owners/?link=x http/1.1\r\n"), "{request}");
+        assert!(request.contains(&format!("authorization: basic {}\r\n", BASE64_STANDARD.encode("id:password").to_ascii_lowercase())));
+        assert!(request.contains(concat!("user-agent: vinculo/", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[tokio::test]
+    async fn what_the_network_does_has_its_code() {
+        let large = "x".repeat(5000);
+        let cases: Vec<(Vec<u8>, &str)> = vec![
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{\"a\"".to_vec(), "truncated"),
+            (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":".to_vec(), "truncated"),
+            (b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n".to_vec(), "redirected"),
+            (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), "unexpected_status"),
+            (scripted::json(200, &large), "too_large"),
+            (gzipped(1 << 20), "too_large"),
+            (b"HTTP/1.1 200 OK\r\n".to_vec(), "unreachable"),
+            (b"SSH-2.0\r\n".to_vec(), "unreachable"),
+            (scripted::json(500, "<html>"), "api_down"),
+        ];
+        for (answer, code) in cases {
+            let script = Script::start(move |_| answer.clone()).await;
+            let failure = script.client().get("/", false).await.unwrap_err();
+            assert_eq!(failure.code, code, "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_and_dripping_end_and_free_their_place() {
+        for (answer, wait) in [(&b""[..], true), (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", true)] {
+            let script = Script::silent(answer.to_vec(), wait).await;
+            let client = script.client();
+            let started = Instant::now();
+            assert_eq!(client.get("/", false).await.unwrap_err().code, "timeout");
+            assert!(started.elapsed() < Duration::from_secs(3));
+        }
+        let script = Script::dripping().await;
+        let started = Instant::now();
+        assert_eq!(script.client().get("/", false).await.unwrap_err().code, "timeout");
+        assert!((Duration::from_millis(1400)..Duration::from_secs(4)).contains(&started.elapsed()), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let client = scripted::client(address);
+        assert_eq!(client.get("/", false).await.unwrap_err().code, "unreachable");
+    }
+
+    #[tokio::test]
+    async fn patience_that_belvo_asks_for_holds_for_every_call() {
+        let script = Script::start(|_| b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
+        let client = script.client();
+        let failure = client.get("/", false).await.unwrap_err();
+        assert_eq!((failure.kind, failure.code), (Decision::RetryAfter(Duration::from_secs(7)), "rate_limited"));
+        assert_eq!(client.trouble(), Some("rate_limited"));
+        assert!(timeout(Duration::from_millis(100), client.get("/", true)).await.is_err());
+        assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_forbidden_page_cools_everything_down_and_a_forbidden_resource_does_not() {
+        let script = Script::start(|_| scripted::json(403, "<html><center>openresty</center></html>")).await;
+        let client = script.client();
+        assert_eq!(client.get("/", false).await.unwrap_err().kind, Decision::RetryAfter(FIRST_COOL_DOWN));
+        assert_eq!(client.trouble(), Some("rate_limited"));
+        let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
+        let client = script.client();
+        assert_eq!(client.get("/", false).await.unwrap_err().kind, Decision::Never);
+        assert_eq!(client.trouble(), None);
+    }
+
+    #[tokio::test]
+    async fn refused_keys_cost_three_calls() {
+        let script = Script::start(|_| scripted::json(401, r#"[{"code":"authentication_failed"}]"#)).await;
+        let client = script.client();
+        let calls: Vec<_> = (0..20)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.get("/", false).await.unwrap_err().kind })
+            })
+            .collect();
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Decision::Stop);
+        }
+        assert_eq!(script.requests().len(), 3);
+        assert_eq!(client.trouble(), Some("api_auth"));
+    }
+
+    #[test]
+    fn both_forms_of_retry_after_are_read_and_bounded() {
+        let now = Timestamp::parse("1994-11-06T08:49:37Z").unwrap();
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for (value, date, expected) in [
+            ("7", None, Some(7)),
+            ("0", None, Some(1)),
+            ("86400", None, Some(3600)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", None, Some(30)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some("Sun, 06 Nov 1994 08:50:02 GMT"), Some(5)),
+            (date, Some("nonsense"), Some(1)),
+            ("Sun, 06 Nov 1993 08:49:37 GMT", None, Some(1)),
+            ("-5", None, None),
+            ("soon", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+            if let Some(date) = date {
+                headers.insert(DATE, HeaderValue::from_static(date));
+            }
+            assert_eq!(retry_after(&headers, now), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_asked_for_the_origin_is_ours() {
+        let base = Url::parse("https://api.belvo.com").unwrap();
+        for path in ["//evil.example/", "/\\evil.example", "/@evil.example/?a=b", "https://evil.example/"] {
+            assert_eq!(address(&base, path).origin(), base.origin(), "{path}");
+        }
+        let behind = Url::parse("http://localhost:9/belvo/").unwrap();
+        assert_eq!(address(&behind, "/api/owners/?a=b").as_str(), "http://localhost:9/belvo/api/owners/?a=b");
+    }
+
+    /// An answer whose body unpacks to `size` zeros: stored once by `gzip -9`, here as deflate's own long runs.
+    fn gzipped(size: usize) -> Vec<u8> {
+        use std::io::Write as _;
+        use std::process::{Command, Stdio};
+        let mut gzip = Command::new("gzip").arg("-9c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        gzip.stdin.take().unwrap().write_all(&vec![b'0'; size]).unwrap();
+        let packed = gzip.wait_with_output().unwrap().stdout;
+        let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", packed.len()).into_bytes();
+        answer.extend(packed);
+        answer
+    }
+}

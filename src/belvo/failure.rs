@@ -1,0 +1,419 @@
+//! Why a call to Belvo gave nothing, named by what to do next.
+//!
+//! *Takes* a status, Belvo's error codes and what the network did. *Gives* a [`Failure`]. *Promises* to show no text that
+//! Belvo sent: codes are those of the table or `other`, a request id is hexadecimal.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+use serde::Deserialize;
+
+use self::Decision::{AskUser, Gone, Never, Retry, Stop};
+use self::Pace::{Quick, Slow};
+
+/// What the caller does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Try again after [`Failure::delay`].
+    Retry,
+    /// Try again after this long; until then the client lets no call leave.
+    RetryAfter(Duration),
+    /// The link waits for its user, or for news from Belvo.
+    AskUser,
+    /// Belvo does not know it; ask again before anything ends.
+    Gone,
+    /// The keys are refused: every call pauses, and an operator is needed.
+    Stop,
+    /// Trying again gives the same: this link or resource stops, and its operator is told.
+    Never,
+}
+
+/// How soon a retry is worth it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Seconds.
+    Quick,
+    /// Minutes.
+    Slow,
+}
+
+/// A call that gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What to do next.
+    pub kind: Decision,
+    /// Our own stable code, for logs, metrics and `status`.
+    pub code: &'static str,
+    /// Status of the answer, when one came.
+    pub http_status: Option<u16>,
+    /// Belvo's code: one that it documents, or `other`.
+    pub belvo_code: Option<&'static str>,
+    /// Belvo's request id, for its support: 32 hexadecimal digits.
+    pub request_id: Option<String>,
+    /// What was asked for, without its query.
+    path: String,
+    pace: Pace,
+}
+
+impl Failure {
+    /// A failure that no answer's status tells; `code` is one of [`OWN`].
+    pub(crate) fn own(code: &'static str, path: &str) -> Self {
+        let kind = OWN.iter().find(|own| own.code == code).map_or(Retry, |own| own.kind);
+        Self { kind, code, http_status: None, belvo_code: None, request_id: None, path: without_query(path), pace: Quick }
+    }
+
+    /// The same failure, with the status of the answer that was no use.
+    pub(crate) fn with_status(mut self, status: u16) -> Self {
+        self.http_status = Some(status);
+        self
+    }
+
+    /// The same failure, to be tried again after `wait`, unless trying again is no use.
+    pub(super) fn after(mut self, wait: Duration) -> Self {
+        if self.kind == Retry {
+            self.kind = Decision::RetryAfter(wait);
+        }
+        self
+    }
+
+    /// What an answer with `status`, which is not 200, and `body` means.
+    pub(super) fn of_answer(path: &str, status: u16, body: &[u8]) -> Self {
+        let said = serde_json::from_slice::<Said>(body).ok().map(Said::into_list);
+        let request_id = said.iter().flatten().find_map(|error| hexadecimal(error.request_id.as_deref()?));
+        let rule = said.iter().flatten().find_map(|error| rule(status, error)).unwrap_or_else(|| fallback(status, said.is_some()));
+        let belvo_code = match said.iter().flatten().find_map(|error| error.code.as_deref()) {
+            Some(_) if rule.belvo_code.is_empty() => Some("other"),
+            Some(_) => Some(rule.belvo_code),
+            None => None,
+        };
+        Self { kind: rule.kind, code: rule.code, http_status: Some(status), belvo_code, request_id, path: without_query(path), pace: rule.pace }
+    }
+
+    /// How long to wait before the next try after `attempts` failed ones. Belvo's own schedule with some jitter on top,
+    /// then every minute, later every five; minutes to an hour when an institution is down.
+    pub fn delay(&self, attempts: u32, rng: &mut impl Rng) -> Duration {
+        if let Decision::RetryAfter(wait) = self.kind {
+            return wait + spread(wait.min(Duration::from_secs(30)), rng);
+        }
+        let seconds = match (self.pace, attempts) {
+            (Quick, 0..=4) => 3 << attempts,
+            (Quick, 5..=14) => 48,
+            (Quick, _) => 240,
+            (Slow, 0..=3) => 300 << attempts,
+            (Slow, _) => 3600,
+        };
+        let wait = Duration::from_secs(seconds);
+        wait + spread(wait, rng)
+    }
+
+    /// What an operator does about it.
+    pub fn advice(&self) -> &'static str {
+        let own = OWN.iter().find(|own| own.code == self.code);
+        own.map_or("it is tried again by itself", |own| own.advice)
+    }
+}
+
+/// Up to a quarter of `wait`.
+fn spread(wait: Duration, rng: &mut impl Rng) -> Duration {
+    wait.mul_f64(rng.random_range(0.0..0.25))
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = OWN.iter().find(|own| own.code == self.code).map_or("failed", |own| own.what);
+        write!(f, "GET {}: {what}", self.path)?;
+        let mut separator = " (";
+        for (name, value) in [
+            ("status", self.http_status.map(|status| status.to_string())),
+            ("code", self.belvo_code.map(str::to_owned)),
+            ("Belvo's request id", self.request_id.clone()),
+        ] {
+            if let Some(value) = value {
+                write!(f, "{separator}{name} {value}")?;
+                separator = ", ";
+            }
+        }
+        let end = if separator == ", " { ")" } else { "" };
+        write!(f, "{end}; {}", self.advice())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// One of our codes: what happened, what the caller does, and what an operator does.
+struct Own {
+    code: &'static str,
+    kind: Decision,
+    what: &'static str,
+    advice: &'static str,
+}
+
+macro_rules! own {
+    ($($code:literal, $kind:expr, $what:literal, $advice:literal;)*) => {
+        /// Every code that a [`Failure`] can have.
+        static OWN: &[Own] = &[$(Own { code: $code, kind: $kind, what: $what, advice: $advice }),*];
+    };
+}
+
+own! {
+    "api_auth", Stop, "Belvo refuses the keys", "check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url";
+    "api_forbidden", Never, "Belvo forbids this call to the account", "ask Belvo to enable the resource, then refresh the link";
+    "institution_refuses", Retry, "the institution refuses Belvo", "it is tried again in some minutes";
+    "institution_down", Retry, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
+    "link_cooling", Retry, "the link was refreshed minutes ago", "it is tried again in some minutes";
+    "api_blocked", Retry, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
+    "rate_limited", Retry, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
+    "link_needs_user", AskUser, "the link needs its user", "let the user open the widget in update mode";
+    "link_expired", AskUser, "the link's credentials have expired at Belvo", "let the user connect again";
+    "not_found", Gone, "Belvo does not know it", "it is asked once more before anything ends";
+    "bad_request", Never, "Belvo finds the request wrong", "report this with Belvo's request id";
+    "api_down", Retry, "Belvo failed", "it is tried again by itself; report Belvo's request id when it stays";
+    "api_timeout", Retry, "Belvo took too long", "it is tried again by itself";
+    "unexpected_status", Retry, "an answer that is no list", "check belvo.base_url; it is tried again by itself";
+    "redirected", Retry, "the answer leads elsewhere and is not followed", "check belvo.base_url; it is tried again by itself";
+    "unreachable", Retry, "no connection", "check belvo.base_url, DNS and the network; it is tried again by itself";
+    "tls_refused", Retry, "the server's certificate is not trusted, so nothing was sent", "check belvo.base_url and ca-certificates";
+    "timeout", Retry, "no answer in time", "it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout";
+    "truncated", Retry, "the answer was cut short and thrown away", "it is tried again by itself";
+    "too_large", Never, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size, then refresh the link";
+    "not_json", Retry, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
+    "not_a_list", Retry, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
+    "foreign_next", Retry, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
+    "inconsistent_pages", Retry, "the pages do not make one list", "it is tried again by itself";
+}
+
+/// What a status and a code of Belvo's mean.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    status: u16,
+    belvo_code: &'static str,
+    kind: Decision,
+    pace: Pace,
+    code: &'static str,
+}
+
+macro_rules! rules {
+    ($($status:literal, $belvo:literal, $kind:expr, $pace:expr, $code:literal;)*) => {
+        /// Belvo's documented codes; what is not here, [`fallback`] decides.
+        static RULES: &[Rule] = &[$(Rule { status: $status, belvo_code: $belvo, kind: $kind, pace: $pace, code: $code }),*];
+    };
+}
+
+rules! {
+    400, "activation_failed", AskUser, Quick, "link_needs_user";
+    400, "blank", Never, Quick, "bad_request";
+    400, "does_not_exist", Never, Quick, "bad_request";
+    400, "duplicated", Never, Quick, "bad_request";
+    400, "null", Never, Quick, "bad_request";
+    400, "required", Never, Quick, "bad_request";
+    400, "invalid", Never, Quick, "bad_request";
+    400, "invalid_choice", Never, Quick, "bad_request";
+    400, "not_a_list", Never, Quick, "bad_request";
+    400, "parse_error", Never, Quick, "bad_request";
+    400, "validation_error", Never, Quick, "bad_request";
+    400, "invalid_credentials_storage", Never, Quick, "bad_request";
+    400, "invalid_fetch_resources", Never, Quick, "bad_request";
+    400, "invalid_period", Never, Quick, "bad_request";
+    400, "institution_down", Retry, Slow, "institution_down";
+    400, "institution_unavailable", Retry, Slow, "institution_down";
+    400, "institution_inactive", Retry, Slow, "institution_down";
+    400, "invalid_link", AskUser, Quick, "link_needs_user";
+    400, "login_error", AskUser, Quick, "link_needs_user";
+    400, "session_expired", AskUser, Quick, "link_needs_user";
+    400, "session_expired_ob", AskUser, Quick, "link_needs_user";
+    400, "too_many_sessions", Retry, Quick, "institution_refuses";
+    400, "unavailable_data", Retry, Slow, "institution_down";
+    400, "unconfirmed_link", AskUser, Quick, "link_needs_user";
+    400, "unsupported_operation", Never, Quick, "api_forbidden";
+    400, "operational_limits_reached", Never, Quick, "api_forbidden";
+    401, "authentication_failed", Stop, Quick, "api_auth";
+    401, "consent_without_accounts", Never, Quick, "api_forbidden";
+    403, "access_to_production_denied", Never, Quick, "api_forbidden";
+    403, "access_to_resource_denied", Never, Quick, "api_forbidden";
+    403, "permission_denied", Retry, Slow, "institution_refuses";
+    403, "quota_limit_reached", Never, Quick, "api_forbidden";
+    403, "forbidden_by_host", Retry, Slow, "institution_refuses";
+    404, "not_found", Gone, Quick, "not_found";
+    404, "expired_credentials", AskUser, Quick, "link_expired";
+    405, "method_not_allowed", Never, Quick, "bad_request";
+    408, "request_timeout", Retry, Quick, "api_timeout";
+    409, "link_refreshed", Retry, Slow, "link_cooling";
+    428, "activation_required", AskUser, Quick, "link_needs_user";
+    428, "token_required", AskUser, Quick, "link_needs_user";
+    500, "service_unavailable", Retry, Quick, "api_down";
+    500, "unexpected_error", Retry, Quick, "api_down";
+}
+
+/// Of `login_error`'s messages, the one that is no fault of the user's.
+const LOGIN_FAILED_BY_CHANCE: &str = "something unexpected";
+
+fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
+    let code = error.code.as_deref().unwrap_or("null");
+    let mut rule = *RULES.iter().find(|rule| rule.status == status && rule.belvo_code == code)?;
+    let message = error.message.as_deref().unwrap_or_default().to_ascii_lowercase();
+    if code == "login_error" && message.contains(LOGIN_FAILED_BY_CHANCE) {
+        rule = Rule { kind: Retry, pace: Slow, code: "institution_refuses", ..rule };
+    }
+    Some(rule)
+}
+
+/// What a status means when no documented code comes with it. A 403 that is not Belvo's JSON comes from the gate before
+/// the API, and is about this address.
+fn fallback(status: u16, is_belvos_json: bool) -> Rule {
+    let (kind, pace, code) = match status {
+        401 => (Stop, Quick, "api_auth"),
+        403 if is_belvos_json => (Never, Quick, "api_forbidden"),
+        403 => (Retry, Quick, "api_blocked"),
+        404 | 410 => (Gone, Quick, "not_found"),
+        408 => (Retry, Quick, "api_timeout"),
+        409 => (Retry, Slow, "link_cooling"),
+        425 => (Retry, Quick, "api_down"),
+        428 => (AskUser, Quick, "link_needs_user"),
+        429 => (Retry, Quick, "rate_limited"),
+        400..=499 => (Never, Quick, "bad_request"),
+        500..=599 => (Retry, Quick, "api_down"),
+        300..=399 => (Retry, Quick, "redirected"),
+        _ => (Retry, Quick, "unexpected_status"),
+    };
+    Rule { status, belvo_code: "", kind, pace, code }
+}
+
+/// Belvo's error body: a list of errors, or by accident one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Said {
+    List(Vec<BelvoError>),
+    One(BelvoError),
+}
+
+impl Said {
+    fn into_list(self) -> Vec<BelvoError> {
+        match self {
+            Self::List(list) => list,
+            Self::One(error) => vec![error],
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct BelvoError {
+    #[serde(default, deserialize_with = "text")]
+    code: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    message: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    request_id: Option<String>,
+}
+
+/// A string, or nothing when it is of another type.
+fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(text) => Some(text),
+        _ => None,
+    })
+}
+
+fn hexadecimal(id: &str) -> Option<String> {
+    let hex: String = id.chars().filter(|char| *char != '-').take(33).collect();
+    (hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| hex.to_ascii_lowercase())
+}
+
+fn without_query(path: &str) -> String {
+    path.split('?').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16, body: &str) -> Failure {
+        Failure::of_answer("/api/owners/?link=secret", status, body.as_bytes())
+    }
+
+    fn body(code: &str, message: &str) -> String {
+        format!(r#"[{{"code":"{code}","message":"{message}","request_id":"2675B703B9D04A9A8F3D6B8F0C0A4D2E"}}]"#)
+    }
+
+    #[test]
+    fn every_documented_code_has_its_decision_and_every_one_of_ours_its_words() {
+        for rule in RULES {
+            let failure = answered(rule.status, &body(rule.belvo_code, "a message"));
+            assert_eq!((failure.kind, failure.code), (rule.kind, rule.code), "{rule:?}");
+            assert_eq!(failure.belvo_code, Some(rule.belvo_code));
+            assert_eq!(failure.request_id.as_deref(), Some("2675b703b9d04a9a8f3d6b8f0c0a4d2e"));
+            let own = OWN.iter().find(|own| own.code == rule.code).unwrap_or_else(|| panic!("{} has no words", rule.code));
+            assert_eq!(own.kind, rule.kind, "{rule:?}: one code of ours means one decision");
+        }
+        for status in 100..600 {
+            for is_json in [true, false] {
+                let rule = fallback(status, is_json);
+                let own = OWN.iter().find(|own| own.code == rule.code).unwrap_or_else(|| panic!("{} has no words", rule.code));
+                assert_eq!(own.kind, rule.kind, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_contracts_table_is_all_there() {
+        let codes: Vec<String> = RULES.iter().map(|rule| format!("{} {}", rule.status, rule.belvo_code)).collect();
+        assert_eq!(codes.len(), 42);
+        for (status, body, kind, code) in [
+            (403, "<html><center>openresty</center></html>", Retry, "api_blocked"),
+            (403, r#"[{"code":"waf","message":"no"}]"#, Never, "api_forbidden"),
+            (429, "", Retry, "rate_limited"),
+            (401, "<html>", Stop, "api_auth"),
+            (404, "", Gone, "not_found"),
+            (400, r#"[{"code":null,"message":"x","field":"link"}]"#, Never, "bad_request"),
+            (428, "[]", AskUser, "link_needs_user"),
+            (502, "<html>", Retry, "api_down"),
+            (302, "", Retry, "redirected"),
+            (204, "", Retry, "unexpected_status"),
+            (418, "", Never, "bad_request"),
+            (400, r#"{"code":"invalid_link"}"#, AskUser, "link_needs_user"),
+        ] {
+            let failure = answered(status, body);
+            assert_eq!((failure.kind, failure.code), (kind, code), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_login_error_by_chance_is_tried_again_and_any_other_waits_for_the_user() {
+        let chance = answered(400, &body("login_error", "Impossible to login, something unexpected happened. Try again later"));
+        assert_eq!((chance.kind, chance.pace), (Retry, Slow));
+        assert_eq!(answered(400, &body("login_error", "Invalid credentials")).kind, AskUser);
+    }
+
+    #[test]
+    fn no_text_of_belvos_and_no_query_is_shown() {
+        let failure = answered(400, r#"[{"code":"99000000191","message":"Maria","request_id":"Maria","field":"99000000191"}]"#);
+        assert_eq!(failure.belvo_code, Some("other"));
+        let shown = format!("{failure} {failure:?}");
+        assert!(!shown.contains("99000000191") && !shown.contains("Maria") && !shown.contains("secret"), "{shown}");
+        assert_eq!(
+            answered(404, &body("not_found", "")).to_string(),
+            "GET /api/owners/: Belvo does not know it (status 404, code not_found, Belvo's request id 2675b703b9d04a9a8f3d6b8f0c0a4d2e); \
+             it is asked once more before anything ends"
+        );
+        assert_eq!(
+            Failure::own("timeout", "/api/owners/").to_string(),
+            "GET /api/owners/: no answer in time; it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout"
+        );
+    }
+
+    #[test]
+    fn retries_keep_belvos_schedule_and_then_go_slowly_for_ever() {
+        let mut rng = rand::rng();
+        let quick = Failure::own("api_down", "/");
+        let slow = answered(400, &body("institution_down", ""));
+        for (failure, attempts, least) in
+            [(&quick, 0, 3), (&quick, 1, 6), (&quick, 2, 12), (&quick, 3, 24), (&quick, 4, 48), (&quick, 9, 48), (&quick, 15, 240), (&quick, u32::MAX, 240), (&slow, 0, 300), (&slow, 3, 2400), (&slow, 99, 3600)]
+        {
+            let delay = failure.delay(attempts, &mut rng).as_secs_f64();
+            let least = f64::from(least);
+            assert!((least..=least * 1.25).contains(&delay), "{} after {attempts}: {delay}", failure.code);
+        }
+        let asked = Failure { kind: Decision::RetryAfter(Duration::from_secs(7)), ..quick };
+        assert!(asked.delay(9, &mut rng) >= Duration::from_secs(7));
+    }
+}

@@ -1,0 +1,260 @@
+//! Whether calling Belvo makes sense at all now.
+//!
+//! *Takes* how calls ended. *Gives* leave to call. *Promises* that refused keys cost three calls and then one a minute,
+//! and that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it answers.
+//! *Not here*: how many calls may leave ([`super::budget`]), and when one refresh is tried again.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
+
+/// Answers 401 in a row after which all calls pause.
+const REFUSALS: u32 = 3;
+/// One call tries the keys again after so long.
+const KEYS_AGAIN: Duration = Duration::from_secs(60);
+/// Different requests that failed in a row, after which Belvo counts as down.
+const FAILING: usize = 5;
+/// Between two calls to a Belvo that is down, at first,
+const PROBE_FIRST: Duration = Duration::from_secs(3);
+/// and at last.
+const PROBE_LAST: Duration = Duration::from_secs(30);
+
+/// How a call ended, as far as the gate cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Belvo is there and knows the keys.
+    Answered,
+    /// Belvo refused the keys.
+    Refused,
+    /// No answer, or one that says that Belvo failed.
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Calls go.
+    Open,
+    /// Nobody knows yet whether the keys are good: one call at a time.
+    Unproven,
+    /// The keys are refused.
+    Refused { until: Instant },
+    /// Belvo is down: one call at a time, others not before `until`.
+    Down { until: Instant, apart: Duration },
+}
+
+pub(super) struct Gate {
+    state: watch::Sender<State>,
+    single: Semaphore,
+}
+
+struct State {
+    mode: Mode,
+    refusals: u32,
+    failing: HashSet<u64>,
+}
+
+/// All calls pause, because the keys are refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refused;
+
+/// Leave for one call.
+pub(super) struct Pass<'a> {
+    gate: &'a Gate,
+    _single: Option<SemaphorePermit<'a>>,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        let state = State { mode: Mode::Unproven, refusals: 0, failing: HashSet::new() };
+        Self { state: watch::Sender::new(state), single: Semaphore::new(1) }
+    }
+
+    /// Waits until a call makes sense. An urgent one does not wait for a Belvo that is down longer than
+    /// [`PROBE_FIRST`].
+    ///
+    /// # Errors
+    /// [`Refused`], at once.
+    pub(super) async fn enter(&self, is_urgent: bool) -> Result<Pass<'_>, Refused> {
+        let mut changes = self.state.subscribe();
+        loop {
+            let mode = changes.borrow_and_update().mode;
+            let not_before = match mode {
+                Mode::Open => return Ok(Pass { gate: self, _single: None }),
+                Mode::Refused { until } if until > Instant::now() => return Err(Refused),
+                Mode::Refused { .. } | Mode::Unproven => None,
+                Mode::Down { until, apart } => Some(if is_urgent { urgent_from(until, apart) } else { until }),
+            };
+            if let Some(instant) = not_before.filter(|instant| *instant > Instant::now()) {
+                // Either way the next round looks again.
+                let _ = tokio::time::timeout_at(instant, changes.changed()).await;
+                continue;
+            }
+            let single = tokio::select! {
+                single = self.single.acquire() => single.ok(),
+                _ = changes.changed() => continue,
+            };
+            if changes.borrow_and_update().mode == mode {
+                return Ok(Pass { gate: self, _single: single });
+            }
+        }
+    }
+
+    /// Waits until the keys may be tried; at once when they are not refused.
+    pub(super) async fn until_keys_may_be_tried(&self) {
+        let mut changes = self.state.subscribe();
+        loop {
+            let Mode::Refused { until } = changes.borrow_and_update().mode else { return };
+            if until <= Instant::now() {
+                return;
+            }
+            let _ = tokio::time::timeout_at(until, changes.changed()).await;
+        }
+    }
+
+    /// `api_auth` or `api_down` while calls pause for that.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        match self.state.borrow().mode {
+            Mode::Open | Mode::Unproven => None,
+            Mode::Refused { .. } => Some("api_auth"),
+            Mode::Down { .. } => Some("api_down"),
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Tells how the call ended; `request` tells requests apart.
+    pub(super) fn ended(self, request: u64, ending: Ending) {
+        self.gate.state.send_if_modified(|state| state.note(request, ending, Instant::now()));
+    }
+}
+
+/// When an urgent call may ask a Belvo that is down, others not before `until`.
+fn urgent_from(until: Instant, apart: Duration) -> Instant {
+    until - apart + PROBE_FIRST
+}
+
+impl State {
+    /// True when the mode changed.
+    fn note(&mut self, request: u64, ending: Ending, now: Instant) -> bool {
+        let before = self.mode;
+        match ending {
+            Ending::Answered => *self = Self { mode: Mode::Open, refusals: 0, failing: HashSet::new() },
+            Ending::Refused => {
+                self.refusals = self.refusals.saturating_add(1);
+                self.failing.clear();
+                self.mode = match self.mode {
+                    Mode::Refused { until } if until > now => self.mode,
+                    _ if self.refusals >= REFUSALS => Mode::Refused { until: now + KEYS_AGAIN },
+                    _ => Mode::Unproven,
+                };
+            }
+            Ending::Failed => {
+                if self.failing.len() < FAILING {
+                    self.failing.insert(request);
+                }
+                self.mode = match self.mode {
+                    // A call that left before says nothing new.
+                    Mode::Down { until, apart } if now < urgent_from(until, apart) => self.mode,
+                    Mode::Down { apart, .. } => {
+                        let apart = (apart * 2).min(PROBE_LAST);
+                        Mode::Down { until: now + apart, apart }
+                    }
+                    Mode::Refused { .. } => Mode::Refused { until: now + KEYS_AGAIN },
+                    Mode::Open | Mode::Unproven if self.failing.len() >= FAILING => {
+                        Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST }
+                    }
+                    mode => mode,
+                };
+            }
+        }
+        metrics::gauge!("vinculo_belvo_paused", "code" => "api_auth").set(u8::from(matches!(self.mode, Mode::Refused { .. })));
+        metrics::gauge!("vinculo_belvo_paused", "code" => "api_down").set(u8::from(matches!(self.mode, Mode::Down { .. })));
+        match (before, self.mode) {
+            (Mode::Refused { .. } | Mode::Down { .. }, Mode::Open) => tracing::info!("Belvo answers again; calls go on"),
+            (Mode::Open | Mode::Unproven | Mode::Down { .. }, Mode::Refused { .. }) => {
+                tracing::error!(code = "api_auth", "Belvo refuses the keys; all calls pause: check belvo.secret_id, belvo.secret_password and belvo.base_url");
+            }
+            (Mode::Open | Mode::Unproven, Mode::Down { .. }) => tracing::warn!(code = "api_down", "Belvo fails for every request; one call at a time asks whether it is back"),
+            _ => {}
+        }
+        before != self.mode
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State { mode: Mode::Open, refusals: 0, failing: HashSet::new() }
+    }
+
+    #[tokio::test]
+    async fn until_the_keys_are_proven_calls_go_one_by_one_and_after_three_refusals_none() {
+        let gate = Gate::new();
+        for _ in 0..3 {
+            let pass = gate.enter(false).await.unwrap();
+            assert!(tokio::time::timeout(Duration::from_millis(20), gate.enter(true)).await.is_err(), "one at a time");
+            pass.ended(1, Ending::Refused);
+        }
+        assert_eq!(gate.enter(true).await.err(), Some(Refused));
+        assert_eq!(gate.trouble(), Some("api_auth"));
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_go_on_together_once_the_keys_are_proven() {
+        let gate = std::sync::Arc::new(Gate::new());
+        let first = gate.enter(false).await.unwrap();
+        let others: Vec<_> = (0..8)
+            .map(|_| {
+                let gate = std::sync::Arc::clone(&gate);
+                tokio::spawn(async move { gate.enter(false).await.is_ok() })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        first.ended(1, Ending::Answered);
+        for other in others {
+            assert!(tokio::time::timeout(Duration::from_secs(2), other).await.unwrap().unwrap());
+        }
+    }
+
+    #[test]
+    fn refused_keys_are_tried_again_once_a_minute() {
+        let (mut state, now) = (state(), Instant::now());
+        for _ in 0..16 {
+            state.note(1, Ending::Refused, now);
+        }
+        assert_eq!(state.mode, Mode::Refused { until: now + KEYS_AGAIN });
+        let later = now + KEYS_AGAIN;
+        state.note(1, Ending::Refused, later);
+        assert_eq!(state.mode, Mode::Refused { until: later + KEYS_AGAIN });
+        state.note(1, Ending::Answered, later);
+        assert_eq!(state.mode, Mode::Open);
+    }
+
+    #[test]
+    fn one_failing_link_is_not_a_failing_belvo_and_five_are() {
+        let (mut state, mut now) = (state(), Instant::now());
+        for _ in 0..20 {
+            state.note(7, Ending::Failed, now);
+        }
+        assert_eq!(state.mode, Mode::Open);
+        for request in 0..4 {
+            state.note(request, Ending::Failed, now);
+        }
+        assert_eq!(state.mode, Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST });
+        state.note(9, Ending::Failed, now);
+        assert_eq!(state.mode, Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST }, "it left before");
+        for seconds in [6, 12, 24, 30, 30] {
+            let Mode::Down { until, .. } = state.mode else { panic!("still down") };
+            now = until;
+            state.note(9, Ending::Failed, now);
+            let apart = Duration::from_secs(seconds);
+            assert_eq!(state.mode, Mode::Down { until: now + apart, apart });
+        }
+        state.note(9, Ending::Answered, now);
+        assert_eq!(state.mode, Mode::Open);
+    }
+}

@@ -1,0 +1,79 @@
+//! What a record holds that the schema does not know, found when it comes and not when it is published.
+
+use super::{Flattener, Plan, RecordFacts, Rejection};
+use crate::clock::Timestamp;
+use crate::columns::Columns;
+use crate::resources::Resource;
+
+/// Looks at records of one resource, one after the other.
+pub struct Inspection {
+    flattener: Flattener<'static>,
+    columns: Vec<Columns>,
+}
+
+/// What is new about a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Found {
+    /// Fields that the schema does not know.
+    pub unknown_fields: usize,
+    /// Values that a column's list of values does not have.
+    pub unknown_values: usize,
+}
+
+impl Inspection {
+    /// An inspection of records of `resource`.
+    pub fn of(resource: &Resource) -> Self {
+        let flattener = Flattener::new(Plan::for_resource(resource), None);
+        let columns = flattener.columns();
+        Self { flattener, columns }
+    }
+
+    /// Looks at one record.
+    ///
+    /// # Errors
+    /// The [`Rejection`] with which it will be listed.
+    pub fn inspect(&mut self, record: &str) -> Result<Found, Rejection> {
+        self.flatten(record)?;
+        let tables = self.flattener.plan.tables.iter().zip(&self.columns);
+        let unknown_values = tables.map(|(table, columns)| {
+            table.listed.iter().map(|(column, values)| {
+                let unlisted = |row: &usize| columns.text(*column, *row).is_some_and(|text| !values.iter().any(|value| value == text));
+                (0..columns.len()).filter(unlisted).count()
+            })
+        });
+        let unknown_values = unknown_values.flatten().sum();
+        Ok(Found { unknown_fields: self.flattener.unknown_fields(), unknown_values })
+    }
+
+    /// Whether a row of the record's old content is missing from its new content. A content that cannot be flattened
+    /// loses nothing: the last good one stays.
+    pub fn loses_rows(resource: &Resource, old: &str, new: &str) -> bool {
+        let (mut before, mut after) = (Self::of(resource), Self::of(resource));
+        if before.flatten(old).is_err() || after.flatten(new).is_err() {
+            return false;
+        }
+        before.columns.iter().zip(&after.columns).enumerate().any(|(table, (old, new))| {
+            let mut at = 0;
+            (0..old.len()).any(|row| {
+                let compare = |at: usize| before.flattener.compare_keys(table, new, at, old, row);
+                while at < new.len() && compare(at).is_lt() {
+                    at += 1;
+                }
+                at == new.len() || compare(at).is_ne()
+            })
+        })
+    }
+
+    fn flatten(&mut self, record: &str) -> Result<(), Rejection> {
+        let facts = RecordFacts {
+            link_id: "",
+            record_key: "",
+            record_id: "",
+            created_at: None,
+            collected_at: None,
+            known_from: Timestamp::from_micros(0),
+        };
+        self.columns.iter_mut().for_each(|columns| columns.truncate(0));
+        self.flattener.flatten(record, &facts, &mut self.columns)
+    }
+}

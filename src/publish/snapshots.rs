@@ -1,0 +1,300 @@
+//! The lake's folder: staged snapshots, visible ones, and the one rename between them.
+//!
+//! *Promises* that what `current` names is whole and never changes, that a crash at any point leaves the old snapshot or
+//! the new one, and that what a crash left behind is gone after the next start.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::Error;
+use crate::clock::Timestamp;
+use crate::sensitive::hex;
+use crate::sinks::duckdb;
+
+/// What a snapshot consists of and what it was built from: `manifest.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Number of the snapshot.
+    pub snapshot: u32,
+    /// Highest version among the schema files.
+    pub schema_version: u32,
+    /// When it was built, RFC 3339.
+    pub published_at: String,
+    /// Version of the program that built it.
+    pub vinculo_version: String,
+    /// The state that it was built from.
+    pub built_from: BuiltFrom,
+    /// Partitions of each table.
+    pub link_buckets: u32,
+    /// Its tables.
+    pub tables: Vec<TableEntry>,
+    /// Files that hold all tables, such as `vinculo.duckdb`.
+    pub files: Vec<FileEntry>,
+}
+
+/// The state that a snapshot was built from.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct BuiltFrom {
+    /// The state's own id.
+    pub state_id: String,
+    /// Number of the last change in it.
+    pub change: i64,
+}
+
+/// One table of a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TableEntry {
+    /// Its name.
+    pub name: String,
+    /// Version of its schema file.
+    pub schema_version: u32,
+    /// Columns that tell its rows apart.
+    pub key: Vec<String>,
+    /// Its rows.
+    pub rows: u64,
+    /// Its Parquet files.
+    pub files: Vec<FileEntry>,
+}
+
+/// One file of a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its place, relative to the snapshot.
+    pub path: String,
+    /// Its rows; absent for a file of several tables.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hex.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// The entry of the table called `name`.
+    pub fn table(&self, name: &str) -> Option<&TableEntry> {
+        self.tables.iter().find(|table| table.name == name)
+    }
+}
+
+/// The folder of a lake.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    path: PathBuf,
+}
+
+/// A snapshot that nobody sees yet.
+#[derive(Debug)]
+pub struct Staging {
+    /// Its number.
+    pub snapshot: u32,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+impl Lake {
+    /// The lake at `path`; made when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Folder`] when it cannot be used.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let lake = Self { path: path.to_owned() };
+        for folder in [&lake.path, &lake.snapshots(), &lake.staging()] {
+            DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(|source| Error::at(folder, source))?;
+        }
+        let probe = lake.staging().join("probe");
+        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|source| Error::at(&lake.path, source))?;
+        Ok(lake)
+    }
+
+    /// Removes what a crash left: everything staged, and snapshots that never became current.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn clear_leftovers(&self) -> Result<(), Error> {
+        let staging = self.staging();
+        for entry in fs::read_dir(&staging).map_err(|source| Error::at(&staging, source))?.flatten() {
+            remove(&entry.path())?;
+        }
+        let current = self.current_number();
+        for (number, path) in self.numbered()? {
+            if current.is_none_or(|current| number > current) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifest of the snapshot that readers see; `None` when there is none that can be read.
+    pub fn current(&self) -> Option<Manifest> {
+        self.manifest(self.current_number()?)
+    }
+
+    /// The folder of snapshot `number`.
+    pub fn folder(&self, number: u32) -> PathBuf {
+        self.snapshots().join(format!("{number:06}"))
+    }
+
+    /// Begins a snapshot after all that there are.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn stage(&self) -> Result<Staging, Error> {
+        let snapshot = 1 + self.numbered()?.into_iter().map(|(number, _)| number).max().unwrap_or(0);
+        let folder = self.staging().join(format!("{snapshot:06}"));
+        if folder.exists() {
+            remove(&folder)?;
+        }
+        DirBuilder::new().mode(0o750).create(&folder).map_err(|source| Error::at(&folder, source))?;
+        Ok(Staging { snapshot, folder })
+    }
+
+    /// Makes a staged snapshot what readers see: all of it, by one rename.
+    ///
+    /// # Errors
+    /// [`Error::Folder`]; readers then see what they saw before.
+    pub fn reveal(&self, staging: &Staging, manifest: &Manifest) -> Result<(), Error> {
+        let text = serde_json::to_vec_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
+        let path = staging.folder.join("manifest.json");
+        fs::write(&path, text).map_err(|source| Error::at(&path, source))?;
+        seal(&staging.folder)?;
+        let folder = self.folder(staging.snapshot);
+        fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
+        sync(&self.snapshots())?;
+        self.point("current", &format!("snapshots/{:06}", staging.snapshot))?;
+        self.point(duckdb::FILE, &format!("current/{}", duckdb::FILE))?;
+        sync(&self.path)
+    }
+
+    /// Drops all but the newest `keep` snapshots and those younger than `keep_for`.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn prune(&self, keep: usize, keep_for: Duration, now: Timestamp) -> Result<usize, Error> {
+        let mut numbered = self.numbered()?;
+        numbered.sort_unstable_by(|a, b| b.cmp(a));
+        let current = self.current_number();
+        let mut dropped = 0;
+        for (number, path) in numbered.into_iter().skip(keep.max(1)) {
+            let published = self.manifest(number).and_then(|manifest| Timestamp::parse(&manifest.published_at));
+            let is_young = published.is_some_and(|published| now.since(published) < keep_for);
+            if !is_young && Some(number) != current {
+                remove(&path)?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Makes the link `name` name `target`, without a moment in which there is none.
+    fn point(&self, name: &str, target: &str) -> Result<(), Error> {
+        let link = self.path.join(name);
+        if fs::read_link(&link).is_ok_and(|standing| standing == Path::new(target)) {
+            return Ok(());
+        }
+        let fresh = self.staging().join(format!("{name}.link"));
+        let _ = fs::remove_file(&fresh);
+        symlink(target, &fresh).and_then(|()| fs::rename(&fresh, &link)).map_err(|source| Error::at(&link, source))
+    }
+
+    fn manifest(&self, number: u32) -> Option<Manifest> {
+        serde_json::from_slice(&fs::read(self.folder(number).join("manifest.json")).ok()?).ok()
+    }
+
+    fn current_number(&self) -> Option<u32> {
+        fs::read_link(self.path.join("current")).ok()?.file_name()?.to_str()?.parse().ok()
+    }
+
+    fn numbered(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
+        let folder = self.snapshots();
+        let entries = fs::read_dir(&folder).map_err(|source| Error::at(&folder, source))?;
+        Ok(entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect())
+    }
+
+    fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.path.join(".staging")
+    }
+}
+
+impl Staging {
+    /// Takes a file over from the earlier snapshot in `folder`, unchanged, without copying it.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn take_over(&self, folder: &Path, file: &FileEntry) -> Result<(), Error> {
+        let (from, to) = (folder.join(&file.path), self.folder.join(&file.path));
+        let parent = to.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(parent).and_then(|()| fs::hard_link(&from, &to)).map_err(|source| Error::at(&to, source))
+    }
+
+    /// Size and checksum of a file of this snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn checked(&self, path: &Path, rows: Option<u64>) -> Result<FileEntry, Error> {
+        let whole = self.folder.join(path);
+        let (bytes, sha256) = checksum(&whole).map_err(|source| Error::at(&whole, source))?;
+        Ok(FileEntry { path: path.to_string_lossy().into_owned(), rows, bytes, sha256 })
+    }
+}
+
+/// Size and SHA-256 of a file.
+///
+/// # Errors
+/// What the system said.
+pub fn checksum(path: &Path) -> io::Result<(u64, String)> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((bytes, hex(&hash.finalize())));
+        }
+        hash.update(&buffer[..read]);
+        bytes += read as u64;
+    }
+}
+
+/// Makes everything below `folder` durable, and its files read-only for their owner and group.
+fn seal(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(|source| Error::at(folder, source))?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            fs::set_permissions(&path, Permissions::from_mode(0o750)).map_err(|source| Error::at(&path, source))?;
+            seal(&path)?;
+        } else {
+            let sealed = File::open(&path).and_then(|file| {
+                file.set_permissions(Permissions::from_mode(0o440))?;
+                file.sync_all()
+            });
+            sealed.map_err(|source| Error::at(&path, source))?;
+        }
+    }
+    sync(folder)
+}
+
+/// A rename or a link lasts once its folder is on the disk.
+fn sync(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(|source| Error::at(folder, source))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::at(path, source)),
+        _ => Ok(()),
+    }
+}

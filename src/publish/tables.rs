@@ -1,0 +1,426 @@
+//! The record store → staged Parquet, table by table and bucket by bucket.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Error;
+use super::snapshots::{Manifest, Staging, TableEntry};
+use crate::clock::Timestamp;
+use crate::columns::Columns;
+use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
+use crate::records::{NO_ID, unpack};
+use crate::replay::{Replay, Version};
+use crate::resources::{Resource, owners};
+use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
+use crate::sensitive::Pepper;
+use crate::sinks;
+use crate::sinks::parquet::TableWriter;
+use crate::store::{self, Row, Tx, args};
+
+/// Rows that wait in memory for a file, over all buckets of a table.
+const WAITING_ROWS: usize = 32_768;
+
+/// Bytes of text that wait in memory for a file, over all buckets of a table.
+const WAITING_BYTES: usize = 8 << 20;
+
+/// Stages every table of one snapshot.
+pub(super) struct Stager<'s> {
+    pub tx: &'s Tx<'s>,
+    pub schema: &'s Schema,
+    pub staging: &'s Staging,
+    /// The last snapshot and its folder, when its files may be taken over.
+    pub previous: Option<(&'s Manifest, PathBuf)>,
+    pub buckets: u32,
+    pub pepper: Option<Pepper>,
+    pub confirm_after: Duration,
+}
+
+/// Buckets in which rows may have changed since the previous snapshot.
+struct Changed {
+    /// Rows of records.
+    content: HashSet<u32>,
+    /// When records were last seen; these include `content`.
+    sightings: HashSet<u32>,
+    /// Links; these include `sightings`.
+    links: HashSet<u32>,
+}
+
+/// What the records of all resources tell besides their own tables.
+struct Gathered {
+    /// Rows of `rejected_records`, for each bucket.
+    rejected: Vec<Columns>,
+    /// The `person_key` of each link.
+    persons: HashMap<String, String>,
+}
+
+impl Gathered {
+    fn note_person(&mut self, owners: &Table, record: &Stored, rows: &Columns, first: usize) {
+        let column = owners.columns.iter().position(|column| column.name == "person_key");
+        let person = column.and_then(|column| (first..rows.len()).find_map(|row| rows.text(column, row)));
+        if let Some(person) = person {
+            self.persons.entry(record.link_id.clone()).or_insert_with(|| person.to_owned());
+        }
+    }
+
+    fn note_rejection(&mut self, bucket: u32, resource: &Resource, record: &Stored, rejection: &Rejection) {
+        let mut cells = self.rejected[bucket as usize].row();
+        cells.text(Some(&record.link_id));
+        cells.text(Some(resource.name));
+        cells.text(Some(record.record_id.as_str()).filter(|id| !id.starts_with(NO_ID)));
+        cells.text(Some(&rejection.path));
+        cells.text(Some(rejection.reason));
+        cells.timestamp(record.versions.last().map(|version| version.fetched_at));
+    }
+}
+
+impl Stager<'_> {
+    /// Writes or takes over each table's files.
+    pub fn stage(&self) -> Result<Vec<TableEntry>, Error> {
+        let changed = self.changed()?;
+        let rejected_table = Output::new(self, self.schema.table("rejected_records"), &changed.content);
+        let mut gathered = Gathered { rejected: rejected_table.columns(), persons: HashMap::new() };
+        let mut entries = Vec::new();
+        for records in &self.schema.records {
+            entries.extend(self.stage_records(records, &changed, &mut gathered)?);
+        }
+        entries.push(self.stage_links(&changed.links, &gathered.persons)?);
+        entries.push(self.stage_link_snapshots(&changed.sightings)?);
+        entries.push(rejected_table.finish(gathered.rejected)?);
+        Ok(entries)
+    }
+
+    fn changed(&self) -> Result<Changed, Error> {
+        let all: HashSet<u32> = (0..self.buckets).collect();
+        let Some((previous, _)) = &self.previous else {
+            return Ok(Changed { content: all.clone(), sightings: all.clone(), links: all });
+        };
+        let since = previous.built_from.change;
+        let buckets = |sql: &str| -> Result<HashSet<u32>, Error> {
+            let mut buckets = HashSet::new();
+            self.tx.each(sql, args![since], |row| {
+                buckets.insert(self.bucket(row.str(0)?));
+                Ok::<_, store::Error>(())
+            })?;
+            Ok(buckets)
+        };
+        let content = buckets("SELECT link_id FROM refreshes WHERE content_seq > $1")?;
+        let mut sightings = buckets("SELECT link_id FROM refreshes WHERE touched_seq > $1")?;
+        sightings.extend(&content);
+        let mut links = buckets("SELECT link_id FROM links WHERE changed_seq > $1")?;
+        links.extend(&sightings);
+        Ok(Changed { content, sightings, links })
+    }
+
+    /// Stages the tables of one resource.
+    fn stage_records(
+        &self,
+        records: &RecordSchema,
+        changed: &Changed,
+        gathered: &mut Gathered,
+    ) -> Result<Vec<TableEntry>, Error> {
+        let resource = records.resource;
+        let mut replay = Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
+        let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
+        let mut outputs: Vec<Output<'_>> = tables
+            .map(|table| Output::new(self, table, if shows_sightings(table) { &changed.sightings } else { &changed.content }))
+            .collect();
+        // For each bucket, the waiting rows of each table.
+        let mut waiting: Vec<Vec<Columns>> = (0..self.buckets).map(|_| replay.columns()).collect();
+        let names_persons = resource == &owners::RESOURCE;
+        self.each_record(resource, |record| {
+            let bucket = self.bucket(&record.link_id);
+            // Who owns a link is needed for `links`, which changes most of the time.
+            if !names_persons && !changed.sightings.contains(&bucket) || self.is_gone(resource, record)? {
+                return Ok(());
+            }
+            let lists = self.lists(resource, record)?;
+            let waiting = &mut waiting[bucket as usize];
+            let first = waiting[0].len();
+            let appended = replay.append(&record.versions, &record.facts(), &lists, waiting);
+            if names_persons {
+                gathered.note_person(self.schema.table("owners"), record, &waiting[0], first);
+            }
+            if let Err(rejection) = appended {
+                gathered.note_rejection(bucket, resource, record, &rejection);
+            }
+            outputs.iter_mut().zip(waiting).try_for_each(|(output, columns)| output.flush(bucket, columns))
+        })?;
+        let mut by_table: Vec<Vec<Columns>> = outputs.iter().map(|_| Vec::new()).collect();
+        for columns in waiting {
+            by_table.iter_mut().zip(columns).for_each(|(table, columns)| table.push(columns));
+        }
+        outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
+    }
+
+    /// Gives each record of the resource with its versions, by link and key.
+    fn each_record(&self, resource: &Resource, mut each: impl FnMut(&Stored) -> Result<(), Error>) -> Result<(), Error> {
+        let mut gathered: Option<Stored> = None;
+        self.tx.each(
+            "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, r.record_id, r.created_at, r.collected_at, \
+             r.seen_fetched_at, f.last_fetched_at \
+             FROM record_versions v \
+             JOIN records r ON r.link_id = v.link_id AND r.resource = v.resource AND r.record_key = v.record_key \
+             JOIN refreshes f ON f.link_id = v.link_id AND f.resource = v.resource \
+             WHERE v.resource = $1 AND v.is_late = 0 ORDER BY v.link_id, v.resource, v.record_key, v.version",
+            args![resource.name],
+            |row| {
+                let version = Version { body: unpack(row.bytes(4)?)?, known_from: row.at(2)?, fetched_at: row.at(3)? };
+                match &mut gathered {
+                    Some(record) if record.link_id == row.str(0)? && record.record_key == row.str(1)? => {
+                        record.versions.push(version);
+                    }
+                    _ => {
+                        let next = Stored::read(row, version)?;
+                        if let Some(record) = gathered.replace(next) {
+                            each(&record)?;
+                        }
+                    }
+                }
+                Ok::<_, Error>(())
+            },
+        )?;
+        gathered.iter().try_for_each(each)
+    }
+
+    /// When the lists that showed the record were complete; not needed, and empty, for a record that never changed.
+    fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<Timestamp>, Error> {
+        if record.versions.len() == 1 {
+            return Ok(Vec::new());
+        }
+        Ok(self.tx.all(
+            "SELECT fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at <= $3 ORDER BY fetched_at",
+            args![&record.link_id, resource.name, record.seen_fetched_at],
+            |row| row.at(0),
+        )?)
+    }
+
+    /// Whether two complete lists, far enough apart, agree that the record is gone. An empty one only counts when a webhook
+    /// counted nothing and the link is in order: Belvo drops what it holds after a while without a word.
+    fn is_gone(&self, resource: &Resource, record: &Stored) -> Result<bool, Error> {
+        if record.last_fetched_at.is_none_or(|last| last <= record.seen_fetched_at) {
+            return Ok(false);
+        }
+        let lists = self.tx.all(
+            "SELECT s.fetched_at FROM link_snapshots s JOIN links l ON l.link_id = s.link_id \
+             WHERE s.link_id = $1 AND s.resource = $2 AND s.fetched_at > $3 \
+             AND (s.item_count > 0 OR (s.webhook_count = 0 AND l.status = 'valid')) ORDER BY s.fetched_at",
+            args![&record.link_id, resource.name, record.seen_fetched_at],
+            |row| row.at(0),
+        )?;
+        Ok(lists.first().zip(lists.last()).is_some_and(|(&first, &last)| last >= first + self.confirm_after))
+    }
+
+    fn stage_links(&self, changed: &HashSet<u32>, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
+        let mut output = Output::new(self, self.schema.table("links"), changed);
+        let mut waiting = output.columns();
+        self.tx.each(
+            "SELECT l.link_id, l.external_id, l.institution, l.access_mode, l.status, l.refresh_rate, l.credentials_storage, \
+             l.stale_in, l.fetch_resources, l.created_at, l.last_accessed_at, \
+             max(CASE WHEN f.resource = 'employments' THEN f.last_collected_at END), \
+             max(CASE WHEN f.resource = 'owners' THEN f.last_collected_at END), \
+             max(f.last_fetched_at), l.last_webhook_at, min(f.due_at), \
+             max(CASE WHEN f.marks > f.cleared AND f.priority < 2 THEN 1 ELSE 0 END) \
+             FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id GROUP BY l.link_id ORDER BY l.link_id",
+            args![],
+            |row| {
+                let link_id = row.str(0)?;
+                let bucket = self.bucket(link_id);
+                let columns = &mut waiting[bucket as usize];
+                let mut cells = columns.row();
+                cells.text(Some(link_id));
+                cells.text(row.opt_text(1)?.as_deref());
+                cells.text(persons.get(link_id).map(String::as_str));
+                for column in 2..8 {
+                    cells.text(row.opt_text(column)?.as_deref());
+                }
+                let resources = row.opt_text(8)?.and_then(|text| serde_json::from_str::<Vec<String>>(&text).ok());
+                cells.text_list(resources.as_deref());
+                for column in 9..16 {
+                    cells.timestamp(row.opt_at(column)?);
+                }
+                cells.boolean(row.opt_int(16)? == Some(1));
+                output.flush(bucket, columns)
+            },
+        )?;
+        output.finish(waiting)
+    }
+
+    fn stage_link_snapshots(&self, changed: &HashSet<u32>) -> Result<TableEntry, Error> {
+        let mut output = Output::new(self, self.schema.table("link_snapshots"), changed);
+        let mut waiting = output.columns();
+        let integer = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
+        self.tx.each(
+            "SELECT link_id, resource, collected_at, fetched_at, item_count, webhook_count, changed FROM link_snapshots \
+             ORDER BY link_id, resource, fetched_at",
+            args![],
+            |row| {
+                let bucket = self.bucket(row.str(0)?);
+                let columns = &mut waiting[bucket as usize];
+                let mut cells = columns.row();
+                cells.text(Some(row.str(0)?));
+                cells.text(Some(row.str(1)?));
+                cells.timestamp(row.opt_at(2)?);
+                cells.timestamp(Some(row.at(3)?));
+                cells.integer(Some(integer(row.int(4)?)));
+                cells.integer(row.opt_int(5)?.map(integer));
+                cells.boolean(row.int(6)? == 1);
+                output.flush(bucket, columns)
+            },
+        )?;
+        output.finish(waiting)
+    }
+
+    /// The bucket of a link: the last eight digits of its id, which are random in every kind of UUID, modulo the number
+    /// of buckets.
+    fn bucket(&self, link_id: &str) -> u32 {
+        let tail = link_id.get(link_id.len().saturating_sub(8)..).unwrap_or_default();
+        u32::from_str_radix(tail, 16).unwrap_or_default() % self.buckets
+    }
+}
+
+/// Whether the table says when its records were last seen.
+fn shows_sightings(table: &Table) -> bool {
+    let of_sightings = |origin: &Origin| matches!(origin, Origin::Context(Context::CreatedAt | Context::CollectedAt));
+    table.columns.iter().any(|column| of_sightings(&column.origin))
+}
+
+/// A record with every content that it ever had.
+struct Stored {
+    link_id: String,
+    record_key: String,
+    record_id: String,
+    created_at: Option<Timestamp>,
+    collected_at: Option<Timestamp>,
+    seen_fetched_at: Timestamp,
+    last_fetched_at: Option<Timestamp>,
+    versions: Vec<Version>,
+}
+
+impl Stored {
+    fn read(row: &Row<'_>, first: Version) -> Result<Self, store::Error> {
+        Ok(Self {
+            link_id: row.text(0)?,
+            record_key: row.text(1)?,
+            record_id: row.text(5)?,
+            created_at: row.opt_at(6)?,
+            collected_at: row.opt_at(7)?,
+            seen_fetched_at: row.at(8)?,
+            last_fetched_at: row.opt_at(9)?,
+            versions: vec![first],
+        })
+    }
+
+    fn facts(&self) -> RecordFacts<'_> {
+        RecordFacts {
+            link_id: &self.link_id,
+            record_key: &self.record_key,
+            record_id: &self.record_id,
+            created_at: self.created_at,
+            collected_at: self.collected_at,
+            known_from: self.versions[0].known_from,
+        }
+    }
+}
+
+/// One table on its way into its files, a bucket each.
+struct Output<'s> {
+    table: &'s Table,
+    staging: &'s Staging,
+    previous: Option<(&'s TableEntry, &'s PathBuf)>,
+    buckets: Vec<Bucket>,
+    most_rows: usize,
+    most_bytes: usize,
+}
+
+enum Bucket {
+    /// Nothing in it changed: the previous file is taken over.
+    Unchanged,
+    /// Its file begins with the first rows that are many enough to be written.
+    Waiting,
+    Begun(TableWriter),
+}
+
+impl<'s> Output<'s> {
+    /// An output of which the `changed` buckets are written.
+    fn new(stager: &'s Stager<'_>, table: &'s Table, changed: &HashSet<u32>) -> Self {
+        let previous = stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
+        let bucket = |number| if changed.contains(&number) { Bucket::Waiting } else { Bucket::Unchanged };
+        let share = stager.buckets.max(1) as usize;
+        Self {
+            table,
+            staging: stager.staging,
+            previous,
+            buckets: (0..stager.buckets).map(bucket).collect(),
+            most_rows: (WAITING_ROWS / share).max(256),
+            most_bytes: (WAITING_BYTES / share).max(1 << 16),
+        }
+    }
+
+    /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
+    fn columns(&self) -> Vec<Columns> {
+        self.buckets.iter().map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>())).collect()
+    }
+
+    fn is_written(&self, bucket: u32) -> bool {
+        !matches!(self.buckets[bucket as usize], Bucket::Unchanged)
+    }
+
+    /// Takes the rows of a bucket out of memory when they are many.
+    fn flush(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
+        if columns.len() >= self.most_rows || columns.text_bytes() >= self.most_bytes {
+            self.write(bucket, columns)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
+        if !self.is_written(bucket) {
+            columns.truncate(0);
+            return Ok(());
+        }
+        let batch = columns.take(&self.table.arrow).map_err(sinks::Error::from)?;
+        let path = self.staging.folder.join(path_of(self.table, bucket));
+        let bucket = &mut self.buckets[bucket as usize];
+        if let Bucket::Begun(writer) = bucket {
+            writer.write(&batch)?;
+        } else {
+            let mut writer = TableWriter::create(&path, self.table)?;
+            writer.write(&batch)?;
+            *bucket = Bucket::Begun(writer);
+        }
+        Ok(())
+    }
+
+    /// Writes what still waits, ends the files, takes over the others, and says what the table consists of.
+    fn finish(mut self, waiting: impl IntoIterator<Item = Columns>) -> Result<TableEntry, Error> {
+        for (bucket, mut columns) in (0..).zip(waiting) {
+            self.write(bucket, &mut columns)?;
+        }
+        let mut files = Vec::new();
+        for (number, bucket) in (0..).zip(self.buckets) {
+            let path = path_of(self.table, number);
+            if let Bucket::Begun(writer) = bucket {
+                let rows = writer.finish()?;
+                files.push(self.staging.checked(&path, Some(rows))?);
+            } else if let Some((previous, folder)) = self.previous {
+                let held = previous.files.iter().filter(|file| path.as_path() == Path::new(&file.path));
+                for file in held {
+                    self.staging.take_over(folder, file)?;
+                    files.push(file.clone());
+                }
+            }
+        }
+        Ok(TableEntry {
+            name: self.table.name.clone(),
+            schema_version: self.table.version,
+            key: self.table.key.clone(),
+            rows: files.iter().filter_map(|file| file.rows).sum(),
+            files,
+        })
+    }
+}
+
+fn path_of(table: &Table, bucket: u32) -> PathBuf {
+    format!("{}/link_bucket={bucket}/part-0.parquet", table.name).into()
+}

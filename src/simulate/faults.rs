@@ -1,0 +1,590 @@
+//! Everything that Belvo or the network can do wrong, switched on by name.
+//!
+//! *Takes* a text (`status,code=429,retry_after=7,link=…,times=3`) or the same as a JSON object. *Promises* that each
+//! kind is one line of [`KINDS`]: a name, the rows of the fault list it stands for, what it does, and the function that
+//! does it.
+//!
+//! Any fault may be narrowed: `link`, `resource`, `on` (a route, such as `token` or `links`), `skip` (so many calls go
+//! well first), `times` (so many are hit; no end otherwise) and `share` (of calls, from 0 to 1).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Delivery};
+use super::json::Json;
+use super::links::Resource;
+use super::query::Page;
+use super::random::digest;
+
+/// What can go wrong.
+pub struct Kind {
+    /// Its name in flags and requests.
+    pub name: &'static str,
+    /// The rows of the fault list that it stands for.
+    pub rows: &'static str,
+    /// What it does, and what it takes.
+    pub does: &'static str,
+    effect: Effect,
+}
+
+/// Where a fault strikes.
+#[derive(Clone, Copy)]
+enum Effect {
+    /// The records of a list, before they are filtered and counted.
+    Records(fn(&mut Vec<Json>, &Details)),
+    /// The envelope of a page.
+    Page(fn(&mut Page, &Details)),
+    /// The whole answer.
+    Answer(fn(&mut Answer, &Details)),
+    /// The webhooks that stand for one event.
+    Event(fn(&mut Vec<Json>, &Details)),
+}
+
+use Effect::{Answer as A, Event as E, Page as P, Records as R};
+
+const fn kind(name: &'static str, rows: &'static str, effect: Effect, does: &'static str) -> Kind {
+    Kind { name, rows, does, effect }
+}
+
+/// All kinds.
+pub const KINDS: &[Kind] = &[
+    // answers
+    kind("status", "AP1-AP6", A(status), "answers `code` (500) with Belvo's body for it; `error` names another code; `retry_after` in seconds or as a date; `html=true` sends a page"),
+    kind("html", "AP7", A(html), "answers 200 with an HTML page"),
+    kind("empty", "AP7", A(empty), "answers `code` (200, or 204) without a body"),
+    kind("cut", "AP8", A(cut), "breaks the connection after `after` bytes (half of the body)"),
+    kind("drip", "AP9", A(drip), "sends `bytes` (1) every `every_ms` (1000)"),
+    kind("silence", "AP9", A(silence), "sends headers, and nothing more"),
+    kind("hang", "AP9", A(hang), "takes the request, and never answers"),
+    kind("endless", "AP10", A(endless), "sends a JSON body that never ends"),
+    kind("gzip_bomb", "AP10", A(gzip_bomb), "sends a small gzip body that unpacks to more than 400 MB"),
+    kind("redirect", "AP12", A(redirect), "answers 302 to `to` (another host)"),
+    // pages
+    kind("next_elsewhere", "AP12", P(next_elsewhere), "`next` points to `to` (another host)"),
+    kind("next_loop", "AP14", P(next_loop), "`next` is the page itself"),
+    kind("next_malformed", "AP14", P(next_malformed), "`next` lacks its `&`, as in Belvo's own example"),
+    kind("next_relative", "AP14", P(next_relative), "`next` is a path without a host"),
+    kind("wrong_count", "AP13", P(wrong_count), "`count` is `count` (one more than there are)"),
+    // records
+    kind("list_empty", "AP15", R(list_empty), "the list is empty, whatever the webhook counted"),
+    kind("shrink", "AP15", R(shrink), "only the first `keep` (1) records are there"),
+    kind("many_salaries", "AP10", R(many_salaries), "each job has `rows` (10000) salary rows at least"),
+    kind("older", "AP16", R(older), "`collected_at` is three years older"),
+    kind("unknown_field", "AP17, IN4", R(unknown_field), "adds `name` (shoe_size) = `value` (42) `at` record, employer, occupation or salary"),
+    kind("new_enum", "AP17", R(new_enum), "pay of July becomes BONUS; `locale=true`: every locale becomes Marítima"),
+    kind("missing_key", "AP18", R(missing_key), "takes `key` (employer_data) out of each record, or of the first only with `first=true`"),
+    kind("wrong_type", "AP18", R(wrong_type), "`key` (salaries) holds the number 17"),
+    kind("foreign_record", "AP19", R(foreign_record), "the first record says it belongs to another link"),
+    kind("repeat_record", "AP13", R(repeat_record), "the first record is there twice"),
+    kind("shuffle", "IN4", R(shuffle), "rows, and the keys of each record, in another order"),
+    // webhooks
+    kind("copies", "IN1", E(copies), "each event is sent `n` (100) times at once"),
+    kind("same_ids", "IN3", E(same_ids), "every event has one `webhook_id` and one `request_id`"),
+    kind("moved_fields", "IN4", E(moved_fields), "events have their keys reversed, and a nested one more"),
+    kind("unknown_link", "IN5", E(unknown_link), "events name a link that does not exist"),
+    kind("unknown_type", "IN6", E(unknown_type), "events are of a type nobody knows"),
+    kind("no_link", "IN6", E(no_link), "events have no `link_id`"),
+    kind("hang_up", "IN12", E(keep), "the sender leaves `after_ms` (5) after it has sent"),
+    kind("lost", "IN5, TM3", E(lost), "events are never sent"),
+];
+
+/// A fault that is switched on.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    kind: usize,
+    details: Details,
+    hits: u32,
+    calls: u32,
+}
+
+/// What was said beside the name.
+#[derive(Clone, Debug, Default)]
+pub struct Details(BTreeMap<String, String>);
+
+impl Details {
+    fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    fn number(&self, key: &str, otherwise: u64) -> u64 {
+        self.text(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    }
+
+    fn says(&self, key: &str) -> bool {
+        self.text(key) == Some("true")
+    }
+}
+
+/// A call, as far as faults are narrowed by it.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The route's name; `webhook` for an event.
+    pub on: &'static str,
+    /// The link it is about.
+    pub link: Option<&'a str>,
+    /// The resource it is about.
+    pub resource: Option<Resource>,
+}
+
+impl Fault {
+    /// Reads `name,key=value,…`.
+    ///
+    /// # Errors
+    /// When the kind is not known, or a part is not `key=value`; the text says which.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let name = parts.next().unwrap_or_default().trim();
+        let mut details = BTreeMap::new();
+        for part in parts {
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` in a fault is not key=value"))?;
+            details.insert(key.trim().to_owned(), value.trim().to_owned());
+        }
+        Self::named(name, details)
+    }
+
+    /// Reads `{"fault": name, key: value, …}`.
+    ///
+    /// # Errors
+    /// As [`Fault::parse`].
+    pub fn from_json(value: &Value) -> Result<Self, String> {
+        let Value::Object(members) = value else { return Err("a fault is an object with the key `fault`".to_owned()) };
+        let name = members.get("fault").and_then(Value::as_str).ok_or("a fault needs the key `fault`")?;
+        let details = members.iter().filter(|(key, value)| *key != "fault" && !value.is_null()).map(|(key, value)| {
+            (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        });
+        Self::named(name, details.collect())
+    }
+
+    fn named(name: &str, details: BTreeMap<String, String>) -> Result<Self, String> {
+        let Some(kind) = KINDS.iter().position(|kind| kind.name == name) else {
+            let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+            return Err(format!("there is no fault `{name}`; known are {}", known.join(", ")));
+        };
+        Ok(Self { kind, details: Details(details), hits: 0, calls: 0 })
+    }
+
+    fn kind(&self) -> &'static Kind {
+        &KINDS[self.kind]
+    }
+
+    fn concerns(&self, call: Call<'_>) -> bool {
+        let stage = matches!(self.kind().effect, E(_)) == (call.on == "webhook");
+        let lists = !matches!(self.kind().effect, R(_)) || call.resource.is_some();
+        let same = |key: &str, value: Option<&str>| self.details.text(key).is_none_or(|wanted| value == Some(wanted));
+        let resource = self.details.text("resource").is_none_or(|r| call.resource.is_some_and(|c| Resource::parse(r) == Some(c)));
+        stage && lists && resource && same("link", call.link) && same("on", Some(call.on))
+    }
+
+    /// Counts one call that the fault concerns, and says whether it is hit.
+    fn strikes(&mut self) -> bool {
+        self.calls += 1;
+        if u64::from(self.calls) <= self.details.number("skip", 0) {
+            return false;
+        }
+        if self.details.text("times").is_some() && u64::from(self.hits) >= self.details.number("times", 0) {
+            return false;
+        }
+        if let Some(share) = self.details.text("share").and_then(|share| share.parse::<f64>().ok()) {
+            let drawn = digest(0, self.calls, self.kind().name)[0];
+            if f64::from(drawn) / 256.0 >= share {
+                return false;
+            }
+        }
+        self.hits += 1;
+        true
+    }
+
+    fn lasting(&self) -> bool {
+        ["times", "share", "skip"].iter().all(|key| self.details.text(key).is_none())
+    }
+}
+
+/// The faults that are switched on.
+#[derive(Default)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Switches one more on.
+    pub fn arm(&mut self, fault: Fault) {
+        self.0.push(fault);
+    }
+
+    /// Switches all off.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The faults that hit this call; each call is drawn for once.
+    pub fn draw(&mut self, call: Call<'_>) -> Hits {
+        if self.0.is_empty() {
+            return Hits::default();
+        }
+        Hits(self.0.iter_mut().filter(|fault| fault.concerns(call)).filter_map(|f| f.strikes().then(|| f.clone())).collect())
+    }
+
+    /// What the lasting faults make of a list, for the truth: the fields they add, by place, and whether enums are new.
+    pub fn content(&self, link: &str, resource: Resource) -> Content {
+        let call = Call { on: resource.name(), link: Some(link), resource: Some(resource) };
+        let mut content = Content::default();
+        for fault in self.0.iter().filter(|fault| fault.lasting() && fault.concerns(call)) {
+            match fault.kind().name {
+                "unknown_field" => {
+                    let (at, name, value) = unknown(&fault.details);
+                    content.extra.entry(at).or_default().insert(name, value);
+                }
+                "new_enum" if fault.details.says("locale") => content.new_locale = true,
+                "new_enum" => content.new_kind = true,
+                _ => {}
+            }
+        }
+        content
+    }
+
+    /// What is on, and what there is.
+    pub fn describe(&self) -> Value {
+        let on: Vec<Value> = self
+            .0
+            .iter()
+            .map(|fault| json!({"fault": fault.kind().name, "with": fault.details.0, "calls": fault.calls, "hits": fault.hits}))
+            .collect();
+        let kinds: Vec<Value> =
+            KINDS.iter().map(|kind| json!({"fault": kind.name, "rows": kind.rows, "does": kind.does})).collect();
+        json!({"on": on, "kinds": kinds})
+    }
+}
+
+/// What lasting faults add to the content of records.
+#[derive(Default)]
+pub struct Content {
+    /// Unknown fields, by `record`, `employer`, `occupation` or `salary`.
+    pub extra: BTreeMap<String, serde_json::Map<String, Value>>,
+    /// Pay of July is `BONUS`.
+    pub new_kind: bool,
+    /// Every locale is `Marítima`.
+    pub new_locale: bool,
+}
+
+/// The word that pay of July has under `new_enum`.
+pub const NEW_KIND: &str = "BONUS";
+
+/// The locale under `new_enum,locale=true`.
+pub const NEW_LOCALE: &str = "Marítima";
+
+/// The faults that hit one call.
+#[derive(Default)]
+pub struct Hits(Vec<Fault>);
+
+impl Hits {
+    /// Whether the records or their page are touched, so that no prepared body will do.
+    pub fn touch_content(&self) -> bool {
+        self.0.iter().any(|fault| matches!(fault.kind().effect, R(_) | P(_)))
+    }
+
+    /// Strikes the records of a list.
+    pub fn records(&self, records: &mut Vec<Json>) {
+        for fault in &self.0 {
+            if let R(effect) = fault.kind().effect {
+                effect(records, &fault.details);
+            }
+        }
+    }
+
+    /// Strikes a page.
+    pub fn page(&self, page: &mut Page) {
+        for fault in &self.0 {
+            if let P(effect) = fault.kind().effect {
+                effect(page, &fault.details);
+            }
+        }
+    }
+
+    /// Strikes the answer.
+    pub fn answer(&self, answer: &mut Answer) {
+        for fault in &self.0 {
+            if let A(effect) = fault.kind().effect {
+                effect(answer, &fault.details);
+            }
+        }
+    }
+
+    /// The bodies to be sent for one event.
+    pub fn event(&self, body: Json) -> Vec<Json> {
+        let mut bodies = vec![body];
+        for fault in &self.0 {
+            if let E(effect) = fault.kind().effect {
+                effect(&mut bodies, &fault.details);
+            }
+        }
+        bodies
+    }
+
+    /// When the sender of a webhook leaves, if it does.
+    pub fn hang_up(&self) -> Option<Duration> {
+        let fault = self.0.iter().find(|fault| fault.kind().name == "hang_up")?;
+        Some(Duration::from_millis(fault.details.number("after_ms", 5)))
+    }
+}
+
+const ELSEWHERE: &str = "http://elsewhere.invalid/api/br/employments/?page=2";
+
+fn status(answer: &mut Answer, details: &Details) {
+    let code = u16::try_from(details.number("code", 500)).unwrap_or(500);
+    let retry_after = details.text("retry_after").map(str::to_owned);
+    *answer = if details.says("html") {
+        Answer::html(code, "The simulator was told to answer so")
+    } else {
+        Answer::error_for(code, details.text("error"), &answer.request_id)
+    };
+    if let Some(retry_after) = retry_after {
+        answer.headers.push(("retry-after", retry_after));
+    }
+}
+
+fn html(answer: &mut Answer, _: &Details) {
+    *answer = Answer::html(200, "Maintenance");
+}
+
+fn empty(answer: &mut Answer, details: &Details) {
+    answer.status = u16::try_from(details.number("code", 200)).unwrap_or(200);
+    answer.body = bytes::Bytes::new();
+}
+
+fn cut(answer: &mut Answer, details: &Details) {
+    let after = usize::try_from(details.number("after", answer.body.len() as u64 / 2)).unwrap_or(0);
+    answer.delivery = Delivery::Cut { after: after.min(answer.body.len().saturating_sub(1)) };
+}
+
+fn drip(answer: &mut Answer, details: &Details) {
+    let bytes = usize::try_from(details.number("bytes", 1)).unwrap_or(1).max(1);
+    answer.delivery = Delivery::Drip { bytes, every: Duration::from_millis(details.number("every_ms", 1_000)) };
+}
+
+fn silence(answer: &mut Answer, _: &Details) {
+    answer.delivery = Delivery::Silence;
+}
+
+fn hang(answer: &mut Answer, _: &Details) {
+    answer.delivery = Delivery::Never;
+}
+
+fn endless(answer: &mut Answer, _: &Details) {
+    answer.body = bytes::Bytes::from_static(b"{\"count\":1,\"next\":null,\"previous\":null,\"results\":[");
+    answer.delivery = Delivery::Endless;
+}
+
+fn gzip_bomb(answer: &mut Answer, _: &Details) {
+    answer.headers.push(("content-encoding", "gzip".to_owned()));
+    answer.body = super::answer::gzip_bomb();
+}
+
+fn redirect(answer: &mut Answer, details: &Details) {
+    answer.status = 302;
+    answer.headers.push(("location", details.text("to").unwrap_or(ELSEWHERE).to_owned()));
+    answer.body = bytes::Bytes::new();
+}
+
+fn next_elsewhere(page: &mut Page, details: &Details) {
+    page.next = Some(details.text("to").unwrap_or(ELSEWHERE).to_owned());
+}
+
+fn next_loop(page: &mut Page, _: &Details) {
+    page.next = Some(page.this.clone());
+}
+
+fn next_malformed(page: &mut Page, _: &Details) {
+    page.next = Some(format!("{}page=2", page.this));
+}
+
+fn next_relative(page: &mut Page, _: &Details) {
+    let path = page.this.splitn(4, '/').nth(3).unwrap_or_default();
+    page.next = Some(format!("/{path}{}page=2", if path.contains('?') { "&" } else { "?" }));
+}
+
+fn wrong_count(page: &mut Page, details: &Details) {
+    page.count = usize::try_from(details.number("count", page.count as u64 + 1)).unwrap_or(0);
+}
+
+fn list_empty(records: &mut Vec<Json>, _: &Details) {
+    records.clear();
+}
+
+fn shrink(records: &mut Vec<Json>, details: &Details) {
+    records.truncate(usize::try_from(details.number("keep", 1)).unwrap_or(1));
+}
+
+fn many_salaries(records: &mut Vec<Json>, details: &Details) {
+    let rows = usize::try_from(details.number("rows", 10_000)).unwrap_or(0);
+    for record in records {
+        if let Some(Json::List(salaries)) = record.get_mut("salaries")
+            && let Some(last) = salaries.last().cloned()
+        {
+            salaries.resize(rows.max(salaries.len()), last);
+        }
+    }
+}
+
+fn older(records: &mut Vec<Json>, _: &Details) {
+    for record in records {
+        if let Some(Json::Text(text)) = record.get_mut("collected_at")
+            && let Ok(year) = text[..4].parse::<u32>()
+        {
+            // The 29th of February has no older twin three years before.
+            *text = format!("{:04}{}", year - 3, text[4..].replace("-02-29", "-02-28"));
+        }
+    }
+}
+
+fn unknown(details: &Details) -> (String, String, Value) {
+    let value = details.text("value").unwrap_or("42");
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    let text = |key, otherwise: &str| details.text(key).unwrap_or(otherwise).to_owned();
+    (text("at", "record"), text("name", "shoe_size"), value)
+}
+
+fn unknown_field(records: &mut Vec<Json>, details: &Details) {
+    let (at, name, value) = unknown(details);
+    let value = Json::from(value);
+    for record in records {
+        match at.as_str() {
+            "record" => record.set(&name, value.clone()),
+            "employer" => {
+                if let Some(employer) = record.get_mut("employer_data") {
+                    employer.set(&name, value.clone());
+                }
+            }
+            place => {
+                let list = if place == "occupation" { "occupations" } else { "salaries" };
+                for row in record.get_mut(list).into_iter().flat_map(Json::items_mut) {
+                    row.set(&name, value.clone());
+                }
+            }
+        }
+    }
+}
+
+fn new_enum(records: &mut Vec<Json>, details: &Details) {
+    for record in records {
+        if details.says("locale") {
+            for row in record.get_mut("occupations").into_iter().flat_map(Json::items_mut) {
+                row.set("locale", NEW_LOCALE.into());
+            }
+        } else {
+            for row in record.get_mut("salaries").into_iter().flat_map(Json::items_mut) {
+                if row.get("month").and_then(Json::as_text).is_some_and(|month| month.ends_with("-07")) {
+                    row.set("type", NEW_KIND.into());
+                }
+            }
+        }
+    }
+}
+
+fn missing_key(records: &mut Vec<Json>, details: &Details) {
+    let some = if details.says("first") { 1 } else { usize::MAX };
+    for record in records.iter_mut().take(some) {
+        record.remove(details.text("key").unwrap_or("employer_data"));
+    }
+}
+
+fn wrong_type(records: &mut Vec<Json>, details: &Details) {
+    for record in records {
+        record.set(details.text("key").unwrap_or("salaries"), Json::Number("17".to_owned()));
+    }
+}
+
+fn foreign_record(records: &mut Vec<Json>, _: &Details) {
+    if let Some(first) = records.first_mut() {
+        first.set("link", super::random::uuid(0, u32::MAX, "another link").into());
+    }
+}
+
+fn repeat_record(records: &mut Vec<Json>, _: &Details) {
+    if let Some(first) = records.first().cloned() {
+        records.push(first);
+    }
+}
+
+fn shuffle(records: &mut Vec<Json>, _: &Details) {
+    records.reverse();
+    for record in records {
+        for list in ["occupations", "salaries"] {
+            if let Some(Json::List(rows)) = record.get_mut(list) {
+                let half = rows.len() / 2;
+                rows.rotate_left(half);
+                rows.reverse();
+            }
+        }
+        if let Json::Object(members) = record {
+            members.reverse();
+        }
+    }
+}
+
+fn copies(bodies: &mut Vec<Json>, details: &Details) {
+    let n = usize::try_from(details.number("n", 100)).unwrap_or(100);
+    *bodies = std::iter::repeat_n(bodies.clone(), n).flatten().collect();
+}
+
+fn same_ids(bodies: &mut Vec<Json>, _: &Details) {
+    for body in bodies {
+        body.set("webhook_id", super::random::hex32(0, 0, "one webhook id").into());
+        body.set("request_id", super::random::uuid(0, 0, "one request id").into());
+    }
+}
+
+fn moved_fields(bodies: &mut Vec<Json>, _: &Details) {
+    for body in bodies {
+        body.set("meta", Json::object([("attempt", 1_usize.into()), ("link_id", "not this one".into())]));
+        if let Json::Object(members) = body {
+            members.reverse();
+        }
+    }
+}
+
+fn unknown_link(bodies: &mut Vec<Json>, _: &Details) {
+    for body in bodies {
+        body.set("link_id", super::random::uuid(0, u32::MAX, "unknown link").into());
+    }
+}
+
+fn unknown_type(bodies: &mut Vec<Json>, _: &Details) {
+    for body in bodies {
+        body.set("webhook_type", "HOROSCOPES".into());
+    }
+}
+
+fn no_link(bodies: &mut Vec<Json>, _: &Details) {
+    for body in bodies {
+        body.remove("link_id");
+    }
+}
+
+fn lost(bodies: &mut Vec<Json>, _: &Details) {
+    bodies.clear();
+}
+
+fn keep(_: &mut Vec<Json>, _: &Details) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_hits_as_often_and_where_it_is_told() {
+        let mut faults = Faults::default();
+        faults.arm(Fault::parse("status,code=429,on=employments,skip=1,times=2").unwrap());
+        let call = Call { on: "employments", link: Some("x"), resource: Some(Resource::Employments) };
+        let hits: Vec<usize> = (0..5).map(|_| faults.draw(call).0.len()).collect();
+        assert_eq!(hits, [0, 1, 1, 0, 0]);
+        assert_eq!(faults.draw(Call { on: "links", ..call }).0.len(), 0);
+    }
+
+    #[test]
+    fn an_unknown_fault_is_refused_with_the_known_ones() {
+        let error = Fault::parse("typhoon").unwrap_err();
+        assert!(error.contains("`typhoon`") && error.contains("gzip_bomb"), "{error}");
+        assert!(Fault::parse("cut,after").unwrap_err().contains("key=value"));
+        assert!(Fault::from_json(&json!({"fault": "status", "code": 401, "link": null})).is_ok());
+    }
+}

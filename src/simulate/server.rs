@@ -1,0 +1,661 @@
+//! The API's paths: who may call, what they answer.
+//!
+//! A call is counted when it arrives, then held against the limit, the keys, and the guard that refuses what is not
+//! documented; only then is it answered, and only then do faults strike.
+
+use std::fmt::Write as _;
+use std::io;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State as Shared};
+use axum::http::{HeaderMap, Method, Response, header};
+use axum::serve::ListenerExt;
+use base64::Engine;
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::Answer;
+use super::faults::{Call, Hits};
+use super::json::Json;
+use super::links::{INSTITUTION, Link, Resource, Wish};
+use super::people::documents;
+use super::query::{self, Query};
+use super::random::hex32;
+use super::webhooks::About;
+use super::world::{Prepared, listed};
+use super::{Arrival, Limit, Simulation, State, control};
+
+/// Answers calls until `shutdown`.
+pub async fn serve(simulation: Simulation, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
+    let router = Router::new().fallback(answer).with_state(simulation);
+    // A full page is worth sending at once.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let stopping = shutdown.clone();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await });
+    tokio::select! {
+        ended = server => ended,
+        // Some answers are made never to end.
+        () = async { shutdown.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => Ok(()),
+    }
+}
+
+/// Deleting links is limited on its own.
+const DELETIONS: Limit = Limit { requests: 5, per: Duration::from_secs(60) };
+
+/// A link may be refreshed again after this time.
+const COOLDOWN: Duration = Duration::from_secs(600);
+
+/// Bodies of requests are small.
+const MAX_REQUEST: usize = 256 * 1_024;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Probe,
+    Token,
+    Links,
+    Link(String),
+    Refresh(String),
+    List(Resource),
+    One(Resource, String),
+    Institutions,
+    Institution(String),
+    Unknown,
+}
+
+impl Route {
+    fn of(path: &str) -> Self {
+        let parts: Vec<&str> = path.split('/').collect();
+        let id = |id: &str| id.to_owned();
+        match parts[..] {
+            ["", "api", ""] => Self::Probe,
+            ["", "api", "token", ""] => Self::Token,
+            ["", "api", "links", ""] => Self::Links,
+            ["", "api", "links", link, ""] => Self::Link(id(link)),
+            ["", "api", "links", link, "refresh", ""] => Self::Refresh(id(link)),
+            ["", "api", "br", "employments", ""] => Self::List(Resource::Employments),
+            ["", "api", "br", "employments", record, ""] => Self::One(Resource::Employments, id(record)),
+            ["", "api", "owners", ""] => Self::List(Resource::Owners),
+            ["", "api", "owners", record, ""] => Self::One(Resource::Owners, id(record)),
+            ["", "api", "institutions", ""] => Self::Institutions,
+            ["", "api", "institutions", institution, ""] => Self::Institution(id(institution)),
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The name by which faults are narrowed.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Token => "token",
+            Self::Links => "links",
+            Self::Link(_) => "link",
+            Self::Refresh(_) => "refresh",
+            Self::List(resource) => resource.name(),
+            Self::One(Resource::Employments, _) => "employment",
+            Self::One(Resource::Owners, _) => "owner",
+            Self::Institutions => "institutions",
+            Self::Institution(_) => "institution",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn resource(&self) -> Option<Resource> {
+        match self {
+            Self::List(resource) | Self::One(resource, _) => Some(*resource),
+            _ => None,
+        }
+    }
+
+    /// The link that the path or the query names.
+    fn link(&self, query: &str) -> Option<String> {
+        match self {
+            Self::Link(id) | Self::Refresh(id) => Some(id.clone()),
+            _ => url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "link").map(|(_, id)| id.into_owned()),
+        }
+    }
+}
+
+/// One call, on its way to an answer.
+struct Asked<'a> {
+    simulation: &'a Simulation,
+    route: &'a Route,
+    method: &'a Method,
+    /// Scheme, host and path.
+    url: String,
+    query: &'a str,
+    headers: &'a HeaderMap,
+    body: Value,
+    hits: &'a Hits,
+    request_id: &'a str,
+}
+
+async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Response<Body> {
+    let arrived = Instant::now();
+    let (parts, body) = request.into_parts();
+    let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+    if path.starts_with("/_sim/") {
+        let body = axum::body::to_bytes(body, MAX_REQUEST).await.unwrap_or_default();
+        return control::answer(&simulation, &parts.method, path, query, &body).await.into_response().unwrap_or_default();
+    }
+    let route = Route::of(path);
+    let link = route.link(query);
+    let (request_id, admitted) = simulation.arrive(arrived, &parts.method, path, link.clone());
+    let call = Call { on: route.name(), link: link.as_deref(), resource: route.resource() };
+    let hits = simulation.state().faults.draw(call);
+    let mut answer = if admitted {
+        // A body that does not arrive is an empty one.
+        let body = axum::body::to_bytes(body, MAX_REQUEST).await.unwrap_or_default();
+        let body = if body.is_empty() { Some(Value::Null) } else { serde_json::from_slice(&body).ok() };
+        let url = simulation.url(&parts.headers, path);
+        match body {
+            _ if route != Route::Token && !simulation.knows(&parts.headers) => {
+                Answer::error(401, "authentication_failed", "Invalid Secret Keys", &request_id, None)
+            }
+            None => Answer::error(400, "parse_error", "JSON parse error", &request_id, None),
+            Some(body) => {
+                let (route, method, headers) = (&route, &parts.method, &parts.headers);
+                let request_id = &request_id;
+                dispatch(Asked { simulation: &simulation, route, method, url, query, headers, body, hits: &hits, request_id })
+            }
+        }
+    } else {
+        Answer::html(403, "Forbidden")
+    };
+    answer.request_id = request_id;
+    hits.answer(&mut answer);
+    if !simulation.0.settings.response_latency.is_zero() {
+        tokio::time::sleep(simulation.0.settings.response_latency).await;
+    }
+    match answer.into_response() {
+        Some(response) => response,
+        None => std::future::pending().await,
+    }
+}
+
+fn dispatch(asked: Asked<'_>) -> Answer {
+    let (get, post) = (*asked.method == Method::GET, *asked.method == Method::POST);
+    let (patch, put, delete) = (*asked.method == Method::PATCH, *asked.method == Method::PUT, *asked.method == Method::DELETE);
+    match asked.route {
+        Route::Probe if get => Answer::json(200, "{}"),
+        Route::Token if post => asked.token(),
+        Route::Links if get => asked.links(),
+        Route::Links if post => asked.create_link(),
+        Route::Links if patch => asked.error(400, "session_expired", "Impossible to resume a session, please start from the beginning"),
+        Route::Link(id) if get => asked.link(id),
+        Route::Link(id) if patch => asked.patch_link(id),
+        Route::Link(id) if put => asked.put_link(id),
+        Route::Link(id) if delete => asked.delete_link(id),
+        Route::Refresh(id) if post => asked.refresh_link(id),
+        Route::List(resource) if get => asked.list(*resource),
+        Route::List(resource) if post => asked.collect(*resource),
+        Route::List(Resource::Owners) if patch => {
+            asked.error(400, "session_expired", "Impossible to resume a session, please start from the beginning")
+        }
+        Route::One(resource, id) if get || delete => asked.one(*resource, id, delete),
+        Route::Institutions if get => asked.institutions(),
+        Route::Institution(id) if get => asked.institution(id),
+        Route::Unknown => asked.not_found(),
+        _ => asked.error(405, "method_not_allowed", &format!("Method \"{}\" not allowed.", asked.method)),
+    }
+}
+
+impl Asked<'_> {
+    fn error(&self, status: u16, code: &str, message: &str) -> Answer {
+        Answer::error(status, code, message, self.request_id, None)
+    }
+
+    fn not_found(&self) -> Answer {
+        self.error(404, "not_found", "Not found")
+    }
+
+    /// Belvo's guard in front of the API refuses with a page.
+    fn guarded() -> Answer {
+        Answer::html(403, "Forbidden")
+    }
+
+    fn field(&self, name: &str) -> Option<&str> {
+        self.body.get(name).and_then(Value::as_str)
+    }
+
+    fn required(&self, field: &str) -> Answer {
+        Answer::error(400, "required", "This field is required.", self.request_id, Some(field))
+    }
+
+    fn is_async(&self) -> bool {
+        self.headers.get("x-belvo-request-mode").is_some_and(|mode| mode == "async")
+    }
+
+    fn accepted(&self) -> Answer {
+        Answer::json(202, Json::object([("request_id", self.request_id.into())]).to_bytes())
+    }
+
+    fn token(&self) -> Answer {
+        let settings = &self.simulation.0.settings;
+        for field in ["id", "password", "scopes"] {
+            if self.field(field).is_none() {
+                return self.required(field);
+            }
+        }
+        if self.field("id") != Some(settings.secret_id.as_str()) || self.field("password") != Some(settings.secret_password.as_str()) {
+            return self.error(401, "authentication_failed", "Invalid Secret Keys");
+        }
+        let update = self.body.get("link_id").is_some();
+        if update {
+            if self.field("link_id").is_none_or(|id| self.simulation.state().world.find(id).is_none()) {
+                return self.not_found();
+            }
+        } else {
+            for field in ["stale_in", "fetch_resources", "widget"] {
+                if self.body.get(field).is_none() {
+                    return self.required(field);
+                }
+            }
+            if self.body["widget"].get("branding").is_none() {
+                return self.required("widget");
+            }
+        }
+        let scopes = if update { "read_institutions,write_links,read_links" } else { "read_institutions,write_links" };
+        if self.field("scopes") != Some(scopes) {
+            return Answer::error(400, "invalid_choice", "The scopes are not those of the widget.", self.request_id, Some("scopes"));
+        }
+        let token = |kind: &str| {
+            let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+            let claims = format!("{{\"token_type\":\"{kind}\",\"jti\":\"{}\",\"iss\":\"vinculo-simulate\"}}", self.request_id);
+            format!("{}.{}.{}", part("{\"typ\":\"JWT\",\"alg\":\"none\"}"), part(&claims), part("simulated"))
+        };
+        Answer::json(200, Json::object([("access", token("access").into()), ("refresh", token("refresh").into())]).to_bytes())
+    }
+
+    fn links(&self) -> Answer {
+        let Some(query) = Query::parse(self.query, query::LINKS) else { return Self::guarded() };
+        let records = {
+            let state = self.simulation.state();
+            state.world.links().map(|(_, link)| link.json(state.world.now)).filter(|link| query.picks(link)).collect()
+        };
+        self.page(&query, records)
+    }
+
+    fn page(&self, query: &Query, records: Vec<Json>) -> Answer {
+        let Some(mut page) = query.page_of(records, &self.url) else { return self.not_found() };
+        self.hits.page(&mut page);
+        Answer::json(200, page.into_bytes())
+    }
+
+    fn link(&self, id: &str) -> Answer {
+        let state = self.simulation.state();
+        let Some(position) = state.world.find(id) else { return self.not_found() };
+        Answer::json(200, state.world.link(position).json(state.world.now).to_bytes())
+    }
+
+    fn create_link(&self) -> Answer {
+        for field in ["institution", "username", "password"] {
+            if self.field(field).is_none_or(str::is_empty) {
+                return self.required(field);
+            }
+        }
+        if self.field("institution") != Some(INSTITUTION) {
+            return Answer::error(400, "does_not_exist", "Institution does not exist.", self.request_id, Some("institution"));
+        }
+        if !self.field("password").is_some_and(|password| (8..=70).contains(&password.len())) {
+            return Answer::error(400, "invalid", "The password has 8 to 70 characters.", self.request_id, Some("password"));
+        }
+        let cpf: String = self.field("username").unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+        let person = cpf.get(2..9).and_then(|number| number.parse::<u32>().ok());
+        let Some(person) = person.filter(|p| documents::cpf(*p) == cpf && *p < self.simulation.0.settings.people) else {
+            return self.error(400, "login_error", "Invalid credentials provided to login to the institution");
+        };
+        let wish = match self.wish() {
+            Ok(wish) => wish,
+            Err(refused) => return refused,
+        };
+        if self.simulation.state().world.is_connected(person) {
+            return self.duplicated(person);
+        }
+        let position = self.simulation.connect_one(person, wish);
+        let state = self.simulation.state();
+        Answer::json(201, state.world.link(position).json(state.world.now).to_bytes())
+    }
+
+    fn wish(&self) -> Result<Wish, Answer> {
+        let text = |field| self.field(field).map(str::to_owned);
+        let wish = Wish {
+            access_mode: text("access_mode").or_else(|| Some("recurrent".to_owned())),
+            external_id: text("external_id"),
+            fetch_resources: match self.body.get("fetch_resources") {
+                None => None,
+                Some(Value::Array(names)) => Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+                Some(_) => return Err(Answer::error(400, "not_a_list", "Expected a list of items.", self.request_id, Some("fetch_resources"))),
+            },
+            credentials_storage: text("credentials_storage"),
+            stale_in: text("stale_in"),
+        };
+        let invalid = |field, message| Err(Answer::error(400, "invalid_choice", message, self.request_id, Some(field)));
+        if !matches!(wish.access_mode.as_deref(), Some("single" | "recurrent")) {
+            return invalid("access_mode", "The access mode is single or recurrent.");
+        }
+        if wish.fetch_resources.as_ref().is_some_and(|names| names.iter().any(|name| !["EMPLOYMENTS", "OWNERS"].contains(&name.as_str()))) {
+            return invalid("fetch_resources", "The institution only supports the following resources: EMPLOYMENTS, OWNERS");
+        }
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if wish.external_id.as_ref().is_some_and(|id| !(3..=256).contains(&id.len()) || !id.bytes().all(allowed)) {
+            return invalid("external_id", "The external id has 3 to 256 letters, digits, dashes and underscores.");
+        }
+        if wish.access_mode.as_deref() == Some("recurrent") && wish.credentials_storage.as_deref().is_some_and(|storage| storage != "store") {
+            return Err(self.error(400, "invalid_credentials_storage", "Recurrent links must store the credentials"));
+        }
+        if wish.credentials_storage.as_deref() == Some("nostore") && wish.fetch_resources.as_ref().is_none_or(Vec::is_empty) {
+            return Err(self.error(400, "invalid_fetch_resources", "Single links without stored credentials must fetch resources"));
+        }
+        Ok(wish)
+    }
+
+    fn duplicated(&self, person: u32) -> Answer {
+        let link = Link::new(self.simulation.0.settings.seed, person, 0, self.simulation.0.settings.start, Wish::default());
+        let object = Json::object([
+            ("code", "duplicated".into()),
+            ("message", "A link for this user and institution exists already.".into()),
+            ("request_id", self.request_id.into()),
+            ("institution_user_id", link.institution_user_id().into()),
+        ]);
+        Answer::json(400, Json::List(vec![object]).to_bytes())
+    }
+
+    fn patch_link(&self, id: &str) -> Answer {
+        let mut state = self.simulation.state();
+        let Some(position) = state.world.find(id) else { return self.not_found() };
+        let was_recurrent = state.world.link(position).access_mode == "recurrent";
+        let recurrent = match self.field("access_mode") {
+            Some("recurrent") => true,
+            Some("single") => false,
+            None if self.body.is_object() => was_recurrent,
+            _ => return Answer::error(400, "invalid_choice", "The access mode is single or recurrent.", self.request_id, Some("access_mode")),
+        };
+        let link = state.world.link_mut(position);
+        if let Some(stale_in) = self.field("stale_in") {
+            link.stale_in = Some(stale_in.to_owned());
+        }
+        if let Some(Value::Array(names)) = self.body.get("fetch_resources") {
+            link.fetch_resources = names.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        }
+        if recurrent != was_recurrent {
+            link.set_access_mode(recurrent);
+        }
+        let json = link.clone().json(state.world.now).to_bytes();
+        drop(state);
+        if recurrent && !was_recurrent {
+            // Belvo reads the link anew on the next day, and tells.
+            self.announce_all(position);
+        }
+        Answer::json(200, json)
+    }
+
+    fn put_link(&self, id: &str) -> Answer {
+        if self.field("password").is_none() {
+            return self.required("password");
+        }
+        let mut state = self.simulation.state();
+        let Some(position) = state.world.find(id) else { return self.not_found() };
+        state.world.set_status(position, "valid");
+        state.world.collect(position);
+        let recurrent = state.world.link(position).access_mode == "recurrent";
+        let json = state.world.link(position).json(state.world.now).to_bytes();
+        drop(state);
+        if recurrent {
+            self.announce_all(position);
+        }
+        Answer::json(200, json)
+    }
+
+    fn announce_all(&self, position: usize) {
+        let resources = self.simulation.state().world.link(position).fetch_resources.clone();
+        for resource in resources.iter().filter_map(|name| Resource::parse(name)) {
+            self.simulation.announce(position, About::Historical(resource), None);
+        }
+    }
+
+    fn delete_link(&self, id: &str) -> Answer {
+        let mut state = self.simulation.state();
+        let Some(position) = state.world.find(id) else { return self.not_found() };
+        if !self.is_async() && !state.deletions.admits(Instant::now(), DELETIONS) {
+            return Answer::html(429, "Too Many Requests");
+        }
+        state.world.delete(position);
+        drop(state);
+        if self.is_async() {
+            self.simulation.announce(position, About::Deleted, None);
+            return self.accepted();
+        }
+        Answer::nothing(204)
+    }
+
+    fn refresh_link(&self, id: &str) -> Answer {
+        let mut state = self.simulation.state();
+        let Some(position) = state.world.find(id) else { return self.not_found() };
+        let now = state.world.now;
+        if state.world.link(position).status != "valid" {
+            return self.error(400, "invalid_link", "The link has been invalidated. You may need to update link credentials");
+        }
+        if let Some(left) = state.world.link(position).refreshed_at.and_then(|at| COOLDOWN.checked_sub(now.since(at)))
+            && !left.is_zero()
+        {
+            let minutes = left.as_secs().div_ceil(60);
+            let message = format!("The link has already been refreshed. Please wait {minutes} minutes before trying again.");
+            return self.error(409, "link_refreshed", &message);
+        }
+        state.world.link_mut(position).refreshed_at = Some(now);
+        state.world.collect(position);
+        let stored = state.world.link(position).fetch_resources.clone();
+        drop(state);
+        let asked = self.body.get("fetch_resources").and_then(Value::as_array);
+        let names = asked.map_or(stored, |names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect());
+        for resource in names.iter().filter_map(|name| Resource::parse(name)) {
+            self.simulation.announce(position, About::Historical(resource), None);
+        }
+        self.accepted()
+    }
+
+    fn list(&self, resource: Resource) -> Answer {
+        let known = if resource == Resource::Employments { query::EMPLOYMENTS } else { query::OWNERS };
+        let Some(query) = Query::parse(self.query, known) else { return Self::guarded() };
+        let link = query.get("link");
+        if link.is_none() && resource == Resource::Employments {
+            return Self::guarded();
+        }
+        let Some(id) = link else { return self.list_of_all(resource, &query) };
+        let (position, link, now) = {
+            let state = self.simulation.state();
+            let Some(position) = state.world.find(id) else { return self.not_found() };
+            let prepared = state.world.prepared(position, resource);
+            if let Some(prepared) = prepared.filter(|_| self.plain(&query)).filter(|prepared| prepared.count <= query.page_size()) {
+                return Answer::json(200, prepared.body);
+            }
+            (position, state.world.link(position).clone(), state.world.now)
+        };
+        let mut records = listed(self.simulation.0.settings.seed, &link, resource, now);
+        self.hits.records(&mut records);
+        records.retain(|record| query.picks(record));
+        let count = records.len();
+        let answer = self.page(&query, records);
+        if self.plain(&query) && count <= query.page_size() && answer.status == 200 {
+            let at = link.held(resource).loaded.then(|| link.collections.latest(now));
+            self.simulation.state().world.keep(position, resource, Prepared { at, count, body: answer.body.clone() });
+        }
+        answer
+    }
+
+    /// Whether the answer is the same for everybody who asks for the first page.
+    fn plain(&self, query: &Query) -> bool {
+        query.is_plain() && query.page() == 1 && !self.hits.touch_content()
+    }
+
+    fn list_of_all(&self, resource: Resource, query: &Query) -> Answer {
+        let (links, now): (Vec<Link>, _) = {
+            let state = self.simulation.state();
+            (state.world.links().map(|(_, link)| link.clone()).collect(), state.world.now)
+        };
+        let wanted = |link: &&Link| query.get("link__in").is_none_or(|ids| ids.split(',').any(|id| id == link.id));
+        let seed = self.simulation.0.settings.seed;
+        let mut records: Vec<Json> = links.iter().filter(wanted).flat_map(|link| listed(seed, link, resource, now)).collect();
+        self.hits.records(&mut records);
+        records.retain(|record| query.picks(record));
+        self.page(query, records)
+    }
+
+    fn collect(&self, resource: Resource) -> Answer {
+        let Some(id) = self.field("link") else { return self.required("link") };
+        if let (Some(from), Some(to)) = (self.field("date_from"), self.field("date_to"))
+            && from > to
+        {
+            return self.error(400, "invalid_period", "date_from must not be after date_to");
+        }
+        let mut state = self.simulation.state();
+        let Some(position) = state.world.find(id) else {
+            return Answer::error(400, "does_not_exist", "The link does not exist.", self.request_id, Some("link"));
+        };
+        if state.world.link(position).status != "valid" {
+            return self.error(400, "invalid_link", "The link has been invalidated. You may need to update link credentials");
+        }
+        let save = self.body.get("save_data").and_then(Value::as_bool).unwrap_or(true);
+        if self.is_async() && resource == Resource::Employments {
+            state.world.collect(position);
+            drop(state);
+            self.simulation.announce(position, About::Historical(resource), None);
+            return self.accepted();
+        }
+        let mut records = if save {
+            state.world.collect(position);
+            state.world.load(position, resource);
+            state.world.records(position, resource)
+        } else {
+            // Nothing is kept: the records are made for this answer, and belong to no link that could be asked again.
+            let mut link = state.world.link(position).clone();
+            let now = state.world.now;
+            link.collect(now);
+            link.held_mut(resource).loaded = true;
+            let mut records = listed(self.simulation.0.settings.seed, &link, resource, now);
+            records.iter_mut().for_each(|record| record.set("link", Json::Null));
+            records
+        };
+        drop(state);
+        self.hits.records(&mut records);
+        Answer::json(if save { 201 } else { 200 }, Json::List(records).to_bytes())
+    }
+
+    fn one(&self, resource: Resource, id: &str, delete: bool) -> Answer {
+        let (links, now): (Vec<Link>, _) = {
+            let state = self.simulation.state();
+            (state.world.links().map(|(_, link)| link.clone()).collect(), state.world.now)
+        };
+        let seed = self.simulation.0.settings.seed;
+        let found = links
+            .iter()
+            .flat_map(|link| listed(seed, link, resource, now).into_iter().map(move |record| (link, record)))
+            .find(|(_, record)| record.get("id").and_then(Json::as_text) == Some(id));
+        match found {
+            None => self.not_found(),
+            Some((link, _)) if delete => {
+                let mut state = self.simulation.state();
+                if let Some(position) = state.world.find(&link.id) {
+                    state.world.link_mut(position).held_mut(resource).deleted.insert(id.to_owned());
+                    state.world.forget(position, resource);
+                }
+                Answer::nothing(204)
+            }
+            Some((_, record)) => {
+                let mut records = vec![record];
+                self.hits.records(&mut records);
+                records.first().map_or_else(|| self.not_found(), |record| Answer::json(200, record.to_bytes()))
+            }
+        }
+    }
+
+    fn institutions(&self) -> Answer {
+        let Some(query) = Query::parse(self.query, query::INSTITUTIONS) else { return Self::guarded() };
+        let records = [institution()].into_iter().filter(|record| query.picks(record)).collect();
+        self.page(&query, records)
+    }
+
+    fn institution(&self, id: &str) -> Answer {
+        if id == INSTITUTION_ID { Answer::json(200, institution().to_bytes()) } else { self.not_found() }
+    }
+}
+
+/// The institution's numeric id.
+const INSTITUTION_ID: &str = "9901";
+
+fn institution() -> Json {
+    let field = |name: &str, kind: &str, label: &str, validation: &str, placeholder: &str| {
+        Json::object([
+            ("name", name.into()),
+            ("type", kind.into()),
+            ("label", label.into()),
+            ("validation", validation.into()),
+            ("placeholder", placeholder.into()),
+            ("validation_message", format!("{label} inválido").into()),
+            ("values", Json::List(Vec::new())),
+        ])
+    };
+    let fields = vec![
+        field("username", "cpf", "CPF", "^\\d{3}\\.?\\d{3}\\.?\\d{3}-?\\d{2}$", "000.000.000-00"),
+        field("password", "password", "Senha", "^.{8,70}$", "********"),
+    ];
+    Json::object([
+        ("id", Json::Number(INSTITUTION_ID.to_owned())),
+        ("name", INSTITUTION.into()),
+        ("type", "employment".into()),
+        ("website", "https://inss.simulated.example/".into()),
+        ("display_name", "INSS (simulado)".into()),
+        ("country_codes", Json::List(vec!["BR".into()])),
+        ("primary_color", "#056dae".into()),
+        ("logo", Json::Null),
+        ("icon_logo", Json::Null),
+        ("text_logo", Json::Null),
+        ("code", Json::Null),
+        ("form_fields", Json::List(fields)),
+        ("features", Json::List(Vec::new())),
+        ("resources", Json::List(vec!["EMPLOYMENTS".into(), "OWNERS".into()])),
+        ("integration_type", "credentials".into()),
+        ("status", "healthy".into()),
+        ("openbanking_information", Json::Null),
+    ])
+}
+
+impl Simulation {
+    /// Writes an arrival down, and says its request id and whether the limit admits it.
+    fn arrive(&self, at: Instant, method: &Method, path: &str, link: Option<String>) -> (String, bool) {
+        let mut state = self.state();
+        let State { window, arrivals, calls, requests, .. } = &mut *state;
+        let admitted = self.0.settings.limit.is_none_or(|limit| window.admits(at, limit));
+        *calls.entry((path.to_owned(), link.clone())).or_default() += 1;
+        *requests += 1;
+        arrivals.push(Arrival { at, method: method.to_string(), path: path.to_owned(), link, refused: !admitted });
+        (hex32(self.0.settings.seed, 0, &format!("request {requests}")), admitted)
+    }
+
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let settings = &self.0.settings;
+        let pair = format!("{}:{}", settings.secret_id, settings.secret_password);
+        let expected = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+        headers.get(header::AUTHORIZATION).is_some_and(|given| given.as_bytes() == expected.as_bytes())
+    }
+
+    fn url(&self, headers: &HeaderMap, path: &str) -> String {
+        let mut url = match &self.0.settings.base_url {
+            Some(base) => base.as_str().trim_end_matches('/').to_owned(),
+            None => format!("http://{}", headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost")),
+        };
+        let _ = write!(url, "{path}");
+        url
+    }
+}
+
+/// Bytes of a JSON document that serde made.
+pub(super) fn json_bytes(value: &Value) -> Bytes {
+    Bytes::from(value.to_string())
+}

@@ -1,0 +1,51 @@
+"""Opens `vinculo.duckdb` read-only with one version of DuckDB and writes down what it sees; a process per version.
+
+    duckdb_dump.py FOLDER_OF_THE_DUCKDB_PACKAGE LAKE OUT
+
+Writes OUT/facts.json (version, tables with comments, columns with types and comments, views with row counts or the error)
+and, for each table, its rows as OUT/<table>.arrow and the rows of its Parquet files as OUT/<table>.parquet.arrow.
+"""
+
+import json
+import pathlib
+import sys
+
+package, lake, out = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+sys.path.insert(0, package)
+
+import duckdb  # noqa: E402  (the path decides which one)
+import pyarrow as pa  # noqa: E402
+
+# An analyst behind a firewall cannot fetch extensions: the file must open without.
+offline = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+db = duckdb.connect(str(lake / "vinculo.duckdb"), read_only=True, config=offline)
+
+
+def save(name, query):
+    result = db.execute(query)
+    table = result.to_arrow_table() if hasattr(result, "to_arrow_table") else result.fetch_arrow_table()
+    with pa.OSFile(str(out / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+tables = dict(db.execute("SELECT table_name, comment FROM duckdb_tables() WHERE NOT internal").fetchall())
+columns = db.execute(
+    "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal "
+    "AND table_name IN (SELECT table_name FROM duckdb_tables()) ORDER BY table_name, column_index"
+).fetchall()
+
+views = {}
+for (view,) in db.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
+    try:
+        views[view] = db.execute(f'SELECT count(*) FROM (SELECT * FROM "{view}")').fetchone()[0]
+    except duckdb.Error as error:
+        views[view] = str(error)
+
+for table in tables:
+    save(table, f'SELECT * FROM "{table}"')
+    if (lake / "current" / table).is_dir():
+        files = str(lake / "current" / table / "*" / "*.parquet").replace("'", "''")
+        save(f"{table}.parquet", f"SELECT * FROM read_parquet('{files}', hive_partitioning = true)")
+
+facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views}
+(out / "facts.json").write_text(json.dumps(facts))
