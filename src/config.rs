@@ -69,6 +69,17 @@ impl Config {
         overrides: &[(&str, &str)],
         needs: Needs,
     ) -> Result<Self, ConfigErrors> {
+        let (config, problems) = Self::examine(named, environment, overrides, needs);
+        ConfigErrors::check(problems).map(|()| config)
+    }
+
+    /// Like [`Config::load`], for one who goes on to look for more mistakes: what is wrong has its default.
+    pub fn examine(
+        named: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(&str, &str)],
+        needs: Needs,
+    ) -> (Self, Vec<Problem>) {
         let file = named.or_else(|| FILES.iter().map(Path::new).find(|path| path.exists()));
         let mut settings = Settings::defaults();
         if let Some(file) = file {
@@ -81,7 +92,7 @@ impl Config {
         Self::check(&settings, &folder_of(file), needs)
     }
 
-    fn check(settings: &Settings, root: &Path, needs: Needs) -> Result<Self, ConfigErrors> {
+    fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Problem>) {
         let read = &mut Reader::new(settings, root);
         let belvo = check::belvo(read, needs);
         check::widget(read);
@@ -97,7 +108,7 @@ impl Config {
         };
         check::later(read);
         let problems = settings.problems.iter().cloned().chain(read.problems.drain(..)).collect();
-        ConfigErrors::check(problems).map(|()| config)
+        (config, problems)
     }
 
     /// Makes the folders of state and lake where they are missing, and writes a file into each to see that it can.
@@ -250,10 +261,9 @@ mod tests {
         fs::write(&file, text).unwrap();
         settings.read_file(&file);
         settings.read_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-        Config::check(&settings, Path::new("/srv/vinculo"), needs).map_err(|mut errors| {
-            errors.0.iter_mut().for_each(|problem| problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml"));
-            errors
-        })
+        let (config, mut problems) = Config::check(&settings, Path::new("/srv/vinculo"), needs);
+        problems.iter_mut().for_each(|problem| problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml"));
+        ConfigErrors::check(problems).map(|()| config)
     }
 
     fn errors(text: &str, environment: &[(&str, &str)], needs: Needs) -> String {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub struct Args {
     /// How many people connect
     #[arg(long, value_name = "N", default_value_t = 500)]
-    pub people: u64,
+    pub people: u32,
     /// The same seed gives the same people
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub seed: u64,

@@ -13,7 +13,7 @@ pub struct Args {
     pub listen: SocketAddr,
     /// How many people there are
     #[arg(long, value_name = "N", default_value_t = 500)]
-    pub people: u64,
+    pub people: u32,
     /// The same seed gives the same people
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub seed: u64,

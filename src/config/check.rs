@@ -70,7 +70,7 @@ fn budget(read: &mut Reader<'_>, is_trusted: bool) -> Budget {
     let windows = BELVO_WINDOW.as_nanos().div_ceil(per.as_nanos().max(1));
     if u128::from(requests) * windows > BELVO_LIMIT && !is_trusted {
         let what = format!("{requests} in {} can be more than {BELVO_LIMIT} in 30 s, which Belvo blocks", humantime::format_duration(per));
-        read.refuse("belvo.budget", what, "the default is { requests = 75, per = \"30s\" }");
+        read.refuse("belvo.budget.requests", what, "the default is 75 in 30s");
     }
     Budget { requests, per }
 }
@@ -245,7 +245,7 @@ pub(super) fn jobs_dir(read: &mut Reader<'_>) -> Option<PathBuf> {
     let dir = read.path("jobs.dir");
     match dir {
         Some(dir) if dir.is_dir() => Some(dir),
-        Some(_) if !read.is_written("jobs.dir") => None,
+        Some(_) if read.is_default("jobs.dir") => None,
         Some(dir) => {
             let what = format!("there is no folder {}", dir.display());
             read.refuse("jobs.dir", what, "make it, or leave the key out for the jobs that come with vinculo");
