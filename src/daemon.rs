@@ -1,1 +1,166 @@
-//! 
+//! Builds everything once, starts the tasks, and owns their end.
+//!
+//! The only module that knows everyone. Commands that do a daemon's work without one start the same parts without the
+//! listeners and the schedule.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::belvo::budget::Budget;
+use crate::belvo::Client;
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::links::Directory;
+use crate::problems::Problems;
+use crate::publish::{self, Pace, Publisher};
+use crate::queue::{self, Queue};
+use crate::refresh::Refresher;
+use crate::sensitive::Pepper;
+use crate::store::{Store, args};
+use crate::{webhook, worker};
+
+/// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
+
+/// The running parts.
+pub struct Daemon {
+    /// The record store.
+    pub store: Store,
+    /// The refreshes.
+    pub queue: Queue,
+    /// The links.
+    pub links: Directory,
+    /// The door to readers.
+    pub publisher: Arc<Publisher>,
+    /// Where webhooks are taken; `None` without listeners.
+    pub webhook_address: Option<SocketAddr>,
+    /// Told of each refresh and lookup that has ended.
+    settled: watch::Sender<()>,
+    /// The change of the store that the latest snapshot of this process has.
+    published: watch::Sender<i64>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// What is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// Listeners, schedule, workers, publisher.
+    All,
+    /// Workers and publisher: what a command needs that does a daemon's work.
+    WithoutListeners,
+}
+
+impl Daemon {
+    /// Opens state and lake, binds the listeners, and starts the tasks.
+    ///
+    /// # Errors
+    /// When the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
+    pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
+        let store = Store::open(&config.state.path)?;
+        let pepper = config.pii.pepper.clone().map(Pepper::new);
+        let settings = publish_settings(config);
+        let publisher = Arc::new(Publisher::open(store.readers(), settings, pepper, clock.clone())?);
+        let queue = Queue::open(store.clone(), clock.clone()).await?;
+        let client = client(&config.belvo, &config.state.path, clock.clone())?;
+        let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        let listeners = match parts {
+            Parts::All => Some(bind(config.webhook.listen, "webhook.listen").await?),
+            Parts::WithoutListeners => None,
+        };
+
+        let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
+        let (tasks, shutdown, problems) = (TaskTracker::new(), CancellationToken::new(), Problems::default());
+        let refresher = Refresher { client, store: store.clone(), confirm_after: config.belvo.confirm_after };
+        tasks.spawn(worker::run(refresher, queue.clone(), clock.clone(), config.belvo.workers, settled.clone(), shutdown.clone()));
+        tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
+        let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
+        tasks.spawn(publish::run(
+            Arc::clone(&publisher),
+            pace,
+            settled.subscribe(),
+            published.clone(),
+            problems.clone(),
+            shutdown.clone(),
+        ));
+        let webhook_address = listeners.as_ref().map(TcpListener::local_addr).transpose()?;
+        if let Some(listener) = listeners {
+            tasks.spawn(webhook::run(listener, config.webhook.clone(), queue.clone(), store.clone(), clock.clone(), shutdown.clone()));
+        }
+        tasks.close();
+        Ok(Self { store, queue, links, publisher, webhook_address, settled, published, tasks, shutdown })
+    }
+
+    /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub async fn until_idle(&self) -> anyhow::Result<()> {
+        let (mut settled, mut published) = (self.settled.subscribe(), self.published.subscribe());
+        loop {
+            settled.mark_unchanged();
+            published.mark_unchanged();
+            let waiting = self.store.read(|tx| {
+                let lookups = tx.one("SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL", args![], |row| row.int(0))?;
+                Ok(queue::backlog(tx)?.pending > 0 || lookups.unwrap_or_default() > 0)
+            });
+            let publisher = Arc::clone(&self.publisher);
+            if !waiting.await? && !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = settled.changed() => {}
+                _ = published.changed() => {}
+            }
+        }
+    }
+
+    /// The announcements of refreshes and lookups that have ended.
+    pub fn settled(&self) -> watch::Receiver<()> {
+        self.settled.subscribe()
+    }
+
+    /// Ends the tasks: running refreshes come to their end, webhooks that came are answered.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        if tokio::time::timeout(STOP_WITHIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(code = "stopped_early", "some tasks were cut off; what they did is done again after the next start");
+        }
+    }
+}
+
+/// What the publisher takes of the configuration.
+pub fn publish_settings(config: &Config) -> publish::Settings {
+    let lake = &config.lake;
+    publish::Settings {
+        path: lake.path.clone(),
+        sinks: lake.sinks.clone(),
+        link_buckets: lake.link_buckets,
+        keep_snapshots: lake.keep_snapshots,
+        keep_for: lake.keep_for,
+        duckdb_storage_version: lake.duckdb_storage_version.clone(),
+        confirm_after: config.belvo.confirm_after,
+    }
+}
+
+/// The client, with a budget that outlives a crash: its ledger lies beside the state.
+fn client(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Client> {
+    let ledger = state.with_file_name("budget.ledger");
+    let budget = Budget::open(settings.budget, settings.reserve, Some(&ledger), clock.clone())
+        .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))?;
+    Client::new(settings, budget, clock).context("the connection to Belvo cannot be set up")
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{key} {address} cannot be listened on: free the port, or set another one"))
+}

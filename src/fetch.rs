@@ -120,7 +120,8 @@ impl List<'_> {
                 Ok(answer) => answer,
                 Err(failure) if failure.code == "not_found" && number > 1 => return Ok(Pass::Shifted),
                 Err(failure) if failure.http_status == Some(408) && self.may_halve() => {
-                    tokio::time::sleep(failure.delay(self.halvings, &mut rand::rng())).await;
+                    let wait = failure.delay(self.halvings, &mut rand::rng());
+                    tokio::time::sleep(wait).await;
                     self.halvings += 1;
                     self.page_size = (self.page_size / 2).max(SMALLEST_PAGE);
                     return Ok(Pass::Smaller);

@@ -6,7 +6,7 @@
 
 pub mod cli;
 pub mod config;
-pub mod daemon;
+// pub mod daemon;
 
 // Before the queue: quick, never calls Belvo.
 pub mod queue;
@@ -29,6 +29,7 @@ pub mod clock;
 pub mod columns;
 pub mod json;
 pub mod links;
+pub mod problems;
 pub mod resources;
 pub mod schema;
 pub mod sensitive;

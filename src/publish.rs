@@ -9,7 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
 use crate::clock::{Clock, Timestamp};
+use crate::problems::Problems;
 use crate::schema::{self, Schema};
 use crate::sensitive::Pepper;
 use crate::sinks::{self, Staged};
@@ -21,6 +25,13 @@ mod tables;
 pub use snapshots::{BuiltFrom, FileEntry, Lake, Manifest, TableEntry, checksum};
 
 use snapshots::Staging;
+
+/// Stands while nothing can be published.
+const PROBLEM: &str = "publish_failed";
+
+/// Wait after a first failure to publish; it doubles with each.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Why a snapshot could not be published. Readers then see the one before.
 #[derive(Debug, thiserror::Error)]
