@@ -1,7 +1,7 @@
 //! The driver's face: values in, rows out, and nothing that only one database has.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ToSql};
+use rusqlite::{Connection, Statement, ToSql};
 
 use super::Error;
 use crate::belvo::LinkId;
@@ -20,7 +20,9 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// [`Error::Database`].
     pub fn execute(&self, sql: &str, args: &[Value<'_>]) -> Result<usize, Error> {
-        Ok(self.0.prepare_cached(sql)?.execute(rusqlite::params_from_iter(args))?)
+        let mut statement = self.0.prepare_cached(sql)?;
+        bind(&mut statement, args)?;
+        Ok(statement.raw_execute()?)
     }
 
     /// Gives each row to `each`, in the query's order.
@@ -34,7 +36,8 @@ impl<'c> Tx<'c> {
         mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut statement = self.0.prepare_cached(sql).map_err(Error::from)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(args)).map_err(Error::from)?;
+        bind(&mut statement, args)?;
+        let mut rows = statement.raw_query();
         while let Some(row) = rows.next().map_err(Error::from)? {
             each(&Row(row))?;
         }
@@ -60,9 +63,25 @@ impl<'c> Tx<'c> {
     /// Those of [`Tx::each`].
     pub fn one<T>(&self, sql: &str, args: &[Value<'_>], read: impl FnOnce(&Row<'_>) -> Result<T, Error>) -> Result<Option<T>, Error> {
         let mut statement = self.0.prepare_cached(sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(args))?;
+        bind(&mut statement, args)?;
+        let mut rows = statement.raw_query();
         rows.next()?.map(|row| read(&Row(row))).transpose()
     }
+}
+
+/// Names of the values of a statement; no statement has more.
+const NAMES: [&str; 20] = [
+    "$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14", "$15", "$16", "$17", "$18", "$19",
+    "$20",
+];
+
+/// Binds each value by its name: to SQLite `$1` is a name like any other, and it numbers names as they appear in the text.
+fn bind(statement: &mut Statement<'_>, args: &[Value<'_>]) -> Result<(), Error> {
+    for (value, name) in args.iter().zip(NAMES) {
+        let index = statement.parameter_index(name)?.ok_or_else(|| rusqlite::Error::InvalidParameterName(name.to_owned()))?;
+        statement.raw_bind_parameter(index, value)?;
+    }
+    Ok(())
 }
 
 /// One row of a result; columns are counted from 0.
@@ -219,3 +238,17 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::store::Value::from($value)),*] };
 }
 pub(crate) use args;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_goes_where_its_number_says_in_whatever_order_the_numbers_appear() {
+        let connection = Connection::open_in_memory().unwrap();
+        let tx = Tx::new(&connection);
+        let read = |row: &Row<'_>| Ok((row.int(0)?, row.int(1)?, row.int(2)?));
+        assert_eq!(tx.one("SELECT $3, $1, $2 + $2", args![1, 2, 3], read).unwrap(), Some((3, 1, 4)));
+        assert!(tx.one("SELECT 1, 2, $1", args![1, 2], read).is_err(), "a value that nothing asks for");
+    }
+}
