@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
@@ -31,6 +32,9 @@ const NAP: Duration = Duration::from_secs(10);
 
 /// A slot that the state has run, further ahead than this, comes from a clock that was wrong.
 const AHEAD: Duration = Duration::from_secs(25 * 3600);
+
+/// How long runs stay on record.
+const KEEP: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Marks in one transaction, so that webhooks between two of them are not kept waiting.
 const MARKS_AT_ONCE: usize = 500;
@@ -90,28 +94,20 @@ impl Watch {
         }
     }
 
-    /// Ends on paper what a process that is gone had begun, and notes from when on the job is known: what was due before
-    /// is not caught up.
+    /// Ends on paper what a process that is gone had begun.
     async fn begin(&self) -> Result<(), store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
-        let begin = move |tx: &store::Tx<'_>| {
-            tx.execute(
-                "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL",
-                args![&name, now],
-            )?;
-            tx.execute(
-                "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
-                 SELECT $1, $2, $2, $2, 'first-start', 'noted' WHERE NOT EXISTS (SELECT 1 FROM job_runs WHERE job = $1)",
-                args![&name, now],
-            )
-        };
-        self.store.write(begin).await.map(|_| ())
+        let sql = "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL";
+        self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
     }
 
     /// Runs the job if a slot is due, and gives how long to sleep.
     async fn step(&self, actions: &Arc<impl Actions>, shutdown: &CancellationToken) -> Result<Duration, store::Error> {
         let now = self.clock.now();
-        let last = self.last_slot(now).await?;
+        let Some(last) = self.last_slot(now).await? else {
+            self.note_first_start(now).await?;
+            return Ok(Duration::ZERO);
+        };
         let Some(next) = self.job.next_after(last) else { return Ok(NAP) };
         if next > now {
             return Ok(next.since(now).min(NAP));
@@ -125,17 +121,21 @@ impl Watch {
         Ok(Duration::ZERO)
     }
 
-    /// The last slot that ran or was passed over, whatever the clock says now.
-    async fn last_slot(&self, now: Timestamp) -> Result<Timestamp, store::Error> {
+    /// The last slot that ran or was passed over; `None` when the job is new, or all its slots come from a clock that was
+    /// far ahead.
+    async fn last_slot(&self, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
         let name = self.job.name.clone();
-        let last = self
-            .store
-            .read(move |tx| {
-                let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1 AND slot_at <= $2";
-                tx.one(sql, args![&name, now + AHEAD], |row| row.opt_at(0))
-            })
-            .await?;
-        Ok(last.flatten().unwrap_or(now))
+        let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1 AND slot_at <= $2";
+        let last = self.store.read(move |tx| tx.one(sql, args![&name, now + AHEAD], |row| row.opt_at(0))).await?;
+        Ok(last.flatten())
+    }
+
+    /// Notes since when the job is known: what was due before is not caught up, and what is due later is.
+    async fn note_first_start(&self, now: Timestamp) -> Result<(), store::Error> {
+        let name = self.job.name.clone();
+        let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
+             VALUES ($1, $2, $2, $2, 'first-start', 'noted') ON CONFLICT DO NOTHING";
+        self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
     }
 
     /// True when the slot is this run's: nobody ran it before.
@@ -191,6 +191,7 @@ impl Watch {
                     args![&name, passed, now],
                 )?;
             }
+            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, earlier(now, KEEP)])?;
             Ok(())
         };
         self.store.write(record).await
@@ -225,9 +226,8 @@ async fn find_stale(
     resource: &'static Resource,
     store: &Store,
     now: Timestamp,
-) -> Result<Vec<crate::belvo::LinkId>, store::Error> {
-    let age = i64::try_from(scope.older_than.as_micros()).unwrap_or(i64::MAX);
-    let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
+) -> Result<Vec<LinkId>, store::Error> {
+    let before = earlier(now, scope.older_than);
     let access_mode = scope.access_mode.clone();
     let sql = "SELECT links.link_id FROM links \
          LEFT JOIN refreshes ON refreshes.link_id = links.link_id AND refreshes.resource = $1 \
@@ -235,6 +235,10 @@ async fn find_stale(
          (refreshes.blocked_reason IS NULL AND refreshes.due_at IS NULL AND refreshes.lease IS NULL AND \
          (refreshes.last_fetched_at IS NULL OR refreshes.last_fetched_at <= $3)))";
     store.read(move |tx| tx.all(sql, args![resource.name, access_mode.as_deref(), before], |row| row.link_id(0))).await
+}
+
+fn earlier(at: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]
@@ -246,7 +250,8 @@ mod tests {
 
     /// A daemon's schedule over a state that outlives it, with the clock in the test's hand.
     struct World {
-        folder: tempfile::TempDir,
+        _folder: tempfile::TempDir,
+        store: Store,
         now: Arc<AtomicI64>,
         ran: Arc<Ran>,
     }
@@ -271,7 +276,9 @@ mod tests {
         fn at(time: &str) -> Self {
             let now = Arc::new(AtomicI64::new(Timestamp::parse(time).unwrap().as_micros()));
             let ran = Arc::new(Ran { now: Arc::clone(&now), ..Ran::default() });
-            Self { folder: tempfile::tempdir().unwrap(), now, ran }
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            Self { _folder: folder, store, now, ran }
         }
 
         fn clock_says(&self, time: &str) {
@@ -282,18 +289,16 @@ mod tests {
         async fn runs(&self, job: &Job) -> u32 {
             let now = Arc::clone(&self.now);
             let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::Relaxed)));
-            let store = Store::open(&self.folder.path().join("state.db")).unwrap();
-            let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
-            let watch = Watch { job: Arc::new(job.clone()), store, queue, clock };
+            let queue = Queue::open(self.store.clone(), clock.clone()).await.unwrap();
+            let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), queue, clock };
             watch.begin().await.unwrap();
             while watch.step(&self.ran, &CancellationToken::new()).await.unwrap().is_zero() {}
             *self.ran.times.lock().unwrap()
         }
 
         fn reasons(&self, job: &str) -> Vec<String> {
-            let readers = store::Readers::of(&self.folder.path().join("state.db"));
             let sql = "SELECT reason || ' ' || coalesce(outcome, '?') FROM job_runs WHERE job = $1 ORDER BY slot_at";
-            readers.read(|tx| tx.all(sql, args![job], |row| Ok(row.str(0)?.to_owned()))).unwrap()
+            self.store.readers().read(|tx| tx.all(sql, args![job], |row| Ok(row.str(0)?.to_owned()))).unwrap()
         }
     }
 
@@ -391,34 +396,28 @@ mod tests {
         };
         let fetch = Job::parse(name, "jobs/test.toml", text).unwrap();
         world.runs(&fetch).await;
-        {
-            let store = Store::open(&world.folder.path().join("state.db")).unwrap();
-            let hours_ago = |hours: i64| world.now.load(Ordering::Relaxed) - hours * 3_600_000_000;
-            let (old, fresh) = (hours_ago(30), hours_ago(3));
-            store
-                .write(move |tx| {
-                    for (digit, mode) in [(1, "recurrent"), (2, "recurrent"), (3, "single"), (4, "recurrent")] {
-                        let id = format!("00000000-0000-4000-8000-00000000000{digit}");
-                        let sql = "INSERT INTO links (link_id, access_mode, first_seen_at, changed_seq) VALUES ($1, $2, 0, 0)";
-                        tx.execute(sql, args![&id, mode])?;
-                        let fetched = if digit == 2 { fresh } else { old };
-                        let blocked = (digit == 4).then_some("forbidden");
-                        tx.execute(
-                            "INSERT INTO refreshes (link_id, resource, marks, priority, last_fetched_at, blocked_reason) \
-                             VALUES ($1, 'owners', 1, 0, $2, $3)",
-                            args![&id, fetched, blocked],
-                        )?;
-                    }
-                    Ok(())
-                })
-                .await
-                .unwrap();
-        }
+        let hours_ago = |hours: i64| world.now.load(Ordering::Relaxed) - hours * 3_600_000_000;
+        let (old, fresh) = (hours_ago(30), hours_ago(3));
+        let links = move |tx: &store::Tx<'_>| {
+            for (digit, mode) in [(1, "recurrent"), (2, "recurrent"), (3, "single"), (4, "recurrent")] {
+                let id = format!("00000000-0000-4000-8000-00000000000{digit}");
+                let sql = "INSERT INTO links (link_id, access_mode, first_seen_at, changed_seq) VALUES ($1, $2, 0, 0)";
+                tx.execute(sql, args![&id, mode])?;
+                let fetched = if digit == 2 { fresh } else { old };
+                let blocked = (digit == 4).then_some("forbidden");
+                tx.execute(
+                    "INSERT INTO refreshes (link_id, resource, marks, priority, last_fetched_at, blocked_reason) \
+                     VALUES ($1, 'owners', 1, 0, $2, $3)",
+                    args![&id, fetched, blocked],
+                )?;
+            }
+            Ok(())
+        };
+        world.store.write(links).await.unwrap();
         world.clock_says("2026-03-02T12:45:00Z");
         world.runs(&fetch).await;
         let due = "SELECT link_id || ' ' || resource FROM refreshes WHERE due_at IS NOT NULL ORDER BY resource, link_id";
-        let readers = store::Readers::of(&world.folder.path().join("state.db"));
-        let due = readers.read(|tx| tx.all(due, args![], |row| Ok(row.str(0)?[35..].to_owned()))).unwrap();
+        let due = world.store.readers().read(|tx| tx.all(due, args![], |row| Ok(row.str(0)?[35..].to_owned()))).unwrap();
         assert_eq!(due, ["1 employments", "2 employments", "4 employments", "1 owners"]);
         assert_eq!(world.reasons(name).last().unwrap(), "schedule done");
     }

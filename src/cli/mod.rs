@@ -148,6 +148,31 @@ mod tests {
     #[test]
     fn every_command_says_what_it_does() {
         let help = Cli::command().render_help().to_string();
-        insta::assert_snapshot!(help, @"");
+        insta::assert_snapshot!(help, @r#"
+Keeps Brazilian employment data from Belvo fresh in a lake that credit-risk analysts query
+
+Usage: vinculo [OPTIONS] <COMMAND>
+
+Commands:
+  init         Write a commented vinculo.toml and jobs/
+  sql          Run SQL on the published tables
+  check        Parse config, jobs and schemas, and print when each job runs next
+  status       Tell what is tracked, waiting, failing and published
+  completions  Print the completions of a shell
+  help         Print this message or the help of the given subcommand(s)
+
+Options:
+  -h, --help     Print help (see more with '--help')
+  -V, --version  Print version
+
+Global options:
+      --config <FILE>        The configuration [default: ./vinculo.toml, then
+                             /etc/vinculo/vinculo.toml] [env: VINCULO_CONFIG]
+      --json                 Print JSON for machines
+      --log-level <FILTER>   What to log to stderr: error, warn, info, debug, trace, or a filter
+                             such as vinculo::fetch=debug [env: VINCULO_LOG_LEVEL] [default: info]
+      --log-format <FORMAT>  How to log [default: text on a terminal, else json] [env:
+                             VINCULO_LOG_FORMAT] [possible values: text, json]
+"#);
     }
 }

@@ -218,9 +218,21 @@ mod tests {
     fn values_come_out_exactly_in_every_form() {
         let lake = lake();
         let rows = "SELECT *, 1 AS n, 1 AS n, 0.5::DOUBLE AS half, '' AS empty FROM salaries ORDER BY name";
-        insta::assert_snapshot!(ask(lake.path(), rows, Form::Csv).unwrap(), @"");
-        insta::assert_snapshot!(ask(lake.path(), rows, Form::Json).unwrap(), @"");
-        insta::assert_snapshot!(ask(lake.path(), rows, Form::Table).unwrap(), @"");
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Csv).unwrap(), @r#"
+name,amount,known_from,reference_month,is_open,n,n_1,half,empty
+a,999999999999999.9900,2026-03-02T12:00:00.000001Z,2026-03-01,true,1,1,0.5,""
+"b ""c"", d",1033.0900,,,,1,1,0.5,""
+"#);
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Json).unwrap(), @r#"
+{"name":"a","amount":"999999999999999.9900","known_from":"2026-03-02T12:00:00.000001Z","reference_month":"2026-03-01","is_open":true,"n":1,"n_1":1,"half":0.5,"empty":""}
+{"name":"b \"c\", d","amount":"1033.0900","known_from":null,"reference_month":null,"is_open":null,"n":1,"n_1":1,"half":0.5,"empty":""}
+"#);
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Table).unwrap(), @r#"
+name                    amount  known_from                   reference_month  is_open  n  n  half  empty
+────────  ────────────────────  ───────────────────────────  ───────────────  ───────  ─  ─  ────  ─────
+a         999999999999999.9900  2026-03-02T12:00:00.000001Z  2026-03-01       true     1  1   0.5
+b "c", d             1033.0900  NULL                         NULL             NULL     1  1   0.5
+"#);
     }
 
     #[test]

@@ -327,7 +327,23 @@ mod tests {
             older_than = "24"
             resources = ["incomes"]
         "#;
-        insta::assert_snapshot!(Job::parse("job", "jobs/job.toml", text).unwrap_err(), @"");
-        insta::assert_snapshot!(Job::parse("Job 1", "jobs/Job 1.toml", "schedule = \"0 0 30 2 *\"").unwrap_err(), @"");
+        insta::assert_snapshot!(Job::parse("job", "jobs/job.toml", text).unwrap_err(), @r#"
+the configuration has 8 errors:
+  jobs/job.toml: schedul: unknown key; did you mean schedule?
+  jobs/job.toml: schedule: "61 * * * *" is not a five-field cron schedule: Component error: Number out of bounds.; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
+  jobs/job.toml: timezone: "America/Sao_Paolo" is not a time zone; did you mean America/Sao_Paulo?
+  jobs/job.toml: action: this version does not know the action "backup"; it knows fetch, sync-links, publish
+  jobs/job.toml: scope.older_then: unknown key; did you mean older_than?
+  jobs/job.toml: scope.access_mode: "often" is not an access mode; write "recurrent" or "single"
+  jobs/job.toml: scope.older_than: "24" is not a time with its unit; write for example "24h"
+  jobs/job.toml: scope.resources: ["incomes"] is not a list of resources; there are employments, owners
+"#);
+        insta::assert_snapshot!(Job::parse("Job 1", "jobs/Job 1.toml", "schedule = \"0 0 30 2 *\"").unwrap_err(), @r#"
+the configuration has 4 errors:
+  jobs/Job 1.toml: schedule: "0 0 30 2 *" never comes; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
+  jobs/Job 1.toml: timezone: is missing; write for example timezone = "America/Sao_Paulo"
+  jobs/Job 1.toml: action: is missing; write for example action = "fetch"
+  jobs/Job 1.toml: the file's name is not one for a job; use small letters, digits and dashes
+"#);
     }
 }
