@@ -25,16 +25,16 @@ mod job;
 pub use job::{Action, Job, SHIPPED, Scope, load};
 
 /// A slot that is begun later than this was missed, and is caught up.
-const LATE: Duration = Duration::from_secs(60);
+const LATE: Duration = Duration::from_mins(1);
 
 /// The longest sleep: the wall clock may be set while it lasts.
 const NAP: Duration = Duration::from_secs(10);
 
 /// A slot that the state has run, further ahead than this, comes from a clock that was wrong.
-const AHEAD: Duration = Duration::from_secs(25 * 3600);
+const AHEAD: Duration = Duration::from_hours(25);
 
 /// How long runs stay on record.
-const KEEP: Duration = Duration::from_secs(90 * 24 * 3600);
+const KEEP: Duration = Duration::from_hours(90 * 24);
 
 /// Marks in one transaction, so that webhooks between two of them are not kept waiting.
 const MARKS_AT_ONCE: usize = 500;
@@ -369,7 +369,7 @@ mod tests {
             let mut minute = Timestamp::parse(eve).unwrap();
             for (day, runs) in days.into_iter().zip(1..) {
                 while minute < Timestamp::parse(day).unwrap() {
-                    minute = minute + Duration::from_secs(30 * 60);
+                    minute = minute + Duration::from_mins(30);
                     world.clock_says(&minute.to_string());
                     world.runs(&daily).await;
                 }

@@ -51,7 +51,7 @@ pub struct Global {
     /// Print JSON for machines
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as vinculo::fetch=debug
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as `vinculo::fetch=debug`
     #[arg(long, value_name = "FILTER", global = true, env = "VINCULO_LOG_LEVEL", hide_env_values = true, default_value = "info")]
     #[arg(value_parser = log::check_filter)]
     pub log_level: String,
@@ -170,7 +170,7 @@ Global options:
                              /etc/vinculo/vinculo.toml] [env: VINCULO_CONFIG]
       --json                 Print JSON for machines
       --log-level <FILTER>   What to log to stderr: error, warn, info, debug, trace, or a filter
-                             such as vinculo::fetch=debug [env: VINCULO_LOG_LEVEL] [default: info]
+                             such as `vinculo::fetch=debug` [env: VINCULO_LOG_LEVEL] [default: info]
       --log-format <FORMAT>  How to log [default: text on a terminal, else json] [env:
                              VINCULO_LOG_FORMAT] [possible values: text, json]
 "#);

@@ -29,7 +29,7 @@ pub struct Args {
     /// Wait so long before each answer, such as 120ms
     #[arg(long, value_name = "D", default_value = "0s", value_parser = humantime::parse_duration)]
     pub latency: Duration,
-    /// The key of person_key in the truth, as in pii.pepper
+    /// The key of `person_key` in the truth, as in pii.pepper
     #[arg(long, value_name = "P")]
     pub pepper: Option<String>,
     /// A fault to switch on, by its id; may be given several times

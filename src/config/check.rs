@@ -24,9 +24,9 @@ const SECRET_LEN: usize = 16;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const YEAR: Duration = Duration::from_hours(366 * 24);
 
 pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
     let base_url = read.url("belvo.base_url");

@@ -127,19 +127,15 @@ impl<'s> Reader<'s> {
 
     /// A secret, from its own key or from the file that `<key>_file` names; `None` when it is empty.
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
-        let text = match self.secret_file(key) {
-            Some(text) => text?.trim().to_owned(),
-            None => self.text(key, "a text", |_| true).trim().to_owned(),
-        };
+        let text = self.secret_file(key).unwrap_or_else(|| self.text(key, "a text", |_| true));
+        let text = text.trim();
         (!text.is_empty()).then(|| SecretString::from(text))
     }
 
     /// Several secrets: a list, or the lines of the file that `<key>_file` names.
     pub(super) fn secrets(&mut self, key: &str) -> Vec<String> {
         match self.secret_file(key) {
-            Some(text) => {
-                text.unwrap_or_default().lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
-            }
+            Some(text) => text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect(),
             None => self.texts(key, "a list of texts", |_| true),
         }
     }
@@ -175,21 +171,21 @@ impl<'s> Reader<'s> {
             None => "mend it".to_owned(),
         };
         self.refuse(key, found, example);
-        default.and_then(read).unwrap_or_else(T::default)
+        default.and_then(read).unwrap_or_default()
     }
 
-    /// The text of the file that `<key>_file` names: `None` when none is named, `Some(None)` when it cannot be read.
-    fn secret_file(&mut self, key: &str) -> Option<Option<String>> {
+    /// The text of the file that `<key>_file` names, empty when it cannot be read; `None` when no file is named.
+    fn secret_file(&mut self, key: &str) -> Option<String> {
         let file_key = format!("{key}_file");
         let setting = self.settings.get(&file_key)?.clone();
         let path = setting.value.as_str().filter(|path| !path.is_empty()).map(|path| self.root.join(path));
         let text = match path.as_ref().map(fs::read_to_string) {
-            Some(Ok(text)) => return Some(Some(text)),
+            Some(Ok(text)) => return Some(text),
             Some(Err(error)) => format!("{} cannot be read: {error}", path.unwrap_or_default().display()),
             None => "is not the path of a file".to_owned(),
         };
         self.problems.push(Problem::new(setting.origin, &file_key, text, "name a file that this user may read"));
-        Some(None)
+        Some(String::new())
     }
 }
 

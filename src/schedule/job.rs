@@ -154,7 +154,7 @@ impl Job {
 
     /// An instant that is certainly before the last slot up to `until`.
     fn before(&self, until: Timestamp) -> Option<Timestamp> {
-        let day = Duration::from_secs(24 * 3600);
+        let day = Duration::from_hours(24);
         let until = until.to_utc().with_timezone(&self.zone);
         let previous = Timestamp::from(self.cron.find_previous_occurrence(&until, true).ok()?.to_utc());
         Some(Timestamp::from_micros(previous.as_micros() - i64::try_from(day.as_micros()).unwrap_or(0)))
@@ -254,12 +254,11 @@ impl Read<'_> {
         if let Some(value) = scope.get("resources") {
             let names = value.as_array().filter(|names| !names.is_empty());
             let found = names.and_then(|names| names.iter().map(|name| Resource::by_name(name.as_str()?)).collect::<Option<Vec<_>>>());
-            match found {
-                Some(resources) => read.resources = resources,
-                None => {
-                    let known = resources::ALL.map(|resource| resource.name).join(", ");
-                    self.refuse("scope.resources", format!("{value} is not a list of resources"), format!("there are {known}"));
-                }
+            if let Some(resources) = found {
+                read.resources = resources;
+            } else {
+                let known = resources::ALL.map(|resource| resource.name).join(", ");
+                self.refuse("scope.resources", format!("{value} is not a list of resources"), format!("there are {known}"));
             }
         }
         read
@@ -287,7 +286,7 @@ mod tests {
     fn every_shipped_job_is_read() {
         let jobs = load(None).unwrap();
         assert_eq!(jobs.iter().map(|job| job.action).collect::<Vec<_>>(), [Action::Fetch, Action::SyncLinks]);
-        assert_eq!(jobs[0].scope.older_than, Duration::from_secs(24 * 3600));
+        assert_eq!(jobs[0].scope.older_than, Duration::from_hours(24));
         assert_eq!(load(Some(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/jobs")))).unwrap().len(), SHIPPED.len());
     }
 
