@@ -14,21 +14,31 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::belvo::budget::Budget;
-use crate::belvo::Client;
+use crate::admin::{Admin, Recorder};
+use crate::belvo::{Budget, Client};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::links::Directory;
 use crate::problems::Problems;
-use crate::publish::{self, Pace, Publisher};
+use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
 use crate::refresh::Refresher;
+use crate::schedule::{self, Action, Actions, Failed, Job};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
 use crate::{webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
+
+/// How often it is looked whether something outside stands in the way.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
+
+/// Stands until the lake has what the state had at the start.
+const STARTING: &str = "starting";
+
+/// Stands while the state takes no writes.
+const STATE_PROBLEM: &str = "state_not_writable";
 
 /// The running parts.
 pub struct Daemon {
@@ -42,6 +52,8 @@ pub struct Daemon {
     pub publisher: Arc<Publisher>,
     /// Where webhooks are taken; `None` without listeners.
     pub webhook_address: Option<SocketAddr>,
+    /// Where operators ask; `None` without listeners.
+    pub admin_address: Option<SocketAddr>,
     /// Told of each refresh and lookup that has ended.
     settled: watch::Sender<()>,
     /// The change of the store that the latest snapshot of this process has.
@@ -73,12 +85,18 @@ impl Daemon {
         let client = client(&config.belvo, &config.state.path, clock.clone())?;
         let links = Directory::new(client.clone(), store.clone(), clock.clone());
         let listeners = match parts {
-            Parts::All => Some(bind(config.webhook.listen, "webhook.listen").await?),
+            Parts::All => Some((
+                bind(config.webhook.listen, "webhook.listen").await?,
+                bind(config.admin.listen, "admin.listen").await?,
+                schedule::load(config.jobs_dir.as_deref())?,
+            )),
             Parts::WithoutListeners => None,
         };
 
         let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
         let (tasks, shutdown, problems) = (TaskTracker::new(), CancellationToken::new(), Problems::default());
+        problems.raise(STARTING);
+        tasks.spawn(look_around(client.clone(), store.clone(), problems.clone(), published.subscribe(), shutdown.clone()));
         let refresher = Refresher { client, store: store.clone(), confirm_after: config.belvo.confirm_after };
         tasks.spawn(worker::run(refresher, queue.clone(), clock.clone(), config.belvo.workers, settled.clone(), shutdown.clone()));
         tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
@@ -91,12 +109,23 @@ impl Daemon {
             problems.clone(),
             shutdown.clone(),
         ));
-        let webhook_address = listeners.as_ref().map(TcpListener::local_addr).transpose()?;
-        if let Some(listener) = listeners {
-            tasks.spawn(webhook::run(listener, config.webhook.clone(), queue.clone(), store.clone(), clock.clone(), shutdown.clone()));
+        let (mut webhook_address, mut admin_address) = (None, None);
+        if let Some((webhooks, operators, jobs)) = listeners {
+            (webhook_address, admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
+            let settings = config.webhook.clone();
+            tasks.spawn(webhook::run(webhooks, settings, queue.clone(), store.clone(), clock.clone(), shutdown.clone()));
+            let admin = Admin::new(problems, Recorder::global(), &config.admin.allowed_hosts);
+            let end = shutdown.clone();
+            tasks.spawn(async move {
+                if let Err(error) = admin.serve(operators, end).await {
+                    tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
+                }
+            });
+            let actions = Arc::new(DaemonActions { links: links.clone(), publisher: Arc::clone(&publisher) });
+            tasks.spawn(schedule::run(jobs, store.clone(), queue.clone(), clock, actions, shutdown.clone()));
         }
         tasks.close();
-        Ok(Self { store, queue, links, publisher, webhook_address, settled, published, tasks, shutdown })
+        Ok(Self { store, queue, links, publisher, webhook_address, admin_address, settled, published, tasks, shutdown })
     }
 
     /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
@@ -123,6 +152,22 @@ impl Daemon {
         }
     }
 
+    /// Waits until every change so far is published.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub async fn until_published(&self) -> anyhow::Result<()> {
+        let mut published = self.published.subscribe();
+        loop {
+            published.mark_unchanged();
+            let publisher = Arc::clone(&self.publisher);
+            if !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {
+                return Ok(());
+            }
+            published.changed().await?;
+        }
+    }
+
     /// The announcements of refreshes and lookups that have ended.
     pub fn settled(&self) -> watch::Receiver<()> {
         self.settled.subscribe()
@@ -133,6 +178,56 @@ impl Daemon {
         self.shutdown.cancel();
         if tokio::time::timeout(STOP_WITHIN, self.tasks.wait()).await.is_err() {
             tracing::warn!(code = "stopped_early", "some tasks were cut off; what they did is done again after the next start");
+        }
+    }
+}
+
+/// What the daemon does for its jobs.
+struct DaemonActions {
+    links: Directory,
+    publisher: Arc<Publisher>,
+}
+
+impl Actions for DaemonActions {
+    async fn run(&self, job: &Job) -> Result<u64, Failed> {
+        match job.action {
+            Action::SyncLinks => {
+                self.links.sync().await.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+            }
+            Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
+                Ok(published) => Ok(published.map_or(0, |manifest| manifest.tables.iter().map(|table| table.rows).sum())),
+                Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
+            },
+            Action::Fetch => Ok(0),
+        }
+    }
+}
+
+/// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
+/// have a snapshot.
+async fn look_around(
+    client: Client,
+    store: Store,
+    problems: Problems,
+    mut published: watch::Receiver<i64>,
+    shutdown: CancellationToken,
+) {
+    let mut trouble = None;
+    loop {
+        let now = client.trouble();
+        if now != trouble {
+            trouble.into_iter().for_each(|code| problems.clear(code));
+            now.into_iter().for_each(|code| problems.raise(code));
+            trouble = now;
+        }
+        match store.write(|tx| tx.execute("UPDATE meta SET value = value WHERE name = 'schema_version'", args![])).await {
+            Ok(_) => problems.clear(STATE_PROBLEM),
+            Err(_) => problems.raise(STATE_PROBLEM),
+        }
+        tokio::select! {
+            _ = published.changed() => problems.clear(STARTING),
+            () = tokio::time::sleep(LOOK_AROUND) => {}
+            () = shutdown.cancelled() => return,
         }
     }
 }

@@ -36,6 +36,20 @@ pub fn note_webhook(tx: &Tx<'_>, link_id: &LinkId, external_id: Option<&str>, at
     Ok(())
 }
 
+/// Tracks a link that an operator names, inside the caller's transaction; what is tracked already stays as it is.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_wish(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    let seq = next_number(tx, "changes")?;
+    tx.execute(
+        "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, $2, $2, $3) \
+         ON CONFLICT (link_id) DO NOTHING",
+        args![link_id, at, seq],
+    )?;
+    Ok(())
+}
+
 /// Notes a status that a webhook told, inside the caller's transaction.
 ///
 /// # Errors

@@ -273,9 +273,8 @@ pub async fn run(
             Ok(manifest) => {
                 problems.clear(PROBLEM);
                 wait = Duration::MAX;
-                if let Some(manifest) = manifest {
-                    published.send_replace(manifest.built_from.change);
-                }
+                // Told also when there was nothing new: readers then have all there is.
+                published.send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
             }
             Err(error) => {
                 problems.raise(PROBLEM);

@@ -1,6 +1,41 @@
 //! `vinculo demo`: the whole flow against a fake Belvo in the same process, without an account.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::sql::{self, Form};
+use super::{Exit, Global, init, work};
+use crate::admin::Recorder;
+use crate::admin::status::grouped;
+use crate::clock::Clock;
+use crate::config::{Config, Needs};
+use crate::daemon::{Daemon, Parts};
+use crate::publish::{Lake, Manifest};
+use crate::queue;
+use crate::simulate::{self, SECRET_ID, SECRET_PASSWORD, Simulation};
+
+/// First line of the configuration that a demo writes, and by which the next one knows what it may replace.
+const MADE_BY_DEMO: &str = "# Made by `vinculo demo`; the next demo in this folder replaces it.\n";
+
+/// What the simulated Belvo sends with its webhooks. The demo listens to this machine alone.
+const AUTHORIZATION: &str = "Bearer demo-webhook-authorization";
+
+/// The pepper of a demo: the same for all, so that two demos give the same rows.
+const PEPPER: &str = "demo-pepper-for-simulated-people";
+
+/// The question that the summary answers.
+const QUESTION: &str = "SELECT cnae_section, count(DISTINCT link_id) AS people, round(median(base_amount), 2) AS median_pay_brl
+FROM salaries JOIN employments USING (link_id, employment_key)
+WHERE is_open AND salary_type = 'REGULAR' AND currency = 'BRL' AND reference_month >= DATE '2026-01-01'
+GROUP BY cnae_section ORDER BY people DESC, cnae_section LIMIT 5";
 
 /// What `demo` takes.
 #[derive(Debug, clap::Args)]
@@ -17,4 +52,164 @@ pub struct Args {
     /// Keep running after everything is published
     #[arg(long)]
     pub serve: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    prepare(&args.dir)?;
+    let config_file = args.dir.join("vinculo.toml");
+    Recorder::global();
+    let started = Instant::now();
+    work::block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base_url = format!("http://{}", listener.local_addr()?);
+        let shutdown = CancellationToken::new();
+        let config = Config::load(
+            Some(&config_file),
+            [],
+            &[
+                ("belvo.base_url", &base_url),
+                ("belvo.token_url", &base_url),
+                ("webhook.listen", "127.0.0.1:0"),
+                ("admin.listen", "127.0.0.1:0"),
+            ],
+            Needs { belvo: true, webhook: true },
+        )?;
+        let daemon = Daemon::start(&config, Clock::system(), Parts::All).await?;
+        let webhook = format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
+        let simulation = Simulation::new(simulate::Settings {
+            people: args.people,
+            seed: args.seed,
+            webhook: Some(webhook.parse()?),
+            webhook_authorization: AUTHORIZATION.into(),
+            webhook_latency: Duration::from_millis(500),
+            limit: None,
+            pepper: Some(PEPPER.into()),
+            ..simulate::Settings::default()
+        });
+        let serving = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
+        simulation.connect_all();
+        let ended = tokio::select! {
+            followed = follow(&daemon, &simulation, args.people) => followed.map(|()| None)?,
+            signal = work::asked_to_end() => Some(signal?),
+        };
+        if ended.is_none() {
+            let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
+            summarize(args, global, &config, &manifest, started.elapsed())?;
+            if args.serve {
+                eprintln!("still running; metrics on http://{}/metrics; Ctrl-C ends it", daemon.admin_address.context("the admin listener is up")?);
+                work::asked_to_end().await?;
+            }
+        }
+        daemon.stop().await;
+        shutdown.cancel();
+        serving.await??;
+        Ok(if ended.is_some() { Exit::Interrupted } else { Exit::Done })
+    })
+}
+
+/// Makes the folder ready: a new one, or one that an earlier demo made.
+fn prepare(dir: &Path) -> anyhow::Result<()> {
+    let config = dir.join("vinculo.toml");
+    if fs::read_to_string(&config).is_ok_and(|text| text.starts_with(MADE_BY_DEMO)) {
+        for folder in ["var", "lake", "jobs"] {
+            remove(&dir.join(folder))?;
+        }
+        fs::remove_file(&config)?;
+    } else if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{} holds something that no demo made: name another folder with --dir", dir.display());
+    }
+    init::write(dir)?;
+    let text = fs::read_to_string(&config)?;
+    let text = [
+        ("budget = { requests = 75, per = \"30s\" }  ", "budget = { requests = 1000000, per = \"30s\" }"),
+        ("secret_id = \"\"", &format!("secret_id = \"{SECRET_ID}\"")),
+        ("secret_password = \"\"", &format!("secret_password = \"{SECRET_PASSWORD}\"")),
+        ("authorization = []", &format!("authorization = [\"{AUTHORIZATION}\"]")),
+        ("allow_ips = [\"3.130.254.46\", \"18.220.61.186\", \"18.223.45.212\"]", "allow_ips = [\"127.0.0.1\"]"),
+        ("https://api.belvo.com", "http://127.0.0.1:8090"),
+        ("url = \"var/lake\"", "url = \"lake\""),
+        ("publish_quiet = \"2s\"", "publish_quiet = \"500ms\""),
+    ]
+    .into_iter()
+    .fold(text, |text, (from, to)| text.replace(from, to));
+    let text = text.lines().map(|line| if line.starts_with("pepper = ") { format!("pepper = \"{PEPPER}\"") } else { line.to_owned() });
+    fs::write(&config, format!("{MADE_BY_DEMO}\n{}\n", text.collect::<Vec<_>>().join("\n")))?;
+    Ok(())
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until every webhook is answered and everything is published.
+async fn follow(daemon: &Daemon, simulation: &Simulation, people: u32) -> anyhow::Result<()> {
+    let draw = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(u64::from(people) * 2), draw);
+    bar.set_style(ProgressStyle::with_template("{msg:<28} {bar:40} {pos}/{len}")?);
+    bar.set_message("webhooks and fetches");
+    let counting = async {
+        let mut settled = daemon.settled();
+        while settled.changed().await.is_ok() {
+            if let Ok(backlog) = daemon.store.read(queue::backlog).await {
+                let unsent = simulation.outstanding_webhooks();
+                bar.set_position((u64::from(people) * 2).saturating_sub(backlog.pending + unsent));
+            }
+        }
+    };
+    let working = async {
+        simulation.wait_until_delivered().await;
+        daemon.until_idle().await
+    };
+    let result = tokio::select! {
+        result = working => result,
+        () = counting => Ok(()),
+    };
+    bar.finish_and_clear();
+    let tally = simulation.webhooks();
+    if tally.given_up > 0 {
+        bail!("{} of {} webhooks were not taken; the log says why", tally.given_up, tally.scheduled);
+    }
+    result
+}
+
+/// Says what was built, for a newcomer.
+fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest, took: Duration) -> anyhow::Result<()> {
+    let out = &mut io::stdout().lock();
+    let lake = &config.lake.path;
+    let mut answer = Vec::new();
+    sql::query(lake, QUESTION, if global.json { Form::Json } else { Form::Table }, &mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    if global.json {
+        let rows: Vec<serde_json::Value> = answer.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let tables = manifest.tables.iter().map(|table| (table.name.clone(), json!(table.rows))).collect::<serde_json::Map<_, _>>();
+        let document = json!({
+            "people": args.people, "seconds": took.as_secs_f64(), "snapshot": manifest.snapshot, "tables": tables,
+            "lake": lake, "duckdb": lake.join("vinculo.duckdb"), "config": args.dir.join("vinculo.toml"),
+            "question": QUESTION, "answer": rows,
+        });
+        return Ok(writeln!(out, "{document:#}")?);
+    }
+    let config = args.dir.join("vinculo.toml");
+    writeln!(
+        out,
+        "{} simulated people connected. Belvo sent a webhook for each resource of each link; every one was stored,\n\
+         answered and fetched, and everything was published as snapshot {:06} in {:.1} s.\n",
+        args.people,
+        manifest.snapshot,
+        took.as_secs_f64()
+    )?;
+    writeln!(out, "Tables in {}/current", lake.display())?;
+    for table in &manifest.tables {
+        writeln!(out, "  {:<18} {:>10} rows", table.name, grouped(table.rows))?;
+    }
+    writeln!(out, "\nWhere do people work, and what do they earn this year?\n\n{answer}")?;
+    writeln!(out, "Try next:")?;
+    writeln!(out, "  vinculo sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;
+    writeln!(out, "  vinculo sql --config {} \"SELECT * FROM data_dictionary\"", config.display())?;
+    writeln!(out, "  duckdb -readonly {}", lake.join("vinculo.duckdb").display())?;
+    writeln!(out, "  python3 -c \"import polars as pl; print(pl.read_parquet('{}/current/salaries'))\"", lake.display())?;
+    Ok(())
 }

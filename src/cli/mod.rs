@@ -26,6 +26,7 @@ pub mod simulate;
 pub mod sql;
 pub mod status;
 pub mod table;
+pub mod work;
 
 pub use exit::Exit;
 
@@ -74,6 +75,18 @@ pub enum LogFormat {
 pub enum Command {
     /// Write a commented vinculo.toml and jobs/
     Init(init::Args),
+    /// Build a lake of simulated people, offline and without an account
+    Demo(demo::Args),
+    /// Run the daemon
+    Serve(serve::Args),
+    /// Run a fake Belvo
+    Simulate(simulate::Args),
+    /// Fetch what Belvo holds of some links now
+    Refresh(refresh::Args),
+    /// Publish what changed
+    Publish(publish::Args),
+    /// Build the lake anew from the record store
+    Rebuild(rebuild::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
@@ -90,6 +103,12 @@ pub fn main() -> ExitCode {
     log::start(&global);
     let result = match command {
         Command::Init(args) => init::run(&args, &global),
+        Command::Demo(args) => demo::run(&args, &global),
+        Command::Serve(args) => serve::run(&args, &global),
+        Command::Simulate(args) => simulate::run(&args, &global),
+        Command::Refresh(args) => refresh::run(&args, &global),
+        Command::Publish(args) => publish::run(&args, &global),
+        Command::Rebuild(args) => rebuild::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),

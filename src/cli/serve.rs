@@ -1,5 +1,28 @@
 //! `vinculo serve`: the daemon.
 
+use super::{Exit, Global, work};
+use crate::admin::Recorder;
+use crate::clock::Clock;
+use crate::config::Needs;
+use crate::daemon::{Daemon, Parts};
+
 /// What `serve` takes: its settings are all in the configuration.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
+
+pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs { belvo: true, webhook: true })?;
+    config.check_folders()?;
+    // Before anything counts.
+    Recorder::global();
+    work::block_on(async {
+        let daemon = Daemon::start(&config, Clock::system(), Parts::All).await?;
+        if let (Some(webhooks), Some(admin)) = (daemon.webhook_address, daemon.admin_address) {
+            tracing::info!(%webhooks, %admin, "ready");
+        }
+        work::asked_to_end().await?;
+        tracing::info!("stopping");
+        daemon.stop().await;
+        Ok(Exit::Done)
+    })
+}

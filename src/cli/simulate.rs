@@ -1,9 +1,17 @@
 //! `vinculo simulate`: a faithful fake Belvo.
 
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use url::Url;
+
+use super::{Exit, Global, work};
+use crate::simulate::{Fault, SECRET_ID, SECRET_PASSWORD, Settings, Simulation};
 
 /// What `simulate` takes.
 #[derive(Debug, clap::Args)]
@@ -32,7 +40,54 @@ pub struct Args {
     /// The key of `person_key` in the truth, as in pii.pepper
     #[arg(long, value_name = "P")]
     pub pepper: Option<String>,
-    /// A fault to switch on, by its id; may be given several times
-    #[arg(long, value_name = "F")]
-    pub fault: Vec<String>,
+    /// Mean time from a link to its webhooks
+    #[arg(long, value_name = "D", default_value = "15s", value_parser = humantime::parse_duration)]
+    pub webhook_latency: Duration,
+    /// Connect everybody at once, instead of waiting for POST /_sim/connect
+    #[arg(long)]
+    pub connect: bool,
+    /// A fault to switch on, such as status,code=429,times=3; may be given several times
+    #[arg(long, value_name = "F", value_parser = Fault::parse)]
+    pub fault: Vec<Fault>,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let defaults = Settings::default();
+    let settings = Settings {
+        people: args.people,
+        seed: args.seed,
+        webhook: args.webhook.clone(),
+        webhook_authorization: args.webhook_authorization.clone().unwrap_or_default(),
+        limit: if args.no_limit { None } else { defaults.limit },
+        response_latency: args.latency,
+        webhook_latency: args.webhook_latency,
+        pepper: args.pepper.clone(),
+        faults: args.fault.clone(),
+        ..defaults
+    };
+    work::block_on(async {
+        let listener = TcpListener::bind(args.listen)
+            .await
+            .with_context(|| format!("{} cannot be listened on: free the port, or give another one with --listen", args.listen))?;
+        let address = listener.local_addr()?;
+        let out = &mut io::stdout();
+        if global.json {
+            writeln!(out, "{}", json!({ "base_url": format!("http://{address}"), "secret_id": SECRET_ID, "secret_password": SECRET_PASSWORD }))?;
+        } else {
+            writeln!(out, "a fake Belvo with {} people listens on http://{address}", args.people)?;
+            writeln!(out, "  belvo.secret_id = \"{SECRET_ID}\", belvo.secret_password = \"{SECRET_PASSWORD}\"")?;
+            writeln!(out, "  curl -X POST 'http://{address}/_sim/connect' connects them; /_sim/truth is what the tables should hold")?;
+        }
+        out.flush()?;
+        let simulation = Simulation::new(settings);
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
+        if args.connect {
+            simulation.connect_all();
+        }
+        work::asked_to_end().await?;
+        shutdown.cancel();
+        serving.await??;
+        Ok(Exit::Done)
+    })
 }
