@@ -7,7 +7,7 @@ use arrow::array::{
     ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int32Array, ListArray, NullBufferBuilder, RecordBatch, StringArray,
     TimestampMicrosecondArray,
 };
-use arrow::buffer::{BooleanBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 
@@ -22,7 +22,59 @@ pub struct Columns {
 /// The cells of one column. Pushing a value of another type than the column's is a mistake in the program, and panics.
 pub struct Cells {
     values: Values,
-    nulls: NullBufferBuilder,
+    validity: Validity,
+}
+
+/// Which cells are not NULL. Most columns have no NULL for long: a run of values is only counted.
+struct Validity {
+    noted: NullBufferBuilder,
+    noted_len: usize,
+    valid_run: usize,
+}
+
+impl Validity {
+    fn new() -> Self {
+        Self { noted: NullBufferBuilder::new(1024), noted_len: 0, valid_run: 0 }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.noted_len + self.valid_run
+    }
+
+    #[inline]
+    fn append(&mut self, is_valid: bool) {
+        if is_valid {
+            self.valid_run += 1;
+        } else {
+            self.note_run();
+            self.noted.append_null();
+            self.noted_len += 1;
+        }
+    }
+
+    #[inline]
+    fn is_valid(&self, row: usize) -> bool {
+        row >= self.noted_len || self.noted.is_valid(row)
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.note_run();
+        self.noted.truncate(len);
+        self.noted_len = self.noted.len();
+    }
+
+    fn take(&mut self) -> Option<NullBuffer> {
+        self.note_run();
+        self.noted_len = 0;
+        self.noted.finish()
+    }
+
+    fn note_run(&mut self) {
+        self.noted.append_n_non_nulls(self.valid_run);
+        self.noted_len += self.valid_run;
+        self.valid_run = 0;
+    }
 }
 
 enum Values {
@@ -40,12 +92,12 @@ enum Values {
 impl Columns {
     /// Empty columns of these types.
     pub fn of(kinds: &[Type]) -> Self {
-        Self { cells: kinds.iter().map(|&kind| Cells { values: Values::of(kind), nulls: NullBufferBuilder::new(1024) }).collect() }
+        Self { cells: kinds.iter().map(|&kind| Cells { values: Values::of(kind), validity: Validity::new() }).collect() }
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.cells.first().map_or(0, |cells| cells.nulls.len())
+        self.cells.first().map_or(0, |cells| cells.validity.len())
     }
 
     /// Whether there are no rows.
@@ -122,7 +174,7 @@ impl Columns {
     /// Replaces the rows from `start` on by the given ones, in the given order.
     pub fn reorder(&mut self, start: usize, rows: &[usize]) {
         for cells in &mut self.cells {
-            let mut ordered = Cells { values: cells.values.empty(), nulls: NullBufferBuilder::new(rows.len()) };
+            let mut ordered = Cells { values: cells.values.empty(), validity: Validity::new() };
             rows.iter().for_each(|&row| ordered.push_cell_of(cells, row));
             cells.truncate(start);
             (0..rows.len()).for_each(|row| cells.push_cell_of(&ordered, row));
@@ -184,7 +236,18 @@ impl Cells {
         bytes.extend_from_slice(value.unwrap_or_default().as_bytes());
         // Batches are cut long before two gigabytes of text.
         ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
-        self.nulls.append(value.is_some());
+        self.validity.append(value.is_some());
+    }
+
+    /// Appends one text to `count` rows.
+    pub fn push_text_times(&mut self, value: &str, count: usize) {
+        let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
+        bytes.reserve(value.len() * count);
+        for _ in 0..count {
+            bytes.extend_from_slice(value.as_bytes());
+            ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+            self.validity.append(true);
+        }
     }
 
     /// Appends days since 1970-01-01, or NULL.
@@ -192,7 +255,7 @@ impl Cells {
     pub fn push_date(&mut self, value: Option<i32>) {
         let Values::Date(values) = &mut self.values else { mismatch() };
         values.push(value.unwrap_or_default());
-        self.nulls.append(value.is_some());
+        self.validity.append(value.is_some());
     }
 
     /// Appends an instant, or NULL.
@@ -200,7 +263,7 @@ impl Cells {
     pub fn push_timestamp(&mut self, value: Option<Timestamp>) {
         let Values::Timestamp(values) = &mut self.values else { mismatch() };
         values.push(value.map_or(0, Timestamp::as_micros));
-        self.nulls.append(value.is_some());
+        self.validity.append(value.is_some());
     }
 
     /// Appends ten-thousandths, or NULL.
@@ -208,7 +271,7 @@ impl Cells {
     pub fn push_decimal(&mut self, value: Option<i128>) {
         let Values::Decimal(values) = &mut self.values else { mismatch() };
         values.push(value.unwrap_or_default());
-        self.nulls.append(value.is_some());
+        self.validity.append(value.is_some());
     }
 
     /// Appends an integer, or NULL.
@@ -216,7 +279,7 @@ impl Cells {
     pub fn push_integer(&mut self, value: Option<i32>) {
         let Values::Integer(values) = &mut self.values else { mismatch() };
         values.push(value.unwrap_or_default());
-        self.nulls.append(value.is_some());
+        self.validity.append(value.is_some());
     }
 
     /// Appends a list of texts, or NULL.
@@ -227,7 +290,7 @@ impl Cells {
             ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
         }
         lists.push(i32::try_from(ends.len()).unwrap_or(i32::MAX));
-        self.nulls.append(value.is_some());
+        self.validity.append(value.is_some());
     }
 
     /// Appends true or false.
@@ -235,11 +298,11 @@ impl Cells {
     pub fn push_boolean(&mut self, value: bool) {
         let Values::Boolean(values) = &mut self.values else { mismatch() };
         values.push(value);
-        self.nulls.append(true);
+        self.validity.append(true);
     }
 
     fn is_valid(&self, row: usize) -> bool {
-        self.nulls.is_valid(row)
+        self.validity.is_valid(row)
     }
 
     fn push_cell_of(&mut self, other: &Self, row: usize) {
@@ -255,7 +318,7 @@ impl Cells {
             // Lists only stand in tables whose rows nobody rearranges.
             _ => mismatch(),
         }
-        self.nulls.append(other.is_valid(row));
+        self.validity.append(other.is_valid(row));
     }
 
     fn compare(&self, a: usize, other: &Self, b: usize) -> Ordering {
@@ -291,11 +354,11 @@ impl Cells {
             Values::Decimal(values) => values.truncate(len),
             Values::Boolean(values) => values.truncate(len),
         }
-        self.nulls.truncate(len);
+        self.validity.truncate(len);
     }
 
     fn take(&mut self) -> Result<ArrayRef, ArrowError> {
-        let nulls = self.nulls.finish();
+        let nulls = self.validity.take();
         let empty = self.values.empty();
         Ok(match std::mem::replace(&mut self.values, empty) {
             Values::Text { ends, bytes } => Arc::new(StringArray::try_new(offsets(ends), bytes.into(), nulls)?),

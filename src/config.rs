@@ -69,6 +69,17 @@ impl Config {
         overrides: &[(&str, &str)],
         needs: Needs,
     ) -> Result<Self, ConfigErrors> {
+        let (config, problems) = Self::examine(named, environment, overrides, needs);
+        ConfigErrors::check(problems).map(|()| config)
+    }
+
+    /// Like [`Config::load`], for one who goes on to look for more mistakes: what is wrong has its default.
+    pub fn examine(
+        named: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(&str, &str)],
+        needs: Needs,
+    ) -> (Self, Vec<Problem>) {
         let file = named.or_else(|| FILES.iter().map(Path::new).find(|path| path.exists()));
         let mut settings = Settings::defaults();
         if let Some(file) = file {
@@ -81,7 +92,7 @@ impl Config {
         Self::check(&settings, &folder_of(file), needs)
     }
 
-    fn check(settings: &Settings, root: &Path, needs: Needs) -> Result<Self, ConfigErrors> {
+    fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Problem>) {
         let read = &mut Reader::new(settings, root);
         let belvo = check::belvo(read, needs);
         check::widget(read);
@@ -97,7 +108,7 @@ impl Config {
         };
         check::later(read);
         let problems = settings.problems.iter().cloned().chain(read.problems.drain(..)).collect();
-        ConfigErrors::check(problems).map(|()| config)
+        (config, problems)
     }
 
     /// Makes the folders of state and lake where they are missing, and writes a file into each to see that it can.
@@ -250,10 +261,9 @@ mod tests {
         fs::write(&file, text).unwrap();
         settings.read_file(&file);
         settings.read_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-        Config::check(&settings, Path::new("/srv/vinculo"), needs).map_err(|mut errors| {
-            errors.0.iter_mut().for_each(|problem| problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml"));
-            errors
-        })
+        let (config, mut problems) = Config::check(&settings, Path::new("/srv/vinculo"), needs);
+        problems.iter_mut().for_each(|problem| problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml"));
+        ConfigErrors::check(problems).map(|()| config)
     }
 
     fn errors(text: &str, environment: &[(&str, &str)], needs: Needs) -> String {
@@ -301,7 +311,30 @@ mod tests {
             [pii]
             publish = true
         "#;
-        insta::assert_snapshot!(errors(text, &[("VINCULO_BELVO_SECRET_ID", "x"), ("VINCULO_LAKE__KEEP_FRO", "1h")], SERVE), @"");
+        insta::assert_snapshot!(errors(text, &[("VINCULO_BELVO_SECRET_ID", "x"), ("VINCULO_LAKE__KEEP_FRO", "1h")], SERVE), @r#"
+the configuration has 21 errors:
+  vinculo.toml: belvo.pagesize: unknown key; did you mean belvo.page_size?
+  vinculo.toml: lakes.url: unknown key; did you mean lake.url?
+  VINCULO_BELVO_SECRET_ID: unknown key; did you mean VINCULO_BELVO__SECRET_ID?
+  VINCULO_LAKE__KEEP_FRO: lake.keep_fro: unknown key; did you mean VINCULO_LAKE__KEEP_FOR?
+  vinculo.toml: belvo.base_url: would send the secrets over plain http:// to another machine; write https://, or allow_http = true if the way there is safe
+  vinculo.toml: belvo.secret_id: is missing; write the one of Belvo's dashboard, or set VINCULO_BELVO__SECRET_ID or belvo.secret_id_file
+  vinculo.toml: belvo.secret_password: is missing; write the one of Belvo's dashboard, or set VINCULO_BELVO__SECRET_PASSWORD or belvo.secret_password_file
+  vinculo.toml: belvo.page_size: 5000 is not a whole number from 1 to 1000; the default is 1000
+  vinculo.toml: belvo.budget.requests: 100 in 30s can be more than 80 in 30 s, which Belvo blocks; the default is 75 in 30s
+  vinculo.toml: belvo.reserve: 1.5 is not a share from 0 to less than 1; the default is 0.04
+  vinculo.toml: belvo.workers: "many" is not a whole number from 1 to 1024; the default is 16
+  vinculo.toml: belvo.idle_timeout: "30" is not a time with its unit, from 1ms to 1h; the default is "30s"
+  vinculo.toml: webhook.authorization: a value is shorter than 16 characters; write longer ones, such as 32 random characters
+  vinculo.toml: webhook.trusted_proxies: trusts everyone, so that anyone may claim any address; write the addresses of your own proxies
+  vinculo.toml: webhook.listen: "8080" is not an IP address with a port, such as 127.0.0.1:8080; the default is "0.0.0.0:8080"
+  vinculo.toml: webhook.max_body: "64" is not a size with its unit, from 1.0 KiB to 16.0 MiB; the default is "64KiB"
+  vinculo.toml: state.encryption_key: is not 32 bytes in base64; make one with `openssl rand -base64 32`
+  vinculo.toml: lake.sinks: ["parquet", "duck"] is not a list of sinks; there are parquet, duckdb; the default is ["parquet", "duckdb"]
+  vinculo.toml: lake.link_buckets: 3 is not a power of two; write 1, 16 or 64
+  vinculo.toml: lake.duckdb_storage_version: "1.0" is not a version such as v1.0.0; the default is "v1.0.0"
+  vinculo.toml: pii.publish: this version does not write unmasked owners; write publish = false
+"#);
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod plan;
 pub use inspect::{Found, Inspection};
 pub use plan::Plan;
 
-use parse::Rows;
+use parse::{FieldOrder, Rows};
 use plan::{Emit, TablePlan};
 
 /// `chrono` counts days from the year 1; columns count from 1970-01-01.
@@ -70,6 +70,7 @@ pub struct Flattener<'p> {
     plan: &'p Plan,
     pepper: Option<Pepper>,
     rows: Vec<Rows>,
+    order: FieldOrder,
     unescaped: String,
     text: String,
 }
@@ -78,7 +79,7 @@ impl<'p> Flattener<'p> {
     /// A flattener for the records that `plan` describes.
     pub fn new(plan: &'p Plan, pepper: Option<Pepper>) -> Self {
         let rows = plan.tables.iter().map(|table| Rows::of_width(table.width)).collect();
-        Self { plan, pepper, rows, unescaped: String::new(), text: String::new() }
+        Self { plan, pepper, rows, order: FieldOrder::of(plan), unescaped: String::new(), text: String::new() }
     }
 
     /// Empty columns for the tables of the plan, in its order.
@@ -93,7 +94,7 @@ impl<'p> Flattener<'p> {
     pub fn parse(&mut self, record: &str) -> Result<(), Rejection> {
         self.rows.iter_mut().for_each(Rows::clear);
         self.unescaped.clear();
-        parse::record(self.plan, record, &mut self.rows, &mut self.unescaped)
+        parse::record(self.plan, record, &mut self.rows, &mut self.unescaped, &mut self.order)
     }
 
     /// Appends the rows of the record to `columns`, which [`Flattener::columns`] made.
@@ -104,6 +105,7 @@ impl<'p> Flattener<'p> {
         self.parse(record)?;
         for index in 0..self.plan.tables.len() {
             let start = columns[index].len();
+            self.rows[index].sort(&self.plan.tables[index].sort_slots, record, &self.unescaped);
             let appended = self.append(index, record, facts, &mut columns[index]);
             if let Err(rejection) = appended {
                 columns[index].truncate(start);
@@ -112,7 +114,7 @@ impl<'p> Flattener<'p> {
                 }
                 return Err(rejection);
             }
-            self.plan.tables[index].arrange(&mut columns[index], start);
+            self.plan.tables[index].arrange(&mut columns[index], start, &self.rows[index]);
         }
         Ok(())
     }
@@ -153,12 +155,12 @@ impl<'p> Flattener<'p> {
         for (emit, cells) in table.emits.iter().zip(columns.cells_mut()) {
             match emit {
                 Emit::Text(slot) => {
-                    for row in 0..rows.len() {
+                    for row in rows.in_order() {
                         cells.push_text(text(row, *slot));
                     }
                 }
                 Emit::Date(slot, path) => {
-                    for row in 0..rows.len() {
+                    for row in rows.in_order() {
                         let day = match text(row, *slot) {
                             Some(text) => Some(day(text).ok_or_else(|| Rejection::at(path, row, "is not a date"))?),
                             None => None,
@@ -167,7 +169,7 @@ impl<'p> Flattener<'p> {
                     }
                 }
                 Emit::Decimal(slot, path) => {
-                    for row in 0..rows.len() {
+                    for row in rows.in_order() {
                         let amount = match rows.number(row, *slot, record) {
                             Some(text) => Some(decimal(text).map_err(|reason| Rejection::at(path, row, reason))?),
                             None => None,
@@ -176,7 +178,7 @@ impl<'p> Flattener<'p> {
                     }
                 }
                 Emit::Derived(derive, slots) => {
-                    for row in 0..rows.len() {
+                    for row in rows.in_order() {
                         let mut inputs = [None; plan::MOST_INPUTS];
                         for (input, slot) in inputs.iter_mut().zip(slots) {
                             *input = text(row, *slot);
@@ -197,7 +199,7 @@ impl<'p> Flattener<'p> {
                     (0..rows.len()).for_each(|_| cells.push_integer(Some(count)));
                 }
                 Emit::Context(Context::Extra) => {
-                    for row in 0..rows.len() {
+                    for row in rows.in_order() {
                         self.text.clear();
                         let given = rows.extra(row, record, &mut self.text);
                         cells.push_text(given.then_some(self.text.as_str()));
@@ -228,24 +230,24 @@ fn append_fact(context: Context, facts: &RecordFacts<'_>, count: usize, cells: &
         Context::Seq => return (0..count).for_each(|_| cells.push_integer(Some(0))),
         Context::Extra => return,
     };
-    (0..count).for_each(|_| cells.push_text(Some(text)));
+    cells.push_text_times(text, count);
 }
 
 impl TablePlan {
     /// Puts the rows from `start` on in the order of the key and then of their content, and numbers those that are equal
-    /// in the key.
-    fn arrange(&self, columns: &mut Columns, start: usize) {
+    /// in the key. They come sorted, but for what [`Rows::sort`] cannot see, and that is among its ties.
+    fn arrange(&self, columns: &mut Columns, start: usize, rows: &Rows) {
         let Some(seq) = self.seq else { return };
-        let end = columns.len();
         let order = |columns: &Columns, a: usize, b: usize| {
             columns.compare(&self.key, a, b).then_with(|| columns.compare(&self.content, a, b))
         };
-        if (start + 1..end).any(|row| order(columns, row - 1, row).is_gt()) {
-            let mut rows: Vec<usize> = (start..end).collect();
-            rows.sort_by(|&a, &b| order(columns, a, b));
-            columns.reorder(start, &rows);
+        let mut ties = rows.ties().map(|place| start + place);
+        if ties.any(|row| order(columns, row - 1, row).is_gt()) {
+            let mut all: Vec<usize> = (start..columns.len()).collect();
+            all.sort_by(|&a, &b| order(columns, a, b));
+            columns.reorder(start, &all);
         }
-        for row in start + 1..end {
+        for row in rows.ties().map(|place| start + place) {
             if columns.compare(&self.key, row - 1, row).is_eq() {
                 let number = columns.integer(seq, row - 1) + 1;
                 columns.set_integer(seq, row, number);
@@ -265,8 +267,39 @@ fn day(text: &str) -> Option<i32> {
     (bytes[4] == b'-' && bytes[7] == b'-').then(|| date.num_days_from_ce() - CE_DAYS_OF_1970)
 }
 
+/// The same for what amounts look like: up to 15 digits, perhaps a point and up to 4 more.
+#[inline]
+fn plain_decimal(text: &[u8]) -> Option<i128> {
+    let (mut units, mut digits, mut decimals) = (0_u64, 0, None);
+    for &byte in text {
+        match (byte, &mut decimals) {
+            (b'0'..=b'9', decimals) => {
+                units = units * 10 + u64::from(byte - b'0');
+                digits += 1;
+                if let Some(decimals) = decimals {
+                    *decimals += 1;
+                }
+            }
+            (b'.', None) => decimals = Some(0),
+            _ => return None,
+        }
+        if digits > 18 {
+            return None;
+        }
+    }
+    const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
+    let decimals = decimals.unwrap_or(0);
+    // Eighteen digits times ten thousand do not fit.
+    (digits - decimals <= 14).then_some(())?;
+    Some(i128::from(units * SHIFT.get(decimals)?))
+}
+
 /// The ten-thousandths that the text of a JSON number stands for, exactly.
 fn decimal(text: &str) -> Result<i128, &'static str> {
+    if let Some(units) = plain_decimal(text.as_bytes()) {
+        return Ok(units);
+    }
+
     const TOO_FINE: &str = "has more than 4 decimals";
     const TOO_LARGE: &str = "has more than 15 digits before the point";
     const LIMIT: i128 = 10_i128.pow(19);

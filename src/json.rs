@@ -131,6 +131,22 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// Goes past the key `name` and its colon, if that is what comes next; stays where it is otherwise.
+    #[inline]
+    pub fn pass_key(&mut self, name: &Name) -> bool {
+        if self.next_byte() != b'"' || !name.ends_at_quote(&self.text[self.at + 1..]) {
+            return false;
+        }
+        let before = self.at;
+        self.at += name.text.len() + 2;
+        if self.next_byte() == b':' {
+            self.at += 1;
+            return true;
+        }
+        self.at = before;
+        false
+    }
+
     /// Reads an entry's key and its colon.
     #[inline]
     pub fn key(&mut self) -> Result<Text, NotJson> {
@@ -152,7 +168,15 @@ impl<'t> Reader<'t> {
         let mut end = start;
         let mut is_escaped = false;
         loop {
-            // Most strings are shorter than a vector: a plain loop beats a search that has to be set up.
+            // Eight bytes at a time while none of them is special.
+            while let Some(chunk) = self.text[end..].first_chunk() {
+                let special = special_bytes(u64::from_le_bytes(*chunk));
+                if special != 0 {
+                    end += (special.trailing_zeros() / 8) as usize;
+                    break;
+                }
+                end += 8;
+            }
             match self.text.get(end) {
                 Some(b'"') => break,
                 Some(b'\\') => {
@@ -303,6 +327,53 @@ impl<'t> Reader<'t> {
     #[cold]
     fn wrong<T>(&self) -> Result<T, NotJson> {
         Err(NotJson { at: self.at })
+    }
+}
+
+/// The high bit of each byte that ends a plain run of string characters: a quote, a backslash or a control character.
+/// Above the lowest such byte bits may be set for others too.
+#[inline]
+fn special_bytes(chunk: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    let zero_in = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
+    let controls = chunk.wrapping_sub(ONES * 0x20) & !chunk;
+    (controls | zero_in(chunk ^ (ONES * u64::from(b'"'))) | zero_in(chunk ^ (ONES * u64::from(b'\\')))) & HIGHS
+}
+
+/// A known key, made ready to be compared with a text at once.
+#[derive(Debug, Clone)]
+pub struct Name {
+    text: String,
+    /// The first bytes of `text` and, if it is short enough, its closing quote.
+    head: u128,
+    mask: u128,
+}
+
+impl Name {
+    /// A key that has no escapes.
+    pub fn new(text: &str) -> Self {
+        let quoted = format!("{text}\"");
+        let mut head = [0; 16];
+        let length = quoted.len().min(16);
+        head[..length].copy_from_slice(&quoted.as_bytes()[..length]);
+        let mask = if length == 16 { u128::MAX } else { (1 << (8 * length)) - 1 };
+        Self { text: text.to_owned(), head: u128::from_le_bytes(head), mask }
+    }
+
+    /// The key.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    #[inline]
+    fn ends_at_quote(&self, rest: &[u8]) -> bool {
+        let Some(first) = rest.first_chunk() else { return self.ends_at_quote_slowly(rest) };
+        u128::from_le_bytes(*first) & self.mask == self.head && (self.mask != u128::MAX || self.ends_at_quote_slowly(rest))
+    }
+
+    fn ends_at_quote_slowly(&self, rest: &[u8]) -> bool {
+        rest.strip_prefix(self.text.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'"'))
     }
 }
 

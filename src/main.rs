@@ -1,5 +1,5 @@
 //! The `vinculo` program; everything is in the library.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    vinculo::cli::main()
 }

@@ -1,1 +1,424 @@
-//! 
+//! The jobs of `jobs/*.toml` and the clock: what is to be done when nobody asks.
+//!
+//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* marks in the queue, for the action `fetch`, and
+//! calls of [`Actions`] for the others. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
+//! clock steps, because each is claimed in the state before it runs; that a job that was due while nothing ran runs once,
+//! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
+//! done.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::belvo::LinkId;
+use crate::clock::{Clock, Timestamp};
+use crate::queue::{self, Queue, Trigger};
+use crate::resources::Resource;
+use crate::store::{self, Store, args};
+
+mod job;
+
+pub use job::{Action, Job, SHIPPED, Scope, load};
+
+/// A slot that is begun later than this was missed, and is caught up.
+const LATE: Duration = Duration::from_mins(1);
+
+/// The longest sleep: the wall clock may be set while it lasts.
+const NAP: Duration = Duration::from_secs(10);
+
+/// A slot that the state has run, further ahead than this, comes from a clock that was wrong.
+const AHEAD: Duration = Duration::from_hours(25);
+
+/// How long runs stay on record.
+const KEEP: Duration = Duration::from_hours(90 * 24);
+
+/// Marks in one transaction, so that webhooks between two of them are not kept waiting.
+const MARKS_AT_ONCE: usize = 500;
+
+/// What the daemon does for a job; everything but [`Action::Fetch`], which is a matter of the queue alone.
+pub trait Actions: Send + Sync + 'static {
+    /// Does the job's action once and gives how many things it touched. Dropped when the daemon ends.
+    fn run(&self, job: &Job) -> impl Future<Output = Result<u64, Failed>> + Send;
+}
+
+/// Why an action failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct Failed {
+    /// The stable code for logs, metrics and `status`.
+    pub code: &'static str,
+    /// What happened, without personal data.
+    pub message: String,
+}
+
+impl From<store::Error> for Failed {
+    fn from(error: store::Error) -> Self {
+        Self { code: error.code(), message: error.to_string() }
+    }
+}
+
+/// Runs `jobs` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next slot.
+pub async fn run(
+    jobs: Vec<Job>,
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+    actions: Arc<impl Actions>,
+    shutdown: CancellationToken,
+) {
+    let mut watches = JoinSet::new();
+    for job in jobs {
+        let watch = Watch { job: Arc::new(job), store: store.clone(), queue: queue.clone(), clock: clock.clone() };
+        watches.spawn(watch.run(Arc::clone(&actions), shutdown.clone()));
+    }
+    watches.join_all().await;
+}
+
+/// One job and its next slot.
+struct Watch {
+    job: Arc<Job>,
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+}
+
+impl Watch {
+    async fn run(self, actions: Arc<impl Actions>, shutdown: CancellationToken) {
+        let mut nap = self.begin().await.map_or_else(|error| self.complain(&error), |()| Duration::ZERO);
+        while shutdown.run_until_cancelled(tokio::time::sleep(nap)).await.is_some() {
+            nap = self.step(&actions, &shutdown).await.unwrap_or_else(|error| self.complain(&error));
+        }
+    }
+
+    /// Ends on paper what a process that is gone had begun.
+    async fn begin(&self) -> Result<(), store::Error> {
+        let (name, now) = (self.job.name.clone(), self.clock.now());
+        let sql = "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL";
+        self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
+    }
+
+    /// Runs the job if a slot is due, and gives how long to sleep.
+    async fn step(&self, actions: &Arc<impl Actions>, shutdown: &CancellationToken) -> Result<Duration, store::Error> {
+        let now = self.clock.now();
+        let Some(last) = self.last_slot(now).await? else {
+            self.note_first_start(now).await?;
+            return Ok(Duration::ZERO);
+        };
+        let Some(next) = self.job.next_after(last) else { return Ok(NAP) };
+        if next > now {
+            return Ok(next.since(now).min(NAP));
+        }
+        let slot = self.job.last_between(last, now).unwrap_or(next);
+        let reason = if now.since(slot) > LATE { "catch-up" } else { "schedule" };
+        if self.claim(slot, reason).await? {
+            let outcome = shutdown.run_until_cancelled(self.act(Arc::clone(actions))).await;
+            self.record(slot, reason, outcome).await?;
+        }
+        Ok(Duration::ZERO)
+    }
+
+    /// The last slot that ran or was passed over; `None` when the job is new, or all its slots come from a clock that was
+    /// far ahead.
+    async fn last_slot(&self, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
+        let name = self.job.name.clone();
+        let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1 AND slot_at <= $2";
+        let last = self.store.read(move |tx| tx.one(sql, args![&name, now + AHEAD], |row| row.opt_at(0))).await?;
+        Ok(last.flatten())
+    }
+
+    /// Notes since when the job is known: what was due before is not caught up, and what is due later is.
+    async fn note_first_start(&self, now: Timestamp) -> Result<(), store::Error> {
+        let name = self.job.name.clone();
+        let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
+             VALUES ($1, $2, $2, $2, 'first-start', 'noted') ON CONFLICT DO NOTHING";
+        self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
+    }
+
+    /// True when the slot is this run's: nobody ran it before.
+    async fn claim(&self, slot: Timestamp, reason: &'static str) -> Result<bool, store::Error> {
+        let (name, now) = (self.job.name.clone(), self.clock.now());
+        let claim = move |tx: &store::Tx<'_>| {
+            tx.execute(
+                "INSERT INTO job_runs (job, slot_at, started_at, reason) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                args![&name, slot, now, reason],
+            )
+        };
+        Ok(self.store.write(claim).await? == 1)
+    }
+
+    async fn act(&self, actions: Arc<impl Actions>) -> Result<u64, Failed> {
+        if self.job.action == Action::Fetch {
+            return Ok(mark_stale(&self.job.scope, &self.store, &self.queue, self.clock.now()).await?);
+        }
+        let job = Arc::clone(&self.job);
+        // A task of its own, so that a panic ends this run and not the schedule.
+        let mut run = JoinSet::new();
+        run.spawn(async move { actions.run(&job).await });
+        match run.join_next().await {
+            Some(Ok(result)) => result,
+            _ => Err(Failed { code: "panicked", message: "the action ended unexpectedly: please report it".into() }),
+        }
+    }
+
+    /// Writes down what came of the run, and passes over the slots that went by while it lasted.
+    async fn record(&self, slot: Timestamp, reason: &'static str, outcome: Option<Result<u64, Failed>>) -> Result<(), store::Error> {
+        let (name, now) = (self.job.name.clone(), self.clock.now());
+        let (code, count) = match &outcome {
+            Some(Ok(count)) => ("done", Some(*count)),
+            Some(Err(failed)) => (failed.code, None),
+            None => ("interrupted", None),
+        };
+        metrics::counter!("vinculo_job_runs_total", "job" => name.clone(), "outcome" => code).increment(1);
+        match &outcome {
+            Some(Err(failed)) => warn!(job = %name, %slot, reason, code, "the job failed: {failed}"),
+            _ => info!(job = %name, %slot, reason, outcome = code, count, "the job ran"),
+        }
+        let passed = self.job.last_between(slot, now);
+        let count = count.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
+        let record = move |tx: &store::Tx<'_>| {
+            tx.execute(
+                "UPDATE job_runs SET finished_at = $3, outcome = $4, item_count = $5 WHERE job = $1 AND slot_at = $2",
+                args![&name, slot, now, code, count],
+            )?;
+            if let Some(passed) = passed {
+                tx.execute(
+                    "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
+                     VALUES ($1, $2, $3, $3, 'schedule', 'skipped') ON CONFLICT DO NOTHING",
+                    args![&name, passed, now],
+                )?;
+            }
+            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, earlier(now, KEEP)])?;
+            Ok(())
+        };
+        self.store.write(record).await
+    }
+
+    fn complain(&self, error: &store::Error) -> Duration {
+        warn!(job = %self.job.name, code = error.code(), "the schedule cannot use the state, and tries again: {error}");
+        NAP
+    }
+}
+
+/// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are. Links that wait for a
+/// person are left alone.
+async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) -> Result<u64, store::Error> {
+    let mut marked = 0;
+    for &resource in &scope.resources {
+        let stale = find_stale(scope, resource, store, now).await?;
+        for links in stale.chunks(MARKS_AT_ONCE) {
+            let links = links.to_vec();
+            marked += links.len() as u64;
+            store
+                .write(move |tx| links.iter().try_for_each(|link_id| queue::mark(tx, link_id, resource, Trigger::Schedule, now)))
+                .await?;
+            queue.announce();
+        }
+    }
+    Ok(marked)
+}
+
+async fn find_stale(
+    scope: &Scope,
+    resource: &'static Resource,
+    store: &Store,
+    now: Timestamp,
+) -> Result<Vec<LinkId>, store::Error> {
+    let before = earlier(now, scope.older_than);
+    let access_mode = scope.access_mode.clone();
+    let sql = "SELECT links.link_id FROM links \
+         LEFT JOIN refreshes ON refreshes.link_id = links.link_id AND refreshes.resource = $1 \
+         WHERE (CAST($2 AS TEXT) IS NULL OR links.access_mode = $2) AND (refreshes.link_id IS NULL OR \
+         (refreshes.blocked_reason IS NULL AND refreshes.due_at IS NULL AND refreshes.lease IS NULL AND \
+         (refreshes.last_fetched_at IS NULL OR refreshes.last_fetched_at <= $3)))";
+    store.read(move |tx| tx.all(sql, args![resource.name, access_mode.as_deref(), before], |row| row.link_id(0))).await
+}
+
+fn earlier(at: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+
+    /// A daemon's schedule over a state that outlives it, with the clock in the test's hand.
+    struct World {
+        _folder: tempfile::TempDir,
+        store: Store,
+        now: Arc<AtomicI64>,
+        ran: Arc<Ran>,
+    }
+
+    #[derive(Default)]
+    struct Ran {
+        times: Mutex<u32>,
+        minutes: AtomicI64,
+        now: Arc<AtomicI64>,
+    }
+
+    impl Actions for Ran {
+        async fn run(&self, job: &Job) -> Result<u64, Failed> {
+            *self.times.lock().unwrap() += 1;
+            self.now.fetch_add(self.minutes.load(Ordering::Relaxed) * 60_000_000, Ordering::Relaxed);
+            if job.name == "panics" { panic!("as told") }
+            Ok(3)
+        }
+    }
+
+    impl World {
+        fn at(time: &str) -> Self {
+            let now = Arc::new(AtomicI64::new(Timestamp::parse(time).unwrap().as_micros()));
+            let ran = Arc::new(Ran { now: Arc::clone(&now), ..Ran::default() });
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            Self { _folder: folder, store, now, ran }
+        }
+
+        fn clock_says(&self, time: &str) {
+            self.now.store(Timestamp::parse(time).unwrap().as_micros(), Ordering::Relaxed);
+        }
+
+        /// Starts, does everything that is due, and ends; gives how often the action ran in all since the beginning.
+        async fn runs(&self, job: &Job) -> u32 {
+            let now = Arc::clone(&self.now);
+            let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::Relaxed)));
+            let queue = Queue::open(self.store.clone(), clock.clone()).await.unwrap();
+            let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), queue, clock };
+            watch.begin().await.unwrap();
+            while watch.step(&self.ran, &CancellationToken::new()).await.unwrap().is_zero() {}
+            *self.ran.times.lock().unwrap()
+        }
+
+        fn reasons(&self, job: &str) -> Vec<String> {
+            let sql = "SELECT reason || ' ' || coalesce(outcome, '?') FROM job_runs WHERE job = $1 ORDER BY slot_at";
+            self.store.readers().read(|tx| tx.all(sql, args![job], |row| Ok(row.str(0)?.to_owned()))).unwrap()
+        }
+    }
+
+    fn job(name: &str, schedule: &str, action: &str) -> Job {
+        let text = format!("schedule = \"{schedule}\"\ntimezone = \"America/Sao_Paulo\"\naction = \"{action}\"");
+        Job::parse(name, "jobs/test.toml", &text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn ten_missed_slots_are_caught_up_by_one_run_and_none_runs_twice() {
+        let world = World::at("2026-03-02T12:00:30Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        assert_eq!(world.runs(&hourly).await, 0, "what was due before the first start is nobody's");
+        world.clock_says("2026-03-02T13:00:01Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2026-03-02T23:10:00Z");
+        assert_eq!(world.runs(&hourly).await, 2);
+        assert_eq!(world.runs(&hourly).await, 2, "a restart repeats nothing");
+        assert_eq!(world.reasons("hourly"), ["first-start noted", "schedule done", "catch-up done"]);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_repeats_nothing_and_goes_on_where_it_was() {
+        let world = World::at("2026-03-02T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        world.clock_says("2026-03-02T18:30:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2026-03-02T16:30:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2026-03-02T18:59:59Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2026-03-02T19:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_years_ahead_stops_no_job() {
+        let world = World::at("2036-03-02T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        world.clock_says("2026-03-02T12:30:00Z");
+        assert_eq!(world.runs(&hourly).await, 0);
+        world.clock_says("2026-03-02T13:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+    }
+
+    #[tokio::test]
+    async fn slots_that_pass_during_a_run_are_passed_over() {
+        let world = World::at("2026-03-02T12:01:00Z");
+        let quarterly = job("quarterly", "*/15 * * * *", "publish");
+        world.runs(&quarterly).await;
+        world.ran.minutes.store(40, Ordering::Relaxed);
+        world.clock_says("2026-03-02T12:15:00Z");
+        assert_eq!(world.runs(&quarterly).await, 1);
+        assert_eq!(world.reasons("quarterly"), ["first-start noted", "schedule done", "schedule skipped"]);
+    }
+
+    #[tokio::test]
+    async fn slots_in_a_gap_and_in_a_fold_run_once() {
+        for (schedule, eve, days) in [
+            ("0 0 * * *", "2018-11-03T12:00:00Z", ["2018-11-04T12:00:00Z", "2018-11-05T12:00:00Z"]),
+            ("30 23 * * *", "2018-02-17T12:00:00Z", ["2018-02-18T12:00:00Z", "2018-02-19T12:00:00Z"]),
+        ] {
+            let world = World::at(eve);
+            let daily = job("daily", schedule, "publish");
+            world.runs(&daily).await;
+            let mut minute = Timestamp::parse(eve).unwrap();
+            for (day, runs) in days.into_iter().zip(1..) {
+                while minute < Timestamp::parse(day).unwrap() {
+                    minute = minute + Duration::from_mins(30);
+                    world.clock_says(&minute.to_string());
+                    world.runs(&daily).await;
+                }
+                assert_eq!(world.runs(&daily).await, runs, "{schedule} until {day}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_run_with_a_code() {
+        let world = World::at("2026-03-02T12:30:00Z");
+        let panics = job("panics", "0 * * * *", "sync-links");
+        world.runs(&panics).await;
+        world.clock_says("2026-03-02T13:00:00Z");
+        assert_eq!(world.runs(&panics).await, 1);
+        assert_eq!(world.reasons("panics"), ["first-start noted", "schedule panicked"]);
+    }
+
+    #[tokio::test]
+    async fn fetch_marks_stale_recurrent_links_that_nobody_waits_for() {
+        let world = World::at("2026-03-02T12:31:00Z");
+        let [(name, text)] = SHIPPED.into_iter().filter(|(name, _)| *name == "fetch-stale-links").collect::<Vec<_>>()[..] else {
+            panic!("fetch-stale-links is shipped")
+        };
+        let fetch = Job::parse(name, "jobs/test.toml", text).unwrap();
+        world.runs(&fetch).await;
+        let hours_ago = |hours: i64| world.now.load(Ordering::Relaxed) - hours * 3_600_000_000;
+        let (old, fresh) = (hours_ago(30), hours_ago(3));
+        let links = move |tx: &store::Tx<'_>| {
+            for (digit, mode) in [(1, "recurrent"), (2, "recurrent"), (3, "single"), (4, "recurrent")] {
+                let id = format!("00000000-0000-4000-8000-00000000000{digit}");
+                let sql = "INSERT INTO links (link_id, access_mode, first_seen_at, changed_seq) VALUES ($1, $2, 0, 0)";
+                tx.execute(sql, args![&id, mode])?;
+                let fetched = if digit == 2 { fresh } else { old };
+                let blocked = (digit == 4).then_some("forbidden");
+                tx.execute(
+                    "INSERT INTO refreshes (link_id, resource, marks, priority, last_fetched_at, blocked_reason) \
+                     VALUES ($1, 'owners', 1, 0, $2, $3)",
+                    args![&id, fetched, blocked],
+                )?;
+            }
+            Ok(())
+        };
+        world.store.write(links).await.unwrap();
+        world.clock_says("2026-03-02T12:45:00Z");
+        world.runs(&fetch).await;
+        let due = "SELECT link_id || ' ' || resource FROM refreshes WHERE due_at IS NOT NULL ORDER BY resource, link_id";
+        let due = world.store.readers().read(|tx| tx.all(due, args![], |row| Ok(row.str(0)?[35..].to_owned()))).unwrap();
+        assert_eq!(due, ["1 employments", "2 employments", "4 employments", "1 owners"]);
+        assert_eq!(world.reasons(name).last().unwrap(), "schedule done");
+    }
+}

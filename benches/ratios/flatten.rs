@@ -40,7 +40,7 @@ pub fn run() -> anyhow::Result<bool> {
     let writing = best(&mut || {
         let out = folder.path().join("ours");
         let _ = fs::remove_dir_all(&out);
-        let (rows, cost) = cost(|| flatten(&text, Some(&out)))?;
+        let (rows, cost) = cost(|| flatten(&fs::read_to_string(&input)?, Some(&out)))?;
         salaries = rows;
         Ok(cost)
     })?;
@@ -68,9 +68,14 @@ fn input() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut start = 0;
+    memchr::memchr_iter(b'\n', text.as_bytes()).map(move |end| &text[std::mem::replace(&mut start, end + 1)..end])
+}
+
 fn parse(text: &str) -> anyhow::Result<usize> {
     let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
-    text.lines().try_for_each(|line| flattener.parse(line))?;
+    lines(text).try_for_each(|line| flattener.parse(line))?;
     Ok(text.len())
 }
 
@@ -104,7 +109,7 @@ fn flatten(text: &str, out: Option<&Path>) -> anyhow::Result<u64> {
         Ok(())
     };
     let known_from = Timestamp::from_micros(1_795_176_000_000_000);
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in lines(text).enumerate() {
         let link_id = format!("{:08x}-0000-4000-8000-000000000000", number / 3);
         let key = format!("{number:032x}");
         let facts = RecordFacts {

@@ -1,1 +1,178 @@
-//! 
+//! The command line: one file per command, one list of commands, and what every command shares.
+//!
+//! *Promises*: results go to stdout, progress and logs to stderr; an error says what happened, to what, and what to do
+//! next; and the exit code is one of [`Exit`].
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::json;
+
+use crate::config::{Config, ConfigErrors, Needs};
+
+pub mod check;
+pub mod completions;
+pub mod demo;
+pub mod exit;
+pub mod init;
+pub mod log;
+pub mod publish;
+pub mod rebuild;
+pub mod refresh;
+pub mod serve;
+pub mod simulate;
+pub mod sql;
+pub mod status;
+pub mod table;
+
+pub use exit::Exit;
+
+/// Keeps Brazilian employment data from Belvo fresh in a lake that credit-risk analysts query.
+#[derive(Debug, Parser)]
+#[command(name = "vinculo", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The configuration [default: ./vinculo.toml, then /etc/vinculo/vinculo.toml]
+    #[arg(long, value_name = "FILE", global = true, env = "VINCULO_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// Print JSON for machines
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as `vinculo::fetch=debug`
+    #[arg(long, value_name = "FILTER", global = true, env = "VINCULO_LOG_LEVEL", hide_env_values = true, default_value = "info")]
+    #[arg(value_parser = log::check_filter)]
+    pub log_level: String,
+    /// How to log [default: text on a terminal, else json]
+    #[arg(long, value_name = "FORMAT", global = true, env = "VINCULO_LOG_FORMAT", hide_env_values = true)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Every command, in the order of the help.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a commented vinculo.toml and jobs/
+    Init(init::Args),
+    /// Run SQL on the published tables
+    Sql(sql::Args),
+    /// Parse config, jobs and schemas, and print when each job runs next
+    Check(check::Args),
+    /// Tell what is tracked, waiting, failing and published
+    Status(status::Args),
+    /// Print the completions of a shell
+    Completions(completions::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    log::start(&global);
+    let result = match command {
+        Command::Init(args) => init::run(&args, &global),
+        Command::Sql(args) => sql::run(&args, &global),
+        Command::Check(args) => check::run(&args, &global),
+        Command::Status(args) => status::run(&args, &global),
+        Command::Completions(args) => completions::run(&args),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        // Whoever reads along has seen enough, as in `vinculo sql … | head`.
+        Err(error) if is_closed_pipe(&error) => Exit::Done.into(),
+        Err(error) => {
+            let exit = Exit::of(&error);
+            tell(&error, exit, global.json);
+            exit.into()
+        }
+    }
+}
+
+impl Global {
+    /// The configuration that this command works with.
+    ///
+    /// # Errors
+    /// Every mistake in it at once.
+    pub fn load_config(&self, needs: Needs) -> Result<Config, ConfigErrors> {
+        Config::load(self.config.as_deref(), environment(), &[], needs)
+    }
+}
+
+/// The environment; text that is not Unicode is replaced, so that a variable of somebody else does no harm.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+}
+
+fn tell(error: &anyhow::Error, exit: Exit, is_json: bool) {
+    use io::Write as _;
+    let text = format!("{error:#}");
+    let line = if is_json { json!({ "error": text, "exit_code": exit as u8 }).to_string() } else { format!("error: {text}") };
+    // Nobody is left to tell when this fails.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        let help = Cli::command().render_help().to_string();
+        insta::assert_snapshot!(help, @r#"
+Keeps Brazilian employment data from Belvo fresh in a lake that credit-risk analysts query
+
+Usage: vinculo [OPTIONS] <COMMAND>
+
+Commands:
+  init         Write a commented vinculo.toml and jobs/
+  sql          Run SQL on the published tables
+  check        Parse config, jobs and schemas, and print when each job runs next
+  status       Tell what is tracked, waiting, failing and published
+  completions  Print the completions of a shell
+  help         Print this message or the help of the given subcommand(s)
+
+Options:
+  -h, --help     Print help (see more with '--help')
+  -V, --version  Print version
+
+Global options:
+      --config <FILE>        The configuration [default: ./vinculo.toml, then
+                             /etc/vinculo/vinculo.toml] [env: VINCULO_CONFIG]
+      --json                 Print JSON for machines
+      --log-level <FILTER>   What to log to stderr: error, warn, info, debug, trace, or a filter
+                             such as `vinculo::fetch=debug` [env: VINCULO_LOG_LEVEL] [default: info]
+      --log-format <FORMAT>  How to log [default: text on a terminal, else json] [env:
+                             VINCULO_LOG_FORMAT] [possible values: text, json]
+"#);
+    }
+}

@@ -24,9 +24,9 @@ const SECRET_LEN: usize = 16;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const YEAR: Duration = Duration::from_hours(366 * 24);
 
 pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
     let base_url = read.url("belvo.base_url");
@@ -70,7 +70,7 @@ fn budget(read: &mut Reader<'_>, is_trusted: bool) -> Budget {
     let windows = BELVO_WINDOW.as_nanos().div_ceil(per.as_nanos().max(1));
     if u128::from(requests) * windows > BELVO_LIMIT && !is_trusted {
         let what = format!("{requests} in {} can be more than {BELVO_LIMIT} in 30 s, which Belvo blocks", humantime::format_duration(per));
-        read.refuse("belvo.budget", what, "the default is { requests = 75, per = \"30s\" }");
+        read.refuse("belvo.budget.requests", what, "the default is 75 in 30s");
     }
     Budget { requests, per }
 }
@@ -245,7 +245,7 @@ pub(super) fn jobs_dir(read: &mut Reader<'_>) -> Option<PathBuf> {
     let dir = read.path("jobs.dir");
     match dir {
         Some(dir) if dir.is_dir() => Some(dir),
-        Some(_) if !read.is_written("jobs.dir") => None,
+        Some(_) if read.is_default("jobs.dir") => None,
         Some(dir) => {
             let what = format!("there is no folder {}", dir.display());
             read.refuse("jobs.dir", what, "make it, or leave the key out for the jobs that come with vinculo");

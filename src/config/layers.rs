@@ -16,10 +16,10 @@ use super::problem::{Problem, nearest};
 pub const DEFAULT: &str = include_str!("default.toml");
 
 /// Environment variables that belong to flags of the command line.
-pub const FLAG_VARIABLES: [&str; 3] = ["VINCULO_CONFIG", "VINCULO_LOG_LEVEL", "VINCULO_LOG_FORMAT"];
+pub(super) const FLAG_VARIABLES: [&str; 3] = ["VINCULO_CONFIG", "VINCULO_LOG_LEVEL", "VINCULO_LOG_FORMAT"];
 
 /// Keys whose value must not be shown, and may stand in a file that `<key>_file` names.
-pub const SECRETS: [&str; 6] = [
+pub(super) const SECRETS: [&str; 6] = [
     "belvo.secret_id",
     "belvo.secret_password",
     "webhook.authorization",
@@ -32,7 +32,7 @@ const PREFIX: &str = "VINCULO_";
 
 /// Where a value was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub(super) enum Origin {
     /// Nowhere: it is the default.
     Default,
     /// In a file.
@@ -56,36 +56,38 @@ impl fmt::Display for Origin {
 
 /// One value and where it was written.
 #[derive(Clone)]
-pub struct Setting {
+pub(super) struct Setting {
     /// The value, of any type.
-    pub value: Value,
+    pub(super) value: Value,
     /// Where it was written.
-    pub origin: Origin,
+    pub(super) origin: Origin,
 }
 
 /// One value for each known key, by its dotted name.
-pub struct Settings {
+pub(super) struct Settings {
     keys: BTreeMap<String, Setting>,
     defaults: BTreeMap<String, Value>,
+    file: Option<PathBuf>,
     /// What could not be laid over: unknown keys, unreadable files.
-    pub problems: Vec<Problem>,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Settings {
     /// The defaults.
-    pub fn defaults() -> Self {
+    pub(super) fn defaults() -> Self {
         let table: Table = DEFAULT.parse().expect("the compiled default file is TOML; a test parses it");
         let mut defaults = BTreeMap::new();
         leaves(&table, "", &mut |key, value| {
             defaults.insert(key, value.clone());
         });
         let keys = defaults.iter().map(|(key, value)| (key.clone(), Setting { value: value.clone(), origin: Origin::Default }));
-        Self { keys: keys.collect(), defaults, problems: Vec::new() }
+        Self { keys: keys.collect(), defaults, file: None, problems: Vec::new() }
     }
 
     /// Lays the file at `path` over what there is.
-    pub fn read_file(&mut self, path: &Path) {
+    pub(super) fn read_file(&mut self, path: &Path) {
         let origin = Origin::File(path.to_owned());
+        self.file = Some(path.to_owned());
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
@@ -110,7 +112,7 @@ impl Settings {
     }
 
     /// Lays the environment over what there is: `VINCULO_SECTION__KEY`.
-    pub fn read_environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
+    pub(super) fn read_environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
         let mut variables: Vec<_> = variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
         variables.sort();
         for (name, text) in variables {
@@ -124,17 +126,22 @@ impl Settings {
     }
 
     /// Lays one value of the command line over what there is. `text` is written as in an environment variable.
-    pub fn read_flag(&mut self, key: &str, text: &str) {
+    pub(super) fn read_flag(&mut self, key: &str, text: &str) {
         self.set_text(key, text, &Origin::Flag);
     }
 
+    /// Where to write what is missing: the file, if there is one.
+    pub(super) fn home(&self) -> Origin {
+        self.file.clone().map_or(Origin::Default, Origin::File)
+    }
+
     /// The value of `key`; every known key has one.
-    pub fn get(&self, key: &str) -> Option<&Setting> {
+    pub(super) fn get(&self, key: &str) -> Option<&Setting> {
         self.keys.get(key)
     }
 
     /// The default of `key`.
-    pub fn default_of(&self, key: &str) -> Option<&Value> {
+    pub(super) fn default_of(&self, key: &str) -> Option<&Value> {
         self.defaults.get(key)
     }
 
@@ -220,7 +227,7 @@ impl Settings {
 }
 
 /// The environment variable of `key`.
-pub fn variable(key: &str) -> String {
+pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }
 

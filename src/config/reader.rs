@@ -19,21 +19,21 @@ use super::layers::{Origin, SECRETS, Setting, Settings};
 use super::problem::Problem;
 
 /// Reads typed values out of [`Settings`] and collects what is wrong with them.
-pub struct Reader<'s> {
+pub(super) struct Reader<'s> {
     settings: &'s Settings,
     root: &'s Path,
     /// What is wrong so far.
-    pub problems: Vec<Problem>,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl<'s> Reader<'s> {
     /// Reads `settings`; relative paths start at `root`.
-    pub fn new(settings: &'s Settings, root: &'s Path) -> Self {
+    pub(super) fn new(settings: &'s Settings, root: &'s Path) -> Self {
         Self { settings, root, problems: Vec::new() }
     }
 
     /// A whole number within `range`.
-    pub fn whole(&mut self, key: &str, range: RangeInclusive<u32>) -> u32 {
+    pub(super) fn whole(&mut self, key: &str, range: RangeInclusive<u32>) -> u32 {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
         self.value(key, &expected, |value| {
             value.as_integer().and_then(|number| u32::try_from(number).ok()).filter(|number| range.contains(number))
@@ -41,67 +41,66 @@ impl<'s> Reader<'s> {
     }
 
     /// A share of one: 0 to less than 1.
-    pub fn share(&mut self, key: &str) -> f64 {
+    pub(super) fn share(&mut self, key: &str) -> f64 {
         self.value(key, "a share from 0 to less than 1", |value| {
-            #[expect(clippy::cast_precision_loss, reason = "only 0 and 1 are of use here")]
             let share = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))?;
             (0.0..1.0).contains(&share).then_some(share)
         })
     }
 
     /// True or false.
-    pub fn flag(&mut self, key: &str) -> bool {
+    pub(super) fn flag(&mut self, key: &str) -> bool {
         self.value(key, "true or false", Value::as_bool)
     }
 
     /// A text for which `is_right` holds; `expected` says what that is.
-    pub fn text(&mut self, key: &str, expected: &str, is_right: impl Fn(&str) -> bool) -> String {
+    pub(super) fn text(&mut self, key: &str, expected: &str, is_right: impl Fn(&str) -> bool) -> String {
         self.value(key, expected, |value| value.as_str().filter(|text| is_right(text)).map(str::to_owned))
     }
 
     /// A list of texts for each of which `is_right` holds.
-    pub fn texts(&mut self, key: &str, expected: &str, is_right: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(super) fn texts(&mut self, key: &str, expected: &str, is_right: impl Fn(&str) -> bool) -> Vec<String> {
         self.value(key, expected, |value| {
             value.as_array()?.iter().map(|item| item.as_str().filter(|text| is_right(text)).map(str::to_owned)).collect()
         })
     }
 
     /// A duration with its unit, within `range`.
-    pub fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
+    pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
         let (least, most) = (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
         let expected = format!("a time with its unit, from {least} to {most}");
         self.value(key, &expected, |value| duration(value.as_str()?).filter(|time| range.contains(time)))
     }
 
     /// A duration with its unit, or nothing, which means to keep; or one of `words`.
-    pub fn keep(&mut self, key: &str, words: &[&str]) -> String {
+    pub(super) fn keep(&mut self, key: &str, words: &[&str]) -> String {
         self.text(key, "a time with its unit, such as 90d, or \"\" to keep", |text| {
             text.is_empty() || words.contains(&text) || duration(text).is_some()
         })
     }
 
     /// A size with its unit, within `range`, in bytes.
-    pub fn size(&mut self, key: &str, range: RangeInclusive<ByteSize>) -> u64 {
+    pub(super) fn size(&mut self, key: &str, range: RangeInclusive<ByteSize>) -> u64 {
         let expected = format!("a size with its unit, from {} to {}", range.start(), range.end());
         let size = self.value(key, &expected, |value| size(value.as_str()?).filter(|size| range.contains(size)).map(Size));
         size.0.as_u64()
     }
 
     /// An IP address and port to listen at.
-    pub fn socket(&mut self, key: &str) -> SocketAddr {
+    pub(super) fn socket(&mut self, key: &str) -> SocketAddr {
         let expected = "an IP address with a port, such as 127.0.0.1:8080";
         self.value(key, expected, |value| value.as_str()?.parse().ok().map(Socket)).0
     }
 
     /// A list of IP addresses and networks.
-    pub fn networks(&mut self, key: &str) -> Vec<IpNet> {
+    pub(super) fn networks(&mut self, key: &str) -> Vec<IpNet> {
         self.value(key, "a list of IP addresses or networks in CIDR form, such as 10.0.0.0/8", |value| {
             value.as_array()?.iter().map(|item| network(item.as_str()?)).collect()
         })
     }
 
     /// An `https` or `http` URL without user, query or fragment.
-    pub fn url(&mut self, key: &str) -> Url {
+    pub(super) fn url(&mut self, key: &str) -> Url {
         self.value(key, "an https:// URL without user, query or fragment", |value| {
             let url: Url = value.as_str()?.parse().ok()?;
             let is_plain = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
@@ -111,51 +110,50 @@ impl<'s> Reader<'s> {
     }
 
     /// A path, made absolute; `None` when it is empty.
-    pub fn path(&mut self, key: &str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: &str) -> Option<PathBuf> {
         let text = self.text(key, "a path", |_| true);
         (!text.is_empty()).then(|| self.root.join(text))
     }
 
     /// A path that is not empty, made absolute.
-    pub fn absolute(&self, path: &str) -> PathBuf {
+    pub(super) fn absolute(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 
     /// A list of anything.
-    pub fn list(&mut self, key: &str) -> Vec<Value> {
+    pub(super) fn list(&mut self, key: &str) -> Vec<Value> {
         self.value(key, "a list", |value| value.as_array().cloned())
     }
 
     /// A secret, from its own key or from the file that `<key>_file` names; `None` when it is empty.
-    pub fn secret(&mut self, key: &str) -> Option<SecretString> {
-        let text = match self.secret_file(key) {
-            Some(text) => text?.trim().to_owned(),
-            None => self.text(key, "a text", |_| true).trim().to_owned(),
-        };
+    pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
+        let text = self.secret_file(key).unwrap_or_else(|| self.text(key, "a text", |_| true));
+        let text = text.trim();
         (!text.is_empty()).then(|| SecretString::from(text))
     }
 
     /// Several secrets: a list, or the lines of the file that `<key>_file` names.
-    pub fn secrets(&mut self, key: &str) -> Vec<String> {
+    pub(super) fn secrets(&mut self, key: &str) -> Vec<String> {
         match self.secret_file(key) {
-            Some(text) => {
-                text.unwrap_or_default().lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
-            }
+            Some(text) => text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect(),
             None => self.texts(key, "a list of texts", |_| true),
         }
     }
 
     /// Notes that `key` is wrong.
-    pub fn refuse(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+    pub(super) fn refuse(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let in_file = format!("{key}_file");
         let setting = self.settings.get(&in_file).or_else(|| self.settings.get(key));
-        let place = setting.map_or(Origin::Default, |setting| setting.origin.clone());
+        let place = match setting {
+            Some(Setting { origin: Origin::Default, .. }) | None => self.settings.home(),
+            Some(setting) => setting.origin.clone(),
+        };
         self.problems.push(Problem::new(place, key, what, fix));
     }
 
-    /// Whether anybody wrote `key`.
-    pub fn is_written(&self, key: &str) -> bool {
-        self.settings.get(key).is_some_and(|setting| setting.origin != Origin::Default)
+    /// Whether `key` has its default, whoever wrote it.
+    pub(super) fn is_default(&self, key: &str) -> bool {
+        self.settings.get(key).is_some_and(|setting| self.settings.default_of(key) == Some(&setting.value))
     }
 
     /// Reads `key`, or notes that it is not `expected` and reads its default.
@@ -173,21 +171,21 @@ impl<'s> Reader<'s> {
             None => "mend it".to_owned(),
         };
         self.refuse(key, found, example);
-        default.and_then(read).unwrap_or_else(T::default)
+        default.and_then(read).unwrap_or_default()
     }
 
-    /// The text of the file that `<key>_file` names: `None` when none is named, `Some(None)` when it cannot be read.
-    fn secret_file(&mut self, key: &str) -> Option<Option<String>> {
+    /// The text of the file that `<key>_file` names, empty when it cannot be read; `None` when no file is named.
+    fn secret_file(&mut self, key: &str) -> Option<String> {
         let file_key = format!("{key}_file");
         let setting = self.settings.get(&file_key)?.clone();
         let path = setting.value.as_str().filter(|path| !path.is_empty()).map(|path| self.root.join(path));
         let text = match path.as_ref().map(fs::read_to_string) {
-            Some(Ok(text)) => return Some(Some(text)),
+            Some(Ok(text)) => return Some(text),
             Some(Err(error)) => format!("{} cannot be read: {error}", path.unwrap_or_default().display()),
             None => "is not the path of a file".to_owned(),
         };
         self.problems.push(Problem::new(setting.origin, &file_key, text, "name a file that this user may read"));
-        Some(None)
+        Some(String::new())
     }
 }
 
@@ -226,6 +224,6 @@ fn network(text: &str) -> Option<IpNet> {
 }
 
 /// `items` as a sentence would list them.
-pub fn listed<I: Display>(items: impl IntoIterator<Item = I>) -> String {
+pub(super) fn listed<I: Display>(items: impl IntoIterator<Item = I>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }

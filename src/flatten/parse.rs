@@ -1,5 +1,7 @@
 //! A record's JSON → slots, one for each known field of each row, that point into its text.
 
+use std::collections::BTreeMap;
+
 use super::Rejection;
 use super::plan::{Field, Node, Object, Plan};
 use crate::clock::Timestamp;
@@ -10,6 +12,16 @@ pub(super) struct Rows {
     width: usize,
     slots: Vec<Slot>,
     extras: Vec<Extra>,
+    /// The rows in the order in which they become columns, with what they are ordered by.
+    order: Vec<(u64, u32)>,
+}
+
+/// The first eight bytes of a text, so that numbers compare as the texts do.
+fn prefix(text: &str) -> u64 {
+    let mut first = [0; 8];
+    let length = text.len().min(8);
+    first[..length].copy_from_slice(&text.as_bytes()[..length]);
+    u64::from_be_bytes(first)
 }
 
 /// Where a field's value is.
@@ -33,13 +45,42 @@ enum Place {
 /// An unknown field.
 struct Extra {
     row: usize,
-    path: String,
+    /// The known objects that it lies in, from the outside.
+    parents: Vec<String>,
+    name: String,
     value: Span,
+}
+
+/// Unknown fields on their way into one JSON object.
+#[derive(Default)]
+struct Branch<'r> {
+    leaves: Vec<(&'r str, &'r str)>,
+    branches: BTreeMap<String, Branch<'r>>,
+}
+
+impl Branch<'_> {
+    fn write(&self, out: &mut String) {
+        let mut separator = '{';
+        let mut name = |name: &str, out: &mut String| {
+            out.push(std::mem::replace(&mut separator, ','));
+            out.push_str(&serde_json::Value::from(name).to_string());
+            out.push(':');
+        };
+        for (leaf, value) in &self.leaves {
+            name(leaf, out);
+            out.push_str(value);
+        }
+        for (branch, below) in &self.branches {
+            name(branch, out);
+            below.write(out);
+        }
+        out.push('}');
+    }
 }
 
 impl Rows {
     pub fn of_width(width: usize) -> Self {
-        Self { width: width.max(1), slots: Vec::new(), extras: Vec::new() }
+        Self { width: width.max(1), slots: Vec::new(), extras: Vec::new(), order: Vec::new() }
     }
 
     pub fn clear(&mut self) {
@@ -49,6 +90,36 @@ impl Rows {
 
     pub fn len(&self) -> usize {
         self.slots.len() / self.width
+    }
+
+    /// The rows in the order in which they become columns.
+    pub fn in_order(&self) -> impl Iterator<Item = usize> {
+        self.order.iter().map(|&(_, row)| row as usize)
+    }
+
+    /// Places in that order at which a row may be equal, in what was compared, to the one before.
+    pub fn ties(&self) -> impl Iterator<Item = usize> {
+        (1..self.order.len()).filter(|&at| self.order[at - 1].0 == self.order[at].0)
+    }
+
+    /// Puts the rows in the order of the texts in `slots`. The first eight bytes of the first text decide nearly always,
+    /// and are compared as one number.
+    pub fn sort(&mut self, slots: &[u16], record: &str, unescaped: &str) {
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend((0..).take(self.len()).map(|row| {
+            let first = slots.first().and_then(|&slot| self.text(row as usize, slot, record, unescaped));
+            (first.map_or(0, prefix), row)
+        }));
+        if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
+            order.sort_unstable();
+        }
+        let rows = &*self;
+        let texts = |row: u32| slots.iter().map(move |&slot| rows.text(row as usize, slot, record, unescaped));
+        for ties in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|ties| ties.len() > 1) {
+            ties.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)));
+        }
+        self.order = order;
     }
 
     pub fn unknown_fields(&self) -> usize {
@@ -72,21 +143,18 @@ impl Rows {
         self.text(row, slot, record, "")
     }
 
-    /// Appends the row's unknown fields as one JSON object; false when it has none.
+    /// Appends the row's unknown fields as one JSON object, nested as they came; false when it has none.
     pub fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
-        if self.extras.is_empty() {
-            return false;
-        }
+        let mut tree = Branch::default();
         for extra in self.extras.iter().filter(|extra| extra.row == row) {
-            out.push(if out.is_empty() { '{' } else { ',' });
-            out.push_str(&serde_json::Value::from(extra.path.as_str()).to_string());
-            out.push(':');
-            out.push_str(extra.value.of(record));
+            let place = extra.parents.iter().fold(&mut tree, |branch, name| branch.branches.entry(name.clone()).or_default());
+            place.leaves.push((&extra.name, extra.value.of(record)));
         }
-        if !out.is_empty() {
-            out.push('}');
+        let is_given = !tree.leaves.is_empty() || !tree.branches.is_empty();
+        if is_given {
+            tree.write(out);
         }
-        !out.is_empty()
+        is_given
     }
 
     /// Adds a row of empty slots and gives the first one's position.
@@ -104,8 +172,14 @@ impl From<NotJson> for Rejection {
 }
 
 /// Reads the record into `rows`, one entry for each table of `plan`; strings that had escapes go to `unescaped`.
-pub(super) fn record(plan: &Plan, text: &str, rows: &mut [Rows], unescaped: &mut String) -> Result<(), Rejection> {
-    let mut parser = Parser { reader: Reader::new(text), text, rows, unescaped };
+pub(super) fn record(
+    plan: &Plan,
+    text: &str,
+    rows: &mut [Rows],
+    unescaped: &mut String,
+    order: &mut FieldOrder,
+) -> Result<(), Rejection> {
+    let mut parser = Parser { reader: Reader::new(text), text, rows, unescaped, order, name: String::new() };
     if parser.reader.kind()? != Kind::Object {
         return Err(Rejection { path: "the record".into(), reason: "is not an object" });
     }
@@ -115,31 +189,46 @@ pub(super) fn record(plan: &Plan, text: &str, rows: &mut [Rows], unescaped: &mut
     Ok(())
 }
 
+/// For each object of a plan, which field came after which the last time: Belvo sends the fields of one kind of object in
+/// one order, whatever it is.
+pub(super) struct FieldOrder(Vec<[u8; 65]>);
+
+impl FieldOrder {
+    pub fn of(plan: &Plan) -> Self {
+        // At first each field is expected after the one that stands before it in the schema.
+        let schema_order = std::array::from_fn(|at| u8::try_from(at).unwrap_or_default());
+        Self(vec![schema_order; plan.objects])
+    }
+}
+
 struct Parser<'t, 'r> {
     reader: Reader<'t>,
     text: &'t str,
     rows: &'r mut [Rows],
     unescaped: &'r mut String,
+    order: &'r mut FieldOrder,
+    /// The key that was read last.
+    name: String,
 }
 
 impl Parser<'_, '_> {
     /// Reads an object into the row of `table` whose slots start at `base`.
     fn object(&mut self, object: &Object, table: usize, base: usize) -> Result<(), Rejection> {
         let mut seen = 0_u64;
-        // Belvo sends the fields of one kind of object in one order: the next one is mostly the one after the last.
-        let mut expected = 0;
+        // The place after the field that came last; 0 before the first.
+        let mut place = 0;
         let mut more = self.reader.enter()?;
         while more {
-            let key = self.reader.key()?;
-            let raw = key.span.of(self.text);
+            let expected = usize::from(self.order.0[object.number][place]);
             let known = match object.fields.get(expected) {
-                Some(field) if field.name == raw => Some(expected),
-                _ if key.is_escaped => {
-                    let mut name = String::new();
-                    unescape(raw, &mut name);
-                    object.fields.iter().position(|field| field.name == name)
+                Some(field) if self.reader.pass_key(&field.name) => Some(expected),
+                _ => {
+                    let known = self.key(object)?;
+                    if let Some(at) = known {
+                        self.order.0[object.number][place] = u8::try_from(at).unwrap_or_default();
+                    }
+                    known
                 }
-                _ => object.fields.iter().position(|field| field.name == raw),
             };
             if let Some(at) = known {
                 let field = &object.fields[at];
@@ -147,14 +236,13 @@ impl Parser<'_, '_> {
                     return Err(self.reject(field, table, "is there twice"));
                 }
                 seen |= 1 << at;
-                expected = at + 1;
+                place = at + 1;
                 self.field(field, table, base)?;
             } else {
-                let mut path = object.prefix.clone();
-                if key.is_escaped { unescape(raw, &mut path) } else { path.push_str(raw) }
                 let value = self.reader.any()?;
                 let rows = &mut self.rows[table];
-                rows.extras.push(Extra { row: base / rows.width, path, value });
+                let (row, parents, name) = (base / rows.width, object.parents.clone(), self.name.clone());
+                rows.extras.push(Extra { row, parents, name, value });
             }
             more = self.reader.another(b'}')?;
         }
@@ -164,6 +252,14 @@ impl Parser<'_, '_> {
             return Err(self.reject(field, table, "is missing"));
         }
         Ok(())
+    }
+
+    /// Reads a key into `name` and gives the field that it is, if it is known.
+    fn key(&mut self, object: &Object) -> Result<Option<usize>, Rejection> {
+        let key = self.reader.key()?;
+        self.name.clear();
+        unescape(key.span.of(self.text), &mut self.name);
+        Ok(object.fields.iter().position(|field| field.name.as_str() == self.name))
     }
 
     #[inline]

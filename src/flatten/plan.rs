@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use crate::json::Name;
 use crate::resources::{Derive, Resource};
 use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table, Type};
 
@@ -12,14 +13,18 @@ pub const MOST_INPUTS: usize = 4;
 #[derive(Debug)]
 pub struct Plan {
     pub(super) record: Object,
+    /// Number of kinds of objects.
+    pub(super) objects: usize,
     pub(super) tables: Vec<TablePlan>,
 }
 
 /// The fields of a JSON object that are known.
 #[derive(Debug, Default)]
 pub(super) struct Object {
-    /// Path of the object with its closing point, empty for the record or a row.
-    pub prefix: String,
+    /// Tells it from the other objects of the plan.
+    pub number: usize,
+    /// The objects of its row that it lies in, itself last; none for the record or a row.
+    pub parents: Vec<String>,
     pub fields: Vec<Field>,
     /// One bit for each field that must be there.
     pub required: u64,
@@ -27,7 +32,7 @@ pub(super) struct Object {
 
 #[derive(Debug)]
 pub(super) struct Field {
-    pub name: String,
+    pub name: Name,
     pub path: String,
     pub node: Node,
 }
@@ -57,6 +62,9 @@ pub(super) struct TablePlan {
     pub emits: Vec<Emit>,
     /// Columns that tell the rows of one record apart, but for `seq`.
     pub key: Vec<usize>,
+    /// The slots by which rows are put in order before they become columns: for each column of the key the field that it
+    /// is, or the first that it is made from. Where that is not the order of the columns, it is put right later.
+    pub sort_slots: Vec<u16>,
     /// The remaining columns that come from the record.
     pub content: Vec<usize>,
     pub seq: Option<usize>,
@@ -105,7 +113,9 @@ impl Plan {
         for path in &records.required {
             require(&mut record, path);
         }
-        Self { record, tables }
+        let mut objects = 0;
+        number(&mut record, &mut objects);
+        Self { record, objects, tables }
     }
 }
 
@@ -158,6 +168,15 @@ impl Slots<'_> {
                 .filter_map(|key| table.columns.iter().position(|column| column.name == *key))
                 .filter(|&at| !is_fact(at))
                 .collect(),
+            sort_slots: table
+                .key
+                .iter()
+                .filter_map(|key| match &emits[table.columns.iter().position(|column| column.name == *key)?] {
+                    Emit::Text(slot) | Emit::Date(slot, _) => Some(*slot),
+                    Emit::Derived(_, slots) => slots.first().copied(),
+                    _ => None,
+                })
+                .collect(),
             content: positions(&|at| !is_fact(at) && !is_key(at) && !table.columns[at].is_volatile),
             seq: fact(&emits, Context::Seq),
             known_from: fact(&emits, Context::KnownFrom),
@@ -204,15 +223,15 @@ impl Slots<'_> {
             let name = step.trim_end_matches("[]");
             walked.push_str(name);
             let rows = tables.iter().position(|table| table.rows.as_deref() == Some(name)).filter(|_| walked == name);
-            let at = object.fields.iter().position(|field| field.name == name).unwrap_or_else(|| {
+            let at = object.fields.iter().position(|field| field.name.as_str() == name).unwrap_or_else(|| {
                 let node = match rows {
                     Some(table) => Node::Rows(table, Object::default()),
                     None if steps.peek().is_some() => {
-                        Node::Object(Object { prefix: format!("{walked}."), ..Object::default() })
+                        Node::Object(Object { parents: parents_of(&walked), ..Object::default() })
                     }
                     None => Node::Known,
                 };
-                object.fields.push(Field { name: name.to_owned(), path: walked.clone(), node });
+                object.fields.push(Field { name: Name::new(name), path: walked.clone(), node });
                 object.fields.len() - 1
             });
             let node = &mut object.fields[at].node;
@@ -220,7 +239,7 @@ impl Slots<'_> {
                 return node;
             }
             if matches!(node, Node::Known) {
-                *node = Node::Object(Object { prefix: format!("{walked}."), ..Object::default() });
+                *node = Node::Object(Object { parents: parents_of(&walked), ..Object::default() });
             }
             object = match node {
                 Node::Object(inner) => {
@@ -237,10 +256,27 @@ impl Slots<'_> {
     }
 }
 
+/// The steps of a path within its row.
+fn parents_of(path: &str) -> Vec<String> {
+    let within = path.rsplit_once("[].").map_or(path, |(_, within)| within);
+    within.split('.').map(str::to_owned).collect()
+}
+
+/// Numbers the objects from `next` on.
+fn number(object: &mut Object, next: &mut usize) {
+    object.number = *next;
+    *next += 1;
+    for field in &mut object.fields {
+        if let Node::Object(inner) | Node::Rows(_, inner) = &mut field.node {
+            number(inner, next);
+        }
+    }
+}
+
 /// Sets the bit of the field at `path` in the object that it belongs to.
 fn require(object: &mut Object, path: &str) {
     let (step, rest) = path.split_once('.').map_or((path, None), |(step, rest)| (step, Some(rest)));
-    let at = object.fields.iter().position(|field| field.name == step.trim_end_matches("[]")).expect("it was made known");
+    let at = object.fields.iter().position(|field| field.name.as_str() == step.trim_end_matches("[]")).expect("it was made known");
     assert!(at < 64, "an object with over 64 known fields needs a wider mask");
     match (rest, &mut object.fields[at].node) {
         (None, _) => object.required |= 1 << at,

@@ -117,8 +117,9 @@ struct EmployerCode {
 
 impl EmployerCode {
     fn read(code: &str) -> Self {
-        let bare: String =
-            code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')).flat_map(char::to_uppercase).collect();
+        let mut bare = String::with_capacity(code.len());
+        bare.extend(code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')));
+        bare.make_ascii_uppercase();
         let bytes = bare.as_bytes();
         let digits = bytes.iter().all(u8::is_ascii_digit);
         let alphanumeric = bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
@@ -223,13 +224,16 @@ fn reference_month(text: &str) -> Option<i32> {
 }
 
 fn is_thirteenth(month: &str) -> bool {
-    year_and_month(month).is_some_and(|(_, month)| month == 13)
+    month.ends_with("-13") && year_and_month(month).is_some()
 }
 
 fn year_and_month(text: &str) -> Option<(i32, u32)> {
-    let (year, month) = text.split_once('-')?;
-    let digits = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
-    if digits(year, 4) && digits(month, 2) { Some((year.parse().ok()?, month.parse().ok()?)) } else { None }
+    let bytes: &[u8; 7] = text.as_bytes().try_into().ok()?;
+    let number = |digits: &[u8]| {
+        digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0')))
+    };
+    let (year, month) = (number(&bytes[..4])?, number(&bytes[5..])?);
+    (bytes[4] == b'-').then_some((i32::try_from(year).ok()?, month))
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ impl Answer {
 
     /// An error in Belvo's form: an array of objects.
     pub fn error(status: u16, code: &str, message: &str, request_id: &str, field: Option<&str>) -> Self {
-        let mut object = Json::object([("code", code.into()), ("message", message.into()), ("request_id", request_id.into())]);
+        let mut object =
+            Json::object([("code", code.into()), ("message", message.into()), ("request_id", request_id.into())]);
         if let Some(field) = field {
             object.set("field", field.into());
         }
@@ -85,10 +86,11 @@ impl Answer {
 
     /// The error that usually comes with `status`, or the one named `code`.
     pub fn error_for(status: u16, code: Option<&str>, request_id: &str) -> Self {
-        let (usual, message) = ERRORS
-            .iter()
-            .find(|(of, name, _)| code.map_or(*of == status, |code| code == *name))
-            .map_or(("unexpected_error", "Belvo is unable to process the request due to an internal system issue"), |e| (e.1, e.2));
+        let (usual, message) =
+            ERRORS.iter().find(|(of, name, _)| code.map_or(*of == status, |code| code == *name)).map_or(
+                ("unexpected_error", "Belvo is unable to process the request due to an internal system issue"),
+                |e| (e.1, e.2),
+            );
         if status == 429 {
             // What Belvo writes here is not known.
             return Self::html(429, "Too Many Requests");
@@ -122,7 +124,11 @@ const ERRORS: &[(u16, &str, &str)] = &[
     (400, "validation_error", "This request is not valid"),
     (400, "invalid_link", "The link has been invalidated. You may need to update link credentials"),
     (400, "login_error", "Invalid credentials provided to login to the institution"),
-    (400, "too_many_sessions", "Impossible to login, a session is already opened with this institution using these credentials"),
+    (
+        400,
+        "too_many_sessions",
+        "Impossible to login, a session is already opened with this institution using these credentials",
+    ),
     (400, "institution_down", "The financial institution is down, try again later"),
     (400, "institution_unavailable", "The financial institution is unavailable"),
     (400, "institution_inactive", "The institution has been temporarily deactivated"),
@@ -132,7 +138,11 @@ const ERRORS: &[(u16, &str, &str)] = &[
     (403, "permission_denied", "You do not have permission to perform this action."),
     (404, "not_found", "Not found"),
     (405, "method_not_allowed", "Method not allowed"),
-    (408, "request_timeout", "The request timed out, you can retry asking for less data by changing your query parameters"),
+    (
+        408,
+        "request_timeout",
+        "The request timed out, you can retry asking for less data by changing your query parameters",
+    ),
     (409, "link_refreshed", "The link has already been refreshed. Please wait 10 minutes before trying again."),
     (428, "token_required", "A MFA token is required by the institution to login"),
     (428, "activation_required", "The user must activate access at the institution"),

@@ -133,7 +133,8 @@ fn links(simulation: &Simulation) -> Value {
 fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     let first = number(body, "first")?.unwrap_or(0);
     let count = number(body, "count")?.unwrap_or(u64::from(simulation.0.settings.people));
-    let (first, count) = (u32::try_from(first).map_err(|_| "`first` is too large")?, u32::try_from(count).unwrap_or(u32::MAX));
+    let (first, count) =
+        (u32::try_from(first).map_err(|_| "`first` is too large")?, u32::try_from(count).unwrap_or(u32::MAX));
     let text = |key| body.get(key).and_then(Value::as_str).map(str::to_owned);
     let wish = Wish { access_mode: text("access_mode"), external_id: text("external_id"), ..Wish::default() };
     let people = first..first.saturating_add(count).min(simulation.0.settings.people);
@@ -149,7 +150,8 @@ fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
 
 fn advance(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     let months = u32::try_from(number(body, "months")?.unwrap_or(0)).map_err(|_| "`months` is too large")?;
-    let by = Advance { months, days: number(body, "days")?.unwrap_or(0), seconds: number(body, "seconds")?.unwrap_or(0) };
+    let by =
+        Advance { months, days: number(body, "days")?.unwrap_or(0), seconds: number(body, "seconds")?.unwrap_or(0) };
     let events = simulation.advance(by);
     Ok(json!({"now": simulation.state().world.now.to_string(), "events": events}))
 }
@@ -163,16 +165,20 @@ fn webhooks(simulation: &Simulation, mut body: Value) -> Result<Value, String> {
     let id = body.get("link").and_then(Value::as_str).ok_or("an event needs `link` or `payload`")?;
     let position = simulation.state().world.find(id).ok_or_else(|| format!("there is no link {id}"))?;
     let resource = body.get("resource").and_then(Value::as_str);
-    let resource = resource.map(|name| Resource::parse(name).ok_or_else(|| format!("there is no resource `{name}`"))).transpose()?;
+    let resource = resource
+        .map(|name| Resource::parse(name).ok_or_else(|| format!("there is no resource `{name}`")))
+        .transpose()?;
     let abouts = match body.get("code").and_then(Value::as_str) {
         Some("invalid_credentials") => vec![About::InvalidCredentials],
         Some("token_required") => vec![About::TokenRequired],
         Some("link_deleted") => vec![About::Deleted],
         Some("new_employments_available") => vec![About::New(Resource::Employments, 1)],
         Some("new_owners_available") => vec![About::New(Resource::Owners, 1)],
-        None | Some("historical_update") => {
-            resource.map_or(Resource::ALL.to_vec(), |resource| vec![resource]).into_iter().map(About::Historical).collect()
-        }
+        None | Some("historical_update") => resource
+            .map_or(Resource::ALL.to_vec(), |resource| vec![resource])
+            .into_iter()
+            .map(About::Historical)
+            .collect(),
         Some(other) => return Err(format!("there is no event `{other}`")),
     };
     for about in &abouts {
@@ -203,7 +209,9 @@ fn faults(simulation: &Simulation, body: &Value) -> Result<Value, String> {
             None => Fault::from_json(fault),
         })
         .collect::<Result<_, _>>()?;
-    faults.into_iter().for_each(|fault| simulation.arm(fault));
+    for fault in faults {
+        simulation.arm(fault);
+    }
     Ok(simulation.state().faults.describe())
 }
 

@@ -7,6 +7,8 @@
 //! Any fault may be narrowed: `link`, `resource`, `on` (a route, such as `token` or `links`), `skip` (so many calls go
 //! well first), `times` (so many are hit; no end otherwise) and `share` (of calls, from 0 to 1).
 
+#![allow(clippy::ptr_arg, reason = "all functions of one stage have one signature")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -51,7 +53,12 @@ const fn kind(name: &'static str, rows: &'static str, effect: Effect, does: &'st
 /// All kinds.
 pub const KINDS: &[Kind] = &[
     // answers
-    kind("status", "AP1-AP6", A(status), "answers `code` (500) with Belvo's body for it; `error` names another code; `retry_after` in seconds or as a date; `html=true` sends a page"),
+    kind(
+        "status",
+        "AP1-AP6",
+        A(status),
+        "answers `code` (500) with Belvo's body for it; `error` names another code; `retry_after` seconds, or `retry_date` seconds from now as a date; `html=true` sends a page",
+    ),
     kind("html", "AP7", A(html), "answers 200 with an HTML page"),
     kind("empty", "AP7", A(empty), "answers `code` (200, or 204) without a body"),
     kind("cut", "AP8", A(cut), "breaks the connection after `after` bytes (half of the body)"),
@@ -72,9 +79,19 @@ pub const KINDS: &[Kind] = &[
     kind("shrink", "AP15", R(shrink), "only the first `keep` (1) records are there"),
     kind("many_salaries", "AP10", R(many_salaries), "each job has `rows` (10000) salary rows at least"),
     kind("older", "AP16", R(older), "`collected_at` is three years older"),
-    kind("unknown_field", "AP17, IN4", R(unknown_field), "adds `name` (shoe_size) = `value` (42) `at` record, employer, occupation or salary"),
+    kind(
+        "unknown_field",
+        "AP17, IN4",
+        R(unknown_field),
+        "adds `name` (shoe_size) = `value` (42) `at` record, employer, occupation or salary",
+    ),
     kind("new_enum", "AP17", R(new_enum), "pay of July becomes BONUS; `locale=true`: every locale becomes Marítima"),
-    kind("missing_key", "AP18", R(missing_key), "takes `key` (employer_data) out of each record, or of the first only with `first=true`"),
+    kind(
+        "missing_key",
+        "AP18",
+        R(missing_key),
+        "takes `key` (employer_data) out of each record, or of the first only with `first=true`",
+    ),
     kind("wrong_type", "AP18", R(wrong_type), "`key` (salaries) holds the number 17"),
     kind("foreign_record", "AP19", R(foreign_record), "the first record says it belongs to another link"),
     kind("repeat_record", "AP13", R(repeat_record), "the first record is there twice"),
@@ -151,9 +168,10 @@ impl Fault {
     pub fn from_json(value: &Value) -> Result<Self, String> {
         let Value::Object(members) = value else { return Err("a fault is an object with the key `fault`".to_owned()) };
         let name = members.get("fault").and_then(Value::as_str).ok_or("a fault needs the key `fault`")?;
-        let details = members.iter().filter(|(key, value)| *key != "fault" && !value.is_null()).map(|(key, value)| {
-            (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-        });
+        let details = members
+            .iter()
+            .filter(|(key, value)| *key != "fault" && !value.is_null())
+            .map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
         Self::named(name, details.collect())
     }
 
@@ -173,7 +191,8 @@ impl Fault {
         let stage = matches!(self.kind().effect, E(_)) == (call.on == "webhook");
         let lists = !matches!(self.kind().effect, R(_)) || call.resource.is_some();
         let same = |key: &str, value: Option<&str>| self.details.text(key).is_none_or(|wanted| value == Some(wanted));
-        let resource = self.details.text("resource").is_none_or(|r| call.resource.is_some_and(|c| Resource::parse(r) == Some(c)));
+        let resource =
+            self.details.text("resource").is_none_or(|r| call.resource.is_some_and(|c| Resource::parse(r) == Some(c)));
         stage && lists && resource && same("link", call.link) && same("on", Some(call.on))
     }
 
@@ -221,7 +240,13 @@ impl Faults {
         if self.0.is_empty() {
             return Hits::default();
         }
-        Hits(self.0.iter_mut().filter(|fault| fault.concerns(call)).filter_map(|f| f.strikes().then(|| f.clone())).collect())
+        Hits(
+            self.0
+                .iter_mut()
+                .filter(|fault| fault.concerns(call))
+                .filter_map(|f| f.strikes().then(|| f.clone()))
+                .collect(),
+        )
     }
 
     /// What the lasting faults make of a list, for the truth: the fields they add, by place, and whether enums are new.
@@ -331,7 +356,9 @@ const ELSEWHERE: &str = "http://elsewhere.invalid/api/br/employments/?page=2";
 
 fn status(answer: &mut Answer, details: &Details) {
     let code = u16::try_from(details.number("code", 500)).unwrap_or(500);
-    let retry_after = details.text("retry_after").map(str::to_owned);
+    let in_so_many = |seconds| std::time::SystemTime::now() + Duration::from_secs(seconds);
+    let date = details.text("retry_date").map(|_| httpdate::fmt_http_date(in_so_many(details.number("retry_date", 7))));
+    let retry_after = details.text("retry_after").map(str::to_owned).or(date);
     *answer = if details.says("html") {
         Answer::html(code, "The simulator was told to answer so")
     } else {

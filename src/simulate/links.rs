@@ -61,7 +61,11 @@ impl Stamp {
     pub fn new(at: Timestamp, style: u32) -> Self {
         let digits = 3 + style % 4;
         let unit = 10_i64.pow(6 - digits);
-        Self { at: Timestamp::from_micros(at.as_micros().div_euclid(unit) * unit), digits, zulu: style / 4 % 3 != 0 }
+        Self {
+            at: Timestamp::from_micros(at.as_micros().div_euclid(unit) * unit),
+            digits,
+            zulu: !(style / 4).is_multiple_of(3),
+        }
     }
 
     /// The text on the wire.
@@ -157,7 +161,7 @@ impl Collections {
             Some(every) => {
                 let days = (day - self.first.to_utc().date_naive()).num_days().max(0).unsigned_abs();
                 let guess = (days * 86_400 / every.as_secs()).saturating_sub(2);
-                (guess..).map(|nth| self.nth(nth)).find(reached)
+                (guess..guess + 8).map(|nth| self.nth(nth)).find(reached)
             }
         };
         let asked = self.asked.iter().copied().filter(reached).min();
@@ -166,7 +170,9 @@ impl Collections {
 
     fn nth(&self, nth: u64) -> Timestamp {
         let jitter = if nth == 0 { 0 } else { self.jitter.wrapping_mul(nth).wrapping_mul(0x9e37_79b9) % 7_200_000_000 };
-        self.first + Duration::from_secs(self.every.map_or(0, |every| every.as_secs() * nth)) + Duration::from_micros(jitter)
+        self.first
+            + Duration::from_secs(self.every.map_or(0, |every| every.as_secs() * nth))
+            + Duration::from_micros(jitter)
     }
 }
 
@@ -195,7 +201,11 @@ impl Link {
             Some(_) => "recurrent",
             None => drawn,
         };
-        let (rate, hours) = if person < 16 { ("7d", 168) } else { *stream.weighted(&[(70, ("7d", 168)), (15, ("24h", 24)), (15, ("30d", 720))]) };
+        let (rate, hours) = if person < 16 {
+            ("7d", 168)
+        } else {
+            *stream.weighted(&[(70, ("7d", 168)), (15, ("24h", 24)), (15, ("30d", 720))])
+        };
         let recurrent = access_mode == "recurrent";
         let ago = stream.between(60_000_000, 1_800_000_000);
         let created_at = Stamp::new(Timestamp::from_micros(now.as_micros() - ago), stream.below(12));
@@ -316,7 +326,10 @@ mod tests {
         assert!(link.created_at.at < first && first < start);
         let later = link.collections.latest(at("2026-12-20T12:00:00Z"));
         assert_eq!(day_of(later), NaiveDate::from_ymd_opt(2026, 12, 18).unwrap());
-        assert_eq!(link.collections.first_since(day_of(at("2026-12-01T00:00:00Z")), later).since(first).as_secs() / 86_400, 14);
+        assert_eq!(
+            link.collections.first_since(day_of(at("2026-12-01T00:00:00Z")), later).since(first).as_secs() / 86_400,
+            14
+        );
         link.set_access_mode(false);
         assert_eq!(link.collections.latest(at("2026-12-20T12:00:00Z")), first);
     }

@@ -5,7 +5,7 @@
 //! seed, person *i* from (seed, *i*) alone, and time that moves only when it is told to. *Not here*: anything the rest of
 //! the program knows. The truth is computed from the people, with no code outside this folder but the clock's.
 //!
-//! Everything a test can do with the handle can also be done over HTTP, below `/_sim/` (see [`control`]).
+//! Everything a test can do with the handle can also be done over HTTP, below `/_sim/`, as the module `control` lists.
 
 mod answer;
 mod calendar;
@@ -22,6 +22,7 @@ mod records;
 mod server;
 mod truth;
 mod webhooks;
+mod widget;
 mod world;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::clock::Timestamp;
-pub use faults::Fault;
+pub use faults::{Fault, KINDS as FAULT_KINDS, Kind as FaultKind};
 pub use limit::Limit;
 pub use links::Resource;
 pub use ndjson::write_ndjson;
@@ -125,6 +126,8 @@ struct State {
     calls: BTreeMap<(String, Option<String>), u64>,
     requests: u64,
     events: u64,
+    /// Widget tokens that have not been used, and where they lead.
+    sessions: BTreeMap<String, widget::Callbacks>,
 }
 
 /// One call of the API, as it arrived.
@@ -156,6 +159,7 @@ impl Simulation {
             calls: BTreeMap::new(),
             requests: 0,
             events: 0,
+            sessions: BTreeMap::new(),
         };
         let post = webhooks::PostOffice::new(&settings);
         Self(Arc::new(Inner { settings, state: Mutex::new(state), post }))
@@ -177,8 +181,14 @@ impl Simulation {
 
     /// The same for `count` persons from `first` on.
     pub fn connect(&self, first: u32, count: u32) -> usize {
-        let people = first..first.saturating_add(count).min(self.0.settings.people);
-        people.filter(|person| !self.state().world.is_connected(*person)).map(|p| self.connect_one(p, links::Wish::default())).count()
+        let mut made = 0;
+        for person in first..first.saturating_add(count).min(self.0.settings.people) {
+            if !self.state().world.is_connected(person) {
+                self.connect_one(person, links::Wish::default());
+                made += 1;
+            }
+        }
+        made
     }
 
     /// Moves the simulated clock. Recurrent links that are due are read again, and an event tells of each
@@ -221,7 +231,7 @@ impl Simulation {
         self.0.post.deliveries()
     }
 
-    /// What the current tables should hold: `{table: [row, …]}`, see [`truth`].
+    /// What the current tables should hold: `{table: [row, …]}`, by column name.
     pub fn truth(&self) -> Value {
         let state = self.state();
         truth::truth(&state.world, &state.faults, self.0.settings.pepper.as_deref())

@@ -220,9 +220,10 @@ impl Query {
 fn well_formed(form: Form, value: &str) -> bool {
     let uuid = |text: &str| {
         text.len() == 36
-            && text.bytes().enumerate().all(|(at, byte)| {
-                if matches!(at, 8 | 13 | 18 | 23) { byte == b'-' } else { byte.is_ascii_hexdigit() }
-            })
+            && text
+                .bytes()
+                .enumerate()
+                .all(|(at, byte)| if matches!(at, 8 | 13 | 18 | 23) { byte == b'-' } else { byte.is_ascii_hexdigit() })
     };
     let date = |text: &str| text.len() == 10 && text.parse::<chrono::NaiveDate>().is_ok();
     match form {
@@ -231,7 +232,9 @@ fn well_formed(form: Form, value: &str) -> bool {
         Form::Date => date(value),
         Form::Dates => value.split(',').count() == 2 && value.split(',').all(date),
         Form::Number => value.parse::<u32>().is_ok_and(|number| number > 0),
-        Form::Fields => value.split(',').all(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')),
+        Form::Fields => {
+            value.split(',').all(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        }
         Form::Text | Form::Texts => !value.is_empty() && value.len() <= 4_096,
     }
 }
@@ -296,7 +299,13 @@ mod tests {
 
     fn rows() -> Vec<Json> {
         (1..=5_usize)
-            .map(|n| Json::object([("id", n.to_string().into()), ("start_date", format!("2026-01-0{n}").into()), ("end_date", Json::Null)]))
+            .map(|n| {
+                Json::object([
+                    ("id", n.to_string().into()),
+                    ("start_date", format!("2026-01-0{n}").into()),
+                    ("end_date", Json::Null),
+                ])
+            })
             .collect()
     }
 

@@ -13,7 +13,7 @@ impl Stream {
         let digest = digest(seed, person, purpose);
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
-            *word = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            *word = bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte));
         }
         Self(words)
     }
@@ -34,7 +34,7 @@ impl Stream {
     /// A number from 0 to `bound` − 1. `bound` is at least 1.
     pub fn below(&mut self, bound: u32) -> u32 {
         // Multiply and keep the high half: 32 bits of the draw are enough for bounds of 32 bits.
-        ((self.next() >> 32) * u64::from(bound) >> 32) as u32
+        (((self.next() >> 32) * u64::from(bound)) >> 32) as u32
     }
 
     /// A number from `low` to `high`, both included.
@@ -67,8 +67,8 @@ impl Stream {
     /// A lognormal factor in thousandths, median 1,000, log-spread 0.38, by its quantiles and straight lines between.
     pub fn lognormal(&mut self) -> i64 {
         const QUANTILES: [i64; 33] = [
-            385, 493, 558, 606, 646, 681, 714, 745, 774, 802, 830, 858, 886, 914, 942, 971, 1000, 1030, 1062, 1094, 1129,
-            1165, 1204, 1246, 1292, 1343, 1401, 1468, 1548, 1650, 1791, 2030, 2598,
+            385, 493, 558, 606, 646, 681, 714, 745, 774, 802, 830, 858, 886, 914, 942, 971, 1000, 1030, 1062, 1094,
+            1129, 1165, 1204, 1246, 1292, 1343, 1401, 1468, 1548, 1650, 1791, 2030, 2598,
         ];
         let at = self.below(32 * 1_024);
         let (cell, part) = ((at / 1_024) as usize, i64::from(at % 1_024));
@@ -89,8 +89,8 @@ pub fn digest(seed: u64, person: u32, purpose: &str) -> [u8; 32] {
 /// An id in UUID form (version 4, variant 1), derived like everything else.
 pub fn uuid(seed: u64, person: u32, purpose: &str) -> String {
     let mut bytes = digest(seed, person, purpose);
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex = hex(&bytes[..16]);
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
@@ -121,5 +121,5 @@ mod tests {
 
     // Written down once; a change here changes every simulated person.
     const FIRST_DRAWS: [u32; 6] = [296, 46, 308, 178, 820, 979];
-    const LINK_ID: &str = "";
+    const LINK_ID: &str = "4a5207d2-a3b4-4bd5-b44f-304573c174c7";
 }

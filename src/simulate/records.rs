@@ -115,14 +115,15 @@ fn occupation_json(occupation: &SeenOccupation<'_>) -> Json {
     Json::object([
         ("start_date", occupation.start.map(|day| day.to_string()).into()),
         ("end_date", occupation.end.map(|day| day.to_string()).into()),
-        ("description", occupation.described.then_some(occupation.title.title).into()),
+        ("description", occupation.described.then_some(occupation.title.words).into()),
         ("name", occupation.title.name.clone().into()),
         ("locale", occupation.locale.into()),
     ])
 }
 
 fn salary_json(pay: &Pay) -> Json {
-    let amount = |amount: Option<super::calendar::Amount>| amount.map_or(Json::Null, |a| Json::Number(a.text(pay.decimals)));
+    let amount =
+        |amount: Option<super::calendar::Amount>| amount.map_or(Json::Null, |a| Json::Number(a.text(pay.decimals)));
     let mut salary = Json::object([
         ("base_amount", amount(pay.base)),
         ("retained_amount", amount(pay.retained)),

@@ -26,6 +26,7 @@ use super::people::documents;
 use super::query::{self, Query};
 use super::random::hex32;
 use super::webhooks::About;
+use super::widget::{self, Callbacks};
 use super::world::{Prepared, listed};
 use super::{Arrival, Limit, Simulation, State, control};
 
@@ -46,10 +47,10 @@ pub async fn serve(simulation: Simulation, listener: TcpListener, shutdown: Canc
 }
 
 /// Deleting links is limited on its own.
-const DELETIONS: Limit = Limit { requests: 5, per: Duration::from_secs(60) };
+const DELETIONS: Limit = Limit { requests: 5, per: Duration::from_mins(1) };
 
 /// A link may be refreshed again after this time.
-const COOLDOWN: Duration = Duration::from_secs(600);
+const COOLDOWN: Duration = Duration::from_mins(10);
 
 /// Bodies of requests are small.
 const MAX_REQUEST: usize = 256 * 1_024;
@@ -116,7 +117,9 @@ impl Route {
     fn link(&self, query: &str) -> Option<String> {
         match self {
             Self::Link(id) | Self::Refresh(id) => Some(id.clone()),
-            _ => url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "link").map(|(_, id)| id.into_owned()),
+            _ => url::form_urlencoded::parse(query.as_bytes())
+                .find(|(key, _)| key == "link")
+                .map(|(_, id)| id.into_owned()),
         }
     }
 }
@@ -141,13 +144,19 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
     let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
     if path.starts_with("/_sim/") {
         let body = axum::body::to_bytes(body, MAX_REQUEST).await.unwrap_or_default();
-        return control::answer(&simulation, &parts.method, path, query, &body).await.into_response().unwrap_or_default();
+        return control::answer(&simulation, &parts.method, path, query, &body)
+            .await
+            .into_response()
+            .unwrap_or_default();
+    }
+    if path.starts_with("/widget/") {
+        return widget::answer(&simulation, path, query).into_response().unwrap_or_default();
     }
     let route = Route::of(path);
     let link = route.link(query);
     let (request_id, admitted) = simulation.arrive(arrived, &parts.method, path, link.clone());
     let call = Call { on: route.name(), link: link.as_deref(), resource: route.resource() };
-    let hits = simulation.state().faults.draw(call);
+    let hits = if admitted { simulation.state().faults.draw(call) } else { Hits::default() };
     let mut answer = if admitted {
         // A body that does not arrive is an empty one.
         let body = axum::body::to_bytes(body, MAX_REQUEST).await.unwrap_or_default();
@@ -161,7 +170,17 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
             Some(body) => {
                 let (route, method, headers) = (&route, &parts.method, &parts.headers);
                 let request_id = &request_id;
-                dispatch(Asked { simulation: &simulation, route, method, url, query, headers, body, hits: &hits, request_id })
+                dispatch(&Asked {
+                    simulation: &simulation,
+                    route,
+                    method,
+                    url,
+                    query,
+                    headers,
+                    body,
+                    hits: &hits,
+                    request_id,
+                })
             }
         }
     } else {
@@ -178,15 +197,15 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
     }
 }
 
-fn dispatch(asked: Asked<'_>) -> Answer {
+fn dispatch(asked: &Asked<'_>) -> Answer {
     let (get, post) = (*asked.method == Method::GET, *asked.method == Method::POST);
-    let (patch, put, delete) = (*asked.method == Method::PATCH, *asked.method == Method::PUT, *asked.method == Method::DELETE);
+    let (patch, put, delete) =
+        (*asked.method == Method::PATCH, *asked.method == Method::PUT, *asked.method == Method::DELETE);
     match asked.route {
         Route::Probe if get => Answer::json(200, "{}"),
         Route::Token if post => asked.token(),
         Route::Links if get => asked.links(),
         Route::Links if post => asked.create_link(),
-        Route::Links if patch => asked.error(400, "session_expired", "Impossible to resume a session, please start from the beginning"),
         Route::Link(id) if get => asked.link(id),
         Route::Link(id) if patch => asked.patch_link(id),
         Route::Link(id) if put => asked.put_link(id),
@@ -194,7 +213,7 @@ fn dispatch(asked: Asked<'_>) -> Answer {
         Route::Refresh(id) if post => asked.refresh_link(id),
         Route::List(resource) if get => asked.list(*resource),
         Route::List(resource) if post => asked.collect(*resource),
-        Route::List(Resource::Owners) if patch => {
+        Route::Links | Route::List(Resource::Owners) if patch => {
             asked.error(400, "session_expired", "Impossible to resume a session, please start from the beginning")
         }
         Route::One(resource, id) if get || delete => asked.one(*resource, id, delete),
@@ -242,7 +261,9 @@ impl Asked<'_> {
                 return self.required(field);
             }
         }
-        if self.field("id") != Some(settings.secret_id.as_str()) || self.field("password") != Some(settings.secret_password.as_str()) {
+        if self.field("id") != Some(settings.secret_id.as_str())
+            || self.field("password") != Some(settings.secret_password.as_str())
+        {
             return self.error(401, "authentication_failed", "Invalid Secret Keys");
         }
         let update = self.body.get("link_id").is_some();
@@ -262,14 +283,29 @@ impl Asked<'_> {
         }
         let scopes = if update { "read_institutions,write_links,read_links" } else { "read_institutions,write_links" };
         if self.field("scopes") != Some(scopes) {
-            return Answer::error(400, "invalid_choice", "The scopes are not those of the widget.", self.request_id, Some("scopes"));
+            return Answer::error(
+                400,
+                "invalid_choice",
+                "The scopes are not those of the widget.",
+                self.request_id,
+                Some("scopes"),
+            );
         }
         let token = |kind: &str| {
             let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-            let claims = format!("{{\"token_type\":\"{kind}\",\"jti\":\"{}\",\"iss\":\"vinculo-simulate\"}}", self.request_id);
+            let claims =
+                format!("{{\"token_type\":\"{kind}\",\"jti\":\"{}\",\"iss\":\"vinculo-simulate\"}}", self.request_id);
             format!("{}.{}.{}", part("{\"typ\":\"JWT\",\"alg\":\"none\"}"), part(&claims), part("simulated"))
         };
-        Answer::json(200, Json::object([("access", token("access").into()), ("refresh", token("refresh").into())]).to_bytes())
+        let callback = |name: &str| {
+            self.body["widget"]["callback_urls"][name]
+                .as_str()
+                .map_or_else(|| format!("simulated://{name}"), str::to_owned)
+        };
+        let callbacks = Callbacks { success: callback("success"), exit: callback("exit"), event: callback("event") };
+        let access = token("access");
+        self.simulation.state().sessions.insert(access.clone(), callbacks);
+        Answer::json(200, Json::object([("access", access.into()), ("refresh", token("refresh").into())]).to_bytes())
     }
 
     fn links(&self) -> Answer {
@@ -300,14 +336,27 @@ impl Asked<'_> {
             }
         }
         if self.field("institution") != Some(INSTITUTION) {
-            return Answer::error(400, "does_not_exist", "Institution does not exist.", self.request_id, Some("institution"));
+            return Answer::error(
+                400,
+                "does_not_exist",
+                "Institution does not exist.",
+                self.request_id,
+                Some("institution"),
+            );
         }
         if !self.field("password").is_some_and(|password| (8..=70).contains(&password.len())) {
-            return Answer::error(400, "invalid", "The password has 8 to 70 characters.", self.request_id, Some("password"));
+            return Answer::error(
+                400,
+                "invalid",
+                "The password has 8 to 70 characters.",
+                self.request_id,
+                Some("password"),
+            );
         }
         let cpf: String = self.field("username").unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
         let person = cpf.get(2..9).and_then(|number| number.parse::<u32>().ok());
-        let Some(person) = person.filter(|p| documents::cpf(*p) == cpf && *p < self.simulation.0.settings.people) else {
+        let Some(person) = person.filter(|p| documents::cpf(*p) == cpf && *p < self.simulation.0.settings.people)
+        else {
             return self.error(400, "login_error", "Invalid credentials provided to login to the institution");
         };
         let wish = match self.wish() {
@@ -330,7 +379,15 @@ impl Asked<'_> {
             fetch_resources: match self.body.get("fetch_resources") {
                 None => None,
                 Some(Value::Array(names)) => Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
-                Some(_) => return Err(Answer::error(400, "not_a_list", "Expected a list of items.", self.request_id, Some("fetch_resources"))),
+                Some(_) => {
+                    return Err(Answer::error(
+                        400,
+                        "not_a_list",
+                        "Expected a list of items.",
+                        self.request_id,
+                        Some("fetch_resources"),
+                    ));
+                }
             },
             credentials_storage: text("credentials_storage"),
             stale_in: text("stale_in"),
@@ -339,24 +396,40 @@ impl Asked<'_> {
         if !matches!(wish.access_mode.as_deref(), Some("single" | "recurrent")) {
             return invalid("access_mode", "The access mode is single or recurrent.");
         }
-        if wish.fetch_resources.as_ref().is_some_and(|names| names.iter().any(|name| !["EMPLOYMENTS", "OWNERS"].contains(&name.as_str()))) {
-            return invalid("fetch_resources", "The institution only supports the following resources: EMPLOYMENTS, OWNERS");
+        if wish
+            .fetch_resources
+            .as_ref()
+            .is_some_and(|names| names.iter().any(|name| !["EMPLOYMENTS", "OWNERS"].contains(&name.as_str())))
+        {
+            return invalid(
+                "fetch_resources",
+                "The institution only supports the following resources: EMPLOYMENTS, OWNERS",
+            );
         }
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if wish.external_id.as_ref().is_some_and(|id| !(3..=256).contains(&id.len()) || !id.bytes().all(allowed)) {
             return invalid("external_id", "The external id has 3 to 256 letters, digits, dashes and underscores.");
         }
-        if wish.access_mode.as_deref() == Some("recurrent") && wish.credentials_storage.as_deref().is_some_and(|storage| storage != "store") {
+        if wish.access_mode.as_deref() == Some("recurrent")
+            && wish.credentials_storage.as_deref().is_some_and(|storage| storage != "store")
+        {
             return Err(self.error(400, "invalid_credentials_storage", "Recurrent links must store the credentials"));
         }
-        if wish.credentials_storage.as_deref() == Some("nostore") && wish.fetch_resources.as_ref().is_none_or(Vec::is_empty) {
-            return Err(self.error(400, "invalid_fetch_resources", "Single links without stored credentials must fetch resources"));
+        if wish.credentials_storage.as_deref() == Some("nostore")
+            && wish.fetch_resources.as_ref().is_none_or(Vec::is_empty)
+        {
+            return Err(self.error(
+                400,
+                "invalid_fetch_resources",
+                "Single links without stored credentials must fetch resources",
+            ));
         }
         Ok(wish)
     }
 
     fn duplicated(&self, person: u32) -> Answer {
-        let link = Link::new(self.simulation.0.settings.seed, person, 0, self.simulation.0.settings.start, Wish::default());
+        let link =
+            Link::new(self.simulation.0.settings.seed, person, 0, self.simulation.0.settings.start, Wish::default());
         let object = Json::object([
             ("code", "duplicated".into()),
             ("message", "A link for this user and institution exists already.".into()),
@@ -374,7 +447,15 @@ impl Asked<'_> {
             Some("recurrent") => true,
             Some("single") => false,
             None if self.body.is_object() => was_recurrent,
-            _ => return Answer::error(400, "invalid_choice", "The access mode is single or recurrent.", self.request_id, Some("access_mode")),
+            _ => {
+                return Answer::error(
+                    400,
+                    "invalid_choice",
+                    "The access mode is single or recurrent.",
+                    self.request_id,
+                    Some("access_mode"),
+                );
+            }
         };
         let link = state.world.link_mut(position);
         if let Some(stale_in) = self.field("stale_in") {
@@ -439,13 +520,18 @@ impl Asked<'_> {
         let Some(position) = state.world.find(id) else { return self.not_found() };
         let now = state.world.now;
         if state.world.link(position).status != "valid" {
-            return self.error(400, "invalid_link", "The link has been invalidated. You may need to update link credentials");
+            return self.error(
+                400,
+                "invalid_link",
+                "The link has been invalidated. You may need to update link credentials",
+            );
         }
         if let Some(left) = state.world.link(position).refreshed_at.and_then(|at| COOLDOWN.checked_sub(now.since(at)))
             && !left.is_zero()
         {
             let minutes = left.as_secs().div_ceil(60);
-            let message = format!("The link has already been refreshed. Please wait {minutes} minutes before trying again.");
+            let message =
+                format!("The link has already been refreshed. Please wait {minutes} minutes before trying again.");
             return self.error(409, "link_refreshed", &message);
         }
         state.world.link_mut(position).refreshed_at = Some(now);
@@ -472,7 +558,9 @@ impl Asked<'_> {
             let state = self.simulation.state();
             let Some(position) = state.world.find(id) else { return self.not_found() };
             let prepared = state.world.prepared(position, resource);
-            if let Some(prepared) = prepared.filter(|_| self.plain(&query)).filter(|prepared| prepared.count <= query.page_size()) {
+            if let Some(prepared) =
+                prepared.filter(|_| self.plain(&query)).filter(|prepared| prepared.count <= query.page_size())
+            {
                 return Answer::json(200, prepared.body);
             }
             (position, state.world.link(position).clone(), state.world.now)
@@ -501,7 +589,8 @@ impl Asked<'_> {
         };
         let wanted = |link: &&Link| query.get("link__in").is_none_or(|ids| ids.split(',').any(|id| id == link.id));
         let seed = self.simulation.0.settings.seed;
-        let mut records: Vec<Json> = links.iter().filter(wanted).flat_map(|link| listed(seed, link, resource, now)).collect();
+        let mut records: Vec<Json> =
+            links.iter().filter(wanted).flat_map(|link| listed(seed, link, resource, now)).collect();
         self.hits.records(&mut records);
         records.retain(|record| query.picks(record));
         self.page(query, records)
@@ -519,7 +608,11 @@ impl Asked<'_> {
             return Answer::error(400, "does_not_exist", "The link does not exist.", self.request_id, Some("link"));
         };
         if state.world.link(position).status != "valid" {
-            return self.error(400, "invalid_link", "The link has been invalidated. You may need to update link credentials");
+            return self.error(
+                400,
+                "invalid_link",
+                "The link has been invalidated. You may need to update link credentials",
+            );
         }
         let save = self.body.get("save_data").and_then(Value::as_bool).unwrap_or(true);
         if self.is_async() && resource == Resource::Employments {
@@ -539,7 +632,9 @@ impl Asked<'_> {
             link.collect(now);
             link.held_mut(resource).loaded = true;
             let mut records = listed(self.simulation.0.settings.seed, &link, resource, now);
-            records.iter_mut().for_each(|record| record.set("link", Json::Null));
+            for record in &mut records {
+                record.set("link", Json::Null);
+            }
             records
         };
         drop(state);
@@ -648,7 +743,10 @@ impl Simulation {
     fn url(&self, headers: &HeaderMap, path: &str) -> String {
         let mut url = match &self.0.settings.base_url {
             Some(base) => base.as_str().trim_end_matches('/').to_owned(),
-            None => format!("http://{}", headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost")),
+            None => format!(
+                "http://{}",
+                headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost")
+            ),
         };
         let _ = write!(url, "{path}");
         url

@@ -41,7 +41,13 @@ impl Running {
         let (listener, address) = listen().await;
         let (simulation, shutdown) = (Simulation::new(settings), CancellationToken::new());
         tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
-        Self { simulation, base: format!("http://{address}"), client: Client::new(), webhooks, _stop: shutdown.drop_guard() }
+        Self {
+            simulation,
+            base: format!("http://{address}"),
+            client: Client::new(),
+            webhooks,
+            _stop: shutdown.drop_guard(),
+        }
     }
 
     fn get(&self, path: &str) -> RequestBuilder {
@@ -52,7 +58,7 @@ impl Running {
         let answer = self.get(path).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         assert_eq!(answer.headers()["x-vinculo-simulated"], "true");
-        answer.json().await.unwrap()
+        answer.json().await
     }
 
     async fn post(&self, path: &str, body: Value) -> reqwest::Response {
@@ -68,13 +74,38 @@ impl Running {
     }
 }
 
+/// `reqwest` is built without its JSON.
+trait ReadsJson {
+    async fn json(self) -> Value;
+}
+
+impl ReadsJson for reqwest::Response {
+    async fn json(self) -> Value {
+        serde_json::from_slice(&self.bytes().await.unwrap()).unwrap()
+    }
+}
+
+trait SendsJson {
+    fn json(self, body: &Value) -> Self;
+}
+
+impl SendsJson for RequestBuilder {
+    fn json(self, body: &Value) -> Self {
+        self.header("content-type", "application/json").body(body.to_string())
+    }
+}
+
 async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
-async fn receive(Shared(to): Shared<mpsc::UnboundedSender<(HeaderMap, Value)>>, headers: HeaderMap, body: axum::body::Bytes) -> StatusCode {
+async fn receive(
+    Shared(to): Shared<mpsc::UnboundedSender<(HeaderMap, Value)>>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> StatusCode {
     let body: Value = serde_json::from_slice(&body).unwrap();
     if to.send((headers, body)).is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
@@ -114,7 +145,16 @@ async fn a_person_connects_is_announced_and_can_be_listed() {
         assert_eq!(headers["authorization"], "Bearer simulated-webhook-value");
         has(
             &event,
-            &["webhook_id", "webhook_type", "process_type", "webhook_code", "link_id", "request_id", "external_id", "data"],
+            &[
+                "webhook_id",
+                "webhook_type",
+                "process_type",
+                "webhook_code",
+                "link_id",
+                "request_id",
+                "external_id",
+                "data",
+            ],
             &[],
         );
         let (kind, total) = match event["webhook_type"].as_str().unwrap() {
@@ -133,15 +173,16 @@ async fn a_person_connects_is_announced_and_can_be_listed() {
     let truth = running.simulation.truth();
     assert_eq!(rows(&truth, "links").len(), 24);
     assert_eq!(rows(&truth, "link_snapshots").len(), 48);
-    let keys: BTreeSet<_> = rows(&truth, "employments").iter().map(|row| row["employment_key"].as_str().unwrap()).collect();
+    let keys: BTreeSet<_> =
+        rows(&truth, "employments").iter().map(|row| row["employment_key"].as_str().unwrap()).collect();
     assert_eq!(keys.len(), rows(&truth, "employments").len());
     let listed: u64 = rows(&truth, "link_snapshots").iter().map(|row| row["item_count"].as_u64().unwrap()).sum();
-    assert_eq!(listed as usize, keys.len() + rows(&truth, "owners").len());
+    assert_eq!(usize::try_from(listed).unwrap(), keys.len() + rows(&truth, "owners").len());
 }
 
 #[tokio::test]
 async fn the_lists_are_empty_until_the_webhook_comes() {
-    let running = Running::start(4, |settings| settings.webhook_latency = Duration::from_secs(3_600)).await;
+    let running = Running::start(4, |settings| settings.webhook_latency = Duration::from_hours(1)).await;
     running.simulation.connect_all();
     let link = running.simulation.link_ids().remove(0);
     assert_eq!(running.json(&format!("/api/br/employments/?link={link}")).await["count"], 0);
@@ -164,8 +205,19 @@ async fn every_object_has_the_keys_that_the_contract_requires() {
         has(
             link,
             &[
-                "id", "institution", "access_mode", "last_accessed_at", "created_at", "external_id", "institution_user_id",
-                "status", "created_by", "refresh_rate", "credentials_storage", "fetch_resources", "stale_in",
+                "id",
+                "institution",
+                "access_mode",
+                "last_accessed_at",
+                "created_at",
+                "external_id",
+                "institution_user_id",
+                "status",
+                "created_by",
+                "refresh_rate",
+                "credentials_storage",
+                "fetch_resources",
+                "stale_in",
             ],
             &[],
         );
@@ -175,7 +227,17 @@ async fn every_object_has_the_keys_that_the_contract_requires() {
         for job in running.json(&format!("/api/br/employments/?link={id}")).await["results"].as_array().unwrap() {
             has(
                 job,
-                &["id", "link", "created_at", "collected_at", "start_date", "end_date", "employer_data", "occupations", "salaries"],
+                &[
+                    "id",
+                    "link",
+                    "created_at",
+                    "collected_at",
+                    "start_date",
+                    "end_date",
+                    "employer_data",
+                    "occupations",
+                    "salaries",
+                ],
                 &[],
             );
             assert_eq!(job["link"], id);
@@ -192,7 +254,16 @@ async fn every_object_has_the_keys_that_the_contract_requires() {
         let owner = &owners["results"][0];
         has(
             owner,
-            &["id", "link", "internal_identification", "collected_at", "display_name", "email", "phone_number", "address"],
+            &[
+                "id",
+                "link",
+                "internal_identification",
+                "collected_at",
+                "display_name",
+                "email",
+                "phone_number",
+                "address",
+            ],
             &["created_at", "document_id", "business_name", "first_name", "last_name", "second_last_name"],
         );
         let owner_id = owner["id"].as_str().unwrap();
@@ -208,9 +279,10 @@ async fn every_object_has_the_keys_that_the_contract_requires() {
 async fn calls_that_break_a_rule_get_belvos_answers() {
     let running = Running::connected(20, |_| ()).await;
     let link = running.simulation.link_ids().remove(0);
-    let nobody = running.client.get(format!("{}/api/links/", running.base)).basic_auth("x", Some("y")).send().await.unwrap();
+    let nobody =
+        running.client.get(format!("{}/api/links/", running.base)).basic_auth("x", Some("y")).send().await.unwrap();
     assert_eq!(nobody.status(), 401);
-    assert_eq!(code(&nobody.json().await.unwrap()), "authentication_failed");
+    assert_eq!(code(&nobody.json().await), "authentication_failed");
     for guarded in [
         "/api/br/employments/".to_owned(),
         format!("/api/br/employments/?link={link}&updated_at=2026-01-01"),
@@ -229,14 +301,14 @@ async fn calls_that_break_a_rule_get_belvos_answers() {
     ] {
         let answer = running.get(&missing).send().await.unwrap();
         assert_eq!(answer.status(), 404, "{missing}");
-        assert_eq!(code(&answer.json().await.unwrap()), "not_found");
+        assert_eq!(code(&answer.json().await), "not_found");
     }
     let refreshed = running.post(&format!("/api/links/{link}/refresh/"), json!({})).await;
     assert_eq!(refreshed.status(), 202);
-    assert_eq!(refreshed.json::<Value>().await.unwrap()["request_id"].as_str().unwrap().len(), 32);
+    assert_eq!(refreshed.json().await["request_id"].as_str().unwrap().len(), 32);
     let again = running.post(&format!("/api/links/{link}/refresh/"), json!({})).await;
     assert_eq!(again.status(), 409);
-    let again: Value = again.json().await.unwrap();
+    let again: Value = again.json().await;
     assert_eq!(code(&again), "link_refreshed");
     assert!(again[0]["message"].as_str().unwrap().contains("10 minutes"));
     running.simulation.advance(Advance { seconds: 601, ..Advance::default() });
@@ -244,8 +316,19 @@ async fn calls_that_break_a_rule_get_belvos_answers() {
 
     let token = json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links", "stale_in": "365d",
         "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": {}}});
-    let minted: Value = running.post("/api/token/", token.clone()).await.json().await.unwrap();
+    let minted: Value = running.post("/api/token/", token.clone()).await.json().await;
     assert!(minted["access"].is_string() && minted["refresh"].is_string());
+    let access = minted["access"].as_str().unwrap();
+    let widget = format!("/widget/?access_token={access}&locale=pt&external_id=client-0001");
+    assert!(running.get(&widget).send().await.unwrap().text().await.unwrap().contains("/widget/success?access_token="));
+    let away = Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let left = away.get(format!("{}/widget/exit?access_token={access}", running.base)).send().await.unwrap();
+    let location = left.headers()["location"].to_str().unwrap();
+    assert!(
+        left.status() == 302 && location.starts_with("simulated://exit?last_encountered_error_code=login_error"),
+        "{location}"
+    );
+
     let mut wrong = token;
     wrong["password"] = "wrong".into();
     assert_eq!(running.post("/api/token/", wrong).await.status(), 401);
@@ -259,11 +342,11 @@ async fn links_are_created_changed_and_deleted() {
         "external_id": "client-0002"});
     let made = running.post("/api/links/", wish.clone()).await;
     assert_eq!(made.status(), 201);
-    let made: Value = made.json().await.unwrap();
+    let made: Value = made.json().await;
     assert_eq!((made["access_mode"].as_str(), made["refresh_rate"].as_str()), (Some("single"), None));
     let twice = running.post("/api/links/", wish).await;
     assert_eq!(twice.status(), 400);
-    assert_eq!(code(&twice.json().await.unwrap()), "duplicated");
+    assert_eq!(code(&twice.json().await), "duplicated");
     running.simulation.wait_until_delivered().await;
     let id = made["id"].as_str().unwrap();
     assert_eq!(running.json("/api/links/?external_id=client-0002").await["results"][0]["id"], id);
@@ -271,12 +354,12 @@ async fn links_are_created_changed_and_deleted() {
     let url = format!("{}/api/links/{id}/", running.base);
     let keys = |request: RequestBuilder| request.basic_auth(SECRET_ID, Some(SECRET_PASSWORD));
     let changed = keys(running.client.patch(&url)).json(&json!({"access_mode": "recurrent"})).send().await.unwrap();
-    assert_eq!(changed.json::<Value>().await.unwrap()["refresh_rate"], "7d");
+    assert_eq!(changed.json().await["refresh_rate"], "7d");
     let collected = running.post("/api/br/employments/", json!({"link": id})).await;
     assert_eq!(collected.status(), 201);
     let unsaved = running.post("/api/br/employments/", json!({"link": id, "save_data": false})).await;
     assert_eq!(unsaved.status(), 200);
-    assert_eq!(unsaved.json::<Value>().await.unwrap()[0]["link"], Value::Null);
+    assert_eq!(unsaved.json().await[0]["link"], Value::Null);
     let request = keys(running.client.delete(&url)).header("X-Belvo-Request-Mode", "async");
     assert_eq!(request.send().await.unwrap().status(), 202);
     assert_eq!(running.get(&format!("/api/br/employments/?link={id}")).send().await.unwrap().status(), 404);
@@ -368,7 +451,10 @@ async fn the_same_seed_gives_the_same_world_and_more_people_change_nobody() {
     for link in few.simulation.link_ids() {
         for path in ["/api/br/employments/", "/api/owners/"] {
             let (one, other) = (few.get(&format!("{path}?link={link}")), many.get(&format!("{path}?link={link}")));
-            assert_eq!(one.send().await.unwrap().bytes().await.unwrap(), other.send().await.unwrap().bytes().await.unwrap());
+            assert_eq!(
+                one.send().await.unwrap().bytes().await.unwrap(),
+                other.send().await.unwrap().bytes().await.unwrap()
+            );
         }
     }
     let other = Running::connected(30, |settings| settings.seed = 2).await;
@@ -377,7 +463,8 @@ async fn the_same_seed_gives_the_same_world_and_more_people_change_nobody() {
 
 #[tokio::test]
 async fn one_month_twice_is_two_months_once() {
-    let (twice, once) = (Running::connected(40, |s| s.webhook = None).await, Running::connected(40, |s| s.webhook = None).await);
+    let (twice, once) =
+        (Running::connected(40, |s| s.webhook = None).await, Running::connected(40, |s| s.webhook = None).await);
     let month = Advance { months: 1, ..Advance::default() };
     assert!(twice.simulation.advance(month) > 0);
     let after_one = twice.simulation.truth();
@@ -404,19 +491,23 @@ async fn one_month_twice_is_two_months_once() {
 #[tokio::test]
 async fn the_handle_and_the_paths_below_sim_say_the_same() {
     let running = Running::start(20, |_| ()).await;
-    let made: Value = running.post("/_sim/connect?wait=true", json!({"first": 2, "count": 3})).await.json().await.unwrap();
+    let made: Value = running.post("/_sim/connect?wait=true", json!({"first": 2, "count": 3})).await.json().await;
     assert_eq!(made["connected"], 3);
     let state = running.json("/_sim/state").await;
-    assert_eq!((state["webhooks"]["delivered"].as_u64(), state["webhooks"]["outstanding"].as_u64()), (Some(6), Some(0)));
+    assert_eq!(
+        (state["webhooks"]["delivered"].as_u64(), state["webhooks"]["outstanding"].as_u64()),
+        (Some(6), Some(0))
+    );
     assert_eq!(running.json("/_sim/truth").await, running.simulation.truth());
     let link = made["links"][0].as_str().unwrap();
-    let events = running.post("/_sim/webhooks?wait=true", json!({"link": link, "resource": "owners", "copies": 5})).await;
-    assert_eq!(events.json::<Value>().await.unwrap()["events"], 5);
+    let events =
+        running.post("/_sim/webhooks?wait=true", json!({"link": link, "resource": "owners", "copies": 5})).await;
+    assert_eq!(events.json().await["events"], 5);
     assert_eq!(running.simulation.webhooks().delivered, 11);
     let faults = running.post("/_sim/faults", json!([{"fault": "status", "code": 401}, {"flag": "cut,times=2"}])).await;
-    assert_eq!(faults.json::<Value>().await.unwrap()["on"].as_array().unwrap().len(), 2);
+    assert_eq!(faults.json().await["on"].as_array().unwrap().len(), 2);
     assert_eq!(running.get("/api/links/").send().await.unwrap().status(), 401);
-    let moved: Value = running.post("/_sim/advance", json!({"months": 1})).await.json().await.unwrap();
+    let moved: Value = running.post("/_sim/advance", json!({"months": 1})).await.json().await;
     assert_eq!(moved["now"], "2026-12-20T12:00:00.000000Z");
     let refused = running.post("/_sim/faults", json!({"fault": "typhoon"})).await;
     assert_eq!(refused.status(), 400);

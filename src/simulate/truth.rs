@@ -106,7 +106,8 @@ impl View<'_> {
             let mut rows = rows_at(*at, &mut keys);
             let known: BTreeMap<_, _> = before.iter().map(|row| ((row.table, row.key.as_str()), row)).collect();
             for row in &mut rows {
-                if let Some(same) = known.get(&(row.table, row.key.as_str())).filter(|same| same.content == row.content) {
+                if let Some(same) = known.get(&(row.table, row.key.as_str())).filter(|same| same.content == row.content)
+                {
                     row.known_from = same.known_from;
                 }
             }
@@ -213,7 +214,7 @@ impl View<'_> {
 
     fn occupations(&self, record: &Employment<'_>, key: &str, content: &Content) -> Vec<Row> {
         let locale = |o: &SeenOccupation<'_>| if content.new_locale { Some(NEW_LOCALE) } else { o.locale };
-        let description = |o: &SeenOccupation<'_>| o.described.then_some(o.title.title);
+        let description = |o: &SeenOccupation<'_>| o.described.then_some(o.title.words);
         let mut ordered: Vec<&SeenOccupation<'_>> = record.seen.occupations.iter().collect();
         ordered.sort_by_key(|o| (o.start, o.title.name.clone(), o.end, description(o), locale(o)));
         let mut seqs = Seqs::default();

@@ -93,7 +93,12 @@ impl PostOffice {
             .build()
             .expect("the TLS library starts");
         let senders = if settings.webhook.is_some() { 64 } else { Semaphore::MAX_PERMITS };
-        Self { client, tally: watch::Sender::new(Tally::default()), deliveries: Mutex::default(), senders: Semaphore::new(senders) }
+        Self {
+            client,
+            tally: watch::Sender::new(Tally::default()),
+            deliveries: Mutex::default(),
+            senders: Semaphore::new(senders),
+        }
     }
 
     /// What became of the events so far.
@@ -227,7 +232,9 @@ fn event(seed: u64, link: &Link, about: &About, total: usize, nth: u64) -> Json 
         About::Historical(Resource::Employments) => {
             ("EMPLOYMENTS", "historical_update", "historical_update", number("total_employments", total))
         }
-        About::Historical(Resource::Owners) => ("OWNERS", "historical_update", "historical_update", number("total_owners", total)),
+        About::Historical(Resource::Owners) => {
+            ("OWNERS", "historical_update", "historical_update", number("total_owners", total))
+        }
         About::New(Resource::Employments, changed) => {
             ("EMPLOYMENTS", "recurrent_update", "new_employments_available", number("new_employments", *changed))
         }

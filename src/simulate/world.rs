@@ -9,6 +9,7 @@ use chrono::Months;
 use super::json::Json;
 use super::links::{Link, Resource, Wish};
 use super::people::Person;
+use super::query::Page;
 use super::records;
 use crate::clock::Timestamp;
 
@@ -131,8 +132,12 @@ impl World {
         if held.sightings.last() != Some(&at) {
             held.sightings.push(at);
         }
-        let count = self.records(position, resource).len();
+        let results = self.records(position, resource);
+        let count = results.len();
         self.links[position].held_mut(resource).webhook_count = Some(count);
+        // Whoever is told will ask soon. A page that is the only one names no address.
+        let body = Page { count, next: None, previous: None, results, this: String::new() }.into_bytes().into();
+        self.keep(position, resource, Prepared { at: Some(at), count, body });
         count
     }
 
@@ -177,7 +182,9 @@ impl World {
             let content = |at| {
                 let mut records = records::list(self.seed, link, &person, resource, at);
                 for record in &mut records {
-                    ["created_at", "collected_at"].iter().for_each(|key| record.remove(key));
+                    for key in ["created_at", "collected_at"] {
+                        record.remove(key);
+                    }
                 }
                 records
             };

@@ -35,6 +35,9 @@ const GATHER_FOR: Duration = Duration::from_millis(10);
 /// How long the writer waits for a process outside that has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(3_000);
 
+/// What a commit waits for: the disk.
+pub const SYNCHRONOUS: &str = "FULL";
+
 /// The first SQLite without the loss of committed WAL data that reliability depends on.
 const OLDEST_SOUND_SQLITE: i32 = 3_051_003;
 
@@ -274,6 +277,17 @@ impl Ownership {
     }
 }
 
+/// Process id of the instance that owns the state at `path`, as it wrote it; `None` when nobody does.
+pub fn holder(path: &Path) -> Option<String> {
+    let mut file = File::open(path.with_added_extension("lock")).ok()?;
+    if file.try_lock_shared().is_ok() {
+        return None;
+    }
+    let mut pid = String::new();
+    file.read_to_string(&mut pid).ok()?;
+    Some(pid.trim().to_owned())
+}
+
 fn connect(path: &Path) -> Result<Connection, Error> {
     assert!(rusqlite::version_number() >= OLDEST_SOUND_SQLITE, "linked against an SQLite that can lose commits");
     // Made here, and not by SQLite, so that its mode is right from the first byte.
@@ -287,7 +301,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "synchronous", SYNCHRONOUS)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     Ok(connection)

@@ -126,7 +126,8 @@ fn job(
     let experience = (i64::from(start.year() - identity.born.year()) - 18).clamp(0, 25);
     let spread = stream.lognormal();
     let woman = if identity.woman { 890 } else { 1_000 };
-    let level = (trade.level * LEVEL / 1_000 * spread / 1_000 * woman / 1_000 * (900 + 9 * experience) / 1_000).max(1_000);
+    let level =
+        (trade.level * LEVEL / 1_000 * spread / 1_000 * woman / 1_000 * (900 + 9 * experience) / 1_000).max(1_000);
     let capped = stream.chance(600);
     Plan {
         sector,
@@ -142,10 +143,10 @@ fn job(
 }
 
 /// Thousandths by which all pay at hire is scaled, from the calibration.
-const LEVEL: i64 = 1_000;
+const LEVEL: i64 = 950;
 
 /// Thousandths of jobs that end in a month, by months of tenure: the first row whose bound is above.
-const HAZARD: [(i32, i64); 7] = [(3, 80), (6, 64), (12, 53), (24, 41), (48, 29), (96, 19), (i32::MAX, 12)];
+const HAZARD: [(i32, i64); 7] = [(3, 85), (6, 68), (12, 56), (24, 43), (48, 30), (96, 20), (i32::MAX, 13)];
 
 fn end(start: NaiveDate, stability: i64, stream: &mut Stream) -> Option<NaiveDate> {
     let first = Month::of(start);

@@ -72,14 +72,26 @@ impl Identity {
 impl Owner {
     fn of(seed: u64, number: u32, woman: bool, cpf: &str, stream: &mut Stream) -> Self {
         const WOMEN: [&str; 12] = [
-            "ANA", "BEATRIZ", "CAMILA", "DANIELA", "ELISA", "FERNANDA", "GABRIELA", "HELENA", "INÊS", "JÚLIA", "LUÍZA", "MARIA",
+            "ANA", "BEATRIZ", "CAMILA", "DANIELA", "ELISA", "FERNANDA", "GABRIELA", "HELENA", "INÊS", "JÚLIA", "LUÍZA",
+            "MARIA",
         ];
         const MEN: [&str; 12] = [
-            "ANDRÉ", "BRUNO", "CARLOS", "DIEGO", "EDUARDO", "FELIPE", "GUSTAVO", "HUGO", "IVAN", "JOÃO", "LUCAS", "MATEUS",
+            "ANDRÉ", "BRUNO", "CARLOS", "DIEGO", "EDUARDO", "FELIPE", "GUSTAVO", "HUGO", "IVAN", "JOÃO", "LUCAS",
+            "MATEUS",
         ];
         const FAMILIES: [&str; 12] = [
-            "DA SILVA", "DOS SANTOS", "OLIVEIRA", "SOUZA", "LIMA", "PEREIRA", "FERREIRA", "COSTA", "RODRIGUES", "ALMEIDA",
-            "NASCIMENTO", "D'ÁVILA",
+            "DA SILVA",
+            "DOS SANTOS",
+            "OLIVEIRA",
+            "SOUZA",
+            "LIMA",
+            "PEREIRA",
+            "FERREIRA",
+            "COSTA",
+            "RODRIGUES",
+            "ALMEIDA",
+            "NASCIMENTO",
+            "D'ÁVILA",
         ];
         let given = *stream.pick(if woman { &WOMEN } else { &MEN });
         let family = *stream.pick(&FAMILIES);
@@ -133,8 +145,14 @@ fn phone(number: u32) -> String {
 }
 
 fn address(stream: &mut Stream) -> String {
-    const PLACES: [&str; 6] =
-        ["SÃO FICTÍCIO/SP", "NOVA FICÇÃO/MG", "FICTOLÂNDIA/BA", "VILA IMAGINÁRIA/RS", "FÁBULA/PE", "PORTO INVENTADO/PA"];
+    const PLACES: [&str; 6] = [
+        "SÃO FICTÍCIO/SP",
+        "NOVA FICÇÃO/MG",
+        "FICTOLÂNDIA/BA",
+        "VILA IMAGINÁRIA/RS",
+        "FÁBULA/PE",
+        "PORTO INVENTADO/PA",
+    ];
     let house = stream.between(1, 2_500);
     format!("RUA DAS PERSONAGENS {house}, {}", stream.pick(&PLACES))
 }

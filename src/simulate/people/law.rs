@@ -4,6 +4,8 @@
 //! tables of 2017 are scaled by the minimum wage: close enough for people who never lived. Months after the last table
 //! use it until a new one is added.
 
+#![allow(clippy::inconsistent_digit_grouping, reason = "amounts are in cents, and the last group shows them")]
+
 use crate::simulate::calendar::{Amount, Month};
 
 /// The first month of Brazil's present currency.

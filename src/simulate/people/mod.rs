@@ -36,7 +36,7 @@ impl Person {
         let identity = Identity::of(seed, number);
         let spelling = Spelling::of(seed, number);
         let plans = archetypes::plans(seed, number).unwrap_or_else(|| career::plans(seed, number, &identity));
-        let jobs = pay::jobs(seed, number, plans, &spelling);
+        let jobs = pay::jobs(seed, number, &plans, &spelling);
         Self { identity, jobs, spelling }
     }
 
@@ -98,6 +98,7 @@ pub struct Job {
     /// Salary rows, oldest first.
     pub pay: Vec<Pay>,
     /// First and last day as they really were, whatever the register says.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the calibration reads it"))]
     pub really: (NaiveDate, Option<NaiveDate>),
 }
 
@@ -116,7 +117,11 @@ impl Job {
             start: *self.start.at(day)?,
             end,
             occupations: self.occupations.iter().filter_map(|occupation| occupation.seen(day, end)).collect(),
-            pay: self.pay.iter().filter(|pay| pay.shown_from <= day && pay.shown_until.is_none_or(|u| day < u)).collect(),
+            pay: self
+                .pay
+                .iter()
+                .filter(|pay| pay.shown_from <= day && pay.shown_until.is_none_or(|u| day < u))
+                .collect(),
         })
     }
 }
@@ -167,7 +172,13 @@ impl Occupation {
             return None;
         }
         let end = self.end.filter(|end| *end <= day).or(if self.ends_with_job { job_end } else { None });
-        Some(SeenOccupation { start: self.start, end, title: &self.title, described: self.described, locale: self.locale })
+        Some(SeenOccupation {
+            start: self.start,
+            end,
+            title: &self.title,
+            described: self.described,
+            locale: self.locale,
+        })
     }
 }
 
@@ -301,8 +312,10 @@ mod tests {
                         exits += u32::from(end.is_some_and(|end| Month::of(end) == month));
                     }
                 }
-                let first_full = if start.format("%d").to_string() == "01" { Month::of(start) } else { Month::of(start).plus(1) };
-                if (date(2025, 5, 1)..=date(2025, 7, 31)).contains(&start) && end.is_none_or(|end| end > first_full.last_day())
+                let first_full =
+                    if start.format("%d").to_string() == "01" { Month::of(start) } else { Month::of(start).plus(1) };
+                if (date(2025, 5, 1)..=date(2025, 7, 31)).contains(&start)
+                    && end.is_none_or(|end| end > first_full.last_day())
                     && let Some(base) = job.pay.iter().find(|pay| pay.month == first_full).and_then(|pay| pay.base)
                 {
                     hires += 1;
@@ -310,7 +323,7 @@ mod tests {
                 }
             }
         }
-        (f64::from(exits) / f64::from(open), cents as f64 / 100.0 / f64::from(hires))
+        (f64::from(exits) / f64::from(open), f64::from(i32::try_from(cents / i64::from(hires)).unwrap()) / 100.0)
     }
 
     #[test]

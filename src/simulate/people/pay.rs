@@ -11,18 +11,23 @@ use crate::simulate::calendar::{Amount, Month, date, shift};
 use crate::simulate::random::Stream;
 
 /// The jobs that follow from `plans`.
-pub fn jobs(seed: u64, number: u32, plans: Vec<Plan>, spelling: &Spelling) -> Vec<Job> {
+pub fn jobs(seed: u64, number: u32, plans: &[Plan], spelling: &Spelling) -> Vec<Job> {
     let mut worked: Vec<Worked> = (0..)
-        .zip(&plans)
+        .zip(plans)
         .map(|(job, plan)| work_through(plan, &mut Stream::new(seed, number, &format!("pay {job}"))))
         .collect();
-    retain(&plans, &mut worked);
+    retain(plans, &mut worked);
     for twin in 1..plans.len() {
         if plans[twin].register == Register::Twin {
-            worked[twin].rows = worked[twin - 1].rows.clone();
+            let same = worked[twin - 1].rows.clone();
+            worked[twin].rows = same;
         }
     }
-    (0..).zip(plans).zip(worked).map(|((job, plan), worked)| on_record(seed, number, job, plan, worked, spelling)).collect()
+    (0..)
+        .zip(plans)
+        .zip(&worked)
+        .map(|((job, plan), worked)| on_record(seed, number, job, plan, worked, spelling))
+        .collect()
 }
 
 /// What a job came to.
@@ -47,8 +52,8 @@ fn work_through(plan: &Plan, stream: &mut Stream) -> Worked {
     let mut rows = Vec::new();
     let (first, last) = (Month::of(plan.start), plan.end.map_or(HORIZON, Month::of).min(HORIZON));
     let review_month = stream.below(12).cast_signed();
-    let hourly = stream.chance(300);
-    let mut level = plan.level;
+    let hourly = stream.chance(300) && !matches!(plan.rule, Rule::Voluntary | Rule::Benefit);
+    let (mut level, mut trade) = (plan.level, plan.trade);
     let mut review = first;
     let mut vacation = first.plus(12 + stream.below(11).cast_signed());
     let mut suspended = suspension(stream);
@@ -57,12 +62,15 @@ fn work_through(plan: &Plan, stream: &mut Stream) -> Worked {
         if tenure > 0 && tenure % 12 == 0 && matches!(plan.rule, Rule::Ordinary | Rule::Capped) && stream.chance(110) {
             level = level * stream.between(1_080, 1_220) / 1_000;
             review = month;
-            duties.push((month.day(1), Trade::draw(stream, plan.sector)));
+            trade = trade.next(stream);
+            duties.push((month.day(1), trade));
         }
         // Before the real prices rose so fast that pay was reviewed every month.
         if month < law::REAL || month.number().cast_signed() - 1 == review_month {
             review = month;
-            level = level * stream.between(990, 1_020) / 1_000;
+            if matches!(plan.rule, Rule::Ordinary | Rule::Capped) {
+                level = level * stream.between(990, 1_020) / 1_000;
+            }
         }
         let wage = match plan.rule {
             Rule::Apprentice => law::minimum_wage(month).scaled(level, 1_000),
@@ -129,7 +137,11 @@ fn days_worked(plan: &Plan, month: Month) -> i64 {
 /// Months of `month`'s year, up to and with it, in which at least 15 days were worked.
 fn twelfths(plan: &Plan, month: Month) -> i64 {
     let january = Month::new(month.year(), 1).max(Month::of(plan.start));
-    (0..=january.until(month)).filter(|n| days_worked(plan, january.plus(*n)) >= 15).count().try_into().expect("at most 12")
+    (0..=january.until(month))
+        .filter(|n| days_worked(plan, january.plus(*n)) >= 15)
+        .count()
+        .try_into()
+        .expect("at most 12")
 }
 
 /// Contributions are due on the sum of a person's pay in a month, the 13th apart: each job in turn retains what its pay
@@ -157,7 +169,7 @@ fn retain(plans: &[Plan], worked: &mut [Worked]) {
     }
 }
 
-fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spelling: &Spelling) -> Job {
+fn on_record(seed: u64, number: u32, job: u32, plan: &Plan, worked: &Worked, spelling: &Spelling) -> Job {
     let mut stream = Stream::new(seed, number, &format!("register {job}"));
     let drawn = plan.register == Register::Drawn;
     let listed_from = shift(plan.start, stream.between(1, 20));
@@ -168,10 +180,10 @@ fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spell
         employer: Timeline::since(listed_from, plan.employer.clone()),
         activity: plan.activity.clone(),
         start: Timeline::since(listed_from, (!unknown_start).then_some(plan.start)),
-        end: end_on_record(&plan, listed_from, &mut stream),
+        end: end_on_record(plan, listed_from, &mut stream),
         listed: Timeline::since(listed_from, true),
         edition: Timeline::since(listed_from, 0),
-        occupations: duties_on_record(&plan, &worked.duties, listed_from, &mut stream),
+        occupations: duties_on_record(plan, &worked.duties, listed_from, &mut stream),
         pay: Vec::new(),
         really: (plan.start, plan.end),
     };
@@ -179,18 +191,20 @@ fn on_record(seed: u64, number: u32, job: u32, plan: Plan, worked: Worked, spell
         reissued(&mut record, listed_from, &mut stream);
     }
     if plan.register == Register::Corrected {
-        corrected(&mut record, &plan);
+        corrected(&mut record, plan);
     }
     if number == 13 && job == 1 {
         // Missing from the lists of one fortnight, and back.
-        record.listed = Timeline::since(listed_from, true).then(date(2026, 12, 14), false).then(date(2026, 12, 28), true);
+        record.listed =
+            Timeline::since(listed_from, true).then(date(2026, 12, 14), false).then(date(2026, 12, 28), true);
     }
     if number == 13 && job == 2 {
         // Gone for good.
         record.listed = Timeline::since(listed_from, true).then(date(2027, 2, 10), false);
     }
     let mut stream = Stream::new(seed, number, &format!("rows {job}"));
-    record.pay = (0..).zip(worked.rows).flat_map(|(nth, row)| shown(nth, row, &plan, lag, spelling, &mut stream)).collect();
+    record.pay =
+        (0..).zip(&worked.rows).flat_map(|(nth, row)| shown(nth, row, plan, lag, spelling, &mut stream)).collect();
     record
 }
 
@@ -243,7 +257,8 @@ fn duties_on_record(
     }
     if drawn && stream.chance(15) {
         // The register repeats a duty at times, letter by letter.
-        let (shown_from, start, end) = on_record.last().map(|o| (o.shown_from, o.start, o.end)).expect("one duty at least");
+        let (shown_from, start, end) =
+            on_record.last().map(|o| (o.shown_from, o.start, o.end)).expect("one duty at least");
         let title = on_record.last().map(|o| o.title.clone()).expect("one duty at least");
         on_record.push(Occupation { shown_from, start, end, ends_with_job, title, described: true, locale });
     }
@@ -256,7 +271,10 @@ fn reissued(record: &mut Job, listed_from: NaiveDate, stream: &mut Stream) {
     if stream.chance(500) {
         record.edition = Timeline::since(listed_from, 0).then(on, 1);
     } else if let Some(employer) = record.employer.at(listed_from).cloned() {
-        let renamed = Employer { name: employer.name.as_ref().map(|name| format!("{name} - EM RECUPERAÇÃO")), ..employer.clone() };
+        let renamed = Employer {
+            name: employer.name.as_ref().map(|name| format!("{name} - EM RECUPERAÇÃO")),
+            ..employer.clone()
+        };
         record.employer = Timeline::since(listed_from, employer).then(on, renamed);
     }
 }
@@ -287,7 +305,7 @@ fn corrected(record: &mut Job, plan: &Plan) {
 }
 
 /// The rows that the register shows for one row of pay: most often one, at times none, two, or another one later.
-fn shown(nth: u32, row: Row, plan: &Plan, lag: i32, spelling: &Spelling, stream: &mut Stream) -> Vec<Pay> {
+fn shown(nth: u32, row: &Row, plan: &Plan, lag: i32, spelling: &Spelling, stream: &mut Stream) -> Vec<Pay> {
     let drawn = plan.register == Register::Drawn;
     let late = if drawn && stream.chance(20) { stream.between(10, 70) } else { 0 };
     let corrected_after = stream.between(40, 300);

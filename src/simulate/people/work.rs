@@ -68,7 +68,9 @@ impl CodeForm {
     pub fn draw(stream: &mut Stream, sector: Sector) -> Self {
         match sector {
             Sector::Household => Self::Person,
-            Sector::Farming => *stream.weighted(&[(30, Self::Full), (30, Self::Works), (20, Self::Rural), (20, Self::Person)]),
+            Sector::Farming => {
+                *stream.weighted(&[(30, Self::Full), (30, Self::Works), (20, Self::Rural), (20, Self::Person)])
+            }
             Sector::Construction => *stream.weighted(&[(50, Self::Full), (30, Self::Root), (20, Self::Works)]),
             _ => *stream.weighted(&[(500, Self::Full), (480, Self::Root), (8, Self::Missing), (12, Self::Person)]),
         }
@@ -90,8 +92,12 @@ impl Employer {
         };
         let name = match form {
             CodeForm::Person => format!("EMPREGADOR FICTÍCIO {number:05}"),
-            CodeForm::Rural | CodeForm::Works if number % 2 == 0 => format!("FAZENDA FICTÍCIA {number:05}"),
-            _ => format!("EMPRESA FICTÍCIA {number:05} {}", ["LTDA", "S.A.", "ME", "EIRELI & FILHOS"][number as usize % 4]),
+            CodeForm::Rural => format!("FAZENDA FICTÍCIA {number:05}"),
+            CodeForm::Works => format!("MATRÍCULA FICTÍCIA {number:05}"),
+            _ => format!(
+                "EMPRESA FICTÍCIA {number:05} {}",
+                ["LTDA", "S.A.", "ME", "EIRELI & FILHOS"][number as usize % 4]
+            ),
         };
         Self { name: Some(name), code }
     }
@@ -198,8 +204,8 @@ const ACTIVITIES: &[(Sector, &str, &str, &str)] = &[
 /// An occupation's title, its code, and how both are written.
 #[derive(Clone)]
 pub struct Title {
-    /// The title.
-    pub title: &'static str,
+    /// The CBO's words.
+    pub words: &'static str,
     /// `occupations[].name` as sent; none where the register has none.
     pub name: Option<String>,
     /// The six digits of the CBO code, if the name ends in them.
@@ -210,9 +216,13 @@ impl Title {
     /// The occupation `trade`, in one of the spellings.
     pub fn draw(stream: &mut Stream, trade: &Trade) -> Self {
         match stream.below(100) {
-            0..=11 => Self { title: trade.title, name: Some(trade.title.to_owned()), code: None },
-            12..=13 => Self { title: trade.title, name: None, code: None },
-            14..=19 => Self { title: trade.title, name: Some(format!("{} - {}", trade.title, trade.code)), code: Some(trade.code) },
+            0..=11 => Self { words: trade.title, name: Some(trade.title.to_owned()), code: None },
+            12..=13 => Self { words: trade.title, name: None, code: None },
+            14..=19 => Self {
+                words: trade.title,
+                name: Some(format!("{} - {}", trade.title, trade.code)),
+                code: Some(trade.code),
+            },
             _ => Self::usual(trade),
         }
     }
@@ -220,7 +230,7 @@ impl Title {
     /// In the usual spelling, `TITLE - 2525-40`.
     pub fn usual(trade: &Trade) -> Self {
         let name = format!("{} - {}-{}", trade.title, &trade.code[..4], &trade.code[4..]);
-        Self { title: trade.title, name: Some(name), code: Some(trade.code) }
+        Self { words: trade.title, name: Some(name), code: Some(trade.code) }
     }
 }
 
@@ -241,8 +251,18 @@ pub struct Trade {
 impl Trade {
     /// A trade of `sector`.
     pub fn draw(stream: &mut Stream, sector: Sector) -> &'static Self {
-        let trades: Vec<(u32, &'static Self)> = TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
-        *stream.weighted::<&'static Self>(&trades)
+        let trades: Vec<(u32, &'static Self)> =
+            TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
+        stream.weighted::<&'static Self>(&trades)
+    }
+
+    /// What somebody of this trade is promoted to: a better paid one of the branch, or the same.
+    pub fn next(&'static self, stream: &mut Stream) -> &'static Self {
+        let better = |trade: &&Self| {
+            trade.sector == self.sector && (self.level + 1..=self.level * 17 / 10).contains(&trade.level)
+        };
+        let better: Vec<&'static Self> = TRADES.iter().filter(better).collect();
+        if better.is_empty() || stream.chance(400) { self } else { stream.pick::<&'static Self>(&better) }
     }
 
     /// The trade with `code`.
@@ -301,10 +321,5 @@ const TRADES: &[Trade] = &[
 /// A place of duty, as the register says it.
 pub fn locale(stream: &mut Stream, sector: Sector) -> Option<&'static str> {
     let urban = if sector == Sector::Farming { 10 } else { 85 };
-    *stream.weighted(&[
-        (urban, Some("Urbana")),
-        (90 - urban, Some("Rural")),
-        (5, Some("Não Identificado")),
-        (5, None),
-    ])
+    *stream.weighted(&[(urban, Some("Urbana")), (90 - urban, Some("Rural")), (5, Some("Não Identificado")), (5, None)])
 }

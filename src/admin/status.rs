@@ -1,0 +1,260 @@
+//! How things stand: for `vinculo status`, read from the state and the lake, also while a daemon runs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::publish::Manifest;
+use crate::queue::{self, Backlog};
+use crate::store::{self, Readers, Tx, args};
+
+/// How things stand.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// When this was true.
+    pub at: String,
+    /// Version of this program.
+    pub version: &'static str,
+    /// Process id of the instance that holds the state, if one does.
+    pub held_by: Option<String>,
+    /// Tracked links.
+    pub links: u64,
+    /// Refreshes that wait or run.
+    pub waiting: u64,
+    /// Of these, those that failed and will be tried again.
+    pub retrying: u64,
+    /// Refreshes that wait for a person.
+    pub blocked: u64,
+    /// How many refreshes last failed with each code.
+    pub errors: BTreeMap<String, u64>,
+    /// Webhooks by what became of them.
+    pub webhooks: BTreeMap<String, u64>,
+    /// The last run of each job.
+    pub jobs: Vec<JobRun>,
+    /// What readers see; absent before the first publish.
+    pub snapshot: Option<Snapshot>,
+    /// How the state is kept.
+    pub durability: Durability,
+    /// Versions of the libraries that hold data.
+    pub libraries: Libraries,
+}
+
+/// The last run of a job.
+#[derive(Debug, Serialize)]
+pub struct JobRun {
+    /// The job.
+    pub job: String,
+    /// The time that it was due.
+    pub slot_at: String,
+    /// `schedule`, or `catch-up` when it was missed.
+    pub reason: String,
+    /// `done`, `interrupted` or the code of a failure; absent while it runs.
+    pub outcome: Option<String>,
+    /// How many things it touched.
+    pub item_count: Option<i64>,
+}
+
+/// What readers see.
+#[derive(Debug, Serialize)]
+pub struct Snapshot {
+    /// Its number.
+    pub number: u32,
+    /// When it was built.
+    pub published_at: String,
+    /// Seconds since then.
+    pub age_seconds: u64,
+    /// Rows of each table.
+    pub rows: BTreeMap<String, u64>,
+}
+
+/// How the state is kept.
+#[derive(Debug, Serialize)]
+pub struct Durability {
+    /// SQLite's journal.
+    pub journal_mode: String,
+    /// What the writer waits for at a commit.
+    pub synchronous: &'static str,
+    /// Version of the state's schema.
+    pub schema_version: String,
+}
+
+/// Versions of the libraries that hold data.
+#[derive(Debug, Serialize)]
+pub struct Libraries {
+    /// SQLite.
+    pub sqlite: String,
+    /// DuckDB.
+    pub duckdb: String,
+    /// arrow.
+    pub arrow: &'static str,
+    /// parquet.
+    pub parquet: &'static str,
+}
+
+impl Status {
+    /// How things stand with the state at `state` and the lake at `lake`. Blocks.
+    ///
+    /// # Errors
+    /// [`store::Error::Missing`] before the first start, or [`store::Error::Database`].
+    pub fn gather(state: &Path, lake: &Path, now: Timestamp) -> Result<Self, store::Error> {
+        Readers::of(state).read(|tx| Self::read(tx, state, lake, now))
+    }
+
+    fn read(tx: &Tx<'_>, state: &Path, lake: &Path, now: Timestamp) -> Result<Self, store::Error> {
+        let Backlog { pending, retrying, blocked } = queue::backlog(tx)?;
+        let text = |sql: &str| tx.one(sql, args![], |row| row.text(0)).map(Option::unwrap_or_default);
+        Ok(Self {
+            at: now.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+            held_by: store::holder(state),
+            links: tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned),
+            waiting: pending,
+            retrying,
+            blocked,
+            errors: counts(tx, "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1")?,
+            webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
+            jobs: last_runs(tx)?,
+            snapshot: Snapshot::read(lake, now),
+            durability: Durability {
+                journal_mode: text("PRAGMA journal_mode")?,
+                synchronous: store::SYNCHRONOUS,
+                schema_version: text("SELECT value FROM meta WHERE name = 'schema_version'")?,
+            },
+            libraries: Libraries {
+                sqlite: text("SELECT sqlite_version()")?,
+                duckdb: duckdb_version(),
+                arrow: arrow::ARROW_VERSION,
+                parquet: parquet::file::properties::DEFAULT_CREATED_BY.trim_start_matches("parquet-rs version "),
+            },
+        })
+    }
+}
+
+fn counts(tx: &Tx<'_>, sql: &str) -> Result<BTreeMap<String, u64>, store::Error> {
+    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+}
+
+fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
+    let sql = "SELECT job, slot_at, reason, outcome, item_count FROM job_runs AS run WHERE reason <> 'first-start' AND slot_at = \
+         (SELECT max(slot_at) FROM job_runs WHERE job = run.job AND coalesce(outcome, '') <> 'skipped') ORDER BY job";
+    tx.all(sql, args![], |row| {
+        Ok(JobRun {
+            job: row.text(0)?,
+            slot_at: row.at(1)?.to_string(),
+            reason: row.text(2)?,
+            outcome: row.opt_text(3)?,
+            item_count: row.opt_int(4)?,
+        })
+    })
+}
+
+impl Snapshot {
+    /// The lake's current snapshot. Its manifest never changes, so one read is one snapshot.
+    fn read(lake: &Path, now: Timestamp) -> Option<Self> {
+        let manifest: Manifest = serde_json::from_slice(&std::fs::read(lake.join("current/manifest.json")).ok()?).ok()?;
+        let age = Timestamp::parse(&manifest.published_at).map(|published| now.since(published)).unwrap_or_default();
+        Some(Self {
+            number: manifest.snapshot,
+            published_at: manifest.published_at,
+            age_seconds: age.as_secs(),
+            rows: manifest.tables.into_iter().map(|table| (table.name, table.rows)).collect(),
+        })
+    }
+}
+
+fn duckdb_version() -> String {
+    let asked = duckdb::Connection::open_in_memory().and_then(|connection| connection.query_row("SELECT version()", [], |row| row.get(0)));
+    asked.unwrap_or_else(|_| "unknown".to_owned())
+}
+
+/// One line for people.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "links {} · {} waiting, {} retrying, {} blocked · ",
+            grouped(self.links),
+            grouped(self.waiting),
+            grouped(self.retrying),
+            grouped(self.blocked)
+        )?;
+        match &self.snapshot {
+            Some(snapshot) => {
+                let age = humantime::format_duration(rounded(snapshot.age_seconds));
+                write!(f, "snapshot {:06} published {age} ago", snapshot.number)?;
+                if let Some(rows) = snapshot.rows.get("salaries") {
+                    write!(f, " · {} salary rows", grouped(*rows))?;
+                }
+            }
+            None => f.write_str("nothing published yet")?,
+        }
+        match &self.held_by {
+            Some(pid) => write!(f, " · held by process {pid}"),
+            None => f.write_str(" · no daemon"),
+        }
+    }
+}
+
+/// Seconds below a minute, minutes below a day, hours above.
+fn rounded(seconds: u64) -> std::time::Duration {
+    let unit = match seconds {
+        0..60 => 1,
+        60..86_400 => 60,
+        _ => 3600,
+    };
+    std::time::Duration::from_secs(seconds / unit * unit)
+}
+
+/// The number with a comma every three digits.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn the_state_can_be_looked_at_while_it_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state.db");
+        let now = Timestamp::parse("2026-03-02T12:00:00Z").unwrap();
+        assert!(matches!(Status::gather(&state, folder.path(), now), Err(store::Error::Missing(_))));
+        let store = Store::open(&state).unwrap();
+        store
+            .write(|tx| {
+                tx.execute("INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ('a', 0, 0)", args![])?;
+                tx.execute(
+                    "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, attempts, last_error_code) \
+                     VALUES ('a', 'owners', 1, 0, 0, 2, 'timeout')",
+                    args![],
+                )
+            })
+            .await
+            .unwrap();
+        let manifest = r#"{"snapshot":42,"schema_version":1,"published_at":"2026-03-02T11:58:30Z","vinculo_version":"0","built_from":
+            {"state_id":"x","change":1},"link_buckets":1,"tables":[{"name":"salaries","schema_version":1,"key":[],"rows":80012,
+            "files":[]}],"files":[]}"#;
+        std::fs::create_dir_all(folder.path().join("current")).unwrap();
+        std::fs::write(folder.path().join("current/manifest.json"), manifest).unwrap();
+        let status = Status::gather(&state, folder.path(), now).unwrap();
+        let line = status.to_string();
+        let expected = "links 1 · 1 waiting, 1 retrying, 0 blocked · snapshot 000042 published 1m ago · 80,012 salary rows · held by process ";
+        assert_eq!(line, format!("{expected}{}", std::process::id()));
+        assert_eq!((status.durability.journal_mode.as_str(), status.durability.synchronous), ("wal", "FULL"));
+        assert_eq!(status.errors, BTreeMap::from([("timeout".to_owned(), 1)]));
+        assert!(status.libraries.duckdb.starts_with('v'), "{}", status.libraries.duckdb);
+        drop(store);
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,23 @@
+//! `vinculo completions`: what a shell completes, for packagers.
+
+use std::io::{self, Write as _};
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::{Cli, Exit};
+
+/// What `completions` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The shell
+    pub shell: Shell,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
+    // Into memory first: the generator panics on a closed pipe.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "vinculo", &mut script);
+    io::stdout().lock().write_all(&script)?;
+    Ok(Exit::Done)
+}

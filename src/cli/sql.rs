@@ -1,0 +1,277 @@
+//! `vinculo sql`: a question to the published tables.
+//!
+//! *Promises*: it reads one snapshot, also while the daemon publishes others; values are exact, decimals included; and the
+//! SQL reaches nothing but those tables: no other file, no network, no extension.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use duckdb::{AccessMode, Connection};
+
+use super::table::Table;
+use super::{Exit, Global};
+use crate::config::Needs;
+
+/// Rows that a table for people shows at most; JSON and CSV give every row.
+const SHOWN_ROWS: usize = 10_000;
+
+/// What `sql` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The question, such as "SELECT count(*) FROM salaries"
+    #[arg(value_name = "SQL")]
+    pub sql: String,
+    /// Print CSV
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let form = if args.csv {
+        Form::Csv
+    } else if global.json {
+        Form::Json
+    } else {
+        Form::Table
+    };
+    query(&config.lake.path, &args.sql, form, &mut io::stdout().lock())?;
+    Ok(Exit::Done)
+}
+
+/// How rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Table,
+    /// One object a line; decimals, dates and timestamps as text.
+    Json,
+    /// RFC 4180, with a header; NULL is an empty field, and an empty text is quoted.
+    Csv,
+}
+
+/// Asks the current snapshot of the lake at `lake`, and prints the rows to `out`.
+///
+/// # Errors
+/// DuckDB's, those of `out`, and when nothing is published.
+pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
+    let connection = open(lake)?;
+    let mut statement = connection.prepare(sql)?;
+    let mut batches = statement.stream_arrow([])?;
+    let schema = batches.get_schema();
+    let mut printer = Printer::new(form, schema.fields().iter().map(|field| (field.name().clone(), field.data_type().is_numeric())));
+    printer.begin(out)?;
+    for batch in &mut batches {
+        printer.print(&batch?, out)?;
+    }
+    printer.end(out)
+}
+
+/// The snapshot's database, read only and locked in. `current` is resolved once, so that one question sees one snapshot.
+fn open(lake: &Path) -> anyhow::Result<Connection> {
+    let link = lake.join("vinculo.duckdb");
+    let Ok(path) = std::fs::canonicalize(&link) else {
+        bail!(
+            "nothing is published in {}: run `vinculo serve` or `vinculo publish` first, with \"duckdb\" in lake.sinks",
+            lake.display()
+        );
+    };
+    let settings = duckdb::Config::default()
+        .access_mode(AccessMode::ReadOnly)?
+        .enable_autoload_extension(false)?
+        .with("autoinstall_known_extensions", "false")?
+        .with("allow_community_extensions", "false")?;
+    let connection = Connection::open_with_flags(&path, settings)
+        .with_context(|| format!("{} cannot be read; `vinculo rebuild` writes it anew", path.display()))?;
+    // Nothing personal in temporary files either.
+    connection.execute_batch("SET temp_directory = ''; SET enable_external_access = false; SET lock_configuration = true;")?;
+    Ok(connection)
+}
+
+struct Printer {
+    form: Form,
+    names: Vec<String>,
+    table: Table,
+    left_out: usize,
+}
+
+impl Printer {
+    fn new(form: Form, columns: impl Iterator<Item = (String, bool)>) -> Self {
+        let columns: Vec<_> = columns.collect();
+        let mut names: Vec<String> = Vec::new();
+        for (name, _) in &columns {
+            let mut unique = name.clone();
+            let mut again = 1;
+            while names.contains(&unique) {
+                unique = format!("{name}_{again}");
+                again += 1;
+            }
+            names.push(unique);
+        }
+        Self { form, names, table: Table::new(columns), left_out: 0 }
+    }
+
+    fn begin(&self, out: &mut impl Write) -> io::Result<()> {
+        match self.form {
+            Form::Csv => writeln!(out, "{}", self.names.iter().map(|name| csv(name)).collect::<Vec<_>>().join(",")),
+            Form::Table | Form::Json => Ok(()),
+        }
+    }
+
+    fn print(&mut self, batch: &RecordBatch, out: &mut impl Write) -> anyhow::Result<()> {
+        let columns: Vec<ArrayRef> = batch.columns().iter().map(printable).collect();
+        let options = FormatOptions::new().with_types_info(false);
+        let cells = columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
+        for row in 0..batch.num_rows() {
+            let cell = |at: usize| columns[at].is_valid(row).then(|| cells[at].value(row).try_to_string()).transpose();
+            let texts = (0..columns.len()).map(cell).collect::<Result<Vec<_>, _>>()?;
+            match self.form {
+                Form::Table if self.table.len() < SHOWN_ROWS => self.table.push(texts),
+                Form::Table => self.left_out += 1,
+                Form::Csv => {
+                    let fields = texts.iter().map(|text| text.as_deref().map_or_else(String::new, csv));
+                    writeln!(out, "{}", fields.collect::<Vec<_>>().join(","))?;
+                }
+                Form::Json => {
+                    let fields = self.names.iter().zip(texts).zip(&columns).map(|((name, text), column)| {
+                        format!("{}:{}", serde_json::Value::from(name.as_str()), json(text, column.data_type()))
+                    });
+                    writeln!(out, "{{{}}}", fields.collect::<Vec<_>>().join(","))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(self, out: &mut impl Write) -> anyhow::Result<()> {
+        if self.form == Form::Table {
+            self.table.write(out)?;
+            if self.left_out > 0 {
+                writeln!(out, "… and {} rows more: --csv or --json print them all", self.left_out)?;
+            }
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// Timestamps with a zone as instants in UTC: arrow cannot print a named zone here.
+fn printable(column: &ArrayRef) -> ArrayRef {
+    match column.data_type() {
+        DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => {
+            Arc::new(column.as_primitive::<TimestampMicrosecondType>().clone().with_timezone("+00:00"))
+        }
+        _ => Arc::clone(column),
+    }
+}
+
+/// Whole numbers, floats and truth values as JSON has them; all else as text, so that no reader rounds a decimal.
+fn json(text: Option<String>, data_type: &DataType) -> String {
+    match text {
+        None => "null".to_owned(),
+        Some(text) if *data_type == DataType::Boolean || data_type.is_integer() => text,
+        Some(text) if data_type.is_floating() && text.parse::<f64>().is_ok_and(f64::is_finite) => text,
+        Some(text) => serde_json::Value::from(text).to_string(),
+    }
+}
+
+fn csv(text: &str) -> String {
+    if text.is_empty() || text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn lake() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = folder.path().join("snapshots/000001");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        let connection = Connection::open(snapshot.join("vinculo.duckdb")).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE salaries AS SELECT * FROM (VALUES \
+                 ('a', 999999999999999.99::DECIMAL(19,4), TIMESTAMPTZ '2026-03-02 12:00:00.000001+00', DATE '2026-03-01', true), \
+                 ('b \"c\", d', 1033.09, NULL, NULL, NULL)) t(name, amount, known_from, reference_month, is_open)",
+            )
+            .unwrap();
+        drop(connection);
+        symlink("snapshots/000001", folder.path().join("current")).unwrap();
+        symlink("current/vinculo.duckdb", folder.path().join("vinculo.duckdb")).unwrap();
+        folder
+    }
+
+    fn ask(lake: &Path, sql: &str, form: Form) -> anyhow::Result<String> {
+        let mut out = Vec::new();
+        query(lake, sql, form, &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn values_come_out_exactly_in_every_form() {
+        let lake = lake();
+        let rows = "SELECT *, 1 AS n, 1 AS n, 0.5::DOUBLE AS half, '' AS empty FROM salaries ORDER BY name";
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Csv).unwrap(), @r#"
+name,amount,known_from,reference_month,is_open,n,n_1,half,empty
+a,999999999999999.9900,2026-03-02T12:00:00.000001Z,2026-03-01,true,1,1,0.5,""
+"b ""c"", d",1033.0900,,,,1,1,0.5,""
+"#);
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Json).unwrap(), @r#"
+{"name":"a","amount":"999999999999999.9900","known_from":"2026-03-02T12:00:00.000001Z","reference_month":"2026-03-01","is_open":true,"n":1,"n_1":1,"half":0.5,"empty":""}
+{"name":"b \"c\", d","amount":"1033.0900","known_from":null,"reference_month":null,"is_open":null,"n":1,"n_1":1,"half":0.5,"empty":""}
+"#);
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Table).unwrap(), @r#"
+name                    amount  known_from                   reference_month  is_open  n  n  half  empty
+────────  ────────────────────  ───────────────────────────  ───────────────  ───────  ─  ─  ────  ─────
+a         999999999999999.9900  2026-03-02T12:00:00.000001Z  2026-03-01       true     1  1   0.5
+b "c", d             1033.0900  NULL                         NULL             NULL     1  1   0.5
+"#);
+    }
+
+    #[test]
+    fn the_question_reaches_nothing_but_the_tables() {
+        let lake = lake();
+        for sql in [
+            "SELECT * FROM read_text('/etc/passwd')",
+            "SELECT * FROM read_csv('/etc/passwd')",
+            "SELECT * FROM '/etc/passwd'",
+            "SELECT * FROM glob('/etc/*')",
+            "COPY salaries TO '/tmp/vinculo-copied.csv'",
+            "ATTACH '/tmp/vinculo-attached.db'",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "SET enable_external_access = true",
+            "SET temp_directory = '/tmp'",
+            "INSERT INTO salaries SELECT * FROM salaries",
+            "SELECT getenv('HOME')",
+        ] {
+            assert!(ask(lake.path(), sql, Form::Csv).is_err(), "{sql}");
+        }
+        assert!(!Path::new("/tmp/vinculo-copied.csv").exists() && !Path::new("/tmp/vinculo-attached.db").exists());
+    }
+
+    #[test]
+    fn wrong_sql_and_an_empty_lake_are_told() {
+        let lake = lake();
+        assert!(ask(lake.path(), "SELECT amont FROM salaries", Form::Csv).unwrap_err().to_string().contains("amount"));
+        let empty = tempfile::tempdir().unwrap();
+        assert!(ask(empty.path(), "SELECT 1", Form::Csv).unwrap_err().to_string().contains("nothing is published"));
+    }
+
+    #[test]
+    fn a_publish_meanwhile_takes_nothing_away() {
+        let lake = lake();
+        let reader = open(lake.path()).unwrap();
+        std::fs::remove_file(lake.path().join("current")).unwrap();
+        assert!(ask(lake.path(), "SELECT 1", Form::Csv).is_err());
+        let count: i64 = reader.query_row("SELECT count(*) FROM salaries", [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 2);
+    }
+}
