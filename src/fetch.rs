@@ -208,6 +208,8 @@ mod tests {
     use crate::belvo::scripted::{self, Script, page_of};
     use crate::resources::owners;
 
+    type Answer = Box<dyn Fn(&str) -> Vec<u8> + Send + Sync>;
+
     fn link() -> LinkId {
         "2f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap()
     }
@@ -275,7 +277,7 @@ mod tests {
     #[tokio::test]
     async fn pages_that_never_make_one_list_are_an_error_within_three_readings() {
         let shifting = std::sync::atomic::AtomicU32::new(0);
-        let cases: Vec<(Box<dyn Fn(&str) -> Vec<u8> + Send + Sync>, Vec<u32>)> = vec![
+        let cases: Vec<(Answer, Vec<u32>)> = vec![
             (Box::new(|_| page(&[1, 2, 3], 6, r#""?""#)), vec![1, 2]),
             (Box::new(|head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[3, 4], 5, "null") }), vec![1, 2, 1, 2, 1, 2]),
             (Box::new(|head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[4, 5], 6, "null") }), vec![1, 2, 1, 2, 1, 2]),

@@ -17,7 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config;
 
 /// No pause is longer, whoever asks for it.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+pub const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
 /// Added to the window, with a thousandth of it: Belvo's clock may run faster than ours.
 const SLACK: Duration = Duration::from_millis(1);

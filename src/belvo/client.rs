@@ -29,7 +29,7 @@ const ERROR_BODY: usize = 64 << 10;
 /// First pause of all calls when Belvo asks for patience without saying how long, doubled each time.
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
 /// Longest pause of that kind.
-const LAST_COOL_DOWN: Duration = Duration::from_secs(600);
+const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 
 /// A connection to Belvo. Cheap to clone.
 #[derive(Clone)]

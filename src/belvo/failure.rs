@@ -268,11 +268,10 @@ fn fallback(status: u16, is_belvos_json: bool) -> Rule {
         404 | 410 => (Gone, Quick, "not_found"),
         408 => (Retry, Quick, "api_timeout"),
         409 => (Retry, Slow, "link_cooling"),
-        425 => (Retry, Quick, "api_down"),
+        425 | 500..=599 => (Retry, Quick, "api_down"),
         428 => (AskUser, Quick, "link_needs_user"),
         429 => (Retry, Quick, "rate_limited"),
         400..=499 => (Never, Quick, "bad_request"),
-        500..=599 => (Retry, Quick, "api_down"),
         300..=399 => (Retry, Quick, "redirected"),
         _ => (Retry, Quick, "unexpected_status"),
     };

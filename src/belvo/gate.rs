@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
 /// One call tries the keys again after so long.
-const KEYS_AGAIN: Duration = Duration::from_secs(60);
+const KEYS_AGAIN: Duration = Duration::from_mins(1);
 /// Different requests that failed in a row, after which Belvo counts as down.
 const FAILING: usize = 5;
 /// Between two calls to a Belvo that is down, at first,

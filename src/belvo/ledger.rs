@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     const PER: Duration = Duration::from_secs(30);
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros((1_000_000 + seconds) * 1_000_000)

@@ -29,16 +29,15 @@ impl Crowd {
 
     /// Waits for a place; the longest silent connection makes room when there is none.
     pub(super) async fn admit(&self) -> Guest {
-        let place = match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => Some(place),
-            Err(_) => {
-                if let Some((_, leave)) = lock(&self.silent).waiting.pop_first() {
-                    metrics::counter!("vinculo_webhook_connections_evicted_total").increment(1);
-                    leave.cancel();
-                }
-                Arc::clone(&self.places).acquire_owned().await.ok()
+        let mut place = Arc::clone(&self.places).try_acquire_owned().ok();
+        if place.is_none() {
+            let longest_silent = lock(&self.silent).waiting.pop_first();
+            if let Some((_, leave)) = longest_silent {
+                metrics::counter!("vinculo_webhook_connections_evicted_total").increment(1);
+                leave.cancel();
             }
-        };
+            place = Arc::clone(&self.places).acquire_owned().await.ok();
+        }
         let guest = Guest { _place: place, silent: Arc::clone(&self.silent), leave: CancellationToken::new(), number: Mutex::new(None) };
         guest.fall_silent();
         guest

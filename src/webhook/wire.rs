@@ -34,16 +34,13 @@ impl Heads {
         let mut bytes = self.lock();
         let end = memchr::memmem::find(&bytes.unread, b"\r\n\r\n").map(|at| at + 4);
         let framing = end.map_or(Framing::Doubtful, |end| framing(&bytes.unread[..end]));
-        match (framing, end) {
-            (Framing::Length(length), Some(end)) => {
-                let body = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.unread.len() - end);
-                bytes.unread.drain(..end + body);
-                bytes.skip = length - body as u64;
-            }
-            _ => {
-                bytes.is_over = true;
-                bytes.unread = Vec::new();
-            }
+        if let (Framing::Length(length), Some(end)) = (framing, end) {
+            let body = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.unread.len() - end);
+            bytes.unread.drain(..end + body);
+            bytes.skip = length - body as u64;
+        } else {
+            bytes.is_over = true;
+            bytes.unread = Vec::new();
         }
         framing
     }
