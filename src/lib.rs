@@ -6,7 +6,7 @@
 
 pub mod cli;
 pub mod config;
-// pub mod daemon;
+pub mod daemon;
 
 // Before the queue: quick, never calls Belvo.
 pub mod queue;

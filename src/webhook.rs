@@ -1,1 +1,608 @@
-//! 
+//! The listener that Belvo calls: request → authenticated → durable → queue → answer.
+//!
+//! *Takes* connections. *Gives* marks in the queue, and the inbound log. *Promises* that a 200 is sent only after the
+//! disk has the event, that nothing is told apart by an id, that a handler ends even when its client has left, and that
+//! neither slow nor silent clients keep others out. *Not here*: any call to Belvo.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::config;
+use crate::links;
+use crate::queue::{self, Queue, Trigger};
+use crate::store::{Error, Store, Tx, args};
+
+mod crowd;
+mod door;
+mod event;
+mod reply;
+mod wire;
+
+use crowd::{Crowd, Guest};
+use door::Door;
+use event::{Event, Subject};
+use reply::Reply;
+use wire::{Framing, Heads, Wire};
+
+/// Belvo waits five seconds; what is not durable by then is better refused.
+const DURABLE_WITHIN: Duration = Duration::from_millis(3_800);
+/// How long the connections that are open may take at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// What is read of a refused body, so that its sender reads the answer before the connection ends,
+const LEFT_OVER: u64 = 4 << 20;
+/// and for how long.
+const LEFT_OVER_FOR: Duration = Duration::from_secs(2);
+
+/// Serves `listener` until `shutdown`, and then until what was begun is answered, at most ten seconds.
+pub async fn run(
+    listener: TcpListener,
+    settings: config::Webhook,
+    queue: Queue,
+    store: Store,
+    clock: Clock,
+    shutdown: CancellationToken,
+) {
+    let crowd = Arc::new(Crowd::new(settings.max_connections));
+    let open = TaskTracker::new();
+    let desk = Arc::new(Desk { door: Door::new(&settings), settings, queue, store, clock, open: open.clone() });
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let guest = tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    guest = crowd.admit() => guest,
+                };
+                open.spawn(serve(stream, peer.ip(), Arc::clone(&desk), guest, shutdown.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(code = "accept", "a connection to the webhook listener could not be taken: {error}");
+                // Out of file handles, mostly: others have to end first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    open.close();
+    if timeout(DRAIN, open.wait()).await.is_err() {
+        tracing::warn!(code = "drain", left = open.len(), "webhook connections were still open at the end");
+    }
+}
+
+async fn serve(stream: TcpStream, peer: IpAddr, desk: Arc<Desk>, guest: Guest, shutdown: CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let heads = Heads::default();
+    let wire = TokioIo::new(Wire::new(stream, heads.clone()));
+    let guest = Arc::new(guest);
+    let service = service_fn(|request| {
+        let (desk, heads, guest) = (Arc::clone(&desk), heads.clone(), Arc::clone(&guest));
+        async move {
+            let _busy = guest.busy();
+            Ok::<_, std::convert::Infallible>(desk.answer(request, peer, &heads).await)
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(desk.settings.header_timeout)
+        .max_buf_size(wire::LARGEST_HEAD)
+        .serve_connection(wire, service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // What breaks, breaks on the client's side.
+        _ = &mut connection => return,
+        () = guest.asked_to_leave() => {
+            if guest.is_silent() {
+                return;
+            }
+        }
+        () = shutdown.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+/// What every request needs.
+struct Desk {
+    door: Door,
+    settings: config::Webhook,
+    queue: Queue,
+    store: Store,
+    clock: Clock,
+    /// Connections, and the work of those whose client has left.
+    open: TaskTracker,
+}
+
+impl Desk {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr, heads: &Heads) -> Response<Full<Bytes>> {
+        let started = Instant::now();
+        let framing = heads.next();
+        let closes = !matches!(framing, Framing::Length(_));
+        let (parts, body) = request.into_parts();
+        let refusal = if framing == Framing::Doubtful { Err(Reply::Doubtful) } else { self.check(&parts, peer, framing) };
+        let reply = match refusal {
+            Err(reply) => {
+                let has_body = framing != Framing::Length(0);
+                if has_body {
+                    tokio::spawn(read_left_over(body));
+                }
+                self.refused(reply);
+                return reply.into_response(closes || has_body);
+            }
+            Ok(()) => match self.body(body).await {
+                Ok(body) => self.keep(body).await,
+                Err(reply) => reply,
+            },
+        };
+        metrics::histogram!("vinculo_webhook_ack_seconds").record(started.elapsed());
+        if reply != Reply::Accepted {
+            self.refused(reply);
+        }
+        reply.into_response(closes || matches!(reply, Reply::TooSlow | Reply::TooLarge | Reply::Doubtful))
+    }
+
+    /// What can be said before the body, in the order that is promised.
+    fn check(&self, head: &hyper::http::request::Parts, peer: IpAddr, framing: Framing) -> Result<(), Reply> {
+        if head.uri.path() != self.settings.path {
+            return Err(Reply::NoSuchPath);
+        }
+        if head.method != Method::POST {
+            return Err(Reply::NotPost);
+        }
+        if !self.door.knows_address(peer, &head.headers) {
+            return Err(Reply::ForeignAddress);
+        }
+        if !self.door.knows_sender(&head.headers) {
+            return Err(Reply::Unauthorized);
+        }
+        if matches!(framing, Framing::Length(length) if length > self.settings.max_body) {
+            return Err(Reply::TooLarge);
+        }
+        if is_json(&head.headers) { Ok(()) } else { Err(Reply::NotJson) }
+    }
+
+    async fn body(&self, mut body: Incoming) -> Result<Bytes, Reply> {
+        let mut whole = Vec::new();
+        let read = async {
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame.map_err(|_| Reply::Doubtful)?.into_data() else { continue };
+                if (whole.len() + data.len()) as u64 > self.settings.max_body {
+                    return Err(Reply::TooLarge);
+                }
+                whole.extend_from_slice(&data);
+            }
+            Ok(())
+        };
+        match timeout(self.settings.body_timeout, read).await.unwrap_or(Err(Reply::TooSlow)) {
+            Ok(()) => Ok(whole.into()),
+            Err(reply) => {
+                tokio::spawn(read_left_over(body));
+                Err(reply)
+            }
+        }
+    }
+
+    /// Makes the event durable. The work goes on when its client leaves, so that it is done whole or not at all.
+    async fn keep(self: &Arc<Self>, body: Bytes) -> Reply {
+        let Some(event) = Event::read(&body) else { return Reply::NotAnObject };
+        let desk = Arc::clone(self);
+        let kept = self.open.spawn(async move {
+            let received_at = desk.clock.now();
+            let (label, outcome) = (event.label(), outcome(&event));
+            let reason = event.reason;
+            let has_news = event.subject != Subject::Unknown && event.link_id.is_some();
+            desk.store.try_write(move |tx| record(tx, &event, received_at, &body)).await?;
+            if has_news {
+                desk.queue.announce();
+            }
+            metrics::counter!("vinculo_webhooks_total", "type" => label, "outcome" => outcome).increment(1);
+            if let Some(reason) = reason {
+                tracing::warn!(code = "quarantined", reason, "a webhook was not understood and is kept in the quarantine");
+            }
+            Ok::<_, Error>(())
+        });
+        match timeout(DURABLE_WITHIN, kept).await {
+            Ok(Ok(Ok(()))) => Reply::Accepted,
+            Ok(Ok(Err(error))) => Reply::Unavailable(error.code()),
+            Ok(Err(_panicked)) => Reply::Unavailable("state_failed"),
+            Err(_) => Reply::Unavailable("state_slow"),
+        }
+    }
+
+    fn refused(&self, reply: Reply) {
+        metrics::counter!("vinculo_webhook_refused_total", "code" => reply.code()).increment(1);
+        match reply {
+            Reply::Unavailable(code) => tracing::error!(code, "a webhook could not be made durable and was answered 503"),
+            // Whoever sends these can send many.
+            _ => tracing::debug!(code = reply.code(), status = reply.status().as_u16(), "a webhook request was refused"),
+        }
+    }
+}
+
+/// Writes the event and what follows from it.
+fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body: &[u8]) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO webhooks (received_at, webhook_type, webhook_code, link_id, outcome, reason, body) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        args![
+            received_at,
+            event.webhook_type.as_deref(),
+            event.webhook_code.as_deref(),
+            event.link_id.as_ref(),
+            outcome(event),
+            event.reason,
+            body
+        ],
+    )?;
+    let Some(link_id) = &event.link_id else { return Ok(()) };
+    match &event.subject {
+        Subject::Resource(resource, count) => {
+            links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
+            queue::mark(tx, link_id, resource, Trigger::Webhook, received_at)?;
+            if let Some(count) = count {
+                queue::note_count(tx, link_id, resource, *count)?;
+            }
+        }
+        Subject::Status(status) => {
+            links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
+            links::note_status(tx, link_id, status)?;
+        }
+        Subject::Unknown => {}
+    }
+    Ok(())
+}
+
+fn outcome(event: &Event) -> &'static str {
+    match (event.reason, &event.subject) {
+        (Some(_), _) | (None, Subject::Unknown) => "quarantined",
+        (None, Subject::Resource(..)) => "queued",
+        (None, Subject::Status(_)) => "noted",
+    }
+}
+
+/// Whether the headers allow a JSON body: no content encoding, and a media type that is absent or JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    let is_plain = headers.get_all(CONTENT_ENCODING).iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (media, more) = (types.next(), types.next());
+    let is_json = media.is_none_or(|media| {
+        let essence = media.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    });
+    is_plain && is_json && more.is_none()
+}
+
+/// Reads on for a while what nobody wants: a connection that ends with unread bytes takes its answer with it.
+async fn read_left_over(mut body: Incoming) {
+    let mut left = LEFT_OVER;
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LEFT_OVER_FOR, read).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const OLD: &str = "Bearer old-value-old-value-old";
+    const NEW: &str = "Basic bmV3LXZhbHVlLW5ldy12YWx1ZQ==";
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    fn event(link: &str) -> String {
+        format!(r#"{{"webhook_id":"0","webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"{link}","external_id":"us-1","data":{{"total_owners":2}}}}"#)
+    }
+
+    fn post(authorization: &str, body: &str) -> String {
+        format!("POST /hook HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    struct Listening {
+        address: SocketAddr,
+        store: Store,
+        queue: Queue,
+        shutdown: CancellationToken,
+        task: JoinHandle<()>,
+        _folder: TempDir,
+    }
+
+    impl Listening {
+        async fn start() -> Self {
+            Self::with(|_| {}).await
+        }
+
+        async fn with(change: impl FnOnce(&mut config::Webhook)) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let queue = Queue::open(store.clone(), Clock::system()).await.unwrap();
+            let mut settings = config::Webhook {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                path: "/hook".to_owned(),
+                authorization: vec![OLD.to_owned().into(), NEW.to_owned().into()],
+                allow_ips: vec![],
+                trusted_proxies: vec![],
+                max_body: 1000,
+                max_connections: 1024,
+                header_timeout: Duration::from_millis(500),
+                body_timeout: Duration::from_millis(300),
+            };
+            change(&mut settings);
+            let listener = TcpListener::bind(settings.listen).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let shutdown = CancellationToken::new();
+            let task = tokio::spawn(run(listener, settings, queue.clone(), store.clone(), Clock::system(), shutdown.clone()));
+            Self { address, store, queue, shutdown, task, _folder: folder }
+        }
+
+        /// What comes back for these bytes, until the connection ends or is quiet.
+        async fn say(&self, bytes: &[u8]) -> String {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            let _ = stream.write_all(bytes).await;
+            let mut answer = Vec::new();
+            let mut buffer = [0; 4096];
+            while let Ok(Ok(1..)) = timeout(Duration::from_millis(1500), async {
+                let read = stream.read(&mut buffer).await?;
+                answer.extend_from_slice(&buffer[..read]);
+                Ok::<_, std::io::Error>(read)
+            })
+            .await
+            {
+                if is_whole(&answer) {
+                    break;
+                }
+            }
+            String::from_utf8(answer).unwrap()
+        }
+
+        async fn count(&self, sql: &'static str) -> i64 {
+            self.store.read(move |tx| tx.one(sql, args![], |row| row.int(0))).await.unwrap().unwrap()
+        }
+    }
+
+    fn is_whole(answer: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(answer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+        length.is_some_and(|length| body.len() >= length.parse::<usize>().unwrap())
+    }
+
+    fn status(answer: &str) -> u16 {
+        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+    }
+
+    #[tokio::test]
+    async fn an_event_is_kept_marked_and_accepted() {
+        let listening = Listening::start().await;
+        let mut news = listening.queue.news();
+        let answer = listening.say(post(OLD, &event(LINK)).as_bytes()).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert!(answer.ends_with(r#"{"status":"accepted"}"#));
+        let refreshes = listening.queue.claim(10).await.unwrap();
+        assert_eq!(refreshes.len(), 1);
+        assert_eq!((refreshes[0].link_id.as_str(), refreshes[0].resource.name, refreshes[0].webhook_count), (LINK, "owners", Some(2)));
+        assert!(refreshes[0].is_urgent);
+        timeout(Duration::from_secs(1), news.changed()).await.expect("the worker was told").unwrap();
+        assert_eq!(listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'queued' AND webhook_type = 'OWNERS'").await, 1);
+        assert_eq!(listening.count("SELECT count(*) FROM links WHERE external_id = 'us-1'").await, 1);
+    }
+
+    #[tokio::test]
+    async fn each_check_has_its_status_and_nothing_of_it_is_stored() {
+        let listening = Listening::with(|settings| settings.allow_ips = vec!["127.0.0.0/8".parse().unwrap()]).await;
+        let good = event(LINK);
+        let head = |line: &str, more: &str| format!("{line}\r\nHost: a\r\nAuthorization: {OLD}\r\n{more}\r\n");
+        let large = "x".repeat(100_000);
+        let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(400), "]".repeat(400));
+        let many: String = (0..120).map(|number| format!("X-{number}: a\r\n")).collect();
+        let gzip = post(OLD, "{}").replace("Content-Type: application/json", "Content-Encoding: gzip");
+        let cases: Vec<(String, u16, &str)> = vec![
+            (head("POST /other HTTP/1.1", "Content-Length: 2\r\n") + "{}", 404, "not_found"),
+            (head("GET /other HTTP/1.1", ""), 404, "not_found"),
+            (head("GET /hook HTTP/1.1", ""), 405, "method_not_allowed"),
+            (post("Bearer wrong", &good), 401, "unauthorized"),
+            (post(&format!("{OLD}\r\nAuthorization: {OLD}"), &good), 401, "unauthorized"),
+            (post(OLD, &good).replace("Authorization", "X-Authorization"), 401, "unauthorized"),
+            (post("Bearer wrong", &large), 401, "unauthorized"),
+            (post(OLD, &large), 413, "too_large"),
+            (head("POST /hook HTTP/1.1", "Transfer-Encoding: chunked\r\n") + &format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len()), 413, "too_large"),
+            (gzip, 415, "not_json"),
+            (post(OLD, &good).replace("application/json", "text/plain"), 415, "not_json"),
+            (post(OLD, &good).replace("application/json", "application/json\r\nContent-Type: text/plain"), 415, "not_json"),
+            (post(OLD, "[]"), 400, "not_a_json_object"),
+            (post(OLD, ""), 400, "not_a_json_object"),
+            (post(OLD, &deep), 400, "not_a_json_object"),
+            (head("POST /hook HTTP/1.1", "Content-Length: 10\r\n") + "{", 408, "too_slow"),
+            (head("POST /hook HTTP/1.1", "Content-Length: 2\r\nContent-Length: 2\r\n") + "{}", 400, ""),
+            (head("POST /hook HTTP/1.1", "Content-Length: 2\r\nContent-Length: 3\r\n") + "{}", 400, ""),
+            (head("POST /hook HTTP/1.1", "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", 400, ""),
+            (head("POST /hook HTTP/1.1", "Content-Length: 2\r\n").replace("Host: a\r\n", "Host: a\n") + "{}", 400, "malformed_request"),
+            (head("POST /hook HTTP/1.1", &many), 431, ""),
+            (head("POST /hook HTTP/1.1", &format!("X: {large}\r\n")), 431, ""),
+        ];
+        for (request, expected, code) in cases {
+            let answer = listening.say(request.as_bytes()).await;
+            let shown: String = request.chars().take(120).collect();
+            assert_eq!(status(&answer), expected, "{shown:?}: {answer}");
+            assert!(answer.contains(code), "{shown:?}: {answer}");
+            assert_eq!(answer.contains("allow: POST"), expected == 405);
+        }
+        assert_eq!(listening.count("SELECT count(*) FROM webhooks").await, 0);
+        assert_eq!(listening.count("SELECT count(*) FROM refreshes").await, 0);
+        let refused = Listening::with(|settings| settings.allow_ips = vec!["3.130.254.46/32".parse().unwrap()]).await;
+        assert_eq!(status(&refused.say(post("wrong", &good).as_bytes()).await), 403);
+    }
+
+    #[tokio::test]
+    async fn json_in_every_spelling_is_taken_and_so_is_none() {
+        let listening = Listening::start().await;
+        let good = event(LINK);
+        for media in ["application/json; charset=utf-8", "Application/JSON", "application/vnd.belvo+json"] {
+            assert_eq!(status(&listening.say(post(NEW, &good).replace("application/json", media).as_bytes()).await), 200, "{media}");
+        }
+        assert_eq!(status(&listening.say(post(NEW, &good).replace("Content-Type: application/json\r\n", "").as_bytes()).await), 200);
+        let chunked = format!("POST /hook HTTP/1.1\r\nHost: a\r\nAuthorization: {NEW}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{good}\r\n0\r\n\r\n", good.len());
+        assert_eq!(status(&listening.say(chunked.as_bytes()).await), 200);
+    }
+
+    #[tokio::test]
+    async fn while_two_values_stand_neither_is_refused() {
+        let listening = Listening::start().await;
+        for value in [OLD, NEW, OLD, NEW] {
+            assert_eq!(status(&listening.say(post(value, &event(LINK)).as_bytes()).await), 200);
+        }
+        let after = Listening::with(|settings| settings.authorization.truncate(1)).await;
+        assert_eq!(status(&after.say(post(NEW, &event(LINK)).as_bytes()).await), 401);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_understood_goes_to_the_quarantine() {
+        let listening = Listening::start().await;
+        let bodies = ["{}".to_owned(), event("no-uuid"), event(LINK).replace("OWNERS", "PLANETS"), event(LINK).replace("\"OWNERS\"", "7")];
+        for body in &bodies {
+            assert_eq!(status(&listening.say(post(OLD, body).as_bytes()).await), 200, "{body}");
+        }
+        assert_eq!(listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'quarantined' AND reason IS NOT NULL").await, 4);
+        assert_eq!(listening.count("SELECT count(*) FROM refreshes").await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_link_event_sets_the_status() {
+        let listening = Listening::start().await;
+        let body = event(LINK).replace("OWNERS", "LINK").replace("historical_update", "invalid_credentials");
+        assert_eq!(status(&listening.say(post(OLD, &body).as_bytes()).await), 200);
+        assert_eq!(listening.count("SELECT count(*) FROM links WHERE status = 'invalid'").await, 1);
+        assert_eq!(listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'noted'").await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_before_the_reply_is_served_whole() {
+        let listening = Listening::start().await;
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(listening.address).await.unwrap();
+            stream.write_all(post(OLD, &event(LINK)).as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            drop(stream);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        listening.shutdown.cancel();
+        timeout(Duration::from_secs(10), listening.task).await.unwrap().unwrap();
+        let kept = listening.store.read(|tx| tx.one("SELECT count(*) FROM webhooks", args![], |row| row.int(0))).await.unwrap().unwrap();
+        let marks = listening.store.read(|tx| tx.one("SELECT coalesce(sum(marks), 0) FROM refreshes", args![], |row| row.int(0))).await.unwrap().unwrap();
+        assert_eq!(kept, marks, "each is there whole or not at all");
+        assert!(kept > 0, "what came whole is kept though nobody waits");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_thousand_copies_at_once_are_one_row_with_a_thousand_marks() {
+        let listening = Arc::new(Listening::start().await);
+        let copies: Vec<_> = (0..1000)
+            .map(|_| {
+                let listening = Arc::clone(&listening);
+                tokio::spawn(async move { status(&listening.say(post(OLD, &event(LINK)).as_bytes()).await) })
+            })
+            .collect();
+        for copy in copies {
+            assert_eq!(copy.await.unwrap(), 200);
+        }
+        assert_eq!(listening.count("SELECT count(*) FROM refreshes").await, 1);
+        assert_eq!(listening.count("SELECT marks FROM refreshes").await, 1000);
+        assert_eq!(listening.count("SELECT count(*) FROM webhooks").await, 1000);
+    }
+
+    #[tokio::test]
+    async fn requests_follow_each_other_on_one_connection() {
+        let listening = Listening::start().await;
+        let mut stream = TcpStream::connect(listening.address).await.unwrap();
+        for request in [post(OLD, &event(LINK)), post(OLD, "{}"), post(NEW, "[]"), post(OLD, &event(LINK))] {
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !is_whole(&answer) {
+                answer.push(timeout(Duration::from_secs(2), stream.read_u8()).await.unwrap().unwrap());
+            }
+            assert_eq!(status(&String::from_utf8(answer).unwrap()), if request.ends_with("[]") { 400 } else { 200 });
+        }
+    }
+
+    #[tokio::test]
+    async fn the_silent_and_the_slow_keep_nobody_out() {
+        let listening = Listening::with(|settings| {
+            settings.max_connections = 4;
+            settings.header_timeout = Duration::from_secs(60);
+        })
+        .await;
+        let mut silent = Vec::new();
+        for number in 0..20 {
+            let mut stream = TcpStream::connect(listening.address).await.unwrap();
+            if number % 2 == 0 {
+                stream.write_all(b"POST /hook HT").await.unwrap();
+            }
+            silent.push(stream);
+        }
+        let started = Instant::now();
+        assert_eq!(status(&listening.say(post(OLD, &event(LINK)).as_bytes()).await), 200);
+        assert!(started.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_stop_answers_what_was_begun_and_ends_the_silent() {
+        let listening = Listening::with(|settings| settings.body_timeout = Duration::from_secs(5)).await;
+        let _silent = TcpStream::connect(listening.address).await.unwrap();
+        let mut begun = TcpStream::connect(listening.address).await.unwrap();
+        let request = post(OLD, &event(LINK));
+        let (first, rest) = request.split_at(request.len() - 5);
+        begun.write_all(first.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        listening.shutdown.cancel();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        begun.write_all(rest.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        begun.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(status(&answer), 200, "{answer}");
+        timeout(Duration::from_secs(2), listening.task).await.expect("nothing is open").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_state_that_is_locked_is_told_in_time() {
+        let listening = Listening::start().await;
+        let path = listening._folder.path().join("state.db");
+        let outside = rusqlite::Connection::open(path).unwrap();
+        outside.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut stream = TcpStream::connect(listening.address).await.unwrap();
+        stream.write_all(post(OLD, &event(LINK)).as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !is_whole(&answer) {
+            answer.push(timeout(Duration::from_secs(4), stream.read_u8()).await.expect("an answer in time").unwrap());
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(status(&answer) == 503 && answer.contains("retry-after: 5") && answer.contains("state_locked"), "{answer}");
+        outside.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(status(&listening.say(post(OLD, &event(LINK)).as_bytes()).await), 200);
+    }
+}

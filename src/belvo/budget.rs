@@ -386,12 +386,12 @@ mod tests {
 
     #[test]
     fn the_last_part_is_kept_for_the_urgent() {
-        let mut window = window(10, 0.11);
+        let (mut window, mut tiny) = (window(10, 0.11), window(1, 1.0));
         let now = Instant::now();
         let granted = |verdict| matches!(verdict, Verdict::Granted(_));
         assert_eq!((0..10).filter(|_| granted(ask(&mut window, false, now))).count(), 8);
         assert_eq!((0..10).filter(|_| granted(ask(&mut window, true, now))).count(), 2);
-        assert!(granted(ask(&mut super::tests::window(1, 1.0), false, now)), "a reserve never takes all");
+        assert!(granted(ask(&mut tiny, false, now)), "a reserve never takes all");
     }
 
     #[test]

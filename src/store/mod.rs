@@ -442,6 +442,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_value_goes_to_its_number_wherever_the_statement_names_it() {
+        let (_folder, store) = open();
+        let changed = store
+            .write(|tx| {
+                tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["colour", "blue"])?;
+                tx.execute("UPDATE meta SET value = $2 || $2 || $3 WHERE name = $1", args!["colour", "red", "!"])
+            })
+            .await
+            .unwrap();
+        assert_eq!(changed, 1);
+        let value = store.read(|tx| tx.one("SELECT value FROM meta WHERE value <> $2 AND name = $1", args!["colour", "blue"], |row| row.text(0))).await;
+        assert_eq!(value.unwrap().as_deref(), Some("redred!"));
+    }
+
+    #[tokio::test]
     async fn a_failing_write_leaves_nothing_and_harms_nobody_in_the_same_commit() {
         let (_folder, store) = open();
         let failing = store.write(|tx| {
