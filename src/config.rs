@@ -117,11 +117,18 @@ impl Config {
     /// Those that cannot be used.
     pub fn check_folders(&self) -> Result<(), ConfigErrors> {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
-        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o755)].into_iter().filter_map(|(key, folder, mode)| {
-            let error = try_folder(folder, mode).err()?;
-            let what = format!("the folder {} cannot be used: {error}", folder.display());
-            Some(Problem::new("configuration", key, what, "name a folder that this user may write, or make this one so"))
-        });
+        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o755)].into_iter().filter_map(
+            |(key, folder, mode)| {
+                let error = try_folder(folder, mode).err()?;
+                let what = format!("the folder {} cannot be used: {error}", folder.display());
+                Some(Problem::new(
+                    "configuration",
+                    key,
+                    what,
+                    "name a folder that this user may write, or make this one so",
+                ))
+            },
+        );
         ConfigErrors::check(problems.collect())
     }
 }
@@ -262,7 +269,9 @@ mod tests {
         settings.read_file(&file);
         settings.read_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
         let (config, mut problems) = Config::check(&settings, Path::new("/srv/vinculo"), needs);
-        problems.iter_mut().for_each(|problem| problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml"));
+        for problem in &mut problems {
+            problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml");
+        }
         ConfigErrors::check(problems).map(|()| config)
     }
 
@@ -339,7 +348,8 @@ the configuration has 21 errors:
 
     #[test]
     fn a_secret_is_never_shown() {
-        let text = "[belvo]\nsecret_id = 47110815\nsecret_password = [\"geheim\"]\n[webhook]\nauthorization = \"geheim\"";
+        let text =
+            "[belvo]\nsecret_id = 47110815\nsecret_password = [\"geheim\"]\n[webhook]\nauthorization = \"geheim\"";
         let shown = errors(text, &[("VINCULO_SECRET", "geheim")], SERVE);
         assert!(!shown.contains("geheim") && !shown.contains("47110815"), "{shown}");
         let broken = errors("[belvo]\nsecret_id = \"geheim", &[], Needs::default());

@@ -97,7 +97,8 @@ impl Watch {
     /// Ends on paper what a process that is gone had begun.
     async fn begin(&self) -> Result<(), store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
-        let sql = "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL";
+        let sql =
+            "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL";
         self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
     }
 
@@ -165,7 +166,12 @@ impl Watch {
     }
 
     /// Writes down what came of the run, and passes over the slots that went by while it lasted.
-    async fn record(&self, slot: Timestamp, reason: &'static str, outcome: Option<Result<u64, Failed>>) -> Result<(), store::Error> {
+    async fn record(
+        &self,
+        slot: Timestamp,
+        reason: &'static str,
+        outcome: Option<Result<u64, Failed>>,
+    ) -> Result<(), store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
         let (code, count) = match &outcome {
             Some(Ok(count)) => ("done", Some(*count)),
@@ -173,9 +179,10 @@ impl Watch {
             None => ("interrupted", None),
         };
         metrics::counter!("vinculo_job_runs_total", "job" => name.clone(), "outcome" => code).increment(1);
-        match &outcome {
-            Some(Err(failed)) => warn!(job = %name, %slot, reason, code, "the job failed: {failed}"),
-            _ => info!(job = %name, %slot, reason, outcome = code, count, "the job ran"),
+        if let Some(Err(failed)) = &outcome {
+            warn!(job = %name, %slot, reason, code, "the job failed: {failed}");
+        } else {
+            info!(job = %name, %slot, reason, outcome = code, count, "the job ran");
         }
         let passed = self.job.last_between(slot, now);
         let count = count.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
@@ -213,7 +220,9 @@ async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp)
             let links = links.to_vec();
             marked += links.len() as u64;
             store
-                .write(move |tx| links.iter().try_for_each(|link_id| queue::mark(tx, link_id, resource, Trigger::Schedule, now)))
+                .write(move |tx| {
+                    links.iter().try_for_each(|link_id| queue::mark(tx, link_id, resource, Trigger::Schedule, now))
+                })
                 .await?;
             queue.announce();
         }
@@ -267,7 +276,7 @@ mod tests {
         async fn run(&self, job: &Job) -> Result<u64, Failed> {
             *self.times.lock().unwrap() += 1;
             self.now.fetch_add(self.minutes.load(Ordering::Relaxed) * 60_000_000, Ordering::Relaxed);
-            if job.name == "panics" { panic!("as told") }
+            assert_ne!(job.name, "panics", "as told");
             Ok(3)
         }
     }
@@ -391,7 +400,9 @@ mod tests {
     #[tokio::test]
     async fn fetch_marks_stale_recurrent_links_that_nobody_waits_for() {
         let world = World::at("2026-03-02T12:31:00Z");
-        let [(name, text)] = SHIPPED.into_iter().filter(|(name, _)| *name == "fetch-stale-links").collect::<Vec<_>>()[..] else {
+        let [(name, text)] =
+            SHIPPED.into_iter().filter(|(name, _)| *name == "fetch-stale-links").collect::<Vec<_>>()[..]
+        else {
             panic!("fetch-stale-links is shipped")
         };
         let fetch = Job::parse(name, "jobs/test.toml", text).unwrap();
@@ -416,8 +427,10 @@ mod tests {
         world.store.write(links).await.unwrap();
         world.clock_says("2026-03-02T12:45:00Z");
         world.runs(&fetch).await;
-        let due = "SELECT link_id || ' ' || resource FROM refreshes WHERE due_at IS NOT NULL ORDER BY resource, link_id";
-        let due = world.store.readers().read(|tx| tx.all(due, args![], |row| Ok(row.str(0)?[35..].to_owned()))).unwrap();
+        let due =
+            "SELECT link_id || ' ' || resource FROM refreshes WHERE due_at IS NOT NULL ORDER BY resource, link_id";
+        let due =
+            world.store.readers().read(|tx| tx.all(due, args![], |row| Ok(row.str(0)?[35..].to_owned()))).unwrap();
         assert_eq!(due, ["1 employments", "2 employments", "4 employments", "1 owners"]);
         assert_eq!(world.reasons(name).last().unwrap(), "schedule done");
     }

@@ -51,7 +51,11 @@ fn describe() {
     describe_counter!("vinculo_late_answers_total", "Answers older than what was already held");
     describe_histogram!("vinculo_state_writes_per_commit", "Writes that shared a commit of the state");
     describe_gauge!("vinculo_belvo_budget_in_use", "Calls within the running window of the request budget");
-    describe_histogram!("vinculo_belvo_budget_wait_seconds", Unit::Seconds, "Time that a call waited for its share of the budget");
+    describe_histogram!(
+        "vinculo_belvo_budget_wait_seconds",
+        Unit::Seconds,
+        "Time that a call waited for its share of the budget"
+    );
     describe_counter!("vinculo_belvo_grants_total", "Calls that the budget let go");
     describe_gauge!("vinculo_belvo_paused", "1 while no call may leave");
     describe_counter!("vinculo_belvo_requests_total", "Calls to Belvo, by outcome");

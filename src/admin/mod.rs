@@ -77,7 +77,13 @@ async fn method_not_allowed() -> Response {
 }
 
 /// A page elsewhere that makes its own name point here must not read the answers.
-async fn check_host(State(admin): State<Admin>, uri: Uri, headers: HeaderMap, request: Request, next: Next) -> Response {
+async fn check_host(
+    State(admin): State<Admin>,
+    uri: Uri,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
     let asked = uri.host().or_else(|| headers.get(header::HOST)?.to_str().ok()).map(without_port);
     if asked.is_some_and(|host| admin.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))) {
         next.run(request).await
@@ -111,7 +117,8 @@ mod tests {
     impl Served {
         async fn start() -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let (address, problems, end) = (listener.local_addr().unwrap(), Problems::default(), CancellationToken::new());
+            let (address, problems, end) =
+                (listener.local_addr().unwrap(), Problems::default(), CancellationToken::new());
             let admin = Admin::new(problems.clone(), Recorder::global(), &["127.0.0.1".to_owned(), "::1".to_owned()]);
             tokio::spawn(admin.serve(listener, end.clone()));
             Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
@@ -129,7 +136,10 @@ mod tests {
         let served = Served::start().await;
         assert_eq!(served.get("/readyz", "127.0.0.1").await, (200, r#"{"problems":[],"ready":true}"#.to_owned()));
         served.problems.raise("lake_not_writable");
-        assert_eq!(served.get("/readyz", "[::1]:9090").await, (503, r#"{"problems":["lake_not_writable"],"ready":false}"#.to_owned()));
+        assert_eq!(
+            served.get("/readyz", "[::1]:9090").await,
+            (503, r#"{"problems":["lake_not_writable"],"ready":false}"#.to_owned())
+        );
         assert_eq!(served.get("/healthz", "127.0.0.1:9090").await.0, 200);
         served.problems.clear("lake_not_writable");
         assert_eq!(served.get("/readyz", "127.0.0.1").await.0, 200);

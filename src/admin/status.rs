@@ -114,7 +114,10 @@ impl Status {
             waiting: pending,
             retrying,
             blocked,
-            errors: counts(tx, "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1")?,
+            errors: counts(
+                tx,
+                "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1",
+            )?,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             jobs: last_runs(tx)?,
             snapshot: Snapshot::read(lake, now),
@@ -154,7 +157,8 @@ fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
 impl Snapshot {
     /// The lake's current snapshot. Its manifest never changes, so one read is one snapshot.
     fn read(lake: &Path, now: Timestamp) -> Option<Self> {
-        let manifest: Manifest = serde_json::from_slice(&std::fs::read(lake.join("current/manifest.json")).ok()?).ok()?;
+        let manifest: Manifest =
+            serde_json::from_slice(&std::fs::read(lake.join("current/manifest.json")).ok()?).ok()?;
         let age = Timestamp::parse(&manifest.published_at).map(|published| now.since(published)).unwrap_or_default();
         Some(Self {
             number: manifest.snapshot,
@@ -166,7 +170,8 @@ impl Snapshot {
 }
 
 fn duckdb_version() -> String {
-    let asked = duckdb::Connection::open_in_memory().and_then(|connection| connection.query_row("SELECT version()", [], |row| row.get(0)));
+    let asked = duckdb::Connection::open_in_memory()
+        .and_then(|connection| connection.query_row("SELECT version()", [], |row| row.get(0)));
     asked.unwrap_or_else(|_| "unknown".to_owned())
 }
 
@@ -211,7 +216,8 @@ fn rounded(seconds: u64) -> std::time::Duration {
 /// The number with a comma every three digits.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
     groups.join(",")
 }
 

@@ -37,8 +37,17 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     } else {
         writeln!(out, "configuration, {} jobs and {} tables are right", jobs.len(), schema::get().tables.len())?;
         for job in &jobs {
-            let slots: Vec<_> = slots(job, now).map(|slot| in_zone(slot, job.zone).format("%a %F %R %:z").to_string()).collect();
-            writeln!(out, "\n{}: {} ({}, {})\n  {}", job.name, job.action.name(), job.schedule, job.zone, slots.join("\n  "))?;
+            let slots: Vec<_> =
+                slots(job, now).map(|slot| in_zone(slot, job.zone).format("%a %F %R %:z").to_string()).collect();
+            writeln!(
+                out,
+                "\n{}: {} ({}, {})\n  {}",
+                job.name,
+                job.action.name(),
+                job.schedule,
+                job.zone,
+                slots.join("\n  ")
+            )?;
         }
     }
     Ok(Exit::Done)

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+use crate::belvo::Failure;
 use crate::config::ConfigErrors;
-use crate::store;
+use crate::{links, publish, refresh, store};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,17 +39,45 @@ impl Exit {
     pub fn of(error: &anyhow::Error) -> Self {
         error.chain().find_map(of_cause).unwrap_or(Self::Failed)
     }
+
+    /// What a failure with the stable code `code` ends a command with, such as the last one of a refresh.
+    pub fn of_code(code: &str) -> Self {
+        match code {
+            "state_held" | "state_newer" => Self::State,
+            "state_folder" | "state_read_only" | "lake_not_writable" => Self::Config,
+            "api_auth" | "api_forbidden" => Self::Credentials,
+            "rate_limited" | "api_blocked" => Self::RateLimited,
+            "api_down"
+            | "api_timeout"
+            | "unexpected_status"
+            | "redirected"
+            | "unreachable"
+            | "tls_refused"
+            | "timeout"
+            | "truncated"
+            | "not_json"
+            | "not_a_list"
+            | "foreign_next"
+            | "inconsistent_pages"
+            | "institution_refuses"
+            | "institution_down"
+            | "link_cooling" => Self::Down,
+            "state_damaged" | "state_unreadable" => Self::Damaged,
+            _ => Self::Failed,
+        }
+    }
 }
 
 fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if cause.is::<ConfigErrors>() {
         return Some(Exit::Config);
     }
-    match cause.downcast_ref::<store::Error>()? {
-        store::Error::Held { .. } | store::Error::Newer { .. } => Some(Exit::State),
-        store::Error::Folder { .. } => Some(Exit::Config),
-        _ => None,
-    }
+    let code = cause.downcast_ref().map(store::Error::code);
+    let code = code.or_else(|| cause.downcast_ref().map(|failure: &Failure| failure.code));
+    let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
+    let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
+    code.map(Exit::of_code)
 }
 
 impl From<Exit> for ExitCode {
@@ -71,8 +100,12 @@ mod tests {
         let exits = [
             Exit::of(&Err::<(), _>(held).context("while starting").unwrap_err()),
             Exit::of(&ConfigErrors(vec![problem]).into()),
+            Exit::of(&refresh::Error::from(Failure::own("api_auth", "/api/owners/")).into()),
+            Exit::of(&Failure::own("rate_limited", "/api/links/").into()),
+            Exit::of(&Failure::own("unreachable", "/api/links/").into()),
             Exit::of(&anyhow!("something else")),
         ];
-        assert_eq!(exits, [Exit::State, Exit::Config, Exit::Failed]);
+        let expected = [Exit::State, Exit::Config, Exit::Credentials, Exit::RateLimited, Exit::Down, Exit::Failed];
+        assert_eq!(exits, expected);
     }
 }

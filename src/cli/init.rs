@@ -31,7 +31,10 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         for path in written {
             writeln!(out, "wrote {}", path.display())?;
         }
-        writeln!(out, "next: write Belvo's keys and webhook.authorization into vinculo.toml, then run `vinculo check`")?;
+        writeln!(
+            out,
+            "next: write Belvo's keys and webhook.authorization into vinculo.toml, then run `vinculo check`"
+        )?;
     }
     Ok(Exit::Done)
 }

@@ -8,7 +8,8 @@ use super::{Global, LogFormat};
 
 /// Starts the log as the command line asks for it. The second start in a process changes nothing.
 pub fn start(global: &Global) {
-    let format = global.log_format.unwrap_or(if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
+    let format =
+        global.log_format.unwrap_or(if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
     let filter = EnvFilter::builder().parse_lossy(&global.log_level);
     // A full disk behind stderr must not end the program, so a line that cannot be written is dropped.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);

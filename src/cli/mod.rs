@@ -53,7 +53,14 @@ pub struct Global {
     #[arg(long, global = true)]
     pub json: bool,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as `vinculo::fetch=debug`
-    #[arg(long, value_name = "FILTER", global = true, env = "VINCULO_LOG_LEVEL", hide_env_values = true, default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        global = true,
+        env = "VINCULO_LOG_LEVEL",
+        hide_env_values = true,
+        default_value = "info"
+    )]
     #[arg(value_parser = log::check_filter)]
     pub log_level: String,
     /// How to log [default: text on a terminal, else json]
@@ -142,13 +149,16 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
 fn tell(error: &anyhow::Error, exit: Exit, is_json: bool) {
     use io::Write as _;
     let text = format!("{error:#}");
-    let line = if is_json { json!({ "error": text, "exit_code": exit as u8 }).to_string() } else { format!("error: {text}") };
+    let line =
+        if is_json { json!({ "error": text, "exit_code": exit as u8 }).to_string() } else { format!("error: {text}") };
     // Nobody is left to tell when this fails.
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -65,7 +65,8 @@ pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow
     let mut statement = connection.prepare(sql)?;
     let mut batches = statement.stream_arrow([])?;
     let schema = batches.get_schema();
-    let mut printer = Printer::new(form, schema.fields().iter().map(|field| (field.name().clone(), field.data_type().is_numeric())));
+    let mut printer =
+        Printer::new(form, schema.fields().iter().map(|field| (field.name().clone(), field.data_type().is_numeric())));
     printer.begin(out)?;
     for batch in &mut batches {
         printer.print(&batch?, out)?;
@@ -90,7 +91,8 @@ fn open(lake: &Path) -> anyhow::Result<Connection> {
     let connection = Connection::open_with_flags(&path, settings)
         .with_context(|| format!("{} cannot be read; `vinculo rebuild` writes it anew", path.display()))?;
     // Nothing personal in temporary files either.
-    connection.execute_batch("SET temp_directory = ''; SET enable_external_access = false; SET lock_configuration = true;")?;
+    connection
+        .execute_batch("SET temp_directory = ''; SET enable_external_access = false; SET lock_configuration = true;")?;
     Ok(connection)
 }
 
@@ -127,7 +129,8 @@ impl Printer {
     fn print(&mut self, batch: &RecordBatch, out: &mut impl Write) -> anyhow::Result<()> {
         let columns: Vec<ArrayRef> = batch.columns().iter().map(printable).collect();
         let options = FormatOptions::new().with_types_info(false);
-        let cells = columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
+        let cells =
+            columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
         for row in 0..batch.num_rows() {
             let cell = |at: usize| columns[at].is_valid(row).then(|| cells[at].value(row).try_to_string()).transpose();
             let texts = (0..columns.len()).map(cell).collect::<Result<Vec<_>, _>>()?;
@@ -181,7 +184,11 @@ fn json(text: Option<String>, data_type: &DataType) -> String {
 }
 
 fn csv(text: &str) -> String {
-    if text.is_empty() || text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+    if text.is_empty() || text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
 }
 
 #[cfg(test)]

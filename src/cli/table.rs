@@ -21,7 +21,8 @@ impl Table {
 
     /// Adds a row; `None` is NULL.
     pub(crate) fn push(&mut self, cells: impl IntoIterator<Item = Option<String>>) {
-        self.rows.push(cells.into_iter().map(|cell| cell.map_or_else(|| "NULL".to_owned(), |text| shown(&text))).collect());
+        self.rows
+            .push(cells.into_iter().map(|cell| cell.map_or_else(|| "NULL".to_owned(), |text| shown(&text))).collect());
     }
 
     /// How many rows there are.
@@ -53,7 +54,8 @@ impl Table {
 
 /// The text on one line and without anything that a terminal would obey: it may come from anywhere.
 fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(WIDEST + 1).map(|letter| if is_obeyed(letter) { '\u{fffd}' } else { letter }).collect();
+    let mut shown: String =
+        text.chars().take(WIDEST + 1).map(|letter| if is_obeyed(letter) { '\u{fffd}' } else { letter }).collect();
     if let Some((at, _)) = shown.char_indices().nth(WIDEST) {
         shown.truncate(at);
         shown.pop();

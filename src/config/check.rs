@@ -43,7 +43,8 @@ pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
     let secret_password = read.secret("belvo.secret_password");
     for (key, secret) in [("belvo.secret_id", &secret_id), ("belvo.secret_password", &secret_password)] {
         if secret.is_none() && needs.belvo {
-            let fix = format!("write the one of Belvo's dashboard, or set {} or {key}_file", super::layers::variable(key));
+            let fix =
+                format!("write the one of Belvo's dashboard, or set {} or {key}_file", super::layers::variable(key));
             read.refuse(key, "is missing", fix);
         }
     }
@@ -69,7 +70,10 @@ fn budget(read: &mut Reader<'_>, is_trusted: bool) -> Budget {
     // The most that can fall into one of Belvo's windows.
     let windows = BELVO_WINDOW.as_nanos().div_ceil(per.as_nanos().max(1));
     if u128::from(requests) * windows > BELVO_LIMIT && !is_trusted {
-        let what = format!("{requests} in {} can be more than {BELVO_LIMIT} in 30 s, which Belvo blocks", humantime::format_duration(per));
+        let what = format!(
+            "{requests} in {} can be more than {BELVO_LIMIT} in 30 s, which Belvo blocks",
+            humantime::format_duration(per)
+        );
         read.refuse("belvo.budget.requests", what, "the default is 75 in 30s");
     }
     Budget { requests, per }
@@ -100,7 +104,8 @@ pub(super) fn widget(read: &mut Reader<'_>) {
 }
 
 fn is_days(text: &str) -> bool {
-    text.strip_suffix('d').is_some_and(|days| (1..=3).contains(&days.len()) && days.bytes().all(|digit| digit.is_ascii_digit()))
+    text.strip_suffix('d')
+        .is_some_and(|days| (1..=3).contains(&days.len()) && days.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 fn is_url_or_empty(text: &str) -> bool {
@@ -115,7 +120,11 @@ pub(super) fn webhook(read: &mut Reader<'_>, needs: Needs) -> Webhook {
         read.refuse("webhook.authorization", "is missing, so nothing would tell Belvo from others", fix);
     }
     if authorization.iter().any(|value| value.len() < SECRET_LEN) {
-        read.refuse("webhook.authorization", "a value is shorter than 16 characters", "write longer ones, such as 32 random characters");
+        read.refuse(
+            "webhook.authorization",
+            "a value is shorter than 16 characters",
+            "write longer ones, such as 32 random characters",
+        );
     }
     if authorization.iter().any(|value| !is_header_value(value)) {
         let what = "a value cannot stand in a header";
@@ -130,7 +139,8 @@ pub(super) fn webhook(read: &mut Reader<'_>, needs: Needs) -> Webhook {
     Webhook {
         listen: read.socket("webhook.listen"),
         path: read.text("webhook.path", "a path such as /webhooks/belvo", |path| {
-            path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'{' | b'}'))
+            path.starts_with('/')
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'{' | b'}'))
         }),
         authorization: authorization.into_iter().map(SecretString::from).collect(),
         allow_ips: read.networks("webhook.allow_ips"),
@@ -149,7 +159,11 @@ fn is_header_value(text: &str) -> bool {
 pub(super) fn admin(read: &mut Reader<'_>, webhook: &Webhook) -> Admin {
     let listen = read.socket("admin.listen");
     if listen.port() != 0 && listen.port() == webhook.listen.port() {
-        read.refuse("admin.listen", "has the port of webhook.listen", "give each listener a port of its own, such as 9090");
+        read.refuse(
+            "admin.listen",
+            "has the port of webhook.listen",
+            "give each listener a port of its own, such as 9090",
+        );
     }
     let token = read.secret("admin.token");
     refuse_short(read, "admin.token", token.as_ref());
@@ -158,7 +172,9 @@ pub(super) fn admin(read: &mut Reader<'_>, webhook: &Webhook) -> Admin {
         listen,
         token,
         allowed_hosts: read.texts("admin.allowed_hosts", expected, |host| {
-            !host.is_empty() && !host.contains(['/', ' ', '@']) && (!host.contains(':') || host.parse::<std::net::Ipv6Addr>().is_ok())
+            !host.is_empty()
+                && !host.contains(['/', ' ', '@'])
+                && (!host.contains(':') || host.parse::<std::net::Ipv6Addr>().is_ok())
         }),
     }
 }
@@ -186,9 +202,14 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         let what = format!("{scheme}:// is not known: this version keeps its lake in a folder");
         read.refuse("lake.url", what, "the default is var/lake");
     }
-    let sinks = read.texts("lake.sinks", &format!("a list of sinks; there are {}", listed(SINKS)), |sink| SINKS.contains(&sink));
+    let sinks = read
+        .texts("lake.sinks", &format!("a list of sinks; there are {}", listed(SINKS)), |sink| SINKS.contains(&sink));
     if sinks.is_empty() {
-        read.refuse("lake.sinks", "is empty, so nothing would be published", "the default is [\"parquet\", \"duckdb\"]");
+        read.refuse(
+            "lake.sinks",
+            "is empty, so nothing would be published",
+            "the default is [\"parquet\", \"duckdb\"]",
+        );
     }
     if (1..sinks.len()).any(|at| sinks[..at].contains(&sinks[at])) {
         read.refuse("lake.sinks", "names a sink twice", "name each once");
@@ -200,7 +221,11 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
     let publish_quiet = read.duration("lake.publish_quiet", Duration::ZERO..=DAY);
     let publish_max_wait = read.duration("lake.publish_max_wait", Duration::ZERO..=DAY);
     if publish_quiet > publish_max_wait {
-        read.refuse("lake.publish_quiet", "is longer than lake.publish_max_wait", "write a shorter one; the default is 2s");
+        read.refuse(
+            "lake.publish_quiet",
+            "is longer than lake.publish_max_wait",
+            "write a shorter one; the default is 2s",
+        );
     }
     Lake {
         path: read.absolute(&url),

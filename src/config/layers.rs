@@ -80,7 +80,9 @@ impl Settings {
         leaves(&table, "", &mut |key, value| {
             defaults.insert(key, value.clone());
         });
-        let keys = defaults.iter().map(|(key, value)| (key.clone(), Setting { value: value.clone(), origin: Origin::Default }));
+        let keys = defaults
+            .iter()
+            .map(|(key, value)| (key.clone(), Setting { value: value.clone(), origin: Origin::Default }));
         Self { keys: keys.collect(), defaults, file: None, problems: Vec::new() }
     }
 
@@ -150,7 +152,11 @@ impl Settings {
         let value = match self.defaults.get(key) {
             Some(Value::Array(_)) if text.trim_start().starts_with('[') => as_toml(),
             Some(Value::Array(_)) => Some(Value::Array(
-                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(|item| Value::String(item.into())).collect(),
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty())
+                    .map(|item| Value::String(item.into()))
+                    .collect(),
             )),
             Some(Value::String(_)) => None,
             Some(_) => as_toml(),

@@ -61,7 +61,11 @@ impl<'s> Reader<'s> {
     /// A list of texts for each of which `is_right` holds.
     pub(super) fn texts(&mut self, key: &str, expected: &str, is_right: impl Fn(&str) -> bool) -> Vec<String> {
         self.value(key, expected, |value| {
-            value.as_array()?.iter().map(|item| item.as_str().filter(|text| is_right(text)).map(str::to_owned)).collect()
+            value
+                .as_array()?
+                .iter()
+                .map(|item| item.as_str().filter(|text| is_right(text)).map(str::to_owned))
+                .collect()
         })
     }
 
@@ -82,7 +86,8 @@ impl<'s> Reader<'s> {
     /// A size with its unit, within `range`, in bytes.
     pub(super) fn size(&mut self, key: &str, range: RangeInclusive<ByteSize>) -> u64 {
         let expected = format!("a size with its unit, from {} to {}", range.start(), range.end());
-        let size = self.value(key, &expected, |value| size(value.as_str()?).filter(|size| range.contains(size)).map(Size));
+        let size =
+            self.value(key, &expected, |value| size(value.as_str()?).filter(|size| range.contains(size)).map(Size));
         size.0.as_u64()
     }
 
@@ -103,7 +108,10 @@ impl<'s> Reader<'s> {
     pub(super) fn url(&mut self, key: &str) -> Url {
         self.value(key, "an https:// URL without user, query or fragment", |value| {
             let url: Url = value.as_str()?.parse().ok()?;
-            let is_plain = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+            let is_plain = url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none();
             (matches!(url.scheme(), "https" | "http") && url.has_host() && is_plain).then_some(Link(url))
         })
         .0
@@ -163,7 +171,8 @@ impl<'s> Reader<'s> {
             return read;
         }
         let default = self.settings.default_of(key);
-        let found = if SECRETS.contains(&key) { format!("is not {expected}") } else { format!("{value} is not {expected}") };
+        let found =
+            if SECRETS.contains(&key) { format!("is not {expected}") } else { format!("{value} is not {expected}") };
         let example = match default {
             Some(Value::String(text)) if text.is_empty() => "mend it, or leave it out".to_owned(),
             Some(Value::Array(items)) if items.is_empty() => "mend it, or leave it out".to_owned(),

@@ -88,11 +88,20 @@ pub fn load(dir: Option<&Path>) -> Result<Vec<Job>, ConfigErrors> {
 /// Name, place and text of each job.
 fn texts(dir: Option<&Path>, problems: &mut Vec<Problem>) -> Vec<(String, String, String)> {
     let Some(dir) = dir else {
-        return SHIPPED.iter().map(|&(name, text)| (name.to_owned(), format!("jobs/{name}.toml"), text.to_owned())).collect();
+        return SHIPPED
+            .iter()
+            .map(|&(name, text)| (name.to_owned(), format!("jobs/{name}.toml"), text.to_owned()))
+            .collect();
     };
-    let entries = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>());
+    let entries = fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>());
     let mut paths = entries.unwrap_or_else(|error| {
-        problems.push(Problem::new(dir.display(), "", format!("cannot be read: {error}"), "let this user read the folder"));
+        problems.push(Problem::new(
+            dir.display(),
+            "",
+            format!("cannot be read: {error}"),
+            "let this user read the folder",
+        ));
         Vec::new()
     });
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
@@ -120,11 +129,17 @@ impl Job {
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let at = error.span().map_or(0, |span| span.start);
             let line = text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
-            ConfigErrors(vec![Problem::new(place, "", format!("line {line} is not TOML: {}", error.message()), "mend that line")])
+            ConfigErrors(vec![Problem::new(
+                place,
+                "",
+                format!("line {line} is not TOML: {}", error.message()),
+                "mend that line",
+            )])
         })?;
         let mut read = Read { place, problems: Vec::new() };
         read.refuse_unknown(&table, "", &["schedule", "timezone", "action", "scope"]);
-        let cron = read.required(&table, "schedule", "*/15 * * * *").and_then(|text| read.cron(text).map(|cron| (text, cron)));
+        let cron =
+            read.required(&table, "schedule", "*/15 * * * *").and_then(|text| read.cron(text).map(|cron| (text, cron)));
         let zone = read.required(&table, "timezone", "America/Sao_Paulo").and_then(|text| read.zone(text));
         let action = read.required(&table, "action", "fetch").and_then(|text| read.action(text));
         let scope = read.scope(table.get("scope"), action);
@@ -149,7 +164,9 @@ impl Job {
     pub(super) fn last_between(&self, after: Timestamp, until: Timestamp) -> Option<Timestamp> {
         // Forward from a point close to the end, so that both directions cannot disagree about a gap or fold.
         let start = self.before(until).map_or(after, |before| before.max(after));
-        std::iter::successors(self.next_after(start), |&slot| self.next_after(slot)).take_while(|&slot| slot <= until).last()
+        std::iter::successors(self.next_after(start), |&slot| self.next_after(slot))
+            .take_while(|&slot| slot <= until)
+            .last()
     }
 
     /// An instant that is certainly before the last slot up to `until`.
@@ -162,7 +179,8 @@ impl Job {
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
 }
 
 /// Reads the keys of one file and collects what is wrong with them.
@@ -178,8 +196,10 @@ impl Read<'_> {
 
     fn refuse_unknown(&mut self, table: &Table, section: &str, known: &[&str]) {
         for key in table.keys().filter(|key| !known.contains(&key.as_str())) {
-            let fix = nearest(key, known.iter().copied())
-                .map_or_else(|| format!("remove it; there are {}", known.join(", ")), |name| format!("did you mean {name}?"));
+            let fix = nearest(key, known.iter().copied()).map_or_else(
+                || format!("remove it; there are {}", known.join(", ")),
+                |name| format!("did you mean {name}?"),
+            );
             self.refuse(&format!("{section}{key}"), "unknown key", fix);
         }
     }
@@ -195,7 +215,8 @@ impl Read<'_> {
 
     fn cron(&mut self, text: &str) -> Option<Cron> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        let example = "write minute, hour, day, month and weekday, such as \"30 6 * * 1-5\" for 06:30 from Monday to Friday";
+        let example =
+            "write minute, hour, day, month and weekday, such as \"30 6 * * 1-5\" for 06:30 from Monday to Friday";
         match parser.parse(text) {
             Ok(cron) if cron.find_next_occurrence(&chrono::DateTime::UNIX_EPOCH, false).is_err() => {
                 self.refuse("schedule", format!("\"{text}\" never comes"), example);
@@ -212,8 +233,10 @@ impl Read<'_> {
     fn zone(&mut self, text: &str) -> Option<Tz> {
         let zone = text.parse().ok();
         if zone.is_none() {
-            let fix = nearest(text, chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()))
-                .map_or_else(|| "write a name such as America/Sao_Paulo".to_owned(), |name| format!("did you mean {name}?"));
+            let fix = nearest(text, chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name())).map_or_else(
+                || "write a name such as America/Sao_Paulo".to_owned(),
+                |name| format!("did you mean {name}?"),
+            );
             self.refuse("timezone", format!("\"{text}\" is not a time zone"), fix);
         }
         zone
@@ -223,7 +246,11 @@ impl Read<'_> {
         let action = Action::ALL.into_iter().find(|action| action.name() == text);
         if action.is_none() {
             let known = Action::ALL.map(Action::name).join(", ");
-            self.refuse("action", format!("this version does not know the action \"{text}\""), format!("it knows {known}"));
+            self.refuse(
+                "action",
+                format!("this version does not know the action \"{text}\""),
+                format!("it knows {known}"),
+            );
         }
         action
     }
@@ -242,23 +269,37 @@ impl Read<'_> {
         if let Some(value) = scope.get("access_mode") {
             read.access_mode = value.as_str().filter(|mode| ["recurrent", "single"].contains(mode)).map(str::to_owned);
             if read.access_mode.is_none() {
-                self.refuse("scope.access_mode", format!("{value} is not an access mode"), "write \"recurrent\" or \"single\"");
+                self.refuse(
+                    "scope.access_mode",
+                    format!("{value} is not an access mode"),
+                    "write \"recurrent\" or \"single\"",
+                );
             }
         }
         if let Some(value) = scope.get("older_than") {
             match value.as_str().and_then(|text| humantime::parse_duration(text).ok()) {
                 Some(age) => read.older_than = age,
-                None => self.refuse("scope.older_than", format!("{value} is not a time with its unit"), "write for example \"24h\""),
+                None => self.refuse(
+                    "scope.older_than",
+                    format!("{value} is not a time with its unit"),
+                    "write for example \"24h\"",
+                ),
             }
         }
         if let Some(value) = scope.get("resources") {
             let names = value.as_array().filter(|names| !names.is_empty());
-            let found = names.and_then(|names| names.iter().map(|name| Resource::by_name(name.as_str()?)).collect::<Option<Vec<_>>>());
+            let found = names.and_then(|names| {
+                names.iter().map(|name| Resource::by_name(name.as_str()?)).collect::<Option<Vec<_>>>()
+            });
             if let Some(resources) = found {
                 read.resources = resources;
             } else {
                 let known = resources::ALL.map(|resource| resource.name).join(", ");
-                self.refuse("scope.resources", format!("{value} is not a list of resources"), format!("there are {known}"));
+                self.refuse(
+                    "scope.resources",
+                    format!("{value} is not a list of resources"),
+                    format!("there are {known}"),
+                );
             }
         }
         read
