@@ -19,10 +19,10 @@ use crate::sinks::parquet::TableWriter;
 use crate::store::{self, Row, Tx, args};
 
 /// Rows that wait in memory for a file, over all buckets of a table.
-const WAITING_ROWS: usize = 32_768;
+const WAITING_ROWS: usize = 8_192;
 
 /// Bytes of text that wait in memory for a file, over all buckets of a table.
-const WAITING_BYTES: usize = 8 << 20;
+const WAITING_BYTES: usize = 4 << 20;
 
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
