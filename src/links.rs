@@ -18,7 +18,7 @@ use crate::store::{Error, Store, Tx, args};
 const GATHER_FOR: Duration = Duration::from_millis(200);
 
 /// Longest time without a look at what is due, in case a clock was set.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Notes that a webhook named the link, inside the caller's transaction. An unknown link is tracked from now on, and is
 /// looked up at Belvo once.
@@ -163,7 +163,8 @@ impl Directory {
             Err(failure) if failure.kind == Decision::Never => Vec::new(),
             Err(failure) => return self.postpone(due, &failure).await,
         };
-        let (known, rest): (Vec<_>, Vec<_>) = due.into_iter().partition(|(id, _)| found.iter().any(|link| link.id == *id));
+        let (known, rest): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|(id, _)| found.iter().any(|link| link.id == *id));
         self.store
             .write(move |tx| {
                 let asked_for = found.iter().filter(|link| known.iter().any(|(id, _)| link.id == *id));
@@ -198,7 +199,13 @@ impl Directory {
     async fn postpone(&self, due: Vec<(LinkId, u32)>, failure: &Failure) -> Result<usize, Error> {
         let attempts = due.iter().map(|(_, attempts)| *attempts).max().unwrap_or_default();
         let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
-        tracing::warn!(code = failure.code, links = due.len(), request_id = failure.request_id, "{failure}; {}", failure.advice());
+        tracing::warn!(
+            code = failure.code,
+            links = due.len(),
+            request_id = failure.request_id,
+            "{failure}; {}",
+            failure.advice()
+        );
         self.store
             .write(move |tx| {
                 due.iter().try_for_each(|(id, _)| {
@@ -215,7 +222,8 @@ impl Directory {
 
     /// How long until the next link is due.
     async fn until_due(&self) -> Duration {
-        let next = self.store.read(|tx| tx.one("SELECT min(lookup_due_at) FROM links", args![], |row| row.opt_at(0))).await;
+        let next =
+            self.store.read(|tx| tx.one("SELECT min(lookup_due_at) FROM links", args![], |row| row.opt_at(0))).await;
         let next = next.ok().flatten().flatten();
         next.map_or(LONGEST_WAIT, |due| due.since(self.clock.now()).clamp(GATHER_FOR, LONGEST_WAIT))
     }

@@ -31,7 +31,7 @@ const PROBLEM: &str = "publish_failed";
 
 /// Wait after a first failure to publish; it doubles with each.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_mins(1);
 
 /// Why a snapshot could not be published. Readers then see the one before.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +113,12 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Folder`] when the lake cannot be used.
-    pub fn open(readers: Arc<Readers>, settings: Settings, pepper: Option<Pepper>, clock: Clock) -> Result<Self, Error> {
+    pub fn open(
+        readers: Arc<Readers>,
+        settings: Settings,
+        pepper: Option<Pepper>,
+        clock: Clock,
+    ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
         Ok(Self { readers, lake, settings, pepper, clock, schema: schema::get() })
@@ -231,7 +236,9 @@ impl Publisher {
             && previous.link_buckets == self.settings.link_buckets
             && previous.vinculo_version == env!("CARGO_PKG_VERSION")
             && self.schema.tables.iter().all(|table| {
-                previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
+                previous
+                    .table(&table.name)
+                    .is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
             })
     }
 
@@ -243,7 +250,8 @@ impl Publisher {
 /// What the state is, and how far it has come.
 fn built_from(tx: &Tx<'_>) -> Result<BuiltFrom, store::Error> {
     let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
-    let change = value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
+    let change =
+        value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
     Ok(BuiltFrom { state_id: value("state_id")?.unwrap_or_default(), change })
 }
 
@@ -274,13 +282,18 @@ pub async fn run(
                 problems.clear(PROBLEM);
                 wait = Duration::MAX;
                 // Told also when there was nothing new: readers then have all there is.
-                published.send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
+                published
+                    .send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
             }
             Err(error) => {
                 problems.raise(PROBLEM);
                 metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
                 wait = wait.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
-                tracing::error!(code = error.code(), retry_secs = wait.as_secs(), "nothing was published, and readers see the last snapshot: {error}");
+                tracing::error!(
+                    code = error.code(),
+                    retry_secs = wait.as_secs(),
+                    "nothing was published, and readers see the last snapshot: {error}"
+                );
             }
         }
         tokio::select! {

@@ -83,7 +83,12 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 type Wanted = Vec<(LinkId, &'static Resource)>;
 
 /// Marks what the operator asks for, and gives it.
-async fn mark(daemon: &Daemon, scope: &Scope, resources: &[&'static Resource], now: Timestamp) -> anyhow::Result<Wanted> {
+async fn mark(
+    daemon: &Daemon,
+    scope: &Scope,
+    resources: &[&'static Resource],
+    now: Timestamp,
+) -> anyhow::Result<Wanted> {
     let (scope, resources) = (scope.clone(), resources.to_vec());
     let wanted = daemon.store.write(move |tx| {
         let mut wanted = Vec::new();

@@ -76,7 +76,7 @@ impl Gathered {
 
 impl Stager<'_> {
     /// Writes or takes over each table's files.
-    pub fn stage(&self) -> Result<Vec<TableEntry>, Error> {
+    pub(super) fn stage(&self) -> Result<Vec<TableEntry>, Error> {
         let changed = self.changed()?;
         let rejected_table = Output::new(self, self.schema.table("rejected_records"), &changed.content);
         let mut gathered = Gathered { rejected: rejected_table.columns(), persons: HashMap::new() };
@@ -120,10 +120,13 @@ impl Stager<'_> {
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
-        let mut replay = Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
+        let mut replay =
+            Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
         let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
         let mut outputs: Vec<Output<'_>> = tables
-            .map(|table| Output::new(self, table, if shows_sightings(table) { &changed.sightings } else { &changed.content }))
+            .map(|table| {
+                Output::new(self, table, if shows_sightings(table) { &changed.sightings } else { &changed.content })
+            })
             .collect();
         // For each bucket, the waiting rows of each table.
         let mut waiting: Vec<Vec<Columns>> = (0..self.buckets).map(|_| replay.columns()).collect();
@@ -154,7 +157,11 @@ impl Stager<'_> {
     }
 
     /// Gives each record of the resource with its versions, by link and key.
-    fn each_record(&self, resource: &Resource, mut each: impl FnMut(&Stored) -> Result<(), Error>) -> Result<(), Error> {
+    fn each_record(
+        &self,
+        resource: &Resource,
+        mut each: impl FnMut(&Stored) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut gathered: Option<Stored> = None;
         self.tx.each(
             "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, r.record_id, r.created_at, r.collected_at, \
@@ -338,13 +345,14 @@ enum Bucket {
     Unchanged,
     /// Its file begins with the first rows that are many enough to be written.
     Waiting,
-    Begun(TableWriter),
+    Begun(Box<TableWriter>),
 }
 
 impl<'s> Output<'s> {
     /// An output of which the `changed` buckets are written.
     fn new(stager: &'s Stager<'_>, table: &'s Table, changed: &HashSet<u32>) -> Self {
-        let previous = stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
+        let previous =
+            stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
         let bucket = |number| if changed.contains(&number) { Bucket::Waiting } else { Bucket::Unchanged };
         let share = stager.buckets.max(1) as usize;
         Self {
@@ -359,7 +367,10 @@ impl<'s> Output<'s> {
 
     /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
     fn columns(&self) -> Vec<Columns> {
-        self.buckets.iter().map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>())).collect()
+        self.buckets
+            .iter()
+            .map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>()))
+            .collect()
     }
 
     fn is_written(&self, bucket: u32) -> bool {
@@ -385,7 +396,7 @@ impl<'s> Output<'s> {
         if let Bucket::Begun(writer) = bucket {
             writer.write(&batch)?;
         } else {
-            let mut writer = TableWriter::create(&path, self.table)?;
+            let mut writer = Box::new(TableWriter::create(&path, self.table)?);
             writer.write(&batch)?;
             *bucket = Bucket::Begun(writer);
         }
