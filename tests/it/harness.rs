@@ -73,10 +73,6 @@ impl TestClock {
         self.0.fetch_add(i64::try_from(by.as_micros()).unwrap(), Ordering::SeqCst);
     }
 
-    /// Moves on to `to`, unless it is later already.
-    pub(crate) fn advance_to(&self, to: Timestamp) {
-        self.advance(to.since(self.clock().now()));
-    }
 
     fn clock(&self) -> Clock {
         let offset = Arc::clone(&self.0);
