@@ -109,13 +109,14 @@ pub fn mark_at(
     Ok(())
 }
 
-/// Records what a webhook counted for `(link, resource)`, inside the caller's transaction, after [`mark`].
+/// Records what a webhook counted for `(link, resource)`, inside the caller's transaction, after [`mark`]. A webhook that
+/// counted nothing voids the count of those before it, unless their fetch is still to begin.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn note_count(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, count: i64) -> Result<(), Error> {
+pub fn note_count(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, count: Option<i64>) -> Result<(), Error> {
     tx.execute(
-        "UPDATE refreshes SET webhook_count = $3 WHERE link_id = $1 AND resource = $2",
+        "UPDATE refreshes SET webhook_count = $3 WHERE link_id = $1 AND resource = $2 AND ($3 IS NOT NULL OR marks = cleared + 1)",
         args![link_id, resource.name, count],
     )?;
     Ok(())

@@ -266,9 +266,7 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
         Subject::Resource(resource, count) => {
             links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
             queue::mark(tx, link_id, resource, Trigger::Webhook, received_at)?;
-            if let Some(count) = count {
-                queue::note_count(tx, link_id, resource, *count)?;
-            }
+            queue::note_count(tx, link_id, resource, *count)?;
         }
         Subject::Status(status) => {
             links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;

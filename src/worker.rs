@@ -39,7 +39,7 @@ pub async fn run(
         tasks.spawn(worker.run_claimed(Arc::clone(&waiting)));
     }
     tokio::select! {
-        () = claim_until_closed(&refresher, &queue, &clock, workers, claimed) => {}
+        () = claim_until_closed(&refresher, &queue, &clock, workers, settled.subscribe(), claimed) => {}
         () = shutdown.cancelled() => {}
     }
     // The sender is gone now: what was claimed is run to its end, or done again after the next start.
@@ -57,6 +57,7 @@ async fn claim_until_closed(
     queue: &Queue,
     clock: &Clock,
     workers: usize,
+    mut settled: watch::Receiver<()>,
     claimed: mpsc::Sender<Refresh>,
 ) {
     let mut news = queue.news();
@@ -77,7 +78,10 @@ async fn claim_until_closed(
                 return;
             }
         }
-        if is_empty {
+        // A refresh that ends may leave its successor behind: to be tried again, or wanted again while it ran.
+        let mut is_waiting = is_empty;
+        while is_waiting {
+            settled.mark_unchanged();
             let next_due = queue.next_due().await.ok().flatten();
             let until_due = async {
                 match next_due {
@@ -86,8 +90,9 @@ async fn claim_until_closed(
                 }
             };
             tokio::select! {
-                _ = news.changed() => {}
-                () = until_due => {}
+                _ = news.changed() => is_waiting = false,
+                () = until_due => is_waiting = false,
+                Ok(()) = settled.changed() => {}
             }
         }
     }

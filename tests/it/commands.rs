@@ -1,0 +1,86 @@
+//! The commands as their users type them.
+
+use crate::binary::{run, vinculo};
+
+const COMMANDS: [&str; 11] =
+    ["init", "demo", "serve", "simulate", "refresh", "publish", "rebuild", "sql", "check", "status", "completions"];
+
+#[test]
+fn every_command_has_help() {
+    let overview = run(vinculo().arg("--help"));
+    assert_eq!(overview.code, Some(0));
+    for command in COMMANDS {
+        assert!(overview.out.contains(&format!("\n  {command} ")), "{command} is not in the overview");
+        let help = run(vinculo().args([command, "--help"]));
+        assert_eq!(help.code, Some(0), "{command}: {}", help.err);
+        assert!(help.out.contains(&format!("Usage: vinculo {command}")), "{}", help.out);
+    }
+}
+
+#[test]
+fn shells_complete_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(vinculo().args(["completions", shell]));
+        assert_eq!(ended.code, Some(0), "{shell}: {}", ended.err);
+        for command in COMMANDS {
+            assert!(ended.out.contains(command), "{shell} does not know {command}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_command_is_a_matter_of_usage() {
+    let ended = run(vinculo().arg("publsh"));
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.err.contains("publish"), "no similar name in: {}", ended.err);
+}
+
+#[test]
+fn init_writes_what_check_accepts_and_never_overwrites() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = || run(vinculo().args(["init", "--dir"]).arg(folder.path()));
+    let first = init();
+    assert_eq!(first.code, Some(0), "{}", first.err);
+    let config = folder.path().join("vinculo.toml");
+    let before = std::fs::read(&config).unwrap();
+    let again = init();
+    assert_ne!(again.code, Some(0));
+    assert!(again.err.contains("vinculo.toml"), "{}", again.err);
+    assert_eq!(std::fs::read(&config).unwrap(), before);
+
+    // Without Belvo's keys it says which are missing; with them it is content.
+    let keys = [
+        ("VINCULO_BELVO__SECRET_ID", "id"),
+        ("VINCULO_BELVO__SECRET_PASSWORD", "password"),
+        ("VINCULO_WEBHOOK__AUTHORIZATION", "Bearer 0123456789abcdef"),
+    ];
+    let check = run(vinculo().arg("check").arg("--config").arg(&config).envs(keys));
+    assert_eq!(check.code, Some(0), "{}{}", check.out, check.err);
+    for job in ["fetch-stale-links", "sync-links"] {
+        assert!(check.out.contains(job), "no {job} in: {}", check.out);
+    }
+}
+
+/// Prose that no test touches goes stale: each command that the README shows in a `sh` block is one that the program
+/// knows, with options that it knows.
+#[test]
+fn the_commands_in_the_readme_are_commands() {
+    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let Ok(text) = std::fs::read_to_string(&readme) else {
+        eprintln!("SKIPPED: there is no README.md");
+        return;
+    };
+    let shown =
+        text.lines().map(|line| line.trim().trim_start_matches("$ ")).filter_map(|line| line.strip_prefix("vinculo "));
+    for line in shown {
+        let words: Vec<&str> =
+            line.split_whitespace().take_while(|word| !word.starts_with(['#', '|', '"', '\''])).collect();
+        let Some(command) = words.first().filter(|word| word.chars().all(|c| c.is_ascii_lowercase())) else { continue };
+        let help = run(vinculo().args([command, "--help"]));
+        assert_eq!(help.code, Some(0), "the README shows `vinculo {line}`");
+        for option in words.iter().filter(|word| word.starts_with("--")) {
+            let option = option.split('=').next().unwrap_or(option);
+            assert!(help.out.contains(option), "the README shows `vinculo {line}`, and {command} has no {option}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The daemon in this process, with Belvo's address, the settings and the clock in the test's hand.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use vinculo::clock::{Clock, Timestamp};
+use vinculo::config::{Config, Needs};
+use vinculo::daemon::{Daemon, Parts};
+use vinculo::queue;
+use vinculo::simulate::{self, Simulation};
+
+use crate::tables::{self, Tables};
+
+/// What Belvo sends with its webhooks.
+pub(crate) const AUTHORIZATION: &str = "Bearer it-webhook-authorization";
+
+/// The key of `person_key`.
+pub(crate) const PEPPER: &str = "it-pepper-for-simulated-people";
+
+/// Nothing here takes so long unless it is stuck.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// A configuration for Belvo at `belvo`, with everything else in its own folder.
+pub(crate) fn config_text(belvo: SocketAddr, webhooks: SocketAddr, admin: SocketAddr) -> String {
+    format!(
+        r#"[belvo]
+base_url = "http://{belvo}"
+token_url = "http://{belvo}"
+secret_id = "{}"
+secret_password = "{}"
+budget = {{ requests = 1000000, per = "30s" }}
+[webhook]
+listen = "{webhooks}"
+authorization = ["{AUTHORIZATION}"]
+allow_ips = ["127.0.0.1"]
+[admin]
+listen = "{admin}"
+[lake]
+url = "lake"
+publish_quiet = "50ms"
+publish_max_wait = "1s"
+[pii]
+pepper = "{PEPPER}"
+"#,
+        simulate::SECRET_ID,
+        simulate::SECRET_PASSWORD,
+    )
+}
+
+/// An address of this machine whose port the system chooses.
+pub(crate) const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// A clock that goes as the machine's does, from an instant of the test's choice, and jumps when told to.
+#[derive(Clone, Default)]
+pub(crate) struct TestClock(Arc<AtomicI64>);
+
+impl TestClock {
+    /// One that shows `start` now.
+    pub(crate) fn starting_at(start: Timestamp) -> Self {
+        Self(Arc::new(AtomicI64::new(start.as_micros() - Clock::system().now().as_micros())))
+    }
+
+    /// Moves on.
+    pub(crate) fn advance(&self, by: Duration) {
+        self.0.fetch_add(i64::try_from(by.as_micros()).unwrap(), Ordering::SeqCst);
+    }
+
+
+    fn clock(&self) -> Clock {
+        let offset = Arc::clone(&self.0);
+        Clock::from_fn(move || {
+            Timestamp::from_micros(Clock::system().now().as_micros() + offset.load(Ordering::SeqCst))
+        })
+    }
+}
+
+/// A running daemon with a folder of its own.
+pub(crate) struct Running {
+    pub(crate) daemon: Daemon,
+    pub(crate) clock: TestClock,
+    config: Config,
+    folder: TempDir,
+}
+
+impl Running {
+    /// Starts it for Belvo at `belvo`, with `overrides` such as `("belvo.page_size", "2")`.
+    pub(crate) async fn start(belvo: SocketAddr, overrides: &[(&str, &str)]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), TestClock::default(), belvo, overrides).await
+    }
+
+    /// The same in `folder`, with state and lake where they are, on `clock`.
+    pub(crate) async fn start_in(
+        folder: TempDir,
+        clock: TestClock,
+        belvo: SocketAddr,
+        overrides: &[(&str, &str)],
+    ) -> Self {
+        let file = folder.path().join("vinculo.toml");
+        std::fs::write(&file, config_text(belvo, ANY_PORT, ANY_PORT)).unwrap();
+        // No jobs: what is fetched is fetched because a webhook said so.
+        std::fs::create_dir_all(folder.path().join("jobs")).unwrap();
+        let config = Config::load(Some(&file), [], overrides, Needs { belvo: true, webhook: true }).unwrap();
+        config.check_folders().unwrap();
+        let daemon = Daemon::start(&config, clock.clock(), Parts::All).await.unwrap();
+        Self { daemon, clock, config, folder }
+    }
+
+    /// Where webhooks go.
+    pub(crate) fn webhook_url(&self) -> String {
+        format!("http://{}{}", self.daemon.webhook_address.unwrap(), self.config.webhook.path)
+    }
+
+    /// The lake's folder.
+    pub(crate) fn lake(&self) -> PathBuf {
+        self.config.lake.path.clone()
+    }
+
+    /// The state's file.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.config.state.path.clone()
+    }
+
+    /// Waits until every refresh has run and every change is published.
+    pub(crate) async fn until_idle(&self) {
+        if in_time(self.daemon.until_idle()).await.is_none() {
+            let backlog = self.daemon.store.read(queue::backlog).await.unwrap();
+            panic!("still busy after {STUCK:?}: {backlog:?}");
+        }
+    }
+
+    /// Waits until every change so far is published.
+    pub(crate) async fn until_published(&self) {
+        assert!(in_time(self.daemon.until_published()).await.is_some(), "nothing was published in {STUCK:?}");
+    }
+
+    /// What analysts see, in DuckDB; Parquet holds the same.
+    pub(crate) fn tables(&self) -> Tables {
+        let tables = tables::from_duckdb(&self.lake());
+        tables::assert_same(&tables::from_parquet(&self.lake()), &tables, &[]);
+        tables::assert_keys_are_unique(&tables);
+        tables
+    }
+
+    /// Sends `body` as Belvo does, and gives the status of the answer.
+    pub(crate) async fn webhook(&self, body: &str) -> u16 {
+        let request = reqwest::Client::new().post(self.webhook_url()).header("content-type", "application/json");
+        request.header("authorization", AUTHORIZATION).body(body.to_owned()).send().await.unwrap().status().as_u16()
+    }
+
+    /// Stops the daemon, and gives its folder.
+    pub(crate) async fn stop(self) -> TempDir {
+        self.daemon.stop().await;
+        self.folder
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = anyhow::Result<T>>) -> Option<T> {
+    tokio::time::timeout(STUCK, work).await.ok().map(Result::unwrap)
+}
+
+/// A simulated Belvo with its webhooks, and the daemon they go to.
+pub(crate) struct Flow {
+    pub(crate) simulation: Simulation,
+    pub(crate) running: Running,
+    serving: Serving,
+}
+
+impl Flow {
+    /// Starts both; nobody is connected yet.
+    pub(crate) async fn start(people: u32) -> Self {
+        Self::start_with(people, |_| {}, &[]).await
+    }
+
+    /// The same, with the simulator's settings and the program's `overrides`.
+    pub(crate) async fn start_with(
+        people: u32,
+        set: impl FnOnce(&mut simulate::Settings),
+        overrides: &[(&str, &str)],
+    ) -> Self {
+        let mut settings = simulate::Settings {
+            people,
+            webhook_authorization: AUTHORIZATION.into(),
+            webhook_latency: Duration::from_millis(200),
+            webhook_backoff: Duration::from_millis(100),
+            limit: None,
+            pepper: Some(PEPPER.into()),
+            ..simulate::Settings::default()
+        };
+        set(&mut settings);
+        let listener = TcpListener::bind(ANY_PORT).await.unwrap();
+        let clock = TestClock::starting_at(settings.start);
+        let folder = tempfile::tempdir().unwrap();
+        let running = Running::start_in(folder, clock, listener.local_addr().unwrap(), overrides).await;
+        settings.webhook = Some(running.webhook_url().parse().unwrap());
+        let simulation = Simulation::new(settings);
+        let serving = Serving::start(&simulation, listener);
+        Self { simulation, running, serving }
+    }
+
+    /// Where the simulated Belvo is.
+    pub(crate) fn belvo(&self) -> SocketAddr {
+        self.serving.address
+    }
+
+    /// Waits until every webhook is answered, every refresh has run and every change is published.
+    pub(crate) async fn until_idle(&self) {
+        until_delivered(&self.simulation).await;
+        self.running.until_idle().await;
+    }
+
+    /// What the tables should hold.
+    pub(crate) fn truth(&self) -> Tables {
+        tables::from_truth(&self.simulation.truth())
+    }
+}
+
+/// Waits until every webhook of `simulation` is answered.
+pub(crate) async fn until_delivered(simulation: &Simulation) {
+    let delivered = tokio::time::timeout(STUCK, simulation.wait_until_delivered()).await;
+    assert!(delivered.is_ok(), "webhooks are still outstanding after {STUCK:?}: {:?}", simulation.webhooks());
+    assert_eq!(simulation.webhooks().given_up, 0, "{:?}", simulation.webhooks());
+}
+
+/// A simulation that answers until this is dropped.
+pub(crate) struct Serving {
+    pub(crate) address: SocketAddr,
+    _end: DropGuard,
+    _task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Serving {
+    /// Answers on `listener`.
+    pub(crate) fn start(simulation: &Simulation, listener: TcpListener) -> Self {
+        let shutdown = CancellationToken::new();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
+        Self { address, _end: shutdown.drop_guard(), _task: task }
+    }
+}

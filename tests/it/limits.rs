@@ -1,0 +1,64 @@
+//! Belvo's limit is never passed in any window, counted where calls arrive, and a `Retry-After` is kept.
+
+use std::time::{Duration, Instant};
+
+use vinculo::simulate::{Fault, Limit};
+
+use crate::harness::Flow;
+use crate::tables;
+
+const REQUESTS: usize = 20;
+const PER: Duration = Duration::from_secs(1);
+
+async fn limited() -> Flow {
+    let limit = Some(Limit { requests: REQUESTS, per: PER });
+    Flow::start_with(100, |settings| settings.limit = limit, &[("belvo.budget.requests", "20"), ("belvo.budget.per", "1s")]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_links_never_pass_the_limit_in_any_window() {
+    let flow = limited().await;
+    let started = Instant::now();
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let took = started.elapsed();
+    tables::assert_true(&flow.running.tables(), &flow.truth(), &[]);
+
+    let calls = no_window_has_more(&flow);
+    assert!(calls >= 200, "{calls} calls");
+    // The limit is used, not only kept.
+    let least = PER * u32::try_from(calls / REQUESTS).unwrap();
+    println!("{calls} calls in {took:?}; the limit alone would take {least:?}");
+    assert!(took < least * 2, "{calls} calls took {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_is_made_before_retry_after_is_over() {
+    let flow = limited().await;
+    flow.simulation.arm(Fault::parse("status,code=429,retry_after=3,skip=30,times=1").unwrap());
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    tables::assert_true(&flow.running.tables(), &flow.truth(), &[]);
+
+    no_window_has_more(&flow);
+    let arrivals = flow.simulation.arrivals();
+    let pauses: Vec<(usize, Duration)> = arrivals
+        .windows(2)
+        .enumerate()
+        .map(|(at, pair)| (at + 1, pair[1].at.duration_since(pair[0].at)))
+        .filter(|(_, pause)| *pause > PER * 2)
+        .collect();
+    // Calls that were on their way when it was said are all that may still arrive.
+    assert!(matches!(pauses[..], [(31..=47, pause)] if pause >= Duration::from_millis(2_900)), "{pauses:?}");
+}
+
+/// Fails when any window has more calls than the limit; gives the number of calls.
+fn no_window_has_more(flow: &Flow) -> usize {
+    let arrivals = flow.simulation.arrivals();
+    assert_eq!(flow.simulation.breaches(), 0);
+    for window in arrivals.windows(REQUESTS + 1) {
+        let width = window[REQUESTS].at.duration_since(window[0].at);
+        assert!(width >= PER, "{} calls in {width:?}", REQUESTS + 1);
+    }
+    arrivals.len()
+}
