@@ -59,6 +59,14 @@ pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str) -> Result<(), Er
     Ok(())
 }
 
+/// The ids of all tracked links.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn all(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
+    tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0))
+}
+
 /// What Belvo says of a link that it does not list any more.
 pub const NOT_FOUND: &str = "not_found";
 

@@ -151,14 +151,14 @@ impl Publisher {
     /// # Errors
     /// [`Error::Store`].
     pub fn is_behind(&self) -> Result<bool, Error> {
-        let latest = self.readers.read(built_from)?;
+        let latest = self.readers.read(BuiltFrom::of)?;
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
     }
 
     fn stage(&self, staging: &Staging, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {
         let published_at = self.clock.now();
         let staged = self.readers.read(|tx| {
-            let built_from = built_from(tx)?;
+            let built_from = BuiltFrom::of(tx)?;
             let usable = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
             if usable.is_some_and(|previous| previous.built_from == built_from) {
                 return Ok(None);
@@ -247,12 +247,17 @@ impl Publisher {
     }
 }
 
-/// What the state is, and how far it has come.
-fn built_from(tx: &Tx<'_>) -> Result<BuiltFrom, store::Error> {
-    let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
-    let change =
-        value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
-    Ok(BuiltFrom { state_id: value("state_id")?.unwrap_or_default(), change })
+impl BuiltFrom {
+    /// What the state is, and how far it has come.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub fn of(tx: &Tx<'_>) -> Result<Self, store::Error> {
+        let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
+        let change = value("changes")?.map_or(Ok(0), |text| text.parse());
+        let change = change.map_err(|_| store::Error::Unreadable("a counter"))?;
+        Ok(Self { state_id: value("state_id")?.unwrap_or_default(), change })
+    }
 }
 
 /// When to publish.

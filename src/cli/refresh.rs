@@ -120,7 +120,7 @@ fn links(tx: &Tx<'_>, scope: &Scope, resource: &Resource, now: Timestamp) -> Res
             args![resource.name, now.as_micros() - i64::try_from(age.as_micros()).unwrap_or(i64::MAX)],
             |row| row.link_id(0),
         ),
-        _ => tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0)),
+        _ => crate::links::all(tx),
     }
 }
 
