@@ -544,3 +544,161 @@ pub fn unpack(body: &[u8]) -> Result<String, Error> {
     let bytes = zstd::stream::decode_all(body).map_err(|_| damaged())?;
     String::from_utf8(bytes).map_err(|_| damaged())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::employments;
+    use crate::store::Store;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+    const CONFIRM_AFTER: Duration = Duration::from_hours(1);
+
+    struct Bench {
+        store: Store,
+        _folder: tempfile::TempDir,
+    }
+
+    /// What analysts see of a job: its key, its latest id and its number of contents.
+    type Seen = Vec<(String, String, i64)>;
+
+    impl Bench {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let link_id: LinkId = LINK.parse().unwrap();
+            let now = Timestamp::from_micros(0);
+            store
+                .write(move |tx| queue::mark(tx, &link_id, &employments::RESOURCE, Trigger::Webhook, now))
+                .await
+                .unwrap();
+            Self { store, _folder: folder }
+        }
+
+        /// A list at `minutes`.
+        async fn list(&self, minutes: i64, jobs: &[String]) -> Kept {
+            let at = Timestamp::from_micros(minutes * 60_000_000);
+            let link_id: LinkId = LINK.parse().unwrap();
+            let records = jobs.iter().map(|job| Record::read(&employments::RESOURCE, &link_id, job).unwrap()).collect();
+            let listing = Listing { started_at: at, fetched_at: at, records };
+            self.store
+                .write(move |tx| {
+                    keep(tx, &link_id, &employments::RESOURCE, &listing, None, CONFIRM_AFTER, &mut |_, _| false)
+                })
+                .await
+                .unwrap()
+        }
+
+        async fn seen(&self) -> Seen {
+            let read = |tx: &Tx<'_>| {
+                tx.all("SELECT record_key, record_id, version FROM records ORDER BY record_key", args![], |row| {
+                    Ok((row.text(0)?, row.text(1)?, row.int(2)?))
+                })
+            };
+            self.store.read(read).await.unwrap()
+        }
+
+        async fn due(&self) -> Option<i64> {
+            let read = |tx: &Tx<'_>| tx.one("SELECT due_at / 60000000 FROM refreshes", args![], |row| row.opt_int(0));
+            self.store.read(read).await.unwrap().flatten()
+        }
+    }
+
+    fn job(id: u32, code: &str, start: &str, end: &str, collected_minute: u32) -> String {
+        format!(
+            r#"{{"id":"{id:08}-0000-4000-8000-000000000000","link":"{LINK}","created_at":"2026-01-01T00:00:00.000Z",
+            "collected_at":"2026-01-01T00:{collected_minute:02}:00.000Z","start_date":"{start}","end_date":{end},
+            "employer_data":{{"code":"{code}"}}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn the_key_can_be_computed_from_belvos_answer() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99.000.042", "2020-01-01", "null", 0)]).await;
+        let text = format!("employment\n{LINK}\n99000042\n2020-01-01\n0");
+        assert_eq!(bench.seen().await[0].0, hex(&Sha256::digest(text.as_bytes())[..16]));
+    }
+
+    #[tokio::test]
+    async fn a_list_that_brings_nothing_new_adds_no_version() {
+        let bench = Bench::new().await;
+        let first = bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        assert_eq!((first.versions, first.changed, first.sighted), (1, true, true));
+        let again = bench.list(10, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
+        assert_eq!((again.versions, again.changed, again.sighted), (0, false, true));
+        let same = bench.list(20, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
+        assert_eq!((same.versions, same.changed, same.sighted), (0, false, false));
+    }
+
+    #[tokio::test]
+    async fn a_job_keeps_its_key_under_another_id_and_with_another_employer_or_start() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        let key = bench.seen().await[0].0.clone();
+        // The same job under another id,
+        bench.list(10, &[job(2, "99000042", "2020-01-01", "null", 1)]).await;
+        // then another start under that id, then another employer, then the first id again.
+        bench.list(20, &[job(2, "99000042", "2020-02-01", "null", 2)]).await;
+        bench.list(30, &[job(2, "99000077", "2020-02-01", "null", 3)]).await;
+        bench.list(40, &[job(1, "99000077", "2020-02-01", "null", 4)]).await;
+        let seen = bench.seen().await;
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].0.as_str(), seen[0].2), (key.as_str(), 3));
+        // A job whose id, employer and start are all others is a new one.
+        bench.list(50, &[job(9, "99000099", "2024-01-01", "null", 5)]).await;
+        assert_eq!(bench.seen().await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn alike_jobs_are_told_apart_whatever_their_order() {
+        let jobs = [
+            job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 0),
+            job(2, "99000042", "2020-01-01", "null", 0),
+            job(3, "99000042", "2020-01-01", "\"2021-06-30\"", 0),
+        ];
+        let mut orders = Vec::new();
+        for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+            let bench = Bench::new().await;
+            bench.list(0, &order.map(|at: usize| jobs[at].clone())).await;
+            orders.push(bench.seen().await);
+        }
+        assert_eq!(orders[0].len(), 3);
+        assert!(orders.iter().all(|seen| *seen == orders[0]));
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_is_kept_and_never_current() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 30)]).await;
+        let late = bench.list(10, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        assert_eq!((late.versions, late.late), (0, 1));
+        let again = bench.list(20, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        assert_eq!(again.late, 0, "it was kept before");
+        assert_eq!(bench.seen().await[0].2, 1);
+    }
+
+    #[tokio::test]
+    async fn a_missing_job_is_asked_for_again_and_not_for_ever() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes]).await;
+        assert!(!bench.list(10, std::slice::from_ref(&stays)).await.changed);
+        assert_eq!(bench.due().await, Some(0), "the mark of the bench is still there, and earlier");
+        bench.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
+        bench.list(20, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.due().await, Some(70));
+        bench.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
+        assert!(bench.list(75, std::slice::from_ref(&stays)).await.changed, "two lists agree");
+        assert_eq!(bench.due().await, None);
+    }
+
+    #[test]
+    fn a_record_of_another_link_is_foreign() {
+        let other: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
+        let record = job(1, "99000042", "2020-01-01", "null", 0);
+        assert!(Record::read(&employments::RESOURCE, &other, &record).is_err());
+        assert!(Record::read(&employments::RESOURCE, &other, r#"{"id":"1","link":null}"#).is_ok());
+        assert!(Record::read(&employments::RESOURCE, &other, "not JSON").is_ok(), "kept, and listed as rejected");
+    }
+}
