@@ -112,6 +112,8 @@ pub struct Kept {
     pub late: usize,
     /// Whether any row of the link's tables may differ now, but for when it was last seen.
     pub changed: bool,
+    /// Whether a record was seen with another id, `created_at` or `collected_at` than before.
+    pub sighted: bool,
     /// Newest `collected_at` of the list.
     pub collected_at: Option<Timestamp>,
 }
@@ -161,6 +163,7 @@ pub fn keep(
             Some(held) if held.hash == record.hash => {
                 sighting.see_again(held)?;
                 kept.changed |= held.record_id != record.id || (held.version > 1 && settles(held.version_at));
+                kept.sighted |= (held.collected_at, held.created_at) != (record.collected_at, record.created_at);
             }
             Some(held) if record.is_older_than(held) => {
                 kept.late += usize::from(sighting.add_late_version(held)?);
@@ -190,6 +193,7 @@ pub fn keep(
         kept.changed |= settles(absent_since);
     }
     kept.changed |= kept.versions > 0;
+    kept.sighted |= kept.changed;
     tx.execute(
         "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -217,6 +221,7 @@ struct Held {
     hash: Vec<u8>,
     version: i64,
     version_at: Timestamp,
+    created_at: Option<Timestamp>,
     collected_at: Option<Timestamp>,
     seen_started_at: Timestamp,
     seen_fetched_at: Timestamp,
@@ -229,7 +234,7 @@ struct Known {
 
 fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Error> {
     let held = tx.all(
-        "SELECT record_key, record_id, likeness, content_hash, version, version_at, collected_at, seen_started_at, seen_fetched_at \
+        "SELECT record_key, record_id, likeness, content_hash, version, version_at, collected_at, seen_started_at, seen_fetched_at, created_at \
          FROM records WHERE link_id = $1 AND resource = $2",
         args![link_id, resource.name],
         |row| {
@@ -242,6 +247,7 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
                 collected_at: row.opt_at(6)?,
                 seen_started_at: row.at(7)?,
                 seen_fetched_at: row.at(8)?,
+                created_at: row.opt_at(9)?,
             };
             Ok((row.text(0)?, held))
         },

@@ -90,6 +90,7 @@ impl Refresher {
                     fetched_at: listing.fetched_at,
                     collected_at: kept.collected_at,
                     content_seq: kept.changed.then_some(change),
+                    sighted_seq: kept.sighted.then_some(change),
                     touched_seq: change,
                 };
                 if queue::settle(tx, &refresh, outcome)? {

@@ -52,7 +52,9 @@ pub fn run() -> anyhow::Result<bool> {
         theirs = theirs.max(single.commits_per_second()?);
         ours = ours.max(sender.block_on(acks_per_second(listening.address, &next))?);
     }
-    println!("  acknowledged with {CONNECTIONS} connections: {ours:.0}/s; a commit for each event: {theirs:.0}/s; fsync alone: {disk:.0}/s");
+    println!(
+        "  acknowledged with {CONNECTIONS} connections: {ours:.0}/s; a commit for each event: {theirs:.0}/s; fsync alone: {disk:.0}/s"
+    );
     println!("  acknowledged / fsync alone: {:.2}", ours / disk);
     let mut reached = aim("acknowledged / a commit for each event", ours / theirs, 10.0);
 
@@ -74,7 +76,11 @@ pub fn run() -> anyhow::Result<bool> {
     let (kept, sent) = (count(&state)?, i64::try_from(next.load(Ordering::SeqCst))?);
     anyhow::ensure!(kept == [sent; 3], "{sent} events were acknowledged, and the state holds {kept:?}");
     let kept = count(&single.path)?;
-    anyhow::ensure!(kept == [i64::try_from(single.events)?; 3], "{} events were committed, and the state holds {kept:?}", single.events);
+    anyhow::ensure!(
+        kept == [i64::try_from(single.events)?; 3],
+        "{} events were committed, and the state holds {kept:?}",
+        single.events
+    );
     Ok(reached)
 }
 
@@ -103,7 +109,11 @@ struct Listening {
 
 impl Listening {
     fn start(state: &Path) -> anyhow::Result<Self> {
-        let settings = [("webhook.listen", "127.0.0.1:0"), ("webhook.allow_ips", "127.0.0.1"), ("webhook.authorization", AUTHORIZATION)];
+        let settings = [
+            ("webhook.listen", "127.0.0.1:0"),
+            ("webhook.allow_ips", "127.0.0.1"),
+            ("webhook.authorization", AUTHORIZATION),
+        ];
         let mut webhook = Config::load(None, [], &settings, Needs { belvo: false, webhook: true })?.webhook;
         webhook.max_connections = 2 * CONNECTIONS as usize;
         let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -244,7 +254,8 @@ impl Single {
 
     /// What the listener does for an event of a new link.
     fn keep(&mut self, number: u64) -> anyhow::Result<()> {
-        let (link, body, external_id, at) = (link(number), body(number), format!("customer-{number}"), 1_795_176_000_000_000_i64);
+        let (link, body, external_id, at) =
+            (link(number), body(number), format!("customer-{number}"), 1_795_176_000_000_000_i64);
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.prepare_cached(
             "INSERT INTO webhooks (received_at, webhook_type, webhook_code, link_id, outcome, reason, body) \
@@ -269,8 +280,10 @@ impl Single {
             )?
             .exists([&link])?;
         anyhow::ensure!(!is_known, "each event has a link of its own");
-        tx.prepare_cached("INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES (?1, 'employments', 1, ?2, 0)")?
-            .execute(params![link, at])?;
+        tx.prepare_cached(
+            "INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES (?1, 'employments', 1, ?2, 0)",
+        )?
+        .execute(params![link, at])?;
         tx.prepare_cached("UPDATE refreshes SET webhook_count = 2 WHERE link_id = ?1 AND resource = 'employments'")?
             .execute([&link])?;
         Ok(tx.commit()?)

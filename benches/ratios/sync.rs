@@ -43,13 +43,23 @@ pub fn run() -> anyhow::Result<bool> {
         ours.push(runtime.block_on(sync(&simulator, "parquet"))?);
         with_duckdb.push(runtime.block_on(sync(&simulator, "parquet,duckdb"))?);
     }
-    let best = |rounds: &[Synced]| rounds.iter().copied().min_by_key(|synced| synced.whole).context("there were rounds");
+    let best =
+        |rounds: &[Synced]| rounds.iter().copied().min_by_key(|synced| synced.whole).context("there were rounds");
     let (theirs, ours, with_duckdb) = (best(&theirs)?, best(&ours)?, best(&with_duckdb)?);
-    anyhow::ensure!(ours.salaries == theirs.salaries, "the script has {} salary rows, and we have {}", theirs.salaries, ours.salaries);
+    anyhow::ensure!(
+        ours.salaries == theirs.salaries,
+        "the script has {} salary rows, and we have {}",
+        theirs.salaries,
+        ours.salaries
+    );
     println!("  {LINKS} links, {} salary rows", ours.salaries);
     println!("  the script: {:.0} salary rows/s ({:.2} s)", theirs.rate(), theirs.whole.as_secs_f64());
     println!("  ours, Parquet: {:.0} salary rows/s ({:.2} s)", ours.rate(), ours.whole.as_secs_f64());
-    println!("  ours, Parquet and DuckDB: {:.0} salary rows/s ({:.2} s)", with_duckdb.rate(), with_duckdb.whole.as_secs_f64());
+    println!(
+        "  ours, Parquet and DuckDB: {:.0} salary rows/s ({:.2} s)",
+        with_duckdb.rate(),
+        with_duckdb.whole.as_secs_f64()
+    );
     println!("  ours, durable in the record store: {:.0} links/s", f64::from(LINKS) / ours.fetched.as_secs_f64());
     Ok(aim("synced / the script", ours.rate() / theirs.rate(), 4.0))
 }
@@ -113,7 +123,8 @@ async fn sync(simulator: &Simulator, sinks: &str) -> anyhow::Result<Synced> {
 }
 
 fn script(simulator: &Simulator) -> anyhow::Result<Synced> {
-    let python = std::env::var_os("VINCULO_BENCH_PYTHON").context("VINCULO_BENCH_PYTHON is not set: use `make bench`")?;
+    let python =
+        std::env::var_os("VINCULO_BENCH_PYTHON").context("VINCULO_BENCH_PYTHON is not set: use `make bench`")?;
     let out = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/naive_sync.py");
     let output = Command::new(python)

@@ -153,7 +153,8 @@ impl Rows {
     pub fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
         let mut tree = Branch::default();
         for extra in self.extras.iter().filter(|extra| extra.row == row) {
-            let place = extra.parents.iter().fold(&mut tree, |branch, name| branch.branches.entry(name.clone()).or_default());
+            let place =
+                extra.parents.iter().fold(&mut tree, |branch, name| branch.branches.entry(name.clone()).or_default());
             place.leaves.push((&extra.name, extra.value.of(record)));
         }
         let is_given = !tree.leaves.is_empty() || !tree.branches.is_empty();

@@ -42,7 +42,9 @@ struct Changed {
     content: HashSet<u32>,
     /// When records were last seen; these include `content`.
     sightings: HashSet<u32>,
-    /// Links; these include `sightings`.
+    /// Complete lists; these include `sightings`.
+    lists: HashSet<u32>,
+    /// Links; these include `lists`.
     links: HashSet<u32>,
 }
 
@@ -85,7 +87,7 @@ impl Stager<'_> {
             entries.extend(self.stage_records(records, &changed, &mut gathered)?);
         }
         entries.push(self.stage_links(&changed.links, &gathered.persons)?);
-        entries.push(self.stage_link_snapshots(&changed.sightings)?);
+        entries.push(self.stage_link_snapshots(&changed.lists)?);
         entries.push(rejected_table.finish(gathered.rejected)?);
         Ok(entries)
     }
@@ -93,7 +95,7 @@ impl Stager<'_> {
     fn changed(&self) -> Result<Changed, Error> {
         let all: HashSet<u32> = (0..self.buckets).collect();
         let Some((previous, _)) = &self.previous else {
-            return Ok(Changed { content: all.clone(), sightings: all.clone(), links: all });
+            return Ok(Changed { content: all.clone(), sightings: all.clone(), lists: all.clone(), links: all });
         };
         let since = previous.built_from.change;
         let buckets = |sql: &str| -> Result<HashSet<u32>, Error> {
@@ -105,11 +107,13 @@ impl Stager<'_> {
             Ok(buckets)
         };
         let content = buckets("SELECT link_id FROM refreshes WHERE content_seq > $1")?;
-        let mut sightings = buckets("SELECT link_id FROM refreshes WHERE touched_seq > $1")?;
+        let mut sightings = buckets("SELECT link_id FROM refreshes WHERE sighted_seq > $1")?;
         sightings.extend(&content);
+        let mut lists = buckets("SELECT link_id FROM refreshes WHERE touched_seq > $1")?;
+        lists.extend(&sightings);
         let mut links = buckets("SELECT link_id FROM links WHERE changed_seq > $1")?;
-        links.extend(&sightings);
-        Ok(Changed { content, sightings, links })
+        links.extend(&lists);
+        Ok(Changed { content, sightings, lists, links })
     }
 
     /// Stages the tables of one resource.
