@@ -409,7 +409,7 @@ fn write_together(
     done: &mut Vec<Box<dyn Write>>,
 ) -> Result<(), Error> {
     let mut next = Some(first);
-    let mut transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
+    let transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
         Ok(transaction) => transaction,
         Err(error) => {
             done.extend(next);
@@ -417,22 +417,19 @@ fn write_together(
         }
     };
     let started = Instant::now();
+    // Kept statements: for a small write, parsing them anew costs as much as the write.
+    let run = |sql: &str| transaction.prepare_cached(sql)?.execute([]);
     while let Some(mut write) = next {
-        let savepoint = match transaction.savepoint() {
-            Ok(savepoint) => savepoint,
-            Err(error) => {
-                done.push(write);
-                return Err(error.into());
-            }
-        };
-        let kept = write.run(&Tx::new(&savepoint));
-        done.push(write);
-        // Dropping a savepoint rolls it back.
-        if kept {
-            savepoint.commit()?;
-        } else {
-            drop(savepoint);
+        if let Err(error) = run("SAVEPOINT one_write") {
+            done.push(write);
+            return Err(error.into());
         }
+        let kept = write.run(&Tx::new(&transaction));
+        done.push(write);
+        if !kept {
+            run("ROLLBACK TO one_write")?;
+        }
+        run("RELEASE one_write")?;
         next = if started.elapsed() < GATHER_FOR { waiting.try_recv().ok() } else { None };
     }
     transaction.commit()?;
