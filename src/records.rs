@@ -11,7 +11,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::belvo::LinkId;
@@ -27,6 +26,9 @@ const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 
 /// Compression of bodies: the level that costs less time than the disk saves.
 const ZSTD_LEVEL: i32 = 1;
+
+/// No stored body is larger, in bytes: a damaged one may say anything.
+const LARGEST_BODY: usize = 1 << 30;
 
 /// A complete list of a link's resource, ready to be kept.
 pub struct Listing {
@@ -66,29 +68,20 @@ impl Record {
     /// # Errors
     /// [`Foreign`] when it says that it belongs to another link than `link_id`.
     pub fn read(resource: &Resource, link_id: &LinkId, json: &str) -> Result<Self, Foreign> {
-        #[derive(Deserialize, Default)]
-        struct Head<'j> {
-            #[serde(borrow, default)]
-            id: Option<Cow<'j, str>>,
-            #[serde(borrow, default)]
-            link: Option<Cow<'j, str>>,
-            #[serde(borrow, default)]
-            created_at: Option<Cow<'j, str>>,
-            #[serde(borrow, default)]
-            collected_at: Option<Cow<'j, str>>,
-        }
-
-        let head: Head<'_> = serde_json::from_str(json).unwrap_or_default();
-        if head.link.is_some_and(|link| link.parse() != Ok(link_id.clone())) {
+        let mut fields = fields(json);
+        let text = |name: &str| text(fields.as_deref()?.iter().find(|(found, _)| *found == name)?.1);
+        let instant = |name| text(name).and_then(|text| Timestamp::parse(&text));
+        let (id, link, created_at, collected_at) =
+            (text("id"), text("link"), instant("created_at"), instant("collected_at"));
+        if link.is_some_and(|link| link.parse() != Ok(link_id.clone())) {
             return Err(Foreign);
         }
-        let instant = |text: Option<Cow<'_, str>>| text.and_then(|text| Timestamp::parse(&text));
-        let content = content(json);
+        let content = content_of(json, fields.as_deref_mut());
         let hash = *blake3::hash(content.as_bytes()).as_bytes();
         Ok(Self {
-            id: head.id.map_or_else(|| format!("{NO_ID}{}", &hex(&hash)[..32]), Cow::into_owned),
-            created_at: instant(head.created_at),
-            collected_at: instant(head.collected_at),
+            id: id.map_or_else(|| format!("{NO_ID}{}", &hex(&hash)[..32]), Cow::into_owned),
+            created_at,
+            collected_at,
             likeness: (resource.likeness)(json),
             content,
             hash,
@@ -483,32 +476,58 @@ impl Sighting<'_> {
 /// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
 /// own content.
 fn content(json: &str) -> String {
-    fn fields(json: &str) -> Option<Vec<(&str, String)>> {
-        let mut reader = Reader::new(json);
-        let mut fields = Vec::new();
-        let mut more = reader.enter().ok()?;
-        while more {
-            let name = reader.key().ok()?.span.of(json);
-            let value = reader.any().ok()?.of(json);
-            if !VOLATILE.contains(&name) {
-                fields.push((name, if value.starts_with('[') { sorted_items(value)? } else { value.to_owned() }));
-            }
-            more = reader.another(b'}').ok()?;
-        }
+    content_of(json, fields(json).as_deref_mut())
+}
+
+/// The content of `json`, whose `fields` are put in order.
+fn content_of(json: &str, fields: Option<&mut [(&str, &str)]>) -> String {
+    fn written(fields: &mut [(&str, &str)], content: &mut String) -> Option<()> {
         fields.sort_unstable();
-        Some(fields)
+        for (name, value) in fields.iter().filter(|(name, _)| !VOLATILE.contains(name)) {
+            content.push_str(name);
+            content.push(':');
+            if value.starts_with('[') {
+                write_sorted(value, content)?;
+            } else {
+                content.push_str(value);
+            }
+            content.push('\n');
+        }
+        Some(())
     }
 
-    match json.starts_with('{').then(|| fields(json)).flatten() {
-        Some(fields) => fields.iter().fold(String::with_capacity(json.len()), |mut content, (name, value)| {
-            content.extend([name, ":", value.as_str(), "\n"]);
-            content
-        }),
+    let mut content = String::with_capacity(json.len() + json.len() / 8);
+    match fields.and_then(|fields| written(fields, &mut content)) {
+        Some(()) => content,
         None => json.to_owned(),
     }
 }
 
-fn sorted_items(list: &str) -> Option<String> {
+/// The names and values of an object, as they stand in its text; `None` when it is not one.
+fn fields(json: &str) -> Option<Vec<(&str, &str)>> {
+    if !json.starts_with('{') {
+        return None;
+    }
+    let mut reader = Reader::new(json);
+    let mut fields = Vec::with_capacity(16);
+    let mut more = reader.enter().ok()?;
+    while more {
+        let name = reader.key().ok()?.span.of(json);
+        fields.push((name, reader.any().ok()?.of(json)));
+        more = reader.another(b'}').ok()?;
+    }
+    Some(fields)
+}
+
+/// A value that is a string.
+fn text(value: &str) -> Option<Cow<'_, str>> {
+    match value.strip_prefix('"')?.strip_suffix('"')? {
+        plain if !plain.contains('\\') => Some(plain.into()),
+        _ => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
+    }
+}
+
+fn write_sorted(list: &str, content: &mut String) -> Option<()> {
     let mut reader = Reader::new(list);
     let mut items = Vec::new();
     let mut more = reader.enter().ok()?;
@@ -517,12 +536,19 @@ fn sorted_items(list: &str) -> Option<String> {
         more = reader.another(b']').ok()?;
     }
     items.sort_unstable();
-    Some(items.join(","))
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            content.push(',');
+        }
+        content.push_str(item);
+    }
+    Some(())
 }
 
 thread_local! {
-    /// Making a compressor costs more than using it.
+    /// Making one costs more than using it.
     static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 fn pack(body: &str) -> Vec<u8> {
@@ -541,8 +567,15 @@ fn pack(body: &str) -> Vec<u8> {
 /// [`Error::Unreadable`] when the body is damaged.
 pub fn unpack(body: &[u8]) -> Result<String, Error> {
     let damaged = || Error::Unreadable("a record's body");
-    let bytes = zstd::stream::decode_all(body).map_err(|_| damaged())?;
-    String::from_utf8(bytes).map_err(|_| damaged())
+    let size = zstd::bulk::Decompressor::upper_bound(body).filter(|size| *size <= LARGEST_BODY).ok_or_else(damaged)?;
+    let bytes = DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress(body, size)
+    });
+    String::from_utf8(bytes.map_err(|_| damaged())?).map_err(|_| damaged())
 }
 
 #[cfg(test)]
