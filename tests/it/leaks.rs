@@ -40,6 +40,7 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
         simulate.tell("faults", &format!("{{\"flag\": \"{fault}\"}}")).await;
     }
     simulate.tell("connect", "").await;
+    until_all_is_fetched(&site);
     let needles = needles(&simulate).await;
     assert!(needles.people.len() > 64 * 3 && needles.work.len() > 200, "{} {}", needles.people.len(), needles.work.len());
 
@@ -63,7 +64,7 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
     assert_eq!(served.terminate(), Some(0));
     let log = site.logs();
     assert!(log.lines().count() > 500 && log.contains("\"level\":\"DEBUG\""), "the log is not talkative: {} lines", log.lines().count());
-    for code in ["api_down", "not_json", "rejected_records", "foreign_record", "foreign_next"] {
+    for code in ["api_down", "truncated", "not_json", "rejected_records", "foreign_record", "foreign_next"] {
         assert!(log.contains(code), "{code} did not happen");
     }
     assert!(answers.contains("vinculo_refreshes_total"), "{answers}");
@@ -118,7 +119,6 @@ async fn needles(simulate: &Simulate) -> Needles {
 async fn list(simulate: &Simulate, path: &str, link: &str) -> Vec<Value> {
     let url = format!("http://{}{path}?link={link}&page_size=1000", simulate.address);
     let mut page = Value::Null;
-    // The faults are for the program, and some strike here.
     for _ in 0..10 {
         let answer = reqwest::Client::new().get(&url).basic_auth(SECRET_ID, Some(SECRET_PASSWORD)).send().await.unwrap();
         page = answer.bytes().await.ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
