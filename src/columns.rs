@@ -44,13 +44,17 @@ impl Validity {
 
     #[inline]
     fn append(&mut self, is_valid: bool) {
-        if is_valid {
-            self.valid_run += 1;
-        } else {
-            self.note_run();
-            self.noted.append_null();
-            self.noted_len += 1;
-        }
+        if is_valid { self.valid_run += 1 } else { self.append_nulls(1) }
+    }
+
+    fn append_valid(&mut self, count: usize) {
+        self.valid_run += count;
+    }
+
+    fn append_nulls(&mut self, count: usize) {
+        self.note_run();
+        self.noted.append_n_nulls(count);
+        self.noted_len += count;
     }
 
     #[inline]
@@ -234,20 +238,31 @@ impl Cells {
     pub fn push_text(&mut self, value: Option<&str>) {
         let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
         bytes.extend_from_slice(value.unwrap_or_default().as_bytes());
-        // Batches are cut long before two gigabytes of text.
-        ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+        ends.push(end(bytes.len()));
         self.validity.append(value.is_some());
     }
 
     /// Appends one text to `count` rows.
     pub fn push_text_times(&mut self, value: &str, count: usize) {
         let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
-        bytes.reserve(value.len() * count);
-        for _ in 0..count {
-            bytes.extend_from_slice(value.as_bytes());
-            ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
-            self.validity.append(true);
+        let start = bytes.len();
+        let total = value.len() * count;
+        bytes.reserve(total);
+        // The copies of the text are copied themselves, twice as many each time.
+        bytes.extend_from_slice(&value.as_bytes()[..if count == 0 { 0 } else { value.len() }]);
+        while bytes.len() - start < total {
+            let copied = (bytes.len() - start).min(total - (bytes.len() - start));
+            bytes.extend_from_within(start..start + copied);
         }
+        ends.extend((1..=count).map(|copy| end(start + copy * value.len())));
+        self.validity.append_valid(count);
+    }
+
+    /// Appends NULL to `count` rows of texts.
+    pub fn push_no_text_times(&mut self, count: usize) {
+        let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
+        ends.extend(std::iter::repeat_n(end(bytes.len()), count));
+        self.validity.append_nulls(count);
     }
 
     /// Appends days since 1970-01-01, or NULL.
@@ -287,9 +302,9 @@ impl Cells {
         let Values::TextList { lists, ends, bytes } = &mut self.values else { mismatch() };
         for text in value.unwrap_or_default() {
             bytes.extend_from_slice(text.as_bytes());
-            ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+            ends.push(end(bytes.len()));
         }
-        lists.push(i32::try_from(ends.len()).unwrap_or(i32::MAX));
+        lists.push(end(ends.len()));
         self.validity.append(value.is_some());
     }
 
@@ -309,7 +324,7 @@ impl Cells {
         match (&mut self.values, &other.values) {
             (Values::Text { ends, bytes }, Values::Text { ends: from, bytes: source }) => {
                 bytes.extend_from_slice(text_at(from, source, row));
-                ends.push(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+                ends.push(end(bytes.len()));
             }
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => values.push(from[row]),
             (Values::Timestamp(values), Values::Timestamp(from)) => values.push(from[row]),
@@ -403,6 +418,12 @@ impl Values {
             Self::Boolean(values) => Self::Boolean(Vec::with_capacity(values.len())),
         }
     }
+}
+
+/// An offset as Arrow wants it. Batches are cut long before two gigabytes of text.
+#[inline]
+fn end(offset: usize) -> i32 {
+    i32::try_from(offset).unwrap_or(i32::MAX)
 }
 
 fn offsets(mut ends: Vec<i32>) -> OffsetBuffer<i32> {

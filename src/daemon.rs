@@ -96,9 +96,22 @@ impl Daemon {
         let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
         let (tasks, shutdown, problems) = (TaskTracker::new(), CancellationToken::new(), Problems::default());
         problems.raise(STARTING);
-        tasks.spawn(look_around(client.clone(), store.clone(), problems.clone(), published.subscribe(), shutdown.clone()));
+        tasks.spawn(look_around(
+            client.clone(),
+            store.clone(),
+            problems.clone(),
+            published.subscribe(),
+            shutdown.clone(),
+        ));
         let refresher = Refresher { client, store: store.clone(), confirm_after: config.belvo.confirm_after };
-        tasks.spawn(worker::run(refresher, queue.clone(), clock.clone(), config.belvo.workers, settled.clone(), shutdown.clone()));
+        tasks.spawn(worker::run(
+            refresher,
+            queue.clone(),
+            clock.clone(),
+            config.belvo.workers,
+            settled.clone(),
+            shutdown.clone(),
+        ));
         tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
@@ -113,7 +126,14 @@ impl Daemon {
         if let Some((webhooks, operators, jobs)) = listeners {
             (webhook_address, admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
             let settings = config.webhook.clone();
-            tasks.spawn(webhook::run(webhooks, settings, queue.clone(), store.clone(), clock.clone(), shutdown.clone()));
+            tasks.spawn(webhook::run(
+                webhooks,
+                settings,
+                queue.clone(),
+                store.clone(),
+                clock.clone(),
+                shutdown.clone(),
+            ));
             let admin = Admin::new(problems, Recorder::global(), &config.admin.allowed_hosts);
             let end = shutdown.clone();
             tasks.spawn(async move {
@@ -121,8 +141,11 @@ impl Daemon {
                     tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
                 }
             });
-            let actions =
-                Arc::new(DaemonActions { links: links.clone(), publisher: Arc::clone(&publisher), settled: settled.clone() });
+            let actions = Arc::new(DaemonActions {
+                links: links.clone(),
+                publisher: Arc::clone(&publisher),
+                settled: settled.clone(),
+            });
             tasks.spawn(schedule::run(jobs, store.clone(), queue.clone(), clock, actions, shutdown.clone()));
         }
         tasks.close();
@@ -139,7 +162,8 @@ impl Daemon {
             settled.mark_unchanged();
             published.mark_unchanged();
             let waiting = self.store.read(|tx| {
-                let lookups = tx.one("SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL", args![], |row| row.int(0))?;
+                let lookups =
+                    tx.one("SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL", args![], |row| row.int(0))?;
                 Ok(queue::backlog(tx)?.pending > 0 || lookups.unwrap_or_default() > 0)
             });
             let publisher = Arc::clone(&self.publisher);
@@ -178,7 +202,10 @@ impl Daemon {
     pub async fn stop(self) {
         self.shutdown.cancel();
         if tokio::time::timeout(STOP_WITHIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(code = "stopped_early", "some tasks were cut off; what they did is done again after the next start");
+            tracing::warn!(
+                code = "stopped_early",
+                "some tasks were cut off; what they did is done again after the next start"
+            );
         }
     }
 }
@@ -200,7 +227,9 @@ impl Actions for DaemonActions {
                 synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
-                Ok(published) => Ok(published.map_or(0, |manifest| manifest.tables.iter().map(|table| table.rows).sum())),
+                Ok(published) => {
+                    Ok(published.map_or(0, |manifest| manifest.tables.iter().map(|table| table.rows).sum()))
+                }
                 Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
             },
             Action::Fetch => Ok(0),
@@ -221,11 +250,16 @@ async fn look_around(
     loop {
         let now = client.trouble();
         if now != trouble {
-            trouble.into_iter().for_each(|code| problems.clear(code));
-            now.into_iter().for_each(|code| problems.raise(code));
+            if let Some(code) = trouble {
+                problems.clear(code);
+            }
+            if let Some(code) = now {
+                problems.raise(code);
+            }
             trouble = now;
         }
-        match store.write(|tx| tx.execute("UPDATE meta SET value = value WHERE name = 'schema_version'", args![])).await {
+        match store.write(|tx| tx.execute("UPDATE meta SET value = value WHERE name = 'schema_version'", args![])).await
+        {
             Ok(_) => problems.clear(STATE_PROBLEM),
             Err(_) => problems.raise(STATE_PROBLEM),
         }

@@ -61,7 +61,12 @@ impl std::fmt::Debug for RawPages {
 ///
 /// # Errors
 /// A [`Failure`] whose `kind` is the next step.
-pub async fn fetch(client: &Client, resource: &Resource, link_id: &LinkId, is_urgent: bool) -> Result<RawPages, Failure> {
+pub async fn fetch(
+    client: &Client,
+    resource: &Resource,
+    link_id: &LinkId,
+    is_urgent: bool,
+) -> Result<RawPages, Failure> {
     let mut list = List { client, resource, link_id, is_urgent, page_size: client.page_size(), halvings: 0 };
     let mut before: Option<Vec<String>> = None;
     let mut passes = 0;
@@ -111,7 +116,11 @@ struct List<'a> {
 
 impl List<'_> {
     async fn pass(&mut self) -> Result<Pass, Failure> {
-        let mut pages = RawPages { started_at: self.client.clock().now(), fetched_at: self.client.clock().now(), pages: Vec::new() };
+        let mut pages = RawPages {
+            started_at: self.client.clock().now(),
+            fetched_at: self.client.clock().now(),
+            pages: Vec::new(),
+        };
         let (mut identities, mut seen) = (Vec::new(), HashSet::new());
         let (mut count, mut size) = (None, 0);
         for number in 1.. {
@@ -128,7 +137,8 @@ impl List<'_> {
                 }
                 Err(failure) => return Err(failure),
             };
-            let page = Page::read(answer.body, self.client.base_url()).map_err(|code| self.failure(code).with_status(200))?;
+            let page =
+                Page::read(answer.body, self.client.base_url()).map_err(|code| self.failure(code).with_status(200))?;
             if number == 1 {
                 pages.started_at = answer.started_at;
                 count = page.count;
@@ -254,7 +264,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_count_that_is_false_stops_nothing() {
-        let script = Script::start(|head| if page_of(head) == 1 { page(&[1, 2, 3], 1, r#""?""#) } else { page(&[4], 1, "null") }).await;
+        let script =
+            Script::start(
+                |head| if page_of(head) == 1 { page(&[1, 2, 3], 1, r#""?""#) } else { page(&[4], 1, "null") },
+            )
+            .await;
         assert_eq!(ids(&owners_of(&script).await.unwrap()), [1, 2, 3, 4]);
         let script = Script::start(|_| page(&[1], 99, "null")).await;
         assert_eq!(ids(&owners_of(&script).await.unwrap()), [1]);
@@ -264,12 +278,13 @@ mod tests {
     async fn a_row_that_slips_between_two_pages_is_found() {
         // Row 2 goes and row 9 comes after page 1 was read, so that row 4 moves onto page 1.
         let calls = std::sync::atomic::AtomicU32::new(0);
-        let script = Script::start(move |head| match (calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst), page_of(head)) {
-            (0, _) => page(&[1, 2, 3], 6, r#""?""#),
-            (_, 1) => page(&[1, 3, 4], 6, r#""?""#),
-            _ => page(&[5, 6, 9], 6, "null"),
-        })
-        .await;
+        let script =
+            Script::start(move |head| match (calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst), page_of(head)) {
+                (0, _) => page(&[1, 2, 3], 6, r#""?""#),
+                (_, 1) => page(&[1, 3, 4], 6, r#""?""#),
+                _ => page(&[5, 6, 9], 6, "null"),
+            })
+            .await;
         assert_eq!(ids(&owners_of(&script).await.unwrap()), [1, 3, 4, 5, 6, 9]);
         assert_eq!(script.pages(), [1, 2, 1, 2, 1, 2]);
     }
@@ -279,10 +294,26 @@ mod tests {
         let shifting = std::sync::atomic::AtomicU32::new(0);
         let cases: Vec<(Answer, Vec<u32>)> = vec![
             (Box::new(|_| page(&[1, 2, 3], 6, r#""?""#)), vec![1, 2]),
-            (Box::new(|head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[3, 4], 5, "null") }), vec![1, 2, 1, 2, 1, 2]),
-            (Box::new(|head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[4, 5], 6, "null") }), vec![1, 2, 1, 2, 1, 2]),
             (
-                Box::new(|head| if page_of(head) == 1 { page(&[1], 2, r#""?""#) } else { scripted::json(404, r#"[{"code":"not_found"}]"#) }),
+                Box::new(
+                    |head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[3, 4], 5, "null") },
+                ),
+                vec![1, 2, 1, 2, 1, 2],
+            ),
+            (
+                Box::new(
+                    |head| if page_of(head) == 1 { page(&[1, 2, 3], 5, r#""?""#) } else { page(&[4, 5], 6, "null") },
+                ),
+                vec![1, 2, 1, 2, 1, 2],
+            ),
+            (
+                Box::new(|head| {
+                    if page_of(head) == 1 {
+                        page(&[1], 2, r#""?""#)
+                    } else {
+                        scripted::json(404, r#"[{"code":"not_found"}]"#)
+                    }
+                }),
                 vec![1, 2, 1, 2, 1, 2],
             ),
             (Box::new(|head| page(&[page_of(head)], 2, r#""?""#)), vec![1, 2, 3, 4, 5, 6]),

@@ -198,6 +198,7 @@ impl<'p> Flattener<'p> {
                     let count = i32::try_from(self.rows[*counted].len()).unwrap_or(i32::MAX);
                     (0..rows.len()).for_each(|_| cells.push_integer(Some(count)));
                 }
+                Emit::Context(Context::Extra) if !rows.have_unknown_fields() => cells.push_no_text_times(rows.len()),
                 Emit::Context(Context::Extra) => {
                     for row in rows.in_order() {
                         self.text.clear();

@@ -20,10 +20,11 @@ pub struct Span {
 }
 
 impl Span {
-    /// From one offset to another. Bodies are limited to far less than 4 GiB before they come here.
+    /// From one offset to another.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a reader takes no text of 4 GiB or more")]
     pub fn between(start: usize, end: usize) -> Self {
-        Self { at: u32::try_from(start).unwrap_or(u32::MAX), len: u32::try_from(end - start).unwrap_or(u32::MAX) }
+        Self { at: start as u32, len: (end - start) as u32 }
     }
 
     /// The bytes of `text` that this covers.
@@ -74,9 +75,10 @@ pub struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    /// Starts before the first value of `text`.
+    /// Starts before the first value of `text`. A text of 4 GiB or more is cut, and then is not JSON.
     pub fn new(text: &'t str) -> Self {
-        Self { text: text.as_bytes(), at: 0, depth: 0 }
+        let text = text.as_bytes();
+        Self { text: &text[..text.len().min(u32::MAX as usize)], at: 0, depth: 0 }
     }
 
     /// What the next value is.
@@ -311,12 +313,15 @@ impl<'t> Reader<'t> {
     /// The first byte that is no blank, or 0 at the end; the reader stands on it afterwards.
     #[inline]
     fn next_byte(&mut self) -> u8 {
-        loop {
-            match self.byte() {
-                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
-                byte => return byte,
-            }
+        let byte = self.byte();
+        if byte > b' ' { byte } else { self.pass_blanks() }
+    }
+
+    fn pass_blanks(&mut self) -> u8 {
+        while matches!(self.byte(), b' ' | b'\n' | b'\r' | b'\t') {
+            self.at += 1;
         }
+        self.byte()
     }
 
     #[inline]

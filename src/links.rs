@@ -18,7 +18,7 @@ use crate::store::{Error, Store, Tx, args};
 const GATHER_FOR: Duration = Duration::from_millis(200);
 
 /// Longest time without a look at what is due, in case a clock was set.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Notes that a webhook named the link, inside the caller's transaction. An unknown link is tracked from now on, and is
 /// looked up at Belvo once.
@@ -57,6 +57,14 @@ pub fn note_wish(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Err
 pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str) -> Result<(), Error> {
     tx.execute("UPDATE links SET status = $2 WHERE link_id = $1", args![link_id, status])?;
     Ok(())
+}
+
+/// The ids of all tracked links.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn all(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
+    tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0))
 }
 
 /// What Belvo says of a link that it does not list any more.
@@ -163,7 +171,8 @@ impl Directory {
             Err(failure) if failure.kind == Decision::Never => Vec::new(),
             Err(failure) => return self.postpone(due, &failure).await,
         };
-        let (known, rest): (Vec<_>, Vec<_>) = due.into_iter().partition(|(id, _)| found.iter().any(|link| link.id == *id));
+        let (known, rest): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|(id, _)| found.iter().any(|link| link.id == *id));
         self.store
             .write(move |tx| {
                 let asked_for = found.iter().filter(|link| known.iter().any(|(id, _)| link.id == *id));
@@ -215,7 +224,8 @@ impl Directory {
 
     /// How long until the next link is due.
     async fn until_due(&self) -> Duration {
-        let next = self.store.read(|tx| tx.one("SELECT min(lookup_due_at) FROM links", args![], |row| row.opt_at(0))).await;
+        let next =
+            self.store.read(|tx| tx.one("SELECT min(lookup_due_at) FROM links", args![], |row| row.opt_at(0))).await;
         let next = next.ok().flatten().flatten();
         next.map_or(LONGEST_WAIT, |due| due.since(self.clock.now()).clamp(GATHER_FOR, LONGEST_WAIT))
     }

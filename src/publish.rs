@@ -31,7 +31,7 @@ const PROBLEM: &str = "publish_failed";
 
 /// Wait after a first failure to publish; it doubles with each.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_mins(1);
 
 /// Why a snapshot could not be published. Readers then see the one before.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +113,12 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Folder`] when the lake cannot be used.
-    pub fn open(readers: Arc<Readers>, settings: Settings, pepper: Option<Pepper>, clock: Clock) -> Result<Self, Error> {
+    pub fn open(
+        readers: Arc<Readers>,
+        settings: Settings,
+        pepper: Option<Pepper>,
+        clock: Clock,
+    ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
         Ok(Self { readers, lake, settings, pepper, clock, schema: schema::get() })
@@ -146,14 +151,14 @@ impl Publisher {
     /// # Errors
     /// [`Error::Store`].
     pub fn is_behind(&self) -> Result<bool, Error> {
-        let latest = self.readers.read(built_from)?;
+        let latest = self.readers.read(BuiltFrom::of)?;
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
     }
 
     fn stage(&self, staging: &Staging, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {
         let published_at = self.clock.now();
         let staged = self.readers.read(|tx| {
-            let built_from = built_from(tx)?;
+            let built_from = BuiltFrom::of(tx)?;
             let usable = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
             if usable.is_some_and(|previous| previous.built_from == built_from) {
                 return Ok(None);
@@ -231,7 +236,9 @@ impl Publisher {
             && previous.link_buckets == self.settings.link_buckets
             && previous.vinculo_version == env!("CARGO_PKG_VERSION")
             && self.schema.tables.iter().all(|table| {
-                previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
+                previous
+                    .table(&table.name)
+                    .is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
             })
     }
 
@@ -240,11 +247,17 @@ impl Publisher {
     }
 }
 
-/// What the state is, and how far it has come.
-fn built_from(tx: &Tx<'_>) -> Result<BuiltFrom, store::Error> {
-    let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
-    let change = value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
-    Ok(BuiltFrom { state_id: value("state_id")?.unwrap_or_default(), change })
+impl BuiltFrom {
+    /// What the state is, and how far it has come.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub fn of(tx: &Tx<'_>) -> Result<Self, store::Error> {
+        let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
+        let change = value("changes")?.map_or(Ok(0), |text| text.parse());
+        let change = change.map_err(|_| store::Error::Unreadable("a counter"))?;
+        Ok(Self { state_id: value("state_id")?.unwrap_or_default(), change })
+    }
 }
 
 /// When to publish.
@@ -274,13 +287,18 @@ pub async fn run(
                 problems.clear(PROBLEM);
                 wait = Duration::MAX;
                 // Told also when there was nothing new: readers then have all there is.
-                published.send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
+                published
+                    .send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
             }
             Err(error) => {
                 problems.raise(PROBLEM);
                 metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
                 wait = wait.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
-                tracing::error!(code = error.code(), retry_secs = wait.as_secs(), "nothing was published, and readers see the last snapshot: {error}");
+                tracing::error!(
+                    code = error.code(),
+                    retry_secs = wait.as_secs(),
+                    "nothing was published, and readers see the last snapshot: {error}"
+                );
             }
         }
         tokio::select! {

@@ -280,7 +280,9 @@ impl Queue {
         let next = self
             .store
             .read(|tx| {
-                tx.one("SELECT min(due_at) FROM refreshes WHERE due_at IS NOT NULL AND lease IS NULL", args![], |row| row.opt_at(0))
+                tx.one("SELECT min(due_at) FROM refreshes WHERE due_at IS NOT NULL AND lease IS NULL", args![], |row| {
+                    row.opt_at(0)
+                })
             })
             .await?;
         Ok(next.flatten())

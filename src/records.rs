@@ -142,7 +142,8 @@ pub fn keep(
     let known = known(tx, link_id, resource)?;
     let records = without_repeats(&listing.records);
     let keys = identify(link_id, resource, &records, &known);
-    let mut kept = Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
+    let mut kept =
+        Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
     let mut confirm_at = None;
     // The first list so long after a change settles which of the rows that it lacked are gone.
     let settles = |since: Timestamp| {
@@ -254,7 +255,12 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
 }
 
 /// The first list after `seen_at` that counts against what it lacks.
-fn first_list_without(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, seen_at: Timestamp) -> Result<Option<Timestamp>, Error> {
+fn first_list_without(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &Resource,
+    seen_at: Timestamp,
+) -> Result<Option<Timestamp>, Error> {
     let first = tx.one(
         "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3 \
          AND (item_count > 0 OR webhook_count = 0)",
@@ -299,8 +305,12 @@ fn identify(link_id: &LinkId, resource: &Resource, records: &[&Record], known: &
     }
     let mut given: Vec<String> = known.by_key.keys().cloned().collect();
     let new_key = |record: &&Record, given: &mut Vec<String>| {
-        let key = (0..).map(|n| record_key(link_id, resource, record, n)).find(|key| !given.contains(key));
-        let key = key.unwrap_or_else(|| unreachable!("numbers do not run out"));
+        let mut number = 0;
+        let mut key = record_key(link_id, resource, record, number);
+        while given.contains(&key) {
+            number += 1;
+            key = record_key(link_id, resource, record, number);
+        }
         given.push(key.clone());
         key
     };

@@ -63,7 +63,10 @@ impl Refresher {
     /// [`Error`]; then nothing was kept, and the lease still stands.
     pub async fn run(&self, refresh: &Refresh) -> Result<Kept, Error> {
         let pages = fetch(&self.client, refresh.resource, &refresh.link_id, refresh.is_urgent).await?;
-        if pages.is_empty() && refresh.webhook_count.is_some_and(|count| count > 0) && refresh.attempts < MOST_INCOMPLETE {
+        if pages.is_empty()
+            && refresh.webhook_count.is_some_and(|count| count > 0)
+            && refresh.attempts < MOST_INCOMPLETE
+        {
             return Err(Error::Incomplete);
         }
         let (listing, drift) = read(refresh, pages).await?;
@@ -89,7 +92,11 @@ impl Refresher {
                     content_seq: kept.changed.then_some(change),
                     touched_seq: change,
                 };
-                if queue::settle(tx, &refresh, outcome)? { Ok(kept) } else { Err(StoreError::Overtaken("this refresh")) }
+                if queue::settle(tx, &refresh, outcome)? {
+                    Ok(kept)
+                } else {
+                    Err(StoreError::Overtaken("this refresh"))
+                }
             })
             .await
     }
@@ -107,12 +114,18 @@ impl Drift {
     fn count(&self, resource: &'static str) {
         for (kind, count) in [("field", self.unknown_fields), ("value", self.unknown_values)] {
             if count > 0 {
-                metrics::counter!("vinculo_schema_drift_total", "resource" => resource, "kind" => kind).increment(count as u64);
+                metrics::counter!("vinculo_schema_drift_total", "resource" => resource, "kind" => kind)
+                    .increment(count as u64);
             }
         }
         if self.rejected > 0 {
             metrics::counter!("vinculo_rejected_records_total", "resource" => resource).increment(self.rejected as u64);
-            tracing::warn!(code = "rejected_records", resource, count = self.rejected, "records cannot be flattened; see rejected_records");
+            tracing::warn!(
+                code = "rejected_records",
+                resource,
+                count = self.rejected,
+                "records cannot be flattened; see rejected_records"
+            );
         }
     }
 }

@@ -69,7 +69,9 @@ impl<'p> Replay<'p> {
             } else {
                 let lists = &lists[..lists.partition_point(|&list| list < version.fetched_at)];
                 let tables = current.into_iter().zip(next).enumerate();
-                tables.map(|(table, (before, next))| self.succeed(table, before, next, version.fetched_at, lists)).collect()
+                tables
+                    .map(|(table, (before, next))| self.succeed(table, before, next, version.fetched_at, lists))
+                    .collect()
             };
         }
         for (columns, standing) in columns.iter_mut().zip(&current) {

@@ -227,7 +227,12 @@ pub fn load() -> Result<Schema, Problem> {
         for table in file.tables {
             schema.tables.push(checked(resource.name, file.version, table, Some(resource))?);
         }
-        schema.records.push(RecordSchema { resource, required, unpublished, tables: (first..schema.tables.len()).collect() });
+        schema.records.push(RecordSchema {
+            resource,
+            required,
+            unpublished,
+            tables: (first..schema.tables.len()).collect(),
+        });
     }
     let of_the_store = |file: &'static str, text| {
         let WrittenFile { version, tables, .. } = parse(file, text)?;
@@ -288,7 +293,9 @@ struct WrittenColumn {
 fn parse(file: &'static str, text: &str) -> Result<WrittenFile, Problem> {
     let written: WrittenFile = toml::from_str(text).map_err(|error| Problem { file, problem: error.to_string() })?;
     match &written.resource {
-        Some(resource) if resource != file => Err(Problem { file, problem: format!("it says that it is for {resource}") }),
+        Some(resource) if resource != file => {
+            Err(Problem { file, problem: format!("it says that it is for {resource}") })
+        }
         _ => Ok(written),
     }
 }
@@ -336,7 +343,11 @@ fn checked_column(column: WrittenColumn, resource: Option<&Resource>) -> Result<
         (None, None, Some(rows), None, Some(_)) => Origin::Count(rows.clone()),
         (None, None, None, Some(context), Some(_)) => Origin::Context(context),
         (None, None, None, None, None) => Origin::State,
-        _ => return Err("give exactly one of source, derived, count and context, and none in a table of the state".into()),
+        _ => {
+            return Err(
+                "give exactly one of source, derived, count and context, and none in a table of the state".into()
+            );
+        }
     };
     // Ids of our own making are there always; that goes without saying in the file.
     let null = column.null.unwrap_or_else(|| "never".into());
@@ -362,7 +373,10 @@ mod tests {
     fn every_schema_file_is_sound() {
         let schema = load().unwrap();
         let names: Vec<_> = schema.tables.iter().map(|table| table.name.as_str()).collect();
-        assert_eq!(names, ["employments", "occupations", "salaries", "owners", "links", "link_snapshots", "rejected_records"]);
+        assert_eq!(
+            names,
+            ["employments", "occupations", "salaries", "owners", "links", "link_snapshots", "rejected_records"]
+        );
         for column in schema.tables.iter().flat_map(|table| &table.columns) {
             assert!(!column.meaning.is_empty() && !column.example.is_empty() && !column.sensitivity.is_empty());
         }

@@ -62,7 +62,8 @@ impl Pepper {
     /// HMAC-SHA-256 of the parts, one after the other, in lower-case hex.
     pub fn key_of(&self, parts: &[&[u8]]) -> String {
         // HMAC takes keys of any length, so that this cannot fail.
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.expose_secret().as_bytes()).unwrap_or_else(|_| unreachable!());
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(self.0.expose_secret().as_bytes()).unwrap_or_else(|_| unreachable!());
         for part in parts {
             mac.update(part);
         }

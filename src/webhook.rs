@@ -135,7 +135,8 @@ impl Desk {
         let framing = heads.next();
         let closes = !matches!(framing, Framing::Length(_));
         let (parts, body) = request.into_parts();
-        let refusal = if framing == Framing::Doubtful { Err(Reply::Doubtful) } else { self.check(&parts, peer, framing) };
+        let refusal =
+            if framing == Framing::Doubtful { Err(Reply::Doubtful) } else { self.check(&parts, peer, framing) };
         let reply = match refusal {
             Err(reply) => {
                 let has_body = framing != Framing::Length(0);
@@ -213,7 +214,11 @@ impl Desk {
             }
             metrics::counter!("vinculo_webhooks_total", "type" => label, "outcome" => outcome).increment(1);
             if let Some(reason) = reason {
-                tracing::warn!(code = "quarantined", reason, "a webhook was not understood and is kept in the quarantine");
+                tracing::warn!(
+                    code = "quarantined",
+                    reason,
+                    "a webhook was not understood and is kept in the quarantine"
+                );
             }
             Ok::<_, Error>(())
         });
@@ -224,7 +229,6 @@ impl Desk {
             Err(_) => Reply::Unavailable("state_slow"),
         }
     }
-
 }
 
 fn note_refusal(reply: Reply) {
@@ -232,7 +236,11 @@ fn note_refusal(reply: Reply) {
     metrics::counter!("vinculo_webhook_refused_total", "code" => code).increment(1);
     match reply {
         Reply::Unavailable(_) => tracing::error!(code, status, "a webhook could not be made durable"),
-        Reply::NotAnObject => tracing::warn!(code, status, "a webhook with the right Authorization was not a JSON object; its sender may be broken"),
+        Reply::NotAnObject => tracing::warn!(
+            code,
+            status,
+            "a webhook with the right Authorization was not a JSON object; its sender may be broken"
+        ),
         // Whoever sends these can send many; the metric counts them.
         _ => tracing::debug!(code, status, "a webhook request was refused"),
     }
@@ -279,11 +287,13 @@ fn outcome(event: &Event) -> &'static str {
 
 /// Whether the headers allow a JSON body: no content encoding, and a media type that is absent or JSON.
 fn is_json(headers: &HeaderMap) -> bool {
-    let is_plain = headers.get_all(CONTENT_ENCODING).iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let is_plain =
+        headers.get_all(CONTENT_ENCODING).iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (media, more) = (types.next(), types.next());
     let is_json = media.is_none_or(|media| {
-        let essence = media.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let essence =
+            media.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
     });
     is_plain && is_json && more.is_none()
@@ -318,11 +328,16 @@ mod tests {
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
     fn event(link: &str) -> String {
-        format!(r#"{{"webhook_id":"0","webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"{link}","external_id":"us-1","data":{{"total_owners":2}}}}"#)
+        format!(
+            r#"{{"webhook_id":"0","webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"{link}","external_id":"us-1","data":{{"total_owners":2}}}}"#
+        )
     }
 
     fn post(authorization: &str, body: &str) -> String {
-        format!("POST /hook HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "POST /hook HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
     }
 
     struct Listening {
@@ -358,7 +373,8 @@ mod tests {
             let listener = TcpListener::bind(settings.listen).await.unwrap();
             let address = listener.local_addr().unwrap();
             let shutdown = CancellationToken::new();
-            let task = tokio::spawn(run(listener, settings, queue.clone(), store.clone(), Clock::system(), shutdown.clone()));
+            let task =
+                tokio::spawn(run(listener, settings, queue.clone(), store.clone(), Clock::system(), shutdown.clone()));
             Self { address, store, queue, shutdown, task, folder }
         }
 
@@ -390,7 +406,8 @@ mod tests {
     fn is_whole(answer: &[u8]) -> bool {
         let text = String::from_utf8_lossy(answer);
         let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
         length.is_some_and(|length| body.len() >= length.parse::<usize>().unwrap())
     }
 
@@ -407,10 +424,16 @@ mod tests {
         assert!(answer.ends_with(r#"{"status":"accepted"}"#));
         let refreshes = listening.queue.claim(10).await.unwrap();
         assert_eq!(refreshes.len(), 1);
-        assert_eq!((refreshes[0].link_id.as_str(), refreshes[0].resource.name, refreshes[0].webhook_count), (LINK, "owners", Some(2)));
+        assert_eq!(
+            (refreshes[0].link_id.as_str(), refreshes[0].resource.name, refreshes[0].webhook_count),
+            (LINK, "owners", Some(2))
+        );
         assert!(refreshes[0].is_urgent);
         timeout(Duration::from_secs(1), news.changed()).await.expect("the worker was told").unwrap();
-        assert_eq!(listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'queued' AND webhook_type = 'OWNERS'").await, 1);
+        assert_eq!(
+            listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'queued' AND webhook_type = 'OWNERS'").await,
+            1
+        );
         assert_eq!(listening.count("SELECT count(*) FROM links WHERE external_id = 'us-1'").await, 1);
     }
 
@@ -432,10 +455,19 @@ mod tests {
             (post(OLD, &good).replace("Authorization", "X-Authorization"), 401, "unauthorized"),
             (post("Bearer wrong", &large), 401, "unauthorized"),
             (post(OLD, &large), 413, "too_large"),
-            (head("POST /hook HTTP/1.1", "Transfer-Encoding: chunked\r\n") + &format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len()), 413, "too_large"),
+            (
+                head("POST /hook HTTP/1.1", "Transfer-Encoding: chunked\r\n")
+                    + &format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len()),
+                413,
+                "too_large",
+            ),
             (gzip, 415, "not_json"),
             (post(OLD, &good).replace("application/json", "text/plain"), 415, "not_json"),
-            (post(OLD, &good).replace("application/json", "application/json\r\nContent-Type: text/plain"), 415, "not_json"),
+            (
+                post(OLD, &good).replace("application/json", "application/json\r\nContent-Type: text/plain"),
+                415,
+                "not_json",
+            ),
             (post(OLD, "[]"), 400, "not_a_json_object"),
             (post(OLD, ""), 400, "not_a_json_object"),
             (post(OLD, &deep), 400, "not_a_json_object"),
@@ -443,7 +475,11 @@ mod tests {
             (head("POST /hook HTTP/1.1", "Content-Length: 2\r\nContent-Length: 2\r\n") + "{}", 400, ""),
             (head("POST /hook HTTP/1.1", "Content-Length: 2\r\nContent-Length: 3\r\n") + "{}", 400, ""),
             (head("POST /hook HTTP/1.1", "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", 400, ""),
-            (head("POST /hook HTTP/1.1", "Content-Length: 2\r\n").replace("Host: a\r\n", "Host: a\n") + "{}", 400, "malformed_request"),
+            (
+                head("POST /hook HTTP/1.1", "Content-Length: 2\r\n").replace("Host: a\r\n", "Host: a\n") + "{}",
+                400,
+                "malformed_request",
+            ),
             (head("POST /hook HTTP/1.1", &many), 431, ""),
             (head("POST /hook HTTP/1.1", &format!("X: {large}\r\n")), 431, ""),
         ];
@@ -465,10 +501,20 @@ mod tests {
         let listening = Listening::start().await;
         let good = event(LINK);
         for media in ["application/json; charset=utf-8", "Application/JSON", "application/vnd.belvo+json"] {
-            assert_eq!(status(&listening.say(post(NEW, &good).replace("application/json", media).as_bytes()).await), 200, "{media}");
+            assert_eq!(
+                status(&listening.say(post(NEW, &good).replace("application/json", media).as_bytes()).await),
+                200,
+                "{media}"
+            );
         }
-        assert_eq!(status(&listening.say(post(NEW, &good).replace("Content-Type: application/json\r\n", "").as_bytes()).await), 200);
-        let chunked = format!("POST /hook HTTP/1.1\r\nHost: a\r\nAuthorization: {NEW}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{good}\r\n0\r\n\r\n", good.len());
+        assert_eq!(
+            status(&listening.say(post(NEW, &good).replace("Content-Type: application/json\r\n", "").as_bytes()).await),
+            200
+        );
+        let chunked = format!(
+            "POST /hook HTTP/1.1\r\nHost: a\r\nAuthorization: {NEW}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{good}\r\n0\r\n\r\n",
+            good.len()
+        );
         assert_eq!(status(&listening.say(chunked.as_bytes()).await), 200);
     }
 
@@ -485,11 +531,19 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_understood_goes_to_the_quarantine() {
         let listening = Listening::start().await;
-        let bodies = ["{}".to_owned(), event("no-uuid"), event(LINK).replace("OWNERS", "PLANETS"), event(LINK).replace("\"OWNERS\"", "7")];
+        let bodies = [
+            "{}".to_owned(),
+            event("no-uuid"),
+            event(LINK).replace("OWNERS", "PLANETS"),
+            event(LINK).replace("\"OWNERS\"", "7"),
+        ];
         for body in &bodies {
             assert_eq!(status(&listening.say(post(OLD, body).as_bytes()).await), 200, "{body}");
         }
-        assert_eq!(listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'quarantined' AND reason IS NOT NULL").await, 4);
+        assert_eq!(
+            listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'quarantined' AND reason IS NOT NULL").await,
+            4
+        );
         assert_eq!(listening.count("SELECT count(*) FROM refreshes").await, 0);
     }
 
@@ -514,8 +568,18 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         listening.shutdown.cancel();
         timeout(Duration::from_secs(10), listening.task).await.unwrap().unwrap();
-        let kept = listening.store.read(|tx| tx.one("SELECT count(*) FROM webhooks", args![], |row| row.int(0))).await.unwrap().unwrap();
-        let marks = listening.store.read(|tx| tx.one("SELECT coalesce(sum(marks), 0) FROM refreshes", args![], |row| row.int(0))).await.unwrap().unwrap();
+        let kept = listening
+            .store
+            .read(|tx| tx.one("SELECT count(*) FROM webhooks", args![], |row| row.int(0)))
+            .await
+            .unwrap()
+            .unwrap();
+        let marks = listening
+            .store
+            .read(|tx| tx.one("SELECT coalesce(sum(marks), 0) FROM refreshes", args![], |row| row.int(0)))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(kept, marks, "each is there whole or not at all");
         assert!(kept > 0, "what came whole is kept though nobody waits");
     }
@@ -602,7 +666,10 @@ mod tests {
             answer.push(timeout(Duration::from_secs(4), stream.read_u8()).await.expect("an answer in time").unwrap());
         }
         let answer = String::from_utf8(answer).unwrap();
-        assert!(status(&answer) == 503 && answer.contains("retry-after: 5") && answer.contains("state_locked"), "{answer}");
+        assert!(
+            status(&answer) == 503 && answer.contains("retry-after: 5") && answer.contains("state_locked"),
+            "{answer}"
+        );
         outside.execute_batch("ROLLBACK").unwrap();
         assert_eq!(status(&listening.say(post(OLD, &event(LINK)).as_bytes()).await), 200);
     }

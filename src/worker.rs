@@ -44,7 +44,10 @@ pub async fn run(
     }
     // The sender is gone now: what was claimed is run to its end, or done again after the next start.
     if tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
-        tracing::warn!(code = "stopped_early", "refreshes were still running; they are done again after the next start");
+        tracing::warn!(
+            code = "stopped_early",
+            "refreshes were still running; they are done again after the next start"
+        );
     }
 }
 
@@ -129,14 +132,18 @@ impl Worker {
             Err(_) => {
                 tracing::error!(code = "panic", link_id = %refresh.link_id, resource, "the refresh panicked; it is tried again, and this is a defect to report");
                 let now = self.clock.now();
-                Outcome::Postponed { code: "panic", at: now, until: now + Duration::from_secs(60) }
+                Outcome::Postponed { code: "panic", at: now, until: now + Duration::from_mins(1) }
             }
         };
         let (Outcome::Postponed { code, .. } | Outcome::Blocked { code, .. }) = outcome else { return };
         metrics::counter!("vinculo_refreshes_total", "resource" => resource, "outcome" => code).increment(1);
         let settled = self.refresher.store.write(move |tx| queue::settle(tx, &refresh, outcome)).await;
         if let Err(error) = settled {
-            tracing::error!(code = error.code(), resource, "a refresh could not be given back, and is done again after a restart: {error}");
+            tracing::error!(
+                code = error.code(),
+                resource,
+                "a refresh could not be given back, and is done again after a restart: {error}"
+            );
         }
     }
 

@@ -5,11 +5,16 @@
 
 use std::process::ExitCode;
 
+mod acks;
+mod children;
 mod flatten;
 mod measure;
+mod memory;
+mod sync;
 
 fn main() -> ExitCode {
-    let parts: [(&str, fn() -> anyhow::Result<bool>); 1] = [("flatten", flatten::run)];
+    let parts: [(&str, fn() -> anyhow::Result<bool>); 4] =
+        [("flatten", flatten::run), ("acks", acks::run), ("sync", sync::run), ("memory", memory::run)];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let mut all_reached = true;
     for (name, run) in parts {

@@ -31,3 +31,10 @@ pub fn aim(what: &str, ratio: f64, at_least: f64) -> bool {
     println!("  {what}: {ratio:.2} (aim: at least {at_least}) {verdict}");
     ratio >= at_least
 }
+
+/// Prints a figure with its aim and says whether it was reached.
+pub fn aim_below(what: &str, figure: f64, limit: f64) -> bool {
+    let verdict = if figure < limit { "reached" } else { "MISSED" };
+    println!("  {what}: {figure:.1} (aim: below {limit}) {verdict}");
+    figure < limit
+}

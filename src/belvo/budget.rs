@@ -196,7 +196,11 @@ struct Window {
 impl Window {
     fn new(requests: u32, reserve: f64, per: Duration) -> Self {
         let limit = usize::try_from(requests).unwrap_or(usize::MAX).max(1);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a u32; the cast saturates")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a u32; the cast saturates"
+        )]
         let reserve = (f64::from(requests) * reserve).ceil() as usize;
         Self {
             limit,

@@ -86,7 +86,14 @@ impl Client {
             builder.https_only(true).tls_version_min(tls::Version::TLS_1_2)
         };
         let http = builder.build().map_err(io::Error::other)?;
-        let inner = Inner { http, settings: settings.clone(), budget, gate: Gate::new(), clock, cool_downs: std::sync::Mutex::default() };
+        let inner = Inner {
+            http,
+            settings: settings.clone(),
+            budget,
+            gate: Gate::new(),
+            clock,
+            cool_downs: std::sync::Mutex::default(),
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -159,12 +166,18 @@ impl Client {
         let patience = retry_after(response.headers(), self.0.clock.now());
         if response.status() == 200 && patience.is_none() {
             *self.lock_cool_downs() = 0;
-            return self.body(response, settings.max_body).await.map_err(|code| Failure::own(code, path).with_status(200));
+            return self
+                .body(response, settings.max_body)
+                .await
+                .map_err(|code| Failure::own(code, path).with_status(200));
         }
         let status = response.status().as_u16();
         if status == 200 {
             self.0.budget.pause(patience.unwrap_or_default());
-            return self.body(response, settings.max_body).await.map_err(|code| Failure::own(code, path).with_status(200));
+            return self
+                .body(response, settings.max_body)
+                .await
+                .map_err(|code| Failure::own(code, path).with_status(200));
         }
         let said = self.error_body(response).await;
         Err(self.cool_down(Failure::of_answer(path, status, &said), patience))
@@ -178,7 +191,9 @@ impl Client {
         let mut body = Vec::with_capacity(usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(0));
         loop {
             let chunk = timeout(self.0.settings.idle_timeout, response.chunk()).await.map_err(|_| "timeout")?;
-            let Some(chunk) = chunk.map_err(|error| transport_code(&error, "truncated"))? else { return Ok(body.into()) };
+            let Some(chunk) = chunk.map_err(|error| transport_code(&error, "truncated"))? else {
+                return Ok(body.into());
+            };
             if (body.len() + chunk.len()) as u64 > limit {
                 return Err("too_large");
             }
@@ -231,14 +246,16 @@ impl Client {
 
 fn authorization(settings: &config::Belvo) -> io::Result<HeaderValue> {
     let pair = format!("{}:{}", settings.secret_id.expose_secret(), settings.secret_password.expose_secret());
-    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).map_err(io::Error::other)?;
+    let mut value =
+        HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).map_err(io::Error::other)?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 /// The path under `base`: whatever `path_and_query` holds, the origin is ours.
 fn address(base: &Url, path_and_query: &str) -> Url {
-    let (path, query) = path_and_query.split_once('?').map_or((path_and_query, None), |(path, query)| (path, Some(query)));
+    let (path, query) =
+        path_and_query.split_once('?').map_or((path_and_query, None), |(path, query)| (path, Some(query)));
     let mut url = base.clone();
     url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
     url.set_query(query);
@@ -306,7 +323,10 @@ mod tests {
         assert_eq!(&answer.body[..], br#"{"results":[]}"#);
         let request = script.requests().remove(0).to_ascii_lowercase();
         assert!(request.starts_with("get /api/owners/?link=x http/1.1\r\n"), "{request}");
-        assert!(request.contains(&format!("authorization: basic {}\r\n", BASE64_STANDARD.encode("id:password").to_ascii_lowercase())));
+        assert!(request.contains(&format!(
+            "authorization: basic {}\r\n",
+            BASE64_STANDARD.encode("id:password").to_ascii_lowercase()
+        )));
         assert!(request.contains(concat!("user-agent: vinculo/", env!("CARGO_PKG_VERSION"))));
     }
 
@@ -316,7 +336,10 @@ mod tests {
         let cases: Vec<(Vec<u8>, &str)> = vec![
             (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{\"a\"".to_vec(), "truncated"),
             (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":".to_vec(), "truncated"),
-            (b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n".to_vec(), "redirected"),
+            (
+                b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n".to_vec(),
+                "redirected",
+            ),
             (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), "unexpected_status"),
             (scripted::json(200, &large), "too_large"),
             (gzipped(1 << 20), "too_large"),
@@ -343,7 +366,11 @@ mod tests {
         let script = Script::dripping().await;
         let started = Instant::now();
         assert_eq!(script.client().get("/", false).await.unwrap_err().code, "timeout");
-        assert!((Duration::from_millis(1400)..Duration::from_secs(4)).contains(&started.elapsed()), "{:?}", started.elapsed());
+        assert!(
+            (Duration::from_millis(1400)..Duration::from_secs(4)).contains(&started.elapsed()),
+            "{:?}",
+            started.elapsed()
+        );
     }
 
     #[tokio::test]
@@ -357,7 +384,8 @@ mod tests {
 
     #[tokio::test]
     async fn patience_that_belvo_asks_for_holds_for_every_call() {
-        let script = Script::start(|_| b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
+        let script =
+            Script::start(|_| b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
         let client = script.client();
         let failure = client.get("/", false).await.unwrap_err();
         assert_eq!((failure.kind, failure.code), (Decision::RetryAfter(Duration::from_secs(7)), "rate_limited"));
@@ -436,7 +464,9 @@ mod tests {
         let mut gzip = Command::new("gzip").arg("-9c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         gzip.stdin.take().unwrap().write_all(&vec![b'0'; size]).unwrap();
         let packed = gzip.wait_with_output().unwrap().stdout;
-        let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", packed.len()).into_bytes();
+        let mut answer =
+            format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", packed.len())
+                .into_bytes();
         answer.extend(packed);
         answer
     }

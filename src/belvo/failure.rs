@@ -60,7 +60,15 @@ impl Failure {
     /// A failure that no answer's status tells; `code` is one of [`OWN`].
     pub(crate) fn own(code: &'static str, path: &str) -> Self {
         let kind = OWN.iter().find(|own| own.code == code).map_or(Retry, |own| own.kind);
-        Self { kind, code, http_status: None, belvo_code: None, request_id: None, path: without_query(path), pace: Quick }
+        Self {
+            kind,
+            code,
+            http_status: None,
+            belvo_code: None,
+            request_id: None,
+            path: without_query(path),
+            pace: Quick,
+        }
     }
 
     /// The same failure, with the status of the answer that was no use.
@@ -81,13 +89,25 @@ impl Failure {
     pub(super) fn of_answer(path: &str, status: u16, body: &[u8]) -> Self {
         let said = serde_json::from_slice::<Said>(body).ok().map(Said::into_list);
         let request_id = said.iter().flatten().find_map(|error| hexadecimal(error.request_id.as_deref()?));
-        let rule = said.iter().flatten().find_map(|error| rule(status, error)).unwrap_or_else(|| fallback(status, said.is_some()));
+        let rule = said
+            .iter()
+            .flatten()
+            .find_map(|error| rule(status, error))
+            .unwrap_or_else(|| fallback(status, said.is_some()));
         let belvo_code = match said.iter().flatten().find_map(|error| error.code.as_deref()) {
             Some(_) if rule.belvo_code.is_empty() => Some("other"),
             Some(_) => Some(rule.belvo_code),
             None => None,
         };
-        Self { kind: rule.kind, code: rule.code, http_status: Some(status), belvo_code, request_id, path: without_query(path), pace: rule.pace }
+        Self {
+            kind: rule.kind,
+            code: rule.code,
+            http_status: Some(status),
+            belvo_code,
+            request_id,
+            path: without_query(path),
+            pace: rule.pace,
+        }
     }
 
     /// How long to wait before the next try after `attempts` failed ones. Belvo's own schedule with some jitter on top,
@@ -341,13 +361,17 @@ mod tests {
             assert_eq!((failure.kind, failure.code), (rule.kind, rule.code), "{rule:?}");
             assert_eq!(failure.belvo_code, Some(rule.belvo_code));
             assert_eq!(failure.request_id.as_deref(), Some("2675b703b9d04a9a8f3d6b8f0c0a4d2e"));
-            let own = OWN.iter().find(|own| own.code == rule.code).unwrap_or_else(|| panic!("{} has no words", rule.code));
+            let own =
+                OWN.iter().find(|own| own.code == rule.code).unwrap_or_else(|| panic!("{} has no words", rule.code));
             assert_eq!(own.kind, rule.kind, "{rule:?}: one code of ours means one decision");
         }
         for status in 100..600 {
             for is_json in [true, false] {
                 let rule = fallback(status, is_json);
-                let own = OWN.iter().find(|own| own.code == rule.code).unwrap_or_else(|| panic!("{} has no words", rule.code));
+                let own = OWN
+                    .iter()
+                    .find(|own| own.code == rule.code)
+                    .unwrap_or_else(|| panic!("{} has no words", rule.code));
                 assert_eq!(own.kind, rule.kind, "{status}");
             }
         }
@@ -378,14 +402,16 @@ mod tests {
 
     #[test]
     fn a_login_error_by_chance_is_tried_again_and_any_other_waits_for_the_user() {
-        let chance = answered(400, &body("login_error", "Impossible to login, something unexpected happened. Try again later"));
+        let chance =
+            answered(400, &body("login_error", "Impossible to login, something unexpected happened. Try again later"));
         assert_eq!((chance.kind, chance.pace), (Retry, Slow));
         assert_eq!(answered(400, &body("login_error", "Invalid credentials")).kind, AskUser);
     }
 
     #[test]
     fn no_text_of_belvos_and_no_query_is_shown() {
-        let failure = answered(400, r#"[{"code":"99000000191","message":"Maria","request_id":"Maria","field":"99000000191"}]"#);
+        let failure =
+            answered(400, r#"[{"code":"99000000191","message":"Maria","request_id":"Maria","field":"99000000191"}]"#);
         assert_eq!(failure.belvo_code, Some("other"));
         let shown = format!("{failure} {failure:?}");
         assert!(!shown.contains("99000000191") && !shown.contains("Maria") && !shown.contains("secret"), "{shown}");
@@ -405,9 +431,19 @@ mod tests {
         let mut rng = rand::rng();
         let quick = Failure::own("api_down", "/");
         let slow = answered(400, &body("institution_down", ""));
-        for (failure, attempts, least) in
-            [(&quick, 0, 3), (&quick, 1, 6), (&quick, 2, 12), (&quick, 3, 24), (&quick, 4, 48), (&quick, 9, 48), (&quick, 15, 240), (&quick, u32::MAX, 240), (&slow, 0, 300), (&slow, 3, 2400), (&slow, 99, 3600)]
-        {
+        for (failure, attempts, least) in [
+            (&quick, 0, 3),
+            (&quick, 1, 6),
+            (&quick, 2, 12),
+            (&quick, 3, 24),
+            (&quick, 4, 48),
+            (&quick, 9, 48),
+            (&quick, 15, 240),
+            (&quick, u32::MAX, 240),
+            (&slow, 0, 300),
+            (&slow, 3, 2400),
+            (&slow, 99, 3600),
+        ] {
             let delay = failure.delay(attempts, &mut rng).as_secs_f64();
             let least = f64::from(least);
             assert!((least..=least * 1.25).contains(&delay), "{} after {attempts}: {delay}", failure.code);

@@ -169,14 +169,24 @@ impl State {
                 };
             }
         }
-        metrics::gauge!("vinculo_belvo_paused", "code" => "api_auth").set(u8::from(matches!(self.mode, Mode::Refused { .. })));
-        metrics::gauge!("vinculo_belvo_paused", "code" => "api_down").set(u8::from(matches!(self.mode, Mode::Down { .. })));
+        metrics::gauge!("vinculo_belvo_paused", "code" => "api_auth")
+            .set(u8::from(matches!(self.mode, Mode::Refused { .. })));
+        metrics::gauge!("vinculo_belvo_paused", "code" => "api_down")
+            .set(u8::from(matches!(self.mode, Mode::Down { .. })));
         match (before, self.mode) {
-            (Mode::Refused { .. } | Mode::Down { .. }, Mode::Open) => tracing::info!("Belvo answers again; calls go on"),
-            (Mode::Open | Mode::Unproven | Mode::Down { .. }, Mode::Refused { .. }) => {
-                tracing::error!(code = "api_auth", "Belvo refuses the keys; all calls pause: check belvo.secret_id, belvo.secret_password and belvo.base_url");
+            (Mode::Refused { .. } | Mode::Down { .. }, Mode::Open) => {
+                tracing::info!("Belvo answers again; calls go on");
             }
-            (Mode::Open | Mode::Unproven, Mode::Down { .. }) => tracing::warn!(code = "api_down", "Belvo fails for every request; one call at a time asks whether it is back"),
+            (Mode::Open | Mode::Unproven | Mode::Down { .. }, Mode::Refused { .. }) => {
+                tracing::error!(
+                    code = "api_auth",
+                    "Belvo refuses the keys; all calls pause: check belvo.secret_id, belvo.secret_password and belvo.base_url"
+                );
+            }
+            (Mode::Open | Mode::Unproven, Mode::Down { .. }) => tracing::warn!(
+                code = "api_down",
+                "Belvo fails for every request; one call at a time asks whether it is back"
+            ),
             _ => {}
         }
         before != self.mode

@@ -39,7 +39,13 @@ pub(super) struct Left {
 impl Ledger {
     /// Opens or makes the file at `path` with at least `slots` slots, each taken for `per` after its answer began.
     /// Whatever cannot be true (a damaged file, an instant in the future) counts as if it had happened now.
-    pub(super) fn open(path: &Path, slots: usize, per: Duration, longest_pause: Duration, now: Timestamp) -> io::Result<(Self, Left)> {
+    pub(super) fn open(
+        path: &Path,
+        slots: usize,
+        per: Duration,
+        longest_pause: Duration,
+        now: Timestamp,
+    ) -> io::Result<(Self, Left)> {
         let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
         file.read_exact_at(&mut bytes, 0)?;
@@ -47,7 +53,10 @@ impl Ledger {
             _ if bytes.is_empty() => Left { slots: Vec::new(), pause: Duration::ZERO },
             Some((header, body)) if header[..8] == MAGIC => Left {
                 slots: integers(body).map(|instant| rest(instant, per, now)).collect(),
-                pause: integers(&header[8..]).next().map_or(Duration::ZERO, |until| Timestamp::from_micros(until).since(now)).min(longest_pause),
+                pause: integers(&header[8..])
+                    .next()
+                    .map_or(Duration::ZERO, |until| Timestamp::from_micros(until).since(now))
+                    .min(longest_pause),
             },
             _ => {
                 file.set_len(0)?;
@@ -82,7 +91,10 @@ impl Ledger {
         if let Err(error) = self.file.write_all_at(&value.to_le_bytes(), offset)
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!(code = "budget_file", "calls are not counted across a restart: {error}; make room on the state's volume");
+            tracing::warn!(
+                code = "budget_file",
+                "calls are not counted across a restart: {error}; make room on the state's volume"
+            );
         }
     }
 }

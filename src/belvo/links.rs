@@ -173,8 +173,12 @@ mod tests {
     #[tokio::test]
     async fn links_are_listed_looked_up_and_told_from_what_is_none() {
         let script = Script::start(move |head| match head {
-            head if head.starts_with(&format!("GET /api/links/{ID}/ ")) => scripted::json(200, &format!(r#"{{"id":"{ID}"}}"#)),
-            head if head.contains("id__in=") => scripted::json(200, &format!(r#"{{"results":[{{"id":"{ID}"}}],"next":null}}"#)),
+            head if head.starts_with(&format!("GET /api/links/{ID}/ ")) => {
+                scripted::json(200, &format!(r#"{{"id":"{ID}"}}"#))
+            }
+            head if head.contains("id__in=") => {
+                scripted::json(200, &format!(r#"{{"results":[{{"id":"{ID}"}}],"next":null}}"#))
+            }
             head if head.contains("page=2") => scripted::json(200, r#"{"results":[7],"next":null}"#),
             _ => scripted::json(200, &format!(r#"{{"results":[{{"id":"{ID}"}}],"next":"?"}}"#)),
         })

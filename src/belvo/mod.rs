@@ -75,7 +75,9 @@ mod tests {
         let id: LinkId = "2F5D361D-DAD6-45D4-A0BF-26D479766067".parse().unwrap();
         assert_eq!(id.as_str(), "2f5d361d-dad6-45d4-a0bf-26d479766067");
         assert_eq!("2f5d361ddad645d4a0bf26d479766067".parse(), Ok(id));
-        for wrong in ["", "2f5d361d-dad6-45d4-a0bf-26d47976606", "2f5d361d-dad6-45d4-a0bf-26d47976606g", "é".repeat(18).as_str()] {
+        for wrong in
+            ["", "2f5d361d-dad6-45d4-a0bf-26d47976606", "2f5d361d-dad6-45d4-a0bf-26d47976606g", "é".repeat(18).as_str()]
+        {
             assert_eq!(wrong.parse::<LinkId>(), Err(NotALinkId), "{wrong}");
         }
     }

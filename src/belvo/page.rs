@@ -49,7 +49,8 @@ impl Page {
             Category::Syntax | Category::Io => "not_json",
         })?;
         let start = text.as_ptr().addr();
-        let place = |item: &RawValue| item.get().as_ptr().addr() - start..item.get().as_ptr().addr() - start + item.get().len();
+        let place =
+            |item: &RawValue| item.get().as_ptr().addr() - start..item.get().as_ptr().addr() - start + item.get().len();
         let items = envelope.results.iter().map(|item| place(item)).collect();
         let count = envelope.count.and_then(|count| count.get().parse().ok());
         let next = envelope.next.map_or(Next::None, |next| read_next(next.get(), base));
@@ -113,7 +114,8 @@ mod tests {
 
     #[test]
     fn items_keep_their_exact_text() {
-        let page = read(r#" {"count": 2, "next":null, "new": [{}], "results": [ {"a": 1033.0900} , {"b":"é"}]}"#).unwrap();
+        let page =
+            read(r#" {"count": 2, "next":null, "new": [{}], "results": [ {"a": 1033.0900} , {"b":"é"}]}"#).unwrap();
         assert_eq!(page.items().collect::<Vec<_>>(), [r#"{"a": 1033.0900}"#, r#"{"b":"é"}"#]);
         assert_eq!((page.count, page.next), (Some(2), Next::None));
         assert_eq!(format!("{page:?}"), "Page(2 items)");

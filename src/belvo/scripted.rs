@@ -42,7 +42,11 @@ impl Script {
         Self::run(move |_| start.clone(), Some(Duration::from_millis(100)), true).await
     }
 
-    async fn run(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static, drip: Option<Duration>, waits: bool) -> Self {
+    async fn run(
+        answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+        drip: Option<Duration>,
+        waits: bool,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));

@@ -32,7 +32,8 @@ const AUTHORIZATION: &str = "Bearer demo-webhook-authorization";
 const PEPPER: &str = "demo-pepper-for-simulated-people";
 
 /// The question that the summary answers.
-const QUESTION: &str = "SELECT cnae_section, count(DISTINCT link_id) AS people, round(median(base_amount), 2) AS median_pay_brl
+const QUESTION: &str =
+    "SELECT cnae_section, count(DISTINCT link_id) AS people, round(median(base_amount), 2) AS median_pay_brl
 FROM salaries JOIN employments USING (link_id, employment_key)
 WHERE is_open AND salary_type = 'REGULAR' AND currency = 'BRL' AND reference_month >= DATE '2026-01-01'
 GROUP BY cnae_section ORDER BY people DESC, cnae_section LIMIT 5";
@@ -75,7 +76,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             Needs { belvo: true, webhook: true },
         )?;
         let daemon = Daemon::start(&config, Clock::system(), Parts::All).await?;
-        let webhook = format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
+        let webhook =
+            format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
         let simulation = Simulation::new(simulate::Settings {
             people: args.people,
             seed: args.seed,
@@ -96,7 +98,10 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
             summarize(args, global, &config, &manifest, started.elapsed())?;
             if args.serve {
-                eprintln!("still running; metrics on http://{}/metrics; Ctrl-C ends it", daemon.admin_address.context("the admin listener is up")?);
+                eprintln!(
+                    "still running; metrics on http://{}/metrics; Ctrl-C ends it",
+                    daemon.admin_address.context("the admin listener is up")?
+                );
                 work::asked_to_end().await?;
             }
         }
@@ -132,7 +137,9 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
     ]
     .into_iter()
     .fold(text, |text, (from, to)| text.replace(from, to));
-    let text = text.lines().map(|line| if line.starts_with("pepper = ") { format!("pepper = \"{PEPPER}\"") } else { line.to_owned() });
+    let text = text
+        .lines()
+        .map(|line| if line.starts_with("pepper = ") { format!("pepper = \"{PEPPER}\"") } else { line.to_owned() });
     fs::write(&config, format!("{MADE_BY_DEMO}\n{}\n", text.collect::<Vec<_>>().join("\n")))?;
     Ok(())
 }
@@ -184,7 +191,11 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
     let answer = String::from_utf8_lossy(&answer);
     if global.json {
         let rows: Vec<serde_json::Value> = answer.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        let tables = manifest.tables.iter().map(|table| (table.name.clone(), json!(table.rows))).collect::<serde_json::Map<_, _>>();
+        let tables = manifest
+            .tables
+            .iter()
+            .map(|table| (table.name.clone(), json!(table.rows)))
+            .collect::<serde_json::Map<_, _>>();
         let document = json!({
             "people": args.people, "seconds": took.as_secs_f64(), "snapshot": manifest.snapshot, "tables": tables,
             "lake": lake, "duckdb": lake.join("vinculo.duckdb"), "config": args.dir.join("vinculo.toml"),
@@ -210,6 +221,10 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
     writeln!(out, "  vinculo sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;
     writeln!(out, "  vinculo sql --config {} \"SELECT * FROM data_dictionary\"", config.display())?;
     writeln!(out, "  duckdb -readonly {}", lake.join("vinculo.duckdb").display())?;
-    writeln!(out, "  python3 -c \"import polars as pl; print(pl.read_parquet('{}/current/salaries'))\"", lake.display())?;
+    writeln!(
+        out,
+        "  python3 -c \"import polars as pl; print(pl.read_parquet('{}/current/salaries'))\"",
+        lake.display()
+    )?;
     Ok(())
 }

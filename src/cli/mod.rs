@@ -184,6 +184,12 @@ Usage: vinculo [OPTIONS] <COMMAND>
 
 Commands:
   init         Write a commented vinculo.toml and jobs/
+  demo         Build a lake of simulated people, offline and without an account
+  serve        Run the daemon
+  simulate     Run a fake Belvo
+  refresh      Fetch what Belvo holds of some links now
+  publish      Publish what changed
+  rebuild      Build the lake anew from the record store
   sql          Run SQL on the published tables
   check        Parse config, jobs and schemas, and print when each job runs next
   status       Tell what is tracked, waiting, failing and published

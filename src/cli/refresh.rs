@@ -83,7 +83,12 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 type Wanted = Vec<(LinkId, &'static Resource)>;
 
 /// Marks what the operator asks for, and gives it.
-async fn mark(daemon: &Daemon, scope: &Scope, resources: &[&'static Resource], now: Timestamp) -> anyhow::Result<Wanted> {
+async fn mark(
+    daemon: &Daemon,
+    scope: &Scope,
+    resources: &[&'static Resource],
+    now: Timestamp,
+) -> anyhow::Result<Wanted> {
     let (scope, resources) = (scope.clone(), resources.to_vec());
     let wanted = daemon.store.write(move |tx| {
         let mut wanted = Vec::new();
@@ -115,7 +120,7 @@ fn links(tx: &Tx<'_>, scope: &Scope, resource: &Resource, now: Timestamp) -> Res
             args![resource.name, now.as_micros() - i64::try_from(age.as_micros()).unwrap_or(i64::MAX)],
             |row| row.link_id(0),
         ),
-        _ => tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0)),
+        _ => crate::links::all(tx),
     }
 }
 

@@ -66,17 +66,24 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         ..defaults
     };
     work::block_on(async {
-        let listener = TcpListener::bind(args.listen)
-            .await
-            .with_context(|| format!("{} cannot be listened on: free the port, or give another one with --listen", args.listen))?;
+        let listener = TcpListener::bind(args.listen).await.with_context(|| {
+            format!("{} cannot be listened on: free the port, or give another one with --listen", args.listen)
+        })?;
         let address = listener.local_addr()?;
         let out = &mut io::stdout();
         if global.json {
-            writeln!(out, "{}", json!({ "base_url": format!("http://{address}"), "secret_id": SECRET_ID, "secret_password": SECRET_PASSWORD }))?;
+            writeln!(
+                out,
+                "{}",
+                json!({ "base_url": format!("http://{address}"), "secret_id": SECRET_ID, "secret_password": SECRET_PASSWORD })
+            )?;
         } else {
             writeln!(out, "a fake Belvo with {} people listens on http://{address}", args.people)?;
             writeln!(out, "  belvo.secret_id = \"{SECRET_ID}\", belvo.secret_password = \"{SECRET_PASSWORD}\"")?;
-            writeln!(out, "  curl -X POST 'http://{address}/_sim/connect' connects them; /_sim/truth is what the tables should hold")?;
+            writeln!(
+                out,
+                "  curl -X POST 'http://{address}/_sim/connect' connects them; /_sim/truth is what the tables should hold"
+            )?;
         }
         out.flush()?;
         let simulation = Simulation::new(settings);

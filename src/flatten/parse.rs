@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Rejection;
-use super::plan::{Field, Node, Object, Plan};
+use super::plan::{Field, Node, Object, Plan, SortSlots};
 use crate::clock::Timestamp;
 use crate::json::{Kind, NotJson, Reader, Span, unescape};
 
@@ -104,20 +104,22 @@ impl Rows {
 
     /// Puts the rows in the order of the texts in `slots`. The first eight bytes of the first text decide nearly always,
     /// and are compared as one number.
-    pub fn sort(&mut self, slots: &[u16], record: &str, unescaped: &str) {
+    pub fn sort(&mut self, slots: &SortSlots, record: &str, unescaped: &str) {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
         order.extend((0..).take(self.len()).map(|row| {
-            let first = slots.first().and_then(|&slot| self.text(row as usize, slot, record, unescaped));
+            let first = slots.texts.first().and_then(|&slot| self.text(row as usize, slot, record, unescaped));
             (first.map_or(0, prefix), row)
         }));
         if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
             order.sort_unstable();
         }
         let rows = &*self;
-        let texts = |row: u32| slots.iter().map(move |&slot| rows.text(row as usize, slot, record, unescaped));
+        let field = |row: u32, slot: u16| rows.text(row as usize, slot, record, unescaped);
+        let texts = |row: u32| slots.texts.iter().map(move |&slot| field(row, slot));
+        let amounts = |row: u32| slots.amounts.iter().map(move |&slot| field(row, slot).map(super::decimal));
         for ties in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|ties| ties.len() > 1) {
-            ties.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)));
+            ties.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)).then_with(|| amounts(a).cmp(amounts(b))));
         }
         self.order = order;
     }
@@ -141,6 +143,10 @@ impl Rows {
     #[inline]
     pub fn number<'r>(&self, row: usize, slot: u16, record: &'r str) -> Option<&'r str> {
         self.text(row, slot, record, "")
+    }
+
+    pub fn have_unknown_fields(&self) -> bool {
+        !self.extras.is_empty()
     }
 
     /// Appends the row's unknown fields as one JSON object, nested as they came; false when it has none.

@@ -62,15 +62,23 @@ pub(super) struct TablePlan {
     pub emits: Vec<Emit>,
     /// Columns that tell the rows of one record apart, but for `seq`.
     pub key: Vec<usize>,
-    /// The slots by which rows are put in order before they become columns: for each column of the key the field that it
-    /// is, or the first that it is made from. Where that is not the order of the columns, it is put right later.
-    pub sort_slots: Vec<u16>,
+    pub sort_slots: SortSlots,
     /// The remaining columns that come from the record.
     pub content: Vec<usize>,
     pub seq: Option<usize>,
     pub known_from: Option<usize>,
     /// Columns whose values are listed, with the list.
     pub listed: Vec<(usize, Vec<String>)>,
+}
+
+/// The slots by which rows are put in order before they become columns. Where that is not the order of the columns, it is
+/// put right later.
+#[derive(Debug)]
+pub(super) struct SortSlots {
+    /// For each column of the key, the field that it is, or the first that it is made from.
+    pub texts: Vec<u16>,
+    /// The amounts.
+    pub amounts: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -168,15 +176,18 @@ impl Slots<'_> {
                 .filter_map(|key| table.columns.iter().position(|column| column.name == *key))
                 .filter(|&at| !is_fact(at))
                 .collect(),
-            sort_slots: table
-                .key
-                .iter()
-                .filter_map(|key| match &emits[table.columns.iter().position(|column| column.name == *key)?] {
-                    Emit::Text(slot) | Emit::Date(slot, _) => Some(*slot),
-                    Emit::Derived(_, slots) => slots.first().copied(),
-                    _ => None,
-                })
-                .collect(),
+            sort_slots: SortSlots {
+                texts: table
+                    .key
+                    .iter()
+                    .filter_map(|key| match &emits[table.columns.iter().position(|column| column.name == *key)?] {
+                        Emit::Text(slot) | Emit::Date(slot, _) => Some(*slot),
+                        Emit::Derived(_, slots) => slots.first().copied(),
+                        _ => None,
+                    })
+                    .collect(),
+                amounts: emits.iter().filter_map(|emit| if let Emit::Decimal(slot, _) = emit { Some(*slot) } else { None }).collect(),
+            },
             content: positions(&|at| !is_fact(at) && !is_key(at) && !table.columns[at].is_volatile),
             seq: fact(&emits, Context::Seq),
             known_from: fact(&emits, Context::KnownFrom),

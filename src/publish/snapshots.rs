@@ -214,7 +214,10 @@ impl Lake {
     fn numbered(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
         let folder = self.snapshots();
         let entries = fs::read_dir(&folder).map_err(|source| Error::at(&folder, source))?;
-        Ok(entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect())
+        Ok(entries
+            .flatten()
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+            .collect())
     }
 
     fn snapshots(&self) -> PathBuf {

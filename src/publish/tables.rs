@@ -19,10 +19,10 @@ use crate::sinks::parquet::TableWriter;
 use crate::store::{self, Row, Tx, args};
 
 /// Rows that wait in memory for a file, over all buckets of a table.
-const WAITING_ROWS: usize = 32_768;
+const WAITING_ROWS: usize = 8_192;
 
 /// Bytes of text that wait in memory for a file, over all buckets of a table.
-const WAITING_BYTES: usize = 8 << 20;
+const WAITING_BYTES: usize = 4 << 20;
 
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
@@ -76,7 +76,7 @@ impl Gathered {
 
 impl Stager<'_> {
     /// Writes or takes over each table's files.
-    pub fn stage(&self) -> Result<Vec<TableEntry>, Error> {
+    pub(super) fn stage(&self) -> Result<Vec<TableEntry>, Error> {
         let changed = self.changed()?;
         let rejected_table = Output::new(self, self.schema.table("rejected_records"), &changed.content);
         let mut gathered = Gathered { rejected: rejected_table.columns(), persons: HashMap::new() };
@@ -144,7 +144,8 @@ impl Stager<'_> {
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
         let (content, sightings) = self.changed_of(resource)?;
-        let mut replay = Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
+        let mut replay =
+            Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
         let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
         let mut outputs: Vec<Output<'_>> = tables
             .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }))
@@ -178,7 +179,11 @@ impl Stager<'_> {
     }
 
     /// Gives each record of the resource with its versions, by link and key.
-    fn each_record(&self, resource: &Resource, mut each: impl FnMut(&Stored) -> Result<(), Error>) -> Result<(), Error> {
+    fn each_record(
+        &self,
+        resource: &Resource,
+        mut each: impl FnMut(&Stored) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut gathered: Option<Stored> = None;
         self.tx.each(
             "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, r.record_id, r.created_at, r.collected_at, \
@@ -362,13 +367,14 @@ enum Bucket {
     Unchanged,
     /// Its file begins with the first rows that are many enough to be written.
     Waiting,
-    Begun(TableWriter),
+    Begun(Box<TableWriter>),
 }
 
 impl<'s> Output<'s> {
     /// An output of which the `changed` buckets are written.
     fn new(stager: &'s Stager<'_>, table: &'s Table, changed: &HashSet<u32>) -> Self {
-        let previous = stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
+        let previous =
+            stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
         let bucket = |number| if changed.contains(&number) { Bucket::Waiting } else { Bucket::Unchanged };
         let share = stager.buckets.max(1) as usize;
         Self {
@@ -383,7 +389,10 @@ impl<'s> Output<'s> {
 
     /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
     fn columns(&self) -> Vec<Columns> {
-        self.buckets.iter().map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>())).collect()
+        self.buckets
+            .iter()
+            .map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>()))
+            .collect()
     }
 
     fn is_written(&self, bucket: u32) -> bool {
@@ -409,7 +418,7 @@ impl<'s> Output<'s> {
         if let Bucket::Begun(writer) = bucket {
             writer.write(&batch)?;
         } else {
-            let mut writer = TableWriter::create(&path, self.table)?;
+            let mut writer = Box::new(TableWriter::create(&path, self.table)?);
             writer.write(&batch)?;
             *bucket = Bucket::Begun(writer);
         }

@@ -141,9 +141,9 @@ impl EmployerCode {
 }
 
 fn has_cnpj_check_digits(code: &[u8]) -> bool {
-    [(12, [5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2].as_slice()), (13, &[6, 5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2])]
-        .iter()
-        .all(|(length, weights)| check_digit(code[..*length].iter().copied().zip(weights.iter().copied())) == code[*length])
+    [(12, [5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2].as_slice()), (13, &[6, 5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2])].iter().all(
+        |(length, weights)| check_digit(code[..*length].iter().copied().zip(weights.iter().copied())) == code[*length],
+    )
 }
 
 fn employer_key(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String) -> bool {
@@ -273,7 +273,9 @@ mod tests {
         }
         let key = text("employer_key", &[Some("529.982.247-25")]).unwrap();
         assert!(key.starts_with("b551b89f6cea7d7e"), "{key}");
-        assert!(!likeness(r#"{"employer_data":{"code":"52998224725"},"start_date":"2020-01-01"}"#).unwrap().contains("529"));
+        assert!(
+            !likeness(r#"{"employer_data":{"code":"52998224725"},"start_date":"2020-01-01"}"#).unwrap().contains("529")
+        );
     }
 
     #[test]
@@ -312,7 +314,10 @@ mod tests {
 
     #[test]
     fn month_thirteen_is_december_and_a_thirteenth_salary() {
-        let day = |text: &str| reference_month(text).and_then(|days| NaiveDate::from_num_days_from_ce_opt(days + crate::flatten::CE_DAYS_OF_1970));
+        let day = |text: &str| {
+            reference_month(text)
+                .and_then(|days| NaiveDate::from_num_days_from_ce_opt(days + crate::flatten::CE_DAYS_OF_1970))
+        };
         assert_eq!(day("2025-13"), NaiveDate::from_ymd_opt(2025, 12, 1));
         assert_eq!(day("2025-02"), NaiveDate::from_ymd_opt(2025, 2, 1));
         for wrong in ["2025-00", "2025-14", "2025-1", "202-011", "2025/01", "", "2025-+1"] {

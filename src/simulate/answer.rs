@@ -15,7 +15,7 @@ use super::json::Json;
 
 /// An answer that has not been sent.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(super) struct Answer {
     /// HTTP status.
     pub status: u16,
     /// Further headers.
@@ -30,7 +30,7 @@ pub struct Answer {
 
 /// How a body arrives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub(super) enum Delivery {
     /// As it is.
     Whole,
     /// The connection breaks after so many bytes.
@@ -55,18 +55,18 @@ pub enum Delivery {
 
 impl Answer {
     /// JSON.
-    pub fn json(status: u16, body: impl Into<Bytes>) -> Self {
+    pub(super) fn json(status: u16, body: impl Into<Bytes>) -> Self {
         let headers = vec![("content-type", "application/json".to_owned())];
         Self { status, headers, body: body.into(), delivery: Delivery::Whole, request_id: String::new() }
     }
 
     /// No body.
-    pub fn nothing(status: u16) -> Self {
+    pub(super) fn nothing(status: u16) -> Self {
         Self { headers: Vec::new(), ..Self::json(status, Bytes::new()) }
     }
 
     /// A page such as the one in front of Belvo sends.
-    pub fn html(status: u16, title: &str) -> Self {
+    pub(super) fn html(status: u16, title: &str) -> Self {
         let page = format!(
             "<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n<center><h1>{status} {title}</h1></center>\r\n\
              <hr><center>openresty</center>\r\n</body>\r\n</html>\r\n"
@@ -75,7 +75,7 @@ impl Answer {
     }
 
     /// An error in Belvo's form: an array of objects.
-    pub fn error(status: u16, code: &str, message: &str, request_id: &str, field: Option<&str>) -> Self {
+    pub(super) fn error(status: u16, code: &str, message: &str, request_id: &str, field: Option<&str>) -> Self {
         let mut object =
             Json::object([("code", code.into()), ("message", message.into()), ("request_id", request_id.into())]);
         if let Some(field) = field {
@@ -85,7 +85,7 @@ impl Answer {
     }
 
     /// The error that usually comes with `status`, or the one named `code`.
-    pub fn error_for(status: u16, code: Option<&str>, request_id: &str) -> Self {
+    pub(super) fn error_for(status: u16, code: Option<&str>, request_id: &str) -> Self {
         let (usual, message) =
             ERRORS.iter().find(|(of, name, _)| code.map_or(*of == status, |code| code == *name)).map_or(
                 ("unexpected_error", "Belvo is unable to process the request due to an internal system issue"),
@@ -99,7 +99,7 @@ impl Answer {
     }
 
     /// The answer as the server sends it; `None` when it never answers.
-    pub fn into_response(self) -> Option<Response<Body>> {
+    pub(super) fn into_response(self) -> Option<Response<Body>> {
         let body = match self.delivery {
             Delivery::Never => return None,
             Delivery::Whole => Body::from(self.body),
@@ -203,7 +203,7 @@ impl HttpBody for Scripted {
 
 /// Some 3 MB of gzip that unpack to more than 400 MB of blanks: one literal, then copies of 258 bytes at distance 1, each
 /// of 13 bits. The end is missing; a reader that gets there has unpacked it all.
-pub fn gzip_bomb() -> Bytes {
+pub(super) fn gzip_bomb() -> Bytes {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let (mut held, mut bits) = (0_u64, 0_u32);
     let mut put = |value: u64, count: u32, out: &mut Vec<u8>| {

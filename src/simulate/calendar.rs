@@ -6,41 +6,41 @@ use chrono::{Datelike, Days, NaiveDate};
 
 /// A calendar month, counted from January of year 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Month(i32);
+pub(super) struct Month(i32);
 
 impl Month {
     /// The month `month` (1 to 12) of `year`.
-    pub const fn new(year: i32, month: i32) -> Self {
+    pub(super) const fn new(year: i32, month: i32) -> Self {
         Self(year * 12 + month - 1)
     }
 
     /// The month that holds `day`.
-    pub fn of(day: NaiveDate) -> Self {
+    pub(super) fn of(day: NaiveDate) -> Self {
         Self::new(day.year(), day.month().cast_signed())
     }
 
     /// This month's year.
-    pub fn year(self) -> i32 {
+    pub(super) fn year(self) -> i32 {
         self.0.div_euclid(12)
     }
 
     /// 1 to 12.
-    pub fn number(self) -> u32 {
+    pub(super) fn number(self) -> u32 {
         self.0.rem_euclid(12).unsigned_abs() + 1
     }
 
     /// The month `months` later.
-    pub fn plus(self, months: i32) -> Self {
+    pub(super) fn plus(self, months: i32) -> Self {
         Self(self.0 + months)
     }
 
     /// Months from this one to `later`.
-    pub fn until(self, later: Self) -> i32 {
+    pub(super) fn until(self, later: Self) -> i32 {
         later.0 - self.0
     }
 
     /// Day `day` of this month, or its last day if it is shorter.
-    pub fn day(self, day: u32) -> NaiveDate {
+    pub(super) fn day(self, day: u32) -> NaiveDate {
         (1..=day.max(1))
             .rev()
             .find_map(|day| NaiveDate::from_ymd_opt(self.year(), self.number(), day))
@@ -48,7 +48,7 @@ impl Month {
     }
 
     /// The last day of this month.
-    pub fn last_day(self) -> NaiveDate {
+    pub(super) fn last_day(self) -> NaiveDate {
         self.day(31)
     }
 }
@@ -60,7 +60,7 @@ impl fmt::Display for Month {
 }
 
 /// The day `days` after (or, if negative, before) `day`.
-pub fn shift(day: NaiveDate, days: i64) -> NaiveDate {
+pub(super) fn shift(day: NaiveDate, days: i64) -> NaiveDate {
     let by = Days::new(days.unsigned_abs());
     if days < 0 { day - by } else { day + by }
 }
@@ -69,42 +69,42 @@ pub fn shift(day: NaiveDate, days: i64) -> NaiveDate {
 ///
 /// # Panics
 /// When it is not in the calendar.
-pub fn date(year: i32, month: u32, day: u32) -> NaiveDate {
+pub(super) fn date(year: i32, month: u32, day: u32) -> NaiveDate {
     NaiveDate::from_ymd_opt(year, month, day).expect("a date of the calendar")
 }
 
 /// A decimal amount in ten-thousandths of the currency.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Amount(i64);
+pub(super) struct Amount(i64);
 
 impl Amount {
     /// Nothing.
-    pub const ZERO: Self = Self(0);
+    pub(super) const ZERO: Self = Self(0);
 
     /// From hundredths.
-    pub const fn from_cents(cents: i64) -> Self {
+    pub(super) const fn from_cents(cents: i64) -> Self {
         Self(cents * 100)
     }
 
     /// From ten-thousandths.
-    pub const fn from_units(units: i64) -> Self {
+    pub(super) const fn from_units(units: i64) -> Self {
         Self(units)
     }
 
     /// In ten-thousandths.
-    pub const fn units(self) -> i64 {
+    pub(super) const fn units(self) -> i64 {
         self.0
     }
 
     /// `self × numerator ÷ denominator`, rounded half up to whole hundredths.
-    pub fn scaled(self, numerator: i64, denominator: i64) -> Self {
+    pub(super) fn scaled(self, numerator: i64, denominator: i64) -> Self {
         let exact = i128::from(self.0) * i128::from(numerator);
         let per_cent = i128::from(denominator) * 100;
         Self(i64::try_from((exact + per_cent / 2).div_euclid(per_cent) * 100).expect("an amount below 9 × 10¹⁴"))
     }
 
     /// The amount with `decimals` (2 to 4) digits behind the point, or as many more as its value needs.
-    pub fn text(self, decimals: usize) -> String {
+    pub(super) fn text(self, decimals: usize) -> String {
         let all = self.to_string();
         let needed = 4 - all.bytes().rev().take(2).take_while(|digit| *digit == b'0').count();
         all[..all.len() - 4 + decimals.max(needed)].to_owned()

@@ -30,7 +30,7 @@ use super::world::Advance;
 use super::{Simulation, State};
 
 /// Answers one of the simulator's own paths.
-pub async fn answer(simulation: &Simulation, method: &Method, path: &str, query: &str, body: &[u8]) -> Answer {
+pub(super) async fn answer(simulation: &Simulation, method: &Method, path: &str, query: &str, body: &[u8]) -> Answer {
     let body = if body.is_empty() { Ok(json!({})) } else { serde_json::from_slice(body) };
     let Ok(body) = body else { return refused("the body is not JSON") };
     let name = path.trim_start_matches("/_sim/").trim_end_matches('/');

@@ -10,7 +10,7 @@
 #![allow(clippy::ptr_arg, reason = "all functions of one stage have one signature")]
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ use super::json::Json;
 use super::links::Resource;
 use super::query::Page;
 use super::random::digest;
+use crate::clock::Clock;
 
 /// What can go wrong.
 pub struct Kind {
@@ -118,7 +119,7 @@ pub struct Fault {
 
 /// What was said beside the name.
 #[derive(Clone, Debug, Default)]
-pub struct Details(BTreeMap<String, String>);
+pub(super) struct Details(BTreeMap<String, String>);
 
 impl Details {
     fn text(&self, key: &str) -> Option<&str> {
@@ -136,7 +137,7 @@ impl Details {
 
 /// A call, as far as faults are narrowed by it.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
+pub(super) struct Call<'a> {
     /// The route's name; `webhook` for an event.
     pub on: &'static str,
     /// The link it is about.
@@ -222,21 +223,21 @@ impl Fault {
 
 /// The faults that are switched on.
 #[derive(Default)]
-pub struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
     /// Switches one more on.
-    pub fn arm(&mut self, fault: Fault) {
+    pub(super) fn arm(&mut self, fault: Fault) {
         self.0.push(fault);
     }
 
     /// Switches all off.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
     /// The faults that hit this call; each call is drawn for once.
-    pub fn draw(&mut self, call: Call<'_>) -> Hits {
+    pub(super) fn draw(&mut self, call: Call<'_>) -> Hits {
         if self.0.is_empty() {
             return Hits::default();
         }
@@ -250,7 +251,7 @@ impl Faults {
     }
 
     /// What the lasting faults make of a list, for the truth: the fields they add, by place, and whether enums are new.
-    pub fn content(&self, link: &str, resource: Resource) -> Content {
+    pub(super) fn content(&self, link: &str, resource: Resource) -> Content {
         let call = Call { on: resource.name(), link: Some(link), resource: Some(resource) };
         let mut content = Content::default();
         for fault in self.0.iter().filter(|fault| fault.lasting() && fault.concerns(call)) {
@@ -268,7 +269,7 @@ impl Faults {
     }
 
     /// What is on, and what there is.
-    pub fn describe(&self) -> Value {
+    pub(super) fn describe(&self) -> Value {
         let on: Vec<Value> = self
             .0
             .iter()
@@ -282,7 +283,7 @@ impl Faults {
 
 /// What lasting faults add to the content of records.
 #[derive(Default)]
-pub struct Content {
+pub(super) struct Content {
     /// Unknown fields, by `record`, `employer`, `occupation` or `salary`.
     pub extra: BTreeMap<String, serde_json::Map<String, Value>>,
     /// Pay of July is `BONUS`.
@@ -292,23 +293,23 @@ pub struct Content {
 }
 
 /// The word that pay of July has under `new_enum`.
-pub const NEW_KIND: &str = "BONUS";
+pub(super) const NEW_KIND: &str = "BONUS";
 
 /// The locale under `new_enum,locale=true`.
-pub const NEW_LOCALE: &str = "Marítima";
+pub(super) const NEW_LOCALE: &str = "Marítima";
 
 /// The faults that hit one call.
 #[derive(Default)]
-pub struct Hits(Vec<Fault>);
+pub(super) struct Hits(Vec<Fault>);
 
 impl Hits {
     /// Whether the records or their page are touched, so that no prepared body will do.
-    pub fn touch_content(&self) -> bool {
+    pub(super) fn touch_content(&self) -> bool {
         self.0.iter().any(|fault| matches!(fault.kind().effect, R(_) | P(_)))
     }
 
     /// Strikes the records of a list.
-    pub fn records(&self, records: &mut Vec<Json>) {
+    pub(super) fn records(&self, records: &mut Vec<Json>) {
         for fault in &self.0 {
             if let R(effect) = fault.kind().effect {
                 effect(records, &fault.details);
@@ -317,7 +318,7 @@ impl Hits {
     }
 
     /// Strikes a page.
-    pub fn page(&self, page: &mut Page) {
+    pub(super) fn page(&self, page: &mut Page) {
         for fault in &self.0 {
             if let P(effect) = fault.kind().effect {
                 effect(page, &fault.details);
@@ -326,7 +327,7 @@ impl Hits {
     }
 
     /// Strikes the answer.
-    pub fn answer(&self, answer: &mut Answer) {
+    pub(super) fn answer(&self, answer: &mut Answer) {
         for fault in &self.0 {
             if let A(effect) = fault.kind().effect {
                 effect(answer, &fault.details);
@@ -335,7 +336,7 @@ impl Hits {
     }
 
     /// The bodies to be sent for one event.
-    pub fn event(&self, body: Json) -> Vec<Json> {
+    pub(super) fn event(&self, body: Json) -> Vec<Json> {
         let mut bodies = vec![body];
         for fault in &self.0 {
             if let E(effect) = fault.kind().effect {
@@ -346,7 +347,7 @@ impl Hits {
     }
 
     /// When the sender of a webhook leaves, if it does.
-    pub fn hang_up(&self) -> Option<Duration> {
+    pub(super) fn hang_up(&self) -> Option<Duration> {
         let fault = self.0.iter().find(|fault| fault.kind().name == "hang_up")?;
         Some(Duration::from_millis(fault.details.number("after_ms", 5)))
     }
@@ -356,7 +357,7 @@ const ELSEWHERE: &str = "http://elsewhere.invalid/api/br/employments/?page=2";
 
 fn status(answer: &mut Answer, details: &Details) {
     let code = u16::try_from(details.number("code", 500)).unwrap_or(500);
-    let in_so_many = |seconds| std::time::SystemTime::now() + Duration::from_secs(seconds);
+    let in_so_many = |seconds| SystemTime::from((Clock::system().now() + Duration::from_secs(seconds)).to_utc());
     let date = details.text("retry_date").map(|_| httpdate::fmt_http_date(in_so_many(details.number("retry_date", 7))));
     let retry_after = details.text("retry_after").map(str::to_owned).or(date);
     *answer = if details.says("html") {

@@ -5,7 +5,7 @@ use std::io::Write;
 
 /// A JSON value that never goes through a float.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Json {
+pub(super) enum Json {
     /// `null`.
     Null,
     /// `true` or `false`.
@@ -22,12 +22,12 @@ pub enum Json {
 
 impl Json {
     /// An object of known keys.
-    pub fn object<const N: usize>(members: [(&'static str, Self); N]) -> Self {
+    pub(super) fn object<const N: usize>(members: [(&'static str, Self); N]) -> Self {
         Self::Object(members.into_iter().map(|(key, value)| (Cow::Borrowed(key), value)).collect())
     }
 
     /// The value of `key`, if this is an object that has it.
-    pub fn get(&self, key: &str) -> Option<&Self> {
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
         match self {
             Self::Object(members) => members.iter().find(|(name, _)| name == key).map(|(_, value)| value),
             _ => None,
@@ -35,7 +35,7 @@ impl Json {
     }
 
     /// The same, to be changed.
-    pub fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
+    pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
         match self {
             Self::Object(members) => members.iter_mut().find(|(name, _)| name == key).map(|(_, value)| value),
             _ => None,
@@ -43,7 +43,7 @@ impl Json {
     }
 
     /// Sets or adds `key`, if this is an object.
-    pub fn set(&mut self, key: &str, value: Self) {
+    pub(super) fn set(&mut self, key: &str, value: Self) {
         if let Some(present) = self.get_mut(key) {
             *present = value;
         } else if let Self::Object(members) = self {
@@ -52,14 +52,14 @@ impl Json {
     }
 
     /// Takes `key` out, if this is an object.
-    pub fn remove(&mut self, key: &str) {
+    pub(super) fn remove(&mut self, key: &str) {
         if let Self::Object(members) = self {
             members.retain(|(name, _)| name != key);
         }
     }
 
     /// The items, if this is an array.
-    pub fn items_mut(&mut self) -> &mut [Self] {
+    pub(super) fn items_mut(&mut self) -> &mut [Self] {
         match self {
             Self::List(items) => items,
             _ => &mut [],
@@ -67,7 +67,7 @@ impl Json {
     }
 
     /// The text, if this is a string.
-    pub fn as_text(&self) -> Option<&str> {
+    pub(super) fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
@@ -75,7 +75,7 @@ impl Json {
     }
 
     /// Appends the JSON text to `out`.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Null => out.extend_from_slice(b"null"),
             Self::Bool(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
@@ -107,7 +107,7 @@ impl Json {
     }
 
     /// The JSON text.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.write(&mut out);
         out

@@ -14,11 +14,11 @@ pub struct Limit {
 
 /// Counts admitted calls in a sliding window.
 #[derive(Default)]
-pub struct Window(VecDeque<Instant>);
+pub(super) struct Window(VecDeque<Instant>);
 
 impl Window {
     /// Whether a call that arrives at `now` is admitted. A refused call takes no place.
-    pub fn admits(&mut self, now: Instant, limit: Limit) -> bool {
+    pub(super) fn admits(&mut self, now: Instant, limit: Limit) -> bool {
         while self.0.front().is_some_and(|first| now.saturating_duration_since(*first) >= limit.per) {
             self.0.pop_front();
         }

@@ -45,11 +45,11 @@ impl Resource {
 }
 
 /// The institution that every link belongs to.
-pub const INSTITUTION: &str = "inss_br_employment";
+pub(super) const INSTITUTION: &str = "inss_br_employment";
 
 /// An instant as one record spells it: 3 to 6 fractional digits, `Z` or `+00:00`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
+pub(super) struct Stamp {
     /// The instant, cut to the digits that are sent.
     pub at: Timestamp,
     digits: u32,
@@ -58,7 +58,7 @@ pub struct Stamp {
 
 impl Stamp {
     /// `at`, spelled by `style`.
-    pub fn new(at: Timestamp, style: u32) -> Self {
+    pub(super) fn new(at: Timestamp, style: u32) -> Self {
         let digits = 3 + style % 4;
         let unit = 10_i64.pow(6 - digits);
         Self {
@@ -69,7 +69,7 @@ impl Stamp {
     }
 
     /// The text on the wire.
-    pub fn text(self) -> String {
+    pub(super) fn text(self) -> String {
         let whole = self.at.to_utc().format("%Y-%m-%dT%H:%M:%S");
         let fraction = self.at.as_micros().rem_euclid(1_000_000) / 10_i64.pow(6 - self.digits);
         let zone = if self.zulu { "Z" } else { "+00:00" };
@@ -79,7 +79,7 @@ impl Stamp {
 
 /// One link.
 #[derive(Clone)]
-pub struct Link {
+pub(super) struct Link {
     /// UUID.
     pub id: String,
     /// Whose it is.
@@ -115,7 +115,7 @@ pub struct Link {
 
 /// What Belvo holds of one resource of one link.
 #[derive(Clone, Default)]
-pub struct Held {
+pub(super) struct Held {
     /// False until the historical webhook; lists are empty before it.
     pub loaded: bool,
     /// Collections that a reader could have seen, oldest first.
@@ -128,7 +128,7 @@ pub struct Held {
 
 /// The instants at which Belvo read the institution.
 #[derive(Clone)]
-pub struct Collections {
+pub(super) struct Collections {
     first: Timestamp,
     every: Option<Duration>,
     asked: Vec<Timestamp>,
@@ -139,7 +139,7 @@ pub struct Collections {
 
 impl Collections {
     /// The last one that is not after `now`.
-    pub fn latest(&self, now: Timestamp) -> Timestamp {
+    pub(super) fn latest(&self, now: Timestamp) -> Timestamp {
         let now = self.stopped.map_or(now, |stopped| stopped.min(now));
         let asked = self.asked.iter().copied().filter(|at| *at <= now).max().unwrap_or(self.first);
         let scheduled = match self.every {
@@ -154,7 +154,7 @@ impl Collections {
     }
 
     /// The first one on `day` or later, and not after `latest`.
-    pub fn first_since(&self, day: NaiveDate, latest: Timestamp) -> Timestamp {
+    pub(super) fn first_since(&self, day: NaiveDate, latest: Timestamp) -> Timestamp {
         let reached = |at: &Timestamp| at.to_utc().date_naive() >= day;
         let scheduled = match self.every {
             None => Some(self.first).filter(reached),
@@ -178,7 +178,7 @@ impl Collections {
 
 /// What the widget, or a client, says about a link to be made.
 #[derive(Clone, Default, Debug)]
-pub struct Wish {
+pub(super) struct Wish {
     /// `single` or `recurrent`; by the person otherwise.
     pub access_mode: Option<String>,
     /// The client's id; `sim-0000042` otherwise.
@@ -193,7 +193,7 @@ pub struct Wish {
 
 impl Link {
     /// The `ordinal`-th link of `person`, made at `now`.
-    pub fn new(seed: u64, person: u32, ordinal: u32, now: Timestamp, wish: Wish) -> Self {
+    pub(super) fn new(seed: u64, person: u32, ordinal: u32, now: Timestamp, wish: Wish) -> Self {
         let mut stream = Stream::new(seed, person, &format!("link {ordinal}"));
         let drawn = if stream.chance(720) || person < 16 { "recurrent" } else { "single" };
         let access_mode = match wish.access_mode.as_deref() {
@@ -241,47 +241,47 @@ impl Link {
     }
 
     /// What became of `resource`.
-    pub fn held(&self, resource: Resource) -> &Held {
+    pub(super) fn held(&self, resource: Resource) -> &Held {
         &self.held[resource as usize]
     }
 
     /// The same, to be changed.
-    pub fn held_mut(&mut self, resource: Resource) -> &mut Held {
+    pub(super) fn held_mut(&mut self, resource: Resource) -> &mut Held {
         &mut self.held[resource as usize]
     }
 
     /// Reads the institution at `now`, out of turn.
-    pub fn collect(&mut self, now: Timestamp) {
+    pub(super) fn collect(&mut self, now: Timestamp) {
         let offset = Stream::new(self.seed, self.person, "asked").below(900_000);
         self.collections.asked.push(Timestamp::from_micros(now.as_micros() - 1_000_000 + i64::from(offset)));
     }
 
     /// Gives it a status; only a `valid` link is read again.
-    pub fn set_status(&mut self, status: &'static str, now: Timestamp) {
+    pub(super) fn set_status(&mut self, status: &'static str, now: Timestamp) {
         self.status = status;
         self.collections.stopped = (status != "valid").then_some(now);
     }
 
     /// Makes it a recurrent or a single link.
-    pub fn set_access_mode(&mut self, recurrent: bool) {
+    pub(super) fn set_access_mode(&mut self, recurrent: bool) {
         self.access_mode = if recurrent { "recurrent" } else { "single" };
         self.refresh_rate = recurrent.then_some("7d");
         self.collections.every = recurrent.then(|| Duration::from_hours(168));
     }
 
     /// The last time Belvo was at the institution.
-    pub fn last_accessed_at(&self, now: Timestamp) -> Stamp {
+    pub(super) fn last_accessed_at(&self, now: Timestamp) -> Stamp {
         Stamp::new(self.collections.latest(now), self.person % 12)
     }
 
     /// 44 characters that name the person at the institution.
-    pub fn institution_user_id(&self) -> String {
+    pub(super) fn institution_user_id(&self) -> String {
         use base64::Engine;
         base64::engine::general_purpose::URL_SAFE.encode(digest(self.seed, self.person, "institution user id"))
     }
 
     /// The object that Belvo sends at `now`.
-    pub fn json(&self, now: Timestamp) -> Json {
+    pub(super) fn json(&self, now: Timestamp) -> Json {
         Json::object([
             ("id", self.id.as_str().into()),
             ("institution", INSTITUTION.into()),
@@ -306,7 +306,7 @@ fn looks_personal(id: &str) -> bool {
 }
 
 /// The date, in UTC, of `at`.
-pub fn day_of(at: Timestamp) -> NaiveDate {
+pub(super) fn day_of(at: Timestamp) -> NaiveDate {
     DateTime::<Utc>::date_naive(&at.to_utc())
 }
 

@@ -6,7 +6,7 @@ use super::json::Json;
 
 /// How a parameter is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     /// One UUID.
     Uuid,
     /// UUIDs with commas between.
@@ -26,10 +26,10 @@ pub enum Form {
 }
 
 /// The parameters of one list, beside those that every list has.
-pub type Parameters = &'static [(&'static str, Form)];
+pub(super) type Parameters = &'static [(&'static str, Form)];
 
 /// Of `GET /api/br/employments/`.
-pub const EMPLOYMENTS: Parameters = &[
+pub(super) const EMPLOYMENTS: Parameters = &[
     ("link", Form::Uuid),
     ("link__in", Form::Uuids),
     ("omit", Form::Fields),
@@ -57,7 +57,7 @@ pub const EMPLOYMENTS: Parameters = &[
 ];
 
 /// Of `GET /api/owners/`.
-pub const OWNERS: Parameters = &[
+pub(super) const OWNERS: Parameters = &[
     ("link", Form::Uuid),
     ("link__in", Form::Uuids),
     ("omit", Form::Fields),
@@ -75,7 +75,7 @@ pub const OWNERS: Parameters = &[
 ];
 
 /// Of `GET /api/links/`.
-pub const LINKS: Parameters = &[
+pub(super) const LINKS: Parameters = &[
     ("omit", Form::Fields),
     ("fields", Form::Fields),
     ("id", Form::Uuid),
@@ -100,7 +100,7 @@ pub const LINKS: Parameters = &[
 ];
 
 /// Of `GET /api/institutions/`.
-pub const INSTITUTIONS: Parameters = &[
+pub(super) const INSTITUTIONS: Parameters = &[
     ("display_name", Form::Text),
     ("country_code", Form::Text),
     ("country_code__in", Form::Texts),
@@ -124,14 +124,14 @@ const MAX_PAGE_SIZE: usize = 1_000;
 const DEFAULT_PAGE_SIZE: usize = 100;
 
 /// A query that has passed the guard in front of the API.
-pub struct Query {
+pub(super) struct Query {
     pairs: Vec<(String, Form, String)>,
 }
 
 impl Query {
     /// Reads the text after `?`. `None` for a parameter that is not documented, or not written as documented: the guard
     /// refuses it.
-    pub fn parse(raw: &str, known: Parameters) -> Option<Self> {
+    pub(super) fn parse(raw: &str, known: Parameters) -> Option<Self> {
         let mut pairs = Vec::new();
         for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
             let form = known.iter().chain(PAGING).find(|(known, _)| *known == name)?.1;
@@ -144,27 +144,27 @@ impl Query {
     }
 
     /// The value of `name`.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.pairs.iter().find(|(known, _, _)| known == name).map(|(_, _, value)| value.as_str())
     }
 
     /// Rows on a page.
-    pub fn page_size(&self) -> usize {
+    pub(super) fn page_size(&self) -> usize {
         self.get("page_size").and_then(|size| size.parse().ok()).unwrap_or(DEFAULT_PAGE_SIZE).min(MAX_PAGE_SIZE)
     }
 
     /// The page, from 1.
-    pub fn page(&self) -> usize {
+    pub(super) fn page(&self) -> usize {
         self.get("page").and_then(|page| page.parse().ok()).unwrap_or(1)
     }
 
     /// Whether nothing but `link` and paging is asked for.
-    pub fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         self.pairs.iter().all(|(name, _, _)| matches!(name.as_str(), "link" | "page" | "page_size"))
     }
 
     /// Whether every filter picks `record`.
-    pub fn picks(&self, record: &Json) -> bool {
+    pub(super) fn picks(&self, record: &Json) -> bool {
         self.pairs.iter().all(|(name, form, wanted)| {
             let (field, how) = name.split_once("__").unwrap_or((name, ""));
             match field {
@@ -176,7 +176,7 @@ impl Query {
     }
 
     /// `record` with the first-level fields that are asked for.
-    pub fn shape(&self, mut record: Json) -> Json {
+    pub(super) fn shape(&self, mut record: Json) -> Json {
         if let Json::Object(members) = &mut record {
             if let Some(fields) = self.get("fields") {
                 members.retain(|(key, _)| fields.split(',').any(|field| field == key));
@@ -189,7 +189,7 @@ impl Query {
     }
 
     /// The page of `records`, already picked, at `url` (without a query). `None` past the end.
-    pub fn page_of(&self, records: Vec<Json>, url: &str) -> Option<Page> {
+    pub(super) fn page_of(&self, records: Vec<Json>, url: &str) -> Option<Page> {
         let (page, size, count) = (self.page(), self.page_size(), records.len());
         let pages = count.div_ceil(size).max(1);
         if page > pages {
@@ -267,7 +267,7 @@ fn picks(present: Option<&Json>, how: &str, form: Form, wanted: &str) -> bool {
 }
 
 /// One page of a list.
-pub struct Page {
+pub(super) struct Page {
     /// Rows in all.
     pub count: usize,
     /// Where the next page is.
@@ -282,7 +282,7 @@ pub struct Page {
 
 impl Page {
     /// The body.
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub(super) fn into_bytes(self) -> Vec<u8> {
         Json::object([
             ("count", self.count.into()),
             ("next", self.next.into()),

@@ -5,11 +5,11 @@
 //! `libm`.
 
 /// A stream of numbers for one purpose in one person's life (xoshiro256++ on a BLAKE3 seed).
-pub struct Stream([u64; 4]);
+pub(super) struct Stream([u64; 4]);
 
 impl Stream {
     /// The stream of `person` for `purpose`.
-    pub fn new(seed: u64, person: u32, purpose: &str) -> Self {
+    pub(super) fn new(seed: u64, person: u32, purpose: &str) -> Self {
         let digest = digest(seed, person, purpose);
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
@@ -32,28 +32,28 @@ impl Stream {
     }
 
     /// A number from 0 to `bound` − 1. `bound` is at least 1.
-    pub fn below(&mut self, bound: u32) -> u32 {
+    pub(super) fn below(&mut self, bound: u32) -> u32 {
         // Multiply and keep the high half: 32 bits of the draw are enough for bounds of 32 bits.
         (((self.next() >> 32) * u64::from(bound)) >> 32) as u32
     }
 
     /// A number from `low` to `high`, both included.
-    pub fn between(&mut self, low: i64, high: i64) -> i64 {
+    pub(super) fn between(&mut self, low: i64, high: i64) -> i64 {
         low + i64::from(self.below(u32::try_from(high - low + 1).expect("a small range")))
     }
 
     /// True in `permille` of 1,000 cases.
-    pub fn chance(&mut self, permille: u32) -> bool {
+    pub(super) fn chance(&mut self, permille: u32) -> bool {
         self.below(1_000) < permille
     }
 
     /// One of `items`, each as likely as the next.
-    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub(super) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(u32::try_from(items.len()).expect("a short list")) as usize]
     }
 
     /// One of `items`, by weight.
-    pub fn weighted<'a, T>(&mut self, items: &'a [(u32, T)]) -> &'a T {
+    pub(super) fn weighted<'a, T>(&mut self, items: &'a [(u32, T)]) -> &'a T {
         let mut at = self.below(items.iter().map(|(weight, _)| weight).sum());
         for (weight, item) in items {
             if at < *weight {
@@ -65,7 +65,7 @@ impl Stream {
     }
 
     /// A lognormal factor in thousandths, median 1,000, log-spread 0.38, by its quantiles and straight lines between.
-    pub fn lognormal(&mut self) -> i64 {
+    pub(super) fn lognormal(&mut self) -> i64 {
         const QUANTILES: [i64; 33] = [
             385, 493, 558, 606, 646, 681, 714, 745, 774, 802, 830, 858, 886, 914, 942, 971, 1000, 1030, 1062, 1094,
             1129, 1165, 1204, 1246, 1292, 1343, 1401, 1468, 1548, 1650, 1791, 2030, 2598,
@@ -77,7 +77,7 @@ impl Stream {
 }
 
 /// 32 bytes named by (seed, person, purpose).
-pub fn digest(seed: u64, person: u32, purpose: &str) -> [u8; 32] {
+pub(super) fn digest(seed: u64, person: u32, purpose: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"vinculo simulator 1\n");
     hasher.update(&seed.to_le_bytes());
@@ -87,7 +87,7 @@ pub fn digest(seed: u64, person: u32, purpose: &str) -> [u8; 32] {
 }
 
 /// An id in UUID form (version 4, variant 1), derived like everything else.
-pub fn uuid(seed: u64, person: u32, purpose: &str) -> String {
+pub(super) fn uuid(seed: u64, person: u32, purpose: &str) -> String {
     let mut bytes = digest(seed, person, purpose);
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
@@ -96,12 +96,12 @@ pub fn uuid(seed: u64, person: u32, purpose: &str) -> String {
 }
 
 /// 32 lower-case hex digits.
-pub fn hex32(seed: u64, person: u32, purpose: &str) -> String {
+pub(super) fn hex32(seed: u64, person: u32, purpose: &str) -> String {
     hex(&digest(seed, person, purpose)[..16])
 }
 
 /// Lower-case hex of `bytes`.
-pub fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)] as char, DIGITS[usize::from(b & 15)] as char]).collect()
 }

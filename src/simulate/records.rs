@@ -10,7 +10,7 @@ use super::random::{Stream, uuid};
 use crate::clock::Timestamp;
 
 /// A record's id and instants.
-pub struct Envelope {
+pub(super) struct Envelope {
     /// UUID.
     pub id: String,
     /// When Belvo stored the record first.
@@ -20,7 +20,7 @@ pub struct Envelope {
 }
 
 /// One item of the employments list.
-pub struct Employment<'a> {
+pub(super) struct Employment<'a> {
     /// Id and instants.
     pub envelope: Envelope,
     /// The content.
@@ -28,7 +28,7 @@ pub struct Employment<'a> {
 }
 
 /// One item of the owners list.
-pub struct OwnerRecord<'a> {
+pub(super) struct OwnerRecord<'a> {
     /// Id and instants.
     pub envelope: Envelope,
     /// The content.
@@ -36,7 +36,7 @@ pub struct OwnerRecord<'a> {
 }
 
 /// The employments that Belvo holds after the collection `at`, in the order of the list.
-pub fn employments<'a>(seed: u64, link: &Link, person: &'a Person, at: Timestamp) -> Vec<Employment<'a>> {
+pub(super) fn employments<'a>(seed: u64, link: &Link, person: &'a Person, at: Timestamp) -> Vec<Employment<'a>> {
     let mut records: Vec<_> = person
         .seen(day_of(at))
         .into_iter()
@@ -54,7 +54,7 @@ pub fn employments<'a>(seed: u64, link: &Link, person: &'a Person, at: Timestamp
 }
 
 /// The owner that Belvo holds after the collection `at`, unless the record was deleted.
-pub fn owner<'a>(seed: u64, link: &Link, person: &'a Person, at: Timestamp) -> Option<OwnerRecord<'a>> {
+pub(super) fn owner<'a>(seed: u64, link: &Link, person: &'a Person, at: Timestamp) -> Option<OwnerRecord<'a>> {
     let first = link.collections.first_since(person.identity.born, at);
     let envelope = envelope(seed, link.person, &format!("owner {}", link.ordinal), 40, first, at);
     let deleted = link.held(Resource::Owners).deleted.contains(&envelope.id);
@@ -62,7 +62,7 @@ pub fn owner<'a>(seed: u64, link: &Link, person: &'a Person, at: Timestamp) -> O
 }
 
 /// The JSON of every record of `resource` after the collection `at`.
-pub fn list(seed: u64, link: &Link, person: &Person, resource: Resource, at: Timestamp) -> Vec<Json> {
+pub(super) fn list(seed: u64, link: &Link, person: &Person, resource: Resource, at: Timestamp) -> Vec<Json> {
     match resource {
         Resource::Employments => {
             employments(seed, link, person, at).iter().map(|e| employment_json(e, link, &person.spelling)).collect()
@@ -138,7 +138,7 @@ fn salary_json(pay: &Pay) -> Json {
 }
 
 /// `YYYY-MM`, or `YYYY-13`.
-pub fn month_text(pay: &Pay) -> String {
+pub(super) fn month_text(pay: &Pay) -> String {
     if pay.thirteenth_month { format!("{:04}-13", pay.month.year()) } else { pay.month.to_string() }
 }
 

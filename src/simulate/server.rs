@@ -31,7 +31,11 @@ use super::world::{Prepared, listed};
 use super::{Arrival, Limit, Simulation, State, control};
 
 /// Answers calls until `shutdown`.
-pub async fn serve(simulation: Simulation, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
+pub(super) async fn serve(
+    simulation: Simulation,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     let router = Router::new().fallback(answer).with_state(simulation);
     // A full page is worth sending at once.
     let listener = listener.tap_io(|stream| {

@@ -30,7 +30,7 @@ use super::world::World;
 use crate::clock::Timestamp;
 
 /// The tables, by name.
-pub fn truth(world: &World, faults: &Faults, pepper: Option<&str>) -> Value {
+pub(super) fn truth(world: &World, faults: &Faults, pepper: Option<&str>) -> Value {
     let mut tables: BTreeMap<&str, Vec<Value>> = TABLES.iter().map(|table| (*table, Vec::new())).collect();
     for (_, link) in world.links() {
         let told = Resource::ALL.into_iter().filter(|resource| link.held(*resource).loaded).count();

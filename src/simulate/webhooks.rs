@@ -16,7 +16,7 @@ use super::{Settings, Simulation};
 
 /// What an event is about.
 #[derive(Clone, Debug)]
-pub enum About {
+pub(super) enum About {
     /// All there is, for the first time or again.
     Historical(Resource),
     /// A recurrent link was read again; so many records are new or changed.
@@ -69,7 +69,7 @@ pub struct Delivered {
 }
 
 /// Sends events, and counts them.
-pub struct PostOffice {
+pub(super) struct PostOffice {
     client: reqwest::Client,
     tally: watch::Sender<Tally>,
     deliveries: Mutex<Vec<Delivered>>,
@@ -84,7 +84,7 @@ const REPEATS: u32 = 5;
 
 impl PostOffice {
     /// Nothing sent yet.
-    pub fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -102,19 +102,19 @@ impl PostOffice {
     }
 
     /// What became of the events so far.
-    pub fn tally(&self) -> Tally {
+    pub(super) fn tally(&self) -> Tally {
         *self.tally.borrow()
     }
 
     /// Waits until nothing is outstanding.
-    pub async fn idle(&self) {
+    pub(super) async fn idle(&self) {
         let mut tally = self.tally.subscribe();
         // The sender lives as long as `self`.
         let _ = tally.wait_for(|tally| tally.outstanding == 0).await;
     }
 
     /// Every attempt so far.
-    pub fn deliveries(&self) -> Vec<Delivered> {
+    pub(super) fn deliveries(&self) -> Vec<Delivered> {
         self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -12,7 +12,7 @@ use super::{Simulation, State};
 
 /// Where the widget leads when it is done.
 #[derive(Clone, Debug, Default)]
-pub struct Callbacks {
+pub(super) struct Callbacks {
     /// After a link was made.
     pub success: String,
     /// After the user left.
@@ -22,7 +22,7 @@ pub struct Callbacks {
 }
 
 /// Answers a path below `/widget/`.
-pub fn answer(simulation: &Simulation, path: &str, query: &str) -> Answer {
+pub(super) fn answer(simulation: &Simulation, path: &str, query: &str) -> Answer {
     let asked =
         |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, v)| v.into_owned());
     let token = asked("access_token").unwrap_or_default();

@@ -14,7 +14,7 @@ use super::records;
 use crate::clock::Timestamp;
 
 /// All links, and the simulated clock.
-pub struct World {
+pub(super) struct World {
     /// Decides everybody's life.
     pub seed: u64,
     /// The simulated clock; it moves by [`World::advance`] only.
@@ -27,7 +27,7 @@ pub struct World {
 
 /// A whole list as one page, ready to be sent.
 #[derive(Clone)]
-pub struct Prepared {
+pub(super) struct Prepared {
     /// The collection it shows; none when nothing is loaded.
     pub at: Option<Timestamp>,
     /// Records in it.
@@ -48,7 +48,7 @@ pub struct Advance {
 }
 
 /// A link that Belvo read again.
-pub struct Recollected {
+pub(super) struct Recollected {
     /// Position of the link.
     pub link: usize,
     /// What was read.
@@ -59,13 +59,13 @@ pub struct Recollected {
 
 impl World {
     /// A world without links, at `now`.
-    pub fn new(seed: u64, now: Timestamp) -> Self {
+    pub(super) fn new(seed: u64, now: Timestamp) -> Self {
         let (links, by_id, by_person, bodies) = (Vec::new(), HashMap::new(), HashMap::new(), HashMap::new());
         Self { seed, now, links, by_id, by_person, bodies }
     }
 
     /// Makes a link for `person`, and gives its position.
-    pub fn connect(&mut self, person: u32, wish: Wish) -> usize {
+    pub(super) fn connect(&mut self, person: u32, wish: Wish) -> usize {
         let position = self.links.len();
         let of_person = self.by_person.entry(person).or_default();
         let ordinal = u32::try_from(of_person.len()).expect("few links a person");
@@ -77,37 +77,37 @@ impl World {
     }
 
     /// Whether `person` has a link.
-    pub fn is_connected(&self, person: u32) -> bool {
+    pub(super) fn is_connected(&self, person: u32) -> bool {
         self.by_person.get(&person).is_some_and(|of| of.iter().any(|position| !self.links[*position].deleted))
     }
 
     /// The position of the link `id`, unless it was deleted.
-    pub fn find(&self, id: &str) -> Option<usize> {
+    pub(super) fn find(&self, id: &str) -> Option<usize> {
         self.by_id.get(id).copied().filter(|position| !self.links[*position].deleted)
     }
 
     /// The link at `position`.
-    pub fn link(&self, position: usize) -> &Link {
+    pub(super) fn link(&self, position: usize) -> &Link {
         &self.links[position]
     }
 
     /// The same, to be changed.
-    pub fn link_mut(&mut self, position: usize) -> &mut Link {
+    pub(super) fn link_mut(&mut self, position: usize) -> &mut Link {
         &mut self.links[position]
     }
 
     /// All links that are there, by position.
-    pub fn links(&self) -> impl Iterator<Item = (usize, &Link)> {
+    pub(super) fn links(&self) -> impl Iterator<Item = (usize, &Link)> {
         self.links.iter().enumerate().filter(|(_, link)| !link.deleted)
     }
 
     /// Deletes the link at `position`, with all its data.
-    pub fn delete(&mut self, position: usize) {
+    pub(super) fn delete(&mut self, position: usize) {
         self.links[position].deleted = true;
     }
 
     /// The body prepared for a list, if it still shows the last collection.
-    pub fn prepared(&self, position: usize, resource: Resource) -> Option<Prepared> {
+    pub(super) fn prepared(&self, position: usize, resource: Resource) -> Option<Prepared> {
         let prepared = self.bodies.get(&(position, resource))?;
         let link = &self.links[position];
         let at = link.held(resource).loaded.then(|| link.collections.latest(self.now));
@@ -115,17 +115,17 @@ impl World {
     }
 
     /// Keeps a prepared body.
-    pub fn keep(&mut self, position: usize, resource: Resource, prepared: Prepared) {
+    pub(super) fn keep(&mut self, position: usize, resource: Resource, prepared: Prepared) {
         self.bodies.insert((position, resource), prepared);
     }
 
     /// Drops a prepared body, because what it shows has changed.
-    pub fn forget(&mut self, position: usize, resource: Resource) {
+    pub(super) fn forget(&mut self, position: usize, resource: Resource) {
         self.bodies.remove(&(position, resource));
     }
 
     /// Shows what was collected for the first time (or again, out of turn), and gives the number of records.
-    pub fn load(&mut self, position: usize, resource: Resource) -> usize {
+    pub(super) fn load(&mut self, position: usize, resource: Resource) -> usize {
         let at = self.links[position].collections.latest(self.now);
         let held = self.links[position].held_mut(resource);
         held.loaded = true;
@@ -142,12 +142,12 @@ impl World {
     }
 
     /// The records that a list of `resource` holds now.
-    pub fn records(&self, position: usize, resource: Resource) -> Vec<Json> {
+    pub(super) fn records(&self, position: usize, resource: Resource) -> Vec<Json> {
         listed(self.seed, &self.links[position], resource, self.now)
     }
 
     /// Moves the clock, and lets Belvo read every link that is due.
-    pub fn advance(&mut self, by: Advance) -> Vec<Recollected> {
+    pub(super) fn advance(&mut self, by: Advance) -> Vec<Recollected> {
         let before = self.now;
         let months = self.now.to_utc() + Months::new(by.months);
         self.now = Timestamp::from(months) + Duration::from_secs(by.days * 86_400 + by.seconds);
@@ -159,13 +159,13 @@ impl World {
     }
 
     /// Gives the link at `position` a status; only a `valid` link is read again.
-    pub fn set_status(&mut self, position: usize, status: &'static str) {
+    pub(super) fn set_status(&mut self, position: usize, status: &'static str) {
         let now = self.now;
         self.links[position].set_status(status, now);
     }
 
     /// Reads the link at `position` now, out of turn. Nothing changes for a reader until [`World::load`].
-    pub fn collect(&mut self, position: usize) {
+    pub(super) fn collect(&mut self, position: usize) {
         let now = self.now;
         self.links[position].collect(now);
     }
@@ -202,7 +202,7 @@ impl World {
 }
 
 /// The records that a list of `resource` of `link` holds at `now`: none before they are loaded.
-pub fn listed(seed: u64, link: &Link, resource: Resource, now: Timestamp) -> Vec<Json> {
+pub(super) fn listed(seed: u64, link: &Link, resource: Resource, now: Timestamp) -> Vec<Json> {
     if !link.held(resource).loaded {
         return Vec::new();
     }

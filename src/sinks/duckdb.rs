@@ -34,12 +34,7 @@ impl Sink for Duckdb {
         describe(&connection, staged.schema)?;
         connection.execute(
             "INSERT INTO lake.meta_snapshot VALUES ($1, make_timestamptz($2::BIGINT), $3, $4)",
-            params![
-                staged.snapshot,
-                staged.published_at.as_micros(),
-                staged.state_change,
-                env!("CARGO_PKG_VERSION")
-            ],
+            params![staged.snapshot, staged.published_at.as_micros(), staged.state_change, env!("CARGO_PKG_VERSION")],
         )?;
         connection.execute_batch("CHECKPOINT lake; DETACH lake;")?;
         Ok(vec![FILE.into()])
@@ -67,12 +62,18 @@ fn open(staged: &Staged<'_>) -> Result<Connection, Error> {
 fn create(connection: &Connection, table: &Table) -> Result<(), Error> {
     let Table { name, columns, .. } = table;
     let types: Vec<String> = columns.iter().map(|column| format!("{} {}", column.name, column.kind.duckdb())).collect();
-    let mut sql = format!("CREATE TABLE lake.{name} ({}); ", types.join(", "));
-    sql += &format!("COMMENT ON TABLE lake.{name} IS {}; ", quoted(&format!("{}; key: {}", table.meaning, table.key.join(", "))));
-    for column in columns {
-        sql += &format!("COMMENT ON COLUMN lake.{name}.{} IS {}; ", column.name, quoted(&column.comment()));
-    }
-    Ok(connection.execute_batch(&sql)?)
+    let key = table.key.join(", ");
+    let meaning = quoted(&format!("{}; key: {key}", table.meaning));
+    let mut statements = vec![
+        format!("CREATE TABLE lake.{name} ({})", types.join(", ")),
+        format!("COMMENT ON TABLE lake.{name} IS {meaning}"),
+    ];
+    statements.extend(
+        columns
+            .iter()
+            .map(|column| format!("COMMENT ON COLUMN lake.{name}.{} IS {}", column.name, quoted(&column.comment()))),
+    );
+    Ok(connection.execute_batch(&statements.join("; "))?)
 }
 
 fn load(connection: &Connection, table: &Table, staged: &Staged<'_>) -> Result<(), Error> {
@@ -98,14 +99,37 @@ fn load(connection: &Connection, table: &Table, staged: &Staged<'_>) -> Result<(
 
 /// Fills the data dictionary.
 fn describe(connection: &Connection, schema: &Schema) -> Result<(), Error> {
-    let mut insert = connection.prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")?;
+    let mut insert =
+        connection.prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")?;
     for table in schema.tables.iter().chain(&schema.lake_tables) {
         let nothing: Option<&str> = None;
-        insert.execute(params![table.name, "", 0, nothing, false, table.meaning, nothing, nothing, nothing, nothing])?;
+        insert.execute(params![
+            table.name,
+            "",
+            0,
+            nothing,
+            false,
+            table.meaning,
+            nothing,
+            nothing,
+            nothing,
+            nothing
+        ])?;
         for (position, column) in (1_i32..).zip(&table.columns) {
             let Column { name, kind, meaning, unit, null, sensitivity, example, .. } = column;
             let is_key = table.is_key(name);
-            insert.execute(params![table.name, name, position, kind.duckdb(), is_key, meaning, unit, null, sensitivity, example])?;
+            insert.execute(params![
+                table.name,
+                name,
+                position,
+                kind.duckdb(),
+                is_key,
+                meaning,
+                unit,
+                null,
+                sensitivity,
+                example
+            ])?;
         }
     }
     Ok(())

@@ -33,7 +33,7 @@ const WAITING_WRITES: usize = 8192;
 const GATHER_FOR: Duration = Duration::from_millis(10);
 
 /// How long the writer waits for a process outside that has the file locked.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(3_000);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a commit waits for: the disk.
 pub const SYNCHRONOUS: &str = "FULL";
@@ -45,7 +45,9 @@ const OLDEST_SOUND_SQLITE: i32 = 3_051_003;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process owns the state.
-    #[error("the state {path} is held by another instance (process {pid}): stop that one first, or point state.url elsewhere")]
+    #[error(
+        "the state {path} is held by another instance (process {pid}): stop that one first, or point state.url elsewhere"
+    )]
     Held {
         /// The state file.
         path: PathBuf,
@@ -53,7 +55,9 @@ pub enum Error {
         pid: String,
     },
     /// The state was written by a later version of this program.
-    #[error("the state {path} has schema {found}, and this program knows up to {known}: run the newer vinculo that wrote it")]
+    #[error(
+        "the state {path} has schema {found}, and this program knows up to {known}: run the newer vinculo that wrote it"
+    )]
     Newer {
         /// The state file.
         path: PathBuf,
@@ -166,7 +170,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::new(work);
+        let (write, result) = Waiting::boxed(work);
         self.writer.send(write).await.map_err(|_| Error::Closed)?;
         result.await.map_err(|_| Error::Closed)?
     }
@@ -179,7 +183,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::new(work);
+        let (write, result) = Waiting::boxed(work);
         self.writer.try_send(write).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
@@ -238,7 +242,10 @@ impl Readers {
         if !self.path.exists() {
             return Err(Error::Missing(self.path.clone()));
         }
-        let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let connection = Connection::open_with_flags(
+            &self.path,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
         migrations::check(&connection, &self.path)?;
@@ -326,7 +333,7 @@ where
     F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     T: Send + 'static,
 {
-    fn new(work: F) -> (Box<dyn Write>, oneshot::Receiver<Result<T, Error>>) {
+    fn boxed(work: F) -> (Box<dyn Write>, oneshot::Receiver<Result<T, Error>>) {
         let (caller, result) = oneshot::channel();
         (Box::new(Self { work: Some(work), result: None, caller }), result)
     }
@@ -436,8 +443,14 @@ mod tests {
     #[tokio::test]
     async fn a_write_is_seen_by_the_next_read() {
         let (_folder, store) = open();
-        store.write(|tx| tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["colour", "blue"])).await.unwrap();
-        let value = store.read(|tx| tx.one("SELECT value FROM meta WHERE name = $1", args!["colour"], |row| row.text(0))).await.unwrap();
+        store
+            .write(|tx| tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["colour", "blue"]))
+            .await
+            .unwrap();
+        let value = store
+            .read(|tx| tx.one("SELECT value FROM meta WHERE name = $1", args!["colour"], |row| row.text(0)))
+            .await
+            .unwrap();
         assert_eq!(value.as_deref(), Some("blue"));
     }
 
@@ -452,7 +465,13 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(changed, 1);
-        let value = store.read(|tx| tx.one("SELECT value FROM meta WHERE value <> $2 AND name = $1", args!["colour", "blue"], |row| row.text(0))).await;
+        let value = store
+            .read(|tx| {
+                tx.one("SELECT value FROM meta WHERE value <> $2 AND name = $1", args!["colour", "blue"], |row| {
+                    row.text(0)
+                })
+            })
+            .await;
         assert_eq!(value.unwrap().as_deref(), Some("redred!"));
     }
 
@@ -463,7 +482,8 @@ mod tests {
             tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["half", "done"])?;
             Err::<(), _>(Error::Unreadable("a test"))
         });
-        let other = store.write(|tx| tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["whole", "done"]));
+        let other =
+            store.write(|tx| tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args!["whole", "done"]));
         let (failing, other) = tokio::join!(failing, other);
         assert!(matches!(failing, Err(Error::Unreadable("a test"))));
         assert_eq!(other.unwrap(), 1);

@@ -48,7 +48,12 @@ impl<'c> Tx<'c> {
     ///
     /// # Errors
     /// Those of [`Tx::each`].
-    pub fn all<T>(&self, sql: &str, args: &[Value<'_>], read: impl Fn(&Row<'_>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    pub fn all<T>(
+        &self,
+        sql: &str,
+        args: &[Value<'_>],
+        read: impl Fn(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
         let mut all = Vec::new();
         self.each(sql, args, |row| {
             all.push(read(row)?);
@@ -61,7 +66,12 @@ impl<'c> Tx<'c> {
     ///
     /// # Errors
     /// Those of [`Tx::each`].
-    pub fn one<T>(&self, sql: &str, args: &[Value<'_>], read: impl FnOnce(&Row<'_>) -> Result<T, Error>) -> Result<Option<T>, Error> {
+    pub fn one<T>(
+        &self,
+        sql: &str,
+        args: &[Value<'_>],
+        read: impl FnOnce(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
         let mut statement = self.0.prepare_cached(sql)?;
         bind(&mut statement, args)?;
         let mut rows = statement.raw_query();

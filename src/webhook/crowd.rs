@@ -38,7 +38,12 @@ impl Crowd {
             }
             place = Arc::clone(&self.places).acquire_owned().await.ok();
         }
-        let guest = Guest { _place: place, silent: Arc::clone(&self.silent), leave: CancellationToken::new(), number: Mutex::new(None) };
+        let guest = Guest {
+            _place: place,
+            silent: Arc::clone(&self.silent),
+            leave: CancellationToken::new(),
+            number: Mutex::new(None),
+        };
         guest.fall_silent();
         guest
     }

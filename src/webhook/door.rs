@@ -23,7 +23,11 @@ pub(super) struct Door {
 impl Door {
     pub(super) fn new(settings: &config::Webhook) -> Self {
         Self {
-            accepted: settings.authorization.iter().map(|value| blake3::hash(value.expose_secret().as_bytes())).collect(),
+            accepted: settings
+                .authorization
+                .iter()
+                .map(|value| blake3::hash(value.expose_secret().as_bytes()))
+                .collect(),
             allowed: settings.allow_ips.iter().map(plain).collect(),
             proxies: settings.trusted_proxies.iter().map(plain).collect(),
         }
@@ -40,7 +44,10 @@ impl Door {
         let given = values.next().map_or(&b""[..], |value| value.as_bytes());
         let is_only = values.next().is_none();
         let given = blake3::hash(given);
-        let matches = self.accepted.iter().fold(Choice::from(0), |any, accepted| any | accepted.as_bytes().ct_eq(given.as_bytes()));
+        let matches = self
+            .accepted
+            .iter()
+            .fold(Choice::from(0), |any, accepted| any | accepted.as_bytes().ct_eq(given.as_bytes()));
         is_only & bool::from(matches)
     }
 
@@ -88,7 +95,11 @@ mod tests {
 
     fn door(allowed: &[&str], proxies: &[&str], values: &[&str]) -> Door {
         let nets = |nets: &[&str]| nets.iter().map(|net| plain(&net.parse().unwrap())).collect();
-        Door { accepted: values.iter().map(|value| blake3::hash(value.as_bytes())).collect(), allowed: nets(allowed), proxies: nets(proxies) }
+        Door {
+            accepted: values.iter().map(|value| blake3::hash(value.as_bytes())).collect(),
+            allowed: nets(allowed),
+            proxies: nets(proxies),
+        }
     }
 
     fn plain_door() -> Door {
@@ -98,7 +109,8 @@ mod tests {
     #[test]
     fn forty_ways_to_claim_an_address() {
         const BELVO: &str = "3.130.254.46";
-        let door = door(&["3.130.254.46/32", "::ffff:18.220.61.186/128", "2001:db8:1::/48"], &["10.0.0.0/8", "fd00::/8"], &[]);
+        let door =
+            door(&["3.130.254.46/32", "::ffff:18.220.61.186/128", "2001:db8:1::/48"], &["10.0.0.0/8", "fd00::/8"], &[]);
         let cases: [(&str, &[&str], bool); 40] = [
             // The peer itself.
             (BELVO, &[], true),

@@ -7,8 +7,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::belvo::LinkId;
@@ -80,8 +80,13 @@ impl Event {
 fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Subject, Option<&'static str>) {
     const UNKNOWN_CODE: Option<&str> = Some("webhook_code is missing or unknown");
     if let Some(resource) = Resource::by_webhook_type(kind) {
-        let is_known = code.is_some_and(|code| code == "historical_update" || (code.starts_with("new_") && code.ends_with("_available")));
-        return (Subject::Resource(resource, data.and_then(|data| total(data, resource))), if is_known { None } else { UNKNOWN_CODE });
+        let is_known = code.is_some_and(|code| {
+            code == "historical_update" || (code.starts_with("new_") && code.ends_with("_available"))
+        });
+        return (
+            Subject::Resource(resource, data.and_then(|data| total(data, resource))),
+            if is_known { None } else { UNKNOWN_CODE },
+        );
     }
     match (kind, code) {
         (_, Some("link_deleted")) => (Subject::Status("deleted"), None),
@@ -210,10 +215,30 @@ mod tests {
     #[test]
     fn the_documented_events_are_understood() {
         let cases: [(&str, &str, &str, Subject); 9] = [
-            (r#""EMPLOYMENTS""#, r#""historical_update""#, r#"{"total_employments":3}"#, Subject::Resource(&employments::RESOURCE, Some(3))),
-            (r#""EMPLOYMENTS""#, r#""new_employments_available""#, r#"{"new_employments":1}"#, Subject::Resource(&employments::RESOURCE, None)),
-            (r#""EMPLOYMENTS""#, r#""new_accounts_available""#, "null", Subject::Resource(&employments::RESOURCE, None)),
-            (r#""OWNERS""#, r#""historical_update""#, r#"{"total_owners":0,"x":[{}]}"#, Subject::Resource(&owners::RESOURCE, Some(0))),
+            (
+                r#""EMPLOYMENTS""#,
+                r#""historical_update""#,
+                r#"{"total_employments":3}"#,
+                Subject::Resource(&employments::RESOURCE, Some(3)),
+            ),
+            (
+                r#""EMPLOYMENTS""#,
+                r#""new_employments_available""#,
+                r#"{"new_employments":1}"#,
+                Subject::Resource(&employments::RESOURCE, None),
+            ),
+            (
+                r#""EMPLOYMENTS""#,
+                r#""new_accounts_available""#,
+                "null",
+                Subject::Resource(&employments::RESOURCE, None),
+            ),
+            (
+                r#""OWNERS""#,
+                r#""historical_update""#,
+                r#"{"total_owners":0,"x":[{}]}"#,
+                Subject::Resource(&owners::RESOURCE, Some(0)),
+            ),
             (r#""OWNERS""#, r#""new_owners_available""#, "7", Subject::Resource(&owners::RESOURCE, None)),
             (r#""LINK""#, r#""invalid_credentials""#, "{}", Subject::Status("invalid")),
             (r#""LINKS""#, r#""token_required""#, "{}", Subject::Status("token_required")),
@@ -241,17 +266,27 @@ mod tests {
         ] {
             assert!(event(kind, code, "{}").reason.is_some(), "{kind} {code}");
         }
-        for body in ["{}", r#"{"webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"x"}"#, r#"{"webhook_type":"OWNERS","webhook_code":"historical_update"}"#] {
+        for body in [
+            "{}",
+            r#"{"webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"x"}"#,
+            r#"{"webhook_type":"OWNERS","webhook_code":"historical_update"}"#,
+        ] {
             let event = Event::read(body.as_bytes()).unwrap();
             assert!(event.reason.is_some() && event.link_id.is_none(), "{body}");
         }
-        assert_eq!(event(r#""OWNERS""#, r#""else""#, "{}").subject, Subject::Resource(&owners::RESOURCE, None), "still worth a look");
+        assert_eq!(
+            event(r#""OWNERS""#, r#""else""#, "{}").subject,
+            Subject::Resource(&owners::RESOURCE, None),
+            "still worth a look"
+        );
     }
 
     #[test]
     fn of_two_equal_keys_the_last_counts_and_long_ids_are_left_out() {
         let long = "x".repeat(257);
-        let body = format!(r#"{{"webhook_type":"A","webhook_type":"OWNERS","webhook_code":"historical_update","external_id":"{long}","n":1e999,"link_id":"{LINK}"}}"#);
+        let body = format!(
+            r#"{{"webhook_type":"A","webhook_type":"OWNERS","webhook_code":"historical_update","external_id":"{long}","n":1e999,"link_id":"{LINK}"}}"#
+        );
         let event = Event::read(body.as_bytes()).unwrap();
         assert_eq!((event.label(), event.reason, event.external_id), ("OWNERS", None, None));
     }

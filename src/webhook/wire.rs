@@ -90,9 +90,10 @@ fn framing(head: &[u8]) -> Framing {
         _ if !is_plain => Framing::Doubtful,
         ([], 0) => Framing::Length(0),
         ([], 1) => Framing::Chunked,
-        ([digits], 0) if digits.iter().all(u8::is_ascii_digit) => {
-            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).map_or(Framing::Doubtful, Framing::Length)
-        }
+        ([digits], 0) if digits.iter().all(u8::is_ascii_digit) => std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| digits.parse().ok())
+            .map_or(Framing::Doubtful, Framing::Length),
         _ => Framing::Doubtful,
     }
 }
@@ -110,7 +111,11 @@ impl Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         self.heads.came(&buffer.filled()[before..]);
@@ -131,7 +136,11 @@ impl AsyncWrite for Wire {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 

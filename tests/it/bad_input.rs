@@ -165,7 +165,9 @@ async fn truncated_json_is_thrown_away_whole_and_asked_for_again() {
     belvo.lists(EMPLOYMENTS, link, job);
     belvo.says_next(EMPLOYMENTS, Answer::ok(&job[..job.len() / 2]));
 
-    let body = format!(r#"{{"webhook_type":"EMPLOYMENTS","webhook_code":"historical_update","link_id":"{link}","data":{{"total_employments":1}}}}"#);
+    let body = format!(
+        r#"{{"webhook_type":"EMPLOYMENTS","webhook_code":"historical_update","link_id":"{link}","data":{{"total_employments":1}}}}"#
+    );
     assert_eq!(site.webhook(&body).await.0, 200);
     let found = until_employments(&site, 1).await;
     assert_eq!(found["rejected_records"].len(), 0);
@@ -198,8 +200,10 @@ async fn a_next_page_on_another_host_is_never_called() {
         canary.local_addr().unwrap()
     );
     let webhook = site.webhook_url();
-    let arguments = ["--people", "1", "--webhook-latency", "0s", "--webhook", &webhook, "--webhook-authorization", AUTHORIZATION];
-    let simulate = Simulate::start(belvo, &[&arguments[..], &["--pepper", crate::harness::PEPPER, "--fault", &fault]].concat());
+    let arguments =
+        ["--people", "1", "--webhook-latency", "0s", "--webhook", &webhook, "--webhook-authorization", AUTHORIZATION];
+    let simulate =
+        Simulate::start(belvo, &[&arguments[..], &["--pepper", crate::harness::PEPPER, "--fault", &fault]].concat());
     simulate.tell("connect", "").await;
 
     // It is asked again, and then Belvo says where the end is.

@@ -60,7 +60,8 @@ impl Told {
                 settled.mark_unchanged();
                 let sql = "SELECT count(*) FROM link_snapshots WHERE resource = 'employments'";
                 let args: &[vinculo::store::Value] = &[];
-                let counted = self.running.daemon.store.read(move |tx| tx.one(sql, args, |row| row.int(0))).await.unwrap();
+                let counted =
+                    self.running.daemon.store.read(move |tx| tx.one(sql, args, |row| row.int(0))).await.unwrap();
                 if counted.unwrap() >= i64::try_from(lists).unwrap() {
                     return;
                 }
@@ -149,7 +150,11 @@ async fn a_second_version_changes_what_changed_and_ends_nothing_before_a_second_
     let october = "2026-10-01T12:00:00.123456Z";
     assert_eq!(
         pay(&first),
-        [row("2025-01", "3000.0000", october), row("2025-02", "3000.0000", october), row("2025-03", "3000.0000", october)]
+        [
+            row("2025-01", "3000.0000", october),
+            row("2025-02", "3000.0000", october),
+            row("2025-03", "3000.0000", october)
+        ]
     );
 
     // February is corrected; March and the other job are missing.
@@ -190,7 +195,8 @@ async fn a_job_keeps_its_key_under_a_new_id_and_with_a_corrected_employer() {
     let told = Told::start(&[]).await;
     let list = fixture!("employments/first_version");
     let first = told.employments_arrive(list, 2).await;
-    let key = |found: &Tables, code: &str| values(&found["employments"], "employer_code", code, "employment_key").join(" ");
+    let key =
+        |found: &Tables, code: &str| values(&found["employments"], "employer_code", code, "employment_key").join(" ");
     let (six, seven) = (key(&first, "99000006"), key(&first, "99000007"));
     assert!(six.len() == 32 && seven.len() == 32 && six != seven);
 
@@ -247,7 +253,10 @@ async fn an_empty_list_that_nobody_announced_ends_nothing() {
     told.running.until_idle().await;
     let found = told.running.tables();
     assert_eq!(told.belvo.calls(EMPLOYMENTS).len(), 2, "there is nothing that a second list could settle");
-    assert_eq!((found["employments"].len(), found["salaries"].len()), (before["employments"].len(), before["salaries"].len()));
+    assert_eq!(
+        (found["employments"].len(), found["salaries"].len()),
+        (before["employments"].len(), before["salaries"].len())
+    );
 
     // When Belvo says that there is none, and says so twice, there is none.
     told.running.clock.advance(Duration::from_secs(6));

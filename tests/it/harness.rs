@@ -73,7 +73,6 @@ impl TestClock {
         self.0.fetch_add(i64::try_from(by.as_micros()).unwrap(), Ordering::SeqCst);
     }
 
-
     fn clock(&self) -> Clock {
         let offset = Arc::clone(&self.0);
         Clock::from_fn(move || {

@@ -12,7 +12,12 @@ const PER: Duration = Duration::from_secs(1);
 
 async fn limited() -> Flow {
     let limit = Some(Limit { requests: REQUESTS, per: PER });
-    Flow::start_with(100, |settings| settings.limit = limit, &[("belvo.budget.requests", "20"), ("belvo.budget.per", "1s")]).await
+    Flow::start_with(
+        100,
+        |settings| settings.limit = limit,
+        &[("belvo.budget.requests", "20"), ("belvo.budget.per", "1s")],
+    )
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -128,7 +128,8 @@ async fn published_files_are_sealed_and_the_state_is_its_owners_alone() {
 
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let current = fs::canonicalize(flow.running.lake().join("current")).unwrap();
-    let files = tables::parquet_files(&current).into_iter().chain(["vinculo.duckdb", "manifest.json"].map(|f| current.join(f)));
+    let files =
+        tables::parquet_files(&current).into_iter().chain(["vinculo.duckdb", "manifest.json"].map(|f| current.join(f)));
     let mut sealed = 0;
     for file in files {
         assert_eq!(mode(&file), 0o440, "{}", file.display());

@@ -92,7 +92,8 @@ impl Belvo {
     }
 }
 
-const NOT_FOUND: &str = r#"[{"code":"not_found","message":"Not found","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
+const NOT_FOUND: &str =
+    r#"[{"code":"not_found","message":"Not found","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
 
 /// One page with `records`, which are JSON already.
 pub(crate) fn page(records: &[&str]) -> String {
@@ -116,7 +117,9 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
         Answer::ok(page(&links))
     } else if let Some(id) = path.strip_prefix("/api/links/") {
         let link = script.links.get(id.trim_end_matches('/'));
-        link.map_or(Answer { status: 404, headers: Vec::new(), body: NOT_FOUND.into() }, |link| Answer::ok(link.clone()))
+        link.map_or(Answer { status: 404, headers: Vec::new(), body: NOT_FOUND.into() }, |link| {
+            Answer::ok(link.clone())
+        })
     } else if let Some(page) = parameter("link").and_then(|link| script.lists.get(&(path.clone(), link))) {
         Answer::ok(page.clone())
     } else {

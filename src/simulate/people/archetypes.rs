@@ -26,7 +26,7 @@ pub const NAMES: [&str; 16] = [
 
 /// The jobs of the archetype `number`; none for everybody from 16 on.
 #[allow(clippy::too_many_lines, reason = "a list of lives, one after the other")]
-pub fn plans(seed: u64, number: u32) -> Option<Vec<Plan>> {
+pub(crate) fn plans(seed: u64, number: u32) -> Option<Vec<Plan>> {
     let name = NAMES.get(number as usize)?;
     let offset = u32::try_from(seed % 500).expect("below 500");
     let company = |n: u32, form| Employer::of(100 * (n + offset), form, 1);

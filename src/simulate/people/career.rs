@@ -11,10 +11,10 @@ use crate::simulate::calendar::{Month, date, shift};
 use crate::simulate::random::Stream;
 
 /// Lives are drawn up to this month; the clock should not be advanced beyond it.
-pub const HORIZON: Month = Month::new(2031, 12);
+pub(crate) const HORIZON: Month = Month::new(2031, 12);
 
 /// A job as it really goes, before the register gets hold of it.
-pub struct Plan {
+pub(crate) struct Plan {
     /// Branch.
     pub sector: Sector,
     /// Who pays.
@@ -37,7 +37,7 @@ pub struct Plan {
 
 /// What a job pays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Monthly pay, 13th salaries, vacations.
     Ordinary,
     /// The same, cut at the INSS ceiling.
@@ -52,7 +52,7 @@ pub enum Rule {
 
 /// What becomes of a job in the register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Register {
+pub(crate) enum Register {
     /// As the streams have it: mostly right, at times late, wrong or never closed.
     Drawn,
     /// Right, and in time.
@@ -68,7 +68,7 @@ pub enum Register {
 }
 
 /// The jobs of an ordinary person.
-pub fn plans(seed: u64, number: u32, identity: &Identity) -> Vec<Plan> {
+pub(crate) fn plans(seed: u64, number: u32, identity: &Identity) -> Vec<Plan> {
     let mut stream = Stream::new(seed, number, "career");
     let stability = stream.between(450, 1_650);
     let mut from = shift(identity.born, 365 * stream.between(16, 24) + stream.between(0, 364));
@@ -163,7 +163,14 @@ fn end(start: NaiveDate, stability: i64, stream: &mut Stream) -> Option<NaiveDat
 }
 
 /// A plan with nothing odd about it, for archetypes.
-pub fn plain(sector: Sector, employer: Employer, cnae: &str, trade: &str, start: (i32, u32, u32), level: i64) -> Plan {
+pub(crate) fn plain(
+    sector: Sector,
+    employer: Employer,
+    cnae: &str,
+    trade: &str,
+    start: (i32, u32, u32),
+    level: i64,
+) -> Plan {
     Plan {
         sector,
         employer,

@@ -1,17 +1,17 @@
 //! Brazilian document numbers: check digits, and openly fake numbers whose digits are right.
 
 /// A CPF of 11 digits with the body `99` and `number` in seven digits.
-pub fn cpf(number: u32) -> String {
+pub(crate) fn cpf(number: u32) -> String {
     with_check_digits(format!("99{:07}", number % 10_000_000), &CPF_WEIGHTS)
 }
 
 /// A CNPJ of 14 characters: a root of eight, a branch of four, two check digits.
-pub fn cnpj(root: &str, branch: u32) -> String {
+pub(crate) fn cnpj(root: &str, branch: u32) -> String {
     with_check_digits(format!("{root}{branch:04}"), &CNPJ_WEIGHTS)
 }
 
 /// The eight characters that name the employer `number`; every eighth has letters, as new ones may have since July 2026.
-pub fn cnpj_root(number: u32) -> String {
+pub(crate) fn cnpj_root(number: u32) -> String {
     if number % 8 == 5 {
         let letter = char::from(b'A' + u8::try_from(number / 8 % 26).expect("below 26"));
         return format!("99{letter}{:05}", number % 100_000);
@@ -20,7 +20,7 @@ pub fn cnpj_root(number: u32) -> String {
 }
 
 /// Whether `code` is 11 digits whose last two are right; eleven equal digits are not a CPF.
-pub fn is_cpf(code: &str) -> bool {
+pub(crate) fn is_cpf(code: &str) -> bool {
     code.len() == 11
         && code.bytes().all(|b| b.is_ascii_digit())
         && code.bytes().any(|b| b != code.as_bytes()[0])
@@ -28,7 +28,7 @@ pub fn is_cpf(code: &str) -> bool {
 }
 
 /// Whether `code` is 12 characters of `[0-9A-Z]` and two right digits.
-pub fn is_cnpj(code: &str) -> bool {
+pub(crate) fn is_cnpj(code: &str) -> bool {
     code.len() == 14
         && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
         && with_check_digits(code[..12].to_owned(), &CNPJ_WEIGHTS) == code

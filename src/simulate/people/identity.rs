@@ -8,7 +8,7 @@ use crate::simulate::calendar::{date, shift};
 use crate::simulate::random::{Stream, hex32};
 
 /// Who a person is.
-pub struct Identity {
+pub(crate) struct Identity {
     /// Day of birth.
     pub born: NaiveDate,
     /// Whether the person is a woman.
@@ -19,7 +19,7 @@ pub struct Identity {
 
 /// The owner record. An empty text and none are different things.
 #[derive(Clone)]
-pub struct Owner {
+pub(crate) struct Owner {
     /// Full name.
     pub display_name: Option<String>,
     /// Electronic mail.
@@ -38,7 +38,7 @@ pub struct Owner {
 
 /// A document as sent.
 #[derive(Clone)]
-pub struct Document {
+pub(crate) struct Document {
     /// `CPF` and the like.
     pub kind: Option<&'static str>,
     /// In one of three spellings.
@@ -47,7 +47,7 @@ pub struct Document {
 
 impl Identity {
     /// Person `number`.
-    pub fn of(seed: u64, number: u32) -> Self {
+    pub(crate) fn of(seed: u64, number: u32) -> Self {
         let mut stream = Stream::new(seed, number, "identity");
         let woman = stream.chance(470);
         // Ages from 18 to 64 at the end of 2026, more of them young.

@@ -9,13 +9,13 @@
 use crate::simulate::calendar::{Amount, Month};
 
 /// The first month of Brazil's present currency.
-pub const REAL: Month = Month::new(1994, 7);
+pub(crate) const REAL: Month = Month::new(1994, 7);
 
 /// The first month for which the register shows pay.
-pub const FIRST_PAY: Month = Month::new(1990, 1);
+pub(crate) const FIRST_PAY: Month = Month::new(1990, 1);
 
 /// The ISO code of the money in which `month` was paid.
-pub fn currency(month: Month) -> &'static str {
+pub(crate) fn currency(month: Month) -> &'static str {
     match month {
         m if m >= REAL => "BRL",
         m if m >= Month::new(1993, 8) => "BRR",
@@ -25,18 +25,18 @@ pub fn currency(month: Month) -> &'static str {
 }
 
 /// The minimum wage of `month`, in that month's currency.
-pub fn minimum_wage(month: Month) -> Amount {
+pub(crate) fn minimum_wage(month: Month) -> Amount {
     let row = MINIMUM_WAGES.partition_point(|(year, number, _)| Month::new(*year, *number) <= month);
     Amount::from_cents(MINIMUM_WAGES[row.saturating_sub(1)].2)
 }
 
 /// The highest base on which contributions are due in `month`.
-pub fn ceiling(month: Month) -> Amount {
+pub(crate) fn ceiling(month: Month) -> Amount {
     *brackets(month).1.last().expect("every table has brackets")
 }
 
 /// The contribution on a person's base of one month, rounded once to cents.
-pub fn contribution(base: Amount, month: Month) -> Amount {
+pub(crate) fn contribution(base: Amount, month: Month) -> Amount {
     let (method, ceilings) = brackets(month);
     let base = base.min(ceiling(month)).max(Amount::ZERO);
     match method {

@@ -6,13 +6,13 @@
 //! *Promises* that person *i* depends on (seed, *i*) alone, and that what is seen depends on the day alone: advancing the
 //! clock one month twice is advancing it two months once. *Not here*: links, ids of records, JSON.
 
-pub mod archetypes;
-pub mod career;
-pub mod documents;
-pub mod identity;
-pub mod law;
-pub mod pay;
-pub mod work;
+pub(super) mod archetypes;
+pub(super) mod career;
+pub(super) mod documents;
+pub(super) mod identity;
+pub(super) mod law;
+pub(super) mod pay;
+pub(super) mod work;
 
 use chrono::NaiveDate;
 
@@ -21,7 +21,7 @@ use identity::{Identity, Owner};
 use work::{Activity, Employer};
 
 /// One person.
-pub struct Person {
+pub(super) struct Person {
     /// Who it is.
     pub identity: Identity,
     /// All jobs of the life, oldest first.
@@ -32,7 +32,7 @@ pub struct Person {
 
 impl Person {
     /// Person `number` of the world `seed`.
-    pub fn of(seed: u64, number: u32) -> Self {
+    pub(super) fn of(seed: u64, number: u32) -> Self {
         let identity = Identity::of(seed, number);
         let spelling = Spelling::of(seed, number);
         let plans = archetypes::plans(seed, number).unwrap_or_else(|| career::plans(seed, number, &identity));
@@ -41,44 +41,44 @@ impl Person {
     }
 
     /// The jobs that the register shows on `day`.
-    pub fn seen(&self, day: NaiveDate) -> Vec<Seen<'_>> {
+    pub(super) fn seen(&self, day: NaiveDate) -> Vec<Seen<'_>> {
         self.jobs.iter().filter_map(|job| job.seen(day)).collect()
     }
 
     /// The owner record on `day`.
-    pub fn owner(&self, day: NaiveDate) -> &Owner {
+    pub(super) fn owner(&self, day: NaiveDate) -> &Owner {
         self.identity.owner.at(day).expect("every person has an owner record from birth")
     }
 }
 
 /// A fact and its corrections: what holds, by the day since which the register says so.
-pub struct Timeline<T>(Vec<(NaiveDate, T)>);
+pub(super) struct Timeline<T>(Vec<(NaiveDate, T)>);
 
 impl<T> Timeline<T> {
     /// Known to be `value` since `day`.
-    pub fn since(day: NaiveDate, value: T) -> Self {
+    pub(super) fn since(day: NaiveDate, value: T) -> Self {
         Self(vec![(day, value)])
     }
 
     /// The same, corrected to `value` on `day`, which is later than all days before.
-    pub fn then(mut self, day: NaiveDate, value: T) -> Self {
+    pub(super) fn then(mut self, day: NaiveDate, value: T) -> Self {
         self.0.push((day, value));
         self
     }
 
     /// What is known on `day`.
-    pub fn at(&self, day: NaiveDate) -> Option<&T> {
+    pub(super) fn at(&self, day: NaiveDate) -> Option<&T> {
         self.0.iter().rev().find(|(since, _)| *since <= day).map(|(_, value)| value)
     }
 
     /// The day since which what is known on `day` has been known.
-    pub fn known_since(&self, day: NaiveDate) -> Option<NaiveDate> {
+    pub(super) fn known_since(&self, day: NaiveDate) -> Option<NaiveDate> {
         self.0.iter().rev().map(|(since, _)| *since).find(|since| *since <= day)
     }
 }
 
 /// One job, with everything the register will ever say about it.
-pub struct Job {
+pub(super) struct Job {
     /// Position in the life, from 0.
     pub number: u32,
     /// Who pays. The name and code may be corrected.
@@ -127,7 +127,7 @@ impl Job {
 }
 
 /// A job as the register shows it on one day.
-pub struct Seen<'a> {
+pub(super) struct Seen<'a> {
     /// [`Job::number`].
     pub job: u32,
     /// Which id the record has.
@@ -149,7 +149,7 @@ pub struct Seen<'a> {
 }
 
 /// A duty within a job.
-pub struct Occupation {
+pub(super) struct Occupation {
     /// Since when the register shows it.
     pub shown_from: NaiveDate,
     /// First day.
@@ -183,7 +183,7 @@ impl Occupation {
 }
 
 /// A duty as the register shows it on one day.
-pub struct SeenOccupation<'a> {
+pub(super) struct SeenOccupation<'a> {
     /// First day.
     pub start: Option<NaiveDate>,
     /// Last day.
@@ -198,7 +198,7 @@ pub struct SeenOccupation<'a> {
 
 /// One salary row.
 #[derive(Clone)]
-pub struct Pay {
+pub(super) struct Pay {
     /// The first day on which the register shows it.
     pub shown_from: NaiveDate,
     /// The day on which a correction took its place.
@@ -223,7 +223,7 @@ pub struct Pay {
 
 /// What a salary row is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub(super) enum Kind {
     /// Monthly pay.
     Regular,
     /// The 13th salary.
@@ -236,7 +236,7 @@ pub enum Kind {
 
 impl Kind {
     /// The word on the wire.
-    pub fn text(self) -> &'static str {
+    pub(super) fn text(self) -> &'static str {
         match self {
             Self::Regular => "REGULAR",
             Self::Thirteenth => "THIRTEENTH",
@@ -248,7 +248,7 @@ impl Kind {
 
 /// How the key `type` of a salary row is sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KindSent {
+pub(super) enum KindSent {
     /// With its word.
     Word,
     /// As `null`.
@@ -258,7 +258,7 @@ pub enum KindSent {
 }
 
 /// How the institution spells one person's records.
-pub struct Spelling {
+pub(super) struct Spelling {
     /// How `type` is sent.
     pub kinds: KindsSpelled,
     /// Whether a 13th salary is written `YYYY-13`.
@@ -269,7 +269,7 @@ pub struct Spelling {
 
 /// How `type` is sent over the years.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KindsSpelled {
+pub(super) enum KindsSpelled {
     /// Always, with its word.
     Always,
     /// Not before 2020.

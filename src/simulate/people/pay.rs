@@ -11,7 +11,7 @@ use crate::simulate::calendar::{Amount, Month, date, shift};
 use crate::simulate::random::Stream;
 
 /// The jobs that follow from `plans`.
-pub fn jobs(seed: u64, number: u32, plans: &[Plan], spelling: &Spelling) -> Vec<Job> {
+pub(crate) fn jobs(seed: u64, number: u32, plans: &[Plan], spelling: &Spelling) -> Vec<Job> {
     let mut worked: Vec<Worked> = (0..)
         .zip(plans)
         .map(|(job, plan)| work_through(plan, &mut Stream::new(seed, number, &format!("pay {job}"))))

@@ -5,7 +5,7 @@ use crate::simulate::random::Stream;
 
 /// Branches of the economy, as far as lives differ by them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sector {
+pub(crate) enum Sector {
     /// Farms.
     Farming,
     /// Manufacturing.
@@ -24,7 +24,7 @@ pub enum Sector {
 
 impl Sector {
     /// A sector by its share of formal jobs.
-    pub fn draw(stream: &mut Stream) -> Self {
+    pub(crate) fn draw(stream: &mut Stream) -> Self {
         *stream.weighted(&[
             (18, Self::Farming),
             (79, Self::Industry),
@@ -39,7 +39,7 @@ impl Sector {
 
 /// An employer as one record names it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Employer {
+pub(crate) struct Employer {
     /// Name.
     pub name: Option<String>,
     /// The code as sent.
@@ -48,7 +48,7 @@ pub struct Employer {
 
 /// How an employer code is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CodeForm {
+pub(crate) enum CodeForm {
     /// Eight characters of the CNPJ.
     Root,
     /// The whole CNPJ of a branch.
@@ -65,7 +65,7 @@ pub enum CodeForm {
 
 impl CodeForm {
     /// A form that fits `sector`.
-    pub fn draw(stream: &mut Stream, sector: Sector) -> Self {
+    pub(crate) fn draw(stream: &mut Stream, sector: Sector) -> Self {
         match sector {
             Sector::Household => Self::Person,
             Sector::Farming => {
@@ -79,7 +79,7 @@ impl CodeForm {
 
 impl Employer {
     /// Employer `number`, its code in `form`, at its branch `branch`.
-    pub fn of(number: u32, form: CodeForm, branch: u32) -> Self {
+    pub(crate) fn of(number: u32, form: CodeForm, branch: u32) -> Self {
         let root = documents::cnpj_root(number);
         let code = match form {
             CodeForm::Root => Some(root),
@@ -111,7 +111,7 @@ fn not_a_cnpj(body: &str) -> String {
 
 /// What an employer does.
 #[derive(Clone)]
-pub struct Activity {
+pub(crate) struct Activity {
     /// The text on the wire.
     pub text: String,
     /// The five digits of the CNAE class, if the text holds them.
@@ -122,7 +122,7 @@ pub struct Activity {
 
 impl Activity {
     /// An activity of `sector`, in one of Belvo's spellings; none where the register has none.
-    pub fn draw(stream: &mut Stream, sector: Sector) -> Option<Self> {
+    pub(crate) fn draw(stream: &mut Stream, sector: Sector) -> Option<Self> {
         let entries: Vec<_> = ACTIVITIES.iter().filter(|entry| entry.0 == sector).collect();
         let &&(_, class, section, label) = stream.pick(&entries);
         match stream.below(100) {
@@ -136,7 +136,7 @@ impl Activity {
     ///
     /// # Panics
     /// When the simulator does not know the class.
-    pub fn usual(class: &str) -> Self {
+    pub(crate) fn usual(class: &str) -> Self {
         let entry = ACTIVITIES.iter().find(|entry| entry.1 == class).expect("a class of the table");
         Self::spelled(entry.1, entry.2, entry.3, 99)
     }
@@ -203,7 +203,7 @@ const ACTIVITIES: &[(Sector, &str, &str, &str)] = &[
 
 /// An occupation's title, its code, and how both are written.
 #[derive(Clone)]
-pub struct Title {
+pub(crate) struct Title {
     /// The CBO's words.
     pub words: &'static str,
     /// `occupations[].name` as sent; none where the register has none.
@@ -214,7 +214,7 @@ pub struct Title {
 
 impl Title {
     /// The occupation `trade`, in one of the spellings.
-    pub fn draw(stream: &mut Stream, trade: &Trade) -> Self {
+    pub(crate) fn draw(stream: &mut Stream, trade: &Trade) -> Self {
         match stream.below(100) {
             0..=11 => Self { words: trade.title, name: Some(trade.title.to_owned()), code: None },
             12..=13 => Self { words: trade.title, name: None, code: None },
@@ -228,14 +228,14 @@ impl Title {
     }
 
     /// In the usual spelling, `TITLE - 2525-40`.
-    pub fn usual(trade: &Trade) -> Self {
+    pub(crate) fn usual(trade: &Trade) -> Self {
         let name = format!("{} - {}-{}", trade.title, &trade.code[..4], &trade.code[4..]);
         Self { words: trade.title, name: Some(name), code: Some(trade.code) }
     }
 }
 
 /// What somebody can work as.
-pub struct Trade {
+pub(crate) struct Trade {
     /// Where.
     pub sector: Sector,
     /// How many of the sector's jobs, relative to the others.
@@ -250,14 +250,14 @@ pub struct Trade {
 
 impl Trade {
     /// A trade of `sector`.
-    pub fn draw(stream: &mut Stream, sector: Sector) -> &'static Self {
+    pub(crate) fn draw(stream: &mut Stream, sector: Sector) -> &'static Self {
         let trades: Vec<(u32, &'static Self)> =
             TRADES.iter().filter(|t| t.sector == sector).map(|t| (t.weight, t)).collect();
         stream.weighted::<&'static Self>(&trades)
     }
 
     /// What somebody of this trade is promoted to: a better paid one of the branch, or the same.
-    pub fn next(&'static self, stream: &mut Stream) -> &'static Self {
+    pub(crate) fn next(&'static self, stream: &mut Stream) -> &'static Self {
         let better = |trade: &&Self| {
             trade.sector == self.sector && (self.level + 1..=self.level * 17 / 10).contains(&trade.level)
         };
@@ -269,7 +269,7 @@ impl Trade {
     ///
     /// # Panics
     /// When the simulator does not know the code.
-    pub fn of(code: &str) -> &'static Self {
+    pub(crate) fn of(code: &str) -> &'static Self {
         TRADES.iter().find(|trade| trade.code == code).expect("a code of the table")
     }
 }
@@ -319,7 +319,7 @@ const TRADES: &[Trade] = &[
 ];
 
 /// A place of duty, as the register says it.
-pub fn locale(stream: &mut Stream, sector: Sector) -> Option<&'static str> {
+pub(crate) fn locale(stream: &mut Stream, sector: Sector) -> Option<&'static str> {
     let urban = if sector == Sector::Farming { 10 } else { 85 };
     *stream.weighted(&[(urban, Some("Urbana")), (90 - urban, Some("Rural")), (5, Some("Não Identificado")), (5, None)])
 }
