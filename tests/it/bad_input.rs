@@ -101,6 +101,9 @@ fn a_lake_that_cannot_be_written_is_named() {
     refused(&ended, 4, &["state.url", "name a folder that this user may write"]);
 }
 
+const JSON: (&str, &str) = ("content-type", "application/json");
+const AUTH: (&str, &str) = ("authorization", AUTHORIZATION);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_webhook_is_refused_with_the_reason_and_nothing_is_kept() {
     let site = site();
@@ -115,8 +118,6 @@ async fn what_is_no_webhook_is_refused_with_the_reason_and_nothing_is_kept() {
             (answer.status().as_u16(), answer.text().await.unwrap())
         }
     };
-    const JSON: (&str, &str) = ("content-type", "application/json");
-    const AUTH: (&str, &str) = ("authorization", AUTHORIZATION);
     let body = || br#"{"webhook_type":"EMPLOYMENTS"}"#.to_vec();
 
     let none = post(body(), &[JSON]).await;
@@ -218,7 +219,7 @@ async fn a_next_page_on_another_host_is_never_called() {
 
 /// Waits until analysts see so many employments.
 async fn until_employments(site: &Site, count: usize) -> tables::Tables {
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + Duration::from_mins(1);
     loop {
         if site.lake().join("current").exists() {
             let found = tables::from_duckdb(&site.lake());

@@ -14,7 +14,7 @@ use crate::harness::{ANY_PORT, AUTHORIZATION, config_text};
 use crate::tables::{self, Tables};
 
 /// Nothing here takes so long unless it is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_mins(1);
 
 /// The program, with nothing of this process's environment that it would listen to.
 pub(crate) fn vinculo() -> Command {

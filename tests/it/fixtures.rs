@@ -59,7 +59,7 @@ impl Told {
             loop {
                 settled.mark_unchanged();
                 let sql = "SELECT count(*) FROM link_snapshots WHERE resource = 'employments'";
-                let args: &[vinculo::store::Value] = &[];
+                let args: &[vinculo::store::Value<'_>] = &[];
                 let counted =
                     self.running.daemon.store.read(move |tx| tx.one(sql, args, |row| row.int(0))).await.unwrap();
                 if counted.unwrap() >= i64::try_from(lists).unwrap() {

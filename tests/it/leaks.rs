@@ -81,7 +81,7 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
     }
     for command in ["status", "check"] {
         let ended = run(&mut site.command(&[command]));
-        answers += &format!("{}{}", ended.out, ended.err);
+        answers.extend([ended.out, ended.err]);
     }
     assert_eq!(served.terminate(), Some(0));
     let log = site.logs();
@@ -178,7 +178,7 @@ fn spellings(code: &str) -> Vec<String> {
 
 /// The list of one link stays refused, because Belvo keeps saying that it belongs to another.
 fn until_all_is_fetched(site: &Site) -> tables::Tables {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     loop {
         let status = site.status();
         if status["waiting"].as_u64() <= Some(1) && status["snapshot"]["rows"]["owners"].as_u64() >= Some(60) {

@@ -124,6 +124,15 @@ async fn the_program_and_belvo_as_two_processes_hold_the_same() {
     let found = site.until_true(&|| tables.clone(), &[]);
     assert_eq!(found["links"].len(), 500);
     assert_eq!(served.terminate(), Some(0));
+
+    // The commands do it without the daemon too: the lake is made anew from the record store, and answers.
+    let rebuilt = binary::run(&mut site.command(&["rebuild"]));
+    assert_eq!(rebuilt.code, Some(0), "{}", rebuilt.err);
+    let again = tables::from_duckdb(&site.lake());
+    tables::assert_same(&again, &found, &CLOCKS);
+    tables::assert_same(&tables::from_parquet(&site.lake()), &again, &[]);
+    let answer = binary::run(&mut site.command(&["sql", "--json", "SELECT count(*) AS people FROM links"]));
+    assert_eq!((answer.code, answer.out.trim()), (Some(0), "{\"people\":500}"), "{}", answer.err);
     let file = site.folder.path().join("truth.json");
     std::fs::write(&file, truth).unwrap();
     readers_agree(&site.lake(), &file);
