@@ -149,7 +149,11 @@ impl Daemon {
                     tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
                 }
             });
-            let actions = Arc::new(DaemonActions { links: links.clone(), publisher: Arc::clone(&publisher) });
+            let actions = Arc::new(DaemonActions {
+                links: links.clone(),
+                publisher: Arc::clone(&publisher),
+                settled: settled.clone(),
+            });
             tasks.spawn(schedule::run(jobs, store.clone(), queue.clone(), clock, actions, shutdown.clone()));
         }
         tasks.close();
@@ -219,13 +223,17 @@ impl Daemon {
 struct DaemonActions {
     links: Directory,
     publisher: Arc<Publisher>,
+    /// Told when links have changed, so that they are published.
+    settled: watch::Sender<()>,
 }
 
 impl Actions for DaemonActions {
     async fn run(&self, job: &Job) -> Result<u64, Failed> {
         match job.action {
             Action::SyncLinks => {
-                self.links.sync().await.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                let synced = self.links.sync().await;
+                self.settled.send_replace(());
+                synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {

@@ -174,16 +174,16 @@ pub fn keep(
             sighting.note_id()?;
         }
     }
-    for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
-        let absent_since =
-            previous_list.filter(|&previous| previous > held.seen_fetched_at).map_or(Ok(listing.fetched_at), |_| {
-                first_list_after(tx, link_id, resource, held.seen_fetched_at)
-                    .map(|first| first.unwrap_or(listing.fetched_at))
-            })?;
-        if listing.fetched_at < absent_since + confirm_after {
-            confirm_at = Some(absent_since + confirm_after);
+    // An empty list says that records are gone only when a webhook counted none: Belvo drops what it holds without a word.
+    if !records.is_empty() || webhook_count == Some(0) {
+        for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+            let first = first_list_without(tx, link_id, resource, held.seen_fetched_at)?;
+            let absent_since = first.unwrap_or(listing.fetched_at);
+            if listing.fetched_at < absent_since + confirm_after {
+                confirm_at = Some(absent_since + confirm_after);
+            }
+            kept.changed |= settles(absent_since);
         }
-        kept.changed |= settles(absent_since);
     }
     kept.changed |= kept.versions > 0;
     kept.sighted |= kept.changed;
@@ -253,15 +253,17 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
     Ok(Known { by_key: held.into_iter().collect(), key_of_id: ids.into_iter().collect() })
 }
 
-fn first_list_after(
+/// The first list after `seen_at` that counts against what it lacks.
+fn first_list_without(
     tx: &Tx<'_>,
     link_id: &LinkId,
     resource: &Resource,
-    at: Timestamp,
+    seen_at: Timestamp,
 ) -> Result<Option<Timestamp>, Error> {
     let first = tx.one(
-        "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3",
-        args![link_id, resource.name, at],
+        "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3 \
+         AND (item_count > 0 OR webhook_count = 0)",
+        args![link_id, resource.name, seen_at],
         |row| row.opt_at(0),
     )?;
     Ok(first.flatten())

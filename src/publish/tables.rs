@@ -124,6 +124,29 @@ impl Stager<'_> {
         Ok(Changed { content, sightings, lists, links })
     }
 
+    /// Buckets in which content and sightings of one resource may have changed since the previous snapshot: another resource's
+    /// news is no reason to write its tables again.
+    fn changed_of(&self, resource: &Resource) -> Result<(HashSet<u32>, HashSet<u32>), Error> {
+        let Some((previous, _)) = &self.previous else {
+            let all: HashSet<u32> = (0..self.buckets).collect();
+            return Ok((all.clone(), all));
+        };
+        let (mut content, mut sightings) = (HashSet::new(), HashSet::new());
+        self.tx.each(
+            "SELECT link_id, coalesce(content_seq, 0) > $1 FROM refreshes WHERE resource = $2 AND touched_seq > $1",
+            args![previous.built_from.change, resource.name],
+            |row| {
+                let bucket = self.bucket(row.str(0)?);
+                sightings.insert(bucket);
+                if row.int(1)? != 0 {
+                    content.insert(bucket);
+                }
+                Ok::<_, store::Error>(())
+            },
+        )?;
+        Ok((content, sightings))
+    }
+
     /// Stages the tables of one resource.
     fn stage_records(
         &self,
@@ -132,13 +155,12 @@ impl Stager<'_> {
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
+        let (content, sightings) = self.changed_of(resource)?;
         let mut replay =
             Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
         let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
         let mut outputs: Vec<Output<'_>> = tables
-            .map(|table| {
-                Output::new(self, table, if shows_sightings(table) { &changed.sightings } else { &changed.content })
-            })
+            .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }))
             .collect();
         // For each bucket, the waiting rows of each table.
         let mut waiting: Vec<Vec<Columns>> = (0..self.buckets).map(|_| replay.columns()).collect();
