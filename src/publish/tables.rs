@@ -44,16 +44,22 @@ pub(super) struct Stager<'s> {
     pub confirm_after: Duration,
 }
 
-/// Buckets in which rows may have changed since the previous snapshot.
+/// Buckets in which rows that do not belong to one resource may have changed since the previous snapshot.
 struct Changed {
-    /// Rows of records.
-    content: HashSet<u32>,
-    /// When records were last seen; these include `content`.
-    sightings: HashSet<u32>,
-    /// Complete lists; these include `sightings`.
+    /// Records of any resource, and so what is rejected.
+    records: HashSet<u32>,
+    /// Complete lists.
     lists: HashSet<u32>,
-    /// Links; these include `lists`.
+    /// Links, or complete lists of theirs.
     links: HashSet<u32>,
+}
+
+/// The same for the rows of one resource: another resource's news is no reason to write its tables again.
+struct ChangedRecords {
+    /// What records say.
+    content: HashSet<u32>,
+    /// When records were last seen; includes `content`.
+    sightings: HashSet<u32>,
 }
 
 /// What the records of all resources tell besides their own tables.
@@ -88,7 +94,7 @@ impl Stager<'_> {
     /// Writes or takes over each table's files.
     pub(super) fn stage(&self) -> Result<Vec<TableEntry>, Error> {
         let changed = self.changed()?;
-        let rejected_table = Output::new(self, self.schema.table("rejected_records"), &changed.content);
+        let rejected_table = Output::new(self, self.schema.table("rejected_records"), &changed.records);
         let mut gathered = Gathered { rejected: rejected_table.columns(), persons: HashMap::new() };
         let mut entries = Vec::new();
         for records in &self.schema.records {
@@ -101,50 +107,36 @@ impl Stager<'_> {
     }
 
     fn changed(&self) -> Result<Changed, Error> {
-        let all: HashSet<u32> = (0..self.buckets).collect();
-        let Some((previous, _)) = &self.previous else {
-            return Ok(Changed { content: all.clone(), sightings: all.clone(), lists: all.clone(), links: all });
-        };
-        let since = previous.built_from.change;
-        let buckets = |sql: &str| -> Result<HashSet<u32>, Error> {
-            let mut buckets = HashSet::new();
-            self.tx.each(sql, args![since], |row| {
-                buckets.insert(self.bucket(row.str(0)?));
-                Ok::<_, store::Error>(())
-            })?;
-            Ok(buckets)
-        };
-        let content = buckets("SELECT link_id FROM refreshes WHERE content_seq > $1")?;
-        let mut sightings = buckets("SELECT link_id FROM refreshes WHERE sighted_seq > $1")?;
-        sightings.extend(&content);
-        let mut lists = buckets("SELECT link_id FROM refreshes WHERE touched_seq > $1")?;
-        lists.extend(&sightings);
-        let mut links = buckets("SELECT link_id FROM links WHERE changed_seq > $1")?;
+        let mut links = self.buckets("SELECT link_id FROM links WHERE changed_seq > $1", None)?;
+        let lists = self.buckets("SELECT link_id FROM refreshes WHERE touched_seq > $1", None)?;
         links.extend(&lists);
-        Ok(Changed { content, sightings, lists, links })
+        Ok(Changed {
+            records: self.buckets("SELECT link_id FROM refreshes WHERE content_seq > $1", None)?,
+            lists,
+            links,
+        })
     }
 
-    /// Buckets in which content and sightings of one resource may have changed since the previous snapshot: another resource's
-    /// news is no reason to write its tables again.
-    fn changed_of(&self, resource: &Resource) -> Result<(HashSet<u32>, HashSet<u32>), Error> {
-        let Some((previous, _)) = &self.previous else {
-            let all: HashSet<u32> = (0..self.buckets).collect();
-            return Ok((all.clone(), all));
-        };
-        let (mut content, mut sightings) = (HashSet::new(), HashSet::new());
-        self.tx.each(
-            "SELECT link_id, coalesce(content_seq, 0) > $1 FROM refreshes WHERE resource = $2 AND touched_seq > $1",
-            args![previous.built_from.change, resource.name],
-            |row| {
-                let bucket = self.bucket(row.str(0)?);
-                sightings.insert(bucket);
-                if row.int(1)? != 0 {
-                    content.insert(bucket);
-                }
-                Ok::<_, store::Error>(())
-            },
-        )?;
-        Ok((content, sightings))
+    fn changed_records(&self, resource: &Resource) -> Result<ChangedRecords, Error> {
+        let of = |sql| self.buckets(sql, Some(resource));
+        Ok(ChangedRecords {
+            content: of("SELECT link_id FROM refreshes WHERE content_seq > $1 AND resource = $2")?,
+            sightings: of("SELECT link_id FROM refreshes WHERE sighted_seq > $1 AND resource = $2")?,
+        })
+    }
+
+    /// The buckets of the links that `sql` gives for the changes since the previous snapshot; all, when none is to be kept.
+    fn buckets(&self, sql: &str, resource: Option<&Resource>) -> Result<HashSet<u32>, Error> {
+        let Some((previous, _)) = &self.previous else { return Ok((0..self.buckets).collect()) };
+        let since = store::Value::from(previous.built_from.change);
+        let resource = resource.map(|resource| store::Value::from(resource.name));
+        let args: Vec<_> = std::iter::once(since).chain(resource).collect();
+        let mut buckets = HashSet::new();
+        self.tx.each(sql, &args, |row| {
+            buckets.insert(self.bucket(row.str(0)?));
+            Ok::<_, store::Error>(())
+        })?;
+        Ok(buckets)
     }
 
     /// Stages the tables of one resource.
@@ -155,7 +147,7 @@ impl Stager<'_> {
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
-        let (content, sightings) = self.changed_of(resource)?;
+        let ChangedRecords { content, sightings } = self.changed_records(resource)?;
         let mut replay =
             Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
         let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
@@ -168,7 +160,8 @@ impl Stager<'_> {
         self.each_record(resource, |record| {
             let bucket = self.bucket(&record.link_id);
             // Who owns a link is needed for `links`, which changes most of the time.
-            if !names_persons && !changed.sightings.contains(&bucket) || self.is_gone(resource, record)? {
+            let is_needed = names_persons || sightings.contains(&bucket) || changed.records.contains(&bucket);
+            if !is_needed || self.is_gone(resource, record)? {
                 return Ok(());
             }
             let lists = self.lists(resource, record)?;
