@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int32Array, ListArray, NullBufferBuilder, RecordBatch, StringArray,
-    TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int32Array, ListArray, NullBufferBuilder, RecordBatch,
+    StringArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, SchemaRef};
@@ -83,9 +83,16 @@ impl Validity {
 
 enum Values {
     /// `ends[n]` is where text n ends in `bytes`.
-    Text { ends: Vec<i32>, bytes: Vec<u8> },
+    Text {
+        ends: Vec<i32>,
+        bytes: Vec<u8>,
+    },
     /// `lists[n]` is where list n ends in `ends`.
-    TextList { lists: Vec<i32>, ends: Vec<i32>, bytes: Vec<u8> },
+    TextList {
+        lists: Vec<i32>,
+        ends: Vec<i32>,
+        bytes: Vec<u8>,
+    },
     Date(Vec<i32>),
     Timestamp(Vec<i64>),
     Decimal(Vec<i128>),
@@ -96,7 +103,9 @@ enum Values {
 impl Columns {
     /// Empty columns of these types.
     pub fn of(kinds: &[Type]) -> Self {
-        Self { cells: kinds.iter().map(|&kind| Cells { values: Values::of(kind), validity: Validity::new() }).collect() }
+        Self {
+            cells: kinds.iter().map(|&kind| Cells { values: Values::of(kind), validity: Validity::new() }).collect(),
+        }
     }
 
     /// Number of rows.
@@ -118,7 +127,10 @@ impl Columns {
 
     /// Bytes of all texts: with the number of rows, what bounds the memory.
     pub fn text_bytes(&self) -> usize {
-        self.cells.iter().map(|cells| if let Values::Text { bytes, .. } = &cells.values { bytes.len() } else { 0 }).sum()
+        self.cells
+            .iter()
+            .map(|cells| if let Values::Text { bytes, .. } = &cells.values { bytes.len() } else { 0 })
+            .sum()
     }
 
     /// Cuts off the rows from `len` on.
@@ -326,7 +338,9 @@ impl Cells {
                 bytes.extend_from_slice(text_at(from, source, row));
                 ends.push(end(bytes.len()));
             }
-            (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => values.push(from[row]),
+            (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
+                values.push(from[row])
+            }
             (Values::Timestamp(values), Values::Timestamp(from)) => values.push(from[row]),
             (Values::Decimal(values), Values::Decimal(from)) => values.push(from[row]),
             (Values::Boolean(values), Values::Boolean(from)) => values.push(from[row]),
@@ -345,7 +359,9 @@ impl Cells {
             (Values::Text { ends, bytes }, Values::Text { ends: others, bytes: source }) => {
                 text_at(ends, bytes, a).cmp(text_at(others, source, b))
             }
-            (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => values[a].cmp(&from[b]),
+            (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
+                values[a].cmp(&from[b])
+            }
             (Values::Timestamp(values), Values::Timestamp(from)) => values[a].cmp(&from[b]),
             (Values::Decimal(values), Values::Decimal(from)) => values[a].cmp(&from[b]),
             (Values::Boolean(values), Values::Boolean(from)) => values[a].cmp(&from[b]),
@@ -357,12 +373,12 @@ impl Cells {
         match &mut self.values {
             Values::Text { ends, bytes } => {
                 ends.truncate(len);
-                bytes.truncate(ends.last().map_or(0, |&end| end as usize));
+                bytes.truncate(ends.last().map_or(0, |&end| offset(end)));
             }
             Values::TextList { lists, ends, bytes } => {
                 lists.truncate(len);
-                ends.truncate(lists.last().map_or(0, |&end| end as usize));
-                bytes.truncate(ends.last().map_or(0, |&end| end as usize));
+                ends.truncate(lists.last().map_or(0, |&end| offset(end)));
+                bytes.truncate(ends.last().map_or(0, |&end| offset(end)));
             }
             Values::Date(values) | Values::Integer(values) => values.truncate(len),
             Values::Timestamp(values) => values.truncate(len),
@@ -383,9 +399,12 @@ impl Cells {
                 Arc::new(ListArray::try_new(item, offsets(lists), Arc::new(texts), nulls)?)
             }
             Values::Date(values) => Arc::new(Date32Array::new(values.into(), nulls)),
-            Values::Timestamp(values) => Arc::new(TimestampMicrosecondArray::new(values.into(), nulls).with_timezone("UTC")),
+            Values::Timestamp(values) => {
+                Arc::new(TimestampMicrosecondArray::new(values.into(), nulls).with_timezone("UTC"))
+            }
             Values::Decimal(values) => Arc::new(
-                Decimal128Array::new(values.into(), nulls).with_precision_and_scale(DECIMAL_PRECISION, DECIMAL_SCALE)?,
+                Decimal128Array::new(values.into(), nulls)
+                    .with_precision_and_scale(DECIMAL_PRECISION, DECIMAL_SCALE)?,
             ),
             Values::Integer(values) => Arc::new(Int32Array::new(values.into(), nulls)),
             Values::Boolean(values) => Arc::new(BooleanArray::new(BooleanBuffer::from(values), nulls)),
@@ -409,7 +428,9 @@ impl Values {
     /// Empty, with room for as much as this holds.
     fn empty(&self) -> Self {
         match self {
-            Self::Text { ends, bytes } => Self::Text { ends: Vec::with_capacity(ends.len() + 1), bytes: Vec::with_capacity(bytes.len()) },
+            Self::Text { ends, bytes } => {
+                Self::Text { ends: Vec::with_capacity(ends.len() + 1), bytes: Vec::with_capacity(bytes.len()) }
+            }
             Self::TextList { .. } => Self::of(Type::TextList),
             Self::Date(values) => Self::Date(Vec::with_capacity(values.len())),
             Self::Timestamp(values) => Self::Timestamp(Vec::with_capacity(values.len())),
@@ -432,8 +453,13 @@ fn offsets(mut ends: Vec<i32>) -> OffsetBuffer<i32> {
 }
 
 fn text_at<'b>(ends: &[i32], bytes: &'b [u8], row: usize) -> &'b [u8] {
-    let start = if row == 0 { 0 } else { ends[row - 1] as usize };
-    &bytes[start..ends[row] as usize]
+    let start = if row == 0 { 0 } else { offset(ends[row - 1]) };
+    &bytes[start..offset(ends[row])]
+}
+
+/// The other way round than [`end`].
+fn offset(end: i32) -> usize {
+    usize::try_from(end).unwrap_or_default()
 }
 
 /// A column's cells are made from the same schema as what fills them.

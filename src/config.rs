@@ -89,7 +89,14 @@ impl Config {
         for (key, text) in overrides {
             settings.read_flag(key, text);
         }
-        Self::check(&settings, &folder_of(file), needs)
+        let (config, mut problems) = Self::check(&settings, &folder_of(file), needs);
+        if file.is_none() && !problems.is_empty() {
+            // Whoever has no file yet is better served by this than by a list of what it lacks.
+            let what = format!("no {} was found", FILES.join(" and no "));
+            problems
+                .insert(0, Problem::new("configuration", "", what, "`vinculo init` writes one, --config names one"));
+        }
+        (config, problems)
     }
 
     fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Problem>) {
@@ -225,6 +232,15 @@ pub struct State {
     pub path: PathBuf,
     /// 32 bytes in base64, for the version that encrypts what it keeps.
     pub encryption_key: Option<SecretString>,
+}
+
+impl State {
+    /// What is asked for and this version does not do, in words for a person; `None` when nothing is.
+    pub fn unkept_promise(&self) -> Option<&'static str> {
+        self.encryption_key.is_some().then_some(
+            "state.encryption_key is set, but this version does not encrypt bodies: keep the state on an encrypted disk",
+        )
+    }
 }
 
 /// Where the published tables are, and when they are renewed.

@@ -22,7 +22,7 @@ use crate::links::Directory;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
-use crate::refresh::Refresher;
+use crate::refresh::{Inspections, Refresher};
 use crate::schedule::{self, Action, Actions, Failed, Job};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
@@ -33,6 +33,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(9);
 
 /// How often it is looked whether something outside stands in the way.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
+
+/// Whoever waits for the end of much work asks at most this often, because asking looks at every refresh.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Stands until the lake has what the state had at the start.
 const STARTING: &str = "starting";
@@ -103,7 +106,12 @@ impl Daemon {
             published.subscribe(),
             shutdown.clone(),
         ));
-        let refresher = Refresher { client, store: store.clone(), confirm_after: config.belvo.confirm_after };
+        let refresher = Refresher {
+            client,
+            store: store.clone(),
+            confirm_after: config.belvo.confirm_after,
+            inspections: Inspections::default(),
+        };
         tasks.spawn(worker::run(
             refresher,
             queue.clone(),
@@ -174,6 +182,7 @@ impl Daemon {
                 _ = settled.changed() => {}
                 _ = published.changed() => {}
             }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 

@@ -4,7 +4,7 @@
 //! passes through a float. *Promises* to refuse whatever RFC 8259 does, in the parts it is told to skip too, and to stop
 //! at [`MAX_DEPTH`]. *Not here*: what the pieces mean.
 //!
-//! serde_json does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
+//! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
 //! wrong, and leaves skipped fields unchecked.
 
 /// Deepest nesting of arrays and objects that is read.
@@ -374,7 +374,8 @@ impl Name {
     #[inline]
     fn ends_at_quote(&self, rest: &[u8]) -> bool {
         let Some(first) = rest.first_chunk() else { return self.ends_at_quote_slowly(rest) };
-        u128::from_le_bytes(*first) & self.mask == self.head && (self.mask != u128::MAX || self.ends_at_quote_slowly(rest))
+        u128::from_le_bytes(*first) & self.mask == self.head
+            && (self.mask != u128::MAX || self.ends_at_quote_slowly(rest))
     }
 
     fn ends_at_quote_slowly(&self, rest: &[u8]) -> bool {
@@ -437,8 +438,26 @@ mod tests {
     #[test]
     fn what_is_not_json_is_refused_also_where_nobody_looks() {
         for wrong in [
-            "", "{", "[1,]", "{\"a\":}", "{\"a\" 1}", "01", "1.", ".5", "+1", "1e", "nul", "tru", "\"\u{1}\"", "\"\\x\"",
-            "\"\\ud800\"", "\"\\ud800\\u0041\"", "[1 2]", "{} {}", "'a'", "[1]]",
+            "",
+            "{",
+            "[1,]",
+            "{\"a\":}",
+            "{\"a\" 1}",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "1e",
+            "nul",
+            "tru",
+            "\"\u{1}\"",
+            "\"\\x\"",
+            "\"\\ud800\"",
+            "\"\\ud800\\u0041\"",
+            "[1 2]",
+            "{} {}",
+            "'a'",
+            "[1]]",
         ] {
             assert!(whole(wrong).is_err(), "{wrong:?}");
         }

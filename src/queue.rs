@@ -135,6 +135,8 @@ pub enum Outcome {
         collected_at: Option<Timestamp>,
         /// Number of the change, when a record has a new version.
         content_seq: Option<i64>,
+        /// Number of the change, when the latest sightings of the records differ from those before.
+        sighted_seq: Option<i64>,
         /// Number of the change.
         touched_seq: i64,
     },
@@ -164,13 +166,14 @@ pub enum Outcome {
 pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, Error> {
     let (link_id, resource, lease) = (&refresh.link_id, refresh.resource.name, refresh.lease);
     let settled = match outcome {
-        Outcome::Listed { started_at, fetched_at, collected_at, content_seq, touched_seq } => tx.execute(
+        Outcome::Listed { started_at, fetched_at, collected_at, content_seq, sighted_seq, touched_seq } => tx.execute(
             "UPDATE refreshes SET lease = NULL, cleared = lease_marks, attempts = 0, last_error_code = NULL, \
              last_error_at = NULL, blocked_reason = NULL, last_fetched_at = $4, \
              last_collected_at = coalesce($5, last_collected_at), content_seq = coalesce($6, content_seq), touched_seq = $7, \
+             sighted_seq = coalesce($9, sighted_seq), \
              due_at = CASE WHEN marks > lease_marks THEN coalesce(due_at, $8) ELSE NULL END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE],
+            args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE, sighted_seq],
         )?,
         Outcome::Postponed { code, at, until } => tx.execute(
             "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $6 \

@@ -27,8 +27,9 @@ use vinculo::webhook;
 
 use crate::measure::{aim, aim_below};
 
-/// Rounds of each, one after the other; the best of each counts.
-const ROUNDS: u64 = 3;
+/// Rounds of each, one after the other; of their ratios the middle one counts, because a disk is not the same from one
+/// second to the next.
+const ROUNDS: usize = 5;
 /// Length of one round of one thing.
 const ROUND: Duration = Duration::from_secs(2);
 /// Connections that are kept, each with one event under way.
@@ -46,13 +47,18 @@ pub fn run() -> anyhow::Result<bool> {
     let listening = Listening::start(&folder.path().join("ours/state.db"))?;
     let mut single = Single::open(&folder.path().join("single/state.db"))?;
     let next = Arc::new(AtomicU64::new(0));
-    let (mut ours, mut theirs, mut disk) = (0.0_f64, 0.0_f64, 0.0_f64);
+    let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        disk = disk.max(syncs_per_second(&folder.path().join("raw"))?);
-        theirs = theirs.max(single.commits_per_second()?);
-        ours = ours.max(sender.block_on(acks_per_second(listening.address, &next))?);
+        let disk = syncs_per_second(&folder.path().join("raw"))?;
+        let theirs = single.commits_per_second()?;
+        rounds.push((sender.block_on(acks_per_second(listening.address, &next))?, theirs, disk));
     }
-    println!("  acknowledged with {CONNECTIONS} connections: {ours:.0}/s; a commit for each event: {theirs:.0}/s; fsync alone: {disk:.0}/s");
+    rounds
+        .sort_by(|(ours, theirs, _), (others, others_theirs, _)| (ours / theirs).total_cmp(&(others / others_theirs)));
+    let (ours, theirs, disk) = rounds[ROUNDS / 2];
+    println!(
+        "  acknowledged with {CONNECTIONS} connections: {ours:.0}/s; a commit for each event: {theirs:.0}/s; fsync alone: {disk:.0}/s"
+    );
     println!("  acknowledged / fsync alone: {:.2}", ours / disk);
     let mut reached = aim("acknowledged / a commit for each event", ours / theirs, 10.0);
 
@@ -74,7 +80,11 @@ pub fn run() -> anyhow::Result<bool> {
     let (kept, sent) = (count(&state)?, i64::try_from(next.load(Ordering::SeqCst))?);
     anyhow::ensure!(kept == [sent; 3], "{sent} events were acknowledged, and the state holds {kept:?}");
     let kept = count(&single.path)?;
-    anyhow::ensure!(kept == [i64::try_from(single.events)?; 3], "{} events were committed, and the state holds {kept:?}", single.events);
+    anyhow::ensure!(
+        kept == [i64::try_from(single.events)?; 3],
+        "{} events were committed, and the state holds {kept:?}",
+        single.events
+    );
     Ok(reached)
 }
 
@@ -103,7 +113,11 @@ struct Listening {
 
 impl Listening {
     fn start(state: &Path) -> anyhow::Result<Self> {
-        let settings = [("webhook.listen", "127.0.0.1:0"), ("webhook.allow_ips", "127.0.0.1"), ("webhook.authorization", AUTHORIZATION)];
+        let settings = [
+            ("webhook.listen", "127.0.0.1:0"),
+            ("webhook.allow_ips", "127.0.0.1"),
+            ("webhook.authorization", AUTHORIZATION),
+        ];
         let mut webhook = Config::load(None, [], &settings, Needs { belvo: false, webhook: true })?.webhook;
         webhook.max_connections = 2 * CONNECTIONS as usize;
         let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -244,7 +258,8 @@ impl Single {
 
     /// What the listener does for an event of a new link.
     fn keep(&mut self, number: u64) -> anyhow::Result<()> {
-        let (link, body, external_id, at) = (link(number), body(number), format!("customer-{number}"), 1_795_176_000_000_000_i64);
+        let (link, body, external_id, at) =
+            (link(number), body(number), format!("customer-{number}"), 1_795_176_000_000_000_i64);
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.prepare_cached(
             "INSERT INTO webhooks (received_at, webhook_type, webhook_code, link_id, outcome, reason, body) \
@@ -269,8 +284,10 @@ impl Single {
             )?
             .exists([&link])?;
         anyhow::ensure!(!is_known, "each event has a link of its own");
-        tx.prepare_cached("INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES (?1, 'employments', 1, ?2, 0)")?
-            .execute(params![link, at])?;
+        tx.prepare_cached(
+            "INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES (?1, 'employments', 1, ?2, 0)",
+        )?
+        .execute(params![link, at])?;
         tx.prepare_cached("UPDATE refreshes SET webhook_count = 2 WHERE link_id = ?1 AND resource = 'employments'")?
             .execute([&link])?;
         Ok(tx.commit()?)

@@ -131,7 +131,8 @@ fn flatten(text: &str, out: Option<&Path>) -> anyhow::Result<u64> {
 }
 
 fn duckdb(input: &Path, out: &Path) -> anyhow::Result<Cost> {
-    let python = std::env::var_os("VINCULO_BENCH_PYTHON").context("VINCULO_BENCH_PYTHON is not set: use `make bench`")?;
+    let python =
+        std::env::var_os("VINCULO_BENCH_PYTHON").context("VINCULO_BENCH_PYTHON is not set: use `make bench`")?;
     fs::create_dir_all(out)?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/duckdb_flatten.py");
     let output = Command::new(python).arg(script).arg(input).arg(out).args(["--threads", "1"]).output()?;

@@ -71,7 +71,8 @@ pub fn run() -> anyhow::Result<bool> {
 /// The highest resident size of a process so far, in MiB.
 fn high_water(process: u32) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the highest size")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the highest size")?;
     let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kibibytes / 1024.0)
 }

@@ -1,5 +1,6 @@
 //! `vinculo demo`: the whole flow against a fake Belvo in the same process, without an account.
 
+use std::env;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -204,6 +205,8 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
         return Ok(writeln!(out, "{document:#}")?);
     }
     let config = args.dir.join("vinculo.toml");
+    // As it was called: `make demo` puts no `vinculo` into the PATH.
+    let program = env::args().next().unwrap_or_else(|| "vinculo".to_owned());
     writeln!(
         out,
         "{} simulated people connected. Belvo sent a webhook for each resource of each link; every one was stored,\n\
@@ -218,8 +221,8 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
     }
     writeln!(out, "\nWhere do people work, and what do they earn this year?\n\n{answer}")?;
     writeln!(out, "Try next:")?;
-    writeln!(out, "  vinculo sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;
-    writeln!(out, "  vinculo sql --config {} \"SELECT * FROM data_dictionary\"", config.display())?;
+    writeln!(out, "  {program} sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;
+    writeln!(out, "  {program} sql --config {} \"SELECT * FROM data_dictionary\"", config.display())?;
     writeln!(out, "  duckdb -readonly {}", lake.join("vinculo.duckdb").display())?;
     writeln!(
         out,

@@ -13,6 +13,9 @@ pub struct Args {}
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs { belvo: true, webhook: true })?;
     config.check_folders()?;
+    if let Some(note) = config.state.unkept_promise() {
+        tracing::warn!(code = "bodies_not_encrypted", "{note}");
+    }
     // Before anything counts.
     Recorder::global();
     work::block_on(async {

@@ -14,6 +14,9 @@ pub struct Args {}
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let status = Status::gather(&config.state.path, &config.lake.path, Clock::system().now())?;
+    if let Some(note) = config.state.unkept_promise() {
+        writeln!(io::stderr(), "warning: {note}")?;
+    }
     let out = &mut io::stdout().lock();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;

@@ -37,7 +37,9 @@ impl Inspection {
         let tables = self.flattener.plan.tables.iter().zip(&self.columns);
         let unknown_values = tables.map(|(table, columns)| {
             table.listed.iter().map(|(column, values)| {
-                let unlisted = |row: &usize| columns.text(*column, *row).is_some_and(|text| !values.iter().any(|value| value == text));
+                let unlisted = |row: &usize| {
+                    columns.text(*column, *row).is_some_and(|text| !values.iter().any(|value| value == text))
+                };
                 (0..columns.len()).filter(unlisted).count()
             })
         });

@@ -7,7 +7,7 @@ use crate::resources::{Derive, Resource};
 use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table, Type};
 
 /// Most fields that a derived column takes.
-pub const MOST_INPUTS: usize = 4;
+pub(super) const MOST_INPUTS: usize = 4;
 
 /// How the records of one resource are read and what their tables hold.
 #[derive(Debug)]
@@ -117,7 +117,8 @@ impl Plan {
         }
         let plans = tables.iter().map(|table| slots.table(table)).collect::<Vec<_>>();
         let Slots { paths, mut record, .. } = slots;
-        let tables = plans.into_iter().zip(paths).map(|(plan, paths)| TablePlan { width: paths.len(), ..plan }).collect();
+        let tables =
+            plans.into_iter().zip(paths).map(|(plan, paths)| TablePlan { width: paths.len(), ..plan }).collect();
         for path in &records.required {
             require(&mut record, path);
         }
@@ -186,7 +187,10 @@ impl Slots<'_> {
                         _ => None,
                     })
                     .collect(),
-                amounts: emits.iter().filter_map(|emit| if let Emit::Decimal(slot, _) = emit { Some(*slot) } else { None }).collect(),
+                amounts: emits
+                    .iter()
+                    .filter_map(|emit| if let Emit::Decimal(slot, _) = emit { Some(*slot) } else { None })
+                    .collect(),
             },
             content: positions(&|at| !is_fact(at) && !is_key(at) && !table.columns[at].is_volatile),
             seq: fact(&emits, Context::Seq),
@@ -287,7 +291,11 @@ fn number(object: &mut Object, next: &mut usize) {
 /// Sets the bit of the field at `path` in the object that it belongs to.
 fn require(object: &mut Object, path: &str) {
     let (step, rest) = path.split_once('.').map_or((path, None), |(step, rest)| (step, Some(rest)));
-    let at = object.fields.iter().position(|field| field.name.as_str() == step.trim_end_matches("[]")).expect("it was made known");
+    let at = object
+        .fields
+        .iter()
+        .position(|field| field.name.as_str() == step.trim_end_matches("[]"))
+        .expect("it was made known");
     assert!(at < 64, "an object with over 64 known fields needs a wider mask");
     match (rest, &mut object.fields[at].node) {
         (None, _) => object.required |= 1 << at,

@@ -84,8 +84,12 @@ fn properties(table: &Table) -> Result<WriterProperties, Error> {
             // Readers skip row groups by link and by time. Least and greatest values of anything else would only be
             // pieces of personal data in the footer.
             match column.kind {
-                Type::Date | Type::Timestamp => properties.set_column_statistics_enabled(path, EnabledStatistics::Chunk),
-                _ if column.name == "link_id" => properties.set_column_statistics_enabled(path, EnabledStatistics::Chunk),
+                Type::Date | Type::Timestamp => {
+                    properties.set_column_statistics_enabled(path, EnabledStatistics::Chunk)
+                }
+                _ if column.name == "link_id" => {
+                    properties.set_column_statistics_enabled(path, EnabledStatistics::Chunk)
+                }
                 _ => properties,
             }
         })
@@ -97,6 +101,10 @@ fn sorting(table: &Table) -> Vec<SortingColumn> {
     let sorted = ["link_id"].into_iter().chain(table.key.iter().map(String::as_str).filter(|&name| name != "link_id"));
     sorted
         .filter_map(|name| table.columns.iter().position(|column| column.name == name))
-        .map(|at| SortingColumn { column_idx: i32::try_from(at).unwrap_or(i32::MAX), descending: false, nulls_first: true })
+        .map(|at| SortingColumn {
+            column_idx: i32::try_from(at).unwrap_or(i32::MAX),
+            descending: false,
+            nulls_first: true,
+        })
         .collect()
 }

@@ -60,11 +60,13 @@ CREATE TABLE refreshes (
     last_error_at      BIGINT,
     blocked_reason     TEXT,             -- why it waits for a person; NULL when it does not
     content_seq        BIGINT NOT NULL DEFAULT 0,  -- `changes` at the last new version of a record
+    sighted_seq        BIGINT NOT NULL DEFAULT 0,  -- `changes` when a list last brought another id, created_at or collected_at
     touched_seq        BIGINT NOT NULL DEFAULT 0,  -- `changes` at the last complete list
     PRIMARY KEY (link_id, resource)
 );
 CREATE INDEX refreshes_due ON refreshes (priority, due_at) WHERE due_at IS NOT NULL AND lease IS NULL;
 CREATE INDEX refreshes_by_content ON refreshes (resource, content_seq);
+CREATE INDEX refreshes_by_sighting ON refreshes (sighted_seq);
 CREATE INDEX refreshes_by_touch ON refreshes (resource, touched_seq);
 
 -- One row for each complete list.
