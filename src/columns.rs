@@ -373,12 +373,12 @@ impl Cells {
         match &mut self.values {
             Values::Text { ends, bytes } => {
                 ends.truncate(len);
-                bytes.truncate(ends.last().map_or(0, |&end| end as usize));
+                bytes.truncate(ends.last().map_or(0, |&end| offset(end)));
             }
             Values::TextList { lists, ends, bytes } => {
                 lists.truncate(len);
-                ends.truncate(lists.last().map_or(0, |&end| end as usize));
-                bytes.truncate(ends.last().map_or(0, |&end| end as usize));
+                ends.truncate(lists.last().map_or(0, |&end| offset(end)));
+                bytes.truncate(ends.last().map_or(0, |&end| offset(end)));
             }
             Values::Date(values) | Values::Integer(values) => values.truncate(len),
             Values::Timestamp(values) => values.truncate(len),
@@ -453,8 +453,13 @@ fn offsets(mut ends: Vec<i32>) -> OffsetBuffer<i32> {
 }
 
 fn text_at<'b>(ends: &[i32], bytes: &'b [u8], row: usize) -> &'b [u8] {
-    let start = if row == 0 { 0 } else { ends[row - 1] as usize };
-    &bytes[start..ends[row] as usize]
+    let start = if row == 0 { 0 } else { offset(ends[row - 1]) };
+    &bytes[start..offset(ends[row])]
+}
+
+/// The other way round than [`end`].
+fn offset(end: i32) -> usize {
+    usize::try_from(end).unwrap_or_default()
 }
 
 /// A column's cells are made from the same schema as what fills them.

@@ -22,7 +22,7 @@ use crate::links::Directory;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
-use crate::refresh::Refresher;
+use crate::refresh::{Inspections, Refresher};
 use crate::schedule::{self, Action, Actions, Failed, Job};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
@@ -33,6 +33,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(9);
 
 /// How often it is looked whether something outside stands in the way.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
+
+/// Whoever waits for the end of much work asks at most this often, because asking looks at every refresh.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Stands until the lake has what the state had at the start.
 const STARTING: &str = "starting";
@@ -103,7 +106,12 @@ impl Daemon {
             published.subscribe(),
             shutdown.clone(),
         ));
-        let refresher = Refresher { client, store: store.clone(), confirm_after: config.belvo.confirm_after };
+        let refresher = Refresher {
+            client,
+            store: store.clone(),
+            confirm_after: config.belvo.confirm_after,
+            inspections: Inspections::default(),
+        };
         tasks.spawn(worker::run(
             refresher,
             queue.clone(),
@@ -141,7 +149,11 @@ impl Daemon {
                     tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
                 }
             });
-            let actions = Arc::new(DaemonActions { links: links.clone(), publisher: Arc::clone(&publisher) });
+            let actions = Arc::new(DaemonActions {
+                links: links.clone(),
+                publisher: Arc::clone(&publisher),
+                settled: settled.clone(),
+            });
             tasks.spawn(schedule::run(jobs, store.clone(), queue.clone(), clock, actions, shutdown.clone()));
         }
         tasks.close();
@@ -170,6 +182,7 @@ impl Daemon {
                 _ = settled.changed() => {}
                 _ = published.changed() => {}
             }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
@@ -210,13 +223,17 @@ impl Daemon {
 struct DaemonActions {
     links: Directory,
     publisher: Arc<Publisher>,
+    /// Told when links have changed, so that they are published.
+    settled: watch::Sender<()>,
 }
 
 impl Actions for DaemonActions {
     async fn run(&self, job: &Job) -> Result<u64, Failed> {
         match job.action {
             Action::SyncLinks => {
-                self.links.sync().await.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                let synced = self.links.sync().await;
+                self.settled.send_replace(());
+                synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {

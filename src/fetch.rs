@@ -45,6 +45,11 @@ impl RawPages {
         self.pages.iter().map(Page::len).sum()
     }
 
+    /// Bytes that the pages hold in memory.
+    pub fn size(&self) -> usize {
+        self.pages.iter().map(Page::size).sum()
+    }
+
     /// Whether Belvo has no record, or none yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

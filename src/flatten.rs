@@ -271,6 +271,9 @@ fn day(text: &str) -> Option<i32> {
 /// The same for what amounts look like: up to 15 digits, perhaps a point and up to 4 more.
 #[inline]
 fn plain_decimal(text: &[u8]) -> Option<i128> {
+    /// From a number of decimals to four.
+    const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
+
     let (mut units, mut digits, mut decimals) = (0_u64, 0, None);
     for &byte in text {
         match (byte, &mut decimals) {
@@ -288,7 +291,6 @@ fn plain_decimal(text: &[u8]) -> Option<i128> {
             return None;
         }
     }
-    const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
     let decimals = decimals.unwrap_or(0);
     // Eighteen digits times ten thousand do not fit.
     (digits - decimals <= 14).then_some(())?;
@@ -297,13 +299,13 @@ fn plain_decimal(text: &[u8]) -> Option<i128> {
 
 /// The ten-thousandths that the text of a JSON number stands for, exactly.
 fn decimal(text: &str) -> Result<i128, &'static str> {
-    if let Some(units) = plain_decimal(text.as_bytes()) {
-        return Ok(units);
-    }
-
     const TOO_FINE: &str = "has more than 4 decimals";
     const TOO_LARGE: &str = "has more than 15 digits before the point";
     const LIMIT: i128 = 10_i128.pow(19);
+
+    if let Some(units) = plain_decimal(text.as_bytes()) {
+        return Ok(units);
+    }
 
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => (&text[..at], text[at + 1..].parse::<i32>().map_err(|_| TOO_LARGE)?),
@@ -343,4 +345,194 @@ fn decimal(text: &str) -> Result<i128, &'static str> {
         }
     }
     Ok(if text.starts_with('-') { -units } else { units })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::resources::{employments, owners};
+    use crate::schema;
+
+    const FACTS: RecordFacts<'_> = RecordFacts {
+        link_id: "2f5d361d-dad6-45d4-a0bf-26d479766067",
+        record_key: "9b1c5e0f7a3d4c2b8e6f1a0d9c8b7a65",
+        record_id: "0d3ffb69-f83b-456e-ad8e-208d0998d71d",
+        created_at: None,
+        collected_at: None,
+        known_from: Timestamp::from_micros(0),
+    };
+
+    fn job(salaries: &str) -> String {
+        format!(
+            r#"{{"id":"1","link":null,"created_at":"2026-01-01T00:00:00.000Z","collected_at":"2026-01-01T00:00:00.000Z",
+            "start_date":"2020-01-01","end_date":null,"employer_data":{{"name":"EMPRESA FICTÍCIA","code":"99000042",
+            "economic_activity":"6421-2 - BANCOS"}},"occupations":[],"salaries":[{salaries}]}}"#
+        )
+    }
+
+    fn pay(month: &str, salary_type: &str, base: &str) -> String {
+        format!(
+            r#"{{"base_amount":{base},"retained_amount":0.01,"type":{salary_type},"month":"{month}","currency":"BRL"}}"#
+        )
+    }
+
+    /// The rows of one table as text, by the columns named.
+    fn rows(record: &str, table: &str, columns: &[&str]) -> Result<Vec<Vec<String>>, Rejection> {
+        let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
+        let mut flat = flattener.columns();
+        flattener.flatten(record, &FACTS, &mut flat)?;
+        let schema = schema::get();
+        let at = schema.records[0].tables.iter().position(|&at| schema.tables[at].name == table).unwrap();
+        let batch = flat[at].take(&schema.table(table).arrow).unwrap();
+        let text = |name: &str, row| {
+            let column = batch.column_by_name(name).unwrap_or_else(|| panic!("no column {name}"));
+            let options = arrow::util::display::FormatOptions::new().with_null("NULL");
+            arrow::util::display::ArrayFormatter::try_new(column, &options).unwrap().value(row).to_string()
+        };
+        Ok((0..batch.num_rows()).map(|row| columns.iter().map(|name| text(name, row)).collect()).collect())
+    }
+
+    #[test]
+    fn amounts_are_exact_or_refused() {
+        for (text, units) in [
+            ("999999999999999.99", 9_999_999_999_999_999_900),
+            ("0.01", 100),
+            ("1033.0900", 10_330_900),
+            ("1033.09000000", 10_330_900),
+            ("-12.5", -125_000),
+            ("0", 0),
+            ("-0.0", 0),
+            ("1e3", 10_000_000),
+            ("12345E-3", 123_450),
+            ("999999999999999.9999", 9_999_999_999_999_999_999),
+        ] {
+            assert_eq!(decimal(text), Ok(units), "{text}");
+        }
+        for text in ["0.00001", "1000000000000000", "1e19", "1e-5", "1e99999999999", "123456789012345678901234567890.1"]
+        {
+            assert!(decimal(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn days_of_no_calendar_reject_their_record_and_nothing_of_it_stays() {
+        let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
+        let mut columns = flattener.columns();
+        flattener.flatten(&job(&pay("2025-01", "null", "1.00")), &FACTS, &mut columns).unwrap();
+        let wrong = job(&pay("2025-02", "null", "2.00")).replace("2020-01-01", "2023-02-29");
+        let rejection = flattener.flatten(&wrong, &FACTS, &mut columns).unwrap_err();
+        assert_eq!((rejection.path.as_str(), rejection.reason), ("start_date", "is not a date"));
+        let wrong = job(&format!("{},{}", pay("2025-02", "null", "2.00"), pay("2025-03", "null", "3.00001")));
+        let rejection = flattener.flatten(&wrong, &FACTS, &mut columns).unwrap_err();
+        assert_eq!(
+            (rejection.path.as_str(), rejection.reason),
+            ("salaries[1].base_amount", "has more than 4 decimals")
+        );
+        assert_eq!(columns.iter().map(Columns::len).collect::<Vec<_>>(), [1, 0, 1]);
+    }
+
+    #[test]
+    fn a_missing_key_or_another_type_is_named_with_its_path() {
+        for (from, to, path, reason) in [
+            (r#""start_date":"2020-01-01","#, "", "start_date", "is missing"),
+            (r#""code":"99000042","#, "", "employer_data.code", "is missing"),
+            (r#""99000042""#, "99000042", "employer_data.code", "is not a text"),
+            (r#""occupations":[]"#, r#""occupations":{}"#, "occupations", "is not a list"),
+            (r#""occupations":[]"#, r#""occupations":[1]"#, "occupations", "has an item that is not an object"),
+            ("1.50", "\"1.50\"", "salaries[0].base_amount", "is not a number"),
+            (r#""currency":"BRL""#, r#""currency":"BRL","currency":"BRL""#, "salaries[0].currency", "is there twice"),
+            (r#""created_at":"2026-01-01T"#, r#""created_at":"2026-13-01T"#, "created_at", "is not a timestamp"),
+        ] {
+            let record = job(&pay("2025-01", "null", "1.50")).replacen(from, to, 1);
+            let rejection = rows(&record, "salaries", &[]).unwrap_err();
+            assert_eq!((rejection.path.as_str(), rejection.reason), (path, reason));
+        }
+        assert_eq!(rows("[]", "salaries", &[]).unwrap_err().reason, "is not an object");
+        assert_eq!(rows("{", "salaries", &[]).unwrap_err().reason, "is not JSON");
+    }
+
+    #[test]
+    fn equal_rows_are_kept_and_numbered() {
+        let salaries = [
+            pay("2025-02", "\"REGULAR\"", "999.00"),
+            pay("2025-01", "null", "1000.00"),
+            pay("2025-02", "\"REGULAR\"", "1000.00"),
+            pay("2025-02", "\"REGULAR\"", "999.00"),
+            pay("2025-02", "null", "1.00"),
+        ];
+        let found =
+            rows(&job(&salaries.join(",")), "salaries", &["month_text", "salary_type", "seq", "base_amount"]).unwrap();
+        let found: Vec<String> = found.iter().map(|row| row.join(" ")).collect();
+        assert_eq!(
+            found,
+            [
+                "2025-01 NULL 0 1000.0000",
+                "2025-02 NULL 0 1.0000",
+                "2025-02 REGULAR 0 999.0000",
+                "2025-02 REGULAR 1 999.0000",
+                "2025-02 REGULAR 2 1000.0000",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_kept_nested_as_it_came() {
+        let record = job(&pay("2025-01", "\"BONUS\"", "1.00").replace('{', r#"{"day":{"of":[1,2.50]},"#))
+            .replacen(r#""code""#, r#""size":"large","code""#, 1)
+            .replacen(r#""id""#, r#""caf\u00e9":1e400,"id""#, 1);
+        assert_eq!(
+            rows(&record, "employments", &["extra"]).unwrap(),
+            [[r#"{"café":1e400,"employer_data":{"size":"large"}}"#]]
+        );
+        assert_eq!(
+            rows(&record, "salaries", &["extra", "salary_type"]).unwrap(),
+            [[r#"{"day":{"of":[1,2.50]}}"#, "BONUS"]]
+        );
+    }
+
+    #[test]
+    fn strings_are_kept_byte_for_byte() {
+        let record = job("").replace("EMPRESA FICTÍCIA", r#"A\u0000\ud83d\ude00 \"B\" \\ Ç"#);
+        assert_eq!(rows(&record, "employments", &["employer_name"]).unwrap(), [["A\0\u{1F600} \"B\" \\ Ç"]]);
+    }
+
+    #[test]
+    fn a_plan_is_made_of_every_schema() {
+        for resource in crate::resources::ALL {
+            assert!(!Flattener::new(Plan::for_resource(resource), None).columns().is_empty());
+        }
+        let owner = r#"{"id":"1","link":null,"internal_identification":null,"collected_at":"2026-01-01T00:00:00.000Z",
+            "display_name":"","email":"","phone_number":null,"address":"x","document_id":null}"#;
+        let mut flattener = Flattener::new(Plan::for_resource(&owners::RESOURCE), None);
+        let mut columns = flattener.columns();
+        flattener.flatten(owner, &FACTS, &mut columns).unwrap();
+        assert_eq!(columns[0].len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_an_array_changes_nothing(
+            mut pays in prop::collection::vec((1..14_u32, prop::sample::select(vec!["null", "\"REGULAR\"", "\"BONUS\""]), 0..4_u32), 0..12),
+            seed in any::<u64>(),
+        ) {
+            let list = |pays: &[(u32, &str, u32)]| {
+                let items = pays.iter().map(|(month, kind, base)| pay(&format!("2025-{month:02}"), kind, &format!("{}.5", base * 400)));
+                job(&items.collect::<Vec<_>>().join(","))
+            };
+            let all = ["month_text", "salary_type", "seq", "base_amount", "reference_month"];
+            let sorted = rows(&list(&pays), "salaries", &all).unwrap();
+            let rotation = usize::try_from(seed % 13).unwrap() % pays.len().max(1);
+            pays.rotate_left(rotation);
+            pays.reverse();
+            prop_assert_eq!(sorted.len(), pays.len());
+            prop_assert_eq!(rows(&list(&pays), "salaries", &all).unwrap(), sorted);
+        }
+
+        #[test]
+        fn a_decimal_is_what_its_digits_say(integer in 0..999_999_999_999_999_u64, fraction in 0..10_000_u32) {
+            prop_assert_eq!(decimal(&format!("{integer}.{fraction:04}")), Ok(i128::from(integer) * 10_000 + i128::from(fraction)));
+        }
+    }
 }

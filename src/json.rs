@@ -4,7 +4,7 @@
 //! passes through a float. *Promises* to refuse whatever RFC 8259 does, in the parts it is told to skip too, and to stop
 //! at [`MAX_DEPTH`]. *Not here*: what the pieces mean.
 //!
-//! serde_json does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
+//! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
 //! wrong, and leaves skipped fields unchecked.
 
 /// Deepest nesting of arrays and objects that is read.

@@ -207,13 +207,7 @@ impl Directory {
     async fn postpone(&self, due: Vec<(LinkId, u32)>, failure: &Failure) -> Result<usize, Error> {
         let attempts = due.iter().map(|(_, attempts)| *attempts).max().unwrap_or_default();
         let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
-        tracing::warn!(
-            code = failure.code,
-            links = due.len(),
-            request_id = failure.request_id,
-            "{failure}; {}",
-            failure.advice()
-        );
+        tracing::warn!(code = failure.code, links = due.len(), request_id = failure.request_id, "{failure}");
         self.store
             .write(move |tx| {
                 due.iter().try_for_each(|(id, _)| {

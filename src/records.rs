@@ -11,7 +11,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::belvo::LinkId;
@@ -27,6 +26,9 @@ const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 
 /// Compression of bodies: the level that costs less time than the disk saves.
 const ZSTD_LEVEL: i32 = 1;
+
+/// No stored body is larger, in bytes: a damaged one may say anything.
+const LARGEST_BODY: usize = 1 << 30;
 
 /// A complete list of a link's resource, ready to be kept.
 pub struct Listing {
@@ -66,29 +68,20 @@ impl Record {
     /// # Errors
     /// [`Foreign`] when it says that it belongs to another link than `link_id`.
     pub fn read(resource: &Resource, link_id: &LinkId, json: &str) -> Result<Self, Foreign> {
-        #[derive(Deserialize, Default)]
-        struct Head<'j> {
-            #[serde(borrow, default)]
-            id: Option<Cow<'j, str>>,
-            #[serde(borrow, default)]
-            link: Option<Cow<'j, str>>,
-            #[serde(borrow, default)]
-            created_at: Option<Cow<'j, str>>,
-            #[serde(borrow, default)]
-            collected_at: Option<Cow<'j, str>>,
-        }
-
-        let head: Head<'_> = serde_json::from_str(json).unwrap_or_default();
-        if head.link.is_some_and(|link| link.parse() != Ok(link_id.clone())) {
+        let mut fields = fields(json);
+        let text = |name: &str| text(fields.as_deref()?.iter().find(|(found, _)| *found == name)?.1);
+        let instant = |name| text(name).and_then(|text| Timestamp::parse(&text));
+        let (id, link, created_at, collected_at) =
+            (text("id"), text("link"), instant("created_at"), instant("collected_at"));
+        if link.is_some_and(|link| link.parse() != Ok(link_id.clone())) {
             return Err(Foreign);
         }
-        let instant = |text: Option<Cow<'_, str>>| text.and_then(|text| Timestamp::parse(&text));
-        let content = content(json);
+        let content = content_of(json, fields.as_deref_mut());
         let hash = *blake3::hash(content.as_bytes()).as_bytes();
         Ok(Self {
-            id: head.id.map_or_else(|| format!("{NO_ID}{}", &hex(&hash)[..32]), Cow::into_owned),
-            created_at: instant(head.created_at),
-            collected_at: instant(head.collected_at),
+            id: id.map_or_else(|| format!("{NO_ID}{}", &hex(&hash)[..32]), Cow::into_owned),
+            created_at,
+            collected_at,
             likeness: (resource.likeness)(json),
             content,
             hash,
@@ -181,16 +174,16 @@ pub fn keep(
             sighting.note_id()?;
         }
     }
-    for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
-        let absent_since =
-            previous_list.filter(|&previous| previous > held.seen_fetched_at).map_or(Ok(listing.fetched_at), |_| {
-                first_list_after(tx, link_id, resource, held.seen_fetched_at)
-                    .map(|first| first.unwrap_or(listing.fetched_at))
-            })?;
-        if listing.fetched_at < absent_since + confirm_after {
-            confirm_at = Some(absent_since + confirm_after);
+    // An empty list says that records are gone only when a webhook counted none: Belvo drops what it holds without a word.
+    if !records.is_empty() || webhook_count == Some(0) {
+        for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+            let first = first_list_without(tx, link_id, resource, held.seen_fetched_at)?;
+            let absent_since = first.unwrap_or(listing.fetched_at);
+            if listing.fetched_at < absent_since + confirm_after {
+                confirm_at = Some(absent_since + confirm_after);
+            }
+            kept.changed |= settles(absent_since);
         }
-        kept.changed |= settles(absent_since);
     }
     kept.changed |= kept.versions > 0;
     kept.sighted |= kept.changed;
@@ -260,15 +253,17 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
     Ok(Known { by_key: held.into_iter().collect(), key_of_id: ids.into_iter().collect() })
 }
 
-fn first_list_after(
+/// The first list after `seen_at` that counts against what it lacks.
+fn first_list_without(
     tx: &Tx<'_>,
     link_id: &LinkId,
     resource: &Resource,
-    at: Timestamp,
+    seen_at: Timestamp,
 ) -> Result<Option<Timestamp>, Error> {
     let first = tx.one(
-        "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3",
-        args![link_id, resource.name, at],
+        "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3 \
+         AND (item_count > 0 OR webhook_count = 0)",
+        args![link_id, resource.name, seen_at],
         |row| row.opt_at(0),
     )?;
     Ok(first.flatten())
@@ -483,32 +478,58 @@ impl Sighting<'_> {
 /// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
 /// own content.
 fn content(json: &str) -> String {
-    fn fields(json: &str) -> Option<Vec<(&str, String)>> {
-        let mut reader = Reader::new(json);
-        let mut fields = Vec::new();
-        let mut more = reader.enter().ok()?;
-        while more {
-            let name = reader.key().ok()?.span.of(json);
-            let value = reader.any().ok()?.of(json);
-            if !VOLATILE.contains(&name) {
-                fields.push((name, if value.starts_with('[') { sorted_items(value)? } else { value.to_owned() }));
-            }
-            more = reader.another(b'}').ok()?;
-        }
+    content_of(json, fields(json).as_deref_mut())
+}
+
+/// The content of `json`, whose `fields` are put in order.
+fn content_of(json: &str, fields: Option<&mut [(&str, &str)]>) -> String {
+    fn written(fields: &mut [(&str, &str)], content: &mut String) -> Option<()> {
         fields.sort_unstable();
-        Some(fields)
+        for (name, value) in fields.iter().filter(|(name, _)| !VOLATILE.contains(name)) {
+            content.push_str(name);
+            content.push(':');
+            if value.starts_with('[') {
+                write_sorted(value, content)?;
+            } else {
+                content.push_str(value);
+            }
+            content.push('\n');
+        }
+        Some(())
     }
 
-    match json.starts_with('{').then(|| fields(json)).flatten() {
-        Some(fields) => fields.iter().fold(String::with_capacity(json.len()), |mut content, (name, value)| {
-            content.extend([name, ":", value.as_str(), "\n"]);
-            content
-        }),
+    let mut content = String::with_capacity(json.len() + json.len() / 8);
+    match fields.and_then(|fields| written(fields, &mut content)) {
+        Some(()) => content,
         None => json.to_owned(),
     }
 }
 
-fn sorted_items(list: &str) -> Option<String> {
+/// The names and values of an object, as they stand in its text; `None` when it is not one.
+fn fields(json: &str) -> Option<Vec<(&str, &str)>> {
+    if !json.starts_with('{') {
+        return None;
+    }
+    let mut reader = Reader::new(json);
+    let mut fields = Vec::with_capacity(16);
+    let mut more = reader.enter().ok()?;
+    while more {
+        let name = reader.key().ok()?.span.of(json);
+        fields.push((name, reader.any().ok()?.of(json)));
+        more = reader.another(b'}').ok()?;
+    }
+    Some(fields)
+}
+
+/// A value that is a string.
+fn text(value: &str) -> Option<Cow<'_, str>> {
+    match value.strip_prefix('"')?.strip_suffix('"')? {
+        plain if !plain.contains('\\') => Some(plain.into()),
+        _ => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
+    }
+}
+
+fn write_sorted(list: &str, content: &mut String) -> Option<()> {
     let mut reader = Reader::new(list);
     let mut items = Vec::new();
     let mut more = reader.enter().ok()?;
@@ -517,12 +538,19 @@ fn sorted_items(list: &str) -> Option<String> {
         more = reader.another(b']').ok()?;
     }
     items.sort_unstable();
-    Some(items.join(","))
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            content.push(',');
+        }
+        content.push_str(item);
+    }
+    Some(())
 }
 
 thread_local! {
-    /// Making a compressor costs more than using it.
+    /// Making one costs more than using it.
     static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 fn pack(body: &str) -> Vec<u8> {
@@ -541,6 +569,171 @@ fn pack(body: &str) -> Vec<u8> {
 /// [`Error::Unreadable`] when the body is damaged.
 pub fn unpack(body: &[u8]) -> Result<String, Error> {
     let damaged = || Error::Unreadable("a record's body");
-    let bytes = zstd::stream::decode_all(body).map_err(|_| damaged())?;
-    String::from_utf8(bytes).map_err(|_| damaged())
+    let size = zstd::bulk::Decompressor::upper_bound(body).filter(|size| *size <= LARGEST_BODY).ok_or_else(damaged)?;
+    let bytes = DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress(body, size)
+    });
+    String::from_utf8(bytes.map_err(|_| damaged())?).map_err(|_| damaged())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::employments;
+    use crate::store::Store;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+    const CONFIRM_AFTER: Duration = Duration::from_hours(1);
+
+    struct Bench {
+        store: Store,
+        _folder: tempfile::TempDir,
+    }
+
+    /// What analysts see of a job: its key, its latest id and its number of contents.
+    type Seen = Vec<(String, String, i64)>;
+
+    impl Bench {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let link_id: LinkId = LINK.parse().unwrap();
+            let now = Timestamp::from_micros(0);
+            store
+                .write(move |tx| queue::mark(tx, &link_id, &employments::RESOURCE, Trigger::Webhook, now))
+                .await
+                .unwrap();
+            Self { store, _folder: folder }
+        }
+
+        /// A list at `minutes`.
+        async fn list(&self, minutes: i64, jobs: &[String]) -> Kept {
+            let at = Timestamp::from_micros(minutes * 60_000_000);
+            let link_id: LinkId = LINK.parse().unwrap();
+            let records = jobs.iter().map(|job| Record::read(&employments::RESOURCE, &link_id, job).unwrap()).collect();
+            let listing = Listing { started_at: at, fetched_at: at, records };
+            self.store
+                .write(move |tx| {
+                    keep(tx, &link_id, &employments::RESOURCE, &listing, None, CONFIRM_AFTER, &mut |_, _| false)
+                })
+                .await
+                .unwrap()
+        }
+
+        async fn seen(&self) -> Seen {
+            let read = |tx: &Tx<'_>| {
+                tx.all("SELECT record_key, record_id, version FROM records ORDER BY record_key", args![], |row| {
+                    Ok((row.text(0)?, row.text(1)?, row.int(2)?))
+                })
+            };
+            self.store.read(read).await.unwrap()
+        }
+
+        async fn due(&self) -> Option<i64> {
+            let read = |tx: &Tx<'_>| tx.one("SELECT due_at / 60000000 FROM refreshes", args![], |row| row.opt_int(0));
+            self.store.read(read).await.unwrap().flatten()
+        }
+    }
+
+    fn job(id: u32, code: &str, start: &str, end: &str, collected_minute: u32) -> String {
+        format!(
+            r#"{{"id":"{id:08}-0000-4000-8000-000000000000","link":"{LINK}","created_at":"2026-01-01T00:00:00.000Z",
+            "collected_at":"2026-01-01T00:{collected_minute:02}:00.000Z","start_date":"{start}","end_date":{end},
+            "employer_data":{{"code":"{code}"}}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn the_key_can_be_computed_from_belvos_answer() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99.000.042", "2020-01-01", "null", 0)]).await;
+        let text = format!("employment\n{LINK}\n99000042\n2020-01-01\n0");
+        assert_eq!(bench.seen().await[0].0, hex(&Sha256::digest(text.as_bytes())[..16]));
+    }
+
+    #[tokio::test]
+    async fn a_list_that_brings_nothing_new_adds_no_version() {
+        let bench = Bench::new().await;
+        let first = bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        assert_eq!((first.versions, first.changed, first.sighted), (1, true, true));
+        let again = bench.list(10, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
+        assert_eq!((again.versions, again.changed, again.sighted), (0, false, true));
+        let same = bench.list(20, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
+        assert_eq!((same.versions, same.changed, same.sighted), (0, false, false));
+    }
+
+    #[tokio::test]
+    async fn a_job_keeps_its_key_under_another_id_and_with_another_employer_or_start() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        let key = bench.seen().await[0].0.clone();
+        // The same job under another id,
+        bench.list(10, &[job(2, "99000042", "2020-01-01", "null", 1)]).await;
+        // then another start under that id, then another employer, then the first id again.
+        bench.list(20, &[job(2, "99000042", "2020-02-01", "null", 2)]).await;
+        bench.list(30, &[job(2, "99000077", "2020-02-01", "null", 3)]).await;
+        bench.list(40, &[job(1, "99000077", "2020-02-01", "null", 4)]).await;
+        let seen = bench.seen().await;
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].0.as_str(), seen[0].2), (key.as_str(), 3));
+        // A job whose id, employer and start are all others is a new one.
+        bench.list(50, &[job(9, "99000099", "2024-01-01", "null", 5)]).await;
+        assert_eq!(bench.seen().await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn alike_jobs_are_told_apart_whatever_their_order() {
+        let jobs = [
+            job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 0),
+            job(2, "99000042", "2020-01-01", "null", 0),
+            job(3, "99000042", "2020-01-01", "\"2021-06-30\"", 0),
+        ];
+        let mut orders = Vec::new();
+        for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+            let bench = Bench::new().await;
+            bench.list(0, &order.map(|at: usize| jobs[at].clone())).await;
+            orders.push(bench.seen().await);
+        }
+        assert_eq!(orders[0].len(), 3);
+        assert!(orders.iter().all(|seen| *seen == orders[0]));
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_is_kept_and_never_current() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 30)]).await;
+        let late = bench.list(10, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        assert_eq!((late.versions, late.late), (0, 1));
+        let again = bench.list(20, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        assert_eq!(again.late, 0, "it was kept before");
+        assert_eq!(bench.seen().await[0].2, 1);
+    }
+
+    #[tokio::test]
+    async fn a_missing_job_is_asked_for_again_and_not_for_ever() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes]).await;
+        assert!(!bench.list(10, std::slice::from_ref(&stays)).await.changed);
+        assert_eq!(bench.due().await, Some(0), "the mark of the bench is still there, and earlier");
+        bench.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
+        bench.list(20, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.due().await, Some(70));
+        bench.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
+        assert!(bench.list(75, std::slice::from_ref(&stays)).await.changed, "two lists agree");
+        assert_eq!(bench.due().await, None);
+    }
+
+    #[test]
+    fn a_record_of_another_link_is_foreign() {
+        let other: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
+        let record = job(1, "99000042", "2020-01-01", "null", 0);
+        assert!(Record::read(&employments::RESOURCE, &other, &record).is_err());
+        assert!(Record::read(&employments::RESOURCE, &other, r#"{"id":"1","link":null}"#).is_ok());
+        assert!(Record::read(&employments::RESOURCE, &other, "not JSON").is_ok(), "kept, and listed as rejected");
+    }
 }

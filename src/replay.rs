@@ -143,3 +143,112 @@ impl Standing {
         Self { rows, absent_since }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flatten::Plan;
+    use crate::resources::employments;
+    use crate::schema;
+
+    const CONFIRM_AFTER: Duration = Duration::from_hours(1);
+
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::from_micros(minutes * 60_000_000)
+    }
+
+    /// A version that a list at `minutes` brought, with these months and their pay.
+    fn version(minutes: i64, pays: &[(&str, u32)]) -> Version {
+        let salaries: Vec<String> = pays
+            .iter()
+            .map(|(month, base)| {
+                format!(r#"{{"base_amount":{base}.00,"retained_amount":0.01,"month":"{month}","currency":"BRL"}}"#)
+            })
+            .collect();
+        let body = format!(
+            r#"{{"id":"1","link":null,"created_at":null,"collected_at":null,"start_date":"2020-01-01","end_date":null,
+            "employer_data":{{"name":"EMPRESA FICTÍCIA","code":"99000042","economic_activity":"6421-2"}},
+            "occupations":[],"salaries":[{}]}}"#,
+            salaries.join(",")
+        );
+        Version { body, known_from: at(minutes), fetched_at: at(minutes) }
+    }
+
+    /// The salaries that stand after lists at `lists`: month, pay, and since which minute they are known.
+    fn salaries(versions: &[Version], lists: &[i64]) -> (Vec<(String, String, i64)>, Result<(), Rejection>) {
+        let mut replay = Replay::new(Flattener::new(Plan::for_resource(&employments::RESOURCE), None), CONFIRM_AFTER);
+        let mut columns = replay.columns();
+        let facts = RecordFacts {
+            link_id: "l",
+            record_key: "k",
+            record_id: "1",
+            created_at: None,
+            collected_at: None,
+            known_from: at(0),
+        };
+        let lists: Vec<Timestamp> = lists.iter().map(|&minutes| at(minutes)).collect();
+        let appended = replay.append(versions, &facts, &lists, &mut columns);
+        let table = schema::get().table("salaries");
+        let column = |name: &str| table.columns.iter().position(|column| column.name == name).unwrap();
+        let (month, known_from) = (column("month_text"), column("known_from"));
+        let rows = (0..columns[2].len()).map(|row| {
+            let minutes = columns[2].timestamp(known_from, row).as_micros() / 60_000_000;
+            (columns[2].text(month, row).unwrap().to_owned(), minutes)
+        });
+        let rows: Vec<_> = rows.collect();
+        let batch = columns[2].take(&table.arrow).unwrap();
+        let amounts = batch.column_by_name("base_amount").unwrap();
+        let amount = |row| arrow::util::display::array_value_to_string(amounts, row).unwrap();
+        (rows.into_iter().enumerate().map(|(row, (month, minutes))| (month, amount(row), minutes)).collect(), appended)
+    }
+
+    fn row(month: &str, base: &str, minutes: i64) -> (String, String, i64) {
+        (month.to_owned(), base.to_owned(), minutes)
+    }
+
+    #[test]
+    fn a_row_is_known_since_its_own_content_began() {
+        let versions = [
+            version(0, &[("2025-01", 100)]),
+            version(10, &[("2025-02", 200), ("2025-01", 100)]),
+            version(20, &[("2025-01", 100), ("2025-02", 250)]),
+        ];
+        let (rows, appended) = salaries(&versions, &[0, 10, 20]);
+        assert_eq!(rows, [row("2025-01", "100.0000", 0), row("2025-02", "250.0000", 20)]);
+        assert_eq!(appended, Ok(()));
+    }
+
+    #[test]
+    fn a_missing_row_stays_until_a_second_list_agrees() {
+        let versions = [version(0, &[("2025-01", 100), ("2025-02", 200)]), version(10, &[("2025-02", 200)])];
+        let both = [row("2025-01", "100.0000", 0), row("2025-02", "200.0000", 0)];
+        assert_eq!(salaries(&versions, &[0, 10]).0, both);
+        assert_eq!(salaries(&versions, &[0, 10, 69]).0, both);
+        assert_eq!(salaries(&versions, &[0, 10, 70]).0, both[1..]);
+    }
+
+    #[test]
+    fn a_row_that_comes_back_in_time_never_went() {
+        let whole = [("2025-01", 100), ("2025-02", 200)];
+        let versions = [version(0, &whole), version(10, &[("2025-02", 200)]), version(20, &whole)];
+        assert_eq!(salaries(&versions, &[0, 10, 20]).0, [row("2025-01", "100.0000", 0), row("2025-02", "200.0000", 0)]);
+    }
+
+    #[test]
+    fn a_row_that_comes_back_after_it_was_gone_is_known_anew() {
+        let whole = [("2025-01", 100), ("2025-02", 200)];
+        let versions = [version(0, &whole), version(10, &[("2025-02", 200)]), version(200, &whole)];
+        let (rows, _) = salaries(&versions, &[0, 10, 100, 200]);
+        assert_eq!(rows, [row("2025-01", "100.0000", 200), row("2025-02", "200.0000", 0)]);
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_flattened_changes_nothing() {
+        let mut broken = version(10, &[("2025-01", 300)]);
+        broken.body = broken.body.replace("2020-01-01", "2020-13-01");
+        let versions = [version(0, &[("2025-01", 100)]), broken];
+        let (rows, appended) = salaries(&versions, &[0, 10]);
+        assert_eq!(rows, [row("2025-01", "100.0000", 0)]);
+        assert_eq!(appended.unwrap_err().path, "start_date");
+    }
+}

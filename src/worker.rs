@@ -160,16 +160,16 @@ impl Worker {
                 let request_id = failure.request_id.as_deref();
                 match failure.kind {
                     Decision::AskUser | Decision::Never => {
-                        tracing::warn!(code = failure.code, %link_id, resource, request_id, "{failure}; {}", failure.advice());
+                        tracing::warn!(code = failure.code, %link_id, resource, request_id, "{failure}");
                         Outcome::Blocked { code: failure.code, at }
                     }
                     // Belvo may forget a link for a moment: it is asked again before its refreshes stop.
                     Decision::Gone if refresh.attempts >= 2 => {
-                        tracing::warn!(code = failure.code, %link_id, resource, request_id, "{failure}; {}", failure.advice());
+                        tracing::warn!(code = failure.code, %link_id, resource, request_id, "{failure}");
                         Outcome::Blocked { code: failure.code, at }
                     }
                     Decision::Retry | Decision::RetryAfter(_) | Decision::Gone | Decision::Stop => {
-                        tracing::warn!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}; {}", failure.advice());
+                        tracing::warn!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}");
                         later(delay)
                     }
                 }

@@ -22,6 +22,10 @@ impl Running {
     pub fn serve(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--log-level", "warn"]).stdin(Stdio::null());
+        // Nothing but what is given here counts.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("VINCULO_")) {
+            command.env_remove(name);
+        }
         for (key, value) in settings {
             command.env(format!("VINCULO_{}", key.replace('.', "__").to_uppercase()), value);
         }
@@ -76,7 +80,7 @@ impl Simulator {
             ("belvo.base_url", &self.base_url),
             ("belvo.secret_id", SECRET_ID),
             ("belvo.secret_password", SECRET_PASSWORD),
-            ("belvo.budget", r#"{ requests = 10000000, per = "30s" }"#),
+            ("belvo.budget", r#"{ requests = 1000000, per = "30s" }"#),
         ]
     }
 }

@@ -17,7 +17,7 @@ pub fn cost<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, C
 }
 
 /// CPU time of all threads of this process so far, user and system.
-fn cpu() -> anyhow::Result<Duration> {
+pub fn cpu() -> anyhow::Result<Duration> {
     // The kernel counts in hundredths of a second here, whatever its own tick.
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();

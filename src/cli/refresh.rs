@@ -19,6 +19,9 @@ use crate::queue::{self, Trigger};
 use crate::resources::{self, Resource};
 use crate::store::{self, Store, Tx, args};
 
+/// Progress is looked at this often at most, because a look goes through everything that is wanted.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// What `refresh` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -146,6 +149,7 @@ async fn follow(daemon: &Daemon, wanted: &Wanted) -> anyhow::Result<Outcome> {
             return Ok(outcome);
         }
         settled.changed().await?;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -79,32 +79,32 @@ impl Branch<'_> {
 }
 
 impl Rows {
-    pub fn of_width(width: usize) -> Self {
+    pub(super) fn of_width(width: usize) -> Self {
         Self { width: width.max(1), slots: Vec::new(), extras: Vec::new(), order: Vec::new() }
     }
 
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.slots.clear();
         self.extras.clear();
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.slots.len() / self.width
     }
 
     /// The rows in the order in which they become columns.
-    pub fn in_order(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn in_order(&self) -> impl Iterator<Item = usize> {
         self.order.iter().map(|&(_, row)| row as usize)
     }
 
     /// Places in that order at which a row may be equal, in what was compared, to the one before.
-    pub fn ties(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn ties(&self) -> impl Iterator<Item = usize> {
         (1..self.order.len()).filter(|&at| self.order[at - 1].0 == self.order[at].0)
     }
 
     /// Puts the rows in the order of the texts in `slots`. The first eight bytes of the first text decide nearly always,
     /// and are compared as one number.
-    pub fn sort(&mut self, slots: &SortSlots, record: &str, unescaped: &str) {
+    pub(super) fn sort(&mut self, slots: &SortSlots, record: &str, unescaped: &str) {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
         order.extend((0..).take(self.len()).map(|row| {
@@ -124,13 +124,13 @@ impl Rows {
         self.order = order;
     }
 
-    pub fn unknown_fields(&self) -> usize {
+    pub(super) fn unknown_fields(&self) -> usize {
         self.extras.len()
     }
 
     /// A text field; `None` where it is null or was not sent.
     #[inline]
-    pub fn text<'r>(&self, row: usize, slot: u16, record: &'r str, unescaped: &'r str) -> Option<&'r str> {
+    pub(super) fn text<'r>(&self, row: usize, slot: u16, record: &'r str, unescaped: &'r str) -> Option<&'r str> {
         let slot = self.slots[row * self.width + usize::from(slot)];
         match slot.place {
             Place::Nowhere => None,
@@ -141,16 +141,16 @@ impl Rows {
 
     /// A number field, as it is written.
     #[inline]
-    pub fn number<'r>(&self, row: usize, slot: u16, record: &'r str) -> Option<&'r str> {
+    pub(super) fn number<'r>(&self, row: usize, slot: u16, record: &'r str) -> Option<&'r str> {
         self.text(row, slot, record, "")
     }
 
-    pub fn have_unknown_fields(&self) -> bool {
+    pub(super) fn have_unknown_fields(&self) -> bool {
         !self.extras.is_empty()
     }
 
     /// Appends the row's unknown fields as one JSON object, nested as they came; false when it has none.
-    pub fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
+    pub(super) fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
         let mut tree = Branch::default();
         for extra in self.extras.iter().filter(|extra| extra.row == row) {
             let place =
@@ -201,7 +201,7 @@ pub(super) fn record(
 pub(super) struct FieldOrder(Vec<[u8; 65]>);
 
 impl FieldOrder {
-    pub fn of(plan: &Plan) -> Self {
+    pub(super) fn of(plan: &Plan) -> Self {
         // At first each field is expected after the one that stands before it in the schema.
         let schema_order = std::array::from_fn(|at| u8::try_from(at).unwrap_or_default());
         Self(vec![schema_order; plan.objects])

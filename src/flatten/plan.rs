@@ -7,7 +7,7 @@ use crate::resources::{Derive, Resource};
 use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table, Type};
 
 /// Most fields that a derived column takes.
-pub const MOST_INPUTS: usize = 4;
+pub(super) const MOST_INPUTS: usize = 4;
 
 /// How the records of one resource are read and what their tables hold.
 #[derive(Debug)]

@@ -1,8 +1,13 @@
 //! The record store → staged Parquet, table by table and bucket by bucket.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use arrow::array::RecordBatch;
 
 use super::Error;
 use super::snapshots::{Manifest, Staging, TableEntry};
@@ -24,10 +29,13 @@ const WAITING_ROWS: usize = 8_192;
 /// Bytes of text that wait in memory for a file, over all buckets of a table.
 const WAITING_BYTES: usize = 4 << 20;
 
+/// Batches of a table that wait to be encoded.
+const WAITING_BATCHES: usize = 1;
+
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
     pub tx: &'s Tx<'s>,
-    pub schema: &'s Schema,
+    pub schema: &'static Schema,
     pub staging: &'s Staging,
     /// The last snapshot and its folder, when its files may be taken over.
     pub previous: Option<(&'s Manifest, PathBuf)>,
@@ -116,6 +124,29 @@ impl Stager<'_> {
         Ok(Changed { content, sightings, lists, links })
     }
 
+    /// Buckets in which content and sightings of one resource may have changed since the previous snapshot: another resource's
+    /// news is no reason to write its tables again.
+    fn changed_of(&self, resource: &Resource) -> Result<(HashSet<u32>, HashSet<u32>), Error> {
+        let Some((previous, _)) = &self.previous else {
+            let all: HashSet<u32> = (0..self.buckets).collect();
+            return Ok((all.clone(), all));
+        };
+        let (mut content, mut sightings) = (HashSet::new(), HashSet::new());
+        self.tx.each(
+            "SELECT link_id, coalesce(content_seq, 0) > $1 FROM refreshes WHERE resource = $2 AND touched_seq > $1",
+            args![previous.built_from.change, resource.name],
+            |row| {
+                let bucket = self.bucket(row.str(0)?);
+                sightings.insert(bucket);
+                if row.int(1)? != 0 {
+                    content.insert(bucket);
+                }
+                Ok::<_, store::Error>(())
+            },
+        )?;
+        Ok((content, sightings))
+    }
+
     /// Stages the tables of one resource.
     fn stage_records(
         &self,
@@ -124,13 +155,12 @@ impl Stager<'_> {
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
+        let (content, sightings) = self.changed_of(resource)?;
         let mut replay =
             Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
         let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
         let mut outputs: Vec<Output<'_>> = tables
-            .map(|table| {
-                Output::new(self, table, if shows_sightings(table) { &changed.sightings } else { &changed.content })
-            })
+            .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }))
             .collect();
         // For each bucket, the waiting rows of each table.
         let mut waiting: Vec<Vec<Columns>> = (0..self.buckets).map(|_| replay.columns()).collect();
@@ -336,34 +366,89 @@ impl Stored {
 
 /// One table on its way into its files, a bucket each.
 struct Output<'s> {
-    table: &'s Table,
+    table: &'static Table,
     staging: &'s Staging,
     previous: Option<(&'s TableEntry, &'s PathBuf)>,
-    buckets: Vec<Bucket>,
+    /// Whether nothing in the bucket changed, so that the previous file is taken over.
+    is_unchanged: Vec<bool>,
+    /// None before the first rows that are many enough to be written.
+    encoder: Option<Encoder>,
     most_rows: usize,
     most_bytes: usize,
 }
 
-enum Bucket {
-    /// Nothing in it changed: the previous file is taken over.
-    Unchanged,
-    /// Its file begins with the first rows that are many enough to be written.
-    Waiting,
-    Begun(Box<TableWriter>),
+/// Writes the files of one table on a thread of its own: encoding takes about as long as flattening, and both then go on
+/// at the same time. The thread ends with this.
+struct Encoder {
+    /// None once there is nothing more to come.
+    batches: Option<SyncSender<(u32, RecordBatch)>>,
+    /// None once it was waited for.
+    thread: Option<JoinHandle<Result<BTreeMap<u32, u64>, sinks::Error>>>,
+}
+
+impl Encoder {
+    fn start(table: &'static Table, folder: &Path) -> Result<Self, Error> {
+        let (batches, coming) = sync_channel::<(u32, RecordBatch)>(WAITING_BATCHES);
+        let folder = folder.to_owned();
+        let encode = move || {
+            let mut files = BTreeMap::new();
+            for (bucket, batch) in coming {
+                let writer = match files.entry(bucket) {
+                    Entry::Occupied(writer) => writer.into_mut(),
+                    Entry::Vacant(place) => {
+                        place.insert(TableWriter::create(&folder.join(path_of(table, bucket)), table)?)
+                    }
+                };
+                writer.write(&batch)?;
+            }
+            files.into_iter().map(|(bucket, writer)| Ok((bucket, writer.finish()?))).collect()
+        };
+        let thread = std::thread::Builder::new().name("lake-encoder".into()).spawn(encode);
+        let thread = thread.map_err(|source| Error::at(Path::new("a thread"), source))?;
+        Ok(Self { batches: Some(batches), thread: Some(thread) })
+    }
+
+    fn write(&mut self, bucket: u32, batch: RecordBatch) -> Result<(), Error> {
+        match self.batches.as_ref().map(|batches| batches.send((bucket, batch))) {
+            Some(Ok(())) => Ok(()),
+            // The thread has failed, and says why.
+            _ => self.end().map(drop),
+        }
+    }
+
+    /// Ends the files and gives the rows of each.
+    fn end(&mut self) -> Result<BTreeMap<u32, u64>, Error> {
+        self.batches = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(rows)) => Ok(rows?),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+}
+
+impl Drop for Encoder {
+    /// Nothing is written any more afterwards: the folder may be removed.
+    fn drop(&mut self) {
+        self.batches = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl<'s> Output<'s> {
     /// An output of which the `changed` buckets are written.
-    fn new(stager: &'s Stager<'_>, table: &'s Table, changed: &HashSet<u32>) -> Self {
+    fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<u32>) -> Self {
         let previous =
             stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
-        let bucket = |number| if changed.contains(&number) { Bucket::Waiting } else { Bucket::Unchanged };
         let share = stager.buckets.max(1) as usize;
         Self {
             table,
             staging: stager.staging,
             previous,
-            buckets: (0..stager.buckets).map(bucket).collect(),
+            is_unchanged: (0..stager.buckets).map(|bucket| !changed.contains(&bucket)).collect(),
+            encoder: None,
             most_rows: (WAITING_ROWS / share).max(256),
             most_bytes: (WAITING_BYTES / share).max(1 << 16),
         }
@@ -371,14 +456,10 @@ impl<'s> Output<'s> {
 
     /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
     fn columns(&self) -> Vec<Columns> {
-        self.buckets
+        self.is_unchanged
             .iter()
             .map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>()))
             .collect()
-    }
-
-    fn is_written(&self, bucket: u32) -> bool {
-        !matches!(self.buckets[bucket as usize], Bucket::Unchanged)
     }
 
     /// Takes the rows of a bucket out of memory when they are many.
@@ -390,21 +471,16 @@ impl<'s> Output<'s> {
     }
 
     fn write(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
-        if !self.is_written(bucket) {
+        if self.is_unchanged[bucket as usize] {
             columns.truncate(0);
             return Ok(());
         }
         let batch = columns.take(&self.table.arrow).map_err(sinks::Error::from)?;
-        let path = self.staging.folder.join(path_of(self.table, bucket));
-        let bucket = &mut self.buckets[bucket as usize];
-        if let Bucket::Begun(writer) = bucket {
-            writer.write(&batch)?;
-        } else {
-            let mut writer = Box::new(TableWriter::create(&path, self.table)?);
-            writer.write(&batch)?;
-            *bucket = Bucket::Begun(writer);
-        }
-        Ok(())
+        let encoder = match &mut self.encoder {
+            Some(encoder) => encoder,
+            none => none.insert(Encoder::start(self.table, &self.staging.folder)?),
+        };
+        encoder.write(bucket, batch)
     }
 
     /// Writes what still waits, ends the files, takes over the others, and says what the table consists of.
@@ -413,10 +489,10 @@ impl<'s> Output<'s> {
             self.write(bucket, &mut columns)?;
         }
         let mut files = Vec::new();
-        for (number, bucket) in (0..).zip(self.buckets) {
+        let written = self.encoder.as_mut().map(Encoder::end).transpose()?.unwrap_or_default();
+        for number in 0..u32::try_from(self.is_unchanged.len()).unwrap_or(u32::MAX) {
             let path = path_of(self.table, number);
-            if let Bucket::Begun(writer) = bucket {
-                let rows = writer.finish()?;
+            if let Some(&rows) = written.get(&number) {
                 files.push(self.staging.checked(&path, Some(rows))?);
             } else if let Some((previous, folder)) = self.previous {
                 let held = previous.files.iter().filter(|file| path.as_path() == Path::new(&file.path));

@@ -75,6 +75,7 @@ pub const KINDS: &[Kind] = &[
     kind("next_malformed", "AP14", P(next_malformed), "`next` lacks its `&`, as in Belvo's own example"),
     kind("next_relative", "AP14", P(next_relative), "`next` is a path without a host"),
     kind("wrong_count", "AP13", P(wrong_count), "`count` is `count` (one more than there are)"),
+    kind("foreign_record", "AP19", P(foreign_record), "the first record of a page says it belongs to another link"),
     // records
     kind("list_empty", "AP15", R(list_empty), "the list is empty, whatever the webhook counted"),
     kind("shrink", "AP15", R(shrink), "only the first `keep` (1) records are there"),
@@ -94,7 +95,6 @@ pub const KINDS: &[Kind] = &[
         "takes `key` (employer_data) out of each record, or of the first only with `first=true`",
     ),
     kind("wrong_type", "AP18", R(wrong_type), "`key` (salaries) holds the number 17"),
-    kind("foreign_record", "AP19", R(foreign_record), "the first record says it belongs to another link"),
     kind("repeat_record", "AP13", R(repeat_record), "the first record is there twice"),
     kind("shuffle", "IN4", R(shuffle), "rows, and the keys of each record, in another order"),
     // webhooks
@@ -434,6 +434,12 @@ fn wrong_count(page: &mut Page, details: &Details) {
     page.count = usize::try_from(details.number("count", page.count as u64 + 1)).unwrap_or(0);
 }
 
+fn foreign_record(page: &mut Page, _: &Details) {
+    if let Some(first) = page.results.first_mut() {
+        first.set("link", super::random::uuid(0, u32::MAX, "another link").into());
+    }
+}
+
 fn list_empty(records: &mut Vec<Json>, _: &Details) {
     records.clear();
 }
@@ -518,12 +524,6 @@ fn missing_key(records: &mut Vec<Json>, details: &Details) {
 fn wrong_type(records: &mut Vec<Json>, details: &Details) {
     for record in records {
         record.set(details.text("key").unwrap_or("salaries"), Json::Number("17".to_owned()));
-    }
-}
-
-fn foreign_record(records: &mut Vec<Json>, _: &Details) {
-    if let Some(first) = records.first_mut() {
-        first.set("link", super::random::uuid(0, u32::MAX, "another link").into());
     }
 }
 

@@ -46,7 +46,8 @@ fn open(staged: &Staged<'_>) -> Result<Connection, Error> {
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
         .with("memory_limit", MEMORY)?
-        .with("threads", "2")?;
+        // More would only wait: one file is read in order, and DuckDB waits for work by asking for it all the time.
+        .with("threads", "1")?;
     let connection = Connection::open_in_memory_with_flags(config)?;
     let folder = quoted(&staged.folder.to_string_lossy());
     connection.execute_batch(&format!(

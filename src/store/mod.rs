@@ -19,12 +19,15 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+mod checkpoint;
 mod migrations;
 mod sql;
 
 pub use sql::{Row, Tx, Value};
 
 pub(crate) use sql::args;
+
+use checkpoint::Checkpoints;
 
 /// Writes that may wait for the writer; one more is refused by [`Store::try_write`].
 const WAITING_WRITES: usize = 8192;
@@ -34,6 +37,9 @@ const GATHER_FOR: Duration = Duration::from_millis(10);
 
 /// How long the writer waits for a process outside that has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Pages of the state that the writer keeps in memory: ids come in no order, so that each write touches many.
+const CACHE_KIB: i64 = 16 << 10;
 
 /// What a commit waits for: the disk.
 pub const SYNCHRONOUS: &str = "FULL";
@@ -150,14 +156,16 @@ impl Store {
             [format!("{:032x}", rand::random::<u128>())],
         )?;
         let (writer, waiting) = mpsc::channel(WAITING_WRITES);
+        let without_thread = |source| Error::Folder { path: path.to_owned(), source };
+        let checkpoints = Checkpoints::start(path, Arc::clone(&ownership)).map_err(without_thread)?;
         let thread = std::thread::Builder::new().name("state-writer".into());
         let (file, owner) = (path.to_owned(), Arc::clone(&ownership));
         thread
             .spawn(move || {
-                write_until_closed(connection, &file, waiting);
+                write_until_closed(connection, &file, waiting, &checkpoints);
                 drop(owner);
             })
-            .map_err(|source| Error::Folder { path: path.to_owned(), source })?;
+            .map_err(without_thread)?;
         Ok(Self { writer, readers: Arc::new(Readers::of(path)), _owner: ownership })
     }
 
@@ -311,6 +319,8 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     connection.pragma_update(None, "synchronous", SYNCHRONOUS)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "wal_autocheckpoint", checkpoint::PAGES_AT_MOST)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     Ok(connection)
 }
 
@@ -364,7 +374,12 @@ where
 }
 
 /// The writer: gathers what waits, runs it in one transaction, commits, answers, until every [`Store`] is gone.
-fn write_until_closed(connection: Connection, path: &Path, mut waiting: mpsc::Receiver<Box<dyn Write>>) {
+fn write_until_closed(
+    connection: Connection,
+    path: &Path,
+    mut waiting: mpsc::Receiver<Box<dyn Write>>,
+    checkpoints: &Checkpoints,
+) {
     let mut connection = Some(connection);
     let mut done: Vec<Box<dyn Write>> = Vec::new();
     while let Some(first) = waiting.blocking_recv() {
@@ -389,6 +404,7 @@ fn write_until_closed(connection: Connection, path: &Path, mut waiting: mpsc::Re
         for write in done.drain(..) {
             write.answer(committed);
         }
+        checkpoints.note_commit();
     }
 }
 
@@ -400,7 +416,7 @@ fn write_together(
     done: &mut Vec<Box<dyn Write>>,
 ) -> Result<(), Error> {
     let mut next = Some(first);
-    let mut transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
+    let transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
         Ok(transaction) => transaction,
         Err(error) => {
             done.extend(next);
@@ -408,22 +424,19 @@ fn write_together(
         }
     };
     let started = Instant::now();
+    // Kept statements: for a small write, parsing them anew costs as much as the write.
+    let run = |sql: &str| transaction.prepare_cached(sql)?.execute([]);
     while let Some(mut write) = next {
-        let savepoint = match transaction.savepoint() {
-            Ok(savepoint) => savepoint,
-            Err(error) => {
-                done.push(write);
-                return Err(error.into());
-            }
-        };
-        let kept = write.run(&Tx::new(&savepoint));
-        done.push(write);
-        // Dropping a savepoint rolls it back.
-        if kept {
-            savepoint.commit()?;
-        } else {
-            drop(savepoint);
+        if let Err(error) = run("SAVEPOINT one_write") {
+            done.push(write);
+            return Err(error.into());
         }
+        let kept = write.run(&Tx::new(&transaction));
+        done.push(write);
+        if !kept {
+            run("ROLLBACK TO one_write")?;
+        }
+        run("RELEASE one_write")?;
         next = if started.elapsed() < GATHER_FOR { waiting.try_recv().ok() } else { None };
     }
     transaction.commit()?;

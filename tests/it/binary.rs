@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ use crate::harness::{ANY_PORT, AUTHORIZATION, config_text};
 use crate::tables::{self, Tables};
 
 /// Nothing here takes so long unless it is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_mins(1);
 
 /// The program, with nothing of this process's environment that it would listen to.
 pub(crate) fn vinculo() -> Command {
@@ -42,10 +43,19 @@ pub(crate) fn run(command: &mut Command) -> Ended {
     Ended { code: status.code(), out: text(stdout), err: text(stderr) }
 }
 
-/// An address of this machine that nobody listens on now. Another process could take it before it is used; ports are
-/// given out in turn, so that takes as many as there are.
+/// An address of this machine that nobody listens on, below the ports that the system gives to callers, so that it is
+/// still free when a process comes back to it.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind(ANY_PORT).unwrap().local_addr().unwrap()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Two test runs at once start at different places.
+    let first = std::process::id() * 64;
+    loop {
+        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let address = SocketAddr::new(ANY_PORT.ip(), u16::try_from(port).unwrap());
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// A folder with a configuration, and `vinculo serve` in it, now and then.
@@ -92,8 +102,7 @@ impl Site {
 
     /// Starts `serve`, and waits until it says that it is ready.
     pub(crate) fn serve(&self) -> Served {
-        let served = self.serve_without_waiting();
-        let mut served = served;
+        let mut served = self.serve_without_waiting();
         served.until_ready();
         served
     }

@@ -45,7 +45,9 @@ async fn an_analyst_who_holds_the_file_open_blocks_no_publish_and_sees_one_snaps
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tables_never_come_from_two_snapshots() {
-    let flow = Flow::start_with(60, |_| {}, &[("lake.publish_quiet", "0s"), ("belvo.workers", "2")]).await;
+    // Webhooks over four seconds, so that there is something to publish all the time.
+    let slow = |settings: &mut vinculo::simulate::Settings| settings.webhook_latency = Duration::from_secs(4);
+    let flow = Flow::start_with(60, slow, &[("lake.publish_quiet", "0s")]).await;
     let lake = flow.running.lake();
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let reading = std::thread::spawn({

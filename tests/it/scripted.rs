@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::ANY_PORT;
 
-/// An answer: status, headers, body, and how many bytes of the body are sent before the connection breaks, if it does.
+/// An answer.
 #[derive(Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -92,6 +92,9 @@ impl Belvo {
     }
 }
 
+const NOT_FOUND: &str =
+    r#"[{"code":"not_found","message":"Not found","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
+
 /// One page with `records`, which are JSON already.
 pub(crate) fn page(records: &[&str]) -> String {
     format!(r#"{{"count":{},"next":null,"previous":null,"results":[{}]}}"#, records.len(), records.join(","))
@@ -112,6 +115,11 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
         let links: Vec<&str> =
             script.links.iter().filter(|(id, _)| wanted(id)).map(|(_, link)| link.as_str()).collect();
         Answer::ok(page(&links))
+    } else if let Some(id) = path.strip_prefix("/api/links/") {
+        let link = script.links.get(id.trim_end_matches('/'));
+        link.map_or(Answer { status: 404, headers: Vec::new(), body: NOT_FOUND.into() }, |link| {
+            Answer::ok(link.clone())
+        })
     } else if let Some(page) = parameter("link").and_then(|link| script.lists.get(&(path.clone(), link))) {
         Answer::ok(page.clone())
     } else {
