@@ -191,7 +191,9 @@ impl Columns {
     pub fn reorder(&mut self, start: usize, rows: &[usize]) {
         for cells in &mut self.cells {
             let mut ordered = Cells { values: cells.values.empty(), validity: Validity::new() };
-            rows.iter().for_each(|&row| ordered.push_cell_of(cells, row));
+            for &row in rows {
+                ordered.push_cell_of(cells, row);
+            }
             cells.truncate(start);
             (0..rows.len()).for_each(|row| cells.push_cell_of(&ordered, row));
         }
@@ -339,7 +341,7 @@ impl Cells {
                 ends.push(end(bytes.len()));
             }
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
-                values.push(from[row])
+                values.push(from[row]);
             }
             (Values::Timestamp(values), Values::Timestamp(from)) => values.push(from[row]),
             (Values::Decimal(values), Values::Decimal(from)) => values.push(from[row]),

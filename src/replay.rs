@@ -174,8 +174,11 @@ mod tests {
         Version { body, known_from: at(minutes), fetched_at: at(minutes) }
     }
 
-    /// The salaries that stand after lists at `lists`: month, pay, and since which minute they are known.
-    fn salaries(versions: &[Version], lists: &[i64]) -> (Vec<(String, String, i64)>, Result<(), Rejection>) {
+    /// Month, pay, and since which minute the row is known.
+    type Salary = (String, String, i64);
+
+    /// The salaries that stand after lists at `lists`.
+    fn salaries(versions: &[Version], lists: &[i64]) -> (Vec<Salary>, Result<(), Rejection>) {
         let mut replay = Replay::new(Flattener::new(Plan::for_resource(&employments::RESOURCE), None), CONFIRM_AFTER);
         let mut columns = replay.columns();
         let facts = RecordFacts {

@@ -1,6 +1,7 @@
 //! What README.md and ARCHITECTURE.md say about the program is true of the program.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use clap::{CommandFactory, Parser};
 use vinculo::cli::{Cli, Exit};
@@ -51,8 +52,17 @@ fn the_exit_codes_of_the_readme_are_those_of_the_program() {
     // A new code does not compile here until it stands above, and then in the README.
     for exit in all {
         match exit {
-            Exit::Done | Exit::Failed | Exit::Usage | Exit::Partly | Exit::Config | Exit::Credentials => {}
-            Exit::Down | Exit::RateLimited | Exit::State | Exit::Damaged | Exit::Interrupted => {}
+            Exit::Done
+            | Exit::Failed
+            | Exit::Usage
+            | Exit::Partly
+            | Exit::Config
+            | Exit::Credentials
+            | Exit::Down
+            | Exit::RateLimited
+            | Exit::State
+            | Exit::Damaged
+            | Exit::Interrupted => {}
         }
     }
     assert_eq!(listed, all.map(|exit| exit as u8).into());
@@ -96,11 +106,11 @@ fn the_architecture_names_every_module() {
 
 #[test]
 fn the_files_that_the_architecture_names_exist() {
-    let files =
-        ARCHITECTURE.split('`').skip(1).step_by(2).filter(|code| code.ends_with(".rs") || code.ends_with(".sql"));
+    let is_source = |code: &&str| Path::new(code).extension().is_some_and(|ending| ending == "rs" || ending == "sql");
+    let files = ARCHITECTURE.split('`').skip(1).step_by(2).filter(is_source);
     for file in files.filter(|file| !file.contains('<')) {
         let path = format!("{}/src/{}", env!("CARGO_MANIFEST_DIR"), file.trim_start_matches("src/"));
-        assert!(std::path::Path::new(&path).is_file(), "there is no {file}");
+        assert!(Path::new(&path).is_file(), "there is no {file}");
     }
 }
 

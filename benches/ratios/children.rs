@@ -10,16 +10,16 @@ use vinculo::simulate::{SECRET_ID, SECRET_PASSWORD};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vinculo");
 
 /// A child that ends with this.
-pub struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
     /// Its process id.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 
     /// Starts `vinculo serve` with `settings`, keys such as `lake.url`, and nothing else from outside.
-    pub fn serve(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub(crate) fn serve(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--log-level", "warn"]).stdin(Stdio::null());
         // Nothing but what is given here counts.
@@ -41,13 +41,13 @@ impl Drop for Running {
 }
 
 /// A fake Belvo without a limit, to whom `people` are connected.
-pub struct Simulator {
+pub(crate) struct Simulator {
     pub base_url: String,
     _running: Running,
 }
 
 impl Simulator {
-    pub fn start(people: u32, more: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn start(people: u32, more: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(PROGRAM)
             .args(["simulate", "--listen", "127.0.0.1:0", "--no-limit", "--connect", "--json", "--log-level", "error"])
             .args(["--people", &people.to_string(), "--webhook-latency", "1s"])
@@ -57,16 +57,16 @@ impl Simulator {
             .spawn()
             .context("vinculo simulate did not start")?;
         let stdout = child.stdout.take().context("its output is piped")?;
-        let _running = Running(child);
+        let running = Running(child);
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         let said: serde_json::Value = serde_json::from_str(&line)?;
         let base_url = said["base_url"].as_str().context("the simulator says where it is")?.to_owned();
-        Ok(Self { base_url, _running })
+        Ok(Self { base_url, _running: running })
     }
 
     /// Whether every event was taken (or nobody wanted it), so that all data is there.
-    pub async fn is_loaded(&self) -> anyhow::Result<bool> {
+    pub(crate) async fn is_loaded(&self) -> anyhow::Result<bool> {
         let state = reqwest::get(format!("{}/_sim/state", self.base_url)).await?.bytes().await?;
         let state: serde_json::Value = serde_json::from_slice(&state)?;
         let webhooks = &state["webhooks"];
@@ -75,7 +75,7 @@ impl Simulator {
     }
 
     /// What makes the program a client of this.
-    pub fn settings(&self) -> [(&str, &str); 4] {
+    pub(crate) fn settings(&self) -> [(&str, &str); 4] {
         [
             ("belvo.base_url", &self.base_url),
             ("belvo.secret_id", SECRET_ID),
@@ -86,6 +86,6 @@ impl Simulator {
 }
 
 /// An address that nobody listens on just now.
-pub fn free_address() -> anyhow::Result<String> {
+pub(crate) fn free_address() -> anyhow::Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

@@ -12,8 +12,11 @@ mod measure;
 mod memory;
 mod sync;
 
+/// Measures, prints, and says whether every aim was reached.
+type Part = fn() -> anyhow::Result<bool>;
+
 fn main() -> ExitCode {
-    let parts: [(&str, fn() -> anyhow::Result<bool>); 4] =
+    let parts: [(&str, Part); 4] =
         [("flatten", flatten::run), ("acks", acks::run), ("sync", sync::run), ("memory", memory::run)];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let mut all_reached = true;

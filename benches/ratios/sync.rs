@@ -28,7 +28,7 @@ const LINKS: u32 = 2_000;
 /// Rounds of each, one after the other; the best of each counts.
 const ROUNDS: usize = 5;
 
-pub fn run() -> anyhow::Result<bool> {
+pub(crate) fn run() -> anyhow::Result<bool> {
     let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
     let simulator = Simulator::start(LINKS, &[])?;
     runtime.block_on(async {
@@ -125,7 +125,7 @@ async fn sync(simulator: &Simulator, sinks: &str) -> anyhow::Result<Synced> {
     let fetched = started.elapsed();
     publish::publish_in_background(&daemon.publisher, Scope::Changed).await?;
     let whole = started.elapsed();
-    let cpu = cpu()? - cpu_before;
+    let cpu = cpu()?.saturating_sub(cpu_before);
 
     let manifest = Lake::open(&config.lake.path)?.current().context("something was published")?;
     let salaries = manifest.table("salaries").context("salaries are published")?.rows;

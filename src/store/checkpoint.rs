@@ -5,7 +5,7 @@
 //! for that commit. *Promises* nothing about durability: that is the log's.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -42,7 +42,7 @@ impl Checkpoints {
     }
 }
 
-fn copy_until_closed(path: &PathBuf, commits: &Receiver<()>) {
+fn copy_until_closed(path: &Path, commits: &Receiver<()>) {
     let mut connection = None;
     while commits.recv().is_ok() {
         let open = match connection.take().map_or_else(|| connect(path), Ok) {
