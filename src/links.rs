@@ -168,7 +168,7 @@ impl Directory {
         let found = match belvo::links::by_ids(&self.client, &ids).await {
             Ok(found) => found,
             // Whatever this filter gives, one link at a time is what every server answers.
-            Err(failure) if failure.kind == Decision::Never => Vec::new(),
+            Err(failure) if matches!(failure.kind, Decision::Never | Decision::Gone) => Vec::new(),
             Err(failure) => return self.postpone(due, &failure).await,
         };
         let (known, rest): (Vec<_>, Vec<_>) =
