@@ -82,8 +82,8 @@ impl Daemon {
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
         let store = Store::open(&config.state.path)?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
-        let settings = publish_settings(config);
-        let publisher = Arc::new(Publisher::open(store.readers(), settings, pepper, clock.clone())?);
+        let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
+        let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?);
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let client = client(&config.belvo, &config.state.path, clock.clone())?;
         let links = Directory::new(client.clone(), store.clone(), clock.clone());
@@ -277,20 +277,6 @@ async fn look_around(
             () = tokio::time::sleep(LOOK_AROUND) => {}
             () = shutdown.cancelled() => return,
         }
-    }
-}
-
-/// What the publisher takes of the configuration.
-pub fn publish_settings(config: &Config) -> publish::Settings {
-    let lake = &config.lake;
-    publish::Settings {
-        path: lake.path.clone(),
-        sinks: lake.sinks.clone(),
-        link_buckets: lake.link_buckets,
-        keep_snapshots: lake.keep_snapshots,
-        keep_for: lake.keep_for,
-        duckdb_storage_version: lake.duckdb_storage_version.clone(),
-        confirm_after: config.belvo.confirm_after,
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
+use crate::config;
 use crate::problems::Problems;
 use crate::schema::{self, Schema};
 use crate::sensitive::Pepper;
@@ -70,30 +71,12 @@ impl Error {
     }
 }
 
-/// What is published and how.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The lake's folder.
-    pub path: PathBuf,
-    /// Names of sinks.
-    pub sinks: Vec<String>,
-    /// Partitions of each table.
-    pub link_buckets: u32,
-    /// Snapshots that stay.
-    pub keep_snapshots: usize,
-    /// None younger than this is dropped.
-    pub keep_for: Duration,
-    /// Storage version of `vinculo.duckdb`.
-    pub duckdb_storage_version: String,
-    /// Between the two lists that agree that a row is gone.
-    pub confirm_after: Duration,
-}
-
 /// Publishes the record store.
 pub struct Publisher {
     readers: Arc<Readers>,
     lake: Lake,
-    settings: Settings,
+    settings: config::Lake,
+    confirm_after: Duration,
     pepper: Option<Pepper>,
     clock: Clock,
     schema: &'static Schema,
@@ -109,19 +92,21 @@ pub enum Scope {
 }
 
 impl Publisher {
-    /// A publisher of the state behind `readers`. Leftovers of a crash are removed from the lake.
+    /// A publisher of the state behind `readers`, where two lists `confirm_after` apart agree that a row is gone. Leftovers
+    /// of a crash are removed from the lake.
     ///
     /// # Errors
     /// [`Error::Folder`] when the lake cannot be used.
     pub fn open(
         readers: Arc<Readers>,
-        settings: Settings,
+        settings: config::Lake,
+        confirm_after: Duration,
         pepper: Option<Pepper>,
         clock: Clock,
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
-        Ok(Self { readers, lake, settings, pepper, clock, schema: schema::get() })
+        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema: schema::get() })
     }
 
     /// Publishes; `None` when there was nothing new. Blocks.
@@ -170,7 +155,7 @@ impl Publisher {
                 previous: usable.map(|previous| (previous, self.lake.folder(previous.snapshot))),
                 buckets: self.settings.link_buckets,
                 pepper: self.pepper.clone(),
-                confirm_after: self.settings.confirm_after,
+                confirm_after: self.confirm_after,
             };
             Ok::<_, Error>(Some((built_from, stager.stage()?)))
         })?;

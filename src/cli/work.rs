@@ -8,7 +8,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Exit;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::daemon::publish_settings;
 use crate::publish::{self, Manifest, Publisher, Scope};
 use crate::sensitive::Pepper;
 use crate::store::Store;
@@ -62,6 +61,7 @@ pub fn publish(config: &Config, scope: Scope) -> anyhow::Result<Option<Manifest>
     config.check_folders()?;
     let store = Store::open(&config.state.path)?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let publisher = Arc::new(Publisher::open(store.readers(), publish_settings(config), pepper, Clock::system())?);
+    let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
+    let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, Clock::system())?);
     block_on(async { Ok(publish::publish_in_background(&publisher, scope).await?) })
 }
