@@ -8,7 +8,13 @@ use super::Error;
 
 /// The statements that lead from version n to n + 1, in the SQL that SQLite and PostgreSQL share but for two words:
 /// `{bytes}` and `{counter}`.
-const VERSIONS: [&str; 1] = [include_str!("v1.sql")];
+const VERSIONS: [&str; 5] = [
+    include_str!("v1.sql"),
+    include_str!("v2.sql"),
+    include_str!("v3.sql"),
+    include_str!("v4.sql"),
+    include_str!("v5.sql"),
+];
 
 const BYTES: &str = "BLOB";
 const COUNTER: &str = "INTEGER PRIMARY KEY";

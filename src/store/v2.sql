@@ -1,0 +1,1 @@
+-- The life of links, their refreshes and what ran.

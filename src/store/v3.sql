@@ -1,0 +1,1 @@
+-- Widget sessions and asks to read an institution again.

@@ -1,0 +1,1 @@
+-- Keys of links, tombstones of erased ones, the audit.

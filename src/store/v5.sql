@@ -1,0 +1,1 @@
+-- Runs of features, and the rows that decisions used.
