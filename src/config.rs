@@ -230,15 +230,18 @@ pub struct Admin {
 pub struct State {
     /// The SQLite file.
     pub path: PathBuf,
-    /// 32 bytes in base64, for the version that encrypts what it keeps.
+    /// 32 bytes in base64: the key of the keys that bodies are encrypted with. Without one they are not.
     pub encryption_key: Option<SecretString>,
+    /// The key before, while it is being replaced.
+    pub encryption_key_previous: Option<SecretString>,
 }
 
 impl State {
-    /// What is asked for and this version does not do, in words for a person; `None` when nothing is.
+    /// What the operator should know of how bodies are kept, in words for a person; `None` when all is well.
     pub fn unkept_promise(&self) -> Option<&'static str> {
-        self.encryption_key.is_some().then_some(
-            "state.encryption_key is set, but this version does not encrypt bodies: keep the state on an encrypted disk",
+        self.encryption_key.is_none().then_some(
+            "state.encryption_key is empty, so that bodies are not encrypted: make one with `openssl rand -base64 32`, \
+             and what is kept already is encrypted at the next start",
         )
     }
 }

@@ -80,7 +80,7 @@ impl Daemon {
     /// # Errors
     /// When the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
-        let store = Store::open(&config.state.path)?;
+        let store = Store::configured(&config.state)?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
         let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?);

@@ -19,7 +19,7 @@ use crate::json::Reader;
 use crate::queue::{self, Trigger};
 use crate::resources::Resource;
 use crate::sensitive::hex;
-use crate::store::{Error, Tx, args};
+use crate::store::{Error, Tx, VersionPlace, args};
 
 /// Fields that Belvo renews without the record having changed.
 const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
@@ -404,10 +404,10 @@ impl Sighting<'_> {
     /// Keeps an answer that is older than the one held; false when it was kept before.
     fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
         let latest = self.tx.one(
-            "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
+            "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
              ORDER BY version DESC LIMIT 1",
             args![self.link_id, self.resource.name, self.key],
-            |row| unpack(row.bytes(0)?),
+            |row| unpack(&self.place(row.int(1)?).open(self.tx, row.bytes(0)?)?),
         )?;
         self.tx.execute(
             "UPDATE records SET seen_started_at = $4, seen_fetched_at = $5 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
@@ -418,6 +418,10 @@ impl Sighting<'_> {
         }
         self.insert_version(self.latest_version()?.max(held.version) + 1, true, self.first_known())?;
         Ok(true)
+    }
+
+    fn place(&self, version: i64) -> VersionPlace<'_> {
+        VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: self.key, version }
     }
 
     fn first_known(&self) -> Timestamp {
@@ -435,6 +439,7 @@ impl Sighting<'_> {
 
     fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp) -> Result<(), Error> {
         let Self { record, listing, .. } = self;
+        let body = self.place(version).seal(self.tx, &record.body)?;
         self.tx.execute(
             "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
              known_from, started_at, fetched_at, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
@@ -450,7 +455,7 @@ impl Sighting<'_> {
                 known_from,
                 listing.started_at,
                 listing.fetched_at,
-                record.body.as_slice()
+                &*body
             ],
         )?;
         Ok(())
@@ -460,7 +465,7 @@ impl Sighting<'_> {
         let body = self.tx.one(
             "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
             args![self.link_id, self.resource.name, self.key, held.version],
-            |row| unpack(row.bytes(0)?),
+            |row| unpack(&self.place(held.version).open(self.tx, row.bytes(0)?)?),
         )?;
         body.ok_or(Error::Unreadable("a record's body"))
     }
@@ -563,7 +568,7 @@ fn pack(body: &str) -> Vec<u8> {
     })
 }
 
-/// The JSON of a stored body.
+/// The JSON of a body, opened before.
 ///
 /// # Errors
 /// [`Error::Unreadable`] when the body is damaged.

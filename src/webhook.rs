@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::links;
 use crate::queue::{self, Queue, Trigger};
-use crate::store::{Error, Store, Tx, args};
+use crate::store::{Error, Store, Tx, WebhookPlace, args};
 
 mod crowd;
 mod door;
@@ -248,6 +248,8 @@ fn note_refusal(reply: Reply) {
 
 /// Writes the event and what follows from it.
 fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body: &[u8]) -> Result<(), Error> {
+    let link_id = event.link_id.as_ref().map(crate::belvo::LinkId::as_str);
+    let body = WebhookPlace { link_id, received_at: received_at.as_micros() }.seal(tx, body)?;
     tx.execute(
         "INSERT INTO webhooks (received_at, webhook_type, webhook_code, link_id, outcome, reason, body) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -258,7 +260,7 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
             event.link_id.as_ref(),
             outcome(event),
             event.reason,
-            body
+            &*body
         ],
     )?;
     let Some(link_id) = &event.link_id else { return Ok(()) };

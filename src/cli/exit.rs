@@ -44,7 +44,9 @@ impl Exit {
     pub fn of_code(code: &str) -> Self {
         match code {
             "state_held" | "state_newer" => Self::State,
-            "state_folder" | "state_read_only" | "lake_not_writable" => Self::Config,
+            "state_folder" | "state_read_only" | "state_key_missing" | "state_key_wrong" | "lake_not_writable" => {
+                Self::Config
+            }
             "api_auth" | "api_forbidden" => Self::Credentials,
             "rate_limited" | "api_blocked" => Self::RateLimited,
             "api_down"

@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Writes `vinculo.toml`, readable by its owner alone because it holds a new pepper, and the jobs
+/// Writes `vinculo.toml`, readable by its owner alone because it holds a new pepper and a new key, and the jobs
 /// into `dir`. Gives what was written. Refuses to overwrite, before anything is written.
 ///
 /// # Errors
@@ -52,7 +52,7 @@ pub fn write(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     fs::create_dir_all(&jobs).with_context(|| format!("the folder {} cannot be made", jobs.display()))?;
     let mut written = vec![config.clone()];
-    write_new(&config, 0o600, &with_new_pepper(config::DEFAULT))?;
+    write_new(&config, 0o600, &with_new_secrets(config::DEFAULT))?;
     for (name, text) in schedule::SHIPPED {
         let path = jobs.join(format!("{name}.toml"));
         write_new(&path, 0o644, text)?;
@@ -61,12 +61,14 @@ pub fn write(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// The default file with a pepper of its own: without one there is no `person_key`, and one that is the same for all is
-/// none.
-fn with_new_pepper(default: &str) -> String {
-    let mut bytes = [0_u8; 32];
-    rand::rng().fill_bytes(&mut bytes);
-    default.replacen("\npepper = \"\"", &format!("\npepper = \"{}\"", BASE64_STANDARD.encode(bytes)), 1)
+/// The default file with a pepper and an encryption key of its own: without the first there is no `person_key`, and one
+/// that is the same for all is none.
+fn with_new_secrets(default: &str) -> String {
+    ["pepper", "encryption_key"].into_iter().fold(default.to_owned(), |text, name| {
+        let mut bytes = [0_u8; 32];
+        rand::rng().fill_bytes(&mut bytes);
+        text.replacen(&format!("\n{name} = \"\""), &format!("\n{name} = \"{}\"", BASE64_STANDARD.encode(bytes)), 1)
+    })
 }
 
 fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
@@ -90,9 +92,8 @@ mod tests {
         let file = dir.join("vinculo.toml");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let config = Config::load(Some(&file), [], &[], Needs::default()).unwrap();
-        assert!(config.pii.pepper.is_some());
-        // It would promise what this version does not do.
-        assert!(config.state.encryption_key.is_none());
+        assert!(config.pii.pepper.is_some() && config.state.encryption_key.is_some());
+        assert!(config.state.encryption_key_previous.is_none());
         assert_eq!(schedule::load(config.jobs_dir.as_deref()).unwrap().len(), schedule::SHIPPED.len());
     }
 

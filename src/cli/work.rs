@@ -59,7 +59,7 @@ pub enum Signal {
 /// When a daemon holds the state, or nothing can be published.
 pub fn publish(config: &Config, scope: Scope) -> anyhow::Result<Option<Manifest>> {
     config.check_folders()?;
-    let store = Store::open(&config.state.path)?;
+    let store = Store::configured(&config.state)?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
     let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
     let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, Clock::system())?);

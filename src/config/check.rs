@@ -189,11 +189,18 @@ pub(super) fn state(read: &mut Reader<'_>) -> State {
         read.refuse("state.url", "is not sqlite:// and a path", "the default is sqlite://var/state.db");
     }
     let encryption_key = read.secret("state.encryption_key");
+    let encryption_key_previous = read.secret("state.encryption_key_previous");
     let is_key = |key: &SecretString| BASE64_STANDARD.decode(key.expose_secret()).is_ok_and(|bytes| bytes.len() == 32);
-    if encryption_key.as_ref().is_some_and(|key| !is_key(key)) {
-        read.refuse("state.encryption_key", "is not 32 bytes in base64", "make one with `openssl rand -base64 32`");
+    let keys = [("state.encryption_key", &encryption_key), ("state.encryption_key_previous", &encryption_key_previous)];
+    for (name, key) in keys {
+        if key.as_ref().is_some_and(|key| !is_key(key)) {
+            read.refuse(name, "is not 32 bytes in base64", "make one with `openssl rand -base64 32`");
+        }
     }
-    State { path: read.absolute(file.unwrap_or("var/state.db")), encryption_key }
+    if encryption_key.is_none() && encryption_key_previous.is_some() {
+        read.refuse("state.encryption_key", "is missing beside the previous one", "write the new key, or empty both");
+    }
+    State { path: read.absolute(file.unwrap_or("var/state.db")), encryption_key, encryption_key_previous }
 }
 
 pub(super) fn lake(read: &mut Reader<'_>) -> Lake {

@@ -21,7 +21,7 @@ use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
 use crate::sinks;
 use crate::sinks::parquet::TableWriter;
-use crate::store::{self, Row, Tx, args};
+use crate::store::{self, Row, Tx, VersionPlace, args};
 
 /// Rows that wait in memory for a file, over all buckets of a table.
 const WAITING_ROWS: usize = 8_192;
@@ -192,14 +192,17 @@ impl Stager<'_> {
         let mut gathered: Option<Stored> = None;
         self.tx.each(
             "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, r.record_id, r.created_at, r.collected_at, \
-             r.seen_fetched_at, f.last_fetched_at \
+             r.seen_fetched_at, f.last_fetched_at, v.version \
              FROM record_versions v \
              JOIN records r ON r.link_id = v.link_id AND r.resource = v.resource AND r.record_key = v.record_key \
              JOIN refreshes f ON f.link_id = v.link_id AND f.resource = v.resource \
              WHERE v.resource = $1 AND v.is_late = 0 ORDER BY v.link_id, v.resource, v.record_key, v.version",
             args![resource.name],
             |row| {
-                let version = Version { body: unpack(row.bytes(4)?)?, known_from: row.at(2)?, fetched_at: row.at(3)? };
+                let (link_id, record_key) = (row.str(0)?, row.str(1)?);
+                let place = VersionPlace { link_id, resource: resource.name, record_key, version: row.int(10)? };
+                let body = unpack(&place.open(self.tx, row.bytes(4)?)?)?;
+                let version = Version { body, known_from: row.at(2)?, fetched_at: row.at(3)? };
                 match &mut gathered {
                     Some(record) if record.link_id == row.str(0)? && record.record_key == row.str(1)? => {
                         record.versions.push(version);

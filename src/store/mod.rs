@@ -19,10 +19,14 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config;
+
 mod checkpoint;
+mod keys;
 mod migrations;
 mod sql;
 
+pub use keys::{KeyOf, MasterKeys, VersionPlace, WebhookPlace};
 pub use sql::{Row, Tx, Value};
 
 pub(crate) use sql::args;
@@ -98,6 +102,17 @@ pub enum Error {
     /// What this write depended on is no longer so; nothing of it was kept.
     #[error("{0} was taken over by another worker")]
     Overtaken(&'static str),
+    /// The bodies are encrypted, and no key was given.
+    #[error(
+        "the state is encrypted and state.encryption_key is empty: write the key that the state was made with; nothing was written"
+    )]
+    KeyMissing,
+    /// The bodies are encrypted with another key.
+    #[error(
+        "state.encryption_key is not the key of this state: write the right one, and while you replace it the old one into \
+         state.encryption_key_previous; nothing was written"
+    )]
+    KeyWrong,
     /// What is stored does not have the form that was written.
     #[error("the state holds something unreadable in {0}: restore a backup")]
     Unreadable(&'static str),
@@ -116,6 +131,8 @@ impl Error {
             Self::Database(error) => database_code(error),
             Self::NotDurable(code) => code,
             Self::Overtaken(_) => "overtaken",
+            Self::KeyMissing => "state_key_missing",
+            Self::KeyWrong => "state_key_wrong",
             Self::Unreadable(_) => "state_unreadable",
         }
     }
@@ -147,9 +164,29 @@ impl Store {
     /// # Errors
     /// [`Error::Held`], [`Error::Newer`], [`Error::Folder`], or [`Error::Database`] when the file is damaged.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, None)
+    }
+
+    /// Opens the state of a configuration.
+    ///
+    /// # Errors
+    /// Those of [`Store::open_with`].
+    pub fn configured(settings: &config::State) -> Result<Self, Error> {
+        Self::open_with(&settings.path, MasterKeys::of(settings))
+    }
+
+    /// Like [`Store::open`], with the keys of what the state keeps encrypted.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`]; [`Error::KeyMissing`] or [`Error::KeyWrong`] when the keys are not those of the state.
+    pub fn open_with(path: &Path, keys: Option<MasterKeys>) -> Result<Self, Error> {
         let ownership = Arc::new(Ownership::take(path)?);
         let mut connection = connect(path)?;
+        keys::check(&connection, keys.as_ref())?;
         migrations::run(&mut connection, path)?;
+        if let Some(keys) = &keys {
+            keys::settle(&mut connection, keys)?;
+        }
         // Tells this state from another one that is put in its place.
         connection.execute(
             "INSERT INTO meta (name, value) VALUES ('state_id', $1) ON CONFLICT (name) DO NOTHING",
@@ -159,14 +196,14 @@ impl Store {
         let without_thread = |source| Error::Folder { path: path.to_owned(), source };
         let checkpoints = Checkpoints::start(path, Arc::clone(&ownership)).map_err(without_thread)?;
         let thread = std::thread::Builder::new().name("state-writer".into());
-        let (file, owner) = (path.to_owned(), Arc::clone(&ownership));
+        let (file, owner, masters) = (path.to_owned(), Arc::clone(&ownership), keys.clone());
         thread
             .spawn(move || {
-                write_until_closed(connection, &file, waiting, &checkpoints);
+                write_until_closed(connection, &file, masters.as_ref(), waiting, &checkpoints);
                 drop(owner);
             })
             .map_err(without_thread)?;
-        Ok(Self { writer, readers: Arc::new(Readers::of(path)), _owner: ownership })
+        Ok(Self { writer, readers: Arc::new(Readers::with_keys(path, keys)), _owner: ownership })
     }
 
     /// Runs `work` in a transaction and gives its result once the disk has it. When `work` fails, or the commit does,
@@ -220,13 +257,24 @@ impl Store {
 /// Read-only connections, opened as needed and kept for the next read.
 pub struct Readers {
     path: PathBuf,
+    keys: Option<MasterKeys>,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Readers {
     /// Readers of the state at `path`, also while another process owns it.
     pub fn of(path: &Path) -> Self {
-        Self { path: path.to_owned(), idle: Mutex::default() }
+        Self::with_keys(path, None)
+    }
+
+    /// Readers of the state of a configuration.
+    pub fn configured(settings: &config::State) -> Self {
+        Self::with_keys(&settings.path, MasterKeys::of(settings))
+    }
+
+    /// Like [`Readers::of`], for those who also read what is kept encrypted.
+    pub fn with_keys(path: &Path, keys: Option<MasterKeys>) -> Self {
+        Self { path: path.to_owned(), keys, idle: Mutex::default() }
     }
 
     /// Runs `work` on one consistent view of everything committed so far. Blocks.
@@ -240,7 +288,7 @@ impl Readers {
             None => self.connect()?,
         };
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(Error::from)?;
-        let result = work(&Tx::new(&transaction));
+        let result = work(&Tx::new(&transaction, self.keys.as_ref()));
         transaction.finish().map_err(Error::from)?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         result
@@ -318,6 +366,8 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", SYNCHRONOUS)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // What is deleted is overwritten: it may be somebody's.
+    connection.pragma_update(None, "secure_delete", true)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     connection.pragma_update(None, "wal_autocheckpoint", checkpoint::PAGES_AT_MOST)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
@@ -377,6 +427,7 @@ where
 fn write_until_closed(
     connection: Connection,
     path: &Path,
+    keys: Option<&MasterKeys>,
     mut waiting: mpsc::Receiver<Box<dyn Write>>,
     checkpoints: &Checkpoints,
 ) {
@@ -385,7 +436,7 @@ fn write_until_closed(
     while let Some(first) = waiting.blocking_recv() {
         let committed = match connection.take().map_or_else(|| connect(path), Ok) {
             Ok(mut open) => {
-                let committed = write_together(&mut open, first, &mut waiting, &mut done);
+                let committed = write_together(&mut open, keys, first, &mut waiting, &mut done);
                 // After a failed sync the kernel may have dropped the pages and would report the next one as good: only
                 // a new connection knows what the disk really has.
                 connection = committed.is_ok().then_some(open);
@@ -411,6 +462,7 @@ fn write_until_closed(
 /// Every write that was taken is in `done` afterwards, whatever happened.
 fn write_together(
     connection: &mut Connection,
+    keys: Option<&MasterKeys>,
     first: Box<dyn Write>,
     waiting: &mut mpsc::Receiver<Box<dyn Write>>,
     done: &mut Vec<Box<dyn Write>>,
@@ -431,7 +483,7 @@ fn write_together(
             done.push(write);
             return Err(error.into());
         }
-        let kept = write.run(&Tx::new(&transaction));
+        let kept = write.run(&Tx::new(&transaction, keys));
         done.push(write);
         if !kept {
             run("ROLLBACK TO one_write")?;

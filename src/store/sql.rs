@@ -1,18 +1,49 @@
 //! The driver's face: values in, rows out, and nothing that only one database has.
 
+use std::cell::RefCell;
+
+use aws_lc_rs::aead::RandomizedNonceKey;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Statement, ToSql};
 
-use super::Error;
+use super::{Error, MasterKeys};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 
 /// An open transaction.
-pub struct Tx<'c>(&'c Connection);
+pub struct Tx<'c> {
+    connection: &'c Connection,
+    keys: Option<&'c MasterKeys>,
+    last_cipher: LastCipher,
+}
+
+/// The data key that was used last, and whose it is.
+type LastCipher = RefCell<Option<(String, RandomizedNonceKey)>>;
 
 impl<'c> Tx<'c> {
-    pub(super) fn new(connection: &'c Connection) -> Self {
-        Self(connection)
+    pub(super) fn new(connection: &'c Connection, keys: Option<&'c MasterKeys>) -> Self {
+        Self { connection, keys, last_cipher: RefCell::default() }
+    }
+
+    pub(super) fn keys(&self) -> Option<&'c MasterKeys> {
+        self.keys
+    }
+
+    pub(super) fn last_cipher(&self) -> &LastCipher {
+        &self.last_cipher
+    }
+
+    /// The tables that have a column called `column`, by name.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn tables_with(&self, column: &str) -> Result<Vec<String>, Error> {
+        self.all(
+            "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c \
+             WHERE m.type = 'table' AND c.name = $1 ORDER BY m.name",
+            args![column],
+            |row| row.text(0),
+        )
     }
 
     /// Runs a statement and gives the number of rows that it changed.
@@ -20,7 +51,7 @@ impl<'c> Tx<'c> {
     /// # Errors
     /// [`Error::Database`].
     pub fn execute(&self, sql: &str, args: &[Value<'_>]) -> Result<usize, Error> {
-        let mut statement = self.0.prepare_cached(sql)?;
+        let mut statement = self.connection.prepare_cached(sql)?;
         bind(&mut statement, args)?;
         Ok(statement.raw_execute()?)
     }
@@ -35,7 +66,7 @@ impl<'c> Tx<'c> {
         args: &[Value<'_>],
         mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut statement = self.0.prepare_cached(sql).map_err(Error::from)?;
+        let mut statement = self.connection.prepare_cached(sql).map_err(Error::from)?;
         bind(&mut statement, args).map_err(Error::from)?;
         let mut rows = statement.raw_query();
         while let Some(row) = rows.next().map_err(Error::from)? {
@@ -72,7 +103,7 @@ impl<'c> Tx<'c> {
         args: &[Value<'_>],
         read: impl FnOnce(&Row<'_>) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
-        let mut statement = self.0.prepare_cached(sql)?;
+        let mut statement = self.connection.prepare_cached(sql)?;
         bind(&mut statement, args)?;
         let mut rows = statement.raw_query();
         rows.next()?.map(|row| read(&Row(row))).transpose()

@@ -25,6 +25,9 @@ pub(crate) const AUTHORIZATION: &str = "Bearer it-webhook-authorization";
 /// The key of `person_key`.
 pub(crate) const PEPPER: &str = "it-pepper-for-simulated-people";
 
+/// The key of the keys that bodies are encrypted with.
+pub(crate) const ENCRYPTION_KEY: &str = "aXQtZW5jcnlwdGlvbi1rZXktb2YtMzItYnl0ZXMhISE=";
+
 /// Nothing here takes so long unless it is stuck.
 const STUCK: Duration = Duration::from_mins(1);
 
@@ -43,6 +46,8 @@ authorization = ["{AUTHORIZATION}"]
 allow_ips = ["127.0.0.1"]
 [admin]
 listen = "{admin}"
+[state]
+encryption_key = "{ENCRYPTION_KEY}"
 [lake]
 url = "lake"
 publish_quiet = "50ms"
