@@ -24,6 +24,7 @@ pub mod sinks;
 pub mod worker;
 
 // What the steps know.
+pub mod audit;
 pub mod belvo;
 pub mod clock;
 pub mod columns;
@@ -38,3 +39,4 @@ pub mod store;
 // For people.
 pub mod admin;
 pub mod simulate;
+pub mod verify;

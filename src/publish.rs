@@ -22,6 +22,7 @@ use crate::store::{self, Readers, Tx, args};
 
 mod snapshots;
 mod tables;
+pub mod verify;
 
 pub use snapshots::{BuiltFrom, FileEntry, Lake, Manifest, TableEntry, checksum};
 
@@ -45,6 +46,17 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The lake holds what this state has not seen yet.
+    #[error(
+        "the lake was published from change {published} of this state, which has only {held}: an older state was put back. \
+         Restore the newer one, or run `vinculo rebuild` to publish what this one holds; until then readers see the last snapshot"
+    )]
+    OlderState {
+        /// Change that the lake has.
+        published: i64,
+        /// Change that the state has.
+        held: i64,
+    },
     /// A sink failed.
     #[error(transparent)]
     Sink(#[from] sinks::Error),
@@ -65,6 +77,7 @@ impl Error {
                 std::io::ErrorKind::StorageFull => "disk_full",
                 _ => "lake_not_writable",
             },
+            Self::OlderState { .. } => "state_older_than_lake",
             Self::Sink(_) => "sink_failed",
             Self::Store(error) => error.code(),
         }
@@ -144,6 +157,12 @@ impl Publisher {
         let published_at = self.clock.now();
         let staged = self.readers.read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
+            if let Some(previous) = previous.filter(|_| scope == Scope::Changed) {
+                let (published, held) = (previous.built_from.change, built_from.change);
+                if previous.built_from.state_id == built_from.state_id && published > held {
+                    return Err(Error::OlderState { published, held });
+                }
+            }
             let usable = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
             if usable.is_some_and(|previous| previous.built_from == built_from) {
                 return Ok(None);

@@ -26,6 +26,7 @@ pub mod simulate;
 pub mod sql;
 pub mod status;
 pub mod table;
+pub mod verify;
 pub mod work;
 
 pub use exit::Exit;
@@ -94,6 +95,8 @@ pub enum Command {
     Publish(publish::Args),
     /// Build the lake anew from the record store
     Rebuild(rebuild::Args),
+    /// Hold every published file and the state against what was written
+    Verify(verify::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Refresh(args) => refresh::run(&args, &global),
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
+        Command::Verify(args) => verify::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
@@ -190,6 +194,7 @@ Commands:
   refresh      Fetch what Belvo holds of some links now
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
+  verify       Hold every published file and the state against what was written
   sql          Run SQL on the published tables
   check        Parse config, jobs and schemas, and print when each job runs next
   status       Tell what is tracked, waiting, failing and published

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Error;
+use super::{Error, verify};
 use crate::clock::Timestamp;
 use crate::sensitive::hex;
 use crate::sinks::duckdb;
@@ -113,6 +113,11 @@ impl Lake {
         Ok(lake)
     }
 
+    /// The lake at `path`, to look at only.
+    pub fn look(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Removes what a crash left: everything staged, and snapshots that never became current.
     ///
     /// # Errors
@@ -160,9 +165,9 @@ impl Lake {
     /// # Errors
     /// [`Error::Folder`]; readers then see what they saw before.
     pub fn reveal(&self, staging: &Staging, manifest: &Manifest) -> Result<(), Error> {
-        let text = serde_json::to_vec_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
-        let path = staging.folder.join("manifest.json");
-        fs::write(&path, text).map_err(|source| Error::at(&path, source))?;
+        let text = serde_json::to_string_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
+        let path = staging.folder.join(verify::MANIFEST);
+        fs::write(&path, verify::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
         seal(&staging.folder)?;
         let folder = self.folder(staging.snapshot);
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
@@ -192,6 +197,15 @@ impl Lake {
         Ok(dropped)
     }
 
+    /// Drops snapshot `number`, whatever its age.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub(super) fn drop_snapshot(&self, number: u32) -> Result<(), Error> {
+        remove(&self.folder(number))?;
+        sync(&self.snapshots())
+    }
+
     /// Makes the link `name` name `target`, without a moment in which there is none.
     fn point(&self, name: &str, target: &str) -> Result<(), Error> {
         let link = self.path.join(name);
@@ -207,11 +221,11 @@ impl Lake {
         serde_json::from_slice(&fs::read(self.folder(number).join("manifest.json")).ok()?).ok()
     }
 
-    fn current_number(&self) -> Option<u32> {
+    pub(super) fn current_number(&self) -> Option<u32> {
         fs::read_link(self.path.join("current")).ok()?.file_name()?.to_str()?.parse().ok()
     }
 
-    fn numbered(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
+    pub(super) fn numbered(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
         let folder = self.snapshots();
         let entries = fs::read_dir(&folder).map_err(|source| Error::at(&folder, source))?;
         Ok(entries
@@ -220,7 +234,7 @@ impl Lake {
             .collect())
     }
 
-    fn snapshots(&self) -> PathBuf {
+    pub(super) fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
     }
 

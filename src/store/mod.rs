@@ -305,6 +305,9 @@ impl Readers {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
         migrations::check(&connection, &self.path)?;
+        if self.keys.is_some() {
+            keys::check(&connection, self.keys.as_ref())?;
+        }
         Ok(connection)
     }
 }

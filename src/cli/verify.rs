@@ -1,0 +1,36 @@
+//! `vinculo verify`: holds every published file and the state against what was written.
+
+use std::io::{self, Write as _};
+
+use super::{Exit, Global};
+use crate::config::Needs;
+use crate::publish::verify::Damage;
+use crate::verify;
+
+/// What `verify` takes: its settings are all in the configuration.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let report = verify::check(&config)?;
+    let out = &mut io::stdout().lock();
+    let exit = if report.ok { Exit::Done } else { Exit::Damaged };
+    if global.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        return Ok(exit);
+    }
+    for Damage { file, code, what } in &report.lake.damage {
+        writeln!(out, "{file}: {what} ({code})")?;
+    }
+    let (files, snapshots, bodies) = (report.lake.files, report.lake.snapshots, report.bodies_opened);
+    match report.lake.damage.len() {
+        0 => writeln!(out, "whole: {files} files of {snapshots} snapshots, and the state with {bodies} bodies opened")?,
+        damaged => writeln!(
+            out,
+            "{damaged} damaged, of {files} files of {snapshots} snapshots and the state: `vinculo rebuild` mends the lake, \
+             `vinculo restore` the state"
+        )?,
+    }
+    Ok(exit)
+}

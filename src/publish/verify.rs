@@ -1,0 +1,203 @@
+//! Every published file, held against its manifest.
+//!
+//! *Takes* a lake's folder. *Gives* what is damaged, file by file. *Promises* to write nothing, and to find any bit that
+//! differs from what was published, the manifest's own included. *Not here*: the mending, which is a rebuild.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{Error, FileEntry, Lake, Manifest, checksum};
+use crate::sensitive::hex;
+use crate::sinks::duckdb;
+
+/// Name of a manifest's file.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// What stands before a manifest's own checksum, which is of everything before this and of `\n}`.
+const OWN_CHECKSUM: &str = ",\n  \"sha256\": \"";
+
+/// Something that is not as it was published.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Damage {
+    /// The file, relative to the lake or to the state's folder.
+    pub file: String,
+    /// Stable code of what is wrong with it.
+    pub code: &'static str,
+    /// The same in words.
+    pub what: String,
+}
+
+/// What was looked at, and what is wrong.
+#[derive(Debug, Default, Serialize)]
+pub struct Verified {
+    /// Snapshots that are there.
+    pub snapshots: usize,
+    /// Files of theirs.
+    pub files: usize,
+    /// Bytes of these, each file counted once however many snapshots share it.
+    pub bytes: u64,
+    /// What is wrong.
+    pub damage: Vec<Damage>,
+}
+
+impl Verified {
+    fn note(&mut self, lake: &Path, file: &Path, code: &'static str, what: impl Into<String>) {
+        let file = file.strip_prefix(lake).unwrap_or(file).display().to_string();
+        self.damage.push(Damage { file, code, what: what.into() });
+    }
+}
+
+/// Checks every snapshot of the lake at `path`. A lake that is not there has no snapshot. Blocks.
+///
+/// # Errors
+/// [`Error::Folder`] when the lake cannot be read at all.
+pub fn verify(path: &Path) -> Result<Verified, Error> {
+    let lake = Lake::look(path);
+    let mut verified = Verified::default();
+    if !lake.snapshots().exists() {
+        return Ok(verified);
+    }
+    let mut numbered = lake.numbered()?;
+    numbered.sort_unstable();
+    // Snapshots share files; each is read once.
+    let mut seen = HashMap::new();
+    for (_, folder) in &numbered {
+        verified.snapshots += 1;
+        verify_snapshot(path, folder, &mut seen, &mut verified);
+    }
+    let links = [("current", None), (duckdb::FILE, Some(duckdb::FILE))];
+    let has_duckdb = lake.current().is_some_and(|manifest| manifest.files.iter().any(|file| file.path == duckdb::FILE));
+    for (name, target) in links {
+        let is_expected = !numbered.is_empty() && (target.is_none() || has_duckdb);
+        let link = path.join(name);
+        if is_expected && !(link.is_symlink() && link.exists()) {
+            verified.note(path, &link, "broken_link", "does not name what is published");
+        }
+    }
+    verified.damage.sort();
+    Ok(verified)
+}
+
+/// Removes the snapshots before the current one that are damaged, and gives their numbers: nobody can read them as they
+/// were, and a rebuild has made a whole one.
+///
+/// # Errors
+/// [`Error::Folder`].
+pub fn drop_damaged(path: &Path) -> Result<Vec<u32>, Error> {
+    let lake = Lake::look(path);
+    let current = lake.current_number();
+    let mut dropped = Vec::new();
+    let mut seen = HashMap::new();
+    for (number, folder) in lake.numbered()? {
+        let mut verified = Verified::default();
+        verify_snapshot(path, &folder, &mut seen, &mut verified);
+        if Some(number) != current && !verified.damage.is_empty() {
+            lake.drop_snapshot(number)?;
+            dropped.push(number);
+        }
+    }
+    Ok(dropped)
+}
+
+/// What a file's bytes are, by device and inode.
+type Seen = HashMap<(u64, u64), (u64, String)>;
+
+fn verify_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Verified) {
+    let path = folder.join(MANIFEST);
+    verified.files += 1;
+    let manifest = match fs::read(&path) {
+        Ok(text) if !is_own(&text) => {
+            verified.note(lake, &path, "checksum", "is not the manifest that was published");
+            serde_json::from_slice::<Manifest>(&text).ok()
+        }
+        Ok(text) => serde_json::from_slice::<Manifest>(&text).ok(),
+        Err(error) => {
+            verified.note(lake, &path, "unreadable", error.to_string());
+            None
+        }
+    };
+    let Some(manifest) = manifest else { return };
+    let mut expected = BTreeSet::from([path]);
+    for entry in manifest.tables.iter().flat_map(|table| &table.files).chain(&manifest.files) {
+        let file = folder.join(&entry.path);
+        verified.files += 1;
+        if let Err((code, what)) = verify_file(&file, entry, seen, &mut verified.bytes) {
+            verified.note(lake, &file, code, what);
+        }
+        expected.insert(file);
+    }
+    let mut found = Vec::new();
+    files_below(folder, &mut found);
+    for file in found.into_iter().filter(|file| !expected.contains(file)) {
+        verified.note(lake, &file, "not_published", "is in no manifest: whoever reads the folder whole reads it too");
+    }
+}
+
+fn verify_file(path: &Path, entry: &FileEntry, seen: &mut Seen, bytes: &mut u64) -> Result<(), (&'static str, String)> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => ("missing", "is not there".to_owned()),
+        _ => ("unreadable", error.to_string()),
+    };
+    let metadata = fs::symlink_metadata(path).map_err(unreadable)?;
+    if metadata.len() != entry.bytes {
+        return Err(("size", format!("has {} bytes instead of {}", metadata.len(), entry.bytes)));
+    }
+    let inode = (metadata.dev(), metadata.ino());
+    if !seen.contains_key(&inode) {
+        let read = checksum(path).map_err(unreadable)?;
+        *bytes += read.0;
+        seen.insert(inode, read);
+    }
+    match seen.get(&inode) {
+        Some((_, sha256)) if *sha256 == entry.sha256 => Ok(()),
+        _ => Err(("checksum", "does not have the bytes that were published".to_owned())),
+    }
+}
+
+fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+/// The text of a manifest with its own checksum in it.
+pub(super) fn with_own_checksum(text: &str) -> String {
+    let body = text.strip_suffix("\n}").unwrap_or(text);
+    format!("{body}{OWN_CHECKSUM}{}\"\n}}", hex(&Sha256::digest(text.as_bytes())))
+}
+
+/// Whether the manifest's own checksum is right.
+fn is_own(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    text.rfind(OWN_CHECKSUM).is_some_and(|at| with_own_checksum(&format!("{}\n}}", &text[..at])) == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_manifest_is_found() {
+        let text = with_own_checksum("{\n  \"snapshot\": 1,\n  \"files\": []\n}");
+        assert!(is_own(text.as_bytes()), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap()["snapshot"], 1);
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone().into_bytes();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_own(&flipped), "bit {bit}");
+        }
+        for end in 0..text.len() {
+            assert!(!is_own(&text.as_bytes()[..end]), "cut at {end}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Whether everything that is kept is as it was written: the state's pages, bodies and audit, and every published file.
+//!
+//! *Takes* the state, also while a daemon writes it, and the lake. *Gives* what is damaged, file by file. *Promises* to write
+//! nothing.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::audit;
+use crate::config::Config;
+use crate::publish::verify::{self, Damage};
+use crate::publish::{BuiltFrom, Lake};
+use crate::records::unpack;
+use crate::store::{Error, Readers, Row, VersionPlace, WebhookPlace, args};
+
+/// Bodies of each kind that are opened; the database checks every page, and a body is checked whenever it is read.
+const SAMPLE: i64 = 500;
+
+/// Faults that SQLite lists before it stops looking.
+const MOST_FAULTS: usize = 20;
+
+/// What was looked at, and what is wrong.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing is wrong.
+    pub ok: bool,
+    /// The lake.
+    #[serde(flatten)]
+    pub lake: verify::Verified,
+    /// Bodies of the state that were opened.
+    pub bodies_opened: u64,
+    /// Lines of the audit.
+    pub audit_lines: u64,
+}
+
+/// Checks state and lake of a configuration. Blocks.
+///
+/// # Errors
+/// Those of [`Readers`], when the state cannot be looked at at all, and of [`verify::verify`]; damage is in the report.
+pub fn check(config: &Config) -> anyhow::Result<Report> {
+    let readers = Readers::configured(&config.state);
+    let state = check_state(&readers)?;
+    let mut lake = verify::verify(&config.lake.path)?;
+    let name = config.state.path.file_name().map_or(Path::new("state"), Path::new).display().to_string();
+    let faults = state.faults.into_iter().map(|(code, what)| Damage { file: name.clone(), code, what });
+    lake.damage.splice(0..0, faults);
+    lake.damage.extend(older_state(&readers, &config.lake.path));
+    Ok(Report { ok: lake.damage.is_empty(), lake, bodies_opened: state.bodies, audit_lines: state.audit_lines })
+}
+
+/// What was found in the state.
+#[derive(Default)]
+struct State {
+    bodies: u64,
+    audit_lines: u64,
+    /// Code and words of what is wrong.
+    faults: Vec<(&'static str, String)>,
+}
+
+fn check_state(readers: &Readers) -> Result<State, Error> {
+    let mut verified = State::default();
+    let looked: Result<(), Error> = readers.read(|tx| {
+        let pages = tx.all("PRAGMA integrity_check", args![], |row| row.text(0))?;
+        verified.faults.extend(
+            pages.into_iter().filter(|line| line != "ok").take(MOST_FAULTS).map(|line| ("damaged_pages", line)),
+        );
+        let mut opened = |body: Result<(), Error>| match body {
+            Err(Error::Unreadable(what)) => {
+                verified.faults.push(("damaged_body", format!("{what} cannot be opened")));
+                Ok(())
+            }
+            other => other.map(|()| verified.bodies += 1),
+        };
+        tx.each(
+            "SELECT link_id, resource, record_key, version, body FROM record_versions ORDER BY fetched_at DESC LIMIT $1",
+            args![SAMPLE],
+            |row: &Row<'_>| {
+                let place = VersionPlace {
+                    link_id: row.str(0)?,
+                    resource: row.str(1)?,
+                    record_key: row.str(2)?,
+                    version: row.int(3)?,
+                };
+                let body = place.open(tx, row.bytes(4)?).and_then(|body| unpack(&body));
+                opened(body.map(drop))
+            },
+        )?;
+        tx.each(
+            "SELECT link_id, received_at, body FROM webhooks ORDER BY seq DESC LIMIT $1",
+            args![SAMPLE],
+            |row: &Row<'_>| {
+                let link_id = row.opt_text(0)?;
+                let place = WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? };
+                opened(place.open(tx, row.bytes(2)?).map(drop))
+            },
+        )?;
+        let (lines, broken) = audit::check(tx)?;
+        verified.audit_lines = lines;
+        verified.faults.extend(
+            broken.map(|seq| ("audit_broken", format!("line {seq} of the audit is not the one that was written"))),
+        );
+        Ok(())
+    });
+    match looked {
+        Err(error) if matches!(error.code(), "state_damaged" | "state_unreadable") => {
+            verified.faults.push((error.code(), error.to_string()));
+            Ok(verified)
+        }
+        other => other.map(|()| verified),
+    }
+}
+
+/// A state that is older than the lake which was published from it.
+fn older_state(readers: &Readers, lake: &Path) -> Option<Damage> {
+    let published = Lake::look(lake).current()?.built_from;
+    let held = readers.read(BuiltFrom::of).ok()?;
+    (published.state_id == held.state_id && published.change > held.change).then(|| Damage {
+        file: "current".to_owned(),
+        code: "state_older_than_lake",
+        what: format!("was published from change {} of the state, which has only {}", published.change, held.change),
+    })
+}
