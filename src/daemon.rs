@@ -18,6 +18,7 @@ use crate::admin::{Admin, Recorder};
 use crate::belvo::{Budget, Client};
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::erase::Eraser;
 use crate::links::Directory;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
@@ -84,6 +85,10 @@ impl Daemon {
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
         let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?);
+        let pepper = config.pii.pepper.clone().map(Pepper::new);
+        let eraser = Eraser::new(store.clone(), Arc::clone(&publisher), pepper, &config.state.path, clock.clone());
+        // Before anybody reads or writes.
+        eraser.resume().await?;
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let client = client(&config.belvo, &config.state.path, clock.clone())?;
         let links = Directory::new(client.clone(), store.clone(), clock.clone());

@@ -35,8 +35,12 @@ pub mod resources;
 pub mod schema;
 pub mod sensitive;
 pub mod store;
+pub mod tombstones;
 
 // For people.
 pub mod admin;
+pub mod backup;
+pub mod erase;
 pub mod simulate;
+pub mod subject;
 pub mod verify;

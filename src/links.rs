@@ -13,6 +13,7 @@ use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::queue::next_number;
 use crate::store::{Error, Store, Tx, args};
+use crate::tombstones;
 
 /// New links are gathered for so long, because one call can look up many.
 const GATHER_FOR: Duration = Duration::from_millis(200);
@@ -41,6 +42,9 @@ pub fn note_webhook(tx: &Tx<'_>, link_id: &LinkId, external_id: Option<&str>, at
 /// # Errors
 /// [`Error::Database`].
 pub fn note_wish(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    if tombstones::is_erased(tx, link_id)? {
+        return Ok(());
+    }
     let seq = next_number(tx, "changes")?;
     tx.execute(
         "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, $2, $2, $3) \
@@ -76,6 +80,9 @@ pub const NOT_FOUND: &str = "not_found";
 /// [`Error::Database`].
 pub fn keep(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<bool, Error> {
     let is_new = tx.one("SELECT 1 FROM links WHERE link_id = $1", args![&link.id], |_| Ok(()))?.is_none();
+    if is_new && tombstones::is_erased(tx, &link.id)? {
+        return Ok(false);
+    }
     let resources = link.fetch_resources.as_ref().map(|names| serde_json::Value::from(names.clone()).to_string());
     let seq = next_number(tx, "changes")?;
     tx.execute(

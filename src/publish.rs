@@ -6,7 +6,7 @@
 //! whole of one snapshot.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ mod snapshots;
 mod tables;
 pub mod verify;
 
-pub use snapshots::{BuiltFrom, FileEntry, Lake, Manifest, TableEntry, checksum};
+pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 use snapshots::Staging;
 
@@ -93,6 +93,8 @@ pub struct Publisher {
     pepper: Option<Pepper>,
     clock: Clock,
     schema: &'static Schema,
+    /// One publishes at a time: two would stage in one folder.
+    alone: Mutex<()>,
 }
 
 /// Which files are written.
@@ -119,7 +121,16 @@ impl Publisher {
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
-        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema: schema::get() })
+        Ok(Self {
+            readers,
+            lake,
+            settings,
+            confirm_after,
+            pepper,
+            clock,
+            schema: schema::get(),
+            alone: Mutex::default(),
+        })
     }
 
     /// Publishes; `None` when there was nothing new. Blocks.
@@ -127,6 +138,7 @@ impl Publisher {
     /// # Errors
     /// [`Error`]; nothing staged is left behind.
     pub fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous.as_ref(), scope).and_then(|manifest| {
@@ -142,6 +154,28 @@ impl Publisher {
             self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now())?;
         }
         Ok(published)
+    }
+
+    /// Drops the snapshots before the current one, whatever their age, but for those published before `since`. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn forget(&self, since: Timestamp) -> Result<Vec<Forgotten>, Error> {
+        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lake.forget(since)
+    }
+
+    /// The snapshots that [`Publisher::forget`] would drop once there is a new one.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn would_forget(&self, since: Timestamp) -> Result<Vec<u32>, Error> {
+        self.lake.published_since(since)
+    }
+
+    /// The number of the snapshot that readers see; `None` when there is none.
+    pub fn current(&self) -> Option<u32> {
+        self.lake.current_number()
     }
 
     /// Whether the record store holds changes that no snapshot has. Blocks.

@@ -16,6 +16,7 @@ use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
 use crate::store::{Error, Row, Store, Tx, args};
+use crate::tombstones;
 
 /// Webhooks for a link and resource whose fetch began less than this ago wait until it is over, so that a burst of
 /// copies costs two fetches: the one that the first copy started, and one after the last.
@@ -85,6 +86,10 @@ pub fn mark_at(
         |row| Ok((row.opt_at(0)?, row.int(1)?, row.int(2)?, row.opt_at(3)?)),
     )?;
     let Some((due, priority, attempts, last_started)) = standing else {
+        // What was erased is not looked at again, whoever asks.
+        if tombstones::is_erased(tx, link_id)? {
+            return Ok(());
+        }
         tx.execute(
             "INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES ($1, $2, 1, $3, $4)",
             args![link_id, resource.name, not_before, trigger.priority()],

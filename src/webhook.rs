@@ -25,6 +25,7 @@ use crate::config;
 use crate::links;
 use crate::queue::{self, Queue, Trigger};
 use crate::store::{Error, Store, Tx, WebhookPlace, args};
+use crate::tombstones;
 
 mod crowd;
 mod door;
@@ -248,6 +249,11 @@ fn note_refusal(reply: Reply) {
 
 /// Writes the event and what follows from it.
 fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body: &[u8]) -> Result<(), Error> {
+    if let Some(link_id) = &event.link_id
+        && tombstones::is_erased(tx, link_id)?
+    {
+        return count_erased(tx, event, received_at);
+    }
     let link_id = event.link_id.as_ref().map(crate::belvo::LinkId::as_str);
     let body = WebhookPlace { link_id, received_at: received_at.as_micros() }.seal(tx, body)?;
     tx.execute(
@@ -277,6 +283,17 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
         Subject::Unknown => {}
     }
     Ok(())
+}
+
+/// Of an event for a link that was erased only the fact is kept that it came.
+fn count_erased(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp) -> Result<(), Error> {
+    metrics::counter!("vinculo_webhooks_for_erased_links_total").increment(1);
+    let nothing: &[u8] = &[];
+    tx.execute(
+        "INSERT INTO webhooks (received_at, webhook_type, outcome, body) VALUES ($1, $2, 'erased', $3)",
+        args![received_at, event.label(), nothing],
+    )
+    .map(drop)
 }
 
 fn outcome(event: &Event) -> &'static str {

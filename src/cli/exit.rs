@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::belvo::Failure;
 use crate::config::ConfigErrors;
-use crate::{links, publish, refresh, store};
+use crate::{backup, erase, links, publish, refresh, store};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,9 +44,8 @@ impl Exit {
     pub fn of_code(code: &str) -> Self {
         match code {
             "state_held" | "state_newer" => Self::State,
-            "state_folder" | "state_read_only" | "state_key_missing" | "state_key_wrong" | "lake_not_writable" => {
-                Self::Config
-            }
+            "state_folder" | "state_read_only" | "state_key_missing" | "state_key_wrong" | "no_pepper"
+            | "lake_not_writable" => Self::Config,
             "api_auth" | "api_forbidden" => Self::Credentials,
             "rate_limited" | "api_blocked" => Self::RateLimited,
             "api_down"
@@ -64,7 +63,7 @@ impl Exit {
             | "institution_refuses"
             | "institution_down"
             | "link_cooling" => Self::Down,
-            "state_damaged" | "state_unreadable" => Self::Damaged,
+            "state_damaged" | "state_unreadable" | "backup_damaged" => Self::Damaged,
             _ => Self::Failed,
         }
     }
@@ -79,6 +78,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(erase::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(backup::Error::code));
     code.map(Exit::of_code)
 }
 

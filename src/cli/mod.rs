@@ -12,19 +12,23 @@ use serde_json::json;
 
 use crate::config::{Config, ConfigErrors, Needs};
 
+pub mod backup;
 pub mod check;
 pub mod completions;
 pub mod demo;
+pub mod erase;
 pub mod exit;
 pub mod init;
 pub mod log;
 pub mod publish;
 pub mod rebuild;
 pub mod refresh;
+pub mod restore;
 pub mod serve;
 pub mod simulate;
 pub mod sql;
 pub mod status;
+pub mod subject;
 pub mod table;
 pub mod verify;
 pub mod work;
@@ -99,10 +103,18 @@ pub enum Command {
     Verify(verify::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
+    /// Erase one link or person, everywhere
+    Erase(erase::Args),
+    /// Print everything held on one link or person
+    Subject(subject::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
     Check(check::Args),
     /// Tell what is tracked, waiting, failing and published
     Status(status::Args),
+    /// Copy the state into one file, also while a daemon runs
+    Backup(backup::Args),
+    /// Put a backup in the place of the state
+    Restore(restore::Args),
     /// Print the completions of a shell
     Completions(completions::Args),
 }
@@ -121,8 +133,12 @@ pub fn main() -> ExitCode {
         Command::Rebuild(args) => rebuild::run(&args, &global),
         Command::Verify(args) => verify::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
+        Command::Erase(args) => erase::run(&args, &global),
+        Command::Subject(args) => subject::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
+        Command::Backup(args) => backup::run(&args, &global),
+        Command::Restore(args) => restore::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
     };
     match result {
@@ -196,8 +212,12 @@ Commands:
   rebuild      Build the lake anew from the record store
   verify       Hold every published file and the state against what was written
   sql          Run SQL on the published tables
+  erase        Erase one link or person, everywhere
+  subject      Print everything held on one link or person
   check        Parse config, jobs and schemas, and print when each job runs next
   status       Tell what is tracked, waiting, failing and published
+  backup       Copy the state into one file, also while a daemon runs
+  restore      Put a backup in the place of the state
   completions  Print the completions of a shell
   help         Print this message or the help of the given subcommand(s)
 

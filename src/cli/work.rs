@@ -53,15 +53,24 @@ pub enum Signal {
     Terminate,
 }
 
+/// The state of `config`, which no daemon holds, and the door to its readers.
+///
+/// # Errors
+/// When a daemon holds the state, or the lake cannot be used.
+pub fn open(config: &Config) -> anyhow::Result<(Store, Arc<Publisher>)> {
+    config.check_folders()?;
+    let store = Store::configured(&config.state)?;
+    let pepper = config.pii.pepper.clone().map(Pepper::new);
+    let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
+    let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, Clock::system())?;
+    Ok((store, Arc::new(publisher)))
+}
+
 /// Publishes the state of `config` from here, without a daemon; `None` when there was nothing new.
 ///
 /// # Errors
 /// When a daemon holds the state, or nothing can be published.
 pub fn publish(config: &Config, scope: Scope) -> anyhow::Result<Option<Manifest>> {
-    config.check_folders()?;
-    let store = Store::configured(&config.state)?;
-    let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-    let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, Clock::system())?);
+    let (_store, publisher) = open(config)?;
     block_on(async { Ok(publish::publish_in_background(&publisher, scope).await?) })
 }

@@ -76,6 +76,15 @@ pub struct FileEntry {
     pub sha256: String,
 }
 
+/// A snapshot that was dropped because of whom it showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// Its number.
+    pub snapshot: u32,
+    /// Its files, relative to its folder.
+    pub files: Vec<String>,
+}
+
 impl Manifest {
     /// The entry of the table called `name`.
     pub fn table(&self, name: &str) -> Option<&TableEntry> {
@@ -195,6 +204,40 @@ impl Lake {
             }
         }
         Ok(dropped)
+    }
+
+    /// The snapshots that were published at `since` or later, oldest first; one that does not say when is among them.
+    pub(super) fn published_since(&self, since: Timestamp) -> Result<Vec<u32>, Error> {
+        let mut numbers: Vec<u32> = self.numbered()?.into_iter().map(|(number, _)| number).collect();
+        numbers.sort_unstable();
+        numbers.retain(|&number| {
+            let published = self.manifest(number).and_then(|manifest| Timestamp::parse(&manifest.published_at));
+            published.is_none_or(|published| published >= since)
+        });
+        Ok(numbers)
+    }
+
+    /// Drops the snapshots before the current one that were published at `since` or later.
+    pub(super) fn forget(&self, since: Timestamp) -> Result<Vec<Forgotten>, Error> {
+        let current = self.current_number();
+        let mut forgotten = Vec::new();
+        for snapshot in
+            self.published_since(since)?.into_iter().filter(|&number| current.is_some_and(|current| number < current))
+        {
+            let manifest = self.manifest(snapshot);
+            let files = manifest.iter().flat_map(|manifest| {
+                manifest
+                    .tables
+                    .iter()
+                    .flat_map(|table| &table.files)
+                    .chain(&manifest.files)
+                    .map(|file| file.path.clone())
+            });
+            let files = files.collect();
+            self.drop_snapshot(snapshot)?;
+            forgotten.push(Forgotten { snapshot, files });
+        }
+        Ok(forgotten)
     }
 
     /// Drops snapshot `number`, whatever its age.

@@ -22,12 +22,16 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config;
 
 mod checkpoint;
+mod copy;
 mod keys;
 mod migrations;
+mod scrub;
 mod sql;
 
+pub use copy::{copy, replace};
 pub use keys::{KeyOf, MasterKeys, VersionPlace, WebhookPlace};
-pub use sql::{Row, Tx, Value};
+pub use scrub::{Scrubbed, Traces};
+pub use sql::{Cell, Row, Tx, Value};
 
 pub(crate) use sql::args;
 
@@ -90,6 +94,9 @@ pub enum Error {
     /// More writes wait than the writer can take.
     #[error("the state is overloaded: {WAITING_WRITES} writes are waiting")]
     Overloaded,
+    /// Somebody reads for too long.
+    #[error("the state's log could not be emptied, because somebody reads the state: end long readers and try again")]
+    Busy,
     /// The writer has ended.
     #[error("the state is closed")]
     Closed,
@@ -127,6 +134,7 @@ impl Error {
             Self::Missing(_) => "state_missing",
             Self::Folder { .. } => "state_folder",
             Self::Overloaded => "overloaded",
+            Self::Busy => "state_busy",
             Self::Closed => "state_closed",
             Self::Database(error) => database_code(error),
             Self::NotDurable(code) => code,

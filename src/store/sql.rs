@@ -125,6 +125,24 @@ fn bind(statement: &mut Statement<'_>, args: &[Value<'_>]) -> rusqlite::Result<(
 pub struct Row<'r>(&'r rusqlite::Row<'r>);
 
 impl Row<'_> {
+    /// Every column with its name, for those who tell all that there is.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn cells(&self) -> Result<Vec<(String, Cell)>, Error> {
+        let names = self.0.as_ref().column_names();
+        let cell = |column| {
+            Ok::<_, Error>(match self.0.get_ref(column)? {
+                ValueRef::Integer(value) => Cell::Int(value),
+                ValueRef::Text(text) => Cell::Text(String::from_utf8_lossy(text).into_owned()),
+                ValueRef::Blob(bytes) => Cell::Bytes(bytes.to_vec()),
+                // The state has no column of this type.
+                ValueRef::Null | ValueRef::Real(_) => Cell::Null,
+            })
+        };
+        names.into_iter().enumerate().map(|(column, name)| Ok((name.to_owned(), cell(column)?))).collect()
+    }
+
     /// An integer column.
     ///
     /// # Errors
@@ -196,6 +214,19 @@ impl Row<'_> {
     pub fn link_id(&self, column: usize) -> Result<LinkId, Error> {
         self.str(column)?.parse().map_err(|_| Error::Unreadable("a link id"))
     }
+}
+
+/// What a column holds.
+#[derive(Clone)]
+pub enum Cell {
+    /// SQL NULL.
+    Null,
+    /// A 64-bit integer.
+    Int(i64),
+    /// Text.
+    Text(String),
+    /// Bytes.
+    Bytes(Vec<u8>),
 }
 
 /// A value for a `$n` of a statement. Instants are stored as microseconds since 1970.

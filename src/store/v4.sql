@@ -21,7 +21,6 @@ CREATE TABLE erasures (
     asked_at  BIGINT NOT NULL,
     asked_for TEXT NOT NULL,             -- link | external_id | person: what kind of name was given
     reason    TEXT NOT NULL,
-    is_remote BIGINT NOT NULL,
     step      TEXT NOT NULL,             -- asked | removed | published | done
     plan      TEXT,                      -- JSON, whom it is about; NULL from `removed` on
     receipt   TEXT NOT NULL              -- JSON without personal data

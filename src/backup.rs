@@ -1,0 +1,331 @@
+//! The state in one file, made while a daemon writes it, and back.
+//!
+//! *Takes* a state. *Gives* an SQLite file that ends with a checksum of everything before it. *Promises* that a cut or
+//! changed file is refused, that a backup holds neither the configuration nor the master key, and that a restored state
+//! has nobody who was erased since. Without the master key of its time a backup's bodies cannot be read.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::erase;
+use crate::publish::{BuiltFrom, checksum};
+use crate::sensitive::{Pepper, hex};
+use crate::store::{self, Readers, Store, Traces, Tx, args};
+use crate::tombstones::{self, Kind, Tombstones};
+use crate::{audit, queue};
+
+/// The list of backups that were made, in the folder of the state.
+const LIST: &str = "backups.jsonl";
+
+/// What the end of a backup begins with.
+const MARK: &[u8] = b"\nvinculo-backup ";
+
+/// Nothing at the end of a backup is longer, in bytes.
+const LONGEST_END: u64 = 4096;
+
+/// Why a backup could not be made or put back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is such a file already.
+    #[error("{0} exists already: name another file, or remove it first")]
+    Exists(PathBuf),
+    /// A file cannot be used.
+    #[error("{path} cannot be used: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The backup is not what was written.
+    #[error("{path} is no whole backup: {what}; nothing was changed. Restore another one")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The tombstones are of another state.
+    #[error(
+        "{0} holds the tombstones of another state, so that it cannot be known who was erased; nothing was changed. Restore \
+         into a folder of its own"
+    )]
+    ForeignTombstones(PathBuf),
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Somebody who was erased could not be looked for.
+    #[error(transparent)]
+    Erase(#[from] erase::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Exists(_) => "backup_exists",
+            Self::File { .. } => "backup_not_writable",
+            Self::Damaged { .. } => "backup_damaged",
+            Self::ForeignTombstones(_) => "foreign_tombstones",
+            Self::Store(error) => error.code(),
+            Self::Erase(error) => error.code(),
+        }
+    }
+
+    fn at(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::File { path: path.to_owned(), source }
+    }
+}
+
+/// A backup that was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Made {
+    /// The file.
+    pub file: String,
+    /// When it was made, RFC 3339.
+    pub made_at: String,
+    /// The state that it holds.
+    #[serde(flatten)]
+    pub state: BuiltFrom,
+    /// Its size without its end.
+    pub bytes: u64,
+}
+
+/// The end of a backup.
+#[derive(Serialize, Deserialize)]
+struct End {
+    made_at: String,
+    #[serde(flatten)]
+    state: BuiltFrom,
+    bytes: u64,
+    sha256: String,
+}
+
+/// Makes a backup of the state of `config` in the new file `to`, also while a daemon writes it. Blocks.
+///
+/// # Errors
+/// [`Error::Exists`], [`Error::File`], [`Error::Store`]; then there is no such file.
+pub fn make(config: &Config, to: &Path, now: Timestamp) -> Result<Made, Error> {
+    let to = std::path::absolute(to).map_err(Error::at(to))?;
+    if to.symlink_metadata().is_ok() {
+        return Err(Error::Exists(to));
+    }
+    let partial = to.with_added_extension("partial");
+    let made = write(config, &partial, now).and_then(|end| {
+        fs::rename(&partial, &to).map_err(Error::at(&to))?;
+        let folder = to.parent().unwrap_or(Path::new("/"));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
+        let End { made_at, state, bytes, .. } = end;
+        Ok(Made { file: to.display().to_string(), made_at, state, bytes })
+    });
+    if made.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    let made = made?;
+    note(&config.state.path, &made)?;
+    Ok(made)
+}
+
+fn write(config: &Config, partial: &Path, now: Timestamp) -> Result<End, Error> {
+    store::copy(&config.state.path, partial)?;
+    let state = Readers::of(partial).read(BuiltFrom::of)?;
+    let (bytes, sha256) = checksum(partial).map_err(Error::at(partial))?;
+    let end = End { made_at: now.to_string(), state, bytes, sha256 };
+    let text = json!(end).to_string();
+    let mut file = File::options().append(true).open(partial).map_err(Error::at(partial))?;
+    let hash = hex(&Sha256::digest(text.as_bytes()));
+    [MARK, text.as_bytes(), hash.as_bytes()]
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .and_then(|()| file.sync_all())
+        .map_err(Error::at(partial))?;
+    Ok(end)
+}
+
+/// Adds to the list of backups, which erasures quote.
+fn note(state: &Path, made: &Made) -> Result<(), Error> {
+    let path = state.with_file_name(LIST);
+    let line = json!(made).to_string() + "\n";
+    let file = File::options().create(true).append(true).mode(0o600).open(&path);
+    file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all())).map_err(Error::at(&path))
+}
+
+/// The backups that were made of the state at `state`, oldest first.
+pub fn made(state: &Path) -> Vec<Made> {
+    let text = fs::read_to_string(state.with_file_name(LIST)).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// What a restored state came to.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// When the backup was made, RFC 3339.
+    pub made_at: String,
+    /// The state that it holds.
+    #[serde(flatten)]
+    pub state: BuiltFrom,
+    /// Links that were in it and had been erased since, and are gone again.
+    pub erased_again: usize,
+}
+
+/// Puts the backup `from` in the place of the state of `config`, without whoever was erased since. Blocks.
+///
+/// # Errors
+/// [`Error::Damaged`], [`Error::ForeignTombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
+/// Then the state is as it was.
+pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
+    let end = check(from)?;
+    let state = &config.state.path;
+    if let Some(pid) = store::holder(state) {
+        return Err(store::Error::Held { path: state.clone(), pid }.into());
+    }
+    let fresh = state.with_added_extension("restoring");
+    let restored = restore_into(config, from, &fresh, &end, now).await;
+    let restored = restored.and_then(|erased_again| {
+        store::replace(state, &fresh)?;
+        Ok(erased_again)
+    });
+    for leftover in ["", "-wal", "-shm", ".lock"] {
+        let mut name = fresh.clone().into_os_string();
+        name.push(leftover);
+        let _ = fs::remove_file(name);
+    }
+    let erased_again = restored?;
+    if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
+        let file = tombstones::file_of(state);
+        tombstones.write(&file).map_err(Error::at(&file))?;
+    }
+    Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
+}
+
+/// The end of the backup at `path`, when all before it is as it was written.
+fn check(path: &Path) -> Result<End, Error> {
+    let damaged = |what| Error::Damaged { path: path.to_owned(), what };
+    let mut file = File::open(path).map_err(Error::at(path))?;
+    let length = file.metadata().map_err(Error::at(path))?.len();
+    let start = length.saturating_sub(LONGEST_END);
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(start)).and_then(|_| file.read_to_end(&mut tail)).map_err(Error::at(path))?;
+    let at = memchr::memmem::rfind(&tail, MARK).ok_or_else(|| damaged("its end is missing"))?;
+    let text = &tail[at + MARK.len()..];
+    let (text, hash) = text.split_at_checked(text.len().saturating_sub(64)).unwrap_or_default();
+    if hex(&Sha256::digest(text)).as_bytes() != hash {
+        return Err(damaged("its end is cut or changed"));
+    }
+    let end: End = serde_json::from_slice(text).map_err(|_| damaged("its end cannot be read"))?;
+    if end.bytes != start + at as u64 {
+        return Err(damaged("it does not have the length that was written"));
+    }
+    let mut hash = Sha256::new();
+    file.seek(SeekFrom::Start(0)).map_err(Error::at(path))?;
+    let mut content = file.take(end.bytes);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match content.read(&mut buffer).map_err(Error::at(path))? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    if hex(&hash.finalize()) == end.sha256 {
+        Ok(end)
+    } else {
+        Err(damaged("it does not hold the bytes that were written"))
+    }
+}
+
+/// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
+async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
+    let folder = fresh.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).map_err(Error::at(folder))?;
+    let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
+        let mut content = File::open(from)?.take(end.bytes);
+        io::copy(&mut content, &mut to)?;
+        to.sync_all()
+    });
+    copied.map_err(Error::at(fresh))?;
+    let mut known = Vec::new();
+    for file in [tombstones::file_of(&config.state.path), tombstones::file_of_backup(from)] {
+        if let Some(tombstones) = Tombstones::read(&file).map_err(Error::at(&file))? {
+            known.push((file, tombstones));
+        }
+    }
+    let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
+    let pepper = config.pii.pepper.clone().map(Pepper::new);
+    let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
+    let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
+        Ok(0) => Ok(0),
+        // Whose traces they are is not known here: the file is written anew.
+        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased).map_err(Error::from),
+        Err(error) => Err(error),
+    };
+    // Nothing may be open when the file is moved.
+    tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
+    erased
+}
+
+fn erase_again(
+    tx: &Tx<'_>,
+    known: Vec<(PathBuf, Tombstones)>,
+    pepper: Option<&Pepper>,
+    now: Timestamp,
+) -> Result<usize, Error> {
+    for (file, tombstones) in known {
+        if !tombstones.keep(tx)? {
+            return Err(Error::ForeignTombstones(file));
+        }
+    }
+    let (mut links, mut external_ids) = (BTreeSet::new(), BTreeSet::new());
+    if let Some(tombstones) = Tombstones::of(tx)? {
+        for table in tx.tables_with("link_id")? {
+            let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
+            let ids = tx.all(&sql, args![], |row| row.text(0))?;
+            links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
+        }
+        let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
+            Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
+        })?;
+        if tombstones.has(Kind::ExternalId) {
+            for (link, external_id, first_seen_at) in &connected {
+                let erased_at = external_id.as_ref().and_then(|id| tombstones.erased_at(Kind::ExternalId, id));
+                if erased_at.is_some_and(|erased_at| *first_seen_at <= erased_at) {
+                    links.insert(link.clone());
+                }
+            }
+        }
+        if tombstones.has(Kind::Person) {
+            let pepper = pepper.ok_or(erase::Error::NoPepper)?;
+            let owners = erase::persons(tx, pepper)?;
+            for (link, person) in owners {
+                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
+                if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
+                    links.insert(link);
+                }
+            }
+        }
+        for (link, external_id, _) in &connected {
+            let Some(external_id) = external_id.as_ref().filter(|_| links.contains(link)) else { continue };
+            let is_shared =
+                connected.iter().any(|(id, other, _)| other.as_ref() == Some(external_id) && !links.contains(id));
+            if !is_shared {
+                external_ids.insert(external_id.clone());
+            }
+        }
+    }
+    let (links, external_ids): (Vec<_>, Vec<_>) = (links.into_iter().collect(), external_ids.into_iter().collect());
+    if !links.is_empty() {
+        erase::remove(tx, &links, &external_ids)?;
+        links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
+        queue::next_number(tx, "changes")?;
+    }
+    audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
+    Ok(links.len())
+}

@@ -1,0 +1,30 @@
+//! `vinculo backup`: the state in one file, also while a daemon runs.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use super::{Exit, Global};
+use crate::backup;
+use crate::clock::Clock;
+use crate::config::Needs;
+
+/// What `backup` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The new file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let made = backup::make(&config, &args.file, Clock::system().now())?;
+    let out = &mut io::stdout().lock();
+    if global.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&made)?)?;
+    } else {
+        writeln!(out, "wrote {}, {} bytes, as of change {}", made.file, made.bytes, made.state.change)?;
+        writeln!(out, "it holds no key: keep state.encryption_key and pii.pepper elsewhere, or it cannot be read")?;
+    }
+    Ok(Exit::Done)
+}

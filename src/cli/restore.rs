@@ -1,0 +1,37 @@
+//! `vinculo restore`: a backup in the place of the state, without whoever was erased since, and the lake built from it.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Exit, Global, work};
+use crate::backup;
+use crate::clock::Clock;
+use crate::config::Needs;
+use crate::publish::Scope;
+
+/// What `restore` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    config.check_folders()?;
+    let restored = work::block_on(async { Ok(backup::restore(&config, &args.file, Clock::system().now()).await?) })?;
+    // The lake is of the state that was replaced.
+    let published = work::publish(&config, Scope::Everything)?.map(|manifest| manifest.snapshot);
+    let out = &mut io::stdout().lock();
+    if global.json {
+        writeln!(out, "{:#}", json!({ "restored": restored, "snapshot": published }))?;
+    } else {
+        writeln!(out, "restored the state of {}, change {}", restored.made_at, restored.state.change)?;
+        writeln!(out, "{} link(s) in it had been erased since, and are gone again", restored.erased_again)?;
+        published.iter().try_for_each(|snapshot| writeln!(out, "snapshot {snapshot:06} was built from it"))?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,53 @@
+//! `vinculo subject`: everything held on one link or person, as JSON.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::erase::Whom;
+use super::sql::{self, Form};
+use super::{Exit, Global};
+use crate::config::Needs;
+use crate::sensitive::Pepper;
+use crate::sinks::duckdb;
+use crate::store::Readers;
+use crate::{schema, subject};
+
+/// What `subject` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Whom.
+    #[command(flatten)]
+    pub whom: Whom,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let readers = Readers::configured(&config.state);
+    let pepper = config.pii.pepper.clone().map(Pepper::new);
+    let held = subject::held(&readers, &args.whom.subject()?, pepper.as_ref())?;
+    let lake = published(&config.lake.path, &held.links)?;
+    let document = json!({ "links": held.links, "state": held.tables, "lake": lake });
+    writeln!(io::stdout().lock(), "{document:#}")?;
+    Ok(Exit::Done)
+}
+
+/// The rows of the links in each published table.
+fn published(lake: &Path, links: &[String]) -> anyhow::Result<Map<String, Value>> {
+    let mut tables = Map::new();
+    if !lake.join(duckdb::FILE).exists() {
+        return Ok(tables);
+    }
+    let names: Vec<String> = links.iter().map(|link| format!("'{}'", link.replace('\'', "''"))).collect();
+    let of_links = |table: &&schema::Table| table.columns.iter().any(|column| column.name == "link_id");
+    for table in schema::get().tables.iter().filter(of_links) {
+        let question = format!("SELECT * FROM {} WHERE link_id IN ({})", table.name, names.join(", "));
+        let mut answer = Vec::new();
+        sql::query(lake, &question, Form::Json, &mut answer)?;
+        let rows =
+            String::from_utf8_lossy(&answer).lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        tables.insert(table.name.clone(), rows.into());
+    }
+    Ok(tables)
+}

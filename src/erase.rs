@@ -1,0 +1,719 @@
+//! One person, everywhere: what is held, and how it goes.
+//!
+//! *Takes* a link, an `external_id` or a person's key. *Gives* a plan, and once it is done a receipt that names nobody.
+//! *Promises* that an erasure which was begun is finished, by whoever opens the state next; that afterwards no byte of the
+//! person is in the state, its log or the lake; and that nothing brings the links back. *Not here*: backups and copies that
+//! others made; the receipt lists the backups that this program knows of.
+//!
+//! The steps, each durable before the next: the wish is noted (`asked`); rows, keys and bodies go and tombstones come, in
+//! one transaction (`removed`); the lake is built anew and the snapshots that showed the person are dropped (`published`);
+//! the log is emptied, the file looked through, and the receipt written (`done`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::audit;
+use crate::backup::{self, Made};
+use crate::belvo::LinkId;
+use crate::clock::{Clock, Timestamp};
+use crate::publish::{self, Forgotten, Publisher, Scope};
+use crate::queue::next_number;
+use crate::records::unpack;
+use crate::resources::owners;
+use crate::sensitive::{Cpf, Pepper};
+use crate::store::{self, Row, Store, Traces, Tx, VersionPlace, WebhookPlace, args};
+use crate::tombstones::{self, Kind, Tombstone, Tombstones};
+
+/// Backups that hold the person must be gone so long after the erasure.
+const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
+
+/// The folder of receipts, in that of the state.
+const RECEIPTS: &str = "erasures";
+
+/// Why nothing, or not everything, was erased.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is nobody of that name.
+    #[error("nothing is held of this {0}: look at the spelling; what was erased before stays erased")]
+    NotHeld(&'static str),
+    /// Persons have no key without a pepper.
+    #[error("pii.pepper is empty, so that persons have no key: name a link or an external_id")]
+    NoPepper,
+    /// A file beside the state cannot be written.
+    #[error("{path} cannot be written: {source}; mend it, and start `vinculo serve`, which finishes the erasure")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The lake could not be published anew.
+    #[error(transparent)]
+    Publish(#[from] publish::Error),
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure, for logs, metrics and `status`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotHeld(_) => "not_held",
+            Self::NoPepper => "no_pepper",
+            Self::File { .. } => "receipt_not_writable",
+            Self::Publish(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// Whom an erasure or an export is about. It has no printed form.
+#[derive(Clone)]
+pub enum Subject {
+    /// One link.
+    Link(LinkId),
+    /// Every link of an `external_id`.
+    ExternalId(String),
+    /// Every link of a `person_key`.
+    Person(String),
+}
+
+impl Subject {
+    /// What kind of name it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Link(_) => Kind::Link,
+            Self::ExternalId(_) => Kind::ExternalId,
+            Self::Person(_) => Kind::Person,
+        }
+    }
+
+    /// The links that it means, by id. Blocks for long when it is a person: only the bodies say who that is.
+    ///
+    /// # Errors
+    /// [`Error::NoPepper`], [`Error::Store`].
+    pub fn links(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Vec<String>, Error> {
+        Ok(match self {
+            Self::Link(id) => {
+                let mut found = Vec::new();
+                for table in tx.tables_with("link_id")? {
+                    let sql = format!("SELECT link_id FROM {table} WHERE link_id = $1 LIMIT 1");
+                    found.extend(tx.one(&sql, args![id], |row| row.text(0))?);
+                }
+                found.truncate(1);
+                found
+            }
+            Self::ExternalId(id) => {
+                tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![id], |row| {
+                    row.text(0)
+                })?
+            }
+            Self::Person(key) => {
+                let persons = persons(tx, pepper.ok_or(Error::NoPepper)?)?;
+                let found: BTreeSet<String> =
+                    persons.into_iter().filter(|(_, person)| person == key).map(|(link, _)| link).collect();
+                found.into_iter().collect()
+            }
+        })
+    }
+}
+
+/// Every link with the key of every person that it ever named as its owner.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, store::Error> {
+    let mut persons = Vec::new();
+    each_body(tx, Bodies::OfResource(owners::RESOURCE.name), |place, body| {
+        if let Some(person) = person_of(&body, pepper) {
+            persons.push((place.link_id.to_owned(), person));
+        }
+        Ok(())
+    })?;
+    Ok(persons)
+}
+
+/// The key of the person that an owner's body names.
+fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
+    let owner: Value = serde_json::from_str(body).ok()?;
+    let cpf = Cpf::parse(owner["document_id"]["document_number"].as_str()?)?;
+    Some(pepper.key_of(&[cpf.digits()]))
+}
+
+/// Which bodies.
+#[derive(Debug, Clone, Copy)]
+pub enum Bodies<'a> {
+    /// Those of one link.
+    OfLink(&'a str),
+    /// Those of a resource, by its name.
+    OfResource(&'a str),
+}
+
+/// Gives every version of every record, opened.
+///
+/// # Errors
+/// [`store::Error`]; a body that cannot be opened is left out, so that damage does not keep anybody.
+pub fn each_body(
+    tx: &Tx<'_>,
+    which: Bodies<'_>,
+    mut each: impl FnMut(VersionPlace<'_>, String) -> Result<(), store::Error>,
+) -> Result<(), store::Error> {
+    let (column, value) = match which {
+        Bodies::OfLink(link) => ("link_id", link),
+        Bodies::OfResource(resource) => ("resource", resource),
+    };
+    let sql = format!(
+        "SELECT link_id, resource, record_key, version, body FROM record_versions WHERE {column} = $1 \
+         ORDER BY link_id, resource, record_key, version"
+    );
+    tx.each(&sql, args![value], |row: &Row<'_>| {
+        let place =
+            VersionPlace { link_id: row.str(0)?, resource: row.str(1)?, record_key: row.str(2)?, version: row.int(3)? };
+        match place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)) {
+            Ok(body) => each(place, body),
+            Err(store::Error::Unreadable(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// What would go.
+#[derive(Serialize)]
+pub struct Plan {
+    /// The links, by id.
+    pub links: Vec<String>,
+    /// The `external_id`s that no other link has.
+    pub external_ids: Vec<String>,
+    /// Rows of each table of the state.
+    pub rows: BTreeMap<String, u64>,
+    /// Snapshots that may show the links.
+    pub snapshots: Vec<u32>,
+    /// Backups that hold them.
+    pub backups: Vec<Made>,
+    #[serde(skip)]
+    subject: Subject,
+    #[serde(skip)]
+    first_seen_at: Timestamp,
+    #[serde(skip)]
+    traces: Traces,
+}
+
+/// What has to be known to go on after a crash; gone with the rows.
+#[derive(Serialize, Deserialize)]
+struct Wish {
+    links: Vec<String>,
+    external_ids: Vec<String>,
+    /// Kind and name of what was asked for, when it is no link.
+    named: Option<(Kind, String)>,
+}
+
+/// What was done. It names nobody.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Random id of the erasure.
+    pub erasure: String,
+    /// When it was asked for, RFC 3339.
+    pub asked_at: String,
+    /// When it was done; empty before.
+    pub finished_at: String,
+    /// `link`, `external_id` or `person`.
+    pub asked_for: String,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// How many links it was about.
+    pub links: usize,
+    /// Salted hashes of what must not come back.
+    pub tombstones: Vec<Tombstone>,
+    /// Rows removed from each table of the state, the keys of the bodies (`link_keys`) among them.
+    pub rows: BTreeMap<String, u64>,
+    /// The first snapshot without the person; absent when nothing was ever published.
+    pub published: Option<u32>,
+    /// Snapshots that were dropped, file by file.
+    pub snapshots: Vec<Forgotten>,
+    /// Since when snapshots may have shown the person, in microseconds since 1970.
+    since: i64,
+    /// Whether the state's file was written anew, because emptying its log was not enough.
+    pub state_rewritten: bool,
+    /// Traces left in the state, because rows of others hold the same bytes.
+    pub traces_left: usize,
+    /// Backups made before, and when each has to be gone.
+    pub backups: Vec<BackupToGo>,
+    /// Hash of the line in the audit.
+    pub audit_hash: String,
+}
+
+/// A backup that holds an erased person.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackupToGo {
+    /// The file, as it was named when it was made.
+    pub file: String,
+    /// When it was made, RFC 3339.
+    pub made_at: String,
+    /// When it must be gone.
+    pub gone_by: String,
+}
+
+/// Erases. Cheap to clone.
+#[derive(Clone)]
+pub struct Eraser {
+    store: Store,
+    publisher: Arc<Publisher>,
+    pepper: Option<Pepper>,
+    state: PathBuf,
+    clock: Clock,
+}
+
+impl Eraser {
+    /// One for the state at `state`, open as `store`, and the lake behind `publisher`.
+    pub fn new(store: Store, publisher: Arc<Publisher>, pepper: Option<Pepper>, state: &Path, clock: Clock) -> Self {
+        Self { store, publisher, pepper, state: state.to_owned(), clock }
+    }
+
+    /// What erasing `subject` would remove. Nothing is written.
+    ///
+    /// # Errors
+    /// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+    pub async fn plan(&self, subject: Subject) -> Result<Plan, Error> {
+        let (readers, pepper) = (self.store.readers(), self.pepper.clone());
+        let planning = tokio::task::spawn_blocking(move || readers.read(|tx| plan(tx, subject, pepper.as_ref())));
+        let mut plan = planning.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        plan.snapshots = self.publisher.would_forget(plan.first_seen_at)?;
+        plan.backups = backup::made(&self.state);
+        Ok(plan)
+    }
+
+    /// Erases what `plan` says, for `reason`, and gives the receipt.
+    ///
+    /// # Errors
+    /// [`Error`]. Once the wish is noted, whoever opens the state next finishes it.
+    pub async fn erase(&self, plan: Plan, reason: &str) -> Result<Receipt, Error> {
+        let erasure = self.ask(&plan, reason).await?;
+        while !self.step(&erasure, &plan.traces).await?.is_done() {}
+        self.receipt_of(&erasure).await
+    }
+
+    /// Finishes the erasures that were begun, and gives their number.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn resume(&self) -> Result<usize, Error> {
+        let begun = self.store.read(|tx| {
+            let sql = "SELECT erasure FROM erasures WHERE step <> 'done' ORDER BY asked_at";
+            tx.all(sql, args![], |row| row.text(0))
+        });
+        let begun = begun.await?;
+        for erasure in &begun {
+            tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and is finished now");
+            // What to look for was forgotten with the process: the state's file is written anew instead.
+            while !self.step(erasure, &Traces::default()).await?.is_done() {}
+        }
+        Ok(begun.len())
+    }
+
+    /// Notes the wish, and gives the erasure's id.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn ask(&self, plan: &Plan, reason: &str) -> Result<String, Error> {
+        let erasure = format!("{:032x}", rand::random::<u128>());
+        let asked_at = self.clock.now();
+        let named = match &plan.subject {
+            Subject::Link(_) => None,
+            Subject::ExternalId(name) | Subject::Person(name) => Some((plan.subject.kind(), name.clone())),
+        };
+        let wish = Wish { links: plan.links.clone(), external_ids: plan.external_ids.clone(), named };
+        let receipt = Receipt {
+            erasure: erasure.clone(),
+            asked_at: asked_at.to_string(),
+            asked_for: plan.subject.kind().name().to_owned(),
+            reason: reason.to_owned(),
+            links: plan.links.len(),
+            since: plan.first_seen_at.as_micros(),
+            ..Receipt::default()
+        };
+        let (id, wish, text) = (erasure.clone(), json!(wish).to_string(), json!(receipt).to_string());
+        let (asked_for, reason) = (receipt.asked_for, receipt.reason);
+        self.store
+            .write(move |tx| {
+                tx.execute(
+                    "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) \
+                     VALUES ($1, $2, $3, $4, 'asked', $5, $6)",
+                    args![&id, asked_at, &asked_for, &reason, &wish, &text],
+                )
+            })
+            .await?;
+        Ok(erasure)
+    }
+
+    /// Does the next step of an erasure, and gives the one that it has reached.
+    ///
+    /// # Errors
+    /// [`Error`]; the step can be done again.
+    pub async fn step(&self, erasure: &str, traces: &Traces) -> Result<Step, Error> {
+        let id = erasure.to_owned();
+        let found = self
+            .store
+            .read(move |tx| tx.one("SELECT step FROM erasures WHERE erasure = $1", args![&id], |row| row.text(0)));
+        match found.await?.as_deref() {
+            Some("asked") => self.remove(erasure).await,
+            Some("removed") => self.publish(erasure).await,
+            Some("published") => self.finish(erasure, traces).await,
+            _ => Ok(Step::Done),
+        }
+    }
+
+    /// Rows, keys and bodies go, and tombstones come.
+    async fn remove(&self, erasure: &str) -> Result<Step, Error> {
+        let (id, now) = (erasure.to_owned(), self.clock.now());
+        self.store
+            .write(move |tx| {
+                let (plan, mut receipt) = read(tx, &id)?;
+                let wish: Wish = plan
+                    .and_then(|plan| serde_json::from_str(&plan).ok())
+                    .ok_or(store::Error::Unreadable("an erasure's plan"))?;
+                receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
+                let links = wish.links.iter().map(|id| (Kind::Link, id));
+                let named = wish.named.iter().map(|(kind, name)| (*kind, name));
+                receipt.tombstones = links
+                    .chain(named)
+                    .map(|(kind, name)| tombstones::bury(tx, kind, name, now))
+                    .collect::<Result<_, _>>()?;
+                // Tells the publisher that there is something new.
+                next_number(tx, "changes")?;
+                keep(tx, Step::Removed, &receipt, now)
+            })
+            .await?;
+        Ok(Step::Removed)
+    }
+
+    /// Tombstones go to their files, and the lake is built anew, without the person.
+    async fn publish(&self, erasure: &str) -> Result<Step, Error> {
+        let made = backup::made(&self.state);
+        if let Some(tombstones) = self.store.read(Tombstones::of).await? {
+            let mut files = vec![tombstones::file_of(&self.state)];
+            // Whoever restores one of these elsewhere finds them there too, unless the backup was moved.
+            files.extend(
+                made.iter()
+                    .map(|made| Path::new(&made.file))
+                    .filter(|file| file.exists())
+                    .map(tombstones::file_of_backup),
+            );
+            for (number, file) in files.iter().enumerate() {
+                match tombstones.write(file) {
+                    Err(source) if number == 0 => return Err(Error::File { path: file.clone(), source }),
+                    Err(error) => {
+                        tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}")
+                    }
+                    Ok(()) => {}
+                }
+            }
+        }
+        let id = erasure.to_owned();
+        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
+        if self.publisher.current().is_some() {
+            publish::publish_in_background(&self.publisher, Scope::Everything).await?;
+            let (publisher, since) = (Arc::clone(&self.publisher), Timestamp::from_micros(receipt.since));
+            let forgetting = tokio::task::spawn_blocking(move || publisher.forget(since));
+            receipt.snapshots =
+                forgetting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+            receipt.published = self.publisher.current();
+        }
+        let now = self.clock.now();
+        self.store.write(move |tx| keep(tx, Step::Published, &receipt, now)).await?;
+        Ok(Step::Published)
+    }
+
+    /// The log is emptied, the state's file looked through, and the receipt written.
+    async fn finish(&self, erasure: &str, traces: &Traces) -> Result<Step, Error> {
+        let scrubbed = self.store.scrub(traces.clone()).await?;
+        let now = self.clock.now();
+        let backups = backup::made(&self.state).into_iter().map(|made| BackupToGo {
+            file: made.file,
+            made_at: made.made_at,
+            gone_by: (now + BACKUPS_GO_WITHIN).to_string(),
+        });
+        let (id, backups) = (erasure.to_owned(), backups.collect::<Vec<_>>());
+        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
+        receipt.state_rewritten = scrubbed.is_compacted;
+        receipt.traces_left = scrubbed.left;
+        receipt.backups = backups;
+        receipt.finished_at = now.to_string();
+        self.store.write(move |tx| keep(tx, Step::Done, &receipt, now)).await?;
+        let receipt = self.receipt_of(erasure).await?;
+        write_receipt(&self.state, &receipt)?;
+        metrics::counter!("vinculo_erasures_total").increment(1);
+        tracing::info!(erasure, links = receipt.links, "erased");
+        Ok(Step::Done)
+    }
+
+    async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
+        let id = erasure.to_owned();
+        Ok(self.store.read(move |tx| read(tx, &id)).await?.1)
+    }
+}
+
+/// How far an erasure has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing of the person is in the state's tables.
+    Removed,
+    /// Readers see a lake without the person.
+    Published,
+    /// All is done.
+    Done,
+}
+
+impl Step {
+    /// Whether all is done.
+    pub fn is_done(self) -> bool {
+        self == Self::Done
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Removed => "removed",
+            Self::Published => "published",
+            Self::Done => "done",
+        }
+    }
+}
+
+fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
+    let links = subject.links(tx, pepper)?;
+    if links.is_empty() {
+        return Err(Error::NotHeld(subject.kind().name()));
+    }
+    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
+    let mut external_ids = BTreeSet::new();
+    let mut first_seen_at = Timestamp::from_micros(i64::MAX);
+    for link in &links {
+        let seen = tx.one("SELECT external_id, first_seen_at FROM links WHERE link_id = $1", args![link], |row| {
+            Ok((row.opt_text(0)?, row.at(1)?))
+        })?;
+        let Some((external_id, first_seen)) = seen else { continue };
+        first_seen_at = first_seen_at.min(first_seen);
+        if let Some(external_id) = external_id {
+            let sharing =
+                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
+            if sharing.iter().all(|other| ids.contains(other.as_str())) {
+                external_ids.insert(external_id);
+            }
+        }
+    }
+    let traces = traces(tx, &links, &external_ids)?;
+    let mut rows = BTreeMap::new();
+    for table in tx.tables_with("link_id")? {
+        let mut count = 0;
+        for link in &links {
+            let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
+            count += tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
+        }
+        if count > 0 {
+            rows.insert(table, count);
+        }
+    }
+    Ok(Plan {
+        links,
+        external_ids: external_ids.into_iter().collect(),
+        rows,
+        snapshots: Vec::new(),
+        backups: Vec::new(),
+        subject,
+        first_seen_at,
+        traces,
+    })
+}
+
+/// What must not be found in the state's file once it is done.
+fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Result<Traces, store::Error> {
+    let mut traces = Traces::default();
+    links.iter().chain(external_ids).for_each(|name| traces.add(name.as_bytes()));
+    for link in links {
+        each_body(tx, Bodies::OfLink(link), |_, body| {
+            add_texts(&serde_json::from_str(&body).unwrap_or_default(), &mut traces);
+            Ok(())
+        })?;
+        // Bodies that were kept without a key are in the file as they are; those under one are noise without it.
+        for (sql, length) in [
+            ("SELECT wrapped FROM link_keys WHERE link_id = $1", 32),
+            ("SELECT body FROM record_versions WHERE link_id = $1", 32),
+            ("SELECT body FROM webhooks WHERE link_id = $1", 32),
+        ] {
+            tx.each(sql, args![link], |row| {
+                let bytes = row.bytes(0)?;
+                let middle = bytes.len() / 2;
+                traces.add(&bytes[middle..bytes.len().min(middle + length)]);
+                Ok::<_, store::Error>(())
+            })?;
+        }
+    }
+    Ok(traces)
+}
+
+/// Adds what tells a person apart from others: ids, documents, addresses. A name or a place may be another's too.
+fn add_texts(value: &Value, traces: &mut Traces) {
+    const TELLING: [&str; 6] = ["id", "document_number", "email", "phone_number", "internal_identification", "code"];
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value.as_str() {
+                    Some(text) if TELLING.contains(&name.as_str()) => {
+                        // An employer's code is another's too, unless it is a person's.
+                        if name != "code" || Cpf::parse(text).is_some() {
+                            traces.add(text.as_bytes());
+                        }
+                        if let Some(cpf) = Cpf::parse(text) {
+                            traces.add(cpf.digits());
+                        }
+                    }
+                    _ => add_texts(value, traces),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| add_texts(item, traces)),
+        _ => {}
+    }
+}
+
+/// Removes every row of the links and of the `external_id`s that nobody else has, and gives the number for each table.
+///
+/// A table is found by its columns `link_id` and `external_id`, so that none is forgotten.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<BTreeMap<String, u64>, store::Error> {
+    let mut rows = BTreeMap::new();
+    let mut note = |table: &str, count: usize| {
+        if count > 0 {
+            *rows.entry(table.to_owned()).or_insert(0) += count as u64;
+        }
+    };
+    // Before their key goes: a webhook that was not understood may name the link in a place of its own.
+    let mut names = Traces::default();
+    links.iter().chain(external_ids).for_each(|name| names.add(name.as_bytes()));
+    let unnamed = tx.all("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
+        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
+        // One that cannot be opened says nothing.
+        let names_them = place.open(tx, row.bytes(2)?).is_ok_and(|body| names.are_in(&body));
+        Ok((row.int(0)?, names_them))
+    })?;
+    for (seq, _) in unnamed.into_iter().filter(|(_, names_them)| *names_them) {
+        note("webhooks", tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?);
+    }
+    for (column, names) in [("link_id", links), ("external_id", external_ids)] {
+        for table in tx.tables_with(column)? {
+            let sql = format!("DELETE FROM {table} WHERE {column} = $1");
+            for name in names {
+                note(&table, tx.execute(&sql, args![name])?);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Option<String>, Receipt), store::Error> {
+    let found = tx.one("SELECT plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
+        let receipt = serde_json::from_str(row.str(1)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
+        Ok((row.opt_text(0)?, receipt))
+    })?;
+    found.ok_or(store::Error::Unreadable("an erasure"))
+}
+
+fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt, now: Timestamp) -> Result<(), store::Error> {
+    let mut receipt = receipt.clone();
+    if step.is_done() {
+        let detail = json!({
+            "erasure": receipt.erasure, "asked_for": receipt.asked_for, "links": receipt.links, "rows": receipt.rows,
+            "snapshots": receipt.snapshots.len(),
+        });
+        receipt.audit_hash = audit::note(tx, now, "erase", &detail)?;
+    }
+    tx.execute(
+        "UPDATE erasures SET step = $2, plan = NULL, receipt = $3 WHERE erasure = $1",
+        args![&receipt.erasure, step.name(), &json!(receipt).to_string()],
+    )
+    .map(drop)
+}
+
+/// Where the receipt of an erasure is, as JSON and as a page.
+pub fn receipts_of(state: &Path, erasure: &str) -> [PathBuf; 2] {
+    ["json", "txt"].map(|kind| state.with_file_name(RECEIPTS).join(format!("{erasure}.{kind}")))
+}
+
+fn write_receipt(state: &Path, receipt: &Receipt) -> Result<(), Error> {
+    let [document, page] = receipts_of(state, &receipt.erasure);
+    let text = serde_json::to_string_pretty(receipt).unwrap_or_default() + "\n";
+    for (path, text) in [(document, text), (page, receipt.to_string())] {
+        let written = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state.with_file_name(RECEIPTS))
+            .and_then(|()| File::options().create(true).truncate(true).write(true).mode(0o600).open(&path))
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.sync_all()
+            });
+        written.map_err(|source| Error::File { path, source })?;
+    }
+    Ok(())
+}
+
+/// The page.
+impl std::fmt::Display for Receipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "RECEIPT OF AN ERASURE\n")?;
+        writeln!(f, "Erasure      {}", self.erasure)?;
+        writeln!(f, "Asked for    {} ({} link(s))", self.asked_for, self.links)?;
+        writeln!(f, "Reason       {}", self.reason)?;
+        writeln!(f, "Asked at     {}", self.asked_at)?;
+        writeln!(f, "Done at      {}", self.finished_at)?;
+        writeln!(f, "Audit line   {}\n", self.audit_hash)?;
+        writeln!(f, "1. Removed from the state database")?;
+        self.rows.iter().try_for_each(|(table, rows)| writeln!(f, "   {rows:>8} row(s) of {table}"))?;
+        writeln!(
+            f,
+            "   The keys that the stored answers and webhooks were encrypted with are among them (link_keys): what a\n   \
+             copy of the file may still hold of these can no longer be read with this state.\n   \
+             The database's log was emptied{}.\n",
+            if self.state_rewritten {
+                " and its file written anew"
+            } else {
+                ", and its file was searched: no trace is left"
+            }
+        )?;
+        if self.traces_left > 0 {
+            writeln!(f, "   {} searched value(s) also belong to others' rows, which stay.\n", self.traces_left)?;
+        }
+        writeln!(f, "2. Removed from the published data")?;
+        match self.published {
+            Some(snapshot) => writeln!(f, "   Snapshot {snapshot:06} was built without the person.")?,
+            None => writeln!(f, "   Nothing was published yet.")?,
+        }
+        for Forgotten { snapshot, files } in &self.snapshots {
+            writeln!(f, "   Snapshot {snapshot:06} was removed, {} file(s):", files.len())?;
+            files.iter().try_for_each(|file| writeln!(f, "     {file}"))?;
+        }
+        writeln!(f, "\n3. Kept, so that nothing comes back")?;
+        writeln!(f, "   Salted hashes, from which nobody can be told:")?;
+        for Tombstone { kind, hash, .. } in &self.tombstones {
+            writeln!(f, "     {} {hash}", kind.name())?;
+        }
+        writeln!(f, "\n4. Backups made before, which still hold the person")?;
+        if self.backups.is_empty() {
+            writeln!(f, "   None is known.")?;
+        }
+        for BackupToGo { file, made_at, gone_by } in &self.backups {
+            writeln!(f, "   {file}, made at {made_at}: to be destroyed by {gone_by}")?;
+        }
+        writeln!(f, "\nNot reached: copies that others made, and the data at Belvo and at the institution.")
+    }
+}

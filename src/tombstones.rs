@@ -1,0 +1,239 @@
+//! What was erased and must not come back, without saying who that was.
+//!
+//! *Takes* the names of what is erased, inside the caller's transaction. *Gives* whether a link was. *Promises* that only
+//! salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure learns of it.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+
+use crate::belvo::LinkId;
+use crate::clock::Timestamp;
+use crate::sensitive::hex;
+use crate::store::{Error, Tx, args};
+
+/// Name of the file, in the folder of the state.
+const FILE: &str = "tombstones.jsonl";
+
+/// What a tombstone stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A link: it never comes back.
+    Link,
+    /// Everything of an `external_id` until then; a link that it connects later is a new consent.
+    ExternalId,
+    /// Everything of a person until then, likewise.
+    Person,
+}
+
+impl Kind {
+    /// Its name in the state and in receipts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::ExternalId => "external_id",
+            Self::Person => "person",
+        }
+    }
+
+    fn by_name(name: &str) -> Result<Self, Error> {
+        let all = [Self::Link, Self::ExternalId, Self::Person];
+        all.into_iter().find(|kind| kind.name() == name).ok_or(Error::Unreadable("a tombstone"))
+    }
+}
+
+/// One tombstone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// What was erased.
+    pub kind: Kind,
+    /// HMAC-SHA-256 of its name under the salt, in hex.
+    pub hash: String,
+    /// When, in microseconds since 1970.
+    pub erased_at: i64,
+}
+
+/// All tombstones, and the salt that their hashes are made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tombstones {
+    salt: String,
+    /// The tombstones.
+    pub all: Vec<Tombstone>,
+}
+
+/// First line of the file.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    salt: String,
+}
+
+/// Whether the link was erased.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    let Some(salt) = salt(tx)? else { return Ok(false) };
+    let hash = hash_of(&salt, Kind::Link, link_id.as_str());
+    let sql = "SELECT 1 FROM tombstones WHERE kind = 'link' AND hash = $1";
+    Ok(tx.one(sql, args![&hash], |_| Ok(()))?.is_some())
+}
+
+/// Notes that `name` is erased, and gives its tombstone.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn bury(tx: &Tx<'_>, kind: Kind, name: &str, at: Timestamp) -> Result<Tombstone, Error> {
+    let salt = match salt(tx)? {
+        Some(salt) => salt,
+        None => {
+            let salt = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+            tx.execute("INSERT INTO meta (name, value) VALUES ('tombstone_salt', $1)", args![&salt])?;
+            salt
+        }
+    };
+    let tombstone = Tombstone { kind, hash: hash_of(&salt, kind, name), erased_at: at.as_micros() };
+    insert(tx, &tombstone)?;
+    Ok(tombstone)
+}
+
+fn insert(tx: &Tx<'_>, tombstone: &Tombstone) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO tombstones (kind, hash, erased_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (kind, hash) DO UPDATE SET erased_at = max(tombstones.erased_at, excluded.erased_at)",
+        args![tombstone.kind.name(), &tombstone.hash, tombstone.erased_at],
+    )
+    .map(drop)
+}
+
+fn salt(tx: &Tx<'_>) -> Result<Option<String>, Error> {
+    tx.one("SELECT value FROM meta WHERE name = 'tombstone_salt'", args![], |row| row.text(0))
+}
+
+fn hash_of(salt: &str, kind: Kind, name: &str) -> String {
+    // HMAC takes keys of any length, so that this cannot fail.
+    let mut mac = Hmac::<Sha256>::new_from_slice(salt.as_bytes()).unwrap_or_else(|_| unreachable!());
+    mac.update(kind.name().as_bytes());
+    mac.update(b":");
+    mac.update(name.as_bytes());
+    hex(&mac.finalize().into_bytes())
+}
+
+/// Where the tombstones of the state at `state` are kept outside of it.
+pub fn file_of(state: &Path) -> PathBuf {
+    state.with_file_name(FILE)
+}
+
+/// Where the tombstones that came after the backup `backup` are kept beside it.
+pub fn file_of_backup(backup: &Path) -> PathBuf {
+    backup.with_added_extension("tombstones")
+}
+
+impl Tombstones {
+    /// Those of the state; `None` when nothing was ever erased.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn of(tx: &Tx<'_>) -> Result<Option<Self>, Error> {
+        let Some(salt) = salt(tx)? else { return Ok(None) };
+        let all = tx.all("SELECT kind, hash, erased_at FROM tombstones ORDER BY kind, hash", args![], |row| {
+            Ok(Tombstone { kind: Kind::by_name(row.str(0)?)?, hash: row.text(1)?, erased_at: row.int(2)? })
+        })?;
+        Ok(Some(Self { salt, all }))
+    }
+
+    /// Adds these to the state; false when the state has others under another salt, so that they are of another state.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn keep(&self, tx: &Tx<'_>) -> Result<bool, Error> {
+        match salt(tx)? {
+            Some(salt) if salt != self.salt => return Ok(false),
+            Some(_) => {}
+            None => {
+                tx.execute("INSERT INTO meta (name, value) VALUES ('tombstone_salt', $1)", args![&self.salt])?;
+            }
+        }
+        self.all.iter().try_for_each(|tombstone| insert(tx, tombstone)).map(|()| true)
+    }
+
+    /// When `name` was erased, if it was, in microseconds since 1970.
+    pub fn erased_at(&self, kind: Kind, name: &str) -> Option<i64> {
+        let hash = hash_of(&self.salt, kind, name);
+        self.all.iter().find(|tombstone| tombstone.kind == kind && tombstone.hash == hash).map(|found| found.erased_at)
+    }
+
+    /// Whether there is one of this kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.all.iter().any(|tombstone| tombstone.kind == kind)
+    }
+
+    /// The tombstones in the file at `path`; `None` when there is no file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or holds something else.
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let mut lines = text.lines();
+        let head: Head = serde_json::from_str(lines.next().unwrap_or_default())?;
+        let all = lines.map(serde_json::from_str).collect::<Result<_, _>>()?;
+        Ok(Some(Self { salt: head.salt, all }))
+    }
+
+    /// Writes the file at `path` anew, durably, for its owner alone.
+    ///
+    /// # Errors
+    /// What the system said; the file is then as it was.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string(&Head { salt: self.salt.clone() })? + "\n";
+        for tombstone in &self.all {
+            text += &serde_json::to_string(tombstone)?;
+            text.push('\n');
+        }
+        let fresh = path.with_added_extension("new");
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    #[tokio::test]
+    async fn a_state_that_knows_nothing_learns_it_from_the_file_and_the_file_names_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let link: LinkId = LINK.parse().unwrap();
+        let id = link.clone();
+        assert!(!store.read(move |tx| is_erased(tx, &id)).await.unwrap());
+        store.write(|tx| bury(tx, Kind::Link, LINK, Timestamp::from_micros(7)).map(drop)).await.unwrap();
+        let id = link.clone();
+        assert!(store.read(move |tx| is_erased(tx, &id)).await.unwrap());
+        let file = file_of(&folder.path().join("state.db"));
+        let tombstones = store.read(Tombstones::of).await.unwrap().unwrap();
+        tombstones.write(&file).unwrap();
+        assert!(!fs::read_to_string(&file).unwrap().contains(&LINK[..8]));
+
+        let other = Store::open(&folder.path().join("other/state.db")).unwrap();
+        let read = Tombstones::read(&file).unwrap().unwrap();
+        assert_eq!(read, tombstones);
+        assert_eq!((read.erased_at(Kind::Link, LINK), read.erased_at(Kind::Person, LINK)), (Some(7), None));
+        assert!(other.write(move |tx| read.keep(tx)).await.unwrap());
+        assert!(other.read(move |tx| is_erased(tx, &link)).await.unwrap());
+    }
+}
