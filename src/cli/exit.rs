@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use crate::belvo::Failure;
 use crate::config::ConfigErrors;
-use crate::{links, publish, refresh, store};
+use crate::operations::Refused;
+use crate::{admin, links, publish, refresh, store};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(Refused::code));
+    let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
     code.map(Exit::of_code)
 }
 
