@@ -26,6 +26,7 @@ use crate::refresh::{Inspections, Refresher};
 use crate::schedule::{self, Action, Actions, Failed, Job};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
+use crate::widget::Widgets;
 use crate::{webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
@@ -51,6 +52,8 @@ pub struct Daemon {
     pub queue: Queue,
     /// The links.
     pub links: Directory,
+    /// Users who connect.
+    pub widgets: Widgets,
     /// The door to readers.
     pub publisher: Arc<Publisher>,
     /// Where webhooks are taken; `None` without listeners.
@@ -87,6 +90,7 @@ impl Daemon {
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let client = client(&config.belvo, &config.state.path, clock.clone())?;
         let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        let widgets = Widgets::new(client.clone(), store.clone(), queue.clone(), clock.clone(), config.widget.clone());
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
@@ -120,6 +124,7 @@ impl Daemon {
             settled.clone(),
             shutdown.clone(),
         ));
+        tasks.spawn(widgets.clone().run(shutdown.clone()));
         tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
@@ -157,7 +162,19 @@ impl Daemon {
             tasks.spawn(schedule::run(jobs, store.clone(), queue.clone(), clock, actions, shutdown.clone()));
         }
         tasks.close();
-        Ok(Self { store, queue, links, publisher, webhook_address, admin_address, settled, published, tasks, shutdown })
+        Ok(Self {
+            store,
+            queue,
+            links,
+            widgets,
+            publisher,
+            webhook_address,
+            admin_address,
+            settled,
+            published,
+            tasks,
+            shutdown,
+        })
     }
 
     /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
@@ -281,7 +298,7 @@ async fn look_around(
 }
 
 /// The client, with a budget that outlives a crash: its ledger lies beside the state.
-fn client(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Client> {
+pub(crate) fn client(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Client> {
     let ledger = state.with_file_name("budget.ledger");
     let budget = Budget::open(settings.budget, settings.reserve, Some(&ledger), clock.clone())
         .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))?;

@@ -35,6 +35,9 @@ pub mod schema;
 pub mod sensitive;
 pub mod store;
 
+// What people ask of Belvo.
+pub mod widget;
+
 // For people.
 pub mod admin;
 pub mod simulate;
