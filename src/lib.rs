@@ -36,6 +36,8 @@ pub mod sensitive;
 pub mod store;
 
 // What people ask of Belvo.
+pub mod delete;
+pub mod recollect;
 pub mod widget;
 
 // For people.

@@ -266,19 +266,18 @@ impl Widgets {
             .write(move |tx| {
                 let (mut marked, mut made) = (0, None);
                 for link in &found {
-                    if links::keep(tx, link, now)? {
-                        for resource in resources::ALL {
-                            let is_fetched = link
-                                .fetch_resources
-                                .as_ref()
-                                .is_none_or(|names| names.iter().any(|name| name.as_str() == resource.webhook_type));
-                            if is_fetched {
-                                queue::mark(tx, &link.id, resource, Trigger::Operator, now)?;
-                                marked += 1;
-                            }
-                        }
-                        made = Some(&link.id);
+                    let known = "SELECT 1 FROM links WHERE link_id = $1";
+                    if tx.one(known, args![&link.id], |_| Ok(()))?.is_some() {
+                        continue;
                     }
+                    links::note_wish(tx, &link.id, now)?;
+                    let name = "UPDATE links SET external_id = $2 WHERE link_id = $1";
+                    tx.execute(name, args![&link.id, &session.external_id])?;
+                    for resource in fetched(link.fetch_resources.as_deref()) {
+                        queue::mark(tx, &link.id, resource, Trigger::Operator, now)?;
+                        marked += 1;
+                    }
+                    made = Some(&link.id);
                 }
                 close(tx, session.session, made)?;
                 Ok(marked)
@@ -578,11 +577,11 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
     )?;
     let mut marked = 0;
     for (link_id, _, is_awaited, fetch_resources) in &links {
+        if !is_awaited {
+            continue;
+        }
         let names: Option<Vec<String>> = fetch_resources.as_deref().and_then(|json| serde_json::from_str(json).ok());
-        let is_fetched = |resource: &Resource| {
-            names.as_ref().is_none_or(|names| names.iter().any(|name| name == resource.webhook_type))
-        };
-        for resource in resources::ALL.into_iter().filter(|resource| *is_awaited && is_fetched(resource)) {
+        for resource in fetched(names.as_deref()) {
             let known = "SELECT 1 FROM refreshes WHERE link_id = $1 AND resource = $2";
             if tx.one(known, args![link_id, resource.name], |_| Ok(()))?.is_none() {
                 queue::mark(tx, link_id, resource, Trigger::Schedule, now)?;
@@ -597,6 +596,13 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
         )?;
     }
     Ok((links.len(), marked))
+}
+
+/// The resources that Belvo fetches by itself when a link's `fetch_resources` are `names`; all when nobody knows.
+fn fetched(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> {
+    resources::ALL
+        .into_iter()
+        .filter(move |resource| names.is_none_or(|names| names.iter().any(|name| name == resource.webhook_type)))
 }
 
 fn micros(time: Duration) -> i64 {

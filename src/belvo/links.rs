@@ -145,6 +145,16 @@ pub async fn refresh(client: &Client, id: &LinkId, resources: &[&str]) -> Result
     client.call(&Call::post(&path, &body, &[200, 201, 202])).await.map(drop)
 }
 
+/// Lets Belvo read the institution again for the resource at `endpoint` alone; a webhook follows.
+///
+/// # Errors
+/// A [`Failure`].
+pub async fn collect(client: &Client, id: &LinkId, endpoint: &str) -> Result<(), Failure> {
+    let body = serde_json::json!({ "link": id.as_str(), "save_data": true });
+    let call = Call { is_async: true, ..Call::post(endpoint, &body, &[200, 201, 202]) };
+    client.call(&call).await.map(drop)
+}
+
 /// One link.
 ///
 /// # Errors

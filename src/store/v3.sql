@@ -23,7 +23,18 @@ CREATE TABLE recollects (
     resources       TEXT NOT NULL,       -- names, separated by commas
     asked_at        BIGINT NOT NULL,
     free_at         BIGINT NOT NULL,     -- not asked again before
+    change          BIGINT NOT NULL,     -- `changes` at the ask: later sightings are its results
     due_at          BIGINT,              -- when to list without a webhook; NULL: nothing to wait for
+    attempts        BIGINT NOT NULL DEFAULT 0,
     last_error_code TEXT                 -- why the ask came to nothing; NULL when it was taken
 );
 CREATE INDEX recollects_due ON recollects (due_at) WHERE due_at IS NOT NULL;
+
+-- Links that Belvo was asked to delete.
+CREATE TABLE deletions (
+    link_id  TEXT PRIMARY KEY,
+    asked_at BIGINT NOT NULL,
+    due_at   BIGINT,                     -- when to see whether it is gone; NULL: it is, or Belvo refused
+    attempts BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX deletions_due ON deletions (due_at) WHERE due_at IS NOT NULL;
