@@ -74,6 +74,40 @@ pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId
     Ok(links)
 }
 
+/// Whether what Belvo read again is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It is.
+    Yes,
+    /// It is waited for.
+    NotYet,
+    /// It was waited for long enough; it may still come.
+    GivenUp,
+}
+
+/// What became of the latest ask for `link`.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn result(tx: &Tx<'_>, link: &LinkId) -> Result<Seen, Error> {
+    let latest = tx.one(
+        "SELECT resources, asked_at, change, due_at IS NULL FROM recollects WHERE link_id = $1",
+        args![link],
+        |row| Ok((row.text(0)?, row.at(1)?, row.int(2)?, row.int(3)? == 1)),
+    )?;
+    let Some((resources, asked_at, change, is_over)) = latest else { return Ok(Seen::GivenUp) };
+    for resource in resources.split(',').filter_map(Resource::by_name) {
+        let (is_seen, is_under_way) = standing(tx, link, resource, change, asked_at)?;
+        if is_under_way || (!is_seen && !is_over) {
+            return Ok(Seen::NotYet);
+        }
+        if !is_seen {
+            return Ok(Seen::GivenUp);
+        }
+    }
+    Ok(Seen::Yes)
+}
+
 /// What is known before anything is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Estimate {
@@ -131,17 +165,12 @@ impl Recollector {
         Self { client, store, queue, clock, patience }
     }
 
-    /// Asks for `resources` of each of `links`. `progress` is told of each link that is done with.
+    /// Asks for `resources` of each of `links`.
     ///
     /// # Errors
     /// [`Error`]; what was asked until then stays asked. A failure of Belvo's is part of the outcome; refused keys end the
     /// asking.
-    pub async fn recollect(
-        &self,
-        links: Vec<LinkId>,
-        resources: &[&'static Resource],
-        progress: impl Fn(),
-    ) -> Result<Outcome, Error> {
+    pub async fn recollect(&self, links: Vec<LinkId>, resources: &[&'static Resource]) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         let (mut links, mut asks) = (links.into_iter(), JoinSet::new());
         let mut is_open = true;
@@ -161,7 +190,6 @@ impl Recollector {
                     *outcome.failed.entry(failure.code).or_default() += 1;
                 }
             }
-            progress();
         }
     }
 
@@ -303,15 +331,7 @@ fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize
     for (link, resources, asked_at, change, attempts) in due {
         let mut is_waiting = false;
         for resource in resources.split(',').filter_map(Resource::by_name) {
-            // Seen: a later list differs from what was known at the ask, or a webhook came and its list is kept.
-            let state = tx.one(
-                "SELECT f.sighted_seq > $3 OR (f.last_fetched_at >= $4 AND l.last_webhook_at >= $4), \
-                 f.due_at IS NOT NULL OR f.lease IS NOT NULL FROM refreshes f JOIN links l ON l.link_id = f.link_id \
-                 WHERE f.link_id = $1 AND f.resource = $2",
-                args![&link, resource.name, change, asked_at],
-                |row| Ok((row.opt_int(0)? == Some(1), row.int(1)? == 1)),
-            )?;
-            let (is_seen, is_under_way) = state.unwrap_or_default();
+            let (is_seen, is_under_way) = standing(tx, &link, resource, change, asked_at)?;
             is_waiting |= !is_seen;
             if !is_seen && !is_under_way {
                 queue::mark(tx, &link, resource, Trigger::Operator, now)?;
@@ -326,6 +346,25 @@ fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize
         )?;
     }
     Ok(marked)
+}
+
+/// Whether a resource shows what the ask brought, and whether it is to be listed or is being so. It shows it when a later
+/// list differs from what was known at the ask, or when a webhook came and its list is kept.
+fn standing(
+    tx: &Tx<'_>,
+    link: &LinkId,
+    resource: &Resource,
+    change: i64,
+    asked_at: Timestamp,
+) -> Result<(bool, bool), Error> {
+    let standing = tx.one(
+        "SELECT f.sighted_seq > $3 OR (f.last_fetched_at >= $4 AND l.last_webhook_at >= $4), \
+         f.due_at IS NOT NULL OR f.lease IS NOT NULL FROM refreshes f JOIN links l ON l.link_id = f.link_id \
+         WHERE f.link_id = $1 AND f.resource = $2",
+        args![link, resource.name, change, asked_at],
+        |row| Ok((row.opt_int(0)? == Some(1), row.int(1)? == 1)),
+    )?;
+    Ok(standing.unwrap_or_default())
 }
 
 fn micros(time: Duration) -> i64 {
@@ -373,7 +412,7 @@ mod tests {
         }
 
         async fn ask(&self, resources: &[&'static Resource]) -> Outcome {
-            self.recollector.recollect(vec![link()], resources, || {}).await.unwrap()
+            self.recollector.recollect(vec![link()], resources).await.unwrap()
         }
 
         async fn due_refreshes(&self) -> Vec<String> {
@@ -470,7 +509,7 @@ mod tests {
         let estimated = links.clone();
         let estimated = place.recollector.store.read(move |tx| estimate(tx, &estimated, now)).await.unwrap();
         assert_eq!(estimated, Estimate { billed_calls: 1, cooling: 0, unfit: 1 });
-        let outcome = place.recollector.recollect(links, &resources::ALL, || {}).await.unwrap();
+        let outcome = place.recollector.recollect(links, &resources::ALL).await.unwrap();
         assert_eq!((outcome.unfit, outcome.failed), (1, BTreeMap::from([("link_needs_user", 1)])));
         // From now on its user is needed first.
         assert_eq!(place.ask(&resources::ALL).await.unfit, 1);

@@ -47,7 +47,7 @@ const CHUNK: i64 = 500;
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRequest {
     /// Our own id of the user: 3 to 256 letters, digits, dashes and underscores, nothing personal.

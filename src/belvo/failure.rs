@@ -139,9 +139,14 @@ impl Failure {
 
     /// What an operator does about it.
     pub fn advice(&self) -> &'static str {
-        let own = OWN.iter().find(|own| own.code == self.code);
-        own.map_or("it is tried again by itself", |own| own.advice)
+        advice(self.code)
     }
+}
+
+/// What an operator does about a failure with the stable code `code`.
+pub fn advice(code: &str) -> &'static str {
+    let own = OWN.iter().find(|own| own.code == code);
+    own.map_or("it is tried again by itself", |own| own.advice)
 }
 
 /// Up to a quarter of `wait`.

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use crate::belvo::Failure;
 use crate::config::ConfigErrors;
-use crate::{links, publish, refresh, store, widget};
+use crate::operations::Refused;
+use crate::{admin, delete, links, publish, refresh, store, widget};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(Refused::code));
+    let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(widget::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(delete::Error::code));
     code.map(Exit::of_code)
 }
 
