@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::belvo::LinkId;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::links::Directory;
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
@@ -325,32 +325,7 @@ impl Operations {
             self.store.write(move |tx| crate::links::note_wish(tx, &tracked, now)).await?;
             return Ok(resources.into_iter().map(|resource| (link_id.clone(), resource)).collect());
         }
-        let find = move |tx: &Tx<'_>| {
-            let mut wanted = Vec::new();
-            for resource in resources {
-                let found = match &links {
-                    Links::LinkId(_) | Links::All(false) => Vec::new(),
-                    Links::All(true) => crate::links::all(tx)?,
-                    Links::ExternalId(external_id) => tx.all(
-                        "SELECT link_id FROM links WHERE external_id = $1",
-                        args![external_id],
-                        |row| row.link_id(0),
-                    )?,
-                    Links::OlderThanSeconds(age) => tx.all(
-                        "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                         WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
-                        args![
-                            resource.name,
-                            now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
-                        ],
-                        |row| row.link_id(0),
-                    )?,
-                };
-                wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
-            }
-            Ok(wanted)
-        };
-        Ok(self.store.read(find).await?)
+        Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
     }
 
     async fn mark(&self, wanted: Wanted) -> Result<(), store::Error> {
@@ -469,6 +444,39 @@ impl Operations {
             }
         }
     }
+}
+
+/// The tracked links that `links` means, for each of `resources`.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn tracked(
+    tx: &Tx<'_>,
+    links: &Links,
+    resources: &[&'static Resource],
+    now: Timestamp,
+) -> Result<Vec<(LinkId, &'static Resource)>, store::Error> {
+    let mut wanted = Vec::new();
+    for &resource in resources {
+        let found = match links {
+            Links::LinkId(_) | Links::All(false) => Vec::new(),
+            Links::All(true) => crate::links::all(tx)?,
+            Links::ExternalId(external_id) => {
+                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
+            }
+            Links::OlderThanSeconds(age) => tx.all(
+                "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+                 WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
+                args![
+                    resource.name,
+                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+                ],
+                |row| row.link_id(0),
+            )?,
+        };
+        wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
+    }
+    Ok(wanted)
 }
 
 type Wanted = Vec<(LinkId, &'static Resource)>;

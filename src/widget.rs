@@ -126,6 +126,9 @@ impl Error {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Invalid(violations) if violations.iter().all(|wrong| wrong.field.starts_with("widget.")) => {
+                "invalid_widget_config"
+            }
             Self::Invalid(_) => "invalid_request",
             Self::Belvo(failure) => failure.code,
             Self::Store(error) => error.code(),
@@ -135,6 +138,14 @@ impl Error {
 
 fn sentence(violations: &[Violation]) -> String {
     violations.iter().map(|wrong| format!("{}: {}", wrong.field, wrong.message)).collect::<Vec<_>>().join("; ")
+}
+
+/// Checks every rule of `request` that needs no look at what is tracked.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Error> {
+    Plan::of(request, settings).map(drop).map_err(Error::Invalid)
 }
 
 /// Makes sessions, and looks after those of which nothing is heard. Cheap to clone.

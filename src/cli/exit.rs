@@ -63,6 +63,8 @@ impl Exit {
             | "institution_refuses"
             | "institution_down"
             | "link_cooling" => Self::Down,
+            "invalid_request" => Self::Usage,
+            "invalid_widget_config" => Self::Config,
             "state_damaged" | "state_unreadable" => Self::Damaged,
             _ => Self::Failed,
         }
