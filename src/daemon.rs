@@ -18,17 +18,20 @@ use crate::admin::{Admin, Recorder, v1};
 use crate::belvo::{Budget, Client};
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::delete::Deleter;
 use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
+use crate::recollect::Recollector;
 use crate::refresh::{Inspections, Refresher};
 use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
-use crate::{webhook, worker};
+use crate::widget::Widgets;
+use crate::{delete, recollect, webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -97,6 +100,14 @@ impl Daemon {
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
         let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        // Where nothing listens, no webhook tells that Belvo is done.
+        let (read_within, deleted_within) = match parts {
+            Parts::All => (recollect::WITH_WEBHOOKS, delete::WITH_WEBHOOKS),
+            _ => (recollect::WITHOUT_WEBHOOKS, delete::WITHOUT_WEBHOOKS),
+        };
+        let widgets = Widgets::new(client.clone(), store.clone(), queue.clone(), clock.clone(), config.widget.clone());
+        let recollector = Recollector::new(client.clone(), store.clone(), queue.clone(), clock.clone(), read_within);
+        let deleter = Deleter::new(client.clone(), store.clone(), queue.clone(), clock.clone(), deleted_within);
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
@@ -117,6 +128,9 @@ impl Daemon {
             store: store.clone(),
             queue: queue.clone(),
             links: links.clone(),
+            widgets: widgets.clone(),
+            recollector: recollector.clone(),
+            deleter: deleter.clone(),
             publisher: Arc::clone(&publisher),
             jobs,
             clock: clock.clone(),
@@ -161,6 +175,9 @@ impl Daemon {
             settled.clone(),
             shutdown.clone(),
         ));
+        tasks.spawn(widgets.run(shutdown.clone()));
+        tasks.spawn(recollector.run(shutdown.clone()));
+        tasks.spawn(deleter.run(shutdown.clone()));
         tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
@@ -171,8 +188,11 @@ impl Daemon {
             problems.clone(),
             shutdown.clone(),
         ));
-        let actions =
-            Arc::new(DaemonActions { links: links.clone(), publisher: Arc::clone(&publisher), settled: settled.clone() });
+        let actions = Arc::new(DaemonActions {
+            links: links.clone(),
+            publisher: Arc::clone(&publisher),
+            settled: settled.clone(),
+        });
         let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
         tasks.spawn(schedule::run(
             asked,
@@ -184,7 +204,8 @@ impl Daemon {
             shutdown.clone(),
         ));
         if let Some((webhooks, operators)) = listeners {
-            (daemon.webhook_address, daemon.admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
+            (daemon.webhook_address, daemon.admin_address) =
+                (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
             let settings = config.webhook.clone();
             tasks.spawn(webhook::run(webhooks, settings, queue, store, clock, shutdown.clone()));
             let api = v1::Api::new(operations, budget, config);

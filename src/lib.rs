@@ -37,6 +37,11 @@ pub mod schema;
 pub mod sensitive;
 pub mod store;
 
+// What people ask of Belvo.
+pub mod delete;
+pub mod recollect;
+pub mod widget;
+
 // For people.
 pub mod admin;
 pub mod simulate;

@@ -1,4 +1,4 @@
-//! What a person can order: refreshes, publishes, a comparison of links, a job, a second reading of webhooks.
+//! What a person can order: refreshes, recollects, a link's deletion, publishes, a comparison of links, a job, a second reading of webhooks.
 //!
 //! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on record
 //! and, for a refresh of a few links, their marks are too. *Promises* that both ways do the same. *Not here*: HTTP, and how
@@ -12,18 +12,24 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::belvo::LinkId;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
+use crate::delete::Deleter;
 use crate::links::Directory;
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
+use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
 use crate::runs::{Failed, Kind, Progress, Reason, Runs};
 use crate::schedule::{self, Asker};
 use crate::store::{self, Store, Tx, args};
 use crate::webhook::log::{self, Replayed};
+use crate::widget::Widgets;
 
 /// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A wait for news looks again after so long, because not everything that ends a wait announces itself.
+const NEWS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.
 const AT_ONCE: usize = 500;
@@ -38,6 +44,15 @@ pub enum Order {
         /// Which resources; none are all.
         resources: Vec<&'static Resource>,
     },
+    /// To let Belvo read the institution again, one call on the bill for each link, and to fetch what comes of it.
+    Recollect {
+        /// Which links.
+        links: Links,
+        /// Which resources; none are all.
+        resources: Vec<&'static Resource>,
+    },
+    /// To delete this link at Belvo; what is kept here stays.
+    Delete(LinkId),
     /// To publish what changed.
     Publish,
     /// To publish everything anew.
@@ -123,6 +138,12 @@ pub struct Operations {
     pub queue: Queue,
     /// The links.
     pub links: Directory,
+    /// Users who connect.
+    pub widgets: Widgets,
+    /// Asks to read institutions again.
+    pub recollector: Recollector,
+    /// Links that are deleted at Belvo.
+    pub deleter: Deleter,
     /// The door to readers.
     pub publisher: Arc<Publisher>,
     /// The jobs.
@@ -144,6 +165,11 @@ impl Operations {
         let this = self.clone();
         let run = match order {
             Order::Refresh { links, resources } => return self.refresh(links, resources, reason).await,
+            Order::Recollect { links, resources } => return self.recollect(links, resources, reason).await,
+            Order::Delete(link) => {
+                let name = Some(link.as_str().to_owned());
+                self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
+            }
             Order::Publish => {
                 let work = |progress| this.publish(Scope::Changed, progress);
                 self.runs.start(Kind::Publish, None, reason, work).await?
@@ -202,6 +228,95 @@ impl Operations {
         Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
     }
 
+    async fn recollect(
+        &self,
+        links: Links,
+        resources: Vec<&'static Resource>,
+        reason: Reason,
+    ) -> Result<String, Refused> {
+        let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let mut wanted: Vec<_> =
+            self.find(links, resources.clone()).await?.into_iter().map(|(link_id, _)| link_id).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        if wanted.is_empty() {
+            return Err(Refused::NoLink);
+        }
+        let this = self.clone();
+        let work = |progress: watch::Sender<Progress>| async move {
+            progress.send_modify(|progress: &mut Progress| progress.total = Some(wanted.len() as u64));
+            let outcome = this.recollector.recollect(wanted, &resources).await?;
+            progress.send_modify(|progress| {
+                let mut fail = |code: &str, count: usize| {
+                    if count > 0 {
+                        *progress.failed.entry(code.to_owned()).or_default() += count as u64;
+                    }
+                };
+                fail("link_cooling", outcome.cooling);
+                fail("link_unfit", outcome.unfit);
+                outcome.failed.iter().for_each(|(code, count)| fail(code, *count));
+            });
+            this.follow_recollects(outcome.asked, &progress).await?;
+            this.until_published().await
+        };
+        Ok(self.runs.start(Kind::Recollect, None, reason, work).await?.to_string())
+    }
+
+    /// Waits until what Belvo reads again is listed, or is given up.
+    async fn follow_recollects(
+        &self,
+        mut asked: Vec<LinkId>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Failed> {
+        let mut settled = self.settled.subscribe();
+        while !asked.is_empty() {
+            settled.mark_unchanged();
+            let look = move |tx: &Tx<'_>| {
+                let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
+                for link in asked {
+                    match recollect::result(tx, &link)? {
+                        recollect::Seen::Yes => seen += 1,
+                        recollect::Seen::GivenUp => missed += 1,
+                        recollect::Seen::NotYet => waiting.push(link),
+                    }
+                }
+                Ok((seen, missed, waiting))
+            };
+            let (seen, missed, waiting) = self.store.read(look).await?;
+            progress.send_modify(|progress| {
+                progress.done += seen;
+                if missed > 0 {
+                    *progress.failed.entry("nothing_read".to_owned()).or_default() += missed;
+                }
+            });
+            asked = waiting;
+            if !asked.is_empty() {
+                // A deadline that passes is no news.
+                let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a link at Belvo, and waits until Belvo says that it is gone.
+    async fn delete(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        progress.send_modify(|progress| progress.total = Some(1));
+        let mut news = self.queue.news();
+        let deleted = self.deleter.delete(&link).await;
+        deleted.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        loop {
+            news.mark_unchanged();
+            if self.deleter.is_gone(&link).await? {
+                break;
+            }
+            let _ = tokio::time::timeout(NEWS_WITHIN, news.changed()).await;
+        }
+        progress.send_modify(|progress| progress.done = 1);
+        self.settled.send_replace(());
+        self.until_published().await
+    }
+
     async fn find(&self, links: Links, resources: Vec<&'static Resource>) -> Result<Wanted, Refused> {
         let now = self.clock.now();
         if let Links::LinkId(id) = &links {
@@ -210,32 +325,7 @@ impl Operations {
             self.store.write(move |tx| crate::links::note_wish(tx, &tracked, now)).await?;
             return Ok(resources.into_iter().map(|resource| (link_id.clone(), resource)).collect());
         }
-        let find = move |tx: &Tx<'_>| {
-            let mut wanted = Vec::new();
-            for resource in resources {
-                let found = match &links {
-                    Links::LinkId(_) | Links::All(false) => Vec::new(),
-                    Links::All(true) => crate::links::all(tx)?,
-                    Links::ExternalId(external_id) => tx.all(
-                        "SELECT link_id FROM links WHERE external_id = $1",
-                        args![external_id],
-                        |row| row.link_id(0),
-                    )?,
-                    Links::OlderThanSeconds(age) => tx.all(
-                        "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                         WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
-                        args![
-                            resource.name,
-                            now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
-                        ],
-                        |row| row.link_id(0),
-                    )?,
-                };
-                wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
-            }
-            Ok(wanted)
-        };
-        Ok(self.store.read(find).await?)
+        Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
     }
 
     async fn mark(&self, wanted: Wanted) -> Result<(), store::Error> {
@@ -325,7 +415,9 @@ impl Operations {
                 for replayed in replayed {
                     match replayed {
                         Replayed::Understood => progress.done += 1,
-                        Replayed::StillQuarantined => *progress.failed.entry("quarantined".to_owned()).or_default() += 1,
+                        Replayed::StillQuarantined => {
+                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1
+                        }
                         Replayed::Missing => *progress.failed.entry("no_such_webhook".to_owned()).or_default() += 1,
                     }
                 }
@@ -352,6 +444,39 @@ impl Operations {
             }
         }
     }
+}
+
+/// The tracked links that `links` means, for each of `resources`.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn tracked(
+    tx: &Tx<'_>,
+    links: &Links,
+    resources: &[&'static Resource],
+    now: Timestamp,
+) -> Result<Vec<(LinkId, &'static Resource)>, store::Error> {
+    let mut wanted = Vec::new();
+    for &resource in resources {
+        let found = match links {
+            Links::LinkId(_) | Links::All(false) => Vec::new(),
+            Links::All(true) => crate::links::all(tx)?,
+            Links::ExternalId(external_id) => {
+                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
+            }
+            Links::OlderThanSeconds(age) => tx.all(
+                "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+                 WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
+                args![
+                    resource.name,
+                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+                ],
+                |row| row.link_id(0),
+            )?,
+        };
+        wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
+    }
+    Ok(wanted)
 }
 
 type Wanted = Vec<(LinkId, &'static Resource)>;

@@ -26,6 +26,10 @@ const KEEP: Duration = Duration::from_hours(90 * 24);
 pub enum Kind {
     /// Refreshes of some links.
     Refresh,
+    /// Institutions that Belvo reads again.
+    Recollect,
+    /// A link that Belvo deletes.
+    Delete,
     /// A publish of what changed.
     Publish,
     /// A publish of everything.
@@ -43,6 +47,8 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Refresh => "refresh",
+            Self::Recollect => "recollect",
+            Self::Delete => "delete",
             Self::Publish => "publish",
             Self::Rebuild => "rebuild",
             Self::SyncLinks => "sync-links",
@@ -96,7 +102,7 @@ impl Progress {
 pub struct Run {
     /// Names it in `/v1/runs/{id}`.
     pub id: String,
-    /// `refresh`, `publish`, `rebuild`, `sync-links`, `replay` or `job`.
+    /// `refresh`, `recollect`, `delete`, `publish`, `rebuild`, `sync-links`, `replay` or `job`.
     pub kind: String,
     /// The job's name.
     pub name: Option<String>,
@@ -309,11 +315,9 @@ pub fn list(
     limit: usize,
 ) -> Result<(Vec<Run>, Option<String>), Error> {
     let last = match after {
-        Some(id) => tx.one(
-            &format!("SELECT started_at FROM ({ALL}) AS every WHERE id = $1"),
-            args![id],
-            |row| row.int(0),
-        )?,
+        Some(id) => {
+            tx.one(&format!("SELECT started_at FROM ({ALL}) AS every WHERE id = $1"), args![id], |row| row.int(0))?
+        }
         None => None,
     };
     let sql = format!(
@@ -323,8 +327,7 @@ pub fn list(
     );
     let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
     let (kind, name) = (filter.kind.as_deref(), filter.name.as_deref());
-    let mut runs =
-        tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
+    let mut runs = tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
     let has_more = runs.len() > limit;
     runs.truncate(limit);
     let next = runs.last().filter(|_| has_more).map(|run| run.id.clone());

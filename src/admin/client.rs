@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::operations::{Order, Replay};
 use crate::runs::Run;
 use crate::store;
+use crate::widget::SessionRequest;
 
 /// How long the daemon may take to take an order; it writes it into the state first.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,7 +59,9 @@ pub enum Error {
         listen: SocketAddr,
     },
     /// The daemon does not accept the token.
-    #[error("the daemon on admin.listen {listen} refuses this admin.token: it was started with another one; start it again")]
+    #[error(
+        "the daemon on admin.listen {listen} refuses this admin.token: it was started with another one; start it again"
+    )]
     Refused {
         /// Where it answers.
         listen: SocketAddr,
@@ -86,7 +89,9 @@ impl Error {
     /// The stable code of this failure.
     pub fn code(&self) -> &str {
         match self {
-            Self::NoToken { .. } | Self::Unreachable { .. } | Self::Another { .. } | Self::Refused { .. } => "state_held",
+            Self::NoToken { .. } | Self::Unreachable { .. } | Self::Another { .. } | Self::Refused { .. } => {
+                "state_held"
+            }
             Self::Answered { code, .. } => code,
             Self::Lost { .. } => "daemon_lost",
             Self::Setup(_) => "no_client",
@@ -144,6 +149,14 @@ impl Client {
     pub async fn news(&self, id: &str) -> Result<Run, Error> {
         let path = format!("/v1/runs/{id}?wait={NEWS_WITHIN}");
         self.run(Method::GET, &path, None, PATIENCE + Duration::from_secs(NEWS_WITHIN)).await
+    }
+
+    /// A widget session: `url`, `access`, `refresh`, `expires_at`.
+    ///
+    /// # Errors
+    /// As [`Client::order`].
+    pub async fn widget_session(&self, request: &SessionRequest) -> Result<Value, Error> {
+        self.call(Method::POST, "/v1/widget-sessions", Some(json!(request)), PATIENCE).await
     }
 
     /// How much of Belvo's request budget is in use.
@@ -213,6 +226,11 @@ fn request(order: &Order) -> (String, Option<Value>) {
             let resources: Vec<_> = resources.iter().map(|resource| resource.name).collect();
             ("/v1/links/refresh".to_owned(), Some(json!({ "links": links, "resources": resources })))
         }
+        Order::Recollect { links, resources } => {
+            let resources: Vec<_> = resources.iter().map(|resource| resource.name).collect();
+            ("/v1/links/recollect".to_owned(), Some(json!({ "links": links, "resources": resources })))
+        }
+        Order::Delete(link) => (format!("/v1/links/{link}/delete"), None),
         Order::Publish => ("/v1/publish".to_owned(), None),
         Order::Rebuild => ("/v1/rebuild".to_owned(), None),
         Order::SyncLinks => ("/v1/links/sync".to_owned(), None),

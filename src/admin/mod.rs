@@ -91,7 +91,13 @@ async fn method_not_allowed() -> Response {
 }
 
 /// Nothing under `/v1` without the token, and nothing of it is kept by anybody on the way.
-async fn check_token(State(admin): State<Admin>, uri: Uri, headers: HeaderMap, request: Request, next: Next) -> Response {
+async fn check_token(
+    State(admin): State<Admin>,
+    uri: Uri,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
     if uri.path() != "/v1" && !uri.path().starts_with("/v1/") {
         return next.run(request).await;
     }

@@ -177,17 +177,13 @@ fn counts(tx: &Tx<'_>, sql: &str) -> Result<BTreeMap<String, u64>, store::Error>
 /// Types that are not known are one, because anybody may send any.
 fn webhooks_by_type(tx: &Tx<'_>) -> Result<BTreeMap<String, BTreeMap<String, u64>>, store::Error> {
     let mut by_type = BTreeMap::<String, BTreeMap<String, u64>>::new();
-    tx.each(
-        "SELECT webhook_type, outcome, count(*) FROM webhooks GROUP BY 1, 2",
-        args![],
-        |row| {
-            let name = row.opt_text(0)?.unwrap_or_default();
-            let is_known = Resource::by_webhook_type(&name).is_some() || matches!(name.as_str(), "LINK" | "LINKS");
-            let name = if is_known { name } else { "other".to_owned() };
-            *by_type.entry(name).or_default().entry(row.text(1)?).or_default() += row.int(2)?.cast_unsigned();
-            Ok::<_, store::Error>(())
-        },
-    )?;
+    tx.each("SELECT webhook_type, outcome, count(*) FROM webhooks GROUP BY 1, 2", args![], |row| {
+        let name = row.opt_text(0)?.unwrap_or_default();
+        let is_known = Resource::by_webhook_type(&name).is_some() || matches!(name.as_str(), "LINK" | "LINKS");
+        let name = if is_known { name } else { "other".to_owned() };
+        *by_type.entry(name).or_default().entry(row.text(1)?).or_default() += row.int(2)?.cast_unsigned();
+        Ok::<_, store::Error>(())
+    })?;
     Ok(by_type)
 }
 

@@ -13,6 +13,7 @@ pub mod links;
 pub mod page;
 #[cfg(test)]
 pub(crate) mod scripted;
+pub mod token;
 
 pub use budget::Budget;
 pub use client::{Answer, Client};

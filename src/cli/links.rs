@@ -32,6 +32,8 @@ pub enum Command {
     Show(Show),
     /// Compare them with Belvo's list
     Sync,
+    /// Delete one at Belvo, with all that it holds of it; what is kept here stays
+    Delete(Delete),
 }
 
 /// Which links to list.
@@ -59,12 +61,24 @@ pub struct Show {
     pub link: LinkId,
 }
 
+/// Which link to delete.
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    /// The link
+    #[arg(long, value_name = "ID")]
+    pub link: LinkId,
+    /// Delete it at Belvo, which cannot be undone
+    #[arg(long)]
+    pub remote: bool,
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     match &args.command {
         None => list(&List::default(), global),
         Some(Command::List(wish)) => list(wish, global),
         Some(Command::Show(wish)) => show(&wish.link, global),
         Some(Command::Sync) => sync(global),
+        Some(Command::Delete(wish)) => delete(wish, global),
     }
 }
 
@@ -153,6 +167,27 @@ fn sync(global: &Global) -> anyhow::Result<Exit> {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {
             writeln!(out, "Belvo lists {} links", run.progress.done)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
+}
+
+fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
+    if !wish.remote {
+        writeln!(
+            io::stderr(),
+            "error: a link is deleted at Belvo, for good: say --remote to do that; nothing was done"
+        )?;
+        return Ok(Exit::Usage);
+    }
+    let run = ordered::carry_out(Order::Delete(wish.link.clone()), ordered::BELVO, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        let out = &mut io::stdout().lock();
+        if global.json {
+            writeln!(out, "{}", json!(run))?;
+        } else if run.message.is_none() {
+            writeln!(out, "{} is deleted at Belvo; its rows here stay", wish.link)?;
         }
     }
     Ok(ordered::exit(run.as_ref()))

@@ -30,6 +30,7 @@ pub mod sql;
 pub mod status;
 pub mod table;
 pub mod webhooks;
+pub mod widget;
 pub mod work;
 
 pub use exit::Exit;
@@ -98,8 +99,10 @@ pub enum Command {
     Publish(publish::Args),
     /// Build the lake anew from the record store
     Rebuild(rebuild::Args),
-    /// List, show or reconcile the tracked links
+    /// List, show, reconcile or delete the tracked links
     Links(links::Args),
+    /// Open Belvo's widget for a user, to connect or to give a link new credentials
+    Widget(widget::Args),
     /// List the jobs, or run one now
     Jobs(jobs::Args),
     /// List, show or replay the webhooks that came
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
         Command::Links(args) => links::run(&args, &global),
+        Command::Widget(args) => widget::run(&args, &global),
         Command::Jobs(args) => jobs::run(&args, &global),
         Command::Webhooks(args) => webhooks::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
@@ -203,7 +207,8 @@ Commands:
   refresh      Fetch what Belvo holds of some links now
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
-  links        List, show or reconcile the tracked links
+  links        List, show, reconcile or delete the tracked links
+  widget       Open Belvo's widget for a user, to connect or to give a link new credentials
   jobs         List the jobs, or run one now
   webhooks     List, show or replay the webhooks that came
   sql          Run SQL on the published tables

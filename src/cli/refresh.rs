@@ -1,6 +1,6 @@
 //! `vinculo refresh`: queues refreshes and runs them, with progress.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
@@ -8,9 +8,13 @@ use serde_json::json;
 
 use super::{Exit, Global, ordered};
 use crate::belvo::LinkId;
-use crate::operations::{Links, Order};
+use crate::clock::Clock;
+use crate::config::Needs;
+use crate::operations::{self, Links, Order};
+use crate::recollect::{self, Estimate};
 use crate::resources::{self, Resource};
 use crate::runs::{Progress, Run};
+use crate::store::Readers;
 
 /// What `refresh` takes.
 #[derive(Debug, clap::Args)]
@@ -21,6 +25,12 @@ pub struct Args {
     /// Only this resource
     #[arg(long, value_name = "R", value_parser = PossibleValuesParser::new(resources::ALL.map(|resource| resource.name)))]
     pub resource: Option<String>,
+    /// Let Belvo read the institution again first; each link is one call on its bill
+    #[arg(long)]
+    pub recollect: bool,
+    /// Do not ask before many calls on the bill
+    #[arg(long, requires = "recollect")]
+    pub yes: bool,
 }
 
 /// Which links to refresh; exactly one is given.
@@ -42,14 +52,57 @@ pub struct Scope {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let resources = args.resource.iter().filter_map(|name| Resource::by_name(name)).collect();
-    let order = Order::Refresh { links: args.scope.links(), resources };
+    let resources: Vec<_> = args.resource.iter().filter_map(|name| Resource::by_name(name)).collect();
+    let links = args.scope.links();
+    let order = if args.recollect {
+        if let Some(exit) = (!args.yes).then(|| refusal(&links, &resources, global)).transpose()?.flatten() {
+            return Ok(exit);
+        }
+        Order::Recollect { links, resources }
+    } else {
+        Order::Refresh { links, resources }
+    };
     let run = ordered::carry_out(order, ordered::BELVO, global)?;
     if let Some(run) = &run {
         ordered::complain(run, global)?;
         tell(run, global)?;
     }
     Ok(ordered::exit(run.as_ref()))
+}
+
+/// What the command ends with when the operator does not want what `links` would put on the bill; `None` when they do.
+/// One link is never asked about.
+fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> anyhow::Result<Option<Exit>> {
+    if matches!(links, Links::LinkId(_)) {
+        return Ok(None);
+    }
+    let resources = if resources.is_empty() { &resources::ALL } else { resources };
+    let config = global.load_config(Needs::default())?;
+    let now = Clock::system().now();
+    let Estimate { billed_calls, cooling, unfit } = Readers::of(&config.state.path).read(|tx| {
+        let mut wanted: Vec<_> =
+            operations::tracked(tx, links, resources, now)?.into_iter().map(|(link_id, _)| link_id).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        recollect::estimate(tx, &wanted, now)
+    })?;
+    if billed_calls < 2 {
+        return Ok(None);
+    }
+    let err = &mut io::stderr().lock();
+    writeln!(err, "Belvo would read {billed_calls} links again: {billed_calls} calls on its bill")?;
+    if cooling + unfit > 0 {
+        writeln!(err, "left out: {cooling} read minutes ago, {unfit} gone or in need of their user")?;
+    }
+    if !io::stdin().is_terminal() {
+        writeln!(err, "error: nobody is there to agree: say --yes; nothing was done")?;
+        return Ok(Some(Exit::Usage));
+    }
+    write!(err, "Go on? [y/N] ")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    let agrees = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+    Ok((!agrees).then_some(Exit::Interrupted))
 }
 
 impl Scope {

@@ -270,14 +270,18 @@ mod tests {
         let readers = Readers::of(&folder.path().join("state.db"));
         let read = |tx: &Tx<'_>| {
             let all = list(tx, &Filter::default(), None, 10)?;
-            let due = tx.one("SELECT due_at, webhook_count FROM refreshes", args![], |row| Ok((row.at(0)?, row.int(1)?)))?;
+            let due =
+                tx.one("SELECT due_at, webhook_count FROM refreshes", args![], |row| Ok((row.at(0)?, row.int(1)?)))?;
             let link = tx.one("SELECT last_webhook_at FROM links", args![], |row| row.at(0))?;
             Ok::<_, Error>((all, due, link))
         };
         let (all, due, link) = readers.read(read).unwrap();
         assert_eq!(all.len(), 1);
         assert_eq!((all[0].outcome.as_str(), &all[0].reason), ("queued", &None));
-        assert_eq!((all[0].external_id.as_deref(), all[0].replayed_at.clone()), (Some("us-1"), Some(at(500).to_string())));
+        assert_eq!(
+            (all[0].external_id.as_deref(), all[0].replayed_at.clone()),
+            (Some("us-1"), Some(at(500).to_string()))
+        );
         assert_eq!((due, link), (Some((at(500), 0)), Some(at(100))));
         assert!(readers.read(|tx| quarantined(tx, 0, 10)).unwrap().is_empty());
     }
@@ -296,7 +300,8 @@ mod tests {
                  VALUES ($1, 'owners', 1, 1, 0, 2, $2)",
                 args![LINK, at(300)],
             )?;
-            let expired = format!(r#"{{"webhook_type":"LINK","webhook_code":"invalid_credentials","link_id":"{LINK}"}}"#);
+            let expired =
+                format!(r#"{{"webhook_type":"LINK","webhook_code":"invalid_credentials","link_id":"{LINK}"}}"#);
             let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES ($1, 'quarantined', $2)";
             tx.execute(sql, args![at(200), expired.as_bytes()])
         };

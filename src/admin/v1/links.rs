@@ -257,10 +257,14 @@ fn advice(link: &LinkView) -> Advice {
     let nobody = |text: String| Advice { needs_person: false, text };
     match link.status.as_deref() {
         Some("invalid") => {
-            return person("the credentials are no longer good: let the user open the widget in update mode for this link");
+            return person(
+                "the credentials are no longer good: let the user open the widget in update mode for this link",
+            );
         }
         Some("token_required") => {
-            return person("the institution wants a new token: let the user open the widget in update mode for this link");
+            return person(
+                "the institution wants a new token: let the user open the widget in update mode for this link",
+            );
         }
         Some("unconfirmed") => return person("the user never finished connecting: let them open the widget once more"),
         Some("deleted" | NOT_FOUND) => {
@@ -346,27 +350,31 @@ async fn refresh(State(api): State<Api>, Path(link_id): Path<String>, request: R
 /// Which links and resources to refresh.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ManyWanted {
-    links: Option<Links>,
+pub(super) struct ManyWanted {
+    pub(super) links: Option<Links>,
     #[serde(default)]
-    resources: Vec<String>,
+    pub(super) resources: Vec<String>,
 }
 
 async fn refresh_many(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
     let ManyWanted { links, resources } = body(request).await?;
-    let links = links.ok_or_else(|| {
+    api.order(Order::Refresh { links: which(links)?, resources: named(&resources)? }).await
+}
+
+/// The links that were named; naming none is a mistake.
+pub(super) fn which(links: Option<Links>) -> Result<Links, Problem> {
+    links.ok_or_else(|| {
         Problem::invalid(
             r#"say which links: {"links": {"link_id": …}}, {"external_id": …}, {"all": true} or {"older_than_seconds": …}"#,
         )
-    })?;
-    api.order(Order::Refresh { links, resources: named(&resources)? }).await
+    })
 }
 
 async fn sync(State(api): State<Api>) -> Result<Response, Problem> {
     api.order(Order::SyncLinks).await
 }
 
-fn named(names: &[String]) -> Result<Vec<&'static Resource>, Problem> {
+pub(super) fn named(names: &[String]) -> Result<Vec<&'static Resource>, Problem> {
     let find = |name: &String| {
         Resource::by_name(name).ok_or_else(|| {
             let known = resources::ALL.map(|resource| resource.name).join(", ");

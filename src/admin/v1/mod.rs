@@ -22,6 +22,7 @@ use crate::operations::{Operations, Order, Refused};
 use crate::runs::Reason;
 use crate::store;
 
+pub mod belvo;
 pub mod jobs;
 pub mod lake;
 pub mod links;
@@ -77,6 +78,7 @@ pub fn routes(api: Api) -> Router {
         .merge(webhooks::routes())
         .merge(status::routes())
         .merge(lake::routes())
+        .merge(belvo::routes())
         .with_state(api)
 }
 
