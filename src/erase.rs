@@ -10,12 +10,13 @@
 //! the log is emptied, the file looked through, and the receipt written (`done`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,7 +24,9 @@ use serde_json::{Value, json};
 use crate::audit;
 use crate::backup::{self, Made};
 use crate::belvo::LinkId;
+use crate::belvo::links::Deletion;
 use crate::clock::{Clock, Timestamp};
+use crate::delete::{self, Deleter};
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::queue::next_number;
 use crate::records::unpack;
@@ -34,6 +37,12 @@ use crate::tombstones::{self, Kind, Tombstone, Tombstones};
 
 /// Backups that hold the person must be gone so long after the erasure.
 const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
+
+/// Belvo's word that it deletes a link is as good as the deed after so long.
+const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
+
+/// Between two looks whether Belvo has.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// The folder of receipts, in that of the state.
 const RECEIPTS: &str = "erasures";
@@ -47,6 +56,12 @@ pub enum Error {
     /// Persons have no key without a pepper.
     #[error("pii.pepper is empty, so that persons have no key: name a link or an external_id")]
     NoPepper,
+    /// The links are to be deleted at Belvo too, and this command does not talk to Belvo.
+    #[error("an erasure also waits for Belvo, which is asked by `vinculo serve`")]
+    NeedsBelvo,
+    /// Belvo did not take the wish to delete a link.
+    #[error("nothing was erased, because Belvo does not delete the link: {0}")]
+    Belvo(#[from] delete::Error),
     /// A file beside the state cannot be written.
     #[error("{path} cannot be written: {source}; mend it, and start `vinculo serve`, which finishes the erasure")]
     File {
@@ -69,6 +84,8 @@ impl Error {
         match self {
             Self::NotHeld(_) => "not_held",
             Self::NoPepper => "no_pepper",
+            Self::NeedsBelvo => "needs_belvo",
+            Self::Belvo(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
             Self::Publish(error) => error.code(),
             Self::Store(error) => error.code(),
@@ -77,7 +94,7 @@ impl Error {
 }
 
 /// Whom an erasure or an export is about. It has no printed form.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Subject {
     /// One link.
     Link(LinkId),
@@ -85,6 +102,12 @@ pub enum Subject {
     ExternalId(String),
     /// Every link of a `person_key`.
     Person(String),
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subject({})", self.kind().name())
+    }
 }
 
 impl Subject {
@@ -207,6 +230,13 @@ pub struct Plan {
     traces: Traces,
 }
 
+impl Plan {
+    /// No snapshot from before this shows the links.
+    pub fn first_seen_at(&self) -> Timestamp {
+        self.first_seen_at
+    }
+}
+
 /// What has to be known to go on after a crash; gone with the rows.
 #[derive(Serialize, Deserialize)]
 struct Wish {
@@ -214,6 +244,8 @@ struct Wish {
     external_ids: Vec<String>,
     /// Kind and name of what was asked for, when it is no link.
     named: Option<(Kind, String)>,
+    /// Whether Belvo deletes the links first.
+    is_remote: bool,
 }
 
 /// What was done. It names nobody.
@@ -231,6 +263,8 @@ pub struct Receipt {
     pub reason: String,
     /// How many links it was about.
     pub links: usize,
+    /// What Belvo said of each link, when it was to delete them: `deleted`, or `accepted` when it will.
+    pub remote: Option<Vec<String>>,
     /// Salted hashes of what must not come back.
     pub tombstones: Vec<Tombstone>,
     /// Rows removed from each table of the state, the keys of the bodies (`link_keys`) among them.
@@ -267,15 +301,25 @@ pub struct BackupToGo {
 pub struct Eraser {
     store: Store,
     publisher: Arc<Publisher>,
+    /// None where Belvo is not talked to.
+    deleter: Option<Deleter>,
     pepper: Option<Pepper>,
     state: PathBuf,
     clock: Clock,
 }
 
 impl Eraser {
-    /// One for the state at `state`, open as `store`, and the lake behind `publisher`.
-    pub fn new(store: Store, publisher: Arc<Publisher>, pepper: Option<Pepper>, state: &Path, clock: Clock) -> Self {
-        Self { store, publisher, pepper, state: state.to_owned(), clock }
+    /// One for the state at `state`, open as `store`, and the lake behind `publisher`. Without a `deleter` nothing is
+    /// deleted at Belvo.
+    pub fn new(
+        store: Store,
+        publisher: Arc<Publisher>,
+        deleter: Option<Deleter>,
+        pepper: Option<Pepper>,
+        state: &Path,
+        clock: Clock,
+    ) -> Self {
+        Self { store, publisher, deleter, pepper, state: state.to_owned(), clock }
     }
 
     /// What erasing `subject` would remove. Nothing is written.
@@ -291,17 +335,28 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Erases what `plan` says, for `reason`, and gives the receipt.
+    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo refuses is taken back.
     ///
     /// # Errors
-    /// [`Error`]. Once the wish is noted, whoever opens the state next finishes it.
-    pub async fn erase(&self, plan: Plan, reason: &str) -> Result<Receipt, Error> {
-        let erasure = self.ask(&plan, reason).await?;
-        while !self.step(&erasure, &plan.traces).await?.is_done() {}
-        self.receipt_of(&erasure).await
+    /// [`Error`]. After a crash whoever opens the state next finishes it.
+    pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
+        loop {
+            match self.step(erasure, &plan.traces).await {
+                Ok(step) if step.is_done() => return Ok(()),
+                Ok(_) => {}
+                Err(error @ Error::Belvo(_)) => {
+                    let id = erasure.to_owned();
+                    let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = 'asked'";
+                    self.store.write(move |tx| tx.execute(take_back, args![&id])).await?;
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    /// Finishes the erasures that were begun, and gives their number.
+    /// Finishes the erasures that were begun, and gives their number. One that waits for Belvo is left where Belvo is not
+    /// talked to, or does not answer.
     ///
     /// # Errors
     /// [`Error`].
@@ -314,23 +369,33 @@ impl Eraser {
         for erasure in &begun {
             tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and is finished now");
             // What to look for was forgotten with the process: the state's file is written anew instead.
-            while !self.step(erasure, &Traces::default()).await?.is_done() {}
+            loop {
+                match self.step(erasure, &Traces::default()).await {
+                    Ok(step) if step.is_done() => break,
+                    Ok(_) => {}
+                    Err(error @ (Error::Belvo(_) | Error::NeedsBelvo)) => {
+                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         }
         Ok(begun.len())
     }
 
-    /// Notes the wish, and gives the erasure's id.
+    /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn ask(&self, plan: &Plan, reason: &str) -> Result<String, Error> {
+    pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
         let erasure = format!("{:032x}", rand::random::<u128>());
         let asked_at = self.clock.now();
         let named = match &plan.subject {
             Subject::Link(_) => None,
             Subject::ExternalId(name) | Subject::Person(name) => Some((plan.subject.kind(), name.clone())),
         };
-        let wish = Wish { links: plan.links.clone(), external_ids: plan.external_ids.clone(), named };
+        let wish = Wish { links: plan.links.clone(), external_ids: plan.external_ids.clone(), named, is_remote };
         let receipt = Receipt {
             erasure: erasure.clone(),
             asked_at: asked_at.to_string(),
@@ -373,13 +438,16 @@ impl Eraser {
 
     /// Rows, keys and bodies go, and tombstones come.
     async fn remove(&self, erasure: &str) -> Result<Step, Error> {
-        let (id, now) = (erasure.to_owned(), self.clock.now());
+        let id = erasure.to_owned();
+        let (plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
+        let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
+        let wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
+        if wish.is_remote {
+            receipt.remote = Some(self.delete_at_belvo(&wish.links).await?);
+        }
+        let now = self.clock.now();
         self.store
             .write(move |tx| {
-                let (plan, mut receipt) = read(tx, &id)?;
-                let wish: Wish = plan
-                    .and_then(|plan| serde_json::from_str(&plan).ok())
-                    .ok_or(store::Error::Unreadable("an erasure's plan"))?;
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
                 let links = wish.links.iter().map(|id| (Kind::Link, id));
                 let named = wish.named.iter().map(|(kind, name)| (*kind, name));
@@ -393,6 +461,24 @@ impl Eraser {
             })
             .await?;
         Ok(Step::Removed)
+    }
+
+    /// What Belvo says of each link.
+    async fn delete_at_belvo(&self, links: &[String]) -> Result<Vec<String>, Error> {
+        let deleter = self.deleter.as_ref().ok_or(Error::NeedsBelvo)?;
+        let mut said = Vec::new();
+        for link in links {
+            let link: LinkId = link.parse().map_err(|_| store::Error::Unreadable("a link id"))?;
+            let asked = Instant::now();
+            let mut is_gone = deleter.delete(&link).await? == Deletion::Done;
+            while !is_gone && asked.elapsed() < BELVO_DELETES_WITHIN {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                deleter.follow_up().await?;
+                is_gone = deleter.is_gone(&link).await?;
+            }
+            said.push(if is_gone { "deleted" } else { "accepted" }.to_owned());
+        }
+        Ok(said)
     }
 
     /// Tombstones go to their files, and the lake is built anew, without the person.
@@ -455,7 +541,11 @@ impl Eraser {
         Ok(Step::Done)
     }
 
-    async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
+    /// What was done so far.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
         let id = erasure.to_owned();
         Ok(self.store.read(move |tx| read(tx, &id)).await?.1)
     }
@@ -487,7 +577,11 @@ impl Step {
     }
 }
 
-fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
+/// What erasing `subject` would remove from the state. Blocks.
+///
+/// # Errors
+/// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
     let links = subject.links(tx, pepper)?;
     if links.is_empty() {
         return Err(Error::NotHeld(subject.kind().name()));
@@ -617,6 +711,11 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
             }
         }
     }
+    for link in links {
+        // What was ordered for the link stays on record, without saying for whom.
+        let sql = "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 OR message LIKE '%' || $1 || '%'";
+        tx.execute(sql, args![link])?;
+    }
     Ok(rows)
 }
 
@@ -668,8 +767,8 @@ fn write_receipt(state: &Path, receipt: &Receipt) -> Result<(), Error> {
 }
 
 /// The page.
-impl std::fmt::Display for Receipt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "RECEIPT OF AN ERASURE\n")?;
         writeln!(f, "Erasure      {}", self.erasure)?;
         writeln!(f, "Asked for    {} ({} link(s))", self.asked_for, self.links)?;
@@ -714,6 +813,10 @@ impl std::fmt::Display for Receipt {
         for BackupToGo { file, made_at, gone_by } in &self.backups {
             writeln!(f, "   {file}, made at {made_at}: to be destroyed by {gone_by}")?;
         }
-        writeln!(f, "\nNot reached: copies that others made, and the data at Belvo and at the institution.")
+        match &self.remote {
+            Some(said) => writeln!(f, "\n5. At Belvo: {}", said.join(", "))?,
+            None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
+        }
+        writeln!(f, "\nNot reached: copies that others made, and the data at the institution.")
     }
 }

@@ -93,8 +93,8 @@ pub struct Publisher {
     pepper: Option<Pepper>,
     clock: Clock,
     schema: &'static Schema,
-    /// One publishes at a time: two would stage in one folder.
-    alone: Mutex<()>,
+    /// One snapshot is staged at a time: two would take the same number.
+    turn: Mutex<()>,
 }
 
 /// Which files are written.
@@ -121,16 +121,8 @@ impl Publisher {
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
-        Ok(Self {
-            readers,
-            lake,
-            settings,
-            confirm_after,
-            pepper,
-            clock,
-            schema: schema::get(),
-            alone: Mutex::default(),
-        })
+        let (schema, turn) = (schema::get(), Mutex::default());
+        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, turn })
     }
 
     /// Publishes; `None` when there was nothing new. Blocks.
@@ -138,7 +130,7 @@ impl Publisher {
     /// # Errors
     /// [`Error`]; nothing staged is left behind.
     pub fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
-        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous.as_ref(), scope).and_then(|manifest| {
@@ -151,6 +143,11 @@ impl Publisher {
         let _ = std::fs::remove_dir_all(&staging.folder);
         let published = published?;
         if published.is_some() {
+            if scope == Scope::Everything {
+                for snapshot in verify::drop_damaged(&self.lake)? {
+                    tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
+                }
+            }
             self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now())?;
         }
         Ok(published)
@@ -161,7 +158,7 @@ impl Publisher {
     /// # Errors
     /// [`Error::Folder`].
     pub fn forget(&self, since: Timestamp) -> Result<Vec<Forgotten>, Error> {
-        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.lake.forget(since)
     }
 

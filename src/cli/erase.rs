@@ -3,14 +3,17 @@
 use std::io::{self, Write as _};
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Exit, Global, work};
+use super::{Exit, Global, ordered};
+use crate::backup;
 use crate::belvo::LinkId;
-use crate::clock::Clock;
-use crate::config::{Config, Needs};
-use crate::erase::{Eraser, Plan, Subject, receipts_of};
+use crate::config::Needs;
+use crate::erase::{Plan, Subject, plan, receipts_of};
+use crate::operations::{Erasure, Order};
+use crate::publish::Lake;
 use crate::sensitive::Pepper;
+use crate::store::Readers;
 
 /// What `erase` takes.
 #[derive(Debug, clap::Args)]
@@ -21,17 +24,20 @@ pub struct Args {
     /// Why, for the receipt: a ticket's number rather than a name
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub reason: String,
+    /// Delete the links at Belvo too
+    #[arg(long)]
+    pub remote: bool,
     /// Only say what would go
     #[arg(long)]
     pub dry_run: bool,
 }
 
 /// One link or person.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct Whom {
     /// This link
-    #[arg(long, value_name = "ID", value_parser = link_id)]
+    #[arg(long, value_name = "ID")]
     pub link: Option<LinkId>,
     /// Every link of this external_id
     #[arg(long, value_name = "X")]
@@ -41,12 +47,17 @@ pub struct Whom {
     pub person: Option<String>,
 }
 
-fn link_id(text: &str) -> Result<LinkId, &'static str> {
-    text.parse().map_err(|_| "a link's id is a UUID")
+impl std::fmt::Debug for Whom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Whom(…)")
+    }
 }
 
 impl Whom {
     /// The same for the library.
+    ///
+    /// # Errors
+    /// When nobody is named, which the command line refuses before.
     pub fn subject(&self) -> anyhow::Result<Subject> {
         let link = self.link.clone().map(Subject::Link);
         let external_id = || self.external_id.clone().map(Subject::ExternalId);
@@ -56,45 +67,52 @@ impl Whom {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let config = global.load_config(Needs::default())?;
-    config.check_folders()?;
     let subject = args.whom.subject()?;
-    work::block_on(async {
-        let eraser = eraser(&config)?;
-        let plan = eraser.plan(subject).await?;
-        if args.dry_run {
-            tell_plan(&plan, global)?;
-            return Ok(Exit::Done);
+    if args.dry_run {
+        return tell_plan(subject, global);
+    }
+    let needed = if args.remote { ordered::BELVO } else { ordered::STATE_AND_LAKE };
+    let order = Order::Erase(Erasure { subject, reason: args.reason.clone(), is_remote: args.remote });
+    let run = ordered::carry_out(order, needed, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        if let (None, Some(erasure)) = (&run.message, &run.name) {
+            let config = global.load_config(Needs::default())?;
+            let files @ [document, page] = &receipts_of(&config.state.path, erasure);
+            let read = |path: &std::path::Path| {
+                std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+            };
+            let out = &mut io::stdout().lock();
+            if global.json {
+                let receipt: Value = serde_json::from_str(&read(document)?)?;
+                writeln!(out, "{:#}", json!({ "receipt": receipt, "files": files }))?;
+            } else {
+                writeln!(out, "{}", read(page)?)?;
+                files.iter().try_for_each(|file| writeln!(out, "kept in {}", file.display()))?;
+            }
         }
-        eraser.resume().await?;
-        let receipt = eraser.erase(plan, &args.reason).await?;
-        let out = &mut io::stdout().lock();
-        let files = receipts_of(&config.state.path, &receipt.erasure);
-        if global.json {
-            writeln!(out, "{:#}", json!({ "receipt": receipt, "files": files }))?;
-        } else {
-            writeln!(out, "{receipt}")?;
-            files.iter().try_for_each(|file| writeln!(out, "kept in {}", file.display()))?;
-        }
-        Ok(Exit::Done)
-    })
+    }
+    Ok(ordered::exit(run.as_ref()))
 }
 
-/// One for the state and lake of `config`, which no daemon holds.
-fn eraser(config: &Config) -> anyhow::Result<Eraser> {
-    let (store, publisher) = work::open(config)?;
+/// Says what would go, also while a daemon runs.
+fn tell_plan(subject: Subject, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
-    Ok(Eraser::new(store, publisher, pepper, &config.state.path, Clock::system()))
-}
-
-fn tell_plan(plan: &Plan, global: &Global) -> io::Result<()> {
+    let mut plan: Plan = Readers::configured(&config.state).read(|tx| plan(tx, subject, pepper.as_ref()))?;
+    plan.snapshots = Lake::look(&config.lake.path).published_since(plan.first_seen_at())?;
+    plan.backups = backup::made(&config.state.path);
     let out = &mut io::stdout().lock();
     if global.json {
-        return writeln!(out, "{}", serde_json::to_string_pretty(plan)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
+        return Ok(Exit::Done);
     }
     writeln!(out, "would erase {} link(s):", plan.links.len())?;
     plan.links.iter().try_for_each(|link| writeln!(out, "  {link}"))?;
     plan.rows.iter().try_for_each(|(table, rows)| writeln!(out, "  {rows:>8} row(s) of {table}"))?;
     writeln!(out, "would build the lake anew and drop {} snapshot(s)", plan.snapshots.len())?;
-    plan.backups.iter().try_for_each(|made| writeln!(out, "backup to destroy: {}, made at {}", made.file, made.made_at))
+    for made in &plan.backups {
+        writeln!(out, "backup to destroy: {}, made at {}", made.file, made.made_at)?;
+    }
+    Ok(Exit::Done)
 }

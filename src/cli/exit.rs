@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use crate::belvo::Failure;
 use crate::config::ConfigErrors;
-use crate::{backup, erase, links, publish, refresh, store};
+use crate::operations::Refused;
+use crate::{admin, backup, delete, erase, links, publish, refresh, store, widget};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,8 @@ impl Exit {
             | "institution_refuses"
             | "institution_down"
             | "link_cooling" => Self::Down,
+            "invalid_request" => Self::Usage,
+            "invalid_widget_config" => Self::Config,
             "state_damaged" | "state_unreadable" | "backup_damaged" => Self::Damaged,
             _ => Self::Failed,
         }
@@ -80,6 +83,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(erase::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(backup::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(Refused::code));
+    let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(widget::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(delete::Error::code));
     code.map(Exit::of_code)
 }
 

@@ -19,7 +19,10 @@ pub mod demo;
 pub mod erase;
 pub mod exit;
 pub mod init;
+pub mod jobs;
+pub mod links;
 pub mod log;
+pub mod ordered;
 pub mod publish;
 pub mod rebuild;
 pub mod refresh;
@@ -31,6 +34,8 @@ pub mod status;
 pub mod subject;
 pub mod table;
 pub mod verify;
+pub mod webhooks;
+pub mod widget;
 pub mod work;
 
 pub use exit::Exit;
@@ -101,6 +106,14 @@ pub enum Command {
     Rebuild(rebuild::Args),
     /// Hold every published file and the state against what was written
     Verify(verify::Args),
+    /// List, show, reconcile or delete the tracked links
+    Links(links::Args),
+    /// Open Belvo's widget for a user, to connect or to give a link new credentials
+    Widget(widget::Args),
+    /// List the jobs, or run one now
+    Jobs(jobs::Args),
+    /// List, show or replay the webhooks that came
+    Webhooks(webhooks::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
     /// Erase one link or person, everywhere
@@ -132,6 +145,10 @@ pub fn main() -> ExitCode {
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
         Command::Verify(args) => verify::run(&args, &global),
+        Command::Links(args) => links::run(&args, &global),
+        Command::Widget(args) => widget::run(&args, &global),
+        Command::Jobs(args) => jobs::run(&args, &global),
+        Command::Webhooks(args) => webhooks::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
         Command::Erase(args) => erase::run(&args, &global),
         Command::Subject(args) => subject::run(&args, &global),
@@ -211,6 +228,10 @@ Commands:
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
   verify       Hold every published file and the state against what was written
+  links        List, show, reconcile or delete the tracked links
+  widget       Open Belvo's widget for a user, to connect or to give a link new credentials
+  jobs         List the jobs, or run one now
+  webhooks     List, show or replay the webhooks that came
   sql          Run SQL on the published tables
   erase        Erase one link or person, everywhere
   subject      Print everything held on one link or person

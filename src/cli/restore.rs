@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Exit, Global, work};
+use super::{Exit, Global, ordered, work};
 use crate::backup;
 use crate::clock::Clock;
 use crate::config::Needs;
-use crate::publish::Scope;
+use crate::operations::Order;
 
 /// What `restore` takes.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     config.check_folders()?;
     let restored = work::block_on(async { Ok(backup::restore(&config, &args.file, Clock::system().now()).await?) })?;
     // The lake is of the state that was replaced.
-    let published = work::publish(&config, Scope::Everything)?.map(|manifest| manifest.snapshot);
+    let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global)?;
+    run.iter().try_for_each(|run| ordered::complain(run, global))?;
+    let published = run.as_ref().and_then(|run| run.progress.snapshot);
     let out = &mut io::stdout().lock();
     if global.json {
         writeln!(out, "{:#}", json!({ "restored": restored, "snapshot": published }))?;
@@ -33,5 +35,5 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         writeln!(out, "{} link(s) in it had been erased since, and are gone again", restored.erased_again)?;
         published.iter().try_for_each(|snapshot| writeln!(out, "snapshot {snapshot:06} was built from it"))?;
     }
-    Ok(Exit::Done)
+    Ok(ordered::exit(run.as_ref()))
 }

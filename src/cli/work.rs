@@ -1,16 +1,10 @@
-//! What the commands share that do a daemon's work: a runtime, signals, and the end of a refresh.
+//! What the commands share that do a daemon's work: a runtime and signals.
 
 use std::future::Future;
-use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Exit;
-use crate::clock::Clock;
-use crate::config::Config;
-use crate::publish::{self, Manifest, Publisher, Scope};
-use crate::sensitive::Pepper;
-use crate::store::Store;
 
 /// Runs `work` on a runtime of its own.
 ///
@@ -51,26 +45,4 @@ pub enum Signal {
     Interrupt,
     /// A service manager.
     Terminate,
-}
-
-/// The state of `config`, which no daemon holds, and the door to its readers.
-///
-/// # Errors
-/// When a daemon holds the state, or the lake cannot be used.
-pub fn open(config: &Config) -> anyhow::Result<(Store, Arc<Publisher>)> {
-    config.check_folders()?;
-    let store = Store::configured(&config.state)?;
-    let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-    let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, Clock::system())?;
-    Ok((store, Arc::new(publisher)))
-}
-
-/// Publishes the state of `config` from here, without a daemon; `None` when there was nothing new.
-///
-/// # Errors
-/// When a daemon holds the state, or nothing can be published.
-pub fn publish(config: &Config, scope: Scope) -> anyhow::Result<Option<Manifest>> {
-    let (_store, publisher) = open(config)?;
-    block_on(async { Ok(publish::publish_in_background(&publisher, scope).await?) })
 }

@@ -207,7 +207,10 @@ impl Lake {
     }
 
     /// The snapshots that were published at `since` or later, oldest first; one that does not say when is among them.
-    pub(super) fn published_since(&self, since: Timestamp) -> Result<Vec<u32>, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn published_since(&self, since: Timestamp) -> Result<Vec<u32>, Error> {
         let mut numbers: Vec<u32> = self.numbered()?.into_iter().map(|(number, _)| number).collect();
         numbers.sort_unstable();
         numbers.retain(|&number| {

@@ -88,14 +88,13 @@ pub fn verify(path: &Path) -> Result<Verified, Error> {
 ///
 /// # Errors
 /// [`Error::Folder`].
-pub fn drop_damaged(path: &Path) -> Result<Vec<u32>, Error> {
-    let lake = Lake::look(path);
+pub(super) fn drop_damaged(lake: &Lake) -> Result<Vec<u32>, Error> {
     let current = lake.current_number();
     let mut dropped = Vec::new();
     let mut seen = HashMap::new();
     for (number, folder) in lake.numbered()? {
         let mut verified = Verified::default();
-        verify_snapshot(path, &folder, &mut seen, &mut verified);
+        verify_snapshot(&folder, &folder, &mut seen, &mut verified);
         if Some(number) != current && !verified.damage.is_empty() {
             lake.drop_snapshot(number)?;
             dropped.push(number);
