@@ -98,7 +98,7 @@ pub(crate) fn parquet_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn read_parquet(file: &Path) -> Vec<Row> {
+pub(crate) fn read_parquet(file: &Path) -> Vec<Row> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(file).unwrap()).unwrap().build().unwrap();
     reader.flat_map(|batch| rows_of(&batch.unwrap())).collect()
 }

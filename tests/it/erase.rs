@@ -1,0 +1,402 @@
+//! One person is erased: nothing of them is left anywhere, everybody else is as before, and nothing brings them back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use vinculo::config::{Config, Needs};
+use vinculo::erase::{Bodies, each_body};
+use vinculo::resources;
+use vinculo::simulate::{SECRET_ID, SECRET_PASSWORD};
+use vinculo::store::{Error, Readers, WebhookPlace};
+
+use crate::binary::{Ended, Simulate, Site, free_address, run, vinculo};
+use crate::harness::{AUTHORIZATION, PEPPER};
+use crate::scripted::{EMPLOYMENTS, OWNERS};
+use crate::tables::{self, Row, Tables};
+
+const PEOPLE: u64 = 40;
+
+/// A site with everybody published, and one of them who is to go.
+struct Scene {
+    site: Site,
+    simulate: Simulate,
+    link: String,
+    needles: BTreeSet<String>,
+}
+
+impl Scene {
+    async fn set(environment: &[(&str, &str)]) -> (Self, crate::binary::Served) {
+        let belvo = free_address();
+        let site = Site::new(belvo, environment);
+        let served = site.serve();
+        let (people, webhook) = (PEOPLE.to_string(), site.webhook_url());
+        let arguments = [
+            "--people",
+            &people,
+            "--no-limit",
+            "--pepper",
+            PEPPER,
+            "--webhook-latency",
+            "100ms",
+            "--webhook",
+            &webhook,
+            "--webhook-authorization",
+            AUTHORIZATION,
+        ];
+        let simulate = Simulate::start(belvo, &arguments);
+        simulate.tell("connect", "").await;
+        until_idle(&site);
+        let (link, needles) = somebody(&simulate).await;
+        (Self { site, simulate, link, needles }, served)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Ended {
+        run(&mut self.site.command(arguments))
+    }
+
+    fn tables(&self) -> Tables {
+        tables::from_duckdb(&self.site.lake())
+    }
+
+    /// Where a canary is found among state and lake, raw and decoded.
+    fn hits(&self) -> Vec<String> {
+        hits(self.site.folder.path(), &self.needles)
+    }
+}
+
+fn until_idle(site: &Site) {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        let status = site.status();
+        if status["waiting"] == 0 && status["snapshot"]["rows"]["links"] == PEOPLE {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{status:#}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A link whose owner has worked for a person, when there is one, with everything that must not be found of it.
+async fn somebody(simulate: &Simulate) -> (String, BTreeSet<String>) {
+    let links: Value = serde_json::from_str(&simulate.ask("links").await).unwrap();
+    let mut best = None;
+    for link in links.as_array().unwrap() {
+        let id = link["link"].as_str().unwrap().to_owned();
+        let mut needles = BTreeSet::from([id.clone()]);
+        for owner in list(simulate, OWNERS, &id).await {
+            for field in ["id", "display_name", "email", "phone_number", "internal_identification"] {
+                needles.extend(text(&owner[field]));
+            }
+            needles.extend(text(&owner["document_id"]["document_number"]).iter().flat_map(|cpf| spellings(cpf)));
+        }
+        let mut has_person = false;
+        for job in list(simulate, EMPLOYMENTS, &id).await {
+            let employer = &job["employer_data"];
+            if let Some(code) = text(&employer["code"]).filter(|code| code.len() == 11) {
+                has_person = true;
+                needles.extend(spellings(&code));
+                needles.extend(text(&employer["name"]));
+            }
+        }
+        if has_person || best.is_none() {
+            best = Some((id, needles));
+        }
+        if has_person {
+            break;
+        }
+    }
+    let (link, mut needles) = best.unwrap();
+    let url = format!("http://{}/api/links/{link}/", simulate.address);
+    let answer = reqwest::Client::new().get(&url).basic_auth(SECRET_ID, Some(SECRET_PASSWORD)).send().await.unwrap();
+    let object: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    needles.extend(text(&object["external_id"]));
+    assert!(needles.len() >= 7, "{needles:?}");
+    (link, needles)
+}
+
+async fn list(simulate: &Simulate, path: &str, link: &str) -> Vec<Value> {
+    let url = format!("http://{}{path}?link={link}&page_size=1000", simulate.address);
+    let answer = reqwest::Client::new().get(&url).basic_auth(SECRET_ID, Some(SECRET_PASSWORD)).send().await.unwrap();
+    let page: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    page["results"].as_array().unwrap().clone()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| text.len() >= 8).map(str::to_owned)
+}
+
+fn spellings(code: &str) -> Vec<String> {
+    let digits: String = code.chars().filter(char::is_ascii_digit).collect();
+    let dotted = format!("{}.{}.{}-{}", &digits[..3], &digits[3..6], &digits[6..9], &digits[9..]);
+    let dashed = format!("{}-{}", &digits[..9], &digits[9..]);
+    vec![digits, dotted, dashed]
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            files.extend(files_below(&entry.path()));
+        } else if entry.file_type().unwrap().is_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Where a needle is in a byte of state or lake, or in what they hold once it is decoded.
+fn hits(site: &Path, needles: &BTreeSet<String>) -> Vec<String> {
+    let mut hits = Vec::new();
+    let mut look = |place: String, bytes: &[u8]| {
+        for needle in needles {
+            if memchr::memmem::find(bytes, needle.as_bytes()).is_some() {
+                hits.push(format!("{needle:?} in {place}"));
+            }
+        }
+    };
+    for file in files_below(&site.join("var")).into_iter().chain(files_below(&site.join("lake"))) {
+        look(file.display().to_string(), &fs::read(&file).unwrap());
+    }
+    for snapshot in fs::read_dir(site.join("lake/snapshots")).unwrap() {
+        let snapshot = snapshot.unwrap().path();
+        let connection = tables::connect(&snapshot.join("vinculo.duckdb"));
+        for table in tables::ALL {
+            let rows = tables::query(&connection, table);
+            look(format!("{table} of {}", snapshot.display()), format!("{rows:?}").as_bytes());
+            for file in tables::parquet_files(&snapshot.join(table)) {
+                look(file.display().to_string(), format!("{:?}", tables::read_parquet(&file)).as_bytes());
+            }
+        }
+    }
+    let config = Config::load(Some(&site.join("vinculo.toml")), [], &[], Needs::default()).unwrap();
+    let mut bodies = 0;
+    let read: Result<(), Error> = Readers::configured(&config.state).read(|tx| {
+        for resource in resources::ALL {
+            each_body(tx, Bodies::OfResource(resource.name), |place, body| {
+                bodies += 1;
+                look(format!("a body of {}", place.resource), body.as_bytes());
+                Ok(())
+            })?;
+        }
+        tx.each("SELECT link_id, received_at, body FROM webhooks", &[], |row| {
+            let link_id = row.opt_text(0)?;
+            let place = WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? };
+            look("a webhook".to_owned(), &place.open(tx, row.bytes(2)?)?);
+            Ok(())
+        })
+    });
+    read.unwrap();
+    assert!(bodies >= PEOPLE, "{bodies} bodies");
+    hits
+}
+
+/// The tables without the rows of `link`.
+fn without(found: &Tables, link: &str) -> Tables {
+    let is_other = |row: &&Row| row["link_id"].as_deref() != Some(link);
+    found.iter().map(|(name, rows)| (name.clone(), rows.iter().filter(is_other).cloned().collect())).collect()
+}
+
+/// A copy of the site's folder, with hard links as plain files.
+fn copy(site: &Path) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(site.join(".")).arg(folder.path()).status().unwrap();
+    assert!(copied.success());
+    folder
+}
+
+fn command_in(site: &Path, arguments: &[&str]) -> Command {
+    let mut command = vinculo();
+    command.args(arguments).arg("--config").arg(site.join("vinculo.toml"));
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
+    let (scene, served) = Scene::set(&[]).await;
+    let before = scene.tables();
+    let (link, folder) = (scene.link.as_str(), scene.site.folder.path());
+    let backup = folder.join("before.backup");
+    let made = scene.command(&["backup", backup.to_str().unwrap()]);
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    // One that was not understood names the link where nobody looks for it.
+    scene.site.webhook(&format!("{{\"webhook_type\": \"PLANETS\", \"about\": \"{link}\"}}")).await;
+    assert!(!scene.hits().is_empty(), "the canaries are nowhere even before");
+
+    let dry = scene.command(&["erase", "--link", link, "--reason", "ticket 7", "--dry-run"]);
+    assert!(dry.code == Some(0) && dry.out.contains(link) && dry.out.contains("before.backup"), "{dry:?}");
+    tables::assert_same(&scene.tables(), &before, &[]);
+
+    let told = scene.command(&["subject", "--link", link]);
+    assert_eq!(told.code, Some(0), "{}", told.err);
+    let cpf = scene.needles.iter().find(|needle| needle.len() == 11).unwrap();
+    assert!(told.out.contains(cpf) && told.out.contains(link), "the export lacks the person");
+    let others: Vec<String> = before["links"].iter().filter_map(|row| row["link_id"].clone()).collect();
+    assert!(others.iter().filter(|other| *other != link).all(|other| !told.out.contains(other)), "it tells of others");
+
+    let erased = scene.command(&["erase", "--link", link, "--reason", "ticket 7", "--json"]);
+    assert_eq!(erased.code, Some(0), "{}", erased.err);
+    let said: Value = serde_json::from_str(&erased.out).unwrap();
+    let receipt = &said["receipt"];
+    assert!(receipt["rows"]["record_versions"].as_u64() >= Some(2), "{receipt:#}");
+    assert_eq!(receipt["rows"]["link_keys"], 1);
+    assert_eq!(receipt["traces_left"], 0);
+    assert!(receipt["snapshots"][0]["files"].as_array().unwrap().len() >= 7, "{receipt:#}");
+    assert!(receipt["backups"][0]["file"].as_str().unwrap().ends_with("before.backup"));
+    assert_eq!(scene.hits(), Vec::<String>::new());
+    let expected = without(&before, link);
+    tables::assert_same(&scene.tables(), &expected, &["is_stale"]);
+    assert!(fs::read_to_string(said["files"][1].as_str().unwrap()).unwrap().contains("ticket 7"));
+
+    // A late webhook is answered, counted, and brings nothing back; neither do an operator and Belvo's list.
+    let late = format!(
+        "{{\"webhook_id\": \"0\", \"webhook_type\": \"EMPLOYMENTS\", \"webhook_code\": \"historical_update\", \
+         \"link_id\": \"{link}\", \"data\": {{\"total_employments\": 3}}}}"
+    );
+    assert_eq!(scene.site.webhook(&late).await.0, 200);
+    scene.command(&["links", "sync"]);
+    let status = scene.site.status();
+    assert_eq!((&status["waiting"], &status["links"]), (&Value::from(0), &Value::from(PEOPLE - 1)));
+    assert_eq!(status["webhooks"]["erased"], 1, "{status:#}");
+    assert_eq!(scene.hits(), Vec::<String>::new());
+
+    // Neither does a backup from before, and one from after never had them.
+    let after = folder.join("after.backup");
+    assert_eq!(scene.command(&["backup", after.to_str().unwrap()]).code, Some(0));
+    let bytes = fs::read(&after).unwrap();
+    assert!(scene.needles.iter().all(|needle| memchr::memmem::find(&bytes, needle.as_bytes()).is_none()));
+    assert_eq!(scene.command(&["restore", backup.to_str().unwrap()]).code, Some(8), "the state is held");
+    assert_eq!(served.terminate(), Some(0));
+    let bytes = fs::read(&backup).unwrap();
+    for (name, bad) in [("cut", bytes[..bytes.len() - 100].to_vec()), ("half", bytes[..bytes.len() / 2].to_vec())] {
+        let file = folder.join(name);
+        fs::write(&file, bad).unwrap();
+        let refused = scene.command(&["restore", file.to_str().unwrap()]);
+        assert_eq!(refused.code, Some(9), "{}", refused.err);
+    }
+    let restored = scene.command(&["restore", backup.to_str().unwrap(), "--json"]);
+    assert_eq!(restored.code, Some(0), "{}", restored.err);
+    let restored: Value = serde_json::from_str(&restored.out).unwrap();
+    assert_eq!(restored["restored"]["erased_again"], 1);
+    assert_eq!(scene.hits(), Vec::<String>::new());
+    tables::assert_same(&scene.tables(), &expected, &["is_stale"]);
+    let whole = scene.command(&["verify"]);
+    assert_eq!(whole.code, Some(0), "{}", whole.out);
+    drop(scene.simulate);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_that_is_killed_anywhere_is_finished_at_the_next_start() {
+    let (scene, served) = Scene::set(&[]).await;
+    assert_eq!(served.terminate(), Some(0));
+    let (before, link) = (scene.tables(), scene.link.as_str());
+    let expected = without(&before, link);
+    let erase = ["erase", "--link", link, "--reason", "ticket 8"];
+    let whole = copy(scene.site.folder.path());
+    let started = Instant::now();
+    assert_eq!(run(&mut command_in(whole.path(), &erase)).code, Some(0));
+    let took = started.elapsed();
+    assert_eq!(hits(whole.path(), &scene.needles), Vec::<String>::new());
+
+    let kills = 20;
+    let mut resumed = 0;
+    for kill in 0..kills {
+        let folder = copy(scene.site.folder.path());
+        let mut child = command_in(folder.path(), &erase).stderr(std::process::Stdio::null()).spawn().unwrap();
+        // Kills are spread over the time that it takes; what they hit is told below.
+        std::thread::sleep(took * (kill + 1) / (kills + 2));
+        let _ = child.kill();
+        child.wait().unwrap();
+        let next = run(&mut command_in(folder.path(), &["publish"]));
+        assert_eq!(next.code, Some(0), "{}", next.err);
+        let is_resumed = next.err.contains("erasure_resumed");
+        resumed += u32::from(is_resumed);
+        let found = tables::from_duckdb(&folder.path().join("lake"));
+        if !is_resumed && found["links"].len() == before["links"].len() {
+            // It came before the wish was noted, and nothing is lost by that.
+            tables::assert_same(&found, &before, &[]);
+            assert_eq!(run(&mut command_in(folder.path(), &erase)).code, Some(0));
+        }
+        assert_eq!(hits(folder.path(), &scene.needles), Vec::<String>::new(), "kill {kill}, resumed: {is_resumed}");
+        tables::assert_same(&tables::from_duckdb(&folder.path().join("lake")), &expected, &["is_stale"]);
+    }
+    println!("{resumed} of {kills} erasures were interrupted, of {took:?}");
+    assert!(resumed >= 5, "only {resumed} of {kills} kills hit an erasure at work");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_bit_in_any_published_file_is_named_and_a_rebuild_mends_it() {
+    let (scene, served) = Scene::set(&[("VINCULO_LAKE__LINK_BUCKETS", "16")]).await;
+    assert_eq!(served.terminate(), Some(0));
+    let before = scene.tables();
+    let whole = scene.command(&["verify", "--json"]);
+    assert_eq!(whole.code, Some(0), "{}", whole.out);
+
+    let current = fs::canonicalize(scene.site.lake().join("current")).unwrap();
+    let files: Vec<PathBuf> = files_below(&current).into_iter().rev().take(60).collect();
+    assert!(files.len() >= 50, "{} files", files.len());
+    for (number, file) in files.iter().enumerate() {
+        let mut bytes = fs::read(file).unwrap();
+        let bit = (number * 7919) % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::remove_file(file).unwrap();
+        fs::write(file, bytes).unwrap();
+    }
+    let damaged = scene.command(&["verify", "--json"]);
+    assert_eq!(damaged.code, Some(9), "{}", damaged.out);
+    let report: Value = serde_json::from_str(&damaged.out).unwrap();
+    let named: BTreeMap<&str, &str> = report["damage"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|damage| (damage["file"].as_str().unwrap(), damage["code"].as_str().unwrap()))
+        .collect();
+    for file in &files {
+        let name = file.strip_prefix(fs::canonicalize(scene.site.lake()).unwrap()).unwrap();
+        assert!(named.contains_key(name.to_str().unwrap()), "{} is not among {named:#?}", name.display());
+    }
+    let rebuilt = scene.command(&["rebuild"]);
+    assert_eq!(rebuilt.code, Some(0), "{}", rebuilt.err);
+    tables::assert_same(&scene.tables(), &before, &["is_stale"]);
+    let whole = scene.command(&["verify"]);
+    assert_eq!(whole.code, Some(0), "{}", whole.out);
+
+    // A page of the state itself.
+    let state = scene.site.folder.path().join("var/state.db");
+    let mut bytes = fs::read(&state).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 64].fill(0xff);
+    fs::write(&state, bytes).unwrap();
+    let damaged = scene.command(&["verify"]);
+    assert!(damaged.code == Some(9) && damaged.out.contains("state.db"), "{damaged:?}");
+    drop(scene.simulate);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_key_is_refused_and_a_new_one_takes_over() {
+    let (scene, served) = Scene::set(&[]).await;
+    assert_eq!(served.terminate(), Some(0));
+    let (new, other) = ("bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctbmV3LW5ldyE=", "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItLS0=");
+    let with = |keys: &[(&str, &str)]| run(scene.site.command(&["rebuild"]).envs(keys.iter().copied()));
+    let state = scene.site.folder.path().join("var/state.db");
+    let before = fs::read(&state).unwrap();
+    for keys in [[("VINCULO_STATE__ENCRYPTION_KEY", other)], [("VINCULO_STATE__ENCRYPTION_KEY", "")]] {
+        let refused = with(&keys);
+        assert!(refused.code == Some(4) && refused.err.contains("state.encryption_key"), "{refused:?}");
+        assert_eq!(fs::read(&state).unwrap(), before);
+    }
+    let rotated = with(&[
+        ("VINCULO_STATE__ENCRYPTION_KEY", new),
+        ("VINCULO_STATE__ENCRYPTION_KEY_PREVIOUS", crate::harness::ENCRYPTION_KEY),
+    ]);
+    assert_eq!(rotated.code, Some(0), "{}", rotated.err);
+    assert_eq!(with(&[("VINCULO_STATE__ENCRYPTION_KEY", new)]).code, Some(0));
+    assert_eq!(with(&[]).code, Some(4), "the old key opens it no more");
+    drop(scene.simulate);
+}
