@@ -189,8 +189,13 @@ impl Store {
     /// Those of [`Store::open`]; [`Error::KeyMissing`] or [`Error::KeyWrong`] when the keys are not those of the state.
     pub fn open_with(path: &Path, keys: Option<MasterKeys>) -> Result<Self, Error> {
         let ownership = Arc::new(Ownership::take(path)?);
+        if fs::metadata(path).is_ok_and(|state| state.len() > 0) {
+            // A reader does not even move the log into the file.
+            let reader = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            reader.busy_timeout(BUSY_TIMEOUT)?;
+            keys::check(&reader, keys.as_ref())?;
+        }
         let mut connection = connect(path)?;
-        keys::check(&connection, keys.as_ref())?;
         migrations::run(&mut connection, path)?;
         if let Some(keys) = &keys {
             keys::settle(&mut connection, keys)?;

@@ -235,8 +235,10 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
 
     let told = scene.command(&["subject", "--link", link]);
     assert_eq!(told.code, Some(0), "{}", told.err);
-    let cpf = scene.needles.iter().find(|needle| needle.len() == 11).unwrap();
-    assert!(told.out.contains(cpf) && told.out.contains(link), "the export lacks the person");
+    // Each but the spellings of a CPF that Belvo did not use.
+    let lacks = scene.needles.iter().filter(|needle| !told.out.contains(needle.as_str())).count();
+    let cpfs = scene.needles.iter().filter(|needle| needle.len() == 14).count();
+    assert_eq!(lacks, 2 * cpfs, "the export lacks something of the person");
     let others: Vec<String> = before["links"].iter().filter_map(|row| row["link_id"].clone()).collect();
     assert!(others.iter().filter(|other| *other != link).all(|other| !told.out.contains(other)), "it tells of others");
 
@@ -367,11 +369,15 @@ async fn a_flipped_bit_in_any_published_file_is_named_and_a_rebuild_mends_it() {
     let whole = scene.command(&["verify"]);
     assert_eq!(whole.code, Some(0), "{}", whole.out);
 
-    // A page of the state itself.
+    // Pages of the state itself, once its log is in it.
     let state = scene.site.folder.path().join("var/state.db");
+    let connection = rusqlite::Connection::open(&state).unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
+    drop(connection);
     let mut bytes = fs::read(&state).unwrap();
-    let middle = bytes.len() / 2 / 4096 * 4096;
-    bytes[middle..middle + 64].fill(0xff);
+    for page in (10..bytes.len() / 4096).step_by(10) {
+        bytes[page * 4096..page * 4096 + 64].fill(0xff);
+    }
     fs::write(&state, bytes).unwrap();
     let damaged = scene.command(&["verify"]);
     assert!(damaged.code == Some(9) && damaged.out.contains("state.db"), "{damaged:?}");
@@ -389,7 +395,7 @@ async fn another_key_is_refused_and_a_new_one_takes_over() {
     for keys in [[("VINCULO_STATE__ENCRYPTION_KEY", other)], [("VINCULO_STATE__ENCRYPTION_KEY", "")]] {
         let refused = with(&keys);
         assert!(refused.code == Some(4) && refused.err.contains("state.encryption_key"), "{refused:?}");
-        assert_eq!(fs::read(&state).unwrap(), before);
+        assert!(fs::read(&state).unwrap() == before, "the state was written");
     }
     let rotated = with(&[
         ("VINCULO_STATE__ENCRYPTION_KEY", new),
