@@ -61,7 +61,7 @@ pub enum Error {
     NeedsBelvo,
     /// Belvo did not take the wish to delete a link.
     #[error("nothing was erased, because Belvo does not delete the link: {0}")]
-    Belvo(#[from] delete::Error),
+    Belvo(Box<delete::Error>),
     /// A file beside the state cannot be written.
     #[error("{path} cannot be written: {source}; mend it, and start `vinculo serve`, which finishes the erasure")]
     File {
@@ -470,7 +470,8 @@ impl Eraser {
         for link in links {
             let link: LinkId = link.parse().map_err(|_| store::Error::Unreadable("a link id"))?;
             let asked = Instant::now();
-            let mut is_gone = deleter.delete(&link).await? == Deletion::Done;
+            let asking = deleter.delete(&link).await.map_err(|error| Error::Belvo(Box::new(error)))?;
+            let mut is_gone = asking == Deletion::Done;
             while !is_gone && asked.elapsed() < BELVO_DELETES_WITHIN {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 deleter.follow_up().await?;

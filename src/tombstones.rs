@@ -89,13 +89,12 @@ pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn bury(tx: &Tx<'_>, kind: Kind, name: &str, at: Timestamp) -> Result<Tombstone, Error> {
-    let salt = match salt(tx)? {
-        Some(salt) => salt,
-        None => {
-            let salt = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-            tx.execute("INSERT INTO meta (name, value) VALUES ('tombstone_salt', $1)", args![&salt])?;
-            salt
-        }
+    let salt = if let Some(salt) = salt(tx)? {
+        salt
+    } else {
+        let salt = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+        tx.execute("INSERT INTO meta (name, value) VALUES ('tombstone_salt', $1)", args![&salt])?;
+        salt
     };
     let tombstone = Tombstone { kind, hash: hash_of(&salt, kind, name), erased_at: at.as_micros() };
     insert(tx, &tombstone)?;

@@ -39,10 +39,10 @@ pub struct Whom {
     /// This link
     #[arg(long, value_name = "ID")]
     pub link: Option<LinkId>,
-    /// Every link of this external_id
+    /// Every link of this external id
     #[arg(long, value_name = "X")]
     pub external_id: Option<String>,
-    /// Every link of the person with this person_key
+    /// Every link of the person with this key, as in `links.person_key`
     #[arg(long, value_name = "KEY")]
     pub person: Option<String>,
 }

@@ -45,7 +45,12 @@ impl Exit {
     pub fn of_code(code: &str) -> Self {
         match code {
             "state_held" | "state_newer" => Self::State,
-            "state_folder" | "state_read_only" | "state_key_missing" | "state_key_wrong" | "no_pepper"
+            "invalid_widget_config"
+            | "state_folder"
+            | "state_read_only"
+            | "state_key_missing"
+            | "state_key_wrong"
+            | "no_pepper"
             | "lake_not_writable" => Self::Config,
             "api_auth" | "api_forbidden" => Self::Credentials,
             "rate_limited" | "api_blocked" => Self::RateLimited,
@@ -65,7 +70,6 @@ impl Exit {
             | "institution_down"
             | "link_cooling" => Self::Down,
             "invalid_request" => Self::Usage,
-            "invalid_widget_config" => Self::Config,
             "state_damaged" | "state_unreadable" | "backup_damaged" => Self::Damaged,
             _ => Self::Failed,
         }

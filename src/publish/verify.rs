@@ -3,6 +3,7 @@
 //! *Takes* a lake's folder. *Gives* what is damaged, file by file. *Promises* to write nothing, and to find any bit that
 //! differs from what was published, the manifest's own included. *Not here*: the mending, which is a rebuild.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -103,8 +104,8 @@ pub(super) fn drop_damaged(lake: &Lake) -> Result<Vec<u32>, Error> {
     Ok(dropped)
 }
 
-/// What a file's bytes are, by device and inode.
-type Seen = HashMap<(u64, u64), (u64, String)>;
+/// The checksum of each file that was read, by device and inode.
+type Seen = HashMap<(u64, u64), String>;
 
 fn verify_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Verified) {
     let path = folder.join(MANIFEST);
@@ -147,14 +148,18 @@ fn verify_file(path: &Path, entry: &FileEntry, seen: &mut Seen, bytes: &mut u64)
         return Err(("size", format!("has {} bytes instead of {}", metadata.len(), entry.bytes)));
     }
     let inode = (metadata.dev(), metadata.ino());
-    if !seen.contains_key(&inode) {
-        let read = checksum(path).map_err(unreadable)?;
-        *bytes += read.0;
-        seen.insert(inode, read);
-    }
-    match seen.get(&inode) {
-        Some((_, sha256)) if *sha256 == entry.sha256 => Ok(()),
-        _ => Err(("checksum", "does not have the bytes that were published".to_owned())),
+    let sha256 = match seen.entry(inode) {
+        Entry::Occupied(read) => read.into_mut(),
+        Entry::Vacant(place) => {
+            let (length, sha256) = checksum(path).map_err(unreadable)?;
+            *bytes += length;
+            place.insert(sha256)
+        }
+    };
+    if *sha256 == entry.sha256 {
+        Ok(())
+    } else {
+        Err(("checksum", "does not have the bytes that were published".to_owned()))
     }
 }
 

@@ -150,17 +150,13 @@ impl Tx<'_> {
     pub fn seal<'b>(&self, of: KeyOf<'_>, place: &[&str], plain: &'b [u8]) -> Result<Cow<'b, [u8]>, Error> {
         let Some(master) = self.keys() else { return Ok(Cow::Borrowed(plain)) };
         let owner = of.owner();
-        let key = match self.data_key(owner)? {
-            Some(key) => key,
-            None => {
-                let key = Key::new();
-                let wrapped = wrap(&master.current, owner, &key)?;
-                self.execute(
-                    "INSERT INTO link_keys (link_id, wrapped) VALUES ($1, $2)",
-                    args![owner, wrapped.as_slice()],
-                )?;
-                key
-            }
+        let key = if let Some(key) = self.data_key(owner)? {
+            key
+        } else {
+            let key = Key::new();
+            let wrapped = wrap(&master.current, owner, &key)?;
+            self.execute("INSERT INTO link_keys (link_id, wrapped) VALUES ($1, $2)", args![owner, wrapped.as_slice()])?;
+            key
         };
         encrypt(&key.cipher(), &place_of(owner, place), plain, &[SEALED]).map(Cow::Owned)
     }

@@ -46,7 +46,7 @@ impl Traces {
 
     /// How many of them are in the file at `path`.
     fn count_in(&self, path: &Path) -> io::Result<usize> {
-        let finders: Vec<Finder<'_>> = self.0.iter().map(|trace| Finder::new(trace)).collect();
+        let finders: Vec<Finder<'_>> = self.0.iter().map(Finder::new).collect();
         let mut found = vec![false; finders.len()];
         let overlap = self.0.iter().map(Vec::len).max().unwrap_or_default();
         let mut file = match File::open(path) {

@@ -168,10 +168,12 @@ impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match refused {
             Refused::Store(error) | Refused::Erase(erase::Error::Store(error)) => return error.into(),
-            Refused::Erase(erase::Error::NotHeld(_)) => StatusCode::NOT_FOUND,
-            Refused::Erase(_) => StatusCode::CONFLICT,
             Refused::NotALinkId(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Refused::NoLink | Refused::NoJob { .. } | Refused::NoWebhook(_) => StatusCode::NOT_FOUND,
+            Refused::NoLink
+            | Refused::NoJob { .. }
+            | Refused::NoWebhook(_)
+            | Refused::Erase(erase::Error::NotHeld(_)) => StatusCode::NOT_FOUND,
+            Refused::Erase(_) => StatusCode::CONFLICT,
         };
         Self { status, code: refused.code().into(), message: refused.to_string() }
     }
