@@ -86,7 +86,7 @@ impl Daemon {
         let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?);
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let client = client(&config.belvo, &config.state.path, clock.clone())?;
-        let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
@@ -120,7 +120,7 @@ impl Daemon {
             settled.clone(),
             shutdown.clone(),
         ));
-        tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
+        tasks.spawn(links.clone().run(settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
             Arc::clone(&publisher),
@@ -233,7 +233,9 @@ impl Actions for DaemonActions {
             Action::SyncLinks => {
                 let synced = self.links.sync().await;
                 self.settled.send_replace(());
-                synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                synced
+                    .map(|synced| synced.listed)
+                    .map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {

@@ -16,7 +16,7 @@ pub(crate) mod scripted;
 
 pub use budget::Budget;
 pub use client::{Answer, Client};
-pub use failure::{Decision, Failure};
+pub use failure::{Decision, Failure, Meaning, Trouble, meaning};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

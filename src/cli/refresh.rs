@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::work::{self, asked_to_end};
 use super::{Exit, Global};
-use crate::belvo::LinkId;
+use crate::belvo::{LinkId, Meaning, meaning};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Needs;
 use crate::daemon::{Daemon, Parts};
@@ -159,7 +159,7 @@ async fn look(store: &Store, wanted: Wanted) -> Result<(Outcome, usize), store::
             let (mut outcome, mut waiting) = (Outcome::default(), 0);
             for (link_id, resource) in &wanted {
                 let state = tx.one(
-                    "SELECT last_error_code, due_at IS NULL AND lease IS NULL, attempts > 0 FROM refreshes \
+                    "SELECT coalesce(last_error_code, blocked_reason), due_at IS NULL AND lease IS NULL, attempts > 0 FROM refreshes \
                      WHERE link_id = $1 AND resource = $2",
                     args![link_id, resource.name],
                     |row| Ok((row.opt_text(0)?, row.int(1)? == 1, row.int(2)? == 1)),
@@ -184,17 +184,21 @@ impl Outcome {
             return writeln!(out, "{}", json!({ "refreshed": self.done, "failed": self.failed }));
         }
         writeln!(out, "refreshed {}", self.done)?;
-        self.failed.iter().try_for_each(|(code, count)| writeln!(out, "failed {count}: {code}; the log says more"))
+        self.failed.iter().try_for_each(|(code, count)| match meaning(code) {
+            Some(Meaning { what, advice, .. }) => writeln!(out, "failed {count}: {code}: {what}; {advice}"),
+            None => writeln!(out, "failed {count}: {code}; the log says more"),
+        })
     }
 
     fn exit(&self) -> Exit {
-        match self.failed.keys().next().map(String::as_str) {
-            None => Exit::Done,
-            Some(_) if self.done > 0 => Exit::Partly,
-            Some("api_auth") => Exit::Credentials,
-            Some("rate_limited") => Exit::RateLimited,
-            Some("api_down" | "institution_down" | "timeout" | "unreachable") => Exit::Down,
-            Some(_) => Exit::Partly,
+        if self.failed.is_empty() {
+            return Exit::Done;
+        }
+        let exits: Vec<Exit> = self.failed.keys().map(|code| Exit::of_code(code)).collect();
+        match exits[..] {
+            // What every link has in common is no matter of the links.
+            [exit, ..] if self.done == 0 && exit != Exit::Failed && exits.iter().all(|other| *other == exit) => exit,
+            _ => Exit::Partly,
         }
     }
 }
