@@ -99,7 +99,7 @@ impl Daemon {
         let budget = budget(&config.belvo, &config.state.path, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
-        let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
         // Where nothing listens, no webhook tells that Belvo is done.
         let (read_within, deleted_within) = match parts {
             Parts::All => (recollect::WITH_WEBHOOKS, delete::WITH_WEBHOOKS),
@@ -178,7 +178,7 @@ impl Daemon {
         tasks.spawn(widgets.run(shutdown.clone()));
         tasks.spawn(recollector.run(shutdown.clone()));
         tasks.spawn(deleter.run(shutdown.clone()));
-        tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
+        tasks.spawn(links.clone().run(settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
             Arc::clone(&publisher),
@@ -315,7 +315,9 @@ impl Actions for DaemonActions {
             Action::SyncLinks => {
                 let synced = self.links.sync().await;
                 self.settled.send_replace(());
-                synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                synced
+                    .map(|synced| synced.listed)
+                    .map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {
