@@ -28,7 +28,7 @@ pub const COOL_DOWN: Duration = Duration::from_mins(10);
 pub const WITH_WEBHOOKS: Duration = Duration::from_mins(5);
 
 /// The same where none can, because nothing listens.
-pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(20);
+pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(10);
 
 /// Results that are not there after this time will come with a webhook, or by the schedule.
 const GIVE_UP: Duration = Duration::from_mins(15);

@@ -2,7 +2,7 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "init",
     "demo",
     "serve",
@@ -11,6 +11,7 @@ const COMMANDS: [&str; 14] = [
     "publish",
     "rebuild",
     "links",
+    "widget",
     "jobs",
     "webhooks",
     "sql",

@@ -17,3 +17,4 @@ mod reader;
 mod scripted;
 mod tables;
 mod truth;
+mod widget;

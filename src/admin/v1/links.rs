@@ -16,6 +16,7 @@ use crate::links::NOT_FOUND;
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
+use crate::widget;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -305,12 +306,47 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> 
     let Wish { external_id, status, limit, after } = query(&uri)?;
     let (limit, filter) = (super::limit(limit)?, Filter { external_id, status });
     let now = api.operations.clock.now();
-    let read = move |tx: &Tx<'_>| list_links(tx, &filter, &after.unwrap_or_default(), limit + 1, now);
-    let mut links = api.operations.store.read(read).await?;
+    let read = move |tx: &Tx<'_>| {
+        let links = list_links(tx, &filter, &after.unwrap_or_default(), limit + 1, now)?;
+        Ok((links, awaited(tx, &filter, now)?))
+    };
+    let (mut links, awaited) = api.operations.store.read(read).await?;
     let has_more = links.len() > limit;
     links.truncate(limit);
     let next = links.last().filter(|_| has_more).map(|link| link.link_id.clone());
-    Ok(Json(json!({ "links": links, "next": next })))
+    let mut answer = json!({ "links": links, "next": next });
+    if let Some(awaited) = awaited {
+        answer["waiting_for_user"] = json!(awaited);
+    }
+    Ok(Json(answer))
+}
+
+/// A widget session whose user is still to come.
+#[derive(Debug, Serialize)]
+pub struct Awaited {
+    /// When it was asked for.
+    pub asked_at: String,
+    /// When its token ends.
+    pub expires_at: String,
+    /// `single` or `recurrent`; absent when a link is updated.
+    pub access_mode: Option<String>,
+    /// The link that is updated.
+    pub link_id: Option<String>,
+}
+
+/// The session of the filter's external id that waits for its user.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn awaited(tx: &Tx<'_>, filter: &Filter, now: Timestamp) -> Result<Option<Awaited>, store::Error> {
+    let Some(external_id) = &filter.external_id else { return Ok(None) };
+    let waiting = widget::waiting(tx, external_id, now)?;
+    Ok(waiting.map(|waiting| Awaited {
+        asked_at: waiting.asked_at.to_string(),
+        expires_at: waiting.expires_at.to_string(),
+        access_mode: waiting.access_mode,
+        link_id: waiting.link_id.map(|id| id.to_string()),
+    }))
 }
 
 async fn show(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Json<Value>, Problem> {
