@@ -22,6 +22,9 @@ pub use directory::{Directory, SyncError, Synced};
 /// What is said of a link that Belvo does not know.
 pub const NOT_FOUND: &str = "not_found";
 
+/// What is said of a link that Belvo was asked to delete.
+pub const DELETING: &str = "deleting";
+
 /// What is said of a link that was deleted at Belvo.
 pub const DELETED: &str = "deleted";
 
@@ -31,7 +34,7 @@ const VALID: &str = "valid";
 /// Why a link waits when its user has to do something.
 const NEEDS_USER: &str = "link_needs_user";
 
-/// Why a link waits that was deleted at Belvo.
+/// Why a link waits that was deleted at Belvo, or will be.
 const LINK_DELETED: &str = "link_deleted";
 
 /// What Belvo read at the institution bears a time at most so much before the link's `last_accessed_at`.
@@ -281,7 +284,9 @@ impl Known {
     fn may_resume(&self, asked_at: Timestamp) -> bool {
         let doublings = self.pauses.saturating_sub(1).min(8);
         let rest = if self.pauses > 1 { REST * (1 << doublings).min(LONGEST_REST) } else { Duration::ZERO };
-        self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at)
+        // Until it is deleted, Belvo calls it what it was.
+        let is_wanted = self.object.status.as_deref() != Some(DELETING);
+        is_wanted && (self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at))
     }
 }
 
@@ -382,7 +387,7 @@ fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Res
 fn stops(status: &str) -> Option<&'static str> {
     match status {
         "invalid" | "unconfirmed" | "token_required" => Some(NEEDS_USER),
-        DELETED => Some(LINK_DELETED),
+        DELETING | DELETED => Some(LINK_DELETED),
         NOT_FOUND => Some(NOT_FOUND),
         _ => None,
     }

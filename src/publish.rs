@@ -6,7 +6,7 @@
 //! whole of one snapshot.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -80,6 +80,8 @@ pub struct Publisher {
     pepper: Option<Pepper>,
     clock: Clock,
     schema: &'static Schema,
+    /// One snapshot is staged at a time: two would take the same number.
+    turn: Mutex<()>,
 }
 
 /// Which files are written.
@@ -106,7 +108,8 @@ impl Publisher {
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
-        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema: schema::get() })
+        let (schema, turn) = (schema::get(), Mutex::default());
+        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, turn })
     }
 
     /// Publishes; `None` when there was nothing new. Blocks.
@@ -114,6 +117,7 @@ impl Publisher {
     /// # Errors
     /// [`Error`]; nothing staged is left behind.
     pub fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous.as_ref(), scope).and_then(|manifest| {

@@ -6,10 +6,12 @@
 //! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
 //! done.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -61,9 +63,60 @@ impl From<store::Error> for Failed {
     }
 }
 
-/// Runs `jobs` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next slot.
+/// Jobs, and the way to ask for one of them between its slots. Cheap to clone.
+#[derive(Clone)]
+pub struct Asker(Arc<BTreeMap<String, (Job, mpsc::Sender<Answer>)>>);
+
+/// Who waits for what came of a run that was asked for.
+type Answer = oneshot::Sender<Result<u64, Failed>>;
+
+/// What is asked of each job.
+pub struct Asked(Vec<(Job, mpsc::Receiver<Answer>)>);
+
+impl Asker {
+    /// A way to ask for one of `jobs`, and the other end of it, for [`run`].
+    pub fn new(jobs: Vec<Job>) -> (Self, Asked) {
+        let (mut asker, mut asked) = (BTreeMap::new(), Vec::new());
+        for job in jobs {
+            let (sender, receiver) = mpsc::channel(1);
+            asker.insert(job.name.clone(), (job.clone(), sender));
+            asked.push((job, receiver));
+        }
+        (Self(Arc::new(asker)), Asked(asked))
+    }
+
+    /// The jobs, by name.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.0.values().map(|(job, _)| job)
+    }
+
+    /// Whether there is a job called `name`.
+    pub fn knows(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Runs the job called `name` once, after the run that is going, and gives how many things it touched. `None` when
+    /// there is no such job, or the schedule ends.
+    pub async fn run_now(&self, name: &str) -> Option<Result<u64, Failed>> {
+        let (answer, result) = oneshot::channel();
+        self.0.get(name)?.1.send(answer).await.ok()?;
+        result.await.ok()
+    }
+}
+
+/// When jobs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// At their slots, and when asked for.
+    Slots,
+    /// Only when asked for.
+    OnRequest,
+}
+
+/// Runs the jobs of `asked` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next slot.
 pub async fn run(
-    jobs: Vec<Job>,
+    asked: Asked,
+    times: Times,
     store: Store,
     queue: Queue,
     clock: Clock,
@@ -71,9 +124,9 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut watches = JoinSet::new();
-    for job in jobs {
+    for (job, asked) in asked.0 {
         let watch = Watch { job: Arc::new(job), store: store.clone(), queue: queue.clone(), clock: clock.clone() };
-        watches.spawn(watch.run(Arc::clone(&actions), shutdown.clone()));
+        watches.spawn(watch.run(times, asked, Arc::clone(&actions), shutdown.clone()));
     }
     watches.join_all().await;
 }
@@ -87,10 +140,29 @@ struct Watch {
 }
 
 impl Watch {
-    async fn run(self, actions: Arc<impl Actions>, shutdown: CancellationToken) {
+    async fn run(
+        self,
+        times: Times,
+        mut asked: mpsc::Receiver<Answer>,
+        actions: Arc<impl Actions>,
+        shutdown: CancellationToken,
+    ) {
+        let keeps_time = times == Times::Slots;
         let mut nap = self.begin().await.map_or_else(|error| self.complain(&error), |()| Duration::ZERO);
-        while shutdown.run_until_cancelled(tokio::time::sleep(nap)).await.is_some() {
-            nap = self.step(&actions, &shutdown).await.unwrap_or_else(|error| self.complain(&error));
+        loop {
+            // One after the other: a run that is still going is not started again, whoever asks.
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(nap), if keeps_time => {
+                    nap = self.step(&actions, &shutdown).await.unwrap_or_else(|error| self.complain(&error));
+                }
+                Some(answer) = asked.recv() => {
+                    if let Some(result) = shutdown.run_until_cancelled(self.act(Arc::clone(&actions))).await {
+                        // Whoever asked may have left.
+                        let _ = answer.send(result);
+                    }
+                }
+            }
         }
     }
 

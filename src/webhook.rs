@@ -29,6 +29,7 @@ use crate::store::{Error, Store, Tx, args};
 mod crowd;
 mod door;
 mod event;
+pub mod log;
 mod reply;
 mod wire;
 
@@ -261,6 +262,11 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
             body
         ],
     )?;
+    follow(tx, event, received_at)
+}
+
+/// Does what the event says.
+fn follow(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp) -> Result<(), Error> {
     let Some(link_id) = &event.link_id else { return Ok(()) };
     match &event.subject {
         Subject::Resource(resource, count) => {

@@ -57,6 +57,8 @@ pub struct Failure {
     pub belvo_code: Option<&'static str>,
     /// Belvo's request id, for its support: 32 hexadecimal digits.
     pub request_id: Option<String>,
+    /// How it was asked.
+    method: &'static str,
     /// What was asked for, without its query.
     path: String,
     pace: Pace,
@@ -72,6 +74,7 @@ impl Failure {
             http_status: None,
             belvo_code: None,
             request_id: None,
+            method: "GET",
             path: without_query(path),
             pace: Quick,
         }
@@ -80,6 +83,12 @@ impl Failure {
     /// The same failure, with the status of the answer that was no use.
     pub(crate) fn with_status(mut self, status: u16) -> Self {
         self.http_status = Some(status);
+        self
+    }
+
+    /// The same failure of a call with another method than GET.
+    pub(super) fn with_method(mut self, method: &'static str) -> Self {
+        self.method = method;
         self
     }
 
@@ -111,6 +120,7 @@ impl Failure {
             http_status: Some(status),
             belvo_code,
             request_id,
+            method: "GET",
             path: without_query(path),
             pace: rule.pace,
         }
@@ -142,9 +152,14 @@ impl Failure {
 
     /// What an operator does about it.
     pub fn advice(&self) -> &'static str {
-        let own = OWN.iter().find(|own| own.code == self.code);
-        own.map_or("it is tried again by itself", |own| own.advice)
+        advice(self.code)
     }
+}
+
+/// What an operator does about a failure with the stable code `code`.
+pub fn advice(code: &str) -> &'static str {
+    let own = OWN.iter().find(|own| own.code == code);
+    own.map_or("it is tried again by itself", |own| own.advice)
 }
 
 /// Up to a quarter of `wait`.
@@ -155,7 +170,7 @@ fn spread(wait: Duration, rng: &mut impl Rng) -> Duration {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = OWN.iter().find(|own| own.code == self.code).map_or("failed", |own| own.what);
-        write!(f, "GET {}: {what}", self.path)?;
+        write!(f, "{} {}: {what}", self.method, self.path)?;
         let mut separator = " (";
         for (name, value) in [
             ("status", self.http_status.map(|status| status.to_string())),

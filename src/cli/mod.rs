@@ -17,7 +17,10 @@ pub mod completions;
 pub mod demo;
 pub mod exit;
 pub mod init;
+pub mod jobs;
+pub mod links;
 pub mod log;
+pub mod ordered;
 pub mod publish;
 pub mod rebuild;
 pub mod refresh;
@@ -26,6 +29,8 @@ pub mod simulate;
 pub mod sql;
 pub mod status;
 pub mod table;
+pub mod webhooks;
+pub mod widget;
 pub mod work;
 
 pub use exit::Exit;
@@ -94,6 +99,14 @@ pub enum Command {
     Publish(publish::Args),
     /// Build the lake anew from the record store
     Rebuild(rebuild::Args),
+    /// List, show, reconcile or delete the tracked links
+    Links(links::Args),
+    /// Open Belvo's widget for a user, to connect or to give a link new credentials
+    Widget(widget::Args),
+    /// List the jobs, or run one now
+    Jobs(jobs::Args),
+    /// List, show or replay the webhooks that came
+    Webhooks(webhooks::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
@@ -116,6 +129,10 @@ pub fn main() -> ExitCode {
         Command::Refresh(args) => refresh::run(&args, &global),
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
+        Command::Links(args) => links::run(&args, &global),
+        Command::Widget(args) => widget::run(&args, &global),
+        Command::Jobs(args) => jobs::run(&args, &global),
+        Command::Webhooks(args) => webhooks::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
@@ -190,6 +207,10 @@ Commands:
   refresh      Fetch what Belvo holds of some links now
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
+  links        List, show, reconcile or delete the tracked links
+  widget       Open Belvo's widget for a user, to connect or to give a link new credentials
+  jobs         List the jobs, or run one now
+  webhooks     List, show or replay the webhooks that came
   sql          Run SQL on the published tables
   check        Parse config, jobs and schemas, and print when each job runs next
   status       Tell what is tracked, waiting, failing and published
