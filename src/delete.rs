@@ -280,7 +280,12 @@ mod tests {
         let script = Script::start(|_| scripted::json(202, r#"{"request_id":"x"}"#)).await;
         let place = Place::new(script.client()).await;
         place.deleter.delete(&link()).await.unwrap();
-        place.deleter.store.write(move |tx| links::note_status(tx, &link(), DELETED, Timestamp::from_micros(0))).await.unwrap();
+        place
+            .deleter
+            .store
+            .write(move |tx| links::note_status(tx, &link(), DELETED, Timestamp::from_micros(0)))
+            .await
+            .unwrap();
         place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
         assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 1);

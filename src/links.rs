@@ -38,7 +38,7 @@ const NEEDS_USER: &str = "link_needs_user";
 const LINK_DELETED: &str = "link_deleted";
 
 /// What Belvo read at the institution bears a time at most so much before the link's `last_accessed_at`.
-const SAME_VISIT: Duration = Duration::from_hours(1);
+pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
 
 /// A link that keeps failing although Belvo calls it valid is tried again after this long, then twice as long,
 const REST: Duration = Duration::from_hours(1);
@@ -286,7 +286,8 @@ impl Known {
         let rest = if self.pauses > 1 { REST * (1 << doublings).min(LONGEST_REST) } else { Duration::ZERO };
         // Until it is deleted, Belvo calls it what it was.
         let is_wanted = self.object.status.as_deref() != Some(DELETING);
-        is_wanted && (self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at))
+        is_wanted
+            && (self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at))
     }
 }
 
