@@ -113,6 +113,17 @@ pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -
     }
 }
 
+/// Notes that Belvo did not take the wish to delete the link, inside the caller's transaction: it works as before, until
+/// Belvo, who is asked, says something else.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    set_status(tx, link_id, VALID, at)?;
+    tx.execute("UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1", args![link_id, at])?;
+    resume(tx, link_id, at)
+}
+
 /// Notes that a refresh of the link stopped with `failure`, inside the transaction that settles it. What its user has to
 /// mend pauses the link; what Belvo does not know is looked up on its own before that is said of the link.
 ///
@@ -245,7 +256,9 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) 
     )?;
     let mut link = link.clone();
     link.external_id = link.external_id.or_else(|| known.object.external_id.clone());
-    let may_tell = known.status_at.is_none_or(|told_at| told_at <= asked_at);
+    // Belvo shows a link until it has deleted it; the end of that is seen to elsewhere.
+    let is_going = known.object.status.as_deref() == Some(DELETING);
+    let may_tell = !is_going && known.status_at.is_none_or(|told_at| told_at <= asked_at);
     let resumes = link.status.as_deref() == Some(VALID) && known.may_resume(asked_at);
     if link.status.is_none() || !may_tell || (link.status.as_deref() == Some(VALID) && !resumes) {
         link.status.clone_from(&known.object.status);
@@ -284,10 +297,7 @@ impl Known {
     fn may_resume(&self, asked_at: Timestamp) -> bool {
         let doublings = self.pauses.saturating_sub(1).min(8);
         let rest = if self.pauses > 1 { REST * (1 << doublings).min(LONGEST_REST) } else { Duration::ZERO };
-        // Until it is deleted, Belvo calls it what it was.
-        let is_wanted = self.object.status.as_deref() != Some(DELETING);
-        is_wanted
-            && (self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at))
+        self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at)
     }
 }
 
@@ -388,7 +398,7 @@ fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Res
 fn stops(status: &str) -> Option<&'static str> {
     match status {
         "invalid" | "unconfirmed" | "token_required" => Some(NEEDS_USER),
-        DELETING | DELETED => Some(LINK_DELETED),
+        DELETED | DELETING => Some(LINK_DELETED),
         NOT_FOUND => Some(NOT_FOUND),
         _ => None,
     }

@@ -2,8 +2,22 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 11] =
-    ["init", "demo", "serve", "simulate", "refresh", "publish", "rebuild", "sql", "check", "status", "completions"];
+const COMMANDS: [&str; 14] = [
+    "init",
+    "demo",
+    "serve",
+    "simulate",
+    "refresh",
+    "publish",
+    "rebuild",
+    "links",
+    "jobs",
+    "webhooks",
+    "sql",
+    "check",
+    "status",
+    "completions",
+];
 
 #[test]
 fn every_command_has_help() {
