@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Recorder, v1};
-use crate::belvo::{Budget, Client};
+use crate::belvo::{Budget, Client, advice};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::delete::Deleter;
@@ -176,7 +176,7 @@ impl Daemon {
             shutdown.clone(),
         ));
         tasks.spawn(widgets.run(shutdown.clone()));
-        tasks.spawn(recollector.run(shutdown.clone()));
+        tasks.spawn(recollector.clone().run(shutdown.clone()));
         tasks.spawn(deleter.run(shutdown.clone()));
         tasks.spawn(links.clone().run(settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
@@ -190,6 +190,9 @@ impl Daemon {
         ));
         let actions = Arc::new(DaemonActions {
             links: links.clone(),
+            recollector: recollector.clone(),
+            store: store.clone(),
+            clock: clock.clone(),
             publisher: Arc::clone(&publisher),
             settled: settled.clone(),
         });
@@ -304,6 +307,9 @@ impl Daemon {
 /// What the daemon does for its jobs.
 struct DaemonActions {
     links: Directory,
+    recollector: Recollector,
+    store: Store,
+    clock: Clock,
     publisher: Arc<Publisher>,
     /// Told when links have changed, so that they are published.
     settled: watch::Sender<()>,
@@ -325,7 +331,26 @@ impl Actions for DaemonActions {
                 }
                 Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
             },
+            Action::Recollect => self.recollect(&job.scope).await,
             Action::Fetch => Ok(0),
+        }
+    }
+}
+
+impl DaemonActions {
+    /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
+    async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
+        let schedule::Scope { access_mode, older_than, resources } = scope.clone();
+        let (wanted, now) =
+            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.clock.now());
+        let links = self.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
+        let outcome = self.recollector.recollect(links, &resources).await?;
+        match outcome.failed.iter().next() {
+            Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
+                code,
+                message: format!("none of the links was taken, and {count} failed so: {}", advice(code)),
+            }),
+            _ => Ok(outcome.asked.len() as u64),
         }
     }
 }

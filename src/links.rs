@@ -22,11 +22,11 @@ pub use directory::{Directory, SyncError, Synced};
 /// What is said of a link that Belvo does not know.
 pub const NOT_FOUND: &str = "not_found";
 
-/// What is said of a link that was deleted at Belvo.
-pub const DELETED: &str = "deleted";
-
 /// What is said of a link that Belvo was asked to delete.
 pub const DELETING: &str = "deleting";
+
+/// What is said of a link that was deleted at Belvo.
+pub const DELETED: &str = "deleted";
 
 /// What Belvo says of a link that works.
 const VALID: &str = "valid";
@@ -34,11 +34,11 @@ const VALID: &str = "valid";
 /// Why a link waits when its user has to do something.
 const NEEDS_USER: &str = "link_needs_user";
 
-/// Why a link waits that was deleted at Belvo.
+/// Why a link waits that was deleted at Belvo, or will be.
 const LINK_DELETED: &str = "link_deleted";
 
 /// What Belvo read at the institution bears a time at most so much before the link's `last_accessed_at`.
-const SAME_VISIT: Duration = Duration::from_hours(1);
+pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
 
 /// A link that keeps failing although Belvo calls it valid is tried again after this long, then twice as long,
 const REST: Duration = Duration::from_hours(1);

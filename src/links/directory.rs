@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{DELETED, NOT_FOUND, News, keep, note_status};
+use super::{DELETED, DELETING, NOT_FOUND, News, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
 use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
@@ -137,10 +137,13 @@ impl Directory {
                     "UPDATE links SET looked_up_at = $2, lookup_due_at = NULL, lookup_attempts = 0 WHERE link_id = $1",
                     args![&id, asked_at],
                 )?;
-                let is_deleted =
-                    tx.one("SELECT 1 FROM links WHERE link_id = $1 AND status = $2", args![&id, DELETED], |_| Ok(()))?;
-                // That it was deleted says more.
-                if is_deleted.is_some() { Ok(()) } else { note_status(tx, &id, NOT_FOUND, asked_at) }
+                let known = "SELECT coalesce(status, '') FROM links WHERE link_id = $1";
+                // That it was to be deleted says more.
+                let status = match tx.one(known, args![&id], |row| row.text(0))?.as_deref() {
+                    Some(DELETING | DELETED) => DELETED,
+                    _ => NOT_FOUND,
+                };
+                note_status(tx, &id, status, asked_at)
             })
             .await
     }
