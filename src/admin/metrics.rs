@@ -56,6 +56,8 @@ fn describe() {
         Unit::Seconds,
         "Time that a call waited for its share of the budget"
     );
+    describe_counter!("vinculo_widget_sessions_total", "Widget tokens that Belvo gave");
+    describe_counter!("vinculo_recollects_total", "Asks to read an institution again, by outcome; `ok` is on the bill");
     describe_counter!("vinculo_belvo_grants_total", "Calls that the budget let go");
     describe_gauge!("vinculo_belvo_paused", "1 while no call may leave");
     describe_counter!("vinculo_belvo_requests_total", "Calls to Belvo, by outcome");

@@ -11,7 +11,7 @@ use vinculo::simulate::{Advance, Fault, Resource};
 use vinculo::store::Tx;
 use vinculo::widget::SessionRequest;
 
-use crate::binary::{Simulate, Site, free_address, run};
+use crate::binary::{Ended, Simulate, Site, free_address, run, vinculo};
 use crate::harness::{AUTHORIZATION, Flow, PEPPER};
 use crate::tables;
 
@@ -235,6 +235,73 @@ async fn a_link_that_is_deleted_at_belvo_keeps_its_rows_and_is_fetched_no_more()
     assert_eq!(carry_out(&flow, Order::Delete(link.clone())).await.outcome.as_deref(), Some("done"));
     flow.until_idle().await;
     assert_eq!(flow.simulation.arrivals().len(), calls + 1);
+}
+
+/// Prose that no test touches goes stale: the configuration and the commands of the README's section, on other ports.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_readmes_way_to_connect_a_user_leads_there() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let section = readme.split("## Connect a user").nth(1).unwrap().split("\n## ").next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("try")).unwrap();
+    let ports = ["127.0.0.1:8080", "127.0.0.1:8090", "127.0.0.1:9090"].map(|shown| (shown, free_address().to_string()));
+    let here = |text: &str| ports.iter().fold(text.to_owned(), |text, (shown, free)| text.replace(shown, free));
+    let toml = section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    std::fs::write(folder.path().join("try/vinculo.toml"), here(toml)).unwrap();
+    let shown = section.lines().filter_map(|line| line.strip_prefix("vinculo ")).map(|line| here(line));
+    let commands: Vec<Vec<String>> = shown.map(|line| words(&line)).collect();
+    assert_eq!(commands.iter().map(|command| command[0].as_str()).collect::<Vec<_>>(), ["serve", "simulate", "widget", "links", "sql"]);
+    let command = |words: &[String]| {
+        let mut command = vinculo();
+        command.current_dir(folder.path()).args(words);
+        command
+    };
+    let quiet = || std::process::Stdio::null();
+    let mut running: Vec<_> = commands[..2]
+        .iter()
+        .map(|words| command(words).arg("--log-level=error").stdout(quiet()).stderr(quiet()).spawn().unwrap())
+        .collect();
+    let deadline = std::time::Instant::now() + Duration::from_mins(1);
+    while !ports.iter().all(|(_, address)| std::net::TcpStream::connect(address).is_ok()) {
+        assert!(std::time::Instant::now() < deadline, "somebody does not listen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let widget = run(&mut command(&commands[2]));
+    assert_eq!(widget.code, Some(0), "{}", widget.err);
+    let url = widget.out.lines().next().unwrap().strip_prefix("url").unwrap().trim();
+    let link = press(url, "success").await;
+    assert!(link.starts_with("https://app.example/done?link="), "{link}");
+    let links = until(|| run(&mut command(&commands[3])), |ended| ended.out.contains("user-1")).await;
+    assert!(links.out.contains("single"), "{}", links.out);
+    let found = until(|| run(&mut command(&commands[4])), |ended| ended.out.contains("user-1")).await;
+    assert_eq!(found.code, Some(0), "{}", found.err);
+    for child in &mut running {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// Runs `command` until `is_done`, for a minute.
+async fn until(command: impl Fn() -> Ended, is_done: impl Fn(&Ended) -> bool) -> Ended {
+    let deadline = std::time::Instant::now() + Duration::from_mins(1);
+    loop {
+        let ended = command();
+        if is_done(&ended) {
+            return ended;
+        }
+        assert!(std::time::Instant::now() < deadline, "{ended:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The words of a line as a shell would read them, with double quotes alone.
+fn words(line: &str) -> Vec<String> {
+    let parts = line.split('"').enumerate().flat_map(|(at, part)| {
+        let quoted = (at % 2 == 1).then(|| part.to_owned());
+        let plain = (at % 2 == 0).then(|| part.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        quoted.into_iter().chain(plain.into_iter().flatten())
+    });
+    parts.collect()
 }
 
 async fn carry_out(flow: &Flow, order: Order) -> Run {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Api, Problem, body, query};
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
-use crate::links::NOT_FOUND;
+use crate::links::{DELETING, NOT_FOUND};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
@@ -268,6 +268,7 @@ fn advice(link: &LinkView) -> Advice {
             );
         }
         Some("unconfirmed") => return person("the user never finished connecting: let them open the widget once more"),
+        Some(DELETING) => return nobody("nothing: Belvo is deleting it".to_owned()),
         Some("deleted" | NOT_FOUND) => {
             return person("Belvo no longer has this link; its rows stay. For new data, let the user connect again");
         }
