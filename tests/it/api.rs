@@ -73,7 +73,10 @@ async fn a_refresh_is_ordered_and_seen_to_finish() {
     assert_eq!((&run["done"], flow.simulation.calls("/api/owners/", Some(id))), (&json!(1), before + 2));
 
     let shown = operator.get(&format!("/v1/links/{id}")).await["link"].take();
-    assert_eq!((&shown["status"], &shown["is_paused"], &shown["what_to_do"]), (&json!("valid"), &json!(false), &json!("nothing")));
+    assert_eq!(
+        (&shown["status"], &shown["is_paused"], &shown["what_to_do"]),
+        (&json!("valid"), &json!(false), &json!("nothing"))
+    );
     for resource in shown["resources"].as_array().unwrap() {
         assert_eq!((&resource["state"], &resource["last_error_code"]), (&json!("fetched"), &Value::Null), "{resource}");
         assert!(resource["item_count"].as_i64().unwrap() > 0 && resource["last_fetched_at"].is_string(), "{resource}");
@@ -109,7 +112,10 @@ async fn quarantined_webhooks_are_read_again_after_a_mend_and_none_is_doubled() 
     let listed = operator.get("/v1/webhooks?outcome=quarantined").await;
     assert_eq!(listed["webhooks"].as_array().unwrap().len(), 2);
     let newest = &listed["webhooks"][0];
-    assert_eq!((&newest["link_id"], &newest["external_id"], &newest["webhook_type"]), (&json!(ids[1]), &json!("us-1"), &json!("PLANETS")));
+    assert_eq!(
+        (&newest["link_id"], &newest["external_id"], &newest["webhook_type"]),
+        (&json!(ids[1]), &json!("us-1"), &json!("PLANETS"))
+    );
     let seq = newest["seq"].as_i64().unwrap();
     let shown = operator.get(&format!("/v1/webhooks/{seq}")).await;
     assert_eq!(shown["body"]["data"]["total_owners"], json!(1));
@@ -127,7 +133,8 @@ async fn quarantined_webhooks_are_read_again_after_a_mend_and_none_is_doubled() 
     flow.running.daemon.store.write(mend).await.unwrap();
     let run = operator.order("/v1/webhooks/replay", None).await;
     assert_eq!((&run["outcome"], &run["done"], &run["total"]), (&json!("done"), &json!(2), &json!(2)));
-    for (path, count) in [("/v1/webhooks?outcome=quarantined", 0), ("/v1/webhooks?type=OWNERS", 2), ("/v1/webhooks", 2)] {
+    for (path, count) in [("/v1/webhooks?outcome=quarantined", 0), ("/v1/webhooks?type=OWNERS", 2), ("/v1/webhooks", 2)]
+    {
         assert_eq!(operator.get(path).await["webhooks"].as_array().unwrap().len(), count, "{path}");
     }
     let again = operator.order("/v1/webhooks/replay", None).await;
@@ -259,9 +266,28 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
     ] {
         for arguments in [&["publish"][..], &["refresh", "--all"], &["links", "sync"]] {
             let ended = run(site.command(arguments).env(name, value));
-            assert_eq!((ended.code, ended.err.contains(reason)), (Some(8), true), "{arguments:?} {name}: {}", ended.err);
+            assert_eq!(
+                (ended.code, ended.err.contains(reason)),
+                (Some(8), true),
+                "{arguments:?} {name}: {}",
+                ended.err
+            );
         }
     }
     assert_eq!(run(site.command(&["status"]).env("VINCULO_ADMIN__TOKEN", "")).code, Some(0));
     assert_eq!(served.terminate(), Some(0));
+}
+
+#[test]
+fn refused_keys_end_a_refresh_of_many_links_with_their_own_exit_code() {
+    let simulate = Simulate::start(free_address(), &["--people", "40"]);
+    let site = Site::new(simulate.address, &[]);
+    tokio::runtime::Runtime::new().unwrap().block_on(simulate.tell("connect", "{}"));
+    assert_eq!(run(&mut site.command(&["links", "sync"])).code, Some(0));
+    let ended = run(site.command(&["refresh", "--all", "--json"]).env("VINCULO_BELVO__SECRET_PASSWORD", "not the one"));
+    assert_eq!(ended.code, Some(5), "{}{}", ended.out, ended.err);
+    let told: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!((&told["refreshed"], &told["failed"]), (&json!(0), &json!({ "api_auth": 80 })));
+    // They stay marked: with the right keys they are fetched.
+    assert_eq!(run(&mut site.command(&["refresh", "--all"])).code, Some(0));
 }
