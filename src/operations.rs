@@ -387,8 +387,8 @@ impl Operations {
         let synced = self.links.sync().await;
         self.settled.send_replace(());
         self.queue.announce();
-        let listed = synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
-        progress.send_modify(|progress| progress.done = listed);
+        let synced = synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        progress.send_modify(|progress| progress.done = synced.listed);
         Ok(())
     }
 

@@ -857,7 +857,7 @@ mod tests {
     async fn a_session_without_a_webhook_is_looked_up_once() {
         let script = belvo(concat!(
             r#"{"id":"2f5d361d-dad6-45d4-a0bf-26d479766067","external_id":"user-1","status":"valid","#,
-            r#""fetch_resources":["EMPLOYMENTS"],"created_at":"2026-11-23T10:01:00Z"}"#
+            r#""fetch_resources":["EMPLOYMENTS","OWNERS"],"created_at":"2026-11-23T10:01:00Z"}"#
         ))
         .await;
         let place = Place::new(script.client()).await;
@@ -865,8 +865,8 @@ mod tests {
         place.pass(Duration::from_mins(11));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         place.pass(Duration::from_mins(2));
-        assert_eq!(place.widgets.follow_up().await.unwrap(), 1);
-        assert_eq!(place.marks().await, 1);
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 2);
+        assert_eq!(place.marks().await, 2);
         place.pass(Duration::from_mins(60));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 2);
