@@ -94,6 +94,7 @@ async fn what_a_link_waits_for_is_told_in_plain_words() {
     let operator = Operator::of(&flow.running);
     let shown = operator.get(&format!("/v1/links/{id}")).await["link"].take();
     assert_eq!((&shown["status"], &shown["is_paused"]), (&json!("invalid"), &json!(true)));
+    assert_eq!((&shown["paused_reason"], shown["paused_at"].is_string()), (&json!("link_needs_user"), true), "{shown}");
     assert!(shown["what_to_do"].as_str().unwrap().contains("update mode"), "{shown}");
     assert_eq!(operator.get("/v1/links?status=invalid").await["links"].as_array().unwrap().len(), 1);
 }
