@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::LinkId;
+use crate::belvo::{Client, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::links::Directory;
@@ -30,6 +30,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
+
+/// The trouble in which no call leaves until somebody mends the keys.
+const REFUSED_KEYS: &str = "api_auth";
 
 /// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.
 const AT_ONCE: usize = 500;
@@ -138,6 +141,8 @@ pub struct Operations {
     pub queue: Queue,
     /// The links.
     pub links: Directory,
+    /// Who is asked.
+    pub client: Client,
     /// Users who connect.
     pub widgets: Widgets,
     /// Asks to read institutions again.
@@ -355,10 +360,15 @@ impl Operations {
             if waiting.is_empty() {
                 return Ok(());
             }
-            wanted = waiting;
-            if settled.changed().await.is_err() {
+            if let Some(code @ REFUSED_KEYS) = self.client.trouble() {
+                // None of these leaves before somebody mends the keys; they stay marked until then.
+                let left = waiting.len() as u64;
+                progress.send_modify(|progress| *progress.failed.entry(code.to_owned()).or_default() += left);
                 return Ok(());
             }
+            wanted = waiting;
+            // That the keys are refused is no end of a refresh.
+            let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -416,7 +426,7 @@ impl Operations {
                     match replayed {
                         Replayed::Understood => progress.done += 1,
                         Replayed::StillQuarantined => {
-                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1
+                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1;
                         }
                         Replayed::Missing => *progress.failed.entry("no_such_webhook".to_owned()).or_default() += 1,
                     }

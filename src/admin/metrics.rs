@@ -45,6 +45,9 @@ fn describe() {
     describe_histogram!("vinculo_publish_seconds", Unit::Seconds, "Time to build and publish a snapshot");
     describe_counter!("vinculo_publish_failures_total", "Publishes that failed, by code");
     describe_counter!("vinculo_job_runs_total", "Runs of scheduled jobs, by job and outcome");
+    describe_counter!("vinculo_admin_refused_total", "Requests to the API without the right token");
+    describe_counter!("vinculo_runs_total", "Runs that a person ordered, by kind and outcome");
+    describe_counter!("vinculo_webhooks_replayed_total", "Webhooks that were read again, by type and outcome");
     describe_counter!("vinculo_refreshes_total", "Refreshes, by resource and outcome");
     describe_counter!("vinculo_rejected_records_total", "Records that could not be flattened, by resource and reason");
     describe_counter!("vinculo_schema_drift_total", "Unknown fields and enum values in Belvo's answers, by resource");

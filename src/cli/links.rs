@@ -42,7 +42,7 @@ pub struct List {
     /// Only those of this external id
     #[arg(long, value_name = "X")]
     pub external_id: Option<String>,
-    /// Only those with this status, such as valid, invalid or token_required
+    /// Only those with this status, such as valid or invalid
     #[arg(long, value_name = "S")]
     pub status: Option<String>,
     /// At most so many [default: 100]

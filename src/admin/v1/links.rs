@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Api, Problem, body, query};
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
-use crate::links::{DELETING, NOT_FOUND};
+use crate::links::{DELETED, DELETING, NOT_FOUND};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
@@ -52,6 +52,10 @@ pub struct LinkView {
     pub last_webhook_at: Option<String>,
     /// Whether nothing is fetched until a person does something.
     pub is_paused: bool,
+    /// The stable code of why the whole link is paused; absent while it is not.
+    pub paused_reason: Option<String>,
+    /// Since when it is.
+    pub paused_at: Option<String>,
     /// How each resource stands.
     pub resources: Vec<ResourceView>,
     /// The newest failure that still stands.
@@ -98,8 +102,10 @@ pub struct LastError {
     pub code: String,
     /// When it was.
     pub at: Option<String>,
-    /// Of which resource.
-    pub resource: String,
+    /// Of which resource; absent when it is the link's own.
+    pub resource: Option<String>,
+    /// Belvo's own code and request id, for its support.
+    pub detail: Option<String>,
 }
 
 /// Which links are wanted.
@@ -112,7 +118,7 @@ pub struct Filter {
 }
 
 const COLUMNS: &str = "link_id, external_id, institution, access_mode, status, refresh_rate, stale_in, created_at, \
-     last_accessed_at, last_webhook_at";
+     last_accessed_at, last_webhook_at, paused_reason, paused_at, last_error_code, last_error_at, last_error_detail";
 
 /// At most `limit` links by id, from after the id `after` on.
 ///
@@ -162,8 +168,20 @@ fn read(row: &Row<'_>) -> Result<LinkView, store::Error> {
         last_accessed_at: at(8)?,
         last_webhook_at: at(9)?,
         is_paused: false,
+        paused_reason: row.opt_text(10)?,
+        paused_at: at(11)?,
         resources: Vec::new(),
-        last_error: None,
+        last_error: row
+            .opt_text(12)?
+            .map(|code| {
+                Ok::<_, store::Error>(LastError {
+                    code,
+                    at: at(13)?,
+                    resource: None,
+                    detail: row.opt_text(14)?.filter(|detail| !detail.is_empty()),
+                })
+            })
+            .transpose()?,
         what_to_do: String::new(),
     })
 }
@@ -172,16 +190,20 @@ fn with_resources(tx: &Tx<'_>, mut link: LinkView, now: Timestamp) -> Result<Lin
     for resource in resources::ALL {
         link.resources.push(read_resource(tx, &link.link_id, resource, now)?);
     }
-    let failed = link.resources.iter().filter(|resource| resource.last_error_code.is_some());
-    link.last_error = failed.max_by_key(|resource| resource.last_error_at.clone()).and_then(|resource| {
-        Some(LastError {
-            code: resource.last_error_code.clone()?,
-            at: resource.last_error_at.clone(),
-            resource: resource.resource.clone(),
-        })
-    });
+    // The link's own failure says more: it has Belvo's request id.
+    if link.last_error.is_none() {
+        let failed = link.resources.iter().filter(|resource| resource.last_error_code.is_some());
+        link.last_error = failed.max_by_key(|resource| resource.last_error_at.clone()).and_then(|resource| {
+            Some(LastError {
+                code: resource.last_error_code.clone()?,
+                at: resource.last_error_at.clone(),
+                resource: Some(resource.resource.clone()),
+                detail: None,
+            })
+        });
+    }
     let advice = advice(&link);
-    link.is_paused = advice.needs_person;
+    link.is_paused = advice.needs_person || link.paused_reason.is_some();
     link.what_to_do = advice.text;
     Ok(link)
 }
@@ -268,11 +290,14 @@ fn advice(link: &LinkView) -> Advice {
             );
         }
         Some("unconfirmed") => return person("the user never finished connecting: let them open the widget once more"),
-        Some(DELETING) => return nobody("nothing: Belvo is deleting it".to_owned()),
-        Some("deleted" | NOT_FOUND) => {
+        Some(DELETING) => return nobody("nothing: Belvo is deleting this link; its rows stay".to_owned()),
+        Some(DELETED | NOT_FOUND) => {
             return person("Belvo no longer has this link; its rows stay. For new data, let the user connect again");
         }
         _ => {}
+    }
+    if let Some(reason) = &link.paused_reason {
+        return person(&format!("the link is paused ({reason}): {}", belvo::advice(reason)));
     }
     if let Some(blocked) = link.resources.iter().find(|resource| resource.blocked_reason.is_some()) {
         let code = blocked.blocked_reason.as_deref().unwrap_or_default();
