@@ -254,7 +254,10 @@ async fn the_readmes_way_to_connect_a_user_leads_there() {
     std::fs::write(folder.path().join("try/vinculo.toml"), here(toml)).unwrap();
     let shown = section.lines().filter_map(|line| line.strip_prefix("vinculo ")).map(|line| here(line));
     let commands: Vec<Vec<String>> = shown.map(|line| words(&line)).collect();
-    assert_eq!(commands.iter().map(|command| command[0].as_str()).collect::<Vec<_>>(), ["serve", "simulate", "widget", "links", "sql"]);
+    assert_eq!(
+        commands.iter().map(|command| command[0].as_str()).collect::<Vec<_>>(),
+        ["serve", "simulate", "widget", "links", "sql"]
+    );
     let command = |words: &[String]| {
         let mut command = vinculo();
         command.current_dir(folder.path()).args(words);
