@@ -143,9 +143,9 @@ fn sentence(violations: &[Violation]) -> String {
 /// Checks every rule of `request` that needs no look at what is tracked.
 ///
 /// # Errors
-/// [`Error::Invalid`].
-pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Error> {
-    Plan::of(request, settings).map(drop).map_err(Error::Invalid)
+/// Every rule that is broken.
+pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Vec<Violation>> {
+    Plan::of(request, settings).map(drop)
 }
 
 /// Makes sessions, and looks after those of which nothing is heard. Cheap to clone.
@@ -865,7 +865,7 @@ mod tests {
         place.pass(Duration::from_mins(2));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 2);
         assert_eq!(place.marks().await, 2);
-        place.pass(Duration::from_mins(60));
+        place.pass(Duration::from_hours(1));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 2);
     }

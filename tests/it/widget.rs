@@ -252,7 +252,7 @@ async fn the_readmes_way_to_connect_a_user_leads_there() {
     let here = |text: &str| ports.iter().fold(text.to_owned(), |text, (shown, free)| text.replace(shown, free));
     let toml = section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
     std::fs::write(folder.path().join("try/vinculo.toml"), here(toml)).unwrap();
-    let shown = section.lines().filter_map(|line| line.strip_prefix("vinculo ")).map(|line| here(line));
+    let shown = section.lines().filter_map(|line| line.strip_prefix("vinculo ")).map(here);
     let commands: Vec<Vec<String>> = shown.map(|line| words(&line)).collect();
     assert_eq!(
         commands.iter().map(|command| command[0].as_str()).collect::<Vec<_>>(),
