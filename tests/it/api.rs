@@ -281,7 +281,7 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
 
 #[test]
 fn refused_keys_end_a_refresh_of_many_links_with_their_own_exit_code() {
-    let simulate = Simulate::start(free_address(), &["--people", "40"]);
+    let simulate = Simulate::start(free_address(), &["--people", "40", "--no-limit"]);
     let site = Site::new(simulate.address, &[]);
     tokio::runtime::Runtime::new().unwrap().block_on(simulate.tell("connect", "{}"));
     assert_eq!(run(&mut site.command(&["links", "sync"])).code, Some(0));
