@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Recorder, v1};
-use crate::belvo::{Budget, Client};
+use crate::belvo::{Budget, Client, advice};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::delete::Deleter;
@@ -100,7 +100,7 @@ impl Daemon {
         let budget = budget(&config.belvo, &config.state.path, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
-        let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
         // Where nothing listens, no webhook tells that Belvo is done.
         let (read_within, deleted_within) = match parts {
             Parts::All => (recollect::WITH_WEBHOOKS, delete::WITH_WEBHOOKS),
@@ -139,6 +139,7 @@ impl Daemon {
             store: store.clone(),
             queue: queue.clone(),
             links: links.clone(),
+            client: client.clone(),
             widgets: widgets.clone(),
             recollector: recollector.clone(),
             deleter: deleter.clone(),
@@ -188,9 +189,9 @@ impl Daemon {
             shutdown.clone(),
         ));
         tasks.spawn(widgets.run(shutdown.clone()));
-        tasks.spawn(recollector.run(shutdown.clone()));
+        tasks.spawn(recollector.clone().run(shutdown.clone()));
         tasks.spawn(deleter.run(shutdown.clone()));
-        tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
+        tasks.spawn(links.clone().run(settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
             Arc::clone(&publisher),
@@ -202,6 +203,9 @@ impl Daemon {
         ));
         let actions = Arc::new(DaemonActions {
             links: links.clone(),
+            recollector: recollector.clone(),
+            store: store.clone(),
+            clock: clock.clone(),
             publisher: Arc::clone(&publisher),
             settled: settled.clone(),
         });
@@ -258,7 +262,7 @@ impl Daemon {
     }
 
     /// Waits until no refresh runs or is due, and every change is published. What failed waits for its next try, and may
-    /// wait for hours.
+    /// wait for hours; while Belvo refuses the keys, nothing else is waited for either.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -271,10 +275,12 @@ impl Daemon {
                 let sql = "SELECT count(*) FROM refreshes WHERE lease IS NOT NULL OR due_at <= $1";
                 tx.one(sql, args![now], |row| row.int(0))
             });
-            if due.await?.unwrap_or_default() == 0 {
+            let is_refused = self.operations.client.trouble() == Some("api_auth");
+            if due.await?.unwrap_or_default() == 0 || is_refused {
                 return self.until_published().await;
             }
-            settled.changed().await?;
+            // That the keys are refused is no end of a refresh.
+            let _ = tokio::time::timeout(LOOK_AROUND, settled.changed()).await;
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
@@ -316,6 +322,9 @@ impl Daemon {
 /// What the daemon does for its jobs.
 struct DaemonActions {
     links: Directory,
+    recollector: Recollector,
+    store: Store,
+    clock: Clock,
     publisher: Arc<Publisher>,
     /// Told when links have changed, so that they are published.
     settled: watch::Sender<()>,
@@ -327,7 +336,9 @@ impl Actions for DaemonActions {
             Action::SyncLinks => {
                 let synced = self.links.sync().await;
                 self.settled.send_replace(());
-                synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                synced
+                    .map(|synced| synced.listed)
+                    .map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {
@@ -335,7 +346,26 @@ impl Actions for DaemonActions {
                 }
                 Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
             },
+            Action::Recollect => self.recollect(&job.scope).await,
             Action::Fetch => Ok(0),
+        }
+    }
+}
+
+impl DaemonActions {
+    /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
+    async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
+        let schedule::Scope { access_mode, older_than, resources } = scope.clone();
+        let (wanted, now) =
+            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.clock.now());
+        let links = self.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
+        let outcome = self.recollector.recollect(links, &resources).await?;
+        match outcome.failed.iter().next() {
+            Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
+                code,
+                message: format!("none of the links was taken, and {count} failed so: {}", advice(code)),
+            }),
+            _ => Ok(outcome.asked.len() as u64),
         }
     }
 }

@@ -11,15 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::belvo::links::Deletion;
 use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
-use crate::links;
+use crate::links::{self, DELETED, DELETING};
 use crate::queue::Queue;
 use crate::store::{self, Store, Tx, args};
-
-/// Status of a link that Belvo was asked to delete.
-pub const DELETING: &str = "deleting";
-
-/// Status of a link that Belvo has deleted.
-pub const DELETED: &str = "deleted";
 
 /// How long to wait for the webhook before Belvo is asked, where webhooks can come.
 pub const WITH_WEBHOOKS: Duration = Duration::from_mins(1);
@@ -78,7 +72,7 @@ impl Deleter {
     pub async fn delete(&self, link: &LinkId) -> Result<Deletion, Error> {
         let (wish, now, patience) = (link.clone(), self.clock.now(), self.patience);
         self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
-        Ok(self.send(link).await?)
+        self.send(link).await
     }
 
     /// Whether Belvo has said that `link` is gone.
@@ -96,7 +90,7 @@ impl Deleter {
         let (link, now) = (link.clone(), self.clock.now());
         match sent {
             Ok(Deletion::Done) => {
-                self.store.write(move |tx| note_gone(tx, &link)).await?;
+                self.store.write(move |tx| note_gone(tx, &link, now)).await?;
                 self.queue.announce();
                 Ok(Deletion::Done)
             }
@@ -139,7 +133,7 @@ impl Deleter {
         for (link, attempts) in self.store.write(move |tx| overdue(tx, now)).await? {
             match belvo::links::get(&self.client, &link).await {
                 Err(failure) if failure.kind == Decision::Gone => {
-                    self.store.write(move |tx| note_gone(tx, &link)).await?;
+                    self.store.write(move |tx| note_gone(tx, &link, now)).await?;
                     self.queue.announce();
                     gone += 1;
                 }
@@ -162,9 +156,8 @@ impl Deleter {
 /// Writes the wish down before it is sent, and stops what is due of the link.
 fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> Result<(), store::Error> {
     links::note_wish(tx, link, now)?;
-    links::note_status(tx, link, DELETING)?;
+    links::note_status(tx, link, DELETING, now)?;
     tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
-    tx.execute("UPDATE refreshes SET due_at = NULL WHERE link_id = $1", args![link])?;
     tx.execute(
         "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, $2, $3) \
          ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0",
@@ -173,17 +166,15 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
     Ok(())
 }
 
-fn note_gone(tx: &Tx<'_>, link: &LinkId) -> Result<(), store::Error> {
-    links::note_status(tx, link, DELETED)?;
+fn note_gone(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
+    links::note_status(tx, link, DELETED, now)?;
     tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
-    tx.execute("UPDATE refreshes SET due_at = NULL WHERE link_id = $1", args![link])?;
     tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
     Ok(())
 }
 
-/// Belvo did not take it: what the link is now, only Belvo knows.
 fn note_refused(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
-    tx.execute("UPDATE links SET status = NULL, lookup_due_at = $2 WHERE link_id = $1", args![link, now])?;
+    links::note_kept(tx, link, now)?;
     tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
     Ok(())
 }
@@ -286,7 +277,8 @@ mod tests {
         let script = Script::start(|_| scripted::json(202, r#"{"request_id":"x"}"#)).await;
         let place = Place::new(script.client()).await;
         place.deleter.delete(&link()).await.unwrap();
-        place.deleter.store.write(|tx| links::note_status(tx, &link(), DELETED)).await.unwrap();
+        let now = place.deleter.clock.now();
+        place.deleter.store.write(move |tx| links::note_status(tx, &link(), DELETED, now)).await.unwrap();
         place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
         assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 1);
@@ -294,6 +286,6 @@ mod tests {
         let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
         let place = Place::new(script.client()).await;
         assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "api_forbidden");
-        assert_eq!(place.status().await.0, None);
+        assert_eq!(place.status().await, (Some("valid".to_owned()), 1));
     }
 }

@@ -498,7 +498,7 @@ impl Eraser {
                 match tombstones.write(file) {
                     Err(source) if number == 0 => return Err(Error::File { path: file.clone(), source }),
                     Err(error) => {
-                        tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}")
+                        tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
                     }
                     Ok(()) => {}
                 }

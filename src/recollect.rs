@@ -28,7 +28,7 @@ pub const COOL_DOWN: Duration = Duration::from_mins(10);
 pub const WITH_WEBHOOKS: Duration = Duration::from_mins(5);
 
 /// The same where none can, because nothing listens.
-pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(20);
+pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(10);
 
 /// Results that are not there after this time will come with a webhook, or by the schedule.
 const GIVE_UP: Duration = Duration::from_mins(15);
@@ -61,7 +61,7 @@ pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId
         let due = tx.all(
             "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
              LEFT JOIN recollects r ON r.link_id = l.link_id \
-             WHERE ($2 IS NULL OR l.access_mode = $2) AND l.status = 'valid' \
+             WHERE ($2 IS NULL OR l.access_mode = $2) AND l.status = 'valid' AND l.paused_reason IS NULL \
              AND coalesce(f.last_collected_at, f.last_fetched_at, l.first_seen_at) <= $3 \
              AND coalesce(r.asked_at, 0) <= $3",
             args![resource.name, scope.access_mode.as_deref(), before],
@@ -268,7 +268,7 @@ enum Fitness {
 
 fn fitness(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<Fitness, Error> {
     let known = tx.one(
-        "SELECT coalesce(l.status, 'valid') = 'valid', coalesce(r.free_at, 0) > $2 FROM links l \
+        "SELECT coalesce(l.status, 'valid') = 'valid' AND l.paused_reason IS NULL, coalesce(r.free_at, 0) > $2 FROM links l \
          LEFT JOIN recollects r ON r.link_id = l.link_id WHERE l.link_id = $1",
         args![link, now],
         |row| Ok((row.int(0)? == 1, row.int(1)? == 1)),
@@ -302,20 +302,15 @@ fn note_failure(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -
         let sql = "UPDATE recollects SET last_error_code = $2 WHERE link_id = $1";
         return tx.execute(sql, args![link, failure.code]).map(drop);
     }
-    let free_at = match failure.kind {
-        Decision::RetryAfter(wait) if failure.code == "link_cooling" => now + wait,
-        _ => now,
-    };
+    // Belvo names the minutes; of its own accord nothing else makes a link rest.
+    let rest = if failure.code == "link_cooling" { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
+    let free_at = now + rest;
     tx.execute(
         "UPDATE recollects SET free_at = $2, due_at = NULL, last_error_code = $3 WHERE link_id = $1",
         args![link, free_at, failure.code],
     )?;
     match failure.kind {
-        Decision::AskUser => links::note_status(tx, link, "invalid"),
-        Decision::Gone => {
-            let sql = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
-            tx.execute(sql, args![link, now]).map(drop)
-        }
+        Decision::AskUser | Decision::Gone => links::note_failure(tx, link, failure, now),
         _ => Ok(()),
     }
 }
@@ -451,13 +446,14 @@ mod tests {
                 .await;
         let place = Place::new(script.client()).await;
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.asked.len(), 1);
-        place.pass(COOL_DOWN - Duration::from_secs(1));
+        place.pass(COOL_DOWN.saturating_sub(Duration::from_secs(1)));
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1);
         place.pass(Duration::from_secs(1));
         assert_eq!(place.ask(&resources::ALL).await.failed, BTreeMap::from([("link_cooling", 1)]));
-        place.pass(Duration::from_mins(6));
+        place.pass(Duration::from_secs(7 * 60 - 1));
         assert_eq!(place.ask(&resources::ALL).await.cooling, 1);
-        place.pass(Duration::from_mins(1));
+        // And a quarter of it, so that not all links are asked for at once.
+        place.pass(Duration::from_secs(7 * 15 + 1));
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.asked.len(), 1);
         assert_eq!(script.requests().len(), 3);
     }
@@ -467,7 +463,7 @@ mod tests {
         let script = Script::start(|_| accepted()).await;
         let place = Place::new(script.client()).await;
         place.ask(&resources::ALL).await;
-        place.pass(WITH_WEBHOOKS - Duration::from_secs(1));
+        place.pass(WITH_WEBHOOKS.saturating_sub(Duration::from_secs(1)));
         assert_eq!(place.recollector.follow_up().await.unwrap(), 0);
         place.pass(Duration::from_secs(1));
         assert_eq!(place.recollector.follow_up().await.unwrap(), resources::ALL.len());

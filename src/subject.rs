@@ -78,20 +78,17 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
         _ => 0,
     };
     let open = |stored: &[u8]| -> Result<Value, store::Error> {
-        let body = match table {
-            "record_versions" => {
-                let place = VersionPlace {
-                    link_id: text("link_id"),
-                    resource: text("resource"),
-                    record_key: text("record_key"),
-                    version: int("version"),
-                };
-                unpack(&place.open(tx, stored)?)?
-            }
-            _ => {
-                let place = WebhookPlace { link_id: Some(text("link_id")), received_at: int("received_at") };
-                String::from_utf8_lossy(&place.open(tx, stored)?).into_owned()
-            }
+        let body = if table == "record_versions" {
+            let place = VersionPlace {
+                link_id: text("link_id"),
+                resource: text("resource"),
+                record_key: text("record_key"),
+                version: int("version"),
+            };
+            unpack(&place.open(tx, stored)?)?
+        } else {
+            let place = WebhookPlace { link_id: Some(text("link_id")), received_at: int("received_at") };
+            String::from_utf8_lossy(&place.open(tx, stored)?).into_owned()
         };
         // As it came when it is no JSON that can be told again.
         Ok(serde_json::from_str(&body).unwrap_or(Value::String(body)))

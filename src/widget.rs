@@ -143,9 +143,9 @@ fn sentence(violations: &[Violation]) -> String {
 /// Checks every rule of `request` that needs no look at what is tracked.
 ///
 /// # Errors
-/// [`Error::Invalid`].
-pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Error> {
-    Plan::of(request, settings).map(drop).map_err(Error::Invalid)
+/// Every rule that is broken.
+pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Vec<Violation>> {
+    Plan::of(request, settings).map(drop)
 }
 
 /// Makes sessions, and looks after those of which nothing is heard. Cheap to clone.
@@ -460,7 +460,6 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
         if !rules.0.is_empty() {
             return Ok(Err(rules.0));
         }
-        links::note_wish(tx, link_id, at)?;
         tx.execute(
             "UPDATE links SET external_id = coalesce(external_id, $2) WHERE link_id = $1",
             args![link_id, &plan.external_id],
@@ -664,7 +663,6 @@ mod tests {
         {
             assert_eq!(fields(&request(right), &settings()), Vec::<String>::new(), "{right}");
         }
-        // The CPF is a known example that belongs to nobody.
         for wrong in [
             "",
             "ab",
@@ -672,10 +670,10 @@ mod tests {
             "a b c",
             "ação",
             "maria@example.org",
-            "52998224725",
-            "u52998224725",
-            "529-982-247-25",
-            "id_529982247-25",
+            "99001234500",
+            "u99001234500",
+            "990-012-345-00",
+            "id_990012345-00",
         ] {
             let violations = Plan::of(&request(wrong), &settings()).unwrap_err();
             assert!(violations.iter().all(|violation| violation.field == "external_id"), "{wrong}");
@@ -857,7 +855,7 @@ mod tests {
     async fn a_session_without_a_webhook_is_looked_up_once() {
         let script = belvo(concat!(
             r#"{"id":"2f5d361d-dad6-45d4-a0bf-26d479766067","external_id":"user-1","status":"valid","#,
-            r#""fetch_resources":["EMPLOYMENTS"],"created_at":"2026-11-23T10:01:00Z"}"#
+            r#""fetch_resources":["EMPLOYMENTS","OWNERS"],"created_at":"2026-11-23T10:01:00Z"}"#
         ))
         .await;
         let place = Place::new(script.client()).await;
@@ -865,9 +863,9 @@ mod tests {
         place.pass(Duration::from_mins(11));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         place.pass(Duration::from_mins(2));
-        assert_eq!(place.widgets.follow_up().await.unwrap(), 1);
-        assert_eq!(place.marks().await, 1);
-        place.pass(Duration::from_mins(60));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 2);
+        assert_eq!(place.marks().await, 2);
+        place.pass(Duration::from_hours(1));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 2);
     }

@@ -27,8 +27,6 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
-/// Longest time that Belvo leaves between two refreshes of one link.
-const LINK_COOL_DOWN_MINUTES: u64 = 10;
 /// First pause of all calls when Belvo asks for patience without saying how long, doubled each time.
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
 /// Longest pause of that kind.
@@ -243,12 +241,7 @@ impl Client {
                 .map_err(|code| Failure::own(code, path).with_status(status));
         }
         let said = self.error_body(response).await;
-        let failure = Failure::of_answer(path, status, &said);
-        if failure.code == "link_cooling" {
-            // About this link alone: no other call waits for it.
-            return Err(failure.after(minutes_left(&said)));
-        }
-        Err(self.cool_down(failure, patience))
+        Err(self.cool_down(Failure::of_answer(path, status, &said), patience))
     }
 
     fn request(&self, call: &Call<'_>) -> reqwest::RequestBuilder {
@@ -379,14 +372,6 @@ fn transport_code(error: &reqwest::Error, otherwise: &'static str) -> &'static s
     otherwise
 }
 
-/// How long a link that was refreshed must be left alone: Belvo's message tells the minutes; ten when it does not.
-fn minutes_left(said: &[u8]) -> Duration {
-    let text = String::from_utf8_lossy(said).to_ascii_lowercase();
-    let number = text.split(" minute").next().and_then(|before| before.rsplit([' ', '"']).next()?.parse::<u64>().ok());
-    let is_told = text.contains(" minute");
-    Duration::from_mins(number.filter(|_| is_told).unwrap_or(LINK_COOL_DOWN_MINUTES).clamp(1, LINK_COOL_DOWN_MINUTES))
-}
-
 /// `Retry-After` in seconds or as a date, within bounds. A date counts from the answer's own `Date`, so that our clock
 /// may be wrong.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
@@ -513,20 +498,6 @@ mod tests {
         }
         assert_eq!(script.requests().len(), 3);
         assert_eq!(client.trouble(), Some("api_auth"));
-    }
-
-    #[test]
-    fn the_minutes_that_a_link_must_rest_are_read_from_the_message() {
-        for (message, minutes) in [
-            ("The link has already been refreshed. Please wait 7 minutes before trying again.", 7),
-            ("Please wait 1 minute before trying again.", 1),
-            ("Please wait 99999 minutes.", 10),
-            ("Please wait some minutes.", 10),
-            ("Please wait.", 10),
-        ] {
-            let said = format!(r#"[{{"code":"link_refreshed","message":"{message}"}}]"#);
-            assert_eq!(minutes_left(said.as_bytes()), Duration::from_mins(minutes), "{message}");
-        }
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
     let list: Vec<&str> = ids.iter().map(LinkId::as_str).collect();
     let page = call(client, &format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS))).await?;
     if page.has_next {
-        return Err(Failure::own("inconsistent_pages", PATH));
+        return Err(inconsistent());
     }
     Ok(page.links)
 }
@@ -164,6 +164,11 @@ pub async fn get(client: &Client, id: &LinkId) -> Result<LinkObject, Failure> {
     let answer = client.get(&path, false).await?;
     let text = std::str::from_utf8(&answer.body).map_err(|_| Failure::own("not_json", &path))?;
     LinkObject::read(text).filter(|link| link.id == *id).ok_or_else(|| Failure::own("not_json", &path).with_status(200))
+}
+
+/// Pages that lead on for ever.
+pub(crate) fn inconsistent() -> Failure {
+    Failure::own("inconsistent_pages", PATH)
 }
 
 async fn call(client: &Client, path: &str) -> Result<LinkPage, Failure> {

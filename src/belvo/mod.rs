@@ -17,7 +17,7 @@ pub mod token;
 
 pub use budget::Budget;
 pub use client::{Answer, Client};
-pub use failure::{Decision, Failure, advice};
+pub use failure::{Decision, Failure, Meaning, Trouble, advice, meaning};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::belvo::Failure;
+use crate::belvo::{Failure, Trouble, meaning};
 use crate::config::ConfigErrors;
 use crate::operations::Refused;
 use crate::{admin, backup, delete, erase, links, publish, refresh, store, widget};
@@ -45,33 +45,21 @@ impl Exit {
     pub fn of_code(code: &str) -> Self {
         match code {
             "state_held" | "state_newer" => Self::State,
-            "invalid_widget_config"
-            | "state_folder"
+            "state_folder"
             | "state_read_only"
             | "state_key_missing"
             | "state_key_wrong"
             | "no_pepper"
-            | "lake_not_writable" => Self::Config,
-            "api_auth" | "api_forbidden" => Self::Credentials,
-            "rate_limited" | "api_blocked" => Self::RateLimited,
-            "api_down"
-            | "api_timeout"
-            | "unexpected_status"
-            | "redirected"
-            | "unreachable"
-            | "tls_refused"
-            | "timeout"
-            | "truncated"
-            | "not_json"
-            | "not_a_list"
-            | "foreign_next"
-            | "inconsistent_pages"
-            | "institution_refuses"
-            | "institution_down"
-            | "link_cooling" => Self::Down,
+            | "lake_not_writable"
+            | "invalid_widget_config" => Self::Config,
             "invalid_request" => Self::Usage,
             "state_damaged" | "state_unreadable" | "backup_damaged" => Self::Damaged,
-            _ => Self::Failed,
+            _ => match meaning(code).map(|meaning| meaning.trouble) {
+                Some(Trouble::Keys | Trouble::Account) => Self::Credentials,
+                Some(Trouble::Limit) => Self::RateLimited,
+                Some(Trouble::Down) => Self::Down,
+                Some(Trouble::Link) | None => Self::Failed,
+            },
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Writes `vinculo.toml`, readable by its owner alone because it holds a new pepper and a new key, and the jobs
+/// Writes `vinculo.toml`, readable by its owner alone because it holds new secrets, and the jobs
 /// into `dir`. Gives what was written. Refuses to overwrite, before anything is written.
 ///
 /// # Errors
@@ -61,10 +61,10 @@ pub fn write(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// The default file with a pepper and an encryption key of its own: without the first there is no `person_key`, and one
-/// that is the same for all is none.
+/// The default file with a pepper, an encryption key and an `admin.token` of its own: without the first there is no
+/// `person_key`, and one that is the same for all is none; with the last commands can ask the daemon from the first start on.
 fn with_new_secrets(default: &str) -> String {
-    ["pepper", "encryption_key"].into_iter().fold(default.to_owned(), |text, name| {
+    ["pepper", "encryption_key", "token"].into_iter().fold(default.to_owned(), |text, name| {
         let mut bytes = [0_u8; 32];
         rand::rng().fill_bytes(&mut bytes);
         text.replacen(&format!("\n{name} = \"\""), &format!("\n{name} = \"{}\"", BASE64_STANDARD.encode(bytes)), 1)
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let config = Config::load(Some(&file), [], &[], Needs::default()).unwrap();
         assert!(config.pii.pepper.is_some() && config.state.encryption_key.is_some());
-        assert!(config.state.encryption_key_previous.is_none());
+        assert!(config.admin.token.is_some() && config.state.encryption_key_previous.is_none());
         assert_eq!(schedule::load(config.jobs_dir.as_deref()).unwrap().len(), schedule::SHIPPED.len());
     }
 

@@ -65,7 +65,7 @@ fn list(global: &Global) -> anyhow::Result<Exit> {
             Some(job.action.to_owned()),
             Some(job.schedule),
             Some(job.timezone.to_owned()),
-            Some(job.next.into_iter().next().unwrap_or_default()),
+            Some(job.next.into_iter().next().unwrap_or_else(|| "off".to_owned())),
             Some(last.map_or_else(|| "never".to_owned(), |run| run.started_at.clone())),
             Some(last.map_or_else(String::new, |run| run.outcome.clone().unwrap_or_else(|| "running".to_owned()))),
         ]);

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::{Exit, Global, ordered};
-use crate::belvo::LinkId;
+use crate::belvo::{LinkId, Meaning, meaning};
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::operations::{self, Links, Order};
@@ -123,5 +123,8 @@ fn tell(run: &Run, global: &Global) -> io::Result<()> {
         return writeln!(out, "{}", json!({ "refreshed": done, "failed": failed, "run": run.id }));
     }
     writeln!(out, "refreshed {done}")?;
-    failed.iter().try_for_each(|(code, count)| writeln!(out, "failed {count}: {code}; the log says more"))
+    failed.iter().try_for_each(|(code, count)| match meaning(code) {
+        Some(Meaning { what, advice, .. }) => writeln!(out, "failed {count}: {code}: {what}; {advice}"),
+        None => writeln!(out, "failed {count}: {code}; the log says more"),
+    })
 }

@@ -2,7 +2,7 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "init",
     "demo",
     "serve",
@@ -11,6 +11,7 @@ const COMMANDS: [&str; 14] = [
     "publish",
     "rebuild",
     "links",
+    "widget",
     "jobs",
     "webhooks",
     "sql",
@@ -70,7 +71,7 @@ fn init_writes_what_check_accepts_and_never_overwrites() {
     ];
     let check = run(vinculo().arg("check").arg("--config").arg(&config).envs(keys));
     assert_eq!(check.code, Some(0), "{}{}", check.out, check.err);
-    for job in ["fetch-stale-links", "sync-links"] {
+    for job in ["fetch-stale-links", "publish", "recollect-single-links", "reconcile-links"] {
         assert!(check.out.contains(job), "no {job} in: {}", check.out);
     }
 }
@@ -90,7 +91,10 @@ fn the_commands_in_the_readme_are_commands() {
         let words: Vec<&str> =
             line.split_whitespace().take_while(|word| !word.starts_with(['#', '|', '"', '\''])).collect();
         let Some(command) = words.first().filter(|word| word.chars().all(|c| c.is_ascii_lowercase())) else { continue };
-        let help = run(vinculo().args([command, "--help"]));
+        // What stands behind some commands is a command too.
+        let is_word = |word: &&&str| word.chars().all(|c| c.is_ascii_lowercase());
+        let second = words.get(1).filter(is_word).filter(|_| *command == "links");
+        let help = run(vinculo().arg(command).args(second).arg("--help"));
         assert_eq!(help.code, Some(0), "the README shows `vinculo {line}`");
         for option in words.iter().filter(|word| word.starts_with("--")) {
             let option = option.split('=').next().unwrap_or(option);

@@ -18,3 +18,4 @@ mod reader;
 mod scripted;
 mod tables;
 mod truth;
+mod widget;

@@ -26,6 +26,8 @@ pub(super) fn routes() -> Router<Api> {
 pub struct JobView {
     /// The stem of its file.
     pub name: String,
+    /// Whether it runs at its times, and not only when asked for.
+    pub enabled: bool,
     /// What it does.
     pub action: &'static str,
     /// The five fields.
@@ -51,6 +53,7 @@ pub fn views<'j>(
         let slots = std::iter::successors(job.next_after(now), |&slot| job.next_after(slot)).take(SLOTS);
         Ok(JobView {
             name: job.name.clone(),
+            enabled: job.is_enabled,
             action: job.action.name(),
             schedule: job.schedule.clone(),
             timezone: job.zone.name(),
