@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::clock::Timestamp;
 use crate::publish::Manifest;
 use crate::queue::{self, Backlog};
+use crate::records::Drift;
 use crate::store::{self, Readers, Tx, args};
 
 /// How things stand.
@@ -32,6 +33,9 @@ pub struct Status {
     pub errors: BTreeMap<String, u64>,
     /// Webhooks by what became of them.
     pub webhooks: BTreeMap<String, u64>,
+    /// What Belvo's answers held that the schema does not know, since the state was made: by resource, `fields`, `values`
+    /// and `rejected` records. New versions of records are counted.
+    pub drift: BTreeMap<String, u64>,
     /// The last run of each job.
     pub jobs: Vec<JobRun>,
     /// What readers see; absent before the first publish.
@@ -119,6 +123,7 @@ impl Status {
                 "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1",
             )?,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
+            drift: drift(tx)?,
             jobs: last_runs(tx)?,
             snapshot: Snapshot::read(lake, now),
             durability: Durability {
@@ -138,6 +143,12 @@ impl Status {
 
 fn counts(tx: &Tx<'_>, sql: &str) -> Result<BTreeMap<String, u64>, store::Error> {
     Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+}
+
+fn drift(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, store::Error> {
+    let sql = "SELECT name, CAST(value AS BIGINT) FROM meta WHERE name LIKE 'drift %'";
+    let counted = counts(tx, sql)?.into_iter();
+    Ok(counted.map(|(name, count)| (name.trim_start_matches(Drift::COUNTERS).to_owned(), count)).collect())
 }
 
 fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
@@ -195,6 +206,9 @@ impl fmt::Display for Status {
                 }
             }
             None => f.write_str("nothing published yet")?,
+        }
+        if !self.drift.is_empty() {
+            write!(f, " · {} values, fields and records that no schema knows", grouped(self.drift.values().sum()))?;
         }
         match &self.held_by {
             Some(pid) => write!(f, " · held by process {pid}"),

@@ -9,6 +9,7 @@ mod coalesce;
 mod commands;
 mod fixtures;
 mod harness;
+mod history;
 mod kill;
 mod leaks;
 mod limits;

@@ -19,7 +19,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 import check  # noqa: E402
-from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, KEYS  # noqa: E402
+from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, KEYS, VERSIONED  # noqa: E402
 
 AT = "2026-11-01T10:00:00.123456Z"
 
@@ -69,7 +69,8 @@ class Case:
                 kind = None if first is None else "REGULAR"
                 pay = {"salary_type": kind, "seq": 0, "base_amount": amount, "currency": "BRL"}
                 self.add("salaries", **job, **pay, reference_month=first, month_text=month)
-        self.truth = copy.deepcopy(self.rows)
+        self.truth = {table: copy.deepcopy(rows) for table, rows in self.rows.items() if rows}
+        self.versions = lambda row: [{**row, "known_to": None, "is_deleted": False}]
         for row in self.truth["link_snapshots"]:
             row.pop("fetched_at", None)
         self.types, self.sql, self.notes = {}, [], {b"vinculo.schema_version": b"1"}
@@ -80,6 +81,8 @@ class Case:
     def write(self, lake):
         snapshot = lake / "snapshots" / "000001"
         db_path = snapshot / "vinculo.duckdb"
+        for table in VERSIONED:
+            self.rows[f"{table}_history"] = [version for row in self.rows[table] for version in self.versions(row)]
         snapshot.mkdir(parents=True)
         db = duckdb.connect()
         db.execute(f"ATTACH '{db_path}' AS lake (STORAGE_VERSION 'v1.0.0'); USE lake")
@@ -141,6 +144,16 @@ def drop_link(case):
         case.rows[table] = [row for row in case.rows[table] if row["link_id"] != "l-2"]
 
 
+def overlap(case):
+    end = "2026-11-03T10:00:00.000000Z"
+    later = {"known_from": "2026-11-02T10:00:00.000000Z", "known_to": None, "is_deleted": False}
+    case.versions = lambda row: [{**row, "known_to": end, "is_deleted": False}, {**row, **later}]
+
+
+def all_gone(case):
+    case.versions = lambda row: [{**row, "known_to": None, "is_deleted": True}]
+
+
 def empty(case):
     case.rows = {table: [] for table in case.rows}
 
@@ -185,6 +198,8 @@ CASES = [
     ("a salary of no employment", run_sql("DELETE FROM employments WHERE link_id = 'l-1'"), "are not in employments"),
     ("a count that is wrong", set_cell("employments", 0, "salary_count", 2), "salary_count is wrong"),
     ("a view that does not answer", run_sql("ALTER TABLE links RENAME COLUMN link_id TO id"), "every view answers"),
+    ("versions that overlap", overlap, "versions of one key overlap"),
+    ("a row that its history says is gone", all_gone, "0 open versions are not the 3 rows"),
     ("a file without its schema version", no_schema_version, "no vinculo.schema_version"),
 ]
 
