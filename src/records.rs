@@ -234,9 +234,16 @@ pub fn keep(
         listing.drift.note(tx, resource)?;
     }
     kept.changed |= kept.versions + kept.late + kept.gone > 0;
-    if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
-        let settled = settled_by(previous.fetched_at, listing.fetched_at, confirm_after);
-        kept.changed = lost_rows(tx, link_id, resource, &settled, loses_rows)?;
+    if known.by_key.values().any(|held| held.version > 1) {
+        let now = listing.fetched_at;
+        let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, loses_rows);
+        if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
+            let settled = first_lost(before(previous.fetched_at, confirm_after), before(now, confirm_after))?;
+            kept.changed = settled.is_some();
+        }
+        // This list may have come too early to agree, and has taken the place of the one that was asked for.
+        let pending = first_lost(before(now, confirm_after), now)?.map(|at| at + confirm_after);
+        confirm_at = confirm_at.into_iter().chain(pending).min();
     }
     kept.sighted |= kept.changed;
     tx.execute(
@@ -295,32 +302,26 @@ fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, lis
     Ok(())
 }
 
-/// The instants after the first and up to the second of which a list at `now` is the first that can agree, when the one
-/// before was at `previous`.
-fn settled_by(previous: Timestamp, now: Timestamp, confirm_after: Duration) -> (Timestamp, Timestamp) {
-    let before = |at: Timestamp| Timestamp::from_micros(at.as_micros().saturating_sub(micros(confirm_after)));
-    (before(previous), before(now))
+fn before(at: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// Whether a version that came between these instants lacked rows of the one before: they are gone now.
+/// When, after the first and up to the second of these instants, a version came first that lacked rows of the one before.
 fn lost_rows(
     tx: &Tx<'_>,
     link_id: &LinkId,
     resource: &Resource,
-    (after, until): &(Timestamp, Timestamp),
+    after: Timestamp,
+    until: Timestamp,
     loses_rows: &mut dyn FnMut(&str, &str) -> bool,
-) -> Result<bool, Error> {
-    let settled = tx.all(
-        "SELECT record_key, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
-         AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4",
-        args![link_id, resource.name, *after, *until],
-        |row| Ok((row.text(0)?, row.int(1)?)),
+) -> Result<Option<Timestamp>, Error> {
+    let versions = tx.all(
+        "SELECT record_key, version, fetched_at FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
+         AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4 ORDER BY fetched_at",
+        args![link_id, resource.name, after, until],
+        |row| Ok((row.text(0)?, row.int(1)?, row.at(2)?)),
     )?;
-    for (key, version) in settled {
+    for (key, version, at) in versions {
         let bodies = tx.all(
             "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
              AND version <= $4 ORDER BY version DESC LIMIT 2",
@@ -330,10 +331,10 @@ fn lost_rows(
         if let [new, old] = bodies.as_slice()
             && loses_rows(old, new)
         {
-            return Ok(true);
+            return Ok(Some(at));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// What `content_hash` of a record holds that is gone: no content has it.

@@ -192,7 +192,7 @@ impl Stager<'_> {
         mut each: impl FnMut(&Stored) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut gathered: Option<Stored> = None;
-        if !(0..self.buckets).any(|bucket| is_needed(bucket)) {
+        if !(0..self.buckets).any(&is_needed) {
             return Ok(());
         }
         self.tx.each(

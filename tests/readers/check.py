@@ -161,7 +161,13 @@ def check_duckdb(version, seen, allow_empty):
         assert not broken, "; ".join(f"{view}: {answer}" for view, answer in broken.items())
         return f"{len(seen['views'])} views"
 
+    def as_of_macros_answer():
+        for table in ("employments", "salaries"):
+            known = seen["as_of"].get(f"{table}_as_of")
+            assert known == len(seen["rows"][table]), f"{table}_as_of knows {known} rows, {table} {len(seen['rows'][table])}"
+
     check(f"DuckDB {version}: every table is there", every_table_is_there)
+    check(f"DuckDB {version}: what is known at the end of time is what is current", as_of_macros_answer)
     check(f"DuckDB {version}: every table and column has a comment", everything_has_a_comment)
     check(f"DuckDB {version}: every view answers", views_answer)
     for table in COLUMNS:

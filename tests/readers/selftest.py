@@ -21,6 +21,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import check  # noqa: E402
 from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, KEYS, VERSIONED  # noqa: E402
 
+AS_OF = pathlib.Path(__file__).parents[2] / "src/sinks/views/as_of.sql"
 AT = "2026-11-01T10:00:00.123456Z"
 
 
@@ -100,6 +101,7 @@ class Case:
             db.execute(f"CREATE TABLE {table} AS SELECT * FROM read_parquet('{file}', hive_partitioning = false)")
         for table in ALSO_IN_DUCKDB:
             db.execute(f"CREATE TABLE {table} (link_id VARCHAR)")
+        db.execute(AS_OF.read_text())
         db.execute("CREATE VIEW link_health AS SELECT link_id FROM lake.links")
         found = "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake' AND table_name <> 'link_health'"
         for table, column in db.execute(found).fetchall():
@@ -117,7 +119,7 @@ class Case:
             "VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string()), "BOOLEAN": pa.bool_(), COUNT: pa.int32(),
             "DATE": pa.date32(), "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"), "DECIMAL(19,4)": pa.decimal128(19, 4),
         }
-        return self.types.get((table, name), known[kind])
+        return self.types.get((table.removesuffix("_history"), name), known[kind])
 
     def value(self, kind, value):
         if value is None:
@@ -198,6 +200,7 @@ CASES = [
     ("a salary of no employment", run_sql("DELETE FROM employments WHERE link_id = 'l-1'"), "are not in employments"),
     ("a count that is wrong", set_cell("employments", 0, "salary_count", 2), "salary_count is wrong"),
     ("a view that does not answer", run_sql("ALTER TABLE links RENAME COLUMN link_id TO id"), "every view answers"),
+    ("a macro that is missing", run_sql("DROP MACRO TABLE salaries_as_of"), "salaries_as_of knows None rows"),
     ("versions that overlap", overlap, "versions of one key overlap"),
     ("a row that its history says is gone", all_gone, "0 open versions are not the 3 rows"),
     ("a file without its schema version", no_schema_version, "no vinculo.schema_version"),
