@@ -207,10 +207,11 @@ impl Publisher {
                 pepper: self.pepper.clone(),
                 confirm_after: self.confirm_after,
             };
-            Ok::<_, Error>(Some((built_from, stager.stage()?)))
+            Ok::<_, Error>(Some((built_from, stager.stage()?, usable)))
         })?;
-        let Some((built_from, mut tables)) = staged else { return Ok(None) };
-        let files = self.run_sinks(staging, &built_from, published_at, &tables)?;
+        let Some((built_from, mut tables, usable)) = staged else { return Ok(None) };
+        let standing = usable.map(|previous| self.standing(previous, &tables));
+        let files = self.run_sinks(staging, &built_from, published_at, &tables, standing)?;
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
@@ -230,12 +231,24 @@ impl Publisher {
         }))
     }
 
+    /// What of the snapshot before stands in the next one as it is.
+    fn standing(&self, previous: &Manifest, tables: &[TableEntry]) -> sinks::Previous {
+        let is_same =
+            |table: &&TableEntry| previous.table(&table.name).is_some_and(|before| before.files == table.files);
+        sinks::Previous {
+            folder: self.lake.folder(previous.snapshot),
+            unchanged: tables.iter().filter(is_same).map(|table| table.name.clone()).collect(),
+            sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
+        }
+    }
+
     fn run_sinks(
         &self,
         staging: &Staging,
         built_from: &BuiltFrom,
         published_at: Timestamp,
         tables: &[TableEntry],
+        previous: Option<sinks::Previous>,
     ) -> Result<Vec<FileEntry>, Error> {
         let staged_files: Vec<sinks::StagedFile> = tables
             .iter()
@@ -254,6 +267,7 @@ impl Publisher {
             published_at,
             state_change: built_from.change,
             duckdb_storage_version: &self.settings.duckdb_storage_version,
+            previous,
         };
         let mut files = Vec::new();
         for sink in sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name())) {

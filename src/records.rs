@@ -27,6 +27,9 @@ const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 /// Compression of bodies: the level that costs less time than the disk saves.
 const ZSTD_LEVEL: i32 = 1;
 
+/// An empty list of a link that is not in order is asked for again so much later.
+const LINK_RECOVERS: Duration = Duration::from_hours(24);
+
 /// No stored body is larger, in bytes: a damaged one may say anything.
 const LARGEST_BODY: usize = 1 << 30;
 
@@ -38,6 +41,46 @@ pub struct Listing {
     pub fetched_at: Timestamp,
     /// Its records.
     pub records: Vec<Record>,
+    /// What they hold that the schema does not know.
+    pub drift: Drift,
+}
+
+/// What the records of a list hold that the schema does not know.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Drift {
+    /// Fields without a column.
+    pub unknown_fields: usize,
+    /// Values that a column's list of values does not have.
+    pub unknown_values: usize,
+    /// Records that cannot be flattened.
+    pub rejected: usize,
+}
+
+impl Drift {
+    /// What the counters in `meta` begin with; the resource and the kind follow.
+    pub const COUNTERS: &str = "drift ";
+
+    /// Adds these to what was counted since the state was made, for `status`.
+    fn note(&self, tx: &Tx<'_>, resource: &Resource) -> Result<(), Error> {
+        let kinds = [("fields", self.unknown_fields), ("values", self.unknown_values), ("rejected", self.rejected)];
+        for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
+            tx.execute(
+                "INSERT INTO meta (name, value) VALUES ($1, CAST($2 AS TEXT)) \
+                 ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(meta.value AS BIGINT) + $2 AS TEXT)",
+                args![&format!("{}{} {kind}", Self::COUNTERS, resource.name), i64::try_from(count).unwrap_or(i64::MAX)],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// When a complete list was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct List {
+    /// When it was begun.
+    pub started_at: Timestamp,
+    /// When it was complete.
+    pub fetched_at: Timestamp,
 }
 
 /// One record as it came.
@@ -103,6 +146,8 @@ pub struct Kept {
     pub versions: usize,
     /// Answers older than what is held; kept, and never current.
     pub late: usize,
+    /// Records that this list, as the second, says are gone.
+    pub gone: usize,
     /// Whether any row of the link's tables may differ now, but for when it was last seen.
     pub changed: bool,
     /// Whether a record was seen with another id, `created_at` or `collected_at` than before.
@@ -127,25 +172,13 @@ pub fn keep(
     confirm_after: Duration,
     loses_rows: &mut dyn FnMut(&str, &str) -> bool,
 ) -> Result<Kept, Error> {
-    let previous_list = tx
-        .one(
-            "SELECT max(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2",
-            args![link_id, resource.name],
-            |row| row.opt_at(0),
-        )?
-        .flatten();
+    let previous_list = previous_list(tx, link_id, resource)?;
     let known = known(tx, link_id, resource)?;
     let records = without_repeats(&listing.records);
     let keys = identify(link_id, resource, &records, &known);
     let mut kept =
         Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
     let mut confirm_at = None;
-    // The first list so long after a change settles which of the rows that it lacked are gone.
-    let settles = |since: Timestamp| {
-        let settled = since + confirm_after;
-        listing.fetched_at >= settled && previous_list.is_none_or(|previous| previous < settled)
-    };
-
     for (record, key) in records.iter().zip(&keys) {
         let sighting = Sighting { tx, link_id, resource, listing, record, key };
         match known.by_key.get(key.as_str()) {
@@ -155,8 +188,8 @@ pub fn keep(
             }
             Some(held) if held.hash == record.hash => {
                 sighting.see_again(held)?;
-                kept.changed |= held.record_id != record.id || (held.version > 1 && settles(held.version_at));
-                kept.sighted |= (held.collected_at, held.created_at) != (record.collected_at, record.created_at);
+                kept.changed |= held.record_id != record.id;
+                kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
             }
             Some(held) if record.is_older_than(held) => {
                 kept.late += usize::from(sighting.add_late_version(held)?);
@@ -166,7 +199,8 @@ pub fn keep(
                 if loses_rows(&old, &unpack(&record.body)?) {
                     confirm_at = Some(listing.fetched_at + confirm_after);
                 }
-                sighting.add_version(held)?;
+                let shown = if held.is_gone() { previous_list.map(|list| list.started_at) } else { None };
+                sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;
                 kept.versions += 1;
             }
         }
@@ -174,18 +208,43 @@ pub fn keep(
             sighting.note_id()?;
         }
     }
-    // An empty list says that records are gone only when a webhook counted none: Belvo drops what it holds without a word.
-    if !records.is_empty() || webhook_count == Some(0) {
-        for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+    // An empty list says that records are gone only when a webhook counted none and the link is in order: Belvo drops what
+    // it holds without a word.
+    let is_empty = records.is_empty();
+    if !is_empty || webhook_count == Some(0) {
+        let ends = !is_empty || is_valid(tx, link_id)?;
+        for (key, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+            if held.is_gone() {
+                continue;
+            }
             let first = first_list_without(tx, link_id, resource, held.seen_fetched_at)?;
             let absent_since = first.unwrap_or(listing.fetched_at);
             if listing.fetched_at < absent_since + confirm_after {
                 confirm_at = Some(absent_since + confirm_after);
+            } else if ends {
+                end_record(tx, link_id, resource, key, listing)?;
+                kept.gone += 1;
+            } else {
+                // The link may be in order again by then.
+                confirm_at = Some(listing.fetched_at + confirm_after.max(LINK_RECOVERS));
             }
-            kept.changed |= settles(absent_since);
         }
     }
-    kept.changed |= kept.versions > 0;
+    if kept.versions > 0 {
+        listing.drift.note(tx, resource)?;
+    }
+    kept.changed |= kept.versions + kept.late + kept.gone > 0;
+    if known.by_key.values().any(|held| held.version > 1) {
+        let now = listing.fetched_at;
+        let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, loses_rows);
+        if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
+            let settled = first_lost(before(previous.fetched_at, confirm_after), before(now, confirm_after))?;
+            kept.changed = settled.is_some();
+        }
+        // This list may have come too early to agree, and has taken the place of the one that was asked for.
+        let pending = first_lost(before(now, confirm_after), now)?.map(|at| at + confirm_after);
+        confirm_at = confirm_at.into_iter().chain(pending).min();
+    }
     kept.sighted |= kept.changed;
     tx.execute(
         "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed) \
@@ -198,7 +257,7 @@ pub fn keep(
             kept.collected_at,
             i64::try_from(records.len()).unwrap_or(i64::MAX),
             webhook_count,
-            kept.versions > 0
+            kept.versions + kept.gone > 0
         ],
     )?;
     if let Some(at) = confirm_at {
@@ -207,17 +266,100 @@ pub fn keep(
     Ok(kept)
 }
 
+/// The list before this one.
+fn previous_list(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<List>, Error> {
+    tx.one(
+        "SELECT started_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 ORDER BY fetched_at DESC LIMIT 1",
+        args![link_id, resource.name],
+        |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)? }),
+    )
+}
+
+/// Whether Belvo says that the link is in order.
+fn is_valid(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    let status = tx.one("SELECT status FROM links WHERE link_id = $1", args![link_id], |row| row.opt_text(0))?;
+    Ok(status.flatten().as_deref() == Some("valid"))
+}
+
+/// Keeps that a record is gone: a version without a body.
+fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, listing: &Listing) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
+         known_from, started_at, fetched_at, body) \
+         SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, r.collected_at, \
+         $4, $5, $4, $6 FROM records r \
+         JOIN record_versions v ON v.link_id = r.link_id AND v.resource = r.resource AND v.record_key = r.record_key \
+         WHERE r.link_id = $1 AND r.resource = $2 AND r.record_key = $3 \
+         GROUP BY r.link_id, r.resource, r.record_key",
+        args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice()],
+    )?;
+    tx.execute(
+        "UPDATE records SET content_hash = $4, version_at = $5, version = \
+         (SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3) \
+         WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+        args![link_id, resource.name, key, GONE, listing.fetched_at],
+    )?;
+    Ok(())
+}
+
+fn before(at: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
+}
+
+/// When, after the first and up to the second of these instants, a version came first that lacked rows of the one before.
+fn lost_rows(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &Resource,
+    after: Timestamp,
+    until: Timestamp,
+    loses_rows: &mut dyn FnMut(&str, &str) -> bool,
+) -> Result<Option<Timestamp>, Error> {
+    let versions = tx.all(
+        "SELECT record_key, version, fetched_at FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
+         AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4 ORDER BY fetched_at",
+        args![link_id, resource.name, after, until],
+        |row| Ok((row.text(0)?, row.int(1)?, row.at(2)?)),
+    )?;
+    for (key, version, at) in versions {
+        let bodies = tx.all(
+            "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
+             AND version <= $4 ORDER BY version DESC LIMIT 2",
+            args![link_id, resource.name, &key, version],
+            |row| {
+                let (link_id, resource) = (link_id.as_str(), resource.name);
+                let place = VersionPlace { link_id, resource, record_key: &key, version: row.int(1)? };
+                unpack(&place.open(tx, row.bytes(0)?)?)
+            },
+        )?;
+        if let [new, old] = bodies.as_slice()
+            && loses_rows(old, new)
+        {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
+}
+
+/// What `content_hash` of a record holds that is gone: no content has it.
+const GONE: &[u8] = &[];
+
 /// A record that is held already.
 struct Held {
     record_id: String,
     likeness: String,
     hash: Vec<u8>,
     version: i64,
-    version_at: Timestamp,
     created_at: Option<Timestamp>,
     collected_at: Option<Timestamp>,
     seen_started_at: Timestamp,
     seen_fetched_at: Timestamp,
+}
+
+impl Held {
+    fn is_gone(&self) -> bool {
+        self.hash == GONE
+    }
 }
 
 struct Known {
@@ -227,7 +369,7 @@ struct Known {
 
 fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Error> {
     let held = tx.all(
-        "SELECT record_key, record_id, likeness, content_hash, version, version_at, collected_at, seen_started_at, seen_fetched_at, created_at \
+        "SELECT record_key, record_id, likeness, content_hash, version, collected_at, seen_started_at, seen_fetched_at, created_at \
          FROM records WHERE link_id = $1 AND resource = $2",
         args![link_id, resource.name],
         |row| {
@@ -236,11 +378,10 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
                 likeness: row.text(2)?,
                 hash: row.bytes(3)?.to_vec(),
                 version: row.int(4)?,
-                version_at: row.at(5)?,
-                collected_at: row.opt_at(6)?,
-                seen_started_at: row.at(7)?,
-                seen_fetched_at: row.at(8)?,
-                created_at: row.opt_at(9)?,
+                collected_at: row.opt_at(5)?,
+                seen_started_at: row.at(6)?,
+                seen_fetched_at: row.at(7)?,
+                created_at: row.opt_at(8)?,
             };
             Ok((row.text(0)?, held))
         },
@@ -364,6 +505,8 @@ impl Sighting<'_> {
 
     fn see_again(&self, held: &Held) -> Result<(), Error> {
         let Self { record, listing, .. } = self;
+        // An older answer with the same content does not take back what a newer one said.
+        let created_at = if record.is_older_than(held) { held.created_at } else { record.created_at };
         self.tx.execute(
             "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
              WHERE link_id = $1 AND resource = $2 AND record_key = $3",
@@ -372,7 +515,7 @@ impl Sighting<'_> {
                 self.resource.name,
                 self.key,
                 &record.id,
-                record.created_at,
+                created_at,
                 record.collected_at.max(held.collected_at),
                 listing.started_at,
                 listing.fetched_at
@@ -381,7 +524,8 @@ impl Sighting<'_> {
         Ok(())
     }
 
-    fn add_version(&self, held: &Held) -> Result<(), Error> {
+    /// Keeps a new content; `shown_at` is the start of the last list that showed what was held.
+    fn add_version(&self, held: &Held, shown_at: Timestamp) -> Result<(), Error> {
         let version = self.latest_version()? + 1;
         self.tx.execute(
             "UPDATE records SET likeness = $4, content_hash = $5, version = $6, version_at = $7 \
@@ -397,8 +541,7 @@ impl Sighting<'_> {
             ],
         )?;
         self.see_again(held)?;
-        // Never earlier than the last time that the version before was still shown.
-        self.insert_version(version, false, self.first_known().max(held.seen_started_at))
+        self.insert_version(version, false, self.first_known().max(shown_at))
     }
 
     /// Keeps an answer that is older than the one held; false when it was kept before.
@@ -410,8 +553,8 @@ impl Sighting<'_> {
             |row| unpack(&self.place(row.int(1)?).open(self.tx, row.bytes(0)?)?),
         )?;
         self.tx.execute(
-            "UPDATE records SET seen_started_at = $4, seen_fetched_at = $5 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
-            args![self.link_id, self.resource.name, self.key, self.listing.started_at, self.listing.fetched_at],
+            "UPDATE records SET seen_fetched_at = $4 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![self.link_id, self.resource.name, self.key, self.listing.fetched_at],
         )?;
         if latest.is_some_and(|body| content(&body) == self.record.content) {
             return Ok(false);
@@ -587,6 +730,8 @@ pub fn unpack(body: &[u8]) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::resources::employments;
     use crate::store::Store;
@@ -620,13 +765,42 @@ mod tests {
             let at = Timestamp::from_micros(minutes * 60_000_000);
             let link_id: LinkId = LINK.parse().unwrap();
             let records = jobs.iter().map(|job| Record::read(&employments::RESOURCE, &link_id, job).unwrap()).collect();
-            let listing = Listing { started_at: at, fetched_at: at, records };
+            let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
+            // What the webhook of an empty list counted.
+            let webhook_count = listing.records.is_empty().then_some(0);
             self.store
                 .write(move |tx| {
-                    keep(tx, &link_id, &employments::RESOURCE, &listing, None, CONFIRM_AFTER, &mut |_, _| false)
+                    let loses_rows = &mut |_: &str, _: &str| false;
+                    keep(tx, &link_id, &employments::RESOURCE, &listing, webhook_count, CONFIRM_AFTER, loses_rows)
                 })
                 .await
                 .unwrap()
+        }
+
+        async fn set_status(&self, status: &'static str) {
+            let now = Timestamp::from_micros(0);
+            let change = move |tx: &Tx<'_>| {
+                tx.execute(
+                    "INSERT INTO links (link_id, status, first_seen_at, changed_seq) VALUES ($1, $2, $3, 1) \
+                     ON CONFLICT (link_id) DO UPDATE SET status = excluded.status",
+                    args![LINK, status, now],
+                )
+            };
+            self.store.write(change).await.unwrap();
+        }
+
+        async fn forget_marks(&self) {
+            self.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
+        }
+
+        /// For each version: in which minute it could have been known, and whether it says that the record is gone.
+        async fn versions(&self) -> Vec<(i64, bool)> {
+            let read = |tx: &Tx<'_>| {
+                tx.all("SELECT known_from, body FROM record_versions ORDER BY version", args![], |row| {
+                    Ok((row.int(0)? / 60_000_000, unpack(row.bytes(1)?)?.is_empty()))
+                })
+            };
+            self.store.read(read).await.unwrap()
         }
 
         async fn seen(&self) -> Seen {
@@ -733,6 +907,45 @@ mod tests {
         assert_eq!(bench.due().await, None);
     }
 
+    #[tokio::test]
+    async fn a_job_that_is_gone_and_comes_back_with_equal_content_begins_a_new_version() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        let both = [stays.clone(), goes.clone()];
+        bench.list(10, &both).await;
+        bench.list(20, std::slice::from_ref(&stays)).await;
+        // In time: nothing happened.
+        assert!(!bench.list(30, &both).await.changed);
+        bench.list(40, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.list(100, std::slice::from_ref(&stays)).await.gone, 1);
+        assert!(!bench.list(200, std::slice::from_ref(&stays)).await.changed, "it is gone once");
+        let back = bench.list(300, &both).await;
+        assert_eq!((back.versions, back.changed), (1, true));
+        let minute = |text: &str| Timestamp::parse(text).unwrap().as_micros() / 60_000_000;
+        let collected = minute("2026-01-01T00:00:00Z");
+        let mut versions = bench.versions().await;
+        versions.sort_unstable();
+        // Never earlier than the last list that lacked it, and never earlier than Belvo collected it.
+        assert_eq!(versions, [(100, true), (collected, false), (collected, false), (collected, false)]);
+        assert_eq!(bench.seen().await.iter().map(|seen| seen.2).max(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn an_empty_list_ends_jobs_of_a_valid_link_only() {
+        let bench = Bench::new().await;
+        bench.set_status("invalid").await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[]).await;
+        assert_eq!(bench.due().await, Some(70));
+        bench.forget_marks().await;
+        assert_eq!(bench.list(80, &[]).await.gone, 0);
+        assert_eq!(bench.due().await, Some(80 + 24 * 60), "the link may be valid by then");
+        bench.set_status("valid").await;
+        let third = bench.list(80 + 24 * 60, &[]).await;
+        assert_eq!((third.gone, third.changed), (1, true));
+    }
+
     #[test]
     fn a_record_of_another_link_is_foreign() {
         let other: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
@@ -740,5 +953,100 @@ mod tests {
         assert!(Record::read(&employments::RESOURCE, &other, &record).is_err());
         assert!(Record::read(&employments::RESOURCE, &other, r#"{"id":"1","link":null}"#).is_ok());
         assert!(Record::read(&employments::RESOURCE, &other, "not JSON").is_ok(), "kept, and listed as rejected");
+    }
+
+    /// What happens to a job of a list before it is listed.
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Nothing,
+        Reissued,
+        /// The employer, the start and the end are others, under the same id.
+        Corrected,
+    }
+
+    /// Lists of jobs as they came, and the keys that each job had after each of them.
+    async fn keys(
+        jobs: &[(u8, u8, u8)],
+        lists: &[(Vec<Event>, u64)],
+        with_reissues: bool,
+        in_order: bool,
+    ) -> Vec<Vec<String>> {
+        let bench = Bench::new().await;
+        // The id of each job, and how often it was corrected.
+        let mut state: Vec<(u32, u32)> = (0..jobs.len()).map(|at| (u32::try_from(at).unwrap(), 0)).collect();
+        let mut next_id = 1_000;
+        let mut found = Vec::new();
+        for (nth, (events, seed)) in lists.iter().enumerate() {
+            for (event, (id, corrections)) in events.iter().zip(&mut state) {
+                match event {
+                    Event::Reissued if with_reissues => {
+                        (*id, next_id) = (next_id, next_id + 1);
+                    }
+                    Event::Corrected if nth > 0 => *corrections += 1,
+                    _ => {}
+                }
+            }
+            let mut listed: Vec<(u64, String)> = jobs
+                .iter()
+                .zip(&state)
+                .enumerate()
+                .map(|(at, (&(employer, start, end), &(id, corrections)))| {
+                    let rank =
+                        if in_order { at as u64 } else { (at as u64 + 1).wrapping_mul(seed | 1).rotate_left(17) };
+                    (rank, listed_job(id, employer, start, end, corrections, at, rank))
+                })
+                .collect();
+            listed.sort();
+            let minutes = i64::try_from(nth).unwrap() * 10;
+            bench.list(minutes, &listed.into_iter().map(|(_, job)| job).collect::<Vec<_>>()).await;
+            let seen = bench.seen().await;
+            let key = |id: u32| {
+                let text = format!("{id:08}-0000-4000-8000-000000000000");
+                seen.iter().find(|(_, record_id, _)| *record_id == text).map(|(key, _, _)| key.clone()).unwrap()
+            };
+            assert_eq!(seen.len(), jobs.len());
+            found.push(state.iter().map(|(id, _)| key(*id)).collect());
+        }
+        found
+    }
+
+    /// A job whose lists are turned by `rank`.
+    fn listed_job(id: u32, employer: u8, start: u8, end: u8, corrections: u32, at: usize, rank: u64) -> String {
+        let employer =
+            if corrections > 0 { format!("991{at:02}{corrections:03}") } else { format!("9900000{employer}") };
+        let (start, end) = (2010 + u32::from(start) + corrections, 2030 + u32::from(end));
+        let mut pays = [1_u32, 2, 3].map(|month| format!(r#"{{"month":"2020-{month:02}","base_amount":{month}.00}}"#));
+        pays.rotate_left(usize::try_from(rank % 3).unwrap());
+        format!(
+            r#"{{"id":"{id:08}-0000-4000-8000-000000000000","link":"{LINK}","created_at":null,
+            "collected_at":"2026-01-01T00:00:00.000Z","start_date":"{start}-01-01","end_date":"{end}-12-31",
+            "employer_data":{{"code":"{employer}"}},"salaries":[{}]}}"#,
+            pays.join(",")
+        )
+    }
+
+    fn events(jobs: usize) -> impl Strategy<Value = (Vec<Event>, u64)> {
+        let event = prop_oneof![3 => Just(Event::Nothing), 2 => Just(Event::Reissued), 1 => Just(Event::Corrected)];
+        (proptest::collection::vec(event, jobs), any::<u64>())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn keys_depend_neither_on_ids_nor_on_any_order(
+            (jobs, lists) in proptest::collection::btree_set((0_u8..3, 0_u8..2, 0_u8..4), 1..6).prop_flat_map(|jobs| {
+                let jobs: Vec<_> = jobs.into_iter().collect();
+                let lists = proptest::collection::vec(events(jobs.len()), 1..5);
+                (Just(jobs), lists)
+            }),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let plain = runtime.block_on(keys(&jobs, &lists, false, true));
+            let shuffled = runtime.block_on(keys(&jobs, &lists, true, false));
+            prop_assert_eq!(&plain, &shuffled);
+            // And a key is for ever.
+            prop_assert!(plain.iter().all(|keys| keys == &plain[0]));
+        }
     }
 }

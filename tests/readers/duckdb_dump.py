@@ -41,11 +41,16 @@ for (view,) in db.execute("SELECT view_name FROM duckdb_views() WHERE NOT intern
     except duckdb.Error as error:
         views[view] = str(error)
 
+# Rows that each as-of macro knows at the end of time: those of its current table.
+as_of = {}
+for (macro,) in db.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_name LIKE '%\\_as\\_of' ESCAPE '\\'").fetchall():
+    as_of[macro] = db.execute(f"SELECT count(*) FROM {macro}(TIMESTAMPTZ '9999-01-01 00:00:00+00')").fetchone()[0]
+
 for table in tables:
     save(table, f'SELECT * FROM "{table}"')
     if (lake / "current" / table).is_dir():
         files = str(lake / "current" / table / "*" / "*.parquet").replace("'", "''")
         save(f"{table}.parquet", f"SELECT * FROM read_parquet('{files}', hive_partitioning = true)")
 
-facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views}
+facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views, "as_of": as_of}
 (out / "facts.json").write_text(json.dumps(facts))
