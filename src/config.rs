@@ -322,6 +322,8 @@ pub struct Lake {
 /// What may be derived from personal data.
 #[derive(Debug, Clone)]
 pub struct Pii {
+    /// Whether unmasked owners, and employers that are persons, are published under `pii/`.
+    pub publish: bool,
     /// Key of `person_key` and of the key of an employer that is a person; without one both are NULL.
     pub pepper: Option<SecretString>,
 }
@@ -388,11 +390,9 @@ mod tests {
             encryption_key = "abc"
             [lakes]
             url = "x"
-            [pii]
-            publish = true
         "#;
         insta::assert_snapshot!(errors(text, &[("VINCULO_BELVO_SECRET_ID", "x"), ("VINCULO_LAKE__KEEP_FRO", "1h")], SERVE), @r#"
-the configuration has 21 errors:
+the configuration has 20 errors:
   vinculo.toml: belvo.pagesize: unknown key; did you mean belvo.page_size?
   vinculo.toml: lakes.url: unknown key; did you mean lake.url?
   VINCULO_BELVO_SECRET_ID: unknown key; did you mean VINCULO_BELVO__SECRET_ID?
@@ -413,7 +413,6 @@ the configuration has 21 errors:
   vinculo.toml: lake.sinks: ["parquet", "duck"] is not a list of sinks; there are parquet, duckdb; the default is ["parquet", "duckdb"]
   vinculo.toml: lake.link_buckets: 3 is not a power of two; write 1, 16 or 64
   vinculo.toml: lake.duckdb_storage_version: "1.0" is not a version such as v1.0.0; the default is "v1.0.0"
-  vinculo.toml: pii.publish: this version does not write unmasked owners; write publish = false
 "#);
     }
 

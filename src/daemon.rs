@@ -95,7 +95,8 @@ impl Daemon {
         let store = Store::configured(&config.state)?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-        let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?);
+        let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?;
+        let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let budget = budget(&config.belvo, &config.state.path, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());

@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::problems::Problems;
-use crate::schema::{self, Schema};
+use crate::schema::{self, Schema, Table};
 use crate::sensitive::Pepper;
 use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
+mod pii;
 mod snapshots;
 mod tables;
 pub mod verify;
@@ -93,6 +94,8 @@ pub struct Publisher {
     pepper: Option<Pepper>,
     clock: Clock,
     schema: &'static Schema,
+    /// Whether unmasked rows are published too, under `pii/`.
+    publishes_pii: bool,
     /// One snapshot is staged at a time: two would take the same number.
     turn: Mutex<()>,
 }
@@ -122,7 +125,13 @@ impl Publisher {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
         let (schema, turn) = (schema::get(), Mutex::default());
-        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, turn })
+        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii: false, turn })
+    }
+
+    /// The same publisher, which also publishes unmasked rows under `pii/` when `is_wanted`.
+    #[must_use]
+    pub fn with_pii(self, is_wanted: bool) -> Self {
+        Self { publishes_pii: is_wanted, ..self }
     }
 
     /// Publishes; `None` when there was nothing new. Blocks.
@@ -206,6 +215,7 @@ impl Publisher {
                 buckets: self.settings.link_buckets,
                 pepper: self.pepper.clone(),
                 confirm_after: self.confirm_after,
+                publishes_pii: self.publishes_pii,
             };
             Ok::<_, Error>(Some((built_from, stager.stage()?, usable)))
         })?;
@@ -284,11 +294,17 @@ impl Publisher {
             && previous.built_from.change <= built_from.change
             && previous.link_buckets == self.settings.link_buckets
             && previous.vinculo_version == env!("CARGO_PKG_VERSION")
-            && self.schema.tables.iter().all(|table| {
+            && previous.has_pii() == self.publishes_pii
+            && self.published_tables().all(|table| {
                 previous
                     .table(&table.name)
                     .is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
             })
+    }
+
+    fn published_tables(&self) -> impl Iterator<Item = &'static Table> {
+        let unmasked = if self.publishes_pii { schema::pii().tables.as_slice() } else { &[] };
+        self.schema.tables.iter().chain(unmasked)
     }
 
     fn schema_version(&self) -> u32 {

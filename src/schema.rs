@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit};
 use serde::Deserialize;
 
-use crate::resources::{self, Derive, Resource};
+use crate::resources::{self, Derive, Resource, employments, owners};
 
 /// Digits of a money column.
 pub const DECIMAL_PRECISION: u8 = 19;
@@ -208,6 +208,16 @@ pub fn get() -> &'static Schema {
     &SCHEMA
 }
 
+/// The compiled-in schema of what stands under `pii/`, as tables called `pii/…`.
+///
+/// # Panics
+/// As [`get`].
+pub fn pii() -> &'static Schema {
+    static SCHEMA: LazyLock<Schema> =
+        LazyLock::new(|| load_pii().unwrap_or_else(|error| panic!("a compiled-in schema is wrong: {error}")));
+    &SCHEMA
+}
+
 /// Why a schema file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("schemas/{file}.toml: {problem}")]
@@ -248,6 +258,37 @@ pub fn load() -> Result<Schema, Problem> {
             records.history.push(schema.tables.len());
             schema.tables.push(history_of(&schema.tables[table]));
         }
+    }
+    Ok(schema)
+}
+
+/// Reads and checks `schemas/pii.toml`: each of its tables belongs to the resource whose fields it names.
+fn load_pii() -> Result<Schema, Problem> {
+    const FILE: &str = "pii";
+    let mut schema = Schema { tables: Vec::new(), lake_tables: Vec::new(), records: Vec::new() };
+    let file = parse(FILE, include_str!("../schemas/pii.toml"))?;
+    for (table, resource) in file.tables.into_iter().zip([&owners::RESOURCE, &employments::RESOURCE]) {
+        let mut table = checked(FILE, file.version, table, Some(resource))?;
+        let problem = |problem: &str| Problem { file: FILE, problem: problem.to_owned() };
+        let records = get().records.iter().find(|records| records.resource == resource);
+        let records = records.ok_or_else(|| problem("there is no such resource"))?;
+        if let Some(masked) = get().tables.iter().find(|masked| masked.name == table.name) {
+            // The unmasked twin of a table has all that the table has.
+            table.columns.splice(0..0, masked.columns.iter().cloned());
+            table.version += masked.version;
+            table.arrow = arrow_schema(&table.columns);
+        }
+        table.name = format!("{FILE}/{}", table.name);
+        let history = history_of(&table);
+        let first = schema.tables.len();
+        schema.tables.extend([table, history]);
+        schema.records.push(RecordSchema {
+            resource,
+            required: records.required.clone(),
+            unpublished: records.unpublished.clone(),
+            tables: vec![first],
+            history: vec![first + 1],
+        });
     }
     Ok(schema)
 }
@@ -481,6 +522,6 @@ mod tests {
             sensitivity: "none".into(),
             example: "e".into(),
         };
-        assert!(checked_column(column, Some(&resources::owners::RESOURCE)).unwrap_err().contains("exactly one"));
+        assert!(checked_column(column, Some(&owners::RESOURCE)).unwrap_err().contains("exactly one"));
     }
 }

@@ -297,12 +297,10 @@ fn is_version(text: &str) -> bool {
 }
 
 pub(super) fn pii(read: &mut Reader<'_>) -> Pii {
-    if read.flag("pii.publish") {
-        read.refuse("pii.publish", "this version does not write unmasked owners", "write publish = false");
-    }
+    let publish = read.flag("pii.publish");
     let pepper = read.secret("pii.pepper");
     refuse_short(read, "pii.pepper", pepper.as_ref());
-    Pii { pepper }
+    Pii { publish, pepper }
 }
 
 /// Promises of later versions that nobody may believe to be kept already.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Error, verify};
+use super::{Error, pii, verify};
 use crate::clock::Timestamp;
 use crate::sensitive::hex;
 use crate::sinks::duckdb;
@@ -86,6 +86,11 @@ pub struct Forgotten {
 }
 
 impl Manifest {
+    /// Whether it shows persons.
+    pub(super) fn has_pii(&self) -> bool {
+        self.tables.iter().any(|table| Path::new(&table.name).starts_with(pii::FOLDER))
+    }
+
     /// The entry of the table called `name`.
     pub fn table(&self, name: &str) -> Option<&TableEntry> {
         self.tables.iter().find(|table| table.name == name)
@@ -177,7 +182,7 @@ impl Lake {
         let text = serde_json::to_string_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
         let path = staging.folder.join(verify::MANIFEST);
         fs::write(&path, verify::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
-        seal(&staging.folder)?;
+        seal(&staging.folder, SEALED)?;
         let folder = self.folder(staging.snapshot);
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
@@ -330,16 +335,21 @@ pub fn checksum(path: &Path) -> io::Result<(u64, String)> {
     }
 }
 
-/// Makes everything below `folder` durable, and its files read-only for their owner and group.
-fn seal(folder: &Path) -> Result<(), Error> {
+/// Modes of folders and files for their owner and group, and of those for their owner alone.
+const SEALED: (u32, u32) = (0o750, 0o440);
+const SEALED_PII: (u32, u32) = (0o700, 0o400);
+
+/// Makes everything below `folder` durable, and its files read-only.
+fn seal(folder: &Path, modes: (u32, u32)) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(|source| Error::at(folder, source))?.flatten() {
         let path = entry.path();
         if path.is_dir() {
-            fs::set_permissions(&path, Permissions::from_mode(0o750)).map_err(|source| Error::at(&path, source))?;
-            seal(&path)?;
+            let modes = if entry.file_name() == pii::FOLDER { SEALED_PII } else { modes };
+            fs::set_permissions(&path, Permissions::from_mode(modes.0)).map_err(|source| Error::at(&path, source))?;
+            seal(&path, modes)?;
         } else {
             let sealed = File::open(&path).and_then(|file| {
-                file.set_permissions(Permissions::from_mode(0o440))?;
+                file.set_permissions(Permissions::from_mode(modes.1))?;
                 file.sync_all()
             });
             sealed.map_err(|source| Error::at(&path, source))?;

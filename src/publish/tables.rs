@@ -42,6 +42,8 @@ pub(super) struct Stager<'s> {
     pub buckets: u32,
     pub pepper: Option<Pepper>,
     pub confirm_after: Duration,
+    /// Whether unmasked rows are published too, under `pii/`.
+    pub publishes_pii: bool,
 }
 
 /// Buckets in which rows that do not belong to one resource may have changed since the previous snapshot.
@@ -55,11 +57,11 @@ struct Changed {
 }
 
 /// The same for the rows of one resource: another resource's news is no reason to write its tables again.
-struct ChangedRecords {
+pub(super) struct ChangedRecords {
     /// What records say.
-    content: HashSet<u32>,
+    pub content: HashSet<u32>,
     /// When records were last seen; includes `content`.
-    sightings: HashSet<u32>,
+    pub sightings: HashSet<u32>,
 }
 
 /// What the records of all resources tell besides their own tables.
@@ -103,6 +105,9 @@ impl Stager<'_> {
         entries.push(self.stage_links(&changed.links, &gathered.persons)?);
         entries.push(self.stage_link_snapshots(&changed.lists)?);
         entries.push(rejected_table.finish(gathered.rejected)?);
+        if self.publishes_pii {
+            entries.extend(self.stage_pii()?);
+        }
         Ok(entries)
     }
 
@@ -117,7 +122,7 @@ impl Stager<'_> {
         })
     }
 
-    fn changed_records(&self, resource: &Resource) -> Result<ChangedRecords, Error> {
+    pub(super) fn changed_records(&self, resource: &Resource) -> Result<ChangedRecords, Error> {
         let of = |sql| self.buckets(sql, Some(resource));
         Ok(ChangedRecords {
             content: of("SELECT link_id FROM refreshes WHERE content_seq > $1 AND resource = $2")?,
@@ -185,7 +190,7 @@ impl Stager<'_> {
     }
 
     /// Gives each record of the resource in the buckets that are needed, with its versions, by link and key.
-    fn each_record(
+    pub(super) fn each_record(
         &self,
         resource: &Resource,
         is_needed: impl Fn(u32) -> bool,
@@ -237,7 +242,7 @@ impl Stager<'_> {
 
     /// The lists that count against what they lack; not needed, and none, for a record that never changed. An empty one
     /// says nothing about a record but what was concluded from it when it came.
-    fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<List>, Error> {
+    pub(super) fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<List>, Error> {
         if record.versions.len() == 1 {
             return Ok(Vec::new());
         }
@@ -311,26 +316,26 @@ impl Stager<'_> {
 
     /// The bucket of a link: the last eight digits of its id, which are random in every kind of UUID, modulo the number
     /// of buckets.
-    fn bucket(&self, link_id: &str) -> u32 {
+    pub(super) fn bucket(&self, link_id: &str) -> u32 {
         let tail = link_id.get(link_id.len().saturating_sub(8)..).unwrap_or_default();
         u32::from_str_radix(tail, 16).unwrap_or_default() % self.buckets
     }
 }
 
 /// Whether the table says when its records were last seen.
-fn shows_sightings(table: &Table) -> bool {
+pub(super) fn shows_sightings(table: &Table) -> bool {
     let of_sightings = |origin: &Origin| matches!(origin, Origin::Context(Context::CreatedAt | Context::CollectedAt));
     table.columns.iter().any(|column| of_sightings(&column.origin))
 }
 
 /// A record with every content that it ever had.
-struct Stored {
-    link_id: String,
+pub(super) struct Stored {
+    pub link_id: String,
     record_key: String,
     record_id: String,
     created_at: Option<Timestamp>,
     collected_at: Option<Timestamp>,
-    versions: Vec<Version>,
+    pub versions: Vec<Version>,
 }
 
 impl Stored {
@@ -345,7 +350,7 @@ impl Stored {
         })
     }
 
-    fn facts(&self) -> RecordFacts<'_> {
+    pub(super) fn facts(&self) -> RecordFacts<'_> {
         RecordFacts {
             link_id: &self.link_id,
             record_key: &self.record_key,
@@ -358,7 +363,7 @@ impl Stored {
 }
 
 /// One table on its way into its files, a bucket each.
-struct Output<'s> {
+pub(super) struct Output<'s> {
     table: &'static Table,
     staging: &'s Staging,
     previous: Option<(&'s TableEntry, &'s PathBuf)>,
@@ -432,7 +437,7 @@ impl Drop for Encoder {
 
 impl<'s> Output<'s> {
     /// An output of which the `changed` buckets are written.
-    fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<u32>) -> Self {
+    pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<u32>) -> Self {
         let previous =
             stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
         let share = stager.buckets.max(1) as usize;
@@ -456,7 +461,7 @@ impl<'s> Output<'s> {
     }
 
     /// Takes the rows of a bucket out of memory when they are many.
-    fn flush(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
+    pub(super) fn flush(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
         if columns.len() >= self.most_rows || columns.text_bytes() >= self.most_bytes {
             self.write(bucket, columns)?;
         }
@@ -477,7 +482,7 @@ impl<'s> Output<'s> {
     }
 
     /// Writes what still waits, ends the files, takes over the others, and says what the table consists of.
-    fn finish(mut self, waiting: impl IntoIterator<Item = Columns>) -> Result<TableEntry, Error> {
+    pub(super) fn finish(mut self, waiting: impl IntoIterator<Item = Columns>) -> Result<TableEntry, Error> {
         for (bucket, mut columns) in (0..).zip(waiting) {
             self.write(bucket, &mut columns)?;
         }

@@ -58,6 +58,14 @@ fn derived(name: &str) -> Option<Derive> {
             let company = inputs[0].filter(|code| EmployerCode::read(code).kind != CodeKind::Cpf);
             company.map(|code| out.push_str(code)).is_some()
         }),
+        "person_employer_name" => Derive::Text(|inputs, _, out| {
+            let is_person = inputs[1].is_some_and(|code| EmployerCode::read(code).kind == CodeKind::Cpf);
+            is_person && inputs[0].map(|name| out.push_str(name)).is_some()
+        }),
+        "person_employer_code" => Derive::Text(|inputs, _, out| {
+            let person = inputs[0].filter(|code| EmployerCode::read(code).kind == CodeKind::Cpf);
+            person.map(|code| out.push_str(code)).is_some()
+        }),
         "employer_code_type" => Derive::Text(|inputs, _, out| {
             inputs[0].map(|code| out.push_str(EmployerCode::read(code).kind.name())).is_some()
         }),

@@ -1,0 +1,91 @@
+//! What the tables for analysts leave out, under `pii/` of a snapshot: owners and employers that are persons, unmasked.
+//!
+//! *Takes* the same records as the tables for analysts. *Gives* files in a folder that only this user can enter. *Not here*:
+//! `vinculo.duckdb`, which never holds any of it.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::LazyLock;
+
+use super::Error;
+use super::snapshots::TableEntry;
+use super::tables::{ChangedRecords, Output, Stager, shows_sightings};
+use crate::columns::Columns;
+use crate::flatten::{Flattener, Plan};
+use crate::replay::{Replay, Rows};
+use crate::schema::{self, RecordSchema, Table};
+
+/// Its folder in a snapshot.
+pub(super) const FOLDER: &str = "pii";
+
+/// The column without which a row is nobody's.
+const PERSON: &str = "employer_code";
+
+impl Stager<'_> {
+    /// Stages every table under `pii/`.
+    pub(super) fn stage_pii(&self) -> Result<Vec<TableEntry>, Error> {
+        let folder = self.staging.folder.join(FOLDER);
+        // Made first, so that nobody can look in while it is filled.
+        DirBuilder::new().mode(0o700).create(&folder).map_err(|source| Error::at(&folder, source))?;
+        let mut entries = Vec::new();
+        for (records, plan) in schema::pii().records.iter().zip(plans()) {
+            entries.extend(self.stage_persons(records, plan)?);
+        }
+        Ok(entries)
+    }
+
+    fn stage_persons(&self, records: &'static RecordSchema, plan: &'static Plan) -> Result<Vec<TableEntry>, Error> {
+        let ChangedRecords { content, sightings } = self.changed_records(records.resource)?;
+        let table = |at: usize| &schema::pii().tables[at];
+        let (current, history) = (table(records.tables[0]), table(records.history[0]));
+        let mut replay = Replay::new(Flattener::new(plan, self.pepper.clone()), [current], self.confirm_after);
+        let changed = if shows_sightings(current) { &sightings } else { &content };
+        let mut outputs = [Output::new(self, current, changed), Output::new(self, history, &content)];
+        let mut waiting: Vec<Rows> = (0..self.buckets).map(|_| replay.rows()).collect();
+        let persons = [person_in(current), person_in(history)];
+        self.each_record(
+            records.resource,
+            |bucket| sightings.contains(&bucket) || content.contains(&bucket),
+            |record| {
+                let bucket = self.bucket(&record.link_id);
+                let lists = self.lists(records.resource, record)?;
+                let mut rows = replay.rows();
+                // What cannot be flattened is listed with the tables for analysts.
+                let _ = replay.append(&record.versions, &record.facts(), &lists, &mut rows);
+                let waiting = &mut waiting[bucket as usize];
+                let kept = waiting.current.iter_mut().chain(&mut waiting.history);
+                let fresh = rows.current.iter().chain(&rows.history);
+                for (((kept, fresh), person), output) in kept.zip(fresh).zip(persons).zip(&mut outputs) {
+                    keep_persons(kept, fresh, person);
+                    output.flush(bucket, kept)?;
+                }
+                Ok(())
+            },
+        )?;
+        let mut by_table: [Vec<Columns>; 2] = Default::default();
+        for rows in waiting {
+            let columns = rows.current.into_iter().chain(rows.history);
+            by_table.iter_mut().zip(columns).for_each(|(table, columns)| table.push(columns));
+        }
+        outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
+    }
+}
+
+/// The plans of the records, in the schema's order.
+fn plans() -> &'static [Plan] {
+    static PLANS: LazyLock<Vec<Plan>> =
+        LazyLock::new(|| schema::pii().records.iter().map(|records| Plan::of(schema::pii(), records)).collect());
+    &PLANS
+}
+
+fn person_in(table: &Table) -> Option<usize> {
+    table.columns.iter().position(|column| column.name == PERSON)
+}
+
+fn keep_persons(kept: &mut Columns, fresh: &Columns, person: Option<usize>) {
+    for row in 0..fresh.len() {
+        if person.is_none_or(|column| fresh.text(column, row).is_some()) {
+            kept.push_row_of(fresh, row);
+        }
+    }
+}
