@@ -167,6 +167,8 @@ async fn truncated_json_is_thrown_away_whole_and_asked_for_again() {
     let _served = site.serve();
     let link = "99000000-0000-4000-8000-000000000001";
     let job = include_str!("../fixtures/employments/guide.json");
+    // Of a link that Belvo does not know nothing is asked for again.
+    belvo.has_link(link, format!(r#"{{"id":"{link}","status":"valid","access_mode":"recurrent"}}"#));
     belvo.lists(EMPLOYMENTS, link, job);
     belvo.says_next(EMPLOYMENTS, Answer::ok(&job[..job.len() / 2]));
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use serde_json::Value;
+use serde_json::{Value, json};
 use vinculo::belvo::LinkId;
 use vinculo::operations::{Links, Order};
 use vinculo::runs::{Reason, Run};
@@ -12,7 +12,7 @@ use vinculo::store::Tx;
 use vinculo::widget::SessionRequest;
 
 use crate::binary::{Ended, Simulate, Site, free_address, run, vinculo};
-use crate::harness::{AUTHORIZATION, Flow, PEPPER};
+use crate::harness::{AUTHORIZATION, Flow, PEPPER, TOKEN};
 use crate::tables;
 
 /// A user at the widget's page, who presses the button that leads to `/widget/{way}`; where the page leads then.
@@ -131,6 +131,42 @@ async fn what_breaks_a_rule_is_refused_before_anything_is_sent() {
     let ended = run(&mut site.command(&["links", "delete", "--link", unknown]));
     assert_eq!(ended.code, Some(2), "{}", ended.err);
     assert!(ended.err.contains("--remote"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn an_application_asks_over_the_api_and_sees_who_is_awaited() {
+    let flow = Flow::start(2).await;
+    let base = format!("http://{}", flow.running.daemon.admin_address.unwrap());
+    let ask = async |token: &str, body: Value| {
+        let request = reqwest::Client::new().post(format!("{base}/v1/widget-sessions")).bearer_auth(token);
+        let answer = request.header("content-type", "application/json").body(body.to_string()).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str::<Value>(&answer.text().await.unwrap()).unwrap())
+    };
+    let links = async || {
+        let url = format!("{base}/v1/links?external_id=user-1");
+        let answer = reqwest::Client::new().get(url).bearer_auth(TOKEN).send().await.unwrap();
+        serde_json::from_str::<Value>(&answer.text().await.unwrap()).unwrap()
+    };
+    assert_eq!(ask("somebody-elses-token-of-old", json!({"external_id": "user-1"})).await.0, 401);
+    let (status, refused) = ask(TOKEN, json!({"external_id": "a b", "access_mode": "both", "link": "none"})).await;
+    let fields = refused["error"]["fields"].as_array().unwrap();
+    let fields: Vec<_> = fields.iter().map(|wrong| wrong["field"].as_str().unwrap()).collect();
+    assert_eq!((status, fields), (422, vec!["external_id", "link", "access_mode"]));
+    assert_eq!(ask(TOKEN, json!({"external_id": "user-1", "colour": "red"})).await.0, 422);
+    assert!(links().await["waiting_for_user"].is_null());
+
+    let (status, session) = ask(TOKEN, json!({"external_id": "user-1", "access_mode": "single"})).await;
+    assert_eq!(status, 201);
+    let awaited = links().await;
+    assert_eq!(awaited["links"], json!([]));
+    assert_eq!(awaited["waiting_for_user"]["access_mode"], "single");
+    assert_eq!(awaited["waiting_for_user"]["expires_at"], session["expires_at"]);
+    let link = link_of(&press(session["url"].as_str().unwrap(), "success").await);
+    flow.until_idle().await;
+    let connected = links().await;
+    assert_eq!(connected["links"][0]["link_id"], link.as_str());
+    assert!(connected["waiting_for_user"].is_null());
 }
 
 #[tokio::test]
