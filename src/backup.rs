@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::erase;
 use crate::publish::{BuiltFrom, checksum};
 use crate::sensitive::{Pepper, hex};
@@ -25,6 +25,9 @@ use crate::{audit, queue};
 
 /// The list of backups that were made, in the folder of the state.
 const LIST: &str = "backups.jsonl";
+
+/// Where the job `backup` puts them, in the folder of the state.
+const FOLDER: &str = "backups";
 
 /// What the end of a backup begins with.
 const MARK: &[u8] = b"\nvinculo-backup ";
@@ -110,17 +113,17 @@ struct End {
     sha256: String,
 }
 
-/// Makes a backup of the state of `config` in the new file `to`, also while a daemon writes it. Blocks.
+/// Makes a backup of `state` in the new file `to`, also while a daemon writes it. Blocks.
 ///
 /// # Errors
 /// [`Error::Exists`], [`Error::File`], [`Error::Store`]; then there is no such file.
-pub fn make(config: &Config, to: &Path, now: Timestamp) -> Result<Made, Error> {
+pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Error> {
     let to = std::path::absolute(to).map_err(Error::at(to))?;
     if to.symlink_metadata().is_ok() {
         return Err(Error::Exists(to));
     }
     let partial = to.with_added_extension("partial");
-    let made = write(config, &partial, now).and_then(|end| {
+    let made = write(&state.path, &partial, now).and_then(|end| {
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
         let folder = to.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
@@ -131,12 +134,26 @@ pub fn make(config: &Config, to: &Path, now: Timestamp) -> Result<Made, Error> {
         let _ = fs::remove_file(&partial);
     }
     let made = made?;
-    note(&config.state.path, &made)?;
+    note(&state.path, &made)?;
     Ok(made)
 }
 
-fn write(config: &Config, partial: &Path, now: Timestamp) -> Result<End, Error> {
-    store::copy(&config.state.path, partial)?;
+/// Makes a backup in a new file of the folder `backups` beside the state, and gives the number of backups there. Blocks.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error> {
+    let folder = state.path.with_file_name(FOLDER);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(Error::at(&folder))?;
+    let name: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
+    make(state, &folder.join(format!("{name}.backup")), now)?;
+    let count = fs::read_dir(&folder).map_err(Error::at(&folder))?.flatten();
+    Ok(count.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "backup")).count() as u64)
+}
+
+fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<End, Error> {
+    store::copy(state, partial)?;
     let state = Readers::of(partial).read(BuiltFrom::of)?;
     let (bytes, sha256) = checksum(partial).map_err(Error::at(partial))?;
     let end = End { made_at: now.to_string(), state, bytes, sha256 };

@@ -42,6 +42,8 @@ pub struct Config {
     pub lake: Lake,
     /// What may be derived from personal data.
     pub pii: Pii,
+    /// How long things are kept.
+    pub retention: Retention,
     /// The folder of `jobs/*.toml`; without one, the jobs that come with the program run.
     pub jobs_dir: Option<PathBuf>,
 }
@@ -114,6 +116,7 @@ impl Config {
             state: check::state(read),
             lake: check::lake(read),
             pii: check::pii(read),
+            retention: check::retention(read),
             jobs_dir: check::jobs_dir(read),
         };
         check::later(read);
@@ -326,6 +329,30 @@ pub struct Pii {
     pub publish: bool,
     /// Key of `person_key` and of the key of an employer that is a person; without one both are NULL.
     pub pepper: Option<SecretString>,
+}
+
+/// How long a kind of thing is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Until somebody erases it.
+    Forever,
+    /// So long.
+    For(Duration),
+    /// As long as Belvo keeps the link's data without an update: its own `stale_in`.
+    StaleIn,
+}
+
+/// How long things are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Records, with all that was made of them, since Belvo last read them.
+    pub bodies: Keep,
+    /// Versions, since a newer one took their place.
+    pub history: Keep,
+    /// Webhooks that were understood.
+    pub webhooks: Keep,
+    /// Those in the quarantine.
+    pub quarantine: Keep,
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! listeners and the schedule.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,16 +23,18 @@ use crate::erase::Eraser;
 use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
+use crate::publish::verify::Damage;
 use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
 use crate::recollect::Recollector;
 use crate::refresh::{Inspections, Refresher};
+use crate::retention::Retention;
 use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
 use crate::widget::Widgets;
-use crate::{delete, recollect, webhook, worker};
+use crate::{backup, delete, recollect, verify, webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -209,6 +211,9 @@ impl Daemon {
             clock: clock.clone(),
             publisher: Arc::clone(&publisher),
             settled: settled.clone(),
+            retention: Retention::new(config.retention, store.clone(), clock.clone()),
+            state: config.state.clone(),
+            lake: config.lake.path.clone(),
         });
         let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
         tasks.spawn(schedule::run(
@@ -329,6 +334,9 @@ struct DaemonActions {
     publisher: Arc<Publisher>,
     /// Told when links have changed, so that they are published.
     settled: watch::Sender<()>,
+    retention: Retention,
+    state: config::State,
+    lake: PathBuf,
 }
 
 impl Actions for DaemonActions {
@@ -348,12 +356,43 @@ impl Actions for DaemonActions {
                 Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
             },
             Action::Recollect => self.recollect(&job.scope).await,
+            Action::Retention => {
+                let gone = self.retention.apply().await;
+                self.settled.send_replace(());
+                Ok(gone?)
+            }
+            Action::Backup => self.back_up().await,
+            Action::Verify => self.verify().await,
             Action::Fetch => Ok(0),
         }
     }
 }
 
 impl DaemonActions {
+    /// Copies the state, and gives the number of copies that there are.
+    async fn back_up(&self) -> Result<u64, Failed> {
+        let (state, now) = (self.state.clone(), self.clock.now());
+        let copying = tokio::task::spawn_blocking(move || backup::make_another(&state, now)).await;
+        let copied = copying.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        copied.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+    }
+
+    /// Looks at everything that is kept, and gives the number of files.
+    async fn verify(&self) -> Result<u64, Failed> {
+        let (state, lake) = (self.state.clone(), self.lake.clone());
+        let looking = tokio::task::spawn_blocking(move || verify::check(&state, &lake)).await;
+        let looked = looking.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let report = looked.map_err(|error| Failed { code: "verify_failed", message: format!("{error:#}") })?;
+        match report.lake.damage.first() {
+            None => Ok(report.lake.files as u64),
+            Some(Damage { file, what, .. }) => {
+                let count = report.lake.damage.len();
+                let message = format!("{count} damaged, first {file}, which {what}: `vinculo verify` names all");
+                Err(Failed { code: "damaged", message })
+            }
+        }
+    }
+
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
     async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
         let schedule::Scope { access_mode, older_than, resources } = scope.clone();

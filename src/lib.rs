@@ -48,6 +48,7 @@ pub mod widget;
 pub mod admin;
 pub mod backup;
 pub mod erase;
+pub mod retention;
 pub mod simulate;
 pub mod subject;
 pub mod verify;

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::audit;
-use crate::config::Config;
+use crate::config;
 use crate::publish::verify::{self, Damage};
 use crate::publish::{BuiltFrom, Lake};
 use crate::records::unpack;
@@ -34,19 +34,19 @@ pub struct Report {
     pub audit_lines: u64,
 }
 
-/// Checks state and lake of a configuration. Blocks.
+/// Checks `state`, and the lake at `lake_path`. Blocks.
 ///
 /// # Errors
 /// Those of [`Readers`], when the state cannot be looked at at all, and of [`verify::verify`]; damage is in the report.
-pub fn check(config: &Config) -> anyhow::Result<Report> {
-    let readers = Readers::configured(&config.state);
-    let state = check_state(&readers)?;
-    let mut lake = verify::verify(&config.lake.path)?;
-    let name = config.state.path.file_name().map_or(Path::new("state"), Path::new).display().to_string();
-    let faults = state.faults.into_iter().map(|(code, what)| Damage { file: name.clone(), code, what });
+pub fn check(state: &config::State, lake_path: &Path) -> anyhow::Result<Report> {
+    let readers = Readers::configured(state);
+    let found = check_state(&readers)?;
+    let mut lake = verify::verify(lake_path)?;
+    let name = state.path.file_name().map_or(Path::new("state"), Path::new).display().to_string();
+    let faults = found.faults.into_iter().map(|(code, what)| Damage { file: name.clone(), code, what });
     lake.damage.splice(0..0, faults);
-    lake.damage.extend(older_state(&readers, &config.lake.path));
-    Ok(Report { ok: lake.damage.is_empty(), lake, bodies_opened: state.bodies, audit_lines: state.audit_lines })
+    lake.damage.extend(older_state(&readers, lake_path));
+    Ok(Report { ok: lake.damage.is_empty(), lake, bodies_opened: found.bodies, audit_lines: found.audit_lines })
 }
 
 /// What was found in the state.

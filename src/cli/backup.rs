@@ -18,7 +18,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
-    let made = backup::make(&config, &args.file, Clock::system().now())?;
+    let made = backup::make(&config.state, &args.file, Clock::system().now())?;
     let out = &mut io::stdout().lock();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&made)?)?;

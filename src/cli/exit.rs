@@ -53,7 +53,7 @@ impl Exit {
             | "lake_not_writable"
             | "invalid_widget_config" => Self::Config,
             "invalid_request" => Self::Usage,
-            "state_damaged" | "state_unreadable" | "backup_damaged" => Self::Damaged,
+            "state_damaged" | "state_unreadable" | "backup_damaged" | "damaged" => Self::Damaged,
             _ => match meaning(code).map(|meaning| meaning.trouble) {
                 Some(Trouble::Keys | Trouble::Account) => Self::Credentials,
                 Some(Trouble::Limit) => Self::RateLimited,

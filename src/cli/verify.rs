@@ -13,7 +13,7 @@ pub struct Args {}
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
-    let report = verify::check(&config)?;
+    let report = verify::check(&config.state, &config.lake.path)?;
     let out = &mut io::stdout().lock();
     let exit = if report.ok { Exit::Done } else { Exit::Damaged };
     if global.json {

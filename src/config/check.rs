@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::reader::{Reader, listed};
-use super::{Admin, Belvo, Branding, Budget, CallbackUrls, Lake, Needs, Pii, State, Webhook, Widget};
+use super::{Admin, Belvo, Branding, Budget, CallbackUrls, Keep, Lake, Needs, Pii, Retention, State, Webhook, Widget};
 
 /// Names of the sinks that `lake.sinks` may list.
 const SINKS: [&str; 2] = ["parquet", "duckdb"];
@@ -180,7 +180,6 @@ pub(super) fn webhook(read: &mut Reader<'_>, needs: Needs) -> Webhook {
         let what = "trusts everyone, so that anyone may claim any address";
         read.refuse("webhook.trusted_proxies", what, "write the addresses of your own proxies");
     }
-    read.duration("webhook.quarantine_keep", HOUR..=100 * YEAR);
     Webhook {
         listen: read.socket("webhook.listen"),
         path: read.text("webhook.path", "a path such as /webhooks/belvo", |path| {
@@ -303,14 +302,22 @@ pub(super) fn pii(read: &mut Reader<'_>) -> Pii {
     Pii { publish, pepper }
 }
 
-/// Promises of later versions that nobody may believe to be kept already.
-pub(super) fn later(read: &mut Reader<'_>) {
-    for key in ["retention.bodies", "retention.history"] {
-        if !read.keep(key, &["stale_in"]).is_empty() {
-            read.refuse(key, "this version keeps everything", "write \"\"");
-        }
+pub(super) fn retention(read: &mut Reader<'_>) -> Retention {
+    let mut keep = |key: &str, words: &[&str]| match read.keep(key, words).as_str() {
+        "" => Keep::Forever,
+        "stale_in" => Keep::StaleIn,
+        time => humantime::parse_duration(time).map_or(Keep::Forever, Keep::For),
+    };
+    Retention {
+        bodies: keep("retention.bodies", &["stale_in"]),
+        history: keep("retention.history", &["stale_in"]),
+        webhooks: keep("retention.webhooks", &["stale_in"]),
+        quarantine: Keep::For(read.duration("webhook.quarantine_keep", HOUR..=100 * YEAR)),
     }
-    read.keep("retention.webhooks", &[]);
+}
+
+/// What later versions use.
+pub(super) fn later(read: &mut Reader<'_>) {
     read.whole("features.lag_months", 0..=24);
     read.path("reference.dir");
 }

@@ -14,11 +14,12 @@ use crate::config::{ConfigErrors, Problem, nearest};
 use crate::resources::{self, Resource};
 
 /// The jobs that come with the program, as name and text: what `init` writes, and what runs without a folder.
-pub const SHIPPED: [(&str, &str); 4] = [
+pub const SHIPPED: [(&str, &str); 5] = [
     ("fetch-stale-links", include_str!("../../jobs/fetch-stale-links.toml")),
     ("publish", include_str!("../../jobs/publish.toml")),
     ("recollect-single-links", include_str!("../../jobs/recollect-single-links.toml")),
     ("reconcile-links", include_str!("../../jobs/reconcile-links.toml")),
+    ("retention", include_str!("../../jobs/retention.toml")),
 ];
 
 /// Something that is done at certain times.
@@ -70,6 +71,12 @@ actions! {
     SyncLinks = "sync-links",
     /// Publishes what changed.
     Publish = "publish",
+    /// Removes what was kept for long enough.
+    Retention = "retention",
+    /// Copies the state into a new file of the folder `backups` beside it.
+    Backup = "backup",
+    /// Holds every published file and the state against what was written.
+    Verify = "verify",
 }
 
 impl Action {

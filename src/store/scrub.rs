@@ -78,6 +78,16 @@ pub struct Scrubbed {
 }
 
 impl Store {
+    /// Empties the log into the file.
+    ///
+    /// # Errors
+    /// As [`Store::scrub`].
+    pub async fn empty_log(&self) -> Result<(), Error> {
+        let path = self.readers.path.clone();
+        let emptying = tokio::task::spawn_blocking(move || empty_log(&connect(&path)?));
+        emptying.await.map_err(|_| Error::Closed)?
+    }
+
     /// Empties the log into the file, and writes the file anew when one of the traces is still in it, or when there are
     /// none to tell.
     ///

@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use vinculo::store::Tx;
+use vinculo::store::{Error, Tx, Value as Cell, WebhookPlace};
 
 use crate::binary::{Simulate, Site, free_address, run};
 use crate::harness::{Flow, Running, TOKEN};
@@ -129,15 +129,14 @@ async fn quarantined_webhooks_are_read_again_after_a_mend_and_none_is_doubled() 
     // A mended reading is a mended body here: the reading is compiled in.
     let mend = |tx: &Tx<'_>| {
         let read = "SELECT seq, link_id, received_at, body FROM webhooks";
-        let stored = tx.all(read, &[], |row| {
-            Ok((row.int(0)?, row.opt_text(1)?, row.int(2)?, row.bytes(3)?.to_vec()))
-        })?;
+        let stored =
+            tx.all(read, &[], |row| Ok((row.int(0)?, row.opt_text(1)?, row.int(2)?, row.bytes(3)?.to_vec())))?;
         for (seq, link_id, received_at, body) in stored {
             let place = WebhookPlace { link_id: link_id.as_deref(), received_at };
             let body = String::from_utf8(place.open(tx, &body)?.into_owned()).unwrap().replace("PLANETS", "OWNERS");
             let body = place.seal(tx, body.as_bytes())?;
             let write = "UPDATE webhooks SET body = $2 WHERE seq = $1";
-            tx.execute(write, &[Value::Int(seq), Value::Bytes(&body)])?;
+            tx.execute(write, &[Cell::Int(seq), Cell::Bytes(&body)])?;
         }
         Ok::<_, Error>(())
     };

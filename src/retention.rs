@@ -1,0 +1,321 @@
+//! What was kept for long enough, and goes.
+//!
+//! *Takes* how long each kind of thing is kept. *Gives* the number of rows that went. *Promises* that nothing goes a moment
+//! before its time, that what is deleted is overwritten, and that the log is emptied of it. Deleting in small pieces keeps
+//! webhooks from waiting. *Not here*: when; a job says that.
+//!
+//! The lake is a function of what is kept. When bodies go, so do their rows; when history goes, the rows that stay are
+//! known since the oldest version that is left.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::audit;
+use crate::clock::{Clock, Timestamp};
+use crate::config::{self, Keep};
+use crate::queue::next_number;
+use crate::store::{Error, Store, Tx, args};
+
+/// Rows, or links, in one transaction.
+const AT_ONCE: i64 = 500;
+
+/// How long Belvo keeps data of a link that does not say.
+const USUAL_STALE_IN: &str = "365d";
+
+/// Removes what is due. Cheap to clone.
+#[derive(Clone)]
+pub struct Retention {
+    settings: config::Retention,
+    store: Store,
+    clock: Clock,
+}
+
+/// One transaction's worth of work: the number of rows that went; 0 when nothing is left to do.
+type Piece = fn(&Tx<'_>, Timestamp, Keep) -> Result<usize, Error>;
+
+impl Retention {
+    /// One that keeps as `settings` say.
+    pub fn new(settings: config::Retention, store: Store, clock: Clock) -> Self {
+        Self { settings, store, clock }
+    }
+
+    /// Removes what is due, and gives the number of rows.
+    ///
+    /// # Errors
+    /// [`Error`]; what went until then stays gone.
+    pub async fn apply(&self) -> Result<u64, Error> {
+        let config::Retention { bodies, history, webhooks, quarantine } = self.settings;
+        let kinds: [(&str, Keep, Piece); 5] = [
+            ("bodies", bodies, overdue_bodies),
+            ("ended_records", history, ended_records),
+            ("history", history, superseded_versions),
+            ("webhooks", webhooks, old_webhooks),
+            ("quarantine", quarantine, old_quarantine),
+        ];
+        let now = self.clock.now();
+        let mut gone = BTreeMap::new();
+        for (kind, keep, piece) in kinds {
+            if keep == Keep::Forever {
+                continue;
+            }
+            loop {
+                let rows = self.store.write(move |tx| piece(tx, now, keep)).await?;
+                if rows == 0 {
+                    break;
+                }
+                *gone.entry(kind).or_insert(0_u64) += rows as u64;
+            }
+        }
+        let total = gone.values().sum();
+        if total > 0 {
+            let detail = json!(gone);
+            self.store.write(move |tx| audit::note(tx, now, "retention", &detail).map(drop)).await?;
+            self.store.empty_log().await?;
+            tracing::info!(rows = total, "what was kept for long enough is gone");
+        }
+        Ok(total)
+    }
+}
+
+/// For how long, in microseconds, as SQL that may ask a link `l`, and as the value of its `$2`.
+fn keep_sql(keep: Keep) -> (String, i64) {
+    match keep {
+        Keep::For(time) => ("$2".to_owned(), i64::try_from(time.as_micros()).unwrap_or(i64::MAX)),
+        Keep::StaleIn => {
+            let day = Duration::from_hours(24).as_micros();
+            let days = format!("CAST(replace(coalesce(l.stale_in, '{USUAL_STALE_IN}'), 'd', '') AS BIGINT)");
+            (format!("({days} * {day})"), 0)
+        }
+        Keep::Forever => ("$2".to_owned(), i64::MAX),
+    }
+}
+
+/// Records of links of which Belvo has read nothing for so long.
+fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
+    let (kept, value) = keep_sql(keep);
+    let sql = format!(
+        "SELECT f.link_id, f.resource FROM refreshes f LEFT JOIN links l ON l.link_id = f.link_id \
+         WHERE coalesce(f.last_collected_at, f.last_fetched_at) < $1 - {kept} \
+         AND EXISTS (SELECT 1 FROM records r WHERE r.link_id = f.link_id AND r.resource = f.resource) LIMIT $3"
+    );
+    let overdue = tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?)))?;
+    let mut rows = 0;
+    for (link_id, resource) in &overdue {
+        for table in ["records", "record_ids", "record_versions"] {
+            let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2");
+            rows += tx.execute(&sql, args![link_id, resource])?;
+        }
+        note_change(tx, link_id, resource)?;
+        // Without anything left to open, the key goes too.
+        tx.execute(
+            "DELETE FROM link_keys WHERE link_id = $1 \
+             AND NOT EXISTS (SELECT 1 FROM record_versions v WHERE v.link_id = $1) \
+             AND NOT EXISTS (SELECT 1 FROM webhooks w WHERE w.link_id = $1)",
+            args![link_id],
+        )?;
+    }
+    Ok(rows)
+}
+
+/// Records that have been gone for so long.
+fn ended_records(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
+    let (kept, value) = keep_sql(keep);
+    let sql = format!(
+        "SELECT r.link_id, r.resource, r.record_key FROM records r LEFT JOIN links l ON l.link_id = r.link_id \
+         WHERE length(r.content_hash) = 0 AND r.version_at < $1 - {kept} LIMIT $3"
+    );
+    let ended = tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?, row.text(2)?)))?;
+    let mut rows = 0;
+    for (link_id, resource, record_key) in &ended {
+        for table in ["records", "record_ids", "record_versions"] {
+            let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2 AND record_key = $3");
+            rows += tx.execute(&sql, args![link_id, resource, record_key])?;
+        }
+        note_change(tx, link_id, resource)?;
+    }
+    Ok(rows)
+}
+
+/// Versions that a newer one took the place of so long ago, and answers that were late even then.
+fn superseded_versions(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
+    let (kept, value) = keep_sql(keep);
+    let sql = format!(
+        "SELECT v.link_id, v.resource, v.record_key, v.version FROM record_versions v \
+         LEFT JOIN links l ON l.link_id = v.link_id WHERE v.fetched_at < $1 - {kept} AND (v.is_late = 1 OR EXISTS \
+         (SELECT 1 FROM record_versions n WHERE n.link_id = v.link_id AND n.resource = v.resource \
+         AND n.record_key = v.record_key AND n.is_late = 0 AND n.version > v.version \
+         AND n.fetched_at < $1 - {kept} AND n.version <= (SELECT r.version FROM records r WHERE r.link_id = v.link_id \
+         AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0))) LIMIT $3"
+    );
+    let superseded =
+        tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?)))?;
+    for (link_id, resource, record_key, version) in &superseded {
+        tx.execute(
+            "DELETE FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
+            args![link_id, resource, record_key, *version],
+        )?;
+        note_change(tx, link_id, resource)?;
+    }
+    Ok(superseded.len())
+}
+
+fn old_webhooks(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
+    delete_webhooks(tx, now, keep, "<>")
+}
+
+fn old_quarantine(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
+    delete_webhooks(tx, now, keep, "=")
+}
+
+fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, keep: Keep, is_quarantined: &str) -> Result<usize, Error> {
+    let (kept, value) = keep_sql(keep);
+    let sql = format!(
+        "DELETE FROM webhooks WHERE seq IN (SELECT w.seq FROM webhooks w LEFT JOIN links l ON l.link_id = w.link_id \
+         WHERE w.outcome {is_quarantined} 'quarantined' AND w.received_at < $1 - {kept} ORDER BY w.seq LIMIT $3)"
+    );
+    tx.execute(&sql, args![now, value, AT_ONCE])
+}
+
+/// Tells the publisher that rows of the link may differ now.
+fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> {
+    let change = next_number(tx, "changes")?;
+    tx.execute(
+        "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3 WHERE link_id = $1 AND resource = $2",
+        args![link_id, resource, change],
+    )
+    .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::store::Value;
+
+    const DAY: i64 = 24 * 3_600_000_000;
+
+    struct Place {
+        retention: Retention,
+        now: Arc<AtomicI64>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        /// A state with two links, of which one says that Belvo keeps its data for 30 days, all as of day 0.
+        async fn new(settings: config::Retention) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let now = Arc::new(AtomicI64::new(0));
+            let hand = Arc::clone(&now);
+            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
+            let fill = |tx: &Tx<'_>| {
+                for (link, stale_in) in [("short", Some("30d")), ("usual", None)] {
+                    tx.execute(
+                        "INSERT INTO links (link_id, stale_in, first_seen_at, changed_seq) VALUES ($1, $2, 0, 0)",
+                        args![link, stale_in],
+                    )?;
+                    tx.execute(
+                        "INSERT INTO refreshes (link_id, resource, marks, priority, last_collected_at, last_fetched_at) \
+                         VALUES ($1, 'owners', 1, 0, 0, 0)",
+                        args![link],
+                    )?;
+                    tx.execute(
+                        "INSERT INTO records (link_id, resource, record_key, record_id, likeness, seen_started_at, \
+                         seen_fetched_at, content_hash, version, version_at) \
+                         VALUES ($1, 'owners', 'k', 'i', '', 0, 0, $2, 2, $3)",
+                        args![link, [7_u8].as_slice(), DAY],
+                    )?;
+                    tx.execute("INSERT INTO record_ids VALUES ($1, 'owners', 'i', 'k')", args![link])?;
+                    for version in 1..=2 {
+                        tx.execute(
+                            "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, \
+                             known_from, started_at, fetched_at, body) VALUES ($1, 'owners', 'k', $2, 0, 'i', 0, 0, $3, $4)",
+                            args![link, version, (version - 1) * DAY, [1_u8].as_slice()],
+                        )?;
+                    }
+                    tx.execute("INSERT INTO link_keys VALUES ($1, $2)", args![link, [1_u8].as_slice()])?;
+                }
+                for outcome in ["queued", "quarantined"] {
+                    tx.execute(
+                        "INSERT INTO webhooks (received_at, outcome, body) VALUES (0, $1, $2)",
+                        args![outcome, [1_u8].as_slice()],
+                    )?;
+                }
+                Ok(())
+            };
+            store.write(fill).await.unwrap();
+            Self { retention: Retention::new(settings, store, clock), now, _folder: folder }
+        }
+
+        /// Rows of each table once retention ran on `day`: versions, records and keys of both links, and webhooks.
+        async fn on_day(&self, day: i64) -> Vec<i64> {
+            self.now.store(day * DAY, Ordering::SeqCst);
+            self.retention.apply().await.unwrap();
+            let counts = [
+                "SELECT count(*) FROM record_versions WHERE link_id = 'short'",
+                "SELECT count(*) FROM record_versions WHERE link_id = 'usual'",
+                "SELECT count(*) FROM records",
+                "SELECT count(*) FROM link_keys",
+                "SELECT count(*) FROM webhooks",
+            ];
+            let read = move |tx: &Tx<'_>| {
+                let nothing: &[Value<'_>] = &[];
+                counts.iter().map(|sql| Ok(tx.one(sql, nothing, |row| row.int(0))?.unwrap())).collect()
+            };
+            self.retention.store.read(read).await.unwrap()
+        }
+    }
+
+    const FOREVER: config::Retention = config::Retention {
+        bodies: Keep::Forever,
+        history: Keep::Forever,
+        webhooks: Keep::Forever,
+        quarantine: Keep::Forever,
+    };
+
+    const fn days(days: u64) -> Keep {
+        Keep::For(Duration::from_hours(24 * days))
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_for_ever_stays() {
+        assert_eq!(Place::new(FOREVER).await.on_day(40_000).await, [2, 2, 2, 2, 2]);
+    }
+
+    #[tokio::test]
+    async fn bodies_go_when_belvos_do_and_not_a_day_before() {
+        let place = Place::new(config::Retention { bodies: Keep::StaleIn, ..FOREVER }).await;
+        assert_eq!(place.on_day(30).await, [2, 2, 2, 2, 2]);
+        assert_eq!(place.on_day(31).await, [0, 2, 1, 1, 2]);
+        assert_eq!(place.on_day(365).await, [0, 2, 1, 1, 2]);
+        assert_eq!(place.on_day(366).await, [0, 0, 0, 0, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_version_goes_so_long_after_a_newer_one_and_the_current_one_stays() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        // The second came on day 1.
+        assert_eq!(place.on_day(11).await, [2, 2, 2, 2, 2]);
+        assert_eq!(place.on_day(12).await, [1, 1, 2, 2, 2]);
+        assert_eq!(place.on_day(1000).await, [1, 1, 2, 2, 2]);
+        let end = "UPDATE records SET content_hash = $1 WHERE link_id = 'short'";
+        let nothing: &[u8] = &[];
+        place.retention.store.write(move |tx| tx.execute(end, args![nothing])).await.unwrap();
+        assert_eq!(place.on_day(1001).await, [0, 1, 1, 2, 2], "what is gone goes whole");
+    }
+
+    #[tokio::test]
+    async fn webhooks_and_the_quarantine_have_times_of_their_own() {
+        let settings = config::Retention { webhooks: days(10), quarantine: days(20), ..FOREVER };
+        let place = Place::new(settings).await;
+        assert_eq!(place.on_day(10).await[4], 2);
+        assert_eq!(place.on_day(11).await[4], 1);
+        assert_eq!(place.on_day(21).await[4], 0);
+        let audited = place.retention.store.read(audit::check).await.unwrap();
+        assert_eq!(audited, (2, None));
+    }
+}
