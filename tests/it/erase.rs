@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -404,5 +405,54 @@ async fn another_key_is_refused_and_a_new_one_takes_over() {
     assert_eq!(rotated.code, Some(0), "{}", rotated.err);
     assert_eq!(with(&[("VINCULO_STATE__ENCRYPTION_KEY", new)]).code, Some(0));
     assert_eq!(with(&[]).code, Some(4), "the old key opens it no more");
+    drop(scene.simulate);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unmasked_rows_are_for_their_owner_alone_and_only_when_asked_for() {
+    let (scene, served) = Scene::set(&[("VINCULO_PII__PUBLISH", "true")]).await;
+    assert_eq!(served.terminate(), Some(0));
+    let before = scene.tables();
+    let current = fs::canonicalize(scene.site.lake().join("current")).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let rows = |table: &str| -> Vec<Row> {
+        let files = tables::parquet_files(&current.join("pii").join(table));
+        assert!(files.iter().all(|file| mode(file) == 0o400 && mode(file.parent().unwrap()) == 0o700), "{table}");
+        files.iter().flat_map(|file| tables::read_parquet(file)).collect()
+    };
+    assert_eq!(mode(&current.join("pii")), 0o700);
+    let (owners, history, employers) = (rows("owners"), rows("owners_history"), rows("employers"));
+    assert_eq!(owners.len(), before["owners"].len());
+    for masked in &before["owners"] {
+        let twin = owners.iter().find(|twin| masked.iter().all(|(name, value)| twin.get(name) == Some(value)));
+        let twin = twin.unwrap_or_else(|| panic!("no twin of {masked:?}"));
+        assert_eq!(
+            twin["email"].as_ref().is_some_and(|email| !email.is_empty()),
+            masked["has_email"].as_deref() == Some("true")
+        );
+        assert!(twin["display_name"].is_some());
+    }
+    let name =
+        owners.iter().find(|row| row["link_id"].as_deref() == Some(&scene.link)).unwrap()["display_name"].clone();
+    assert!(scene.needles.contains(&name.unwrap()));
+    assert!(history.len() >= owners.len() && history.iter().all(|row| row["display_name"].is_some()));
+    let persons =
+        before["employments"].iter().filter(|row| row["employer_code_type"].as_deref() == Some("CPF")).count();
+    assert_eq!(employers.len(), persons);
+    assert!(employers.iter().all(|row| row["employer_code"].is_some()));
+    assert_eq!(scene.command(&["verify"]).code, Some(0));
+    assert!(!fs::read(current.join("vinculo.duckdb")).unwrap().windows(3).any(|bytes| bytes == b"pii"));
+
+    let erased = scene.command(&["erase", "--link", &scene.link, "--reason", "ticket 9"]);
+    assert_eq!(erased.code, Some(0), "{}", erased.err);
+    assert_eq!(scene.hits(), Vec::<String>::new());
+    let current = fs::canonicalize(scene.site.lake().join("current")).unwrap();
+    let left: Vec<Row> =
+        tables::parquet_files(&current.join("pii/owners")).iter().flat_map(|file| tables::read_parquet(file)).collect();
+    assert!(left.len() < owners.len() && left.iter().all(|row| row["link_id"].as_deref() != Some(&scene.link)));
+
+    let without = run(scene.site.command(&["publish"]).env("VINCULO_PII__PUBLISH", "false"));
+    assert_eq!(without.code, Some(0), "{}", without.err);
+    assert!(!scene.site.lake().join("current/pii").exists(), "it was switched off");
     drop(scene.simulate);
 }
