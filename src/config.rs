@@ -8,11 +8,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::SecretString;
 use url::Url;
+
+use crate::features::reference::Reference;
 
 mod check;
 mod layers;
@@ -40,6 +43,8 @@ pub struct Config {
     pub lake: Lake,
     /// What may be derived from personal data.
     pub pii: Pii,
+    /// How features are computed.
+    pub features: Features,
     /// The folder of `jobs/*.toml`; without one, the jobs that come with the program run.
     pub jobs_dir: Option<PathBuf>,
 }
@@ -111,6 +116,7 @@ impl Config {
             state: check::state(read),
             lake: check::lake(read),
             pii: check::pii(read),
+            features: check::features(read),
             jobs_dir: check::jobs_dir(read),
         };
         check::later(read);
@@ -262,6 +268,8 @@ pub struct Lake {
     pub publish_quiet: Duration,
     /// and at the latest this long after the first.
     pub publish_max_wait: Duration,
+    /// The law's tables, which are published too.
+    pub reference: Arc<Reference>,
 }
 
 /// What may be derived from personal data.
@@ -269,6 +277,13 @@ pub struct Lake {
 pub struct Pii {
     /// Key of `person_key` and of the key of an employer that is a person; without one both are NULL.
     pub pepper: Option<SecretString>,
+}
+
+/// How features are computed.
+#[derive(Debug, Clone, Copy)]
+pub struct Features {
+    /// Months before the date's own that are not yet complete, unless a command says otherwise.
+    pub lag_months: u32,
 }
 
 #[cfg(test)]

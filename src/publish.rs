@@ -20,6 +20,7 @@ use crate::sensitive::Pepper;
 use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
+mod partitions;
 mod snapshots;
 mod tables;
 
@@ -106,6 +107,7 @@ impl Publisher {
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
+        settings.reference.tell_expiries();
         Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema: schema::get() })
     }
 
@@ -157,13 +159,21 @@ impl Publisher {
                 pepper: self.pepper.clone(),
                 confirm_after: self.confirm_after,
             };
-            Ok::<_, Error>(Some((built_from, stager.stage()?)))
+            let tables = stager.stage()?;
+            let partitions = partitions::Partitions::read(tx, usable)?;
+            Ok::<_, Error>(Some((built_from, tables, partitions)))
         })?;
-        let Some((built_from, mut tables)) = staged else { return Ok(None) };
-        let files = self.run_sinks(staging, &built_from, published_at, &tables)?;
+        let Some((built_from, mut tables, partitions)) = staged else { return Ok(None) };
+        let reference = &self.settings.reference;
+        let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
+        tables.push(partitions.stage(staging, &tables, earlier, reference)?);
+        let files = self.run_sinks(staging, &built_from, published_at, &tables, &partitions.errors)?;
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
+                if table.files.is_empty() {
+                    continue;
+                }
                 std::fs::remove_dir_all(&folder).map_err(|source| Error::at(&folder, source))?;
                 table.files.clear();
             }
@@ -175,6 +185,7 @@ impl Publisher {
             vinculo_version: env!("CARGO_PKG_VERSION").to_owned(),
             built_from,
             link_buckets: self.settings.link_buckets,
+            reference: self.settings.reference.digest().to_owned(),
             tables,
             files,
         }))
@@ -186,6 +197,7 @@ impl Publisher {
         built_from: &BuiltFrom,
         published_at: Timestamp,
         tables: &[TableEntry],
+        errors: &[(String, String, String)],
     ) -> Result<Vec<FileEntry>, Error> {
         let staged_files: Vec<sinks::StagedFile> = tables
             .iter()
@@ -204,6 +216,8 @@ impl Publisher {
             published_at,
             state_change: built_from.change,
             duckdb_storage_version: &self.settings.duckdb_storage_version,
+            reference: &self.settings.reference,
+            errors,
         };
         let mut files = Vec::new();
         for sink in sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name())) {
@@ -220,6 +234,7 @@ impl Publisher {
             && previous.built_from.change <= built_from.change
             && previous.link_buckets == self.settings.link_buckets
             && previous.vinculo_version == env!("CARGO_PKG_VERSION")
+            && previous.reference == self.settings.reference.digest()
             && self.schema.tables.iter().all(|table| {
                 previous
                     .table(&table.name)

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::clock::Timestamp;
+use crate::features::reference::Expiry;
 use crate::publish::Manifest;
 use crate::queue::{self, Backlog};
 use crate::store::{self, Readers, Tx, args};
@@ -36,6 +37,8 @@ pub struct Status {
     pub jobs: Vec<JobRun>,
     /// What readers see; absent before the first publish.
     pub snapshot: Option<Snapshot>,
+    /// Until when each reference table knows the law.
+    pub reference: Vec<Expiry>,
     /// How the state is kept.
     pub durability: Durability,
     /// Versions of the libraries that hold data.
@@ -121,6 +124,7 @@ impl Status {
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             jobs: last_runs(tx)?,
             snapshot: Snapshot::read(lake, now),
+            reference: Vec::new(),
             durability: Durability {
                 journal_mode: text("PRAGMA journal_mode")?,
                 synchronous: store::SYNCHRONOUS,

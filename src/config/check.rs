@@ -1,6 +1,7 @@
 //! From settings to sections: every rule that a value must keep, and those between values.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -10,7 +11,8 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::reader::{Reader, listed};
-use super::{Admin, Belvo, Budget, Lake, Needs, Pii, State, Webhook};
+use super::{Admin, Belvo, Budget, Features, Lake, Needs, Pii, State, Webhook};
+use crate::features::reference::Reference;
 
 /// Names of the sinks that `lake.sinks` may list.
 const SINKS: [&str; 2] = ["parquet", "duckdb"];
@@ -236,6 +238,7 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         duckdb_storage_version: read.text("lake.duckdb_storage_version", "a version such as v1.0.0", is_version),
         publish_quiet,
         publish_max_wait,
+        reference: Arc::new(reference(read)),
     }
 }
 
@@ -253,6 +256,23 @@ pub(super) fn pii(read: &mut Reader<'_>) -> Pii {
     Pii { pepper }
 }
 
+pub(super) fn features(read: &mut Reader<'_>) -> Features {
+    Features { lag_months: read.whole("features.lag_months", 0..=24) }
+}
+
+/// The reference tables; the compiled ones where a file is wrong, which is noted.
+fn reference(read: &mut Reader<'_>) -> Reference {
+    let dir = read.path("reference.dir");
+    if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+        let what = format!("there is no folder {}", dir.display());
+        read.refuse("reference.dir", what, "make it, or write \"\" for the tables that come with vinculo");
+    }
+    Reference::read(dir.as_deref()).unwrap_or_else(|problems| {
+        read.problems.extend(problems);
+        Reference::compiled()
+    })
+}
+
 /// Promises of later versions that nobody may believe to be kept already.
 pub(super) fn later(read: &mut Reader<'_>) {
     for key in ["retention.bodies", "retention.history"] {
@@ -261,8 +281,6 @@ pub(super) fn later(read: &mut Reader<'_>) {
         }
     }
     read.keep("retention.webhooks", &[]);
-    read.whole("features.lag_months", 0..=24);
-    read.path("reference.dir");
 }
 
 /// The folder of the jobs; `None` when there is none and nobody named one.

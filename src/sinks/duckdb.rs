@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use duckdb::{Config, Connection, params};
 
 use super::{Error, Sink, Staged};
+use crate::features::catalog;
 use crate::schema::{Column, Schema, Table};
 
 /// Its name in a snapshot.
@@ -14,6 +15,9 @@ pub const FILE: &str = "vinculo.duckdb";
 
 /// Memory that DuckDB may use while it builds the file; beyond it, it writes to the staged folder.
 const MEMORY: &str = "96MiB";
+
+/// The table that is partitioned by date.
+const FEATURES: &str = "credit_features";
 
 /// The sink.
 pub struct Duckdb;
@@ -36,7 +40,10 @@ impl Sink for Duckdb {
             "INSERT INTO lake.meta_snapshot VALUES ($1, make_timestamptz($2::BIGINT), $3, $4)",
             params![staged.snapshot, staged.published_at.as_micros(), staged.state_change, env!("CARGO_PKG_VERSION")],
         )?;
-        connection.execute_batch("CHECKPOINT lake; DETACH lake;")?;
+        connection.execute_batch("USE lake")?;
+        catalog::complete(&connection, staged.reference, staged.errors)?;
+        load_features(&connection, staged)?;
+        connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
         Ok(vec![FILE.into()])
     }
 }
@@ -98,10 +105,22 @@ fn load(connection: &Connection, table: &Table, staged: &Staged<'_>) -> Result<(
     Ok(())
 }
 
+/// The partitions of `credit_features`, whose key is not a column of theirs.
+fn load_features(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
+    for file in staged.files.iter().filter(|file| file.table == FEATURES && file.rows > 0) {
+        let path = quoted(&staged.folder.join(&file.path).to_string_lossy());
+        connection.execute_batch(&format!(
+            "INSERT INTO lake.{FEATURES} SELECT link_id, as_of_date, * EXCLUDE (link_id, as_of_date) \
+             FROM read_parquet({path}, hive_partitioning = true)"
+        ))?;
+    }
+    Ok(())
+}
+
 /// Fills the data dictionary.
 fn describe(connection: &Connection, schema: &Schema) -> Result<(), Error> {
     let mut insert =
-        connection.prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")?;
+        connection.prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)")?;
     for table in schema.tables.iter().chain(&schema.lake_tables) {
         let nothing: Option<&str> = None;
         insert.execute(params![

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::clock::Timestamp;
+use crate::features::reference::Reference;
 use crate::schema::Schema;
 
 pub mod duckdb;
@@ -45,6 +46,10 @@ pub struct Staged<'s> {
     pub state_change: i64,
     /// Storage version of a DuckDB file.
     pub duckdb_storage_version: &'s str,
+    /// The law's tables.
+    pub reference: &'s Reference,
+    /// Link, resource and code of each latest refresh that failed.
+    pub errors: &'s [(String, String, String)],
 }
 
 /// One Parquet file of a snapshot.
