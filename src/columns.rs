@@ -1,6 +1,7 @@
 //! Columns that grow row by row, can be cut back, and become an Arrow batch without a copy.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -55,6 +56,25 @@ impl Validity {
         self.note_run();
         self.noted.append_n_nulls(count);
         self.noted_len += count;
+    }
+
+    /// Appends what `other` says of `rows`, run by run.
+    fn append_like(&mut self, other: &Self, mut rows: Range<usize>) {
+        while !rows.is_empty() {
+            let is_valid = other.is_valid(rows.start);
+            let ends = if rows.start >= other.noted_len {
+                None
+            } else {
+                rows.clone().find(|&row| other.is_valid(row) != is_valid)
+            };
+            let run = rows.start..ends.unwrap_or(rows.end);
+            if is_valid {
+                self.append_valid(run.len())
+            } else {
+                self.append_nulls(run.len())
+            }
+            rows.start = run.end;
+        }
     }
 
     #[inline]
@@ -141,6 +161,20 @@ impl Columns {
     /// Appends row `row` of `other`, which has the same columns.
     pub fn push_row_of(&mut self, other: &Self, row: usize) {
         self.cells.iter_mut().zip(&other.cells).for_each(|(cells, other)| cells.push_cell_of(other, row));
+    }
+
+    /// Appends the rows `rows` of `other`, whose columns are these or the first of these, but for the columns `except` and
+    /// those that `other` has not: the caller appends to them.
+    pub fn push_rows_of(&mut self, other: &Self, rows: Range<usize>, except: &[usize]) {
+        let columns = self.cells.iter_mut().zip(&other.cells).enumerate();
+        for (_, (cells, other)) in columns.filter(|(column, _)| !except.contains(column)) {
+            cells.push_cells_of(other, rows.clone());
+        }
+    }
+
+    /// The cells of one column.
+    pub fn column_mut(&mut self, column: usize) -> &mut Cells {
+        &mut self.cells[column]
     }
 
     /// The instant at a row; 1970 where it is NULL.
@@ -352,6 +386,25 @@ impl Cells {
         self.validity.append(other.is_valid(row));
     }
 
+    fn push_cells_of(&mut self, other: &Self, rows: Range<usize>) {
+        match (&mut self.values, &other.values) {
+            (Values::Text { ends, bytes }, Values::Text { ends: from, bytes: source }) => {
+                let (before, start) = (bytes.len(), start_of(from, rows.start));
+                bytes.extend_from_slice(&source[start..start_of(from, rows.end)]);
+                ends.extend(from[rows.clone()].iter().map(|&ending| end(before + offset(ending) - start)));
+            }
+            (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
+                values.extend_from_slice(&from[rows.clone()]);
+            }
+            (Values::Timestamp(values), Values::Timestamp(from)) => values.extend_from_slice(&from[rows.clone()]),
+            (Values::Decimal(values), Values::Decimal(from)) => values.extend_from_slice(&from[rows.clone()]),
+            (Values::Boolean(values), Values::Boolean(from)) => values.extend_from_slice(&from[rows.clone()]),
+            // Lists only stand in tables without a history.
+            _ => mismatch(),
+        }
+        self.validity.append_like(&other.validity, rows);
+    }
+
     fn compare(&self, a: usize, other: &Self, b: usize) -> Ordering {
         match (self.is_valid(a), other.is_valid(b)) {
             (true, true) => {}
@@ -455,8 +508,11 @@ fn offsets(mut ends: Vec<i32>) -> OffsetBuffer<i32> {
 }
 
 fn text_at<'b>(ends: &[i32], bytes: &'b [u8], row: usize) -> &'b [u8] {
-    let start = if row == 0 { 0 } else { offset(ends[row - 1]) };
-    &bytes[start..offset(ends[row])]
+    &bytes[start_of(ends, row)..offset(ends[row])]
+}
+
+fn start_of(ends: &[i32], row: usize) -> usize {
+    if row == 0 { 0 } else { offset(ends[row - 1]) }
 }
 
 /// The other way round than [`end`].

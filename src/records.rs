@@ -40,6 +40,15 @@ pub struct Listing {
     pub records: Vec<Record>,
 }
 
+/// When a complete list was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct List {
+    /// When it was begun.
+    pub started_at: Timestamp,
+    /// When it was complete.
+    pub fetched_at: Timestamp,
+}
+
 /// One record as it came.
 pub struct Record {
     /// Belvo's id; a made-up one that begins with [`NO_ID`] when it has none.
@@ -103,6 +112,8 @@ pub struct Kept {
     pub versions: usize,
     /// Answers older than what is held; kept, and never current.
     pub late: usize,
+    /// Records that this list, as the second, says are gone.
+    pub gone: usize,
     /// Whether any row of the link's tables may differ now, but for when it was last seen.
     pub changed: bool,
     /// Whether a record was seen with another id, `created_at` or `collected_at` than before.
@@ -127,25 +138,13 @@ pub fn keep(
     confirm_after: Duration,
     loses_rows: &mut dyn FnMut(&str, &str) -> bool,
 ) -> Result<Kept, Error> {
-    let previous_list = tx
-        .one(
-            "SELECT max(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2",
-            args![link_id, resource.name],
-            |row| row.opt_at(0),
-        )?
-        .flatten();
+    let previous_list = previous_list(tx, link_id, resource)?;
     let known = known(tx, link_id, resource)?;
     let records = without_repeats(&listing.records);
     let keys = identify(link_id, resource, &records, &known);
     let mut kept =
         Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
     let mut confirm_at = None;
-    // The first list so long after a change settles which of the rows that it lacked are gone.
-    let settles = |since: Timestamp| {
-        let settled = since + confirm_after;
-        listing.fetched_at >= settled && previous_list.is_none_or(|previous| previous < settled)
-    };
-
     for (record, key) in records.iter().zip(&keys) {
         let sighting = Sighting { tx, link_id, resource, listing, record, key };
         match known.by_key.get(key.as_str()) {
@@ -155,8 +154,8 @@ pub fn keep(
             }
             Some(held) if held.hash == record.hash => {
                 sighting.see_again(held)?;
-                kept.changed |= held.record_id != record.id || (held.version > 1 && settles(held.version_at));
-                kept.sighted |= (held.collected_at, held.created_at) != (record.collected_at, record.created_at);
+                kept.changed |= held.record_id != record.id;
+                kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
             }
             Some(held) if record.is_older_than(held) => {
                 kept.late += usize::from(sighting.add_late_version(held)?);
@@ -166,7 +165,8 @@ pub fn keep(
                 if loses_rows(&old, &unpack(&record.body)?) {
                     confirm_at = Some(listing.fetched_at + confirm_after);
                 }
-                sighting.add_version(held)?;
+                let shown = if held.is_gone() { previous_list.map(|list| list.started_at) } else { None };
+                sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;
                 kept.versions += 1;
             }
         }
@@ -174,18 +174,30 @@ pub fn keep(
             sighting.note_id()?;
         }
     }
-    // An empty list says that records are gone only when a webhook counted none: Belvo drops what it holds without a word.
-    if !records.is_empty() || webhook_count == Some(0) {
-        for (_, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+    // An empty list says that records are gone only when a webhook counted none and the link is in order: Belvo drops what
+    // it holds without a word.
+    let is_empty = records.is_empty();
+    if !is_empty || webhook_count == Some(0) {
+        let ends = !is_empty || is_valid(tx, link_id)?;
+        for (key, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
+            if held.is_gone() {
+                continue;
+            }
             let first = first_list_without(tx, link_id, resource, held.seen_fetched_at)?;
             let absent_since = first.unwrap_or(listing.fetched_at);
             if listing.fetched_at < absent_since + confirm_after {
                 confirm_at = Some(absent_since + confirm_after);
+            } else if ends {
+                end_record(tx, link_id, resource, key, listing)?;
+                kept.gone += 1;
             }
-            kept.changed |= settles(absent_since);
         }
     }
-    kept.changed |= kept.versions > 0;
+    kept.changed |= kept.versions + kept.late + kept.gone > 0;
+    if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
+        let settled = settled_by(previous.fetched_at, listing.fetched_at, confirm_after);
+        kept.changed = lost_rows(tx, link_id, resource, &settled, loses_rows)?;
+    }
     kept.sighted |= kept.changed;
     tx.execute(
         "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed) \
@@ -198,7 +210,7 @@ pub fn keep(
             kept.collected_at,
             i64::try_from(records.len()).unwrap_or(i64::MAX),
             webhook_count,
-            kept.versions > 0
+            kept.versions + kept.gone > 0
         ],
     )?;
     if let Some(at) = confirm_at {
@@ -207,17 +219,102 @@ pub fn keep(
     Ok(kept)
 }
 
+/// The list before this one.
+fn previous_list(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<List>, Error> {
+    tx.one(
+        "SELECT started_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 ORDER BY fetched_at DESC LIMIT 1",
+        args![link_id, resource.name],
+        |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)? }),
+    )
+}
+
+/// Whether Belvo says that the link is in order.
+fn is_valid(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    let status = tx.one("SELECT status FROM links WHERE link_id = $1", args![link_id], |row| row.opt_text(0))?;
+    Ok(status.flatten().as_deref() == Some("valid"))
+}
+
+/// Keeps that a record is gone: a version without a body.
+fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, listing: &Listing) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
+         known_from, started_at, fetched_at, body) \
+         SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, r.collected_at, \
+         $4, $5, $4, $6 FROM records r \
+         JOIN record_versions v ON v.link_id = r.link_id AND v.resource = r.resource AND v.record_key = r.record_key \
+         WHERE r.link_id = $1 AND r.resource = $2 AND r.record_key = $3 \
+         GROUP BY r.link_id, r.resource, r.record_key",
+        args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice()],
+    )?;
+    tx.execute(
+        "UPDATE records SET content_hash = $4, version_at = $5, version = \
+         (SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3) \
+         WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+        args![link_id, resource.name, key, GONE, listing.fetched_at],
+    )?;
+    Ok(())
+}
+
+/// The instants after the first and up to the second of which a list at `now` is the first that can agree, when the one
+/// before was at `previous`.
+fn settled_by(previous: Timestamp, now: Timestamp, confirm_after: Duration) -> (Timestamp, Timestamp) {
+    let before = |at: Timestamp| Timestamp::from_micros(at.as_micros().saturating_sub(micros(confirm_after)));
+    (before(previous), before(now))
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Whether a version that came between these instants lacked rows of the one before: they are gone now.
+fn lost_rows(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &Resource,
+    (after, until): &(Timestamp, Timestamp),
+    loses_rows: &mut dyn FnMut(&str, &str) -> bool,
+) -> Result<bool, Error> {
+    let settled = tx.all(
+        "SELECT record_key, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
+         AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4",
+        args![link_id, resource.name, *after, *until],
+        |row| Ok((row.text(0)?, row.int(1)?)),
+    )?;
+    for (key, version) in settled {
+        let bodies = tx.all(
+            "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
+             AND version <= $4 ORDER BY version DESC LIMIT 2",
+            args![link_id, resource.name, &key, version],
+            |row| unpack(row.bytes(0)?),
+        )?;
+        if let [new, old] = bodies.as_slice()
+            && loses_rows(old, new)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What `content_hash` of a record holds that is gone: no content has it.
+const GONE: &[u8] = &[];
+
 /// A record that is held already.
 struct Held {
     record_id: String,
     likeness: String,
     hash: Vec<u8>,
     version: i64,
-    version_at: Timestamp,
     created_at: Option<Timestamp>,
     collected_at: Option<Timestamp>,
     seen_started_at: Timestamp,
     seen_fetched_at: Timestamp,
+}
+
+impl Held {
+    fn is_gone(&self) -> bool {
+        self.hash == GONE
+    }
 }
 
 struct Known {
@@ -227,7 +324,7 @@ struct Known {
 
 fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Error> {
     let held = tx.all(
-        "SELECT record_key, record_id, likeness, content_hash, version, version_at, collected_at, seen_started_at, seen_fetched_at, created_at \
+        "SELECT record_key, record_id, likeness, content_hash, version, collected_at, seen_started_at, seen_fetched_at, created_at \
          FROM records WHERE link_id = $1 AND resource = $2",
         args![link_id, resource.name],
         |row| {
@@ -236,11 +333,10 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
                 likeness: row.text(2)?,
                 hash: row.bytes(3)?.to_vec(),
                 version: row.int(4)?,
-                version_at: row.at(5)?,
-                collected_at: row.opt_at(6)?,
-                seen_started_at: row.at(7)?,
-                seen_fetched_at: row.at(8)?,
-                created_at: row.opt_at(9)?,
+                collected_at: row.opt_at(5)?,
+                seen_started_at: row.at(6)?,
+                seen_fetched_at: row.at(7)?,
+                created_at: row.opt_at(8)?,
             };
             Ok((row.text(0)?, held))
         },
@@ -364,6 +460,8 @@ impl Sighting<'_> {
 
     fn see_again(&self, held: &Held) -> Result<(), Error> {
         let Self { record, listing, .. } = self;
+        // An older answer with the same content does not take back what a newer one said.
+        let created_at = if record.is_older_than(held) { held.created_at } else { record.created_at };
         self.tx.execute(
             "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
              WHERE link_id = $1 AND resource = $2 AND record_key = $3",
@@ -372,7 +470,7 @@ impl Sighting<'_> {
                 self.resource.name,
                 self.key,
                 &record.id,
-                record.created_at,
+                created_at,
                 record.collected_at.max(held.collected_at),
                 listing.started_at,
                 listing.fetched_at
@@ -381,7 +479,8 @@ impl Sighting<'_> {
         Ok(())
     }
 
-    fn add_version(&self, held: &Held) -> Result<(), Error> {
+    /// Keeps a new content; `shown_at` is the start of the last list that showed what was held.
+    fn add_version(&self, held: &Held, shown_at: Timestamp) -> Result<(), Error> {
         let version = self.latest_version()? + 1;
         self.tx.execute(
             "UPDATE records SET likeness = $4, content_hash = $5, version = $6, version_at = $7 \
@@ -397,8 +496,7 @@ impl Sighting<'_> {
             ],
         )?;
         self.see_again(held)?;
-        // Never earlier than the last time that the version before was still shown.
-        self.insert_version(version, false, self.first_known().max(held.seen_started_at))
+        self.insert_version(version, false, self.first_known().max(shown_at))
     }
 
     /// Keeps an answer that is older than the one held; false when it was kept before.
@@ -410,8 +508,8 @@ impl Sighting<'_> {
             |row| unpack(row.bytes(0)?),
         )?;
         self.tx.execute(
-            "UPDATE records SET seen_started_at = $4, seen_fetched_at = $5 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
-            args![self.link_id, self.resource.name, self.key, self.listing.started_at, self.listing.fetched_at],
+            "UPDATE records SET seen_fetched_at = $4 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![self.link_id, self.resource.name, self.key, self.listing.fetched_at],
         )?;
         if latest.is_some_and(|body| content(&body) == self.record.content) {
             return Ok(false);

@@ -38,6 +38,8 @@ pub struct RecordSchema {
     pub unpublished: Vec<String>,
     /// Positions of its tables in [`Schema::tables`]; the first has one row a record.
     pub tables: Vec<usize>,
+    /// Positions of the tables with every version of their rows, in the same order.
+    pub history: Vec<usize>,
 }
 
 /// One table of the lake.
@@ -78,7 +80,7 @@ impl Table {
 }
 
 /// One column.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Column {
     /// Its name.
     pub name: String,
@@ -160,7 +162,7 @@ impl Type {
 }
 
 /// Where a column's values come from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Origin {
     /// The field at this path.
     Source(String),
@@ -232,6 +234,7 @@ pub fn load() -> Result<Schema, Problem> {
             required,
             unpublished,
             tables: (first..schema.tables.len()).collect(),
+            history: Vec::new(),
         });
     }
     let of_the_store = |file: &'static str, text| {
@@ -240,8 +243,67 @@ pub fn load() -> Result<Schema, Problem> {
     };
     schema.tables.extend(of_the_store("links", include_str!("../schemas/links.toml"))?);
     schema.lake_tables = of_the_store("lake", include_str!("../schemas/lake.toml"))?;
+    for records in &mut schema.records {
+        for &table in &records.tables {
+            records.history.push(schema.tables.len());
+            schema.tables.push(history_of(&schema.tables[table]));
+        }
+    }
     Ok(schema)
 }
+
+/// The table with every version of the rows of `table`: its columns, and those of [`HISTORY_COLUMNS`].
+fn history_of(table: &Table) -> Table {
+    let mut columns: Vec<Column> = table
+        .columns
+        .iter()
+        .map(|column| Column {
+            meaning: column.meaning.replace("as last seen", "as seen when this version began"),
+            ..column.clone()
+        })
+        .collect();
+    columns.extend(HISTORY_COLUMNS.iter().map(|&(name, kind, meaning, unit, null, example)| Column {
+        name: name.into(),
+        kind,
+        origin: Origin::State,
+        is_volatile: false,
+        values: None,
+        meaning: meaning.into(),
+        unit: unit.map(str::to_owned),
+        null: null.into(),
+        sensitivity: "none".into(),
+        example: example.into(),
+    }));
+    Table {
+        name: format!("{}_history", table.name),
+        version: table.version,
+        rows: None,
+        key: table.key.iter().cloned().chain(["known_from".to_owned()]).collect(),
+        meaning: format!("Every version of each row of {}; those of one key never overlap", table.name),
+        arrow: arrow_schema(&columns),
+        columns,
+    }
+}
+
+/// What a history table has beyond its own table's columns: name, type, meaning, unit, when it is NULL, example.
+const HISTORY_COLUMNS: [(&str, Type, &str, Option<&str>, &str, &str); 2] = [
+    (
+        "known_to",
+        Type::Timestamp,
+        "Until when this version was what could be known; the next one begins then",
+        Some("UTC"),
+        "the version is current",
+        "2022-03-09T08:45:50.406032Z",
+    ),
+    (
+        "is_deleted",
+        Type::Boolean,
+        "Whether the row is known to be gone; the other columns then repeat what was last known",
+        None,
+        "never",
+        "false",
+    ),
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -318,13 +380,17 @@ fn checked(
     if let Some(missing) = key.iter().find(|key| !columns.iter().any(|column| column.name == **key)) {
         return Err(problem(format!("its key names {missing}, which is no column")));
     }
+    let arrow = arrow_schema(&columns);
+    Ok(Table { name, version, rows, key, meaning, columns, arrow })
+}
+
+fn arrow_schema(columns: &[Column]) -> SchemaRef {
     let fields = columns.iter().map(|column| {
         let nullable = column.null != "never";
         let description = HashMap::from([("description".to_owned(), column.comment())]);
         Field::new(&column.name, column.kind.arrow(), nullable).with_metadata(description)
     });
-    let arrow = Arc::new(ArrowSchema::new(fields.collect::<Vec<_>>()));
-    Ok(Table { name, version, rows, key, meaning, columns, arrow })
+    Arc::new(ArrowSchema::new(fields.collect::<Vec<_>>()))
 }
 
 fn checked_column(column: WrittenColumn, resource: Option<&Resource>) -> Result<Column, String> {
@@ -375,7 +441,19 @@ mod tests {
         let names: Vec<_> = schema.tables.iter().map(|table| table.name.as_str()).collect();
         assert_eq!(
             names,
-            ["employments", "occupations", "salaries", "owners", "links", "link_snapshots", "rejected_records"]
+            [
+                "employments",
+                "occupations",
+                "salaries",
+                "owners",
+                "links",
+                "link_snapshots",
+                "rejected_records",
+                "employments_history",
+                "occupations_history",
+                "salaries_history",
+                "owners_history"
+            ]
         );
         for column in schema.tables.iter().flat_map(|table| &table.columns) {
             assert!(!column.meaning.is_empty() && !column.example.is_empty() && !column.sensitivity.is_empty());

@@ -14,8 +14,8 @@ use super::snapshots::{Manifest, Staging, TableEntry};
 use crate::clock::Timestamp;
 use crate::columns::Columns;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
-use crate::records::{NO_ID, unpack};
-use crate::replay::{Replay, Version};
+use crate::records::{List, NO_ID, unpack};
+use crate::replay::{Replay, Rows, Version};
 use crate::resources::{Resource, owners};
 use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
@@ -86,7 +86,7 @@ impl Gathered {
         cells.text(Some(record.record_id.as_str()).filter(|id| !id.starts_with(NO_ID)));
         cells.text(Some(&rejection.path));
         cells.text(Some(rejection.reason));
-        cells.timestamp(record.versions.last().map(|version| version.fetched_at));
+        cells.timestamp(record.versions.iter().rfind(|version| !version.is_late).map(|version| version.fetched_at));
     }
 }
 
@@ -142,42 +142,46 @@ impl Stager<'_> {
     /// Stages the tables of one resource.
     fn stage_records(
         &self,
-        records: &RecordSchema,
+        records: &'static RecordSchema,
         changed: &Changed,
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
         let ChangedRecords { content, sightings } = self.changed_records(resource)?;
-        let mut replay =
-            Replay::new(Flattener::new(Plan::for_resource(resource), self.pepper.clone()), self.confirm_after);
-        let tables = records.tables.iter().map(|&table| &self.schema.tables[table]);
-        let mut outputs: Vec<Output<'_>> = tables
-            .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }))
-            .collect();
+        let flattener = Flattener::new(Plan::for_resource(resource), self.pepper.clone());
+        let tables = |places: &'static [usize]| places.iter().map(|&table| &self.schema.tables[table]);
+        let mut replay = Replay::new(flattener, tables(&records.tables), self.confirm_after);
+        let current = tables(&records.tables)
+            .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }));
+        let history = tables(&records.history).map(|table| Output::new(self, table, &content));
+        // The current tables, and then in the same order their histories.
+        let mut outputs: Vec<Output<'_>> = current.chain(history).collect();
         // For each bucket, the waiting rows of each table.
-        let mut waiting: Vec<Vec<Columns>> = (0..self.buckets).map(|_| replay.columns()).collect();
+        let mut waiting: Vec<Rows> = (0..self.buckets).map(|_| replay.rows()).collect();
         let names_persons = resource == &owners::RESOURCE;
         self.each_record(resource, |record| {
             let bucket = self.bucket(&record.link_id);
             // Who owns a link is needed for `links`, which changes most of the time.
             let is_needed = names_persons || sightings.contains(&bucket) || changed.records.contains(&bucket);
-            if !is_needed || self.is_gone(resource, record)? {
+            if !is_needed {
                 return Ok(());
             }
             let lists = self.lists(resource, record)?;
             let waiting = &mut waiting[bucket as usize];
-            let first = waiting[0].len();
+            let first = waiting.current[0].len();
             let appended = replay.append(&record.versions, &record.facts(), &lists, waiting);
             if names_persons {
-                gathered.note_person(self.schema.table("owners"), record, &waiting[0], first);
+                gathered.note_person(self.schema.table("owners"), record, &waiting.current[0], first);
             }
             if let Err(rejection) = appended {
                 gathered.note_rejection(bucket, resource, record, &rejection);
             }
-            outputs.iter_mut().zip(waiting).try_for_each(|(output, columns)| output.flush(bucket, columns))
+            let columns = waiting.current.iter_mut().chain(&mut waiting.history);
+            outputs.iter_mut().zip(columns).try_for_each(|(output, columns)| output.flush(bucket, columns))
         })?;
         let mut by_table: Vec<Vec<Columns>> = outputs.iter().map(|_| Vec::new()).collect();
-        for columns in waiting {
+        for rows in waiting {
+            let columns = rows.current.into_iter().chain(rows.history);
             by_table.iter_mut().zip(columns).for_each(|(table, columns)| table.push(columns));
         }
         outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
@@ -191,15 +195,22 @@ impl Stager<'_> {
     ) -> Result<(), Error> {
         let mut gathered: Option<Stored> = None;
         self.tx.each(
-            "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, r.record_id, r.created_at, r.collected_at, \
-             r.seen_fetched_at, f.last_fetched_at \
+            "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, v.is_late, v.record_id, v.created_at, \
+             v.collected_at, r.record_id, r.created_at, r.collected_at \
              FROM record_versions v \
              JOIN records r ON r.link_id = v.link_id AND r.resource = v.resource AND r.record_key = v.record_key \
-             JOIN refreshes f ON f.link_id = v.link_id AND f.resource = v.resource \
-             WHERE v.resource = $1 AND v.is_late = 0 ORDER BY v.link_id, v.resource, v.record_key, v.version",
+             WHERE v.resource = $1 ORDER BY v.link_id, v.resource, v.record_key, v.version",
             args![resource.name],
             |row| {
-                let version = Version { body: unpack(row.bytes(4)?)?, known_from: row.at(2)?, fetched_at: row.at(3)? };
+                let version = Version {
+                    body: unpack(row.bytes(4)?)?,
+                    is_late: row.int(5)? == 1,
+                    record_id: row.text(6)?,
+                    created_at: row.opt_at(7)?,
+                    collected_at: row.opt_at(8)?,
+                    known_from: row.at(2)?,
+                    fetched_at: row.at(3)?,
+                };
                 match &mut gathered {
                     Some(record) if record.link_id == row.str(0)? && record.record_key == row.str(1)? => {
                         record.versions.push(version);
@@ -217,32 +228,18 @@ impl Stager<'_> {
         gathered.iter().try_for_each(each)
     }
 
-    /// When the lists that showed the record were complete; not needed, and empty, for a record that never changed.
-    fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<Timestamp>, Error> {
+    /// The lists that count against what they lack; not needed, and none, for a record that never changed. An empty one
+    /// says nothing about a record but what was concluded from it when it came.
+    fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<List>, Error> {
         if record.versions.len() == 1 {
             return Ok(Vec::new());
         }
         Ok(self.tx.all(
-            "SELECT fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at <= $3 ORDER BY fetched_at",
-            args![&record.link_id, resource.name, record.seen_fetched_at],
-            |row| row.at(0),
+            "SELECT started_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND item_count > 0 \
+             ORDER BY fetched_at",
+            args![&record.link_id, resource.name],
+            |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)? }),
         )?)
-    }
-
-    /// Whether two complete lists, far enough apart, agree that the record is gone. An empty one only counts when a webhook
-    /// counted nothing and the link is in order: Belvo drops what it holds after a while without a word.
-    fn is_gone(&self, resource: &Resource, record: &Stored) -> Result<bool, Error> {
-        if record.last_fetched_at.is_none_or(|last| last <= record.seen_fetched_at) {
-            return Ok(false);
-        }
-        let lists = self.tx.all(
-            "SELECT s.fetched_at FROM link_snapshots s JOIN links l ON l.link_id = s.link_id \
-             WHERE s.link_id = $1 AND s.resource = $2 AND s.fetched_at > $3 \
-             AND (s.item_count > 0 OR (s.webhook_count = 0 AND l.status = 'valid')) ORDER BY s.fetched_at",
-            args![&record.link_id, resource.name, record.seen_fetched_at],
-            |row| row.at(0),
-        )?;
-        Ok(lists.first().zip(lists.last()).is_some_and(|(&first, &last)| last >= first + self.confirm_after))
     }
 
     fn stage_links(&self, changed: &HashSet<u32>, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
@@ -326,8 +323,6 @@ struct Stored {
     record_id: String,
     created_at: Option<Timestamp>,
     collected_at: Option<Timestamp>,
-    seen_fetched_at: Timestamp,
-    last_fetched_at: Option<Timestamp>,
     versions: Vec<Version>,
 }
 
@@ -336,11 +331,9 @@ impl Stored {
         Ok(Self {
             link_id: row.text(0)?,
             record_key: row.text(1)?,
-            record_id: row.text(5)?,
-            created_at: row.opt_at(6)?,
-            collected_at: row.opt_at(7)?,
-            seen_fetched_at: row.at(8)?,
-            last_fetched_at: row.opt_at(9)?,
+            record_id: row.text(9)?,
+            created_at: row.opt_at(10)?,
+            collected_at: row.opt_at(11)?,
             versions: vec![first],
         })
     }

@@ -145,6 +145,7 @@ impl Running {
         let tables = tables::from_duckdb(&self.lake());
         tables::assert_same(&tables::from_parquet(&self.lake()), &tables, &[]);
         tables::assert_keys_are_unique(&tables);
+        tables::assert_histories_agree(&tables);
         tables
     }
 

@@ -22,8 +22,19 @@ pub(crate) type Row = BTreeMap<String, Option<String>>;
 pub(crate) type Tables = BTreeMap<String, Vec<Row>>;
 
 /// Tables about people, in both sinks.
-pub(crate) const ALL: [&str; 7] =
-    ["employments", "link_snapshots", "links", "occupations", "owners", "rejected_records", "salaries"];
+pub(crate) const ALL: [&str; 11] = [
+    "employments",
+    "employments_history",
+    "link_snapshots",
+    "links",
+    "occupations",
+    "occupations_history",
+    "owners",
+    "owners_history",
+    "rejected_records",
+    "salaries",
+    "salaries_history",
+];
 
 /// Columns that tell when this program asked, and so differ between two runs.
 pub(crate) const CLOCKS: [&str; 5] =
@@ -236,21 +247,53 @@ fn rows_differ(table: &str, found: &[Row], expected: &[Row]) -> Option<String> {
     ))
 }
 
+/// The tables whose rows have versions, with their keys.
+pub(crate) const VERSIONED: [(&str, &[&str]); 4] = [
+    ("employments", &["employment_key"]),
+    ("occupations", &["employment_key", "start_date", "name", "seq"]),
+    ("salaries", &["employment_key", "month_text", "salary_type", "seq"]),
+    ("owners", &["link_id", "owner_id"]),
+];
+
 /// Fails when two rows of a table share its key: the tables' own promise.
 pub(crate) fn assert_keys_are_unique(tables: &Tables) {
-    let keys: [(&str, &[&str]); 6] = [
-        ("links", &["link_id"]),
-        ("employments", &["employment_key"]),
-        ("occupations", &["employment_key", "start_date", "name", "seq"]),
-        ("salaries", &["employment_key", "month_text", "salary_type", "seq"]),
-        ("owners", &["link_id", "owner_id"]),
-        ("link_snapshots", &["link_id", "resource", "fetched_at"]),
-    ];
-    for (table, key) in keys {
+    let keys: [(&str, &[&str]); 2] =
+        [("links", &["link_id"]), ("link_snapshots", &["link_id", "resource", "fetched_at"])];
+    for (table, key) in keys.into_iter().chain(VERSIONED) {
         let mut seen = std::collections::BTreeSet::new();
         for row in &tables[table] {
             let values: Vec<_> = key.iter().map(|name| row[*name].clone()).collect();
             assert!(seen.insert(values.clone()), "{table} holds {values:?} twice");
+        }
+    }
+}
+
+/// Columns that tell of the latest sighting in a current table, and of a version's first one in its history.
+const SIGHTINGS: [&str; 5] = ["employment_id", "occupation_count", "salary_count", "created_at", "collected_at"];
+
+/// Fails unless each table's history holds the table itself as its open ends, and versions of one key follow one another
+/// without a gap or an overlap, the last one open.
+pub(crate) fn assert_histories_agree(tables: &Tables) {
+    for (table, key) in VERSIONED {
+        let history = &tables[&format!("{table}_history")];
+        let mut by_key: BTreeMap<Vec<Option<String>>, Vec<&Row>> = BTreeMap::new();
+        for row in history {
+            by_key.entry(key.iter().map(|name| row[*name].clone()).collect()).or_default().push(row);
+        }
+        for (key, versions) in &mut by_key {
+            versions.sort_by_key(|row| row["known_from"].clone());
+            for pair in versions.windows(2) {
+                assert!(pair[0]["known_from"] < pair[1]["known_from"], "{table} {key:?} has a version twice");
+                assert_eq!(pair[0]["known_to"], pair[1]["known_from"], "{table} {key:?}");
+            }
+            assert_eq!(versions[versions.len() - 1]["known_to"], None, "{table} {key:?}");
+        }
+        let open =
+            history.iter().filter(|row| row["known_to"].is_none() && row["is_deleted"].as_deref() == Some("false"));
+        let open: Vec<Row> = open.cloned().collect();
+        let except: Vec<&str> = SIGHTINGS.into_iter().chain(["known_to", "is_deleted"]).collect();
+        if let Some(difference) = rows_differ(table, &without(&open, &except), &without(&tables[table], &except)) {
+            panic!("the open ends of its history are not {difference}");
         }
     }
 }

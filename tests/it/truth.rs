@@ -58,6 +58,7 @@ fn two_demos_give_the_same_rows_and_they_are_the_truth() {
         let found = tables::from_duckdb(&dir.join("lake"));
         tables::assert_same(&tables::from_parquet(&dir.join("lake")), &found, &[]);
         tables::assert_keys_are_unique(&found);
+        tables::assert_histories_agree(&found);
         found
     };
     let (first, second) = std::thread::scope(|scope| {
