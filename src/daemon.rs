@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use chrono::NaiveDate;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +17,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Recorder};
 use crate::belvo::{Budget, Client};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
+use crate::features::runs::{self, Mode, Run};
 use crate::links::Directory;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
@@ -200,6 +202,23 @@ impl Daemon {
             }
             published.changed().await?;
         }
+    }
+
+    /// Records a run of features, and waits until it is published.
+    ///
+    /// # Errors
+    /// When the run is refused, or the state cannot be read.
+    pub async fn compute_features(
+        &self,
+        as_of: NaiveDate,
+        mode: Mode,
+        lag_months: u32,
+        now: Timestamp,
+    ) -> anyhow::Result<Run> {
+        let run = runs::schedule(&self.store, as_of, mode, lag_months, now).await?;
+        self.settled.send_replace(());
+        self.until_published().await?;
+        Ok(run)
     }
 
     /// The announcements of refreshes and lookups that have ended.

@@ -7,6 +7,8 @@
 pub mod catalog;
 pub mod compute;
 pub mod dictionary;
+pub mod explain;
+pub mod frozen;
 pub mod reference;
 pub mod runs;
 

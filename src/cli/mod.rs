@@ -15,7 +15,9 @@ use crate::config::{Config, ConfigErrors, Needs};
 pub mod check;
 pub mod completions;
 pub mod demo;
+pub mod docs;
 pub mod exit;
+pub mod features;
 pub mod init;
 pub mod log;
 pub mod publish;
@@ -94,8 +96,12 @@ pub enum Command {
     Publish(publish::Args),
     /// Build the lake anew from the record store
     Rebuild(rebuild::Args),
+    /// Compute credit features as of a date, explain them, keep what a decision used
+    Features(features::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
+    /// Print what every table and column means
+    Docs(docs::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
     Check(check::Args),
     /// Tell what is tracked, waiting, failing and published
@@ -116,7 +122,9 @@ pub fn main() -> ExitCode {
         Command::Refresh(args) => refresh::run(&args, &global),
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
+        Command::Features(args) => features::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
+        Command::Docs(args) => docs::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
@@ -190,7 +198,9 @@ Commands:
   refresh      Fetch what Belvo holds of some links now
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
+  features     Compute credit features as of a date, explain them, keep what a decision used
   sql          Run SQL on the published tables
+  docs         Print what every table and column means
   check        Parse config, jobs and schemas, and print when each job runs next
   status       Tell what is tracked, waiting, failing and published
   completions  Print the completions of a shell

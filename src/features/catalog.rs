@@ -99,8 +99,7 @@ pub fn complete(
 
 /// The statement that makes a table.
 fn created(table: &Relation) -> String {
-    let columns: Vec<String> =
-        table.columns.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
+    let columns: Vec<String> = table.columns.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
     format!("CREATE TABLE {} ({})", table.name, columns.join(", "))
 }
 

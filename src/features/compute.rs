@@ -81,7 +81,9 @@ impl Computer {
     pub(super) fn look_at(&self, condition: &str) -> duckdb::Result<()> {
         let views = SOURCES.iter().zip(&self.sources);
         let statements: Vec<String> = views
-            .map(|(table, source)| format!("CREATE OR REPLACE VIEW {table} AS SELECT * FROM {source} WHERE {condition}"))
+            .map(|(table, source)| {
+                format!("CREATE OR REPLACE VIEW {table} AS SELECT * FROM {source} WHERE {condition}")
+            })
             .collect();
         self.connection.execute_batch(&statements.join("; "))
     }

@@ -256,7 +256,10 @@ impl Rows {
         let mut periods: BTreeMap<&str, Vec<(NaiveDate, NaiveDate)>> = BTreeMap::new();
         for row in &self.rows {
             let name = row.get(group).map_or("", String::as_str);
-            periods.entry(name).or_default().extend(row.get("valid_from").and_then(|from| day(from)).zip(row.valid_to()));
+            periods
+                .entry(name)
+                .or_default()
+                .extend(row.get("valid_from").and_then(|from| day(from)).zip(row.valid_to()));
         }
         for (name, mut periods) in periods {
             let of = if name.is_empty() { String::new() } else { format!(" of {name}") };
@@ -332,7 +335,9 @@ fn check_inss(rows: &Rows) -> Result<(), String> {
 
 fn check_minimum_wage(rows: &Rows) -> Result<(), String> {
     rows.check_periods("")?;
-    let twice = |row: &BTreeMap<String, String>| rows.rows.iter().filter(|other| other["valid_from"] == row["valid_from"]).count() > 1;
+    let twice = |row: &BTreeMap<String, String>| {
+        rows.rows.iter().filter(|other| other["valid_from"] == row["valid_from"]).count() > 1
+    };
     match rows.rows.iter().find(|row| twice(row) || !row.contains_key("amount")) {
         Some(row) => Err(format!("{} has no amount, or two", row["valid_from"])),
         None => Ok(()),
@@ -437,20 +442,39 @@ mod tests {
         let margin = "valid_from,valid_to,regime,loan_rate,card_rate,benefit_card_rate,act\n\
                       2026-01-01,2026-06-30,PRIVATE,0.35,,,\n2026-08-01,2026-12-31,PRIVATE,0.35,,,\n";
         assert!(refused("consignado_margin.csv", margin).contains("gap of PRIVATE"));
-        let inss = "valid_from,valid_to,method,upper_amount,rate,act\n2026-01-01,2026-12-31,PROGRESSIVE,1621.00,0.075,\n";
-        assert!(refused("inss.csv", &format!("{inss}2026-01-01,2026-12-31,PROGRESSIVE,1621.00,0.09,\n")).contains("rise"));
-        assert!(refused("inss.csv", &format!("{inss}2026-05-01,2027-12-31,PROGRESSIVE,1700.00,0.09,\n")).contains("overlap"));
+        let inss =
+            "valid_from,valid_to,method,upper_amount,rate,act\n2026-01-01,2026-12-31,PROGRESSIVE,1621.00,0.075,\n";
+        assert!(
+            refused("inss.csv", &format!("{inss}2026-01-01,2026-12-31,PROGRESSIVE,1621.00,0.09,\n")).contains("rise")
+        );
+        assert!(
+            refused("inss.csv", &format!("{inss}2026-05-01,2027-12-31,PROGRESSIVE,1700.00,0.09,\n"))
+                .contains("overlap")
+        );
     }
 
     #[test]
     fn what_is_no_table_is_refused() {
         assert!(refused("minimum_wage.csv", "").contains("is empty"));
         assert!(refused("minimum_wage.csv", "valid_from,valid_to,amount\n").contains("no rows"));
-        assert!(refused("minimum_wage.csv", "valid_from,valid_to\n2026-01-01,2026-12-31\n").contains("no column amount"));
+        assert!(
+            refused("minimum_wage.csv", "valid_from,valid_to\n2026-01-01,2026-12-31\n").contains("no column amount")
+        );
         assert!(refused("minimum_wage.csv", "valid_from,valid_to,amount,x\n").contains("\"x\""));
-        assert!(refused("minimum_wage.csv", "valid_from,valid_to,amount\n2026-01-01,2026-02-30,1\n").contains("valid_to"));
-        assert!(refused("minimum_wage.csv", "valid_from,valid_to,amount\n2026-01-01,2026-12-31,\"1.621,00\"\n").contains("amount"));
-        assert!(refused("inss.csv", "valid_from,valid_to,method,upper_amount,rate,act\n2026-01-01,2026-12-31,STEEP,1,0.1,\n").contains("method"));
+        assert!(
+            refused("minimum_wage.csv", "valid_from,valid_to,amount\n2026-01-01,2026-02-30,1\n").contains("valid_to")
+        );
+        assert!(
+            refused("minimum_wage.csv", "valid_from,valid_to,amount\n2026-01-01,2026-12-31,\"1.621,00\"\n")
+                .contains("amount")
+        );
+        assert!(
+            refused(
+                "inss.csv",
+                "valid_from,valid_to,method,upper_amount,rate,act\n2026-01-01,2026-12-31,STEEP,1,0.1,\n"
+            )
+            .contains("method")
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use chrono::{Days, NaiveDate, NaiveTime};
 
 use crate::clock::Timestamp;
 use crate::queue::next_number;
-use crate::store::{self, Row, Tx, args};
+use crate::store::{self, Row, Store, Tx, args};
 
 /// What may have been known to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -118,6 +118,26 @@ pub fn record(tx: &Tx<'_>, as_of: NaiveDate, mode: Mode, lag_months: u32, now: T
     Ok(Run { as_of, mode, known_at, lag_months, ran_at: now, change })
 }
 
+/// Records a run from outside a transaction.
+///
+/// # Errors
+/// [`Error`].
+pub async fn schedule(
+    store: &Store,
+    as_of: NaiveDate,
+    mode: Mode,
+    lag_months: u32,
+    now: Timestamp,
+) -> Result<Run, Error> {
+    // The store rolls a write back for its own errors alone; one of these has written nothing.
+    store
+        .write(move |tx| match record(tx, as_of, mode, lag_months, now) {
+            Err(Error::Store(error)) => Err(error),
+            other => Ok(other),
+        })
+        .await?
+}
+
 /// Every run, by date and mode.
 ///
 /// # Errors
@@ -170,8 +190,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let record = async |date: &'static str, mode, lag, now: &'static str| {
-            let recorded = store.write(move |tx| Ok(record(tx, day(date), mode, lag, at(now))));
-            recorded.await.unwrap()
+            schedule(&store, day(date), mode, lag, at(now)).await
         };
         record("2026-05-31", Mode::Retro, 1, "2026-06-15T10:00:00Z").await.unwrap();
         record("2026-05-31", Mode::Retro, 2, "2026-06-15T11:00:00Z").await.unwrap();
@@ -183,7 +202,8 @@ mod tests {
         let refused = record("2026-06-15", Mode::Strict, 1, "2026-06-16T00:00:00Z").await;
         assert!(matches!(refused, Err(Error::Final { lag_months: 2, .. })));
         let runs = store.read(all).await.unwrap();
-        let seen: Vec<_> = runs.iter().map(|run| (run.as_of.to_string(), run.mode, run.lag_months, run.known_at)).collect();
+        let seen: Vec<_> =
+            runs.iter().map(|run| (run.as_of.to_string(), run.mode, run.lag_months, run.known_at)).collect();
         assert_eq!(
             seen,
             [

@@ -13,9 +13,9 @@ use super::Error;
 use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
 use crate::clock::Timestamp;
 use crate::features::compute::Computer;
+use crate::features::dictionary;
 use crate::features::reference::Reference;
 use crate::features::runs::{self, Mode, Run};
-use crate::features::dictionary;
 use crate::sinks;
 use crate::store::{self, Tx, args};
 
@@ -43,7 +43,8 @@ impl Partitions {
         let mut dates: BTreeMap<NaiveDate, Vec<Wanted>> = BTreeMap::new();
         for run in runs::all(tx)? {
             let until = run.known_at.max(run.ran_at);
-            let later = tx.all("SELECT link_id FROM links WHERE first_seen_at > $1", args![until], |row| row.text(0))?;
+            let later =
+                tx.all("SELECT link_id FROM links WHERE first_seen_at > $1", args![until], |row| row.text(0))?;
             dates.entry(run.as_of).or_default().push(Wanted { run, later });
         }
         let changed = previous.map(|previous| {
@@ -83,7 +84,9 @@ impl Partitions {
                 .and_then(|(manifest, folder)| Earlier::find(manifest, folder, &path));
             if let Some(earlier) = earlier.as_ref().filter(|earlier| {
                 let nothing_changed = self.changed.as_ref().is_none_or(Vec::is_empty);
-                wanted.iter().all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.is_final(&wanted.run)))
+                wanted
+                    .iter()
+                    .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.is_final(&wanted.run)))
             }) {
                 staging.take_over(earlier.folder, earlier.file)?;
                 files.push(earlier.file.clone());

@@ -119,8 +119,8 @@ fn load_features(connection: &Connection, staged: &Staged<'_>) -> Result<(), Err
 
 /// Fills the data dictionary.
 fn describe(connection: &Connection, schema: &Schema) -> Result<(), Error> {
-    let mut insert =
-        connection.prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)")?;
+    let mut insert = connection
+        .prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)")?;
     for table in schema.tables.iter().chain(&schema.lake_tables) {
         let nothing: Option<&str> = None;
         insert.execute(params![

@@ -2,8 +2,21 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 11] =
-    ["init", "demo", "serve", "simulate", "refresh", "publish", "rebuild", "sql", "check", "status", "completions"];
+const COMMANDS: [&str; 13] = [
+    "init",
+    "demo",
+    "serve",
+    "simulate",
+    "refresh",
+    "publish",
+    "rebuild",
+    "features",
+    "sql",
+    "docs",
+    "check",
+    "status",
+    "completions",
+];
 
 #[test]
 fn every_command_has_help() {
