@@ -33,6 +33,8 @@ use reader::Reader;
 pub struct Config {
     /// How to reach Belvo, and how much of it.
     pub belvo: Belvo,
+    /// What a widget token is asked for with.
+    pub widget: Widget,
     /// The listener that Belvo calls.
     pub webhook: Webhook,
     /// The listener for operators.
@@ -107,10 +109,11 @@ impl Config {
     fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Problem>) {
         let read = &mut Reader::new(settings, root);
         let belvo = check::belvo(read, needs);
-        check::widget(read);
+        let widget = check::widget(read);
         let webhook = check::webhook(read, needs);
         let config = Self {
             belvo,
+            widget,
             admin: check::admin(read, &webhook),
             webhook,
             state: check::state(read),
@@ -164,6 +167,10 @@ fn try_folder(folder: &Path, mode: u32) -> std::io::Result<()> {
 pub struct Belvo {
     /// Origin of every call but the token's.
     pub base_url: Url,
+    /// Origin of the call for a widget token.
+    pub token_url: Url,
+    /// The hosted widget's page.
+    pub widget_url: Url,
     /// Basic authentication's user.
     pub secret_id: SecretString,
     /// Basic authentication's password.
@@ -195,6 +202,51 @@ pub struct Budget {
     pub requests: u32,
     /// The window's length.
     pub per: Duration,
+}
+
+/// What a widget token is asked for with. Texts that are empty are missing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Widget {
+    /// How long Belvo keeps data that is not updated, such as `365d`.
+    pub stale_in: String,
+    /// `store`, `nostore`, or a number of days such as `30d`.
+    pub credentials_storage: String,
+    /// Where the user's app goes on.
+    pub callback_urls: CallbackUrls,
+    /// How the widget looks and whose it says it is.
+    pub branding: Branding,
+    /// Colours: a CSS key such as `--color-primary-base`, and its value.
+    pub theme: Vec<(String, String)>,
+}
+
+/// Where the hosted widget leads when it is done: `https://` or an app's own scheme.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CallbackUrls {
+    /// After a link was made.
+    pub success: String,
+    /// After the user left.
+    pub exit: String,
+    /// After something went wrong.
+    pub event: String,
+}
+
+/// Whose widget it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Branding {
+    /// URL of a picture.
+    pub company_icon: String,
+    /// URL of a picture.
+    pub company_logo: String,
+    /// The name that users see.
+    pub company_name: String,
+    /// URL of the terms that users accept.
+    pub company_terms_url: String,
+    /// Which version of the terms; empty: not sent.
+    pub company_terms_version: String,
+    /// Colour behind the widget; empty: not sent.
+    pub overlay_background_color: String,
+    /// Whether the widget says how many others have connected.
+    pub social_proof: bool,
 }
 
 /// The listener that Belvo calls.

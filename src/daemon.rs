@@ -9,26 +9,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use chrono::NaiveDate;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Admin, Recorder};
-use crate::belvo::{Budget, Client};
-use crate::clock::{Clock, Timestamp};
+use crate::admin::{Admin, Recorder, v1};
+use crate::belvo::{Budget, Client, advice};
+use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::features::runs::{self, Mode, Run};
+use crate::delete::Deleter;
+use crate::features::runs::{self, Mode, Wanted};
 use crate::links::Directory;
+use crate::operations::Operations;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
+use crate::recollect::Recollector;
 use crate::refresh::{Inspections, Refresher};
-use crate::schedule::{self, Action, Actions, Failed, Job};
+use crate::runs::Runs;
+use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{Store, args};
-use crate::{webhook, worker};
+use crate::widget::Widgets;
+use crate::{delete, recollect, webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -55,6 +59,8 @@ pub struct Daemon {
     pub links: Directory,
     /// The door to readers.
     pub publisher: Arc<Publisher>,
+    /// What a person can order.
+    pub operations: Operations,
     /// Where webhooks are taken; `None` without listeners.
     pub webhook_address: Option<SocketAddr>,
     /// Where operators ask; `None` without listeners.
@@ -74,6 +80,10 @@ pub enum Parts {
     All,
     /// Workers and publisher: what a command needs that does a daemon's work.
     WithoutListeners,
+    /// The same, and the jobs, each of which runs only when it is asked for.
+    JobsOnRequest,
+    /// No workers either: what a command needs that works on state and lake alone, and has no keys of Belvo's.
+    WithoutBelvo,
 }
 
 impl Daemon {
@@ -87,19 +97,63 @@ impl Daemon {
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
         let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?);
         let queue = Queue::open(store.clone(), clock.clone()).await?;
-        let client = client(&config.belvo, &config.state.path, clock.clone())?;
-        let links = Directory::new(client.clone(), store.clone(), clock.clone());
+        let budget = budget(&config.belvo, &config.state.path, clock.clone())?;
+        let client = Client::new(&config.belvo, budget.clone(), clock.clone());
+        let client = client.context("the connection to Belvo cannot be set up")?;
+        let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
+        // Where nothing listens, no webhook tells that Belvo is done.
+        let (read_within, deleted_within) = match parts {
+            Parts::All => (recollect::WITH_WEBHOOKS, delete::WITH_WEBHOOKS),
+            _ => (recollect::WITHOUT_WEBHOOKS, delete::WITHOUT_WEBHOOKS),
+        };
+        let widgets = Widgets::new(client.clone(), store.clone(), queue.clone(), clock.clone(), config.widget.clone());
+        let recollector = Recollector::new(client.clone(), store.clone(), queue.clone(), clock.clone(), read_within);
+        let deleter = Deleter::new(client.clone(), store.clone(), queue.clone(), clock.clone(), deleted_within);
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
                 bind(config.admin.listen, "admin.listen").await?,
-                schedule::load(config.jobs_dir.as_deref())?,
             )),
-            Parts::WithoutListeners => None,
+            _ => None,
         };
+        let jobs = match parts {
+            Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
+            Parts::WithoutListeners | Parts::WithoutBelvo => Vec::new(),
+        };
+        let (jobs, asked) = Asker::new(jobs);
 
         let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
         let (tasks, shutdown, problems) = (TaskTracker::new(), CancellationToken::new(), Problems::default());
+        let operations = Operations {
+            runs: Runs::open(store.clone(), clock.clone(), tasks.clone(), shutdown.clone()).await?,
+            store: store.clone(),
+            queue: queue.clone(),
+            links: links.clone(),
+            widgets: widgets.clone(),
+            recollector: recollector.clone(),
+            deleter: deleter.clone(),
+            publisher: Arc::clone(&publisher),
+            jobs,
+            clock: clock.clone(),
+            settled: settled.clone(),
+            published: published.clone(),
+        };
+        let mut daemon = Self {
+            store: store.clone(),
+            queue: queue.clone(),
+            links: links.clone(),
+            publisher: Arc::clone(&publisher),
+            operations: operations.clone(),
+            webhook_address: None,
+            admin_address: None,
+            settled: settled.clone(),
+            published: published.clone(),
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        };
+        if parts == Parts::WithoutBelvo {
+            return Ok(daemon);
+        }
         problems.raise(STARTING);
         tasks.spawn(look_around(
             client.clone(),
@@ -122,7 +176,10 @@ impl Daemon {
             settled.clone(),
             shutdown.clone(),
         ));
-        tasks.spawn(links.clone().run(queue.news(), settled.clone(), shutdown.clone()));
+        tasks.spawn(widgets.run(shutdown.clone()));
+        tasks.spawn(recollector.clone().run(shutdown.clone()));
+        tasks.spawn(deleter.run(shutdown.clone()));
+        tasks.spawn(links.clone().run(settled.clone(), shutdown.clone()));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         tasks.spawn(publish::run(
             Arc::clone(&publisher),
@@ -132,34 +189,39 @@ impl Daemon {
             problems.clone(),
             shutdown.clone(),
         ));
-        let (mut webhook_address, mut admin_address) = (None, None);
-        if let Some((webhooks, operators, jobs)) = listeners {
-            (webhook_address, admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
+        let actions = Arc::new(DaemonActions {
+            links: links.clone(),
+            recollector: recollector.clone(),
+            store: store.clone(),
+            clock: clock.clone(),
+            publisher: Arc::clone(&publisher),
+            settled: settled.clone(),
+            lag_months: config.features.lag_months,
+        });
+        let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
+        tasks.spawn(schedule::run(
+            asked,
+            times,
+            store.clone(),
+            queue.clone(),
+            clock.clone(),
+            actions,
+            shutdown.clone(),
+        ));
+        if let Some((webhooks, operators)) = listeners {
+            (daemon.webhook_address, daemon.admin_address) =
+                (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
             let settings = config.webhook.clone();
-            tasks.spawn(webhook::run(
-                webhooks,
-                settings,
-                queue.clone(),
-                store.clone(),
-                clock.clone(),
-                shutdown.clone(),
-            ));
-            let admin = Admin::new(problems, Recorder::global(), &config.admin.allowed_hosts);
-            let end = shutdown.clone();
+            tasks.spawn(webhook::run(webhooks, settings, queue, store, clock, shutdown.clone()));
+            let api = v1::Api::new(operations, budget, config);
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, v1::routes(api));
             tasks.spawn(async move {
-                if let Err(error) = admin.serve(operators, end).await {
+                if let Err(error) = admin.serve(operators, shutdown).await {
                     tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
                 }
             });
-            let actions = Arc::new(DaemonActions {
-                links: links.clone(),
-                publisher: Arc::clone(&publisher),
-                settled: settled.clone(),
-            });
-            tasks.spawn(schedule::run(jobs, store.clone(), queue.clone(), clock, actions, shutdown.clone()));
         }
-        tasks.close();
-        Ok(Self { store, queue, links, publisher, webhook_address, admin_address, settled, published, tasks, shutdown })
+        Ok(daemon)
     }
 
     /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
@@ -188,6 +250,28 @@ impl Daemon {
         }
     }
 
+    /// Waits until no refresh runs or is due, and every change is published. What failed waits for its next try, and may
+    /// wait for hours.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub async fn until_caught_up(&self) -> anyhow::Result<()> {
+        let mut settled = self.settled.subscribe();
+        loop {
+            settled.mark_unchanged();
+            let now = self.operations.clock.now();
+            let due = self.store.read(move |tx| {
+                let sql = "SELECT count(*) FROM refreshes WHERE lease IS NOT NULL OR due_at <= $1";
+                tx.one(sql, args![now], |row| row.int(0))
+            });
+            if due.await?.unwrap_or_default() == 0 {
+                return self.until_published().await;
+            }
+            settled.changed().await?;
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Waits until every change so far is published.
     ///
     /// # Errors
@@ -204,23 +288,6 @@ impl Daemon {
         }
     }
 
-    /// Records a run of features, and waits until it is published.
-    ///
-    /// # Errors
-    /// When the run is refused, or the state cannot be read.
-    pub async fn compute_features(
-        &self,
-        as_of: NaiveDate,
-        mode: Mode,
-        lag_months: u32,
-        now: Timestamp,
-    ) -> anyhow::Result<Run> {
-        let run = runs::schedule(&self.store, as_of, mode, lag_months, now).await?;
-        self.settled.send_replace(());
-        self.until_published().await?;
-        Ok(run)
-    }
-
     /// The announcements of refreshes and lookups that have ended.
     pub fn settled(&self) -> watch::Receiver<()> {
         self.settled.subscribe()
@@ -229,6 +296,7 @@ impl Daemon {
     /// Ends the tasks: running refreshes come to their end, webhooks that came are answered.
     pub async fn stop(self) {
         self.shutdown.cancel();
+        self.tasks.close();
         if tokio::time::timeout(STOP_WITHIN, self.tasks.wait()).await.is_err() {
             tracing::warn!(
                 code = "stopped_early",
@@ -241,9 +309,13 @@ impl Daemon {
 /// What the daemon does for its jobs.
 struct DaemonActions {
     links: Directory,
+    recollector: Recollector,
+    store: Store,
+    clock: Clock,
     publisher: Arc<Publisher>,
     /// Told when links have changed, so that they are published.
     settled: watch::Sender<()>,
+    lag_months: u32,
 }
 
 impl Actions for DaemonActions {
@@ -252,7 +324,9 @@ impl Actions for DaemonActions {
             Action::SyncLinks => {
                 let synced = self.links.sync().await;
                 self.settled.send_replace(());
-                synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                synced
+                    .map(|synced| synced.listed)
+                    .map_err(|error| Failed { code: error.code(), message: error.to_string() })
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {
@@ -260,7 +334,38 @@ impl Actions for DaemonActions {
                 }
                 Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
             },
+            Action::Recollect => self.recollect(&job.scope).await,
+            Action::Features => self.features().await,
             Action::Fetch => Ok(0),
+        }
+    }
+}
+
+impl DaemonActions {
+    /// Computes today's features, and gives how many rows they have.
+    async fn features(&self) -> Result<u64, Failed> {
+        let now = self.clock.now();
+        let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
+        let refused = |error: runs::Error| Failed { code: "features_refused", message: error.to_string() };
+        let run = runs::schedule(&self.store, wanted, now).await.map_err(refused)?;
+        let published = publish::publish_in_background(&self.publisher, Scope::Changed).await;
+        published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        Ok(self.publisher.feature_rows(run.as_of))
+    }
+
+    /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
+    async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
+        let schedule::Scope { access_mode, older_than, resources } = scope.clone();
+        let (wanted, now) =
+            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.clock.now());
+        let links = self.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
+        let outcome = self.recollector.recollect(links, &resources).await?;
+        match outcome.failed.iter().next() {
+            Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
+                code,
+                message: format!("none of the links was taken, and {count} failed so: {}", advice(code)),
+            }),
+            _ => Ok(outcome.asked.len() as u64),
         }
     }
 }
@@ -299,12 +404,11 @@ async fn look_around(
     }
 }
 
-/// The client, with a budget that outlives a crash: its ledger lies beside the state.
-fn client(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Client> {
+/// The budget of all calls, which outlives a crash: its ledger lies beside the state.
+fn budget(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Budget> {
     let ledger = state.with_file_name("budget.ledger");
-    let budget = Budget::open(settings.budget, settings.reserve, Some(&ledger), clock.clone())
-        .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))?;
-    Client::new(settings, budget, clock).context("the connection to Belvo cannot be set up")
+    Budget::open(settings.budget, settings.reserve, Some(&ledger), clock)
+        .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

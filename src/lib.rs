@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod operations;
 
 // Before the queue: quick, never calls Belvo.
 pub mod queue;
@@ -32,9 +33,15 @@ pub mod json;
 pub mod links;
 pub mod problems;
 pub mod resources;
+pub mod runs;
 pub mod schema;
 pub mod sensitive;
 pub mod store;
+
+// What people ask of Belvo.
+pub mod delete;
+pub mod recollect;
+pub mod widget;
 
 // For people.
 pub mod admin;

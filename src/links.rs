@@ -1,39 +1,90 @@
-//! The tracked links: what Belvo says of them, and when it was asked.
+//! The tracked links: what Belvo says of them, and whether their data may be asked for.
 //!
-//! *Takes* sightings in webhooks, and Belvo's link objects. *Gives* the rows of the table `links`. *Not here*: their
-//! records.
+//! *Takes* sightings in webhooks, failures of fetches, and Belvo's link objects. *Gives* the rows of the table `links`.
+//! *Promises* that a link which needs its user, or which Belvo does not know any more, is paused: no job asks for its data
+//! until Belvo says that it is valid or has news of it, its rows stay, and an operator's wish is still tried once. That an
+//! answer to a question asked before a webhook came does not take back what the webhook said. That a link object which
+//! says nothing new changes nothing that is published. *Not here*: their records.
 
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use crate::belvo::links::LinkObject;
+use crate::belvo::{Decision, Failure, LinkId};
+use crate::clock::Timestamp;
+use crate::queue::{self, Trigger, next_number};
+use crate::resources::{self, Resource};
+use crate::store::{Error, Tx, args};
 
-use crate::belvo::links::{LinkObject, MOST_IDS};
-use crate::belvo::{self, Client, Decision, Failure, LinkId};
-use crate::clock::{Clock, Timestamp};
-use crate::queue::next_number;
-use crate::store::{Error, Store, Tx, args};
+mod directory;
 
-/// New links are gathered for so long, because one call can look up many.
-const GATHER_FOR: Duration = Duration::from_millis(200);
+pub use directory::{Directory, SyncError, Synced};
 
-/// Longest time without a look at what is due, in case a clock was set.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// What is said of a link that Belvo does not know.
+pub const NOT_FOUND: &str = "not_found";
 
-/// Notes that a webhook named the link, inside the caller's transaction. An unknown link is tracked from now on, and is
-/// looked up at Belvo once.
+/// What is said of a link that Belvo was asked to delete.
+pub const DELETING: &str = "deleting";
+
+/// What is said of a link that was deleted at Belvo.
+pub const DELETED: &str = "deleted";
+
+/// What Belvo says of a link that works.
+const VALID: &str = "valid";
+
+/// Why a link waits when its user has to do something.
+const NEEDS_USER: &str = "link_needs_user";
+
+/// Why a link waits that was deleted at Belvo, or will be.
+const LINK_DELETED: &str = "link_deleted";
+
+/// What Belvo read at the institution bears a time at most so much before the link's `last_accessed_at`.
+pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
+
+/// A link that keeps failing although Belvo calls it valid is tried again after this long, then twice as long,
+const REST: Duration = Duration::from_hours(1);
+/// and in the end once in so many times [`REST`].
+const LONGEST_REST: u32 = 7 * 24;
+
+/// How long Belvo keeps data that is not updated, unless the link says otherwise.
+const USUAL_STALE_IN: Duration = Duration::from_hours(365 * 24);
+/// Nobody knows at which hour it drops them.
+const STALE_IN_SLACK: Duration = Duration::from_hours(24);
+
+/// Notes that a webhook named the link, inside the caller's transaction, and gives why the link is paused, if it is. An
+/// unknown link is tracked from now on, and is looked up at Belvo once.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn note_webhook(tx: &Tx<'_>, link_id: &LinkId, external_id: Option<&str>, at: Timestamp) -> Result<(), Error> {
+pub fn note_webhook(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    external_id: Option<&str>,
+    at: Timestamp,
+) -> Result<Option<String>, Error> {
     let seq = next_number(tx, "changes")?;
-    tx.execute(
+    let paused = tx.one(
         "INSERT INTO links (link_id, external_id, first_seen_at, last_webhook_at, lookup_due_at, changed_seq) \
          VALUES ($1, $2, $3, $3, $3, $4) ON CONFLICT (link_id) DO UPDATE SET last_webhook_at = excluded.last_webhook_at, \
-         external_id = coalesce(links.external_id, excluded.external_id), changed_seq = excluded.changed_seq",
+         external_id = coalesce(links.external_id, excluded.external_id), changed_seq = excluded.changed_seq \
+         RETURNING paused_reason",
         args![link_id, external_id, at, seq],
+        |row| row.opt_text(0),
     )?;
-    Ok(())
+    Ok(paused.flatten())
+}
+
+/// Notes that Belvo has data of a link that is paused for `reason`, inside the caller's transaction, after
+/// [`queue::mark`]. A link that waits for its user works again. Of one that Belvo did not know, the next reconciliation
+/// decides: whoever knows the webhook's secret must not make us ask for what is not there.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> Result<(), Error> {
+    if is_gone(reason) {
+        return hold(tx, link_id, None);
+    }
+    tx.execute("UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1", args![link_id, at])?;
+    resume(tx, link_id, at)
 }
 
 /// Tracks a link that an operator names, inside the caller's transaction; what is tracked already stays as it is.
@@ -50,13 +101,94 @@ pub fn note_wish(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Err
     Ok(())
 }
 
-/// Notes a status that a webhook told, inside the caller's transaction.
+/// Notes a status that a webhook told, inside the caller's transaction. One that stops a link pauses it.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str) -> Result<(), Error> {
-    tx.execute("UPDATE links SET status = $2 WHERE link_id = $1", args![link_id, status])?;
+pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Result<(), Error> {
+    set_status(tx, link_id, status, at)?;
+    match stops(status) {
+        Some(reason) => pause(tx, link_id, reason, None, at),
+        None => Ok(()),
+    }
+}
+
+/// Notes that Belvo did not take the wish to delete the link, inside the caller's transaction: it works as before, until
+/// Belvo, who is asked, says something else.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    set_status(tx, link_id, VALID, at)?;
+    tx.execute("UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1", args![link_id, at])?;
+    resume(tx, link_id, at)
+}
+
+/// Notes that a refresh of the link stopped with `failure`, inside the transaction that settles it. What its user has to
+/// mend pauses the link; what Belvo does not know is looked up on its own before that is said of the link.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timestamp) -> Result<(), Error> {
+    let detail =
+        [failure.belvo_code, failure.request_id.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    if failure.kind == Decision::AskUser {
+        let status = match failure.belvo_code {
+            Some("token_required") => "token_required",
+            Some("unconfirmed_link") => "unconfirmed",
+            _ => "invalid",
+        };
+        set_status(tx, link_id, status, at)?;
+        tx.execute("UPDATE links SET pauses = pauses + 1 WHERE link_id = $1", args![link_id])?;
+        return pause(tx, link_id, failure.code, Some(&detail), at);
+    }
+    let lookup = (failure.kind == Decision::Gone).then_some(at);
+    tx.execute(
+        "UPDATE links SET last_error_code = $2, last_error_at = $3, last_error_detail = $4, \
+         lookup_due_at = coalesce(lookup_due_at, $5) WHERE link_id = $1 AND paused_reason IS NULL",
+        args![link_id, failure.code, at, detail.as_str(), lookup],
+    )?;
     Ok(())
+}
+
+/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. A webhook's count is
+/// about the list that it asked for, so no later list is held against it; only a count of nothing stands while lists
+/// stay empty, because a second one has to agree. A list of a paused link makes Belvo be asked whether it works again.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_listed(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &Resource,
+    is_empty: bool,
+    at: Timestamp,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE refreshes SET webhook_count = NULL WHERE link_id = $1 AND resource = $2 AND webhook_count IS NOT NULL \
+         AND marks = cleared AND NOT ($3 = 1 AND webhook_count = 0)",
+        args![link_id, resource.name, is_empty],
+    )?;
+    let standing = tx.one(
+        "SELECT paused_reason IS NOT NULL, last_error_code IS NOT NULL OR pauses > 0 FROM links WHERE link_id = $1",
+        args![link_id],
+        |row| Ok((row.int(0)? == 1, row.int(1)? == 1)),
+    )?;
+    match standing {
+        Some((true, _)) => {
+            tx.execute(
+                "UPDATE links SET pauses = 0, lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1",
+                args![link_id, at],
+            )?;
+            hold(tx, link_id, Some(resource))
+        }
+        Some((false, true)) => {
+            let sql = "UPDATE links SET pauses = 0, last_error_code = NULL, last_error_at = NULL, last_error_detail = NULL \
+                 WHERE link_id = $1";
+            tx.execute(sql, args![link_id]).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The ids of all tracked links.
@@ -67,27 +199,164 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
     tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0))
 }
 
-/// What Belvo says of a link that it does not list any more.
-pub const NOT_FOUND: &str = "not_found";
-
-/// Keeps what Belvo says of a link, inside the caller's transaction. True when the link was not tracked before.
+/// Whether Belvo may have dropped what it held of the link's `resource` by `at`: it drops what was not updated for the
+/// link's `stale_in`, without a word, and an empty list then says nothing about the person.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn keep(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<bool, Error> {
-    let is_new = tx.one("SELECT 1 FROM links WHERE link_id = $1", args![&link.id], |_| Ok(()))?.is_none();
+pub fn may_be_purged(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, at: Timestamp) -> Result<bool, Error> {
+    let known = tx.one(
+        "SELECT l.stale_in, coalesce(f.last_collected_at, l.created_at, l.first_seen_at) FROM links l \
+         LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $2 WHERE l.link_id = $1",
+        args![link_id, resource.name],
+        |row| Ok((row.opt_text(0)?, row.at(1)?)),
+    )?;
+    let Some((stale_in, updated_at)) = known else { return Ok(true) };
+    let keeps = stale_in.as_deref().and_then(days).unwrap_or(USUAL_STALE_IN);
+    Ok(at.since(updated_at) >= keeps.saturating_sub(STALE_IN_SLACK))
+}
+
+/// `365d` and the like.
+fn days(text: &str) -> Option<Duration> {
+    let days: u64 = text.strip_suffix('d')?.parse().ok()?;
+    Some(Duration::from_hours(days.checked_mul(24)?))
+}
+
+/// Whether an object told something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// The link was not tracked before.
+    New,
+    /// Something differs from what was known.
+    Changed,
+    /// Nothing does.
+    Same,
+}
+
+/// What is known of a link.
+struct Known {
+    object: LinkObject,
+    status_at: Option<Timestamp>,
+    paused_reason: Option<String>,
+    paused_at: Option<Timestamp>,
+    pauses: u32,
+    last_error_code: Option<String>,
+}
+
+/// Keeps what Belvo said of a link when asked at `asked_at`, inside the caller's transaction.
+fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -> Result<News, Error> {
+    let Some(known) = known(tx, &link.id)? else {
+        add(tx, link, asked_at, sync)?;
+        return Ok(News::New);
+    };
+    tx.execute(
+        "UPDATE links SET looked_up_at = $2, lookup_due_at = NULL, lookup_attempts = 0, \
+         sync_number = coalesce($3, sync_number) WHERE link_id = $1",
+        args![&link.id, asked_at, sync],
+    )?;
+    let mut link = link.clone();
+    link.external_id = link.external_id.or_else(|| known.object.external_id.clone());
+    // Belvo shows a link until it has deleted it; the end of that is seen to elsewhere.
+    let is_going = known.object.status.as_deref() == Some(DELETING);
+    let may_tell = !is_going && known.status_at.is_none_or(|told_at| told_at <= asked_at);
+    let resumes = link.status.as_deref() == Some(VALID) && known.may_resume(asked_at);
+    if link.status.is_none() || !may_tell || (link.status.as_deref() == Some(VALID) && !resumes) {
+        link.status.clone_from(&known.object.status);
+    }
+    let news = if link == known.object { News::Same } else { News::Changed };
+    if news == News::Changed {
+        update(tx, &link)?;
+    }
+    if link.status != known.object.status {
+        tx.execute("UPDATE links SET status_at = $2 WHERE link_id = $1", args![&link.id, asked_at])?;
+    }
+    let status = link.status.as_deref();
+    if status == Some(VALID) {
+        // Belvo lists a link and has no list of it: that is asked again with each reconciliation.
+        let is_disputed = sync.is_some() && known.last_error_code.as_deref() == Some(NOT_FOUND);
+        if known.paused_reason.is_some() || is_disputed {
+            resume(tx, &link.id, asked_at)?;
+        }
+        if known.object.status.as_deref() != status {
+            ask_again_whether_empty(tx, &link.id, asked_at)?;
+        }
+    } else if let Some(reason) = status.and_then(stops)
+        && known.paused_reason.is_none()
+    {
+        pause(tx, &link.id, reason, None, asked_at)?;
+    }
+    if sync.is_some() && link.last_accessed_at > known.object.last_accessed_at {
+        mark_unseen_visit(tx, &link, asked_at)?;
+    }
+    Ok(news)
+}
+
+impl Known {
+    /// Whether a `valid` of Belvo's ends the pause. A link that it calls valid while each fetch finds that it is not is
+    /// tried less and less often.
+    fn may_resume(&self, asked_at: Timestamp) -> bool {
+        let doublings = self.pauses.saturating_sub(1).min(8);
+        let rest = if self.pauses > 1 { REST * (1 << doublings).min(LONGEST_REST) } else { Duration::ZERO };
+        self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at)
+    }
+}
+
+fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
+    tx.one(
+        "SELECT institution, access_mode, status, refresh_rate, credentials_storage, stale_in, external_id, fetch_resources, \
+         created_at, last_accessed_at, status_at, paused_reason, paused_at, pauses, last_error_code FROM links WHERE link_id = $1",
+        args![link_id],
+        |row| {
+            Ok(Known {
+                object: LinkObject {
+                    id: link_id.clone(),
+                    institution: row.opt_text(0)?,
+                    access_mode: row.opt_text(1)?,
+                    status: row.opt_text(2)?,
+                    refresh_rate: row.opt_text(3)?,
+                    credentials_storage: row.opt_text(4)?,
+                    stale_in: row.opt_text(5)?,
+                    external_id: row.opt_text(6)?,
+                    fetch_resources: row.opt_text(7)?.and_then(|text| serde_json::from_str(&text).ok()),
+                    created_at: row.opt_at(8)?,
+                    last_accessed_at: row.opt_at(9)?,
+                },
+                status_at: row.opt_at(10)?,
+                paused_reason: row.opt_text(11)?,
+                paused_at: row.opt_at(12)?,
+                pauses: u32::try_from(row.int(13)?).unwrap_or(u32::MAX),
+                last_error_code: row.opt_text(14)?,
+            })
+        },
+    )
+}
+
+/// Tracks a link that Belvo told of. A single link that only its list shows is asked for once: no webhook and no job will.
+fn add(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO links (link_id, first_seen_at, looked_up_at, status_at, sync_number, changed_seq) \
+         VALUES ($1, $2, $2, $2, $3, 0)",
+        args![&link.id, asked_at, sync],
+    )?;
+    update(tx, link)?;
+    if let Some(reason) = link.status.as_deref().and_then(stops) {
+        return pause(tx, &link.id, reason, None, asked_at);
+    }
+    if sync.is_some() && link.access_mode.as_deref() == Some("single") {
+        for resource in resources::ALL.into_iter().filter(|resource| reads(link, resource)) {
+            queue::mark(tx, &link.id, resource, Trigger::Schedule, asked_at)?;
+        }
+    }
+    Ok(())
+}
+
+fn update(tx: &Tx<'_>, link: &LinkObject) -> Result<(), Error> {
     let resources = link.fetch_resources.as_ref().map(|names| serde_json::Value::from(names.clone()).to_string());
     let seq = next_number(tx, "changes")?;
     tx.execute(
-        "INSERT INTO links (link_id, external_id, institution, access_mode, status, refresh_rate, credentials_storage, stale_in, \
-         fetch_resources, created_at, last_accessed_at, first_seen_at, looked_up_at, changed_seq) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13) \
-         ON CONFLICT (link_id) DO UPDATE SET external_id = coalesce(excluded.external_id, links.external_id), \
-         institution = excluded.institution, access_mode = excluded.access_mode, status = excluded.status, \
-         refresh_rate = excluded.refresh_rate, credentials_storage = excluded.credentials_storage, stale_in = excluded.stale_in, \
-         fetch_resources = excluded.fetch_resources, created_at = excluded.created_at, \
-         last_accessed_at = excluded.last_accessed_at, looked_up_at = excluded.looked_up_at, lookup_due_at = NULL, \
-         lookup_attempts = 0, changed_seq = excluded.changed_seq",
+        "UPDATE links SET external_id = $2, institution = $3, access_mode = $4, status = $5, refresh_rate = $6, \
+         credentials_storage = $7, stale_in = $8, fetch_resources = $9, created_at = $10, last_accessed_at = $11, \
+         changed_seq = $12 WHERE link_id = $1",
         args![
             &link.id,
             link.external_id.as_deref(),
@@ -100,184 +369,118 @@ pub fn keep(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<bool, Error
             resources.as_deref(),
             link.created_at,
             link.last_accessed_at,
-            at,
             seq
         ],
     )?;
-    Ok(is_new)
+    Ok(())
 }
 
-/// Looks up tracked links at Belvo, many in one call, and reconciles them with Belvo's list.
-#[derive(Clone)]
-pub struct Directory {
-    client: Client,
-    store: Store,
-    clock: Clock,
+/// Whether Belvo reads the resource for this link, as far as it said.
+fn reads(link: &LinkObject, resource: &Resource) -> bool {
+    link.fetch_resources.as_ref().is_none_or(|names| names.iter().any(|name| name == resource.webhook_type))
 }
 
-impl Directory {
-    /// A directory that asks `client`.
-    pub fn new(client: Client, store: Store, clock: Clock) -> Self {
-        Self { client, store, clock }
+fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Result<(), Error> {
+    let changed = tx.execute(
+        "UPDATE links SET status = $2, status_at = $3 WHERE link_id = $1 AND status IS DISTINCT FROM $2",
+        args![link_id, status, at],
+    )?;
+    if changed > 0 {
+        let seq = next_number(tx, "changes")?;
+        tx.execute("UPDATE links SET changed_seq = $2 WHERE link_id = $1", args![link_id, seq])?;
+    } else {
+        tx.execute("UPDATE links SET status_at = $2 WHERE link_id = $1", args![link_id, at])?;
     }
+    Ok(())
+}
 
-    /// Looks up links as they become known, until `shutdown`. `settled` is told of each answer.
-    pub async fn run(self, mut news: watch::Receiver<()>, settled: watch::Sender<()>, shutdown: CancellationToken) {
-        let looking = async {
-            loop {
-                news.mark_unchanged();
-                let looked_up = self.look_up_due().await;
-                match looked_up {
-                    Ok(0) => {}
-                    Ok(_) => {
-                        settled.send_replace(());
-                        continue;
-                    }
-                    Err(error) => tracing::error!(code = error.code(), "links could not be looked up: {error}"),
-                }
-                let wait = self.until_due().await;
-                tokio::select! {
-                    _ = news.changed() => tokio::time::sleep(GATHER_FOR).await,
-                    () = tokio::time::sleep(wait) => {}
-                }
-            }
-        };
-        tokio::select! {
-            () = looking => {}
-            () = shutdown.cancelled() => {}
-        }
-    }
-
-    /// Looks up the links that are due, at most as many as fit one call, and gives their number.
-    async fn look_up_due(&self) -> Result<usize, Error> {
-        let now = self.clock.now();
-        let due = self
-            .store
-            .read(move |tx| {
-                tx.all(
-                    "SELECT link_id, lookup_attempts FROM links WHERE lookup_due_at <= $1 ORDER BY lookup_due_at LIMIT $2",
-                    args![now, i64::try_from(MOST_IDS).unwrap_or(i64::MAX)],
-                    |row| Ok((row.link_id(0)?, u32::try_from(row.int(1)?).unwrap_or(u32::MAX))),
-                )
-            })
-            .await?;
-        let ids: Vec<LinkId> = due.iter().map(|(id, _)| id.clone()).collect();
-        if ids.is_empty() {
-            return Ok(0);
-        }
-        let found = match belvo::links::by_ids(&self.client, &ids).await {
-            Ok(found) => found,
-            // Whatever this filter gives, one link at a time is what every server answers.
-            Err(failure) if matches!(failure.kind, Decision::Never | Decision::Gone) => Vec::new(),
-            Err(failure) => return self.postpone(due, &failure).await,
-        };
-        let (known, rest): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|(id, _)| found.iter().any(|link| link.id == *id));
-        self.store
-            .write(move |tx| {
-                let asked_for = found.iter().filter(|link| known.iter().any(|(id, _)| link.id == *id));
-                asked_for.into_iter().try_for_each(|link| keep(tx, link, now).map(drop))
-            })
-            .await?;
-        for (id, attempts) in rest {
-            match belvo::links::get(&self.client, &id).await {
-                Ok(link) => drop(self.store.write(move |tx| keep(tx, &link, now)).await?),
-                Err(failure) if failure.kind == Decision::Gone => self.note_not_found(id).await?,
-                Err(failure) => drop(self.postpone(vec![(id, attempts)], &failure).await?),
-            }
-        }
-        Ok(ids.len())
-    }
-
-    async fn note_not_found(&self, id: LinkId) -> Result<(), Error> {
-        tracing::warn!(code = "unknown_link", link_id = %id, "Belvo does not know this link; its rows stay");
-        let now = self.clock.now();
-        self.store
-            .write(move |tx| {
-                let seq = next_number(tx, "changes")?;
-                tx.execute(
-                    "UPDATE links SET status = $2, looked_up_at = $3, lookup_due_at = NULL, changed_seq = $4 WHERE link_id = $1",
-                    args![&id, NOT_FOUND, now, seq],
-                )
-            })
-            .await
-            .map(drop)
-    }
-
-    async fn postpone(&self, due: Vec<(LinkId, u32)>, failure: &Failure) -> Result<usize, Error> {
-        let attempts = due.iter().map(|(_, attempts)| *attempts).max().unwrap_or_default();
-        let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
-        tracing::warn!(code = failure.code, links = due.len(), request_id = failure.request_id, "{failure}");
-        self.store
-            .write(move |tx| {
-                due.iter().try_for_each(|(id, _)| {
-                    tx.execute(
-                        "UPDATE links SET lookup_due_at = $2, lookup_attempts = lookup_attempts + 1 WHERE link_id = $1",
-                        args![id, until],
-                    )
-                    .map(drop)
-                })
-            })
-            .await?;
-        Ok(0)
-    }
-
-    /// How long until the next link is due.
-    async fn until_due(&self) -> Duration {
-        let next =
-            self.store.read(|tx| tx.one("SELECT min(lookup_due_at) FROM links", args![], |row| row.opt_at(0))).await;
-        let next = next.ok().flatten().flatten();
-        next.map_or(LONGEST_WAIT, |due| due.since(self.clock.now()).clamp(GATHER_FOR, LONGEST_WAIT))
-    }
-
-    /// Reconciles with Belvo's whole list: new links are tracked, known ones brought up to date, and those that the list
-    /// lacks are looked up one by one before anything is said of them. Gives the number of links listed.
-    ///
-    /// # Errors
-    /// [`SyncError`]; what was listed until then is kept.
-    pub async fn sync(&self) -> Result<u64, SyncError> {
-        let started = self.clock.now();
-        let mut listed = 0;
-        for page in 1.. {
-            let links = belvo::links::list_page(&self.client, page, self.client.page_size()).await?;
-            listed += links.links.len() as u64;
-            let has_next = links.has_next;
-            let at = self.clock.now();
-            self.store.write(move |tx| links.links.iter().try_for_each(|link| keep(tx, link, at).map(drop))).await?;
-            if !has_next {
-                break;
-            }
-        }
-        self.store
-            .write(move |tx| {
-                tx.execute(
-                    "UPDATE links SET lookup_due_at = $1 WHERE lookup_due_at IS NULL AND (looked_up_at IS NULL OR looked_up_at < $1) \
-                     AND coalesce(status, '') <> $2",
-                    args![started, NOT_FOUND],
-                )
-            })
-            .await?;
-        Ok(listed)
+/// Why a link with this status waits; `None` when it does not.
+fn stops(status: &str) -> Option<&'static str> {
+    match status {
+        "invalid" | "unconfirmed" | "token_required" => Some(NEEDS_USER),
+        DELETED | DELETING => Some(LINK_DELETED),
+        NOT_FOUND => Some(NOT_FOUND),
+        _ => None,
     }
 }
 
-/// Why links could not be reconciled.
-#[derive(Debug, thiserror::Error)]
-pub enum SyncError {
-    /// Belvo gave no list.
-    #[error(transparent)]
-    Belvo(#[from] Failure),
-    /// The list could not be kept.
-    #[error(transparent)]
-    Store(#[from] Error),
+/// Whether a link that is paused for `reason` is not there any more.
+fn is_gone(reason: &str) -> bool {
+    matches!(reason, LINK_DELETED | NOT_FOUND)
 }
 
-impl SyncError {
-    /// The stable code of this failure.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Belvo(failure) => failure.code,
-            Self::Store(error) => error.code(),
+fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: Timestamp) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE links SET paused_reason = $2, paused_at = $3, last_error_code = $2, last_error_at = $3, \
+         last_error_detail = $4 WHERE link_id = $1",
+        args![link_id, reason, at, detail],
+    )?;
+    hold(tx, link_id, None)
+}
+
+/// Blocks the refreshes of a paused link, or the one of `resource`, inside the caller's transaction; those of a link that
+/// is not paused stay as they are. What a webhook or an operator asked for is still tried, unless the link is gone: Belvo
+/// may hold data of a link whose user has to do something.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority < 2 \
+         AND links.paused_reason NOT IN ('link_deleted', 'not_found') THEN refreshes.due_at ELSE NULL END \
+         FROM links WHERE links.link_id = refreshes.link_id AND refreshes.link_id = $1 AND links.paused_reason IS NOT NULL \
+         AND (CAST($2 AS TEXT) IS NULL OR refreshes.resource = $2)",
+        args![link_id, resource.map(|resource| resource.name)],
+    )?;
+    Ok(())
+}
+
+/// Ends a pause: what was wanted meanwhile is due at once.
+fn resume(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE refreshes SET blocked_reason = NULL, attempts = 0, \
+         due_at = CASE WHEN lease IS NULL AND marks > cleared THEN coalesce(due_at, $2) ELSE due_at END \
+         WHERE link_id = $1 AND blocked_reason = (SELECT last_error_code FROM links WHERE links.link_id = $1)",
+        args![link_id, at],
+    )?;
+    tx.execute(
+        "UPDATE links SET paused_reason = NULL, paused_at = NULL, last_error_code = NULL, last_error_at = NULL, \
+         last_error_detail = NULL WHERE link_id = $1",
+        args![link_id],
+    )?;
+    Ok(())
+}
+
+/// Asks again for what was empty, as a webhook had counted, while the link was not in order: only now may two such lists
+/// agree that rows are gone.
+fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    for resource in resources::ALL {
+        let is_doubtful = tx.one(
+            "SELECT 1 FROM refreshes WHERE link_id = $1 AND resource = $2 AND webhook_count = 0 AND \
+             (SELECT item_count FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 ORDER BY s.fetched_at DESC LIMIT 1) = 0 \
+             AND EXISTS (SELECT 1 FROM records r WHERE r.link_id = $1 AND r.resource = $2)",
+            args![link_id, resource.name],
+            |_| Ok(()),
+        )?;
+        if is_doubtful.is_some() {
+            queue::mark(tx, link_id, resource, Trigger::Confirm, at)?;
         }
     }
+    Ok(())
+}
+
+/// Belvo was at the institution since, and no webhook made us ask: what was read before that visit is asked for again.
+fn mark_unseen_visit(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<(), Error> {
+    let Some(visited_at) = link.last_accessed_at else { return Ok(()) };
+    let seen_from = visited_at.as_micros() - i64::try_from(SAME_VISIT.as_micros()).unwrap_or(0);
+    let unseen = tx.all(
+        "SELECT resource FROM refreshes WHERE link_id = $1 AND blocked_reason IS NULL AND due_at IS NULL AND lease IS NULL \
+         AND last_fetched_at IS NOT NULL AND (last_collected_at IS NULL OR last_collected_at < $2)",
+        args![&link.id, seen_from],
+        |row| row.text(0),
+    )?;
+    for resource in unseen.iter().filter_map(|name| Resource::by_name(name)) {
+        queue::mark(tx, &link.id, resource, Trigger::Schedule, at)?;
+    }
+    Ok(())
 }

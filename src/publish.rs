@@ -6,9 +6,10 @@
 //! whole of one snapshot.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +82,8 @@ pub struct Publisher {
     pepper: Option<Pepper>,
     clock: Clock,
     schema: &'static Schema,
+    /// One snapshot is staged at a time: two would take the same number.
+    turn: Mutex<()>,
 }
 
 /// Which files are written.
@@ -108,7 +111,8 @@ impl Publisher {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
         settings.reference.tell_expiries();
-        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema: schema::get() })
+        let (schema, turn) = (schema::get(), Mutex::default());
+        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, turn })
     }
 
     /// Publishes; `None` when there was nothing new. Blocks.
@@ -116,6 +120,7 @@ impl Publisher {
     /// # Errors
     /// [`Error`]; nothing staged is left behind.
     pub fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous.as_ref(), scope).and_then(|manifest| {
@@ -140,6 +145,12 @@ impl Publisher {
     pub fn is_behind(&self) -> Result<bool, Error> {
         let latest = self.readers.read(BuiltFrom::of)?;
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
+    }
+
+    /// How many rows of features readers see for a date.
+    pub fn feature_rows(&self, as_of: NaiveDate) -> u64 {
+        let manifest = self.lake.current();
+        manifest.map_or(0, |manifest| partitions::rows(&manifest, as_of))
     }
 
     fn stage(&self, staging: &Staging, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {

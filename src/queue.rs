@@ -97,7 +97,7 @@ pub fn mark_at(
     };
     let (due, priority) = match due {
         // Belvo asked for patience; news do not shorten it.
-        Some(due) if attempts > 0 => (due, priority),
+        Some(due) if attempts > 0 => (due, priority.min(trigger.priority())),
         Some(due) => (due.min(settled), priority.min(trigger.priority())),
         None => (settled, trigger.priority()),
     };

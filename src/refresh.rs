@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::belvo::{Client, Failure};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::Inspection;
+use crate::links;
 use crate::queue::{self, Outcome, Refresh, next_number};
 use crate::records::{self, Foreign, Kept, Listing, Record};
 use crate::resources::Resource;
@@ -86,7 +87,9 @@ impl Refresher {
     /// [`Error`]; then nothing was kept, and the lease still stands.
     pub async fn run(&self, refresh: &Refresh) -> Result<Kept, Error> {
         let pages = fetch(&self.client, refresh.resource, &refresh.link_id, refresh.is_urgent).await?;
+        // What an earlier webhook counted says nothing about a list that nobody promised.
         if pages.is_empty()
+            && refresh.is_urgent
             && refresh.webhook_count.is_some_and(|count| count > 0)
             && refresh.attempts < MOST_INCOMPLETE
         {
@@ -128,6 +131,7 @@ impl Refresher {
                     touched_seq: change,
                 };
                 if queue::settle(tx, &refresh, outcome)? {
+                    links::note_listed(tx, link_id, resource, listing.records.is_empty(), listing.fetched_at)?;
                     Ok(kept)
                 } else {
                     Err(StoreError::Overtaken("this refresh"))

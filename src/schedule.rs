@@ -6,16 +6,19 @@
 //! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
 //! done.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
+use crate::links::SAME_VISIT;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
 use crate::store::{self, Store, args};
@@ -39,6 +42,9 @@ const KEEP: Duration = Duration::from_hours(90 * 24);
 /// Marks in one transaction, so that webhooks between two of them are not kept waiting.
 const MARKS_AT_ONCE: usize = 500;
 
+/// So long after a link was made, an empty list of it may still be one that Belvo has not loaded.
+const FIRST_LOAD: Duration = Duration::from_hours(24);
+
 /// What the daemon does for a job; everything but [`Action::Fetch`], which is a matter of the queue alone.
 pub trait Actions: Send + Sync + 'static {
     /// Does the job's action once and gives how many things it touched. Dropped when the daemon ends.
@@ -61,9 +67,60 @@ impl From<store::Error> for Failed {
     }
 }
 
-/// Runs `jobs` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next slot.
+/// Jobs, and the way to ask for one of them between its slots. Cheap to clone.
+#[derive(Clone)]
+pub struct Asker(Arc<BTreeMap<String, (Job, mpsc::Sender<Answer>)>>);
+
+/// Who waits for what came of a run that was asked for.
+type Answer = oneshot::Sender<Result<u64, Failed>>;
+
+/// What is asked of each job.
+pub struct Asked(Vec<(Job, mpsc::Receiver<Answer>)>);
+
+impl Asker {
+    /// A way to ask for one of `jobs`, and the other end of it, for [`run`].
+    pub fn new(jobs: Vec<Job>) -> (Self, Asked) {
+        let (mut asker, mut asked) = (BTreeMap::new(), Vec::new());
+        for job in jobs {
+            let (sender, receiver) = mpsc::channel(1);
+            asker.insert(job.name.clone(), (job.clone(), sender));
+            asked.push((job, receiver));
+        }
+        (Self(Arc::new(asker)), Asked(asked))
+    }
+
+    /// The jobs, by name.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.0.values().map(|(job, _)| job)
+    }
+
+    /// Whether there is a job called `name`.
+    pub fn knows(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Runs the job called `name` once, after the run that is going, and gives how many things it touched. `None` when
+    /// there is no such job, or the schedule ends.
+    pub async fn run_now(&self, name: &str) -> Option<Result<u64, Failed>> {
+        let (answer, result) = oneshot::channel();
+        self.0.get(name)?.1.send(answer).await.ok()?;
+        result.await.ok()
+    }
+}
+
+/// When jobs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// At their slots, and when asked for.
+    Slots,
+    /// Only when asked for.
+    OnRequest,
+}
+
+/// Runs the jobs of `asked` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next slot.
 pub async fn run(
-    jobs: Vec<Job>,
+    asked: Asked,
+    times: Times,
     store: Store,
     queue: Queue,
     clock: Clock,
@@ -71,9 +128,9 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut watches = JoinSet::new();
-    for job in jobs {
+    for (job, asked) in asked.0 {
         let watch = Watch { job: Arc::new(job), store: store.clone(), queue: queue.clone(), clock: clock.clone() };
-        watches.spawn(watch.run(Arc::clone(&actions), shutdown.clone()));
+        watches.spawn(watch.run(times, asked, Arc::clone(&actions), shutdown.clone()));
     }
     watches.join_all().await;
 }
@@ -87,10 +144,29 @@ struct Watch {
 }
 
 impl Watch {
-    async fn run(self, actions: Arc<impl Actions>, shutdown: CancellationToken) {
+    async fn run(
+        self,
+        times: Times,
+        mut asked: mpsc::Receiver<Answer>,
+        actions: Arc<impl Actions>,
+        shutdown: CancellationToken,
+    ) {
+        let keeps_time = times == Times::Slots;
         let mut nap = self.begin().await.map_or_else(|error| self.complain(&error), |()| Duration::ZERO);
-        while shutdown.run_until_cancelled(tokio::time::sleep(nap)).await.is_some() {
-            nap = self.step(&actions, &shutdown).await.unwrap_or_else(|error| self.complain(&error));
+        loop {
+            // One after the other: a run that is still going is not started again, whoever asks.
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(nap), if keeps_time => {
+                    nap = self.step(&actions, &shutdown).await.unwrap_or_else(|error| self.complain(&error));
+                }
+                Some(answer) = asked.recv() => {
+                    if let Some(result) = shutdown.run_until_cancelled(self.act(Arc::clone(&actions))).await {
+                        // Whoever asked may have left.
+                        let _ = answer.send(result);
+                    }
+                }
+            }
         }
     }
 
@@ -210,18 +286,19 @@ impl Watch {
     }
 }
 
-/// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are. Links that wait for a
-/// person are left alone.
+/// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are.
 async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) -> Result<u64, store::Error> {
     let mut marked = 0;
     for &resource in &scope.resources {
-        let stale = find_stale(scope, resource, store, now).await?;
-        for links in stale.chunks(MARKS_AT_ONCE) {
-            let links = links.to_vec();
-            marked += links.len() as u64;
+        let mut after = String::new();
+        loop {
+            let stale = find_stale(scope, resource, after, store, now).await?;
+            let Some(last) = stale.last() else { break };
+            after = last.as_str().to_owned();
+            marked += stale.len() as u64;
             store
                 .write(move |tx| {
-                    links.iter().try_for_each(|link_id| queue::mark(tx, link_id, resource, Trigger::Schedule, now))
+                    stale.iter().try_for_each(|link_id| queue::mark(tx, link_id, resource, Trigger::Schedule, now))
                 })
                 .await?;
             queue.announce();
@@ -230,20 +307,39 @@ async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp)
     Ok(marked)
 }
 
+/// The next links after `after`, by id, of which the resource may have changed since it was last listed. Of a single link
+/// nothing does after its first load, for which Belvo has a day. Of a recurrent one nothing does while Belvo, asked not
+/// longer ago than the scope's age, has not been at the institution since it read what is held; but it is not believed for
+/// longer than the link's own rhythm. Paused links, and refreshes that wait for a person, are left alone.
 async fn find_stale(
     scope: &Scope,
     resource: &'static Resource,
+    after: String,
     store: &Store,
     now: Timestamp,
 ) -> Result<Vec<LinkId>, store::Error> {
     let before = earlier(now, scope.older_than);
     let access_mode = scope.access_mode.clone();
-    let sql = "SELECT links.link_id FROM links \
-         LEFT JOIN refreshes ON refreshes.link_id = links.link_id AND refreshes.resource = $1 \
-         WHERE (CAST($2 AS TEXT) IS NULL OR links.access_mode = $2) AND (refreshes.link_id IS NULL OR \
-         (refreshes.blocked_reason IS NULL AND refreshes.due_at IS NULL AND refreshes.lease IS NULL AND \
-         (refreshes.last_fetched_at IS NULL OR refreshes.last_fetched_at <= $3)))";
-    store.read(move |tx| tx.all(sql, args![resource.name, access_mode.as_deref(), before], |row| row.link_id(0))).await
+    let read_by_belvo = format!("%\"{}\"%", resource.webhook_type);
+    let (loaded_by, same_visit) = (earlier(now, FIRST_LOAD), i64::try_from(SAME_VISIT.as_micros()).unwrap_or(0));
+    let sql = "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+         WHERE l.link_id > $4 AND (CAST($2 AS TEXT) IS NULL OR l.access_mode = $2) AND l.paused_reason IS NULL \
+         AND (l.fetch_resources IS NULL OR l.fetch_resources LIKE $5 OR f.last_collected_at IS NOT NULL) \
+         AND (f.link_id IS NULL OR (f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
+         AND (f.last_fetched_at IS NULL OR f.last_fetched_at <= $3))) \
+         AND CASE WHEN l.access_mode = 'single' \
+         THEN f.last_fetched_at IS NULL OR (f.last_collected_at IS NULL AND l.first_seen_at > $6) \
+         ELSE NOT coalesce(l.looked_up_at > $3 AND f.last_collected_at >= l.last_accessed_at - $7 \
+         AND f.last_fetched_at > $8 - CASE l.refresh_rate WHEN '6h' THEN 21600000000 WHEN '12h' THEN 43200000000 \
+         WHEN '24h' THEN 86400000000 WHEN '7d' THEN 604800000000 WHEN '30d' THEN 2592000000000 ELSE 0 END, FALSE) END \
+         ORDER BY l.link_id LIMIT $9";
+    let limit = i64::try_from(MARKS_AT_ONCE).unwrap_or(i64::MAX);
+    let find = move |tx: &store::Tx<'_>| {
+        let mode = access_mode.as_deref();
+        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, loaded_by, same_visit, now, limit];
+        tx.all(sql, args, |row| row.link_id(0))
+    };
+    store.read(find).await
 }
 
 fn earlier(at: Timestamp, by: Duration) -> Timestamp {
@@ -385,6 +481,85 @@ mod tests {
                 assert_eq!(world.runs(&daily).await, runs, "{schedule} until {day}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_a_crash_cut_off_is_not_run_again_and_the_next_one_is() {
+        let world = World::at("2026-03-02T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        world.clock_says("2026-03-02T13:00:00Z");
+        // Fired, and then nothing more: kill -9.
+        let clock = Clock::from_fn(|| Timestamp::parse("2026-03-02T13:00:00Z").unwrap());
+        let queue = Queue::open(world.store.clone(), clock.clone()).await.unwrap();
+        let watch = Watch { job: Arc::new(hourly.clone()), store: world.store.clone(), queue, clock };
+        assert!(watch.claim(Timestamp::parse("2026-03-02T13:00:00Z").unwrap(), "schedule").await.unwrap());
+        world.clock_says("2026-03-02T13:05:00Z");
+        assert_eq!(world.runs(&hourly).await, 0);
+        world.clock_says("2026-03-02T14:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        assert_eq!(world.reasons("hourly"), ["first-start noted", "schedule interrupted", "schedule done"]);
+    }
+
+    #[tokio::test]
+    async fn a_fetch_asks_only_for_what_may_have_changed() {
+        let world = World::at("2026-03-02T12:31:00Z");
+        let now = world.now.load(Ordering::Relaxed);
+        let fetch = "schedule = \"*/15 * * * *\"\ntimezone = \"UTC\"\naction = \"fetch\"\n\
+             [scope]\nolder_than = \"24h\"\nresources = [\"owners\"]";
+        let fetch = Job::parse("fetch", "jobs/fetch.toml", fetch).unwrap();
+        world.runs(&fetch).await;
+        let hours_ago = move |hours: i64| now - hours * 3_600_000_000;
+        // Belvo was asked an hour ago, and everything was listed 30 hours ago, but where a row says otherwise.
+        let links: [(&str, &str, &str); 11] = [
+            ("1 a visit since", "", "last_accessed_at = $9"),
+            ("2 no visit since", "", ""),
+            ("3 asked long ago", "", "looked_up_at = $30"),
+            ("4 its rhythm is over", "", "refresh_rate = '24h'"),
+            ("5 nobody knows its rhythm", "", "refresh_rate = NULL"),
+            ("6 paused", "", "last_accessed_at = $9, paused_reason = 'link_needs_user'"),
+            ("7 owners are not read", "last_collected_at = NULL", "fetch_resources = '[\"EMPLOYMENTS\"]'"),
+            ("8 single and loaded", "", "access_mode = 'single', last_accessed_at = $9"),
+            ("9 single and empty for days", "last_collected_at = NULL", "access_mode = 'single', first_seen_at = $30"),
+            (
+                "a single and empty since today",
+                "last_collected_at = NULL",
+                "access_mode = 'single', first_seen_at = $9",
+            ),
+            ("b single and never listed", "last_fetched_at = NULL, last_collected_at = NULL", "access_mode = 'single'"),
+        ];
+        let told =
+            |text: &str| text.replace("$9", &hours_ago(9).to_string()).replace("$30", &hours_ago(30).to_string());
+        for (name, refresh, link) in links {
+            let id = format!("{}0000000-0000-4000-8000-000000000000", &name[..1]);
+            let mut sql = vec![
+                format!(
+                    "INSERT INTO links (link_id, access_mode, refresh_rate, first_seen_at, looked_up_at, last_accessed_at, changed_seq) \
+                     VALUES ('{id}', 'recurrent', '7d', 0, {}, {}, 0)",
+                    hours_ago(1),
+                    hours_ago(31)
+                ),
+                format!(
+                    "INSERT INTO refreshes (link_id, resource, marks, cleared, priority, last_fetched_at, last_collected_at) \
+                     VALUES ('{id}', 'owners', 1, 1, 0, {}, {})",
+                    hours_ago(30),
+                    hours_ago(31)
+                ),
+            ];
+            if !refresh.is_empty() {
+                sql.push(format!("UPDATE refreshes SET {} WHERE link_id = '{id}'", told(refresh)));
+            }
+            if !link.is_empty() {
+                sql.push(format!("UPDATE links SET {} WHERE link_id = '{id}'", told(link)));
+            }
+            let run = move |tx: &store::Tx<'_>| sql.iter().try_for_each(|sql| tx.execute(sql, args![]).map(drop));
+            world.store.write(run).await.unwrap();
+        }
+        world.clock_says("2026-03-02T12:45:00Z");
+        world.runs(&fetch).await;
+        let due = "SELECT substr(link_id, 1, 1) FROM refreshes WHERE due_at IS NOT NULL ORDER BY link_id";
+        let due = world.store.readers().read(|tx| tx.all(due, args![], |row| row.text(0))).unwrap();
+        assert_eq!(due, ["1", "3", "4", "5", "a", "b"]);
     }
 
     #[tokio::test]

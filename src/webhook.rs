@@ -29,6 +29,7 @@ use crate::store::{Error, Store, Tx, args};
 mod crowd;
 mod door;
 mod event;
+pub mod log;
 mod reply;
 mod wire;
 
@@ -261,16 +262,24 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
             body
         ],
     )?;
+    follow(tx, event, received_at)
+}
+
+/// Does what the event says.
+fn follow(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp) -> Result<(), Error> {
     let Some(link_id) = &event.link_id else { return Ok(()) };
     match &event.subject {
         Subject::Resource(resource, count) => {
-            links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
+            let paused = links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
             queue::mark(tx, link_id, resource, Trigger::Webhook, received_at)?;
             queue::note_count(tx, link_id, resource, *count)?;
+            if let Some(reason) = paused {
+                links::note_news(tx, link_id, &reason, received_at)?;
+            }
         }
         Subject::Status(status) => {
             links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
-            links::note_status(tx, link_id, status)?;
+            links::note_status(tx, link_id, status, received_at)?;
         }
         Subject::Unknown => {}
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::belvo::Decision;
 use crate::clock::Clock;
+use crate::links;
 use crate::queue::{self, Outcome, Queue, Refresh};
 use crate::refresh::{Error, Refresher};
 use crate::store;
@@ -119,7 +120,7 @@ impl Worker {
             let (refresher, refresh) = (self.refresher.clone(), refresh.clone());
             async move { refresher.run(&refresh).await }
         });
-        let outcome = match running.await {
+        let (outcome, failure) = match running.await {
             Ok(Ok(kept)) => {
                 metrics::counter!("vinculo_refreshes_total", "resource" => resource, "outcome" => "ok").increment(1);
                 if kept.late > 0 {
@@ -128,16 +129,27 @@ impl Worker {
                 tracing::debug!(link_id = %refresh.link_id, resource, versions = kept.versions, "refreshed");
                 return;
             }
-            Ok(Err(error)) => self.failed(&refresh, &error),
+            Ok(Err(error)) => {
+                let outcome = self.failed(&refresh, &error);
+                (outcome, if let Error::Belvo(failure) = error { Some(failure) } else { None })
+            }
             Err(_) => {
                 tracing::error!(code = "panic", link_id = %refresh.link_id, resource, "the refresh panicked; it is tried again, and this is a defect to report");
                 let now = self.clock.now();
-                Outcome::Postponed { code: "panic", at: now, until: now + Duration::from_mins(1) }
+                (Outcome::Postponed { code: "panic", at: now, until: now + Duration::from_mins(1) }, None)
             }
         };
         let (Outcome::Postponed { code, .. } | Outcome::Blocked { code, .. }) = outcome else { return };
         metrics::counter!("vinculo_refreshes_total", "resource" => resource, "outcome" => code).increment(1);
-        let settled = self.refresher.store.write(move |tx| queue::settle(tx, &refresh, outcome)).await;
+        let settled = self.refresher.store.write(move |tx| {
+            let is_ours = queue::settle(tx, &refresh, outcome)?;
+            if let (true, Outcome::Blocked { at, .. }, Some(failure)) = (is_ours, outcome, &failure) {
+                links::note_failure(tx, &refresh.link_id, failure, at)?;
+            }
+            // The link may have been paused while this ran.
+            links::hold(tx, &refresh.link_id, Some(refresh.resource))
+        });
+        let settled = settled.await;
         if let Err(error) = settled {
             tracing::error!(
                 code = error.code(),
@@ -169,7 +181,11 @@ impl Worker {
                         Outcome::Blocked { code: failure.code, at }
                     }
                     Decision::Retry | Decision::RetryAfter(_) | Decision::Gone | Decision::Stop => {
-                        tracing::warn!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}");
+                        if failure.is_worth_a_report(attempt) {
+                            tracing::error!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}; it goes on for long: report Belvo's request id to Belvo");
+                        } else {
+                            tracing::warn!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}");
+                        }
                         later(delay)
                     }
                 }

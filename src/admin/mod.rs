@@ -1,25 +1,32 @@
-//! The listener for operators: health, readiness and metrics.
+//! The listener for operators: health, readiness, metrics, and the API under `/v1`.
 //!
-//! *Takes* a bound listener, the standing [`Problems`] and the recorder of metrics. *Promises* that nothing it answers
-//! holds personal data, and that a page in a browser cannot reach it under a name of its own (`admin.allowed_hosts`).
+//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics and the routes of the API. *Promises* that
+//! nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
+//! (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under `/v1` is answered, not even
+//! that it is not there, without `admin.token`. *Not here*: what the API can do; see [`v1`].
 
 use std::io;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use secrecy::ExposeSecret;
 use serde_json::json;
+use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::config;
 use crate::problems::Problems;
 
+pub mod client;
 mod metrics;
 pub mod status;
+pub mod v1;
 
 pub use metrics::Recorder;
 
@@ -29,12 +36,16 @@ pub struct Admin {
     problems: Problems,
     recorder: Recorder,
     allowed_hosts: Arc<[String]>,
+    /// Hash of the token, so that comparing takes as long for every guess.
+    token: Option<blake3::Hash>,
+    api: Router,
 }
 
 impl Admin {
-    /// Answers from `problems` and `recorder` to requests for `allowed_hosts`, names without port.
-    pub fn new(problems: Problems, recorder: Recorder, allowed_hosts: &[String]) -> Self {
-        Self { problems, recorder, allowed_hosts: allowed_hosts.into() }
+    /// Answers from `problems`, `recorder` and `api`, the routes under `/v1`, as `settings` say.
+    pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router) -> Self {
+        let token = settings.token.as_ref().map(|token| blake3::hash(token.expose_secret().as_bytes()));
+        Self { problems, recorder, allowed_hosts: settings.allowed_hosts.as_slice().into(), token, api }
     }
 
     /// Serves `listener` until `shutdown`.
@@ -50,10 +61,13 @@ impl Admin {
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(readiness))
             .route("/metrics", get(render_metrics))
+            .with_state(self.clone())
+            .merge(self.api.clone())
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
-            .layer(middleware::from_fn_with_state(self.clone(), check_host))
-            .with_state(self)
+            .layer(middleware::from_fn_with_state(self.clone(), check_token))
+            .layer(middleware::from_fn(check_origin))
+            .layer(middleware::from_fn_with_state(self, check_host))
     }
 }
 
@@ -69,11 +83,71 @@ async fn render_metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "not_found", "there are /healthz, /readyz and /metrics")
+    error(StatusCode::NOT_FOUND, "not_found", "there are /healthz, /readyz, /metrics and the paths under /v1")
 }
 
 async fn method_not_allowed() -> Response {
-    error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "use GET")
+    error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods; see the header Allow")
+}
+
+/// Nothing under `/v1` without the token, and nothing of it is kept by anybody on the way.
+async fn check_token(
+    State(admin): State<Admin>,
+    uri: Uri,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
+    if uri.path() != "/v1" && !uri.path().starts_with("/v1/") {
+        return next.run(request).await;
+    }
+    let mut answer = match (admin.token, has_token(admin.token, &headers)) {
+        (_, true) => next.run(request).await,
+        (Some(_), false) => {
+            error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")
+        }
+        (None, false) => error(
+            StatusCode::UNAUTHORIZED,
+            "no_token_configured",
+            "set admin.token, of 16 characters or more, in the configuration and start the daemon again",
+        ),
+    };
+    if answer.status() == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// Whether there is exactly one `Authorization`, and it is `Bearer` and the token.
+fn has_token(token: Option<blake3::Hash>, headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let given = values.next().map_or(&b""[..], |value| value.as_bytes());
+    let is_only = values.next().is_none();
+    let (scheme, given) = given.split_at(given.len().min(b"Bearer ".len()));
+    let is_equal = token.is_some_and(|token| blake3::hash(given).as_bytes().ct_eq(token.as_bytes()).into());
+    is_only & scheme.eq_ignore_ascii_case(b"Bearer ") & is_equal
+}
+
+/// What changes something does not come from another site's page. A program sends no `Origin`, and passes.
+async fn check_origin(uri: Uri, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let is_harmless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if is_harmless || is_from_here(&uri, &headers) {
+        next.run(request).await
+    } else {
+        error(StatusCode::FORBIDDEN, "cross_site", "a page of another site may not order anything here")
+    }
+}
+
+fn is_from_here(uri: &Uri, headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let asked = uri.authority().map(|authority| authority.as_str()).or_else(|| text("host"));
+    let is_same_origin = text("origin").is_none_or(|origin| {
+        let origin = origin.split_once("://").map(|(_, host)| host);
+        origin.is_some() && origin.zip(asked).is_some_and(|(origin, asked)| origin.eq_ignore_ascii_case(asked))
+    });
+    is_same_origin && text("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"))
 }
 
 /// A page elsewhere that makes its own name point here must not read the answers.
@@ -107,6 +181,8 @@ fn error(status: StatusCode, code: &str, message: &str) -> Response {
 mod tests {
     use super::*;
 
+    const TOKEN: &str = "token-of-the-operator";
+
     struct Served {
         address: std::net::SocketAddr,
         problems: Problems,
@@ -116,16 +192,34 @@ mod tests {
 
     impl Served {
         async fn start() -> Self {
+            Self::with_token(Some(TOKEN)).await
+        }
+
+        /// With an API that answers at `/v1/here`.
+        async fn with_token(token: Option<&str>) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (address, problems, end) =
                 (listener.local_addr().unwrap(), Problems::default(), CancellationToken::new());
-            let admin = Admin::new(problems.clone(), Recorder::global(), &["127.0.0.1".to_owned(), "::1".to_owned()]);
+            let settings = config::Admin {
+                listen: address,
+                token: token.map(|token| token.to_owned().into()),
+                allowed_hosts: vec!["127.0.0.1".to_owned(), "::1".to_owned()],
+            };
+            let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));
+            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api);
             tokio::spawn(admin.serve(listener, end.clone()));
             Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
         }
 
         async fn get(&self, path: &str, host: &str) -> (u16, String) {
-            let request = self.client.get(format!("http://{}{path}", self.address)).header("host", host);
+            self.say(Method::GET, path, &[("host", host)]).await
+        }
+
+        async fn say(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+            let mut request = self.client.request(method, format!("http://{}{path}", self.address));
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
             let answer = request.send().await.unwrap();
             (answer.status().as_u16(), answer.text().await.unwrap())
         }
@@ -149,10 +243,68 @@ mod tests {
     async fn a_foreign_host_an_unknown_path_and_another_method_are_refused() {
         let served = Served::start().await;
         assert_eq!(served.get("/metrics", "attacker.example").await.0, 421);
-        let (status, text) = served.get("/v1/links", "127.0.0.1").await;
+        let (status, text) = served.get("/unknown", "127.0.0.1").await;
         assert!(status == 404 && text.contains("not_found"), "{status} {text}");
-        let posted = served.client.post(format!("http://{}/metrics", served.address)).send().await.unwrap();
-        assert_eq!(posted.status().as_u16(), 405);
+        let (status, text) = served.say(Method::POST, "/metrics", &[]).await;
+        assert!(status == 405 && text.contains("method_not_allowed"), "{status} {text}");
+    }
+
+    #[tokio::test]
+    async fn nothing_under_v1_is_answered_without_the_token() {
+        let served = Served::start().await;
+        let right = format!("Bearer {TOKEN}");
+        let wrong = [
+            vec![],
+            vec![("authorization", "")],
+            vec![("authorization", "Bearer ")],
+            vec![("authorization", TOKEN)],
+            vec![("authorization", "Bearer token-of-the-operatoR")],
+            vec![("authorization", "Basic token-of-the-operator")],
+            vec![("authorization", right.as_str()), ("authorization", "Bearer other")],
+        ];
+        for headers in &wrong {
+            for path in ["/v1", "/v1/here", "/v1/unknown"] {
+                let (status, text) = served.say(Method::GET, path, headers).await;
+                assert!(status == 401 && text.contains(r#""code":"unauthorized""#), "{path} {headers:?} {text}");
+            }
+            assert_eq!(served.say(Method::POST, "/v1/here", headers).await.0, 401, "{headers:?}");
+        }
+        let headers = [("authorization", right.as_str())];
+        assert_eq!(served.say(Method::GET, "/v1/here", &headers).await, (200, "yes".to_owned()));
+        assert_eq!(served.say(Method::GET, "/v1/unknown", &headers).await.0, 404);
+        let (status, text) = served.say(Method::DELETE, "/v1/here", &headers).await;
+        assert!(status == 405 && text.contains("method_not_allowed"), "{status} {text}");
+    }
+
+    #[tokio::test]
+    async fn without_a_configured_token_v1_says_which_key_to_set() {
+        let served = Served::with_token(None).await;
+        for headers in [vec![], vec![("authorization", "Bearer ")]] {
+            let (status, text) = served.say(Method::GET, "/v1/here", &headers).await;
+            assert!(status == 401 && text.contains("admin.token"), "{status} {text}");
+        }
+        assert_eq!(served.get("/healthz", "127.0.0.1").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_page_of_another_site_orders_nothing() {
+        let served = Served::start().await;
+        let (right, own) = (format!("Bearer {TOKEN}"), format!("http://{}", served.address));
+        for (name, value, expected) in [
+            ("origin", "https://attacker.example", 403),
+            ("origin", "null", 403),
+            ("origin", "http://127.0.0.1:1", 403),
+            ("sec-fetch-site", "cross-site", 403),
+            ("sec-fetch-site", "same-site", 403),
+            ("origin", own.as_str(), 200),
+            ("sec-fetch-site", "same-origin", 200),
+            ("x-other", "x", 200),
+        ] {
+            let headers = [("authorization", right.as_str()), (name, value)];
+            assert_eq!(served.say(Method::POST, "/v1/here", &headers).await.0, expected, "{name}: {value}");
+        }
+        let (status, _) = served.say(Method::POST, "/v1/here", &[("origin", "https://attacker.example")]).await;
+        assert_eq!(status, 403);
     }
 
     #[tokio::test]

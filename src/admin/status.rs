@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::belvo::Budget;
 use crate::clock::Timestamp;
+use crate::config;
 use crate::features::reference::Expiry;
 use crate::publish::Manifest;
 use crate::queue::{self, Backlog};
+use crate::resources::Resource;
 use crate::store::{self, Readers, Tx, args};
 
 /// How things stand.
@@ -33,8 +36,12 @@ pub struct Status {
     pub errors: BTreeMap<String, u64>,
     /// Webhooks by what became of them.
     pub webhooks: BTreeMap<String, u64>,
+    /// The same, by type.
+    pub webhooks_by_type: BTreeMap<String, BTreeMap<String, u64>>,
     /// The last run of each job.
     pub jobs: Vec<JobRun>,
+    /// How much of Belvo's request budget is in use; absent without a daemon that tells.
+    pub budget: Option<BudgetUse>,
     /// What readers see; absent before the first publish.
     pub snapshot: Option<Snapshot>,
     /// Until when each reference table knows the law.
@@ -43,6 +50,31 @@ pub struct Status {
     pub durability: Durability,
     /// Versions of the libraries that hold data.
     pub libraries: Libraries,
+}
+
+/// How much of the request budget is in use right now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetUse {
+    /// Calls within the running window.
+    pub in_use: usize,
+    /// Calls that a window may have.
+    pub limit: u32,
+    /// Length of a window, in milliseconds.
+    pub window_ms: u64,
+    /// Until when no call leaves; absent while calls leave.
+    pub paused_until: Option<String>,
+}
+
+impl BudgetUse {
+    /// How much of `budget`, opened with `settings`, is in use.
+    pub fn of(budget: &Budget, settings: config::Budget) -> Self {
+        Self {
+            in_use: budget.in_use(),
+            limit: settings.requests,
+            window_ms: u64::try_from(settings.per.as_millis()).unwrap_or(u64::MAX),
+            paused_until: budget.paused_until().map(|until| until.to_string()),
+        }
+    }
 }
 
 /// The last run of a job.
@@ -122,7 +154,9 @@ impl Status {
                 "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1",
             )?,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
+            webhooks_by_type: webhooks_by_type(tx)?,
             jobs: last_runs(tx)?,
+            budget: None,
             snapshot: Snapshot::read(lake, now),
             reference: Vec::new(),
             durability: Durability {
@@ -142,6 +176,19 @@ impl Status {
 
 fn counts(tx: &Tx<'_>, sql: &str) -> Result<BTreeMap<String, u64>, store::Error> {
     Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+}
+
+/// Types that are not known are one, because anybody may send any.
+fn webhooks_by_type(tx: &Tx<'_>) -> Result<BTreeMap<String, BTreeMap<String, u64>>, store::Error> {
+    let mut by_type = BTreeMap::<String, BTreeMap<String, u64>>::new();
+    tx.each("SELECT webhook_type, outcome, count(*) FROM webhooks GROUP BY 1, 2", args![], |row| {
+        let name = row.opt_text(0)?.unwrap_or_default();
+        let is_known = Resource::by_webhook_type(&name).is_some() || matches!(name.as_str(), "LINK" | "LINKS");
+        let name = if is_known { name } else { "other".to_owned() };
+        *by_type.entry(name).or_default().entry(row.text(1)?).or_default() += row.int(2)?.cast_unsigned();
+        Ok::<_, store::Error>(())
+    })?;
+    Ok(by_type)
 }
 
 fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
@@ -190,6 +237,13 @@ impl fmt::Display for Status {
             grouped(self.retrying),
             grouped(self.blocked)
         )?;
+        if let Some(BudgetUse { in_use, limit, paused_until, .. }) = &self.budget {
+            write!(f, "budget {in_use} of {limit} in use")?;
+            if let Some(until) = paused_until {
+                write!(f, ", paused until {until}")?;
+            }
+            f.write_str(" · ")?;
+        }
         match &self.snapshot {
             Some(snapshot) => {
                 let age = humantime::format_duration(rounded(snapshot.age_seconds));

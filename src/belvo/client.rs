@@ -1,6 +1,7 @@
 //! The HTTP client of Belvo's API.
 //!
-//! *Takes* a path. *Gives* the body of a 200, or a [`Failure`] that names the next step. *Promises* that a call goes to
+//! *Takes* a path, and what is sent with it. *Gives* the body of an answer that is none of an error, or a [`Failure`] that
+//! names the next step. *Promises* that a call goes to
 //! the configured origin and nowhere else, leaves within the budget, ends in time and within bounds, and is sent once:
 //! retries are durable, so they belong to the queue.
 
@@ -12,8 +13,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Response, redirect, retry, tls};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, Response, redirect, retry, tls};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -37,6 +38,7 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     http: reqwest::Client,
+    authorization: HeaderValue,
     settings: config::Belvo,
     budget: Budget,
     gate: Gate,
@@ -54,6 +56,53 @@ pub struct Answer {
     pub fetched_at: Timestamp,
 }
 
+/// A call, before it leaves.
+pub(super) struct Call<'a> {
+    /// How the path is called.
+    pub method: Method,
+    /// Path and query, from the slash on.
+    pub path: &'a str,
+    /// The JSON that is sent.
+    pub body: Option<Bytes>,
+    /// Whether Belvo is to answer before the work is done.
+    pub is_async: bool,
+    /// Whether it may use the reserve of the budget.
+    pub is_urgent: bool,
+    /// Whether it goes to the token's own host, with the keys in the body alone.
+    pub is_for_token: bool,
+    /// Statuses that say that it went well.
+    pub expects: &'static [u16],
+}
+
+impl<'a> Call<'a> {
+    /// Reads `path`.
+    pub(super) fn get(path: &'a str) -> Self {
+        Self::with_method(Method::GET, path, &[200])
+    }
+
+    /// Posts `body`.
+    pub(super) fn post(path: &'a str, body: &serde_json::Value, expects: &'static [u16]) -> Self {
+        Self { body: Some(body.to_string().into()), ..Self::with_method(Method::POST, path, expects) }
+    }
+
+    /// Deletes `path`.
+    pub(super) fn delete(path: &'a str, expects: &'static [u16]) -> Self {
+        Self::with_method(Method::DELETE, path, expects)
+    }
+
+    fn with_method(method: Method, path: &'a str, expects: &'static [u16]) -> Self {
+        Self { method, path, body: None, is_async: false, is_urgent: false, is_for_token: false, expects }
+    }
+
+    fn method_name(&self) -> &'static str {
+        match self.method {
+            Method::POST => "POST",
+            Method::DELETE => "DELETE",
+            _ => "GET",
+        }
+    }
+}
+
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Answer({} bytes)", self.body.len())
@@ -66,11 +115,8 @@ impl Client {
     /// # Errors
     /// When TLS cannot be set up, as on a machine without root certificates.
     pub fn new(settings: &config::Belvo, budget: Budget, clock: Clock) -> io::Result<Self> {
-        let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, authorization(settings)?);
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("vinculo/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy()
@@ -88,6 +134,7 @@ impl Client {
         let http = builder.build().map_err(io::Error::other)?;
         let inner = Inner {
             http,
+            authorization: authorization(settings)?,
             settings: settings.clone(),
             budget,
             gate: Gate::new(),
@@ -102,20 +149,29 @@ impl Client {
     /// # Errors
     /// A [`Failure`], also when the call did not leave because the keys are refused.
     pub async fn get(&self, path_and_query: &str, is_urgent: bool) -> Result<Answer, Failure> {
-        let Ok(pass) = self.0.gate.enter(is_urgent).await else {
-            return Err(Failure::own("api_auth", path_and_query));
+        self.call(&Call { is_urgent, ..Call::get(path_and_query) }).await
+    }
+
+    /// Makes one call.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) async fn call(&self, call: &Call<'_>) -> Result<Answer, Failure> {
+        let failed = |failure: Failure| failure.with_method(call.method_name());
+        let Ok(pass) = self.0.gate.enter(call.is_urgent).await else {
+            return Err(failed(Failure::own("api_auth", call.path)));
         };
-        let permit = self.0.budget.acquire(is_urgent).await;
+        let permit = self.0.budget.acquire(call.is_urgent).await;
         let (left, started_at) = (Instant::now(), self.0.clock.now());
-        let result = match timeout(self.0.settings.total_timeout, self.exchange(path_and_query, permit)).await {
+        let result = match timeout(self.0.settings.total_timeout, self.exchange(call, permit)).await {
             Ok(Ok(body)) => Ok(Answer { body, started_at, fetched_at: self.0.clock.now() }),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(Failure::own("timeout", path_and_query)),
+            Ok(Err(failure)) => Err(failed(failure)),
+            Err(_) => Err(failed(Failure::own("timeout", call.path))),
         };
         let outcome = result.as_ref().map_or_else(|failure| failure.code, |_| "ok");
         metrics::counter!("vinculo_belvo_requests_total", "outcome" => outcome).increment(1);
         metrics::histogram!("vinculo_belvo_request_seconds").record(left.elapsed());
-        pass.ended(fingerprint(path_and_query), ending(&result));
+        pass.ended(fingerprint(call.path), ending(&result));
         result
     }
 
@@ -153,9 +209,14 @@ impl Client {
         &self.0.clock
     }
 
-    async fn exchange(&self, path: &str, permit: Permit) -> Result<Bytes, Failure> {
-        let settings = &self.0.settings;
-        let sent = self.0.http.get(address(&settings.base_url, path)).send();
+    /// The configured settings, for calls whose body is made of them.
+    pub(crate) fn settings(&self) -> &config::Belvo {
+        &self.0.settings
+    }
+
+    async fn exchange(&self, call: &Call<'_>, permit: Permit) -> Result<Bytes, Failure> {
+        let (settings, path) = (&self.0.settings, call.path);
+        let sent = self.request(call).send();
         let response = timeout(settings.connect_timeout + settings.idle_timeout, sent).await;
         permit.answered();
         let response = match response {
@@ -164,23 +225,39 @@ impl Client {
             Err(_) => return Err(Failure::own("timeout", path)),
         };
         let patience = retry_after(response.headers(), self.0.clock.now());
-        if response.status() == 200 && patience.is_none() {
+        let status = response.status().as_u16();
+        if call.expects.contains(&status) && patience.is_none() {
             *self.lock_cool_downs() = 0;
             return self
                 .body(response, settings.max_body)
                 .await
-                .map_err(|code| Failure::own(code, path).with_status(200));
+                .map_err(|code| Failure::own(code, path).with_status(status));
         }
-        let status = response.status().as_u16();
-        if status == 200 {
+        if call.expects.contains(&status) {
             self.0.budget.pause(patience.unwrap_or_default());
             return self
                 .body(response, settings.max_body)
                 .await
-                .map_err(|code| Failure::own(code, path).with_status(200));
+                .map_err(|code| Failure::own(code, path).with_status(status));
         }
         let said = self.error_body(response).await;
         Err(self.cool_down(Failure::of_answer(path, status, &said), patience))
+    }
+
+    fn request(&self, call: &Call<'_>) -> reqwest::RequestBuilder {
+        let settings = &self.0.settings;
+        let base = if call.is_for_token { &settings.token_url } else { &settings.base_url };
+        let mut request = self.0.http.request(call.method.clone(), address(base, call.path));
+        if !call.is_for_token {
+            request = request.header(AUTHORIZATION, self.0.authorization.clone());
+        }
+        if call.is_async {
+            request = request.header("x-belvo-request-mode", "async");
+        }
+        if let Some(body) = &call.body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        request
     }
 
     /// The body, or the code of what went wrong.

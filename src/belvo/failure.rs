@@ -11,6 +11,10 @@ use serde::Deserialize;
 
 use self::Decision::{AskUser, Gone, Never, Retry, Stop};
 use self::Pace::{Quick, Slow};
+use self::Trouble::{Account, Down, Keys, Limit, Link};
+
+/// Failures in a row after which Belvo should be told.
+const REPORTED_AFTER: u32 = 3;
 
 /// What the caller does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub(super) enum Pace {
     Quick,
     /// Minutes.
     Slow,
+    /// As many minutes as Belvo named.
+    Minutes(u64),
 }
 
 /// A call that gave nothing.
@@ -51,6 +57,8 @@ pub struct Failure {
     pub belvo_code: Option<&'static str>,
     /// Belvo's request id, for its support: 32 hexadecimal digits.
     pub request_id: Option<String>,
+    /// How it was asked.
+    method: &'static str,
     /// What was asked for, without its query.
     path: String,
     pace: Pace,
@@ -66,6 +74,7 @@ impl Failure {
             http_status: None,
             belvo_code: None,
             request_id: None,
+            method: "GET",
             path: without_query(path),
             pace: Quick,
         }
@@ -74,6 +83,12 @@ impl Failure {
     /// The same failure, with the status of the answer that was no use.
     pub(crate) fn with_status(mut self, status: u16) -> Self {
         self.http_status = Some(status);
+        self
+    }
+
+    /// The same failure of a call with another method than GET.
+    pub(super) fn with_method(mut self, method: &'static str) -> Self {
+        self.method = method;
         self
     }
 
@@ -105,6 +120,7 @@ impl Failure {
             http_status: Some(status),
             belvo_code,
             request_id,
+            method: "GET",
             path: without_query(path),
             pace: rule.pace,
         }
@@ -122,16 +138,28 @@ impl Failure {
             (Quick, _) => 240,
             (Slow, 0..=3) => 300 << attempts,
             (Slow, _) => 3600,
+            (Pace::Minutes(minutes), _) => 60 * minutes,
         };
         let wait = Duration::from_secs(seconds);
         wait + spread(wait, rng)
     }
 
+    /// Whether the `attempt`-th failure in a row is the one that Belvo wants to hear of: it asks that its own errors and
+    /// time-outs are tried three times, and then reported.
+    pub fn is_worth_a_report(&self, attempt: u32) -> bool {
+        attempt == REPORTED_AFTER && matches!(self.code, "api_down" | "api_timeout")
+    }
+
     /// What an operator does about it.
     pub fn advice(&self) -> &'static str {
-        let own = OWN.iter().find(|own| own.code == self.code);
-        own.map_or("it is tried again by itself", |own| own.advice)
+        advice(self.code)
     }
+}
+
+/// What an operator does about a failure with the stable code `code`.
+pub fn advice(code: &str) -> &'static str {
+    let own = OWN.iter().find(|own| own.code == code);
+    own.map_or("it is tried again by itself", |own| own.advice)
 }
 
 /// Up to a quarter of `wait`.
@@ -142,7 +170,7 @@ fn spread(wait: Duration, rng: &mut impl Rng) -> Duration {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = OWN.iter().find(|own| own.code == self.code).map_or("failed", |own| own.what);
-        write!(f, "GET {}: {what}", self.path)?;
+        write!(f, "{} {}: {what}", self.method, self.path)?;
         let mut separator = " (";
         for (name, value) in [
             ("status", self.http_status.map(|status| status.to_string())),
@@ -161,46 +189,81 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// One of our codes: what happened, what the caller does, and what an operator does.
+/// Whose trouble a failure is, for exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The keys are refused.
+    Keys,
+    /// The account may not do this.
+    Account,
+    /// Belvo's limit was reached.
+    Limit,
+    /// Belvo, the institution or the way to them is down.
+    Down,
+    /// It is about this link or request alone.
+    Link,
+}
+
+/// What one of our codes means, in words for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Meaning {
+    /// Whose trouble it is.
+    pub trouble: Trouble,
+    /// What happened.
+    pub what: &'static str,
+    /// What to do next.
+    pub advice: &'static str,
+}
+
+/// The meaning of `code`, the code of a [`Failure`] or why a link is paused; `None` for codes of other parts.
+pub fn meaning(code: &str) -> Option<Meaning> {
+    let own = OWN.iter().find(|own| own.code == code)?;
+    Some(Meaning { trouble: own.trouble, what: own.what, advice: own.advice })
+}
+
+/// One of our codes: what happened, what the caller does, whose trouble it is, and what an operator does.
 struct Own {
     code: &'static str,
     kind: Decision,
+    trouble: Trouble,
     what: &'static str,
     advice: &'static str,
 }
 
 macro_rules! own {
-    ($($code:literal, $kind:expr, $what:literal, $advice:literal;)*) => {
+    ($($code:literal, $kind:expr, $trouble:expr, $what:literal, $advice:literal;)*) => {
         /// Every code that a [`Failure`] can have.
-        static OWN: &[Own] = &[$(Own { code: $code, kind: $kind, what: $what, advice: $advice }),*];
+        static OWN: &[Own] = &[$(Own { code: $code, kind: $kind, trouble: $trouble, what: $what, advice: $advice }),*];
     };
 }
 
 own! {
-    "api_auth", Stop, "Belvo refuses the keys", "check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url";
-    "api_forbidden", Never, "Belvo forbids this call to the account", "ask Belvo to enable the resource, then refresh the link";
-    "institution_refuses", Retry, "the institution refuses Belvo", "it is tried again in some minutes";
-    "institution_down", Retry, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
-    "link_cooling", Retry, "the link was refreshed minutes ago", "it is tried again in some minutes";
-    "api_blocked", Retry, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
-    "rate_limited", Retry, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
-    "link_needs_user", AskUser, "the link needs its user", "let the user open the widget in update mode";
-    "link_expired", AskUser, "the link's credentials have expired at Belvo", "let the user connect again";
-    "not_found", Gone, "Belvo does not know it", "it is asked once more before anything ends";
-    "bad_request", Never, "Belvo finds the request wrong", "report this with Belvo's request id";
-    "api_down", Retry, "Belvo failed", "it is tried again by itself; report Belvo's request id when it stays";
-    "api_timeout", Retry, "Belvo took too long", "it is tried again by itself";
-    "unexpected_status", Retry, "an answer that is no list", "check belvo.base_url; it is tried again by itself";
-    "redirected", Retry, "the answer leads elsewhere and is not followed", "check belvo.base_url; it is tried again by itself";
-    "unreachable", Retry, "no connection", "check belvo.base_url, DNS and the network; it is tried again by itself";
-    "tls_refused", Retry, "the server's certificate is not trusted, so nothing was sent", "check belvo.base_url and ca-certificates";
-    "timeout", Retry, "no answer in time", "it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout";
-    "truncated", Retry, "the answer was cut short and thrown away", "it is tried again by itself";
-    "too_large", Never, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size, then refresh the link";
-    "not_json", Retry, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
-    "not_a_list", Retry, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
-    "foreign_next", Retry, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
-    "inconsistent_pages", Retry, "the pages do not make one list", "it is tried again by itself";
+    "api_auth", Stop, Keys, "Belvo refuses the keys", "check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url";
+    "api_forbidden", Never, Account, "Belvo forbids this call to the account", "ask Belvo to enable the resource, then refresh the link";
+    "institution_refuses", Retry, Down, "the institution refuses Belvo", "it is tried again in some minutes";
+    "institution_down", Retry, Down, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
+    "link_cooling", Retry, Down, "the link was refreshed minutes ago", "it is tried again in some minutes";
+    "api_blocked", Retry, Limit, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
+    "rate_limited", Retry, Limit, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
+    "link_needs_user", AskUser, Link, "the link needs its user", "let the user open the widget in update mode";
+    "link_expired", AskUser, Link, "the link's credentials have expired at Belvo", "let the user connect again";
+    "link_deleted", AskUser, Link, "the link was deleted at Belvo", "its rows stay; let the user connect again for new data";
+    "resource_refused", Never, Link, "the institution does not offer this resource for the link", "leave it out of the link's fetch_resources";
+    "not_found", Gone, Link, "Belvo does not know it", "it is asked for again before anything ends; let the user connect again when it stays";
+    "bad_request", Never, Link, "Belvo finds the request wrong", "report this with Belvo's request id";
+    "api_down", Retry, Down, "Belvo failed", "it is tried again by itself; report Belvo's request id when it stays";
+    "api_timeout", Retry, Down, "Belvo took too long", "it is tried again by itself";
+    "unexpected_status", Retry, Down, "an answer that is no list", "check belvo.base_url; it is tried again by itself";
+    "redirected", Retry, Down, "the answer leads elsewhere and is not followed", "check belvo.base_url; it is tried again by itself";
+    "unreachable", Retry, Down, "no connection", "check belvo.base_url, DNS and the network; it is tried again by itself";
+    "tls_refused", Retry, Down, "the server's certificate is not trusted, so nothing was sent", "check belvo.base_url and ca-certificates";
+    "timeout", Retry, Down, "no answer in time", "it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout";
+    "truncated", Retry, Down, "the answer was cut short and thrown away", "it is tried again by itself";
+    "too_large", Never, Link, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size, then refresh the link";
+    "not_json", Retry, Down, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
+    "not_a_list", Retry, Down, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
+    "foreign_next", Retry, Down, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
+    "inconsistent_pages", Retry, Down, "the pages do not make one list", "it is tried again by itself";
 }
 
 /// What a status and a code of Belvo's mean.
@@ -245,10 +308,10 @@ rules! {
     400, "too_many_sessions", Retry, Quick, "institution_refuses";
     400, "unavailable_data", Retry, Slow, "institution_down";
     400, "unconfirmed_link", AskUser, Quick, "link_needs_user";
-    400, "unsupported_operation", Never, Quick, "api_forbidden";
-    400, "operational_limits_reached", Never, Quick, "api_forbidden";
+    400, "unsupported_operation", Never, Quick, "resource_refused";
+    400, "operational_limits_reached", Never, Quick, "resource_refused";
     401, "authentication_failed", Stop, Quick, "api_auth";
-    401, "consent_without_accounts", Never, Quick, "api_forbidden";
+    401, "consent_without_accounts", Never, Quick, "resource_refused";
     403, "access_to_production_denied", Never, Quick, "api_forbidden";
     403, "access_to_resource_denied", Never, Quick, "api_forbidden";
     403, "permission_denied", Retry, Slow, "institution_refuses";
@@ -272,6 +335,11 @@ fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
     let code = error.code.as_deref().unwrap_or("null");
     let mut rule = *RULES.iter().find(|rule| rule.status == status && rule.belvo_code == code)?;
     let message = error.message.as_deref().unwrap_or_default().to_ascii_lowercase();
+    if rule.code == "link_cooling"
+        && let Some(minutes) = message.split_whitespace().find_map(|word| word.parse::<u64>().ok())
+    {
+        rule.pace = Pace::Minutes(minutes.clamp(1, 60));
+    }
     if code == "login_error" && message.contains(LOGIN_FAILED_BY_CHANCE) {
         rule = Rule { kind: Retry, pace: Slow, code: "institution_refuses", ..rule };
     }
@@ -409,6 +477,15 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_was_refreshed_waits_the_minutes_that_belvo_names() {
+        let cooling =
+            |message: &str| answered(409, &body("link_refreshed", message)).delay(0, &mut rand::rng()).as_secs();
+        assert!((420..=525).contains(&cooling("Please wait 7 minutes before trying again.")));
+        assert!((300..=375).contains(&cooling("Please wait.")));
+        assert!(cooling("Please wait 99999999 minutes.") <= 4500);
+    }
+
+    #[test]
     fn no_text_of_belvos_and_no_query_is_shown() {
         let failure =
             answered(400, r#"[{"code":"99000000191","message":"Maria","request_id":"Maria","field":"99000000191"}]"#);
@@ -418,7 +495,7 @@ mod tests {
         assert_eq!(
             answered(404, &body("not_found", "")).to_string(),
             "GET /api/owners/: Belvo does not know it (status 404, code not_found, Belvo's request id 2675b703b9d04a9a8f3d6b8f0c0a4d2e); \
-             it is asked once more before anything ends"
+             it is asked for again before anything ends; let the user connect again when it stays"
         );
         assert_eq!(
             Failure::own("timeout", "/api/owners/").to_string(),

@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::client::Call;
 use super::page::{Next, Page};
-use super::{Client, Failure, LinkId};
+use super::{Client, Decision, Failure, LinkId};
 use crate::clock::Timestamp;
 
 const PATH: &str = "/api/links/";
@@ -91,9 +92,67 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
     let list: Vec<&str> = ids.iter().map(LinkId::as_str).collect();
     let page = call(client, &format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS))).await?;
     if page.has_next {
+        return Err(inconsistent());
+    }
+    Ok(page.links)
+}
+
+/// The links that Belvo knows by our own id of their user.
+///
+/// # Errors
+/// A [`Failure`]; `inconsistent_pages` when one page does not hold them.
+pub async fn by_external_id(client: &Client, external_id: &str) -> Result<Vec<LinkObject>, Failure> {
+    let id: String = url::form_urlencoded::byte_serialize(external_id.as_bytes()).collect();
+    let page = call(client, &format!("{PATH}?external_id={id}&page_size={MOST_IDS}")).await?;
+    if page.has_next {
         return Err(Failure::own("inconsistent_pages", PATH));
     }
     Ok(page.links)
+}
+
+/// Lets Belvo delete a link and all that it holds of it. `Accepted` says that a `link_deleted` webhook will follow.
+///
+/// # Errors
+/// A [`Failure`].
+pub async fn delete(client: &Client, id: &LinkId) -> Result<Deletion, Failure> {
+    let path = format!("{PATH}{id}/");
+    // Belvo takes five of the other kind a minute.
+    let call = Call { is_async: true, ..Call::delete(&path, &[202, 204]) };
+    match client.call(&call).await {
+        Ok(answer) if answer.body.is_empty() => Ok(Deletion::Done),
+        Ok(_) => Ok(Deletion::Accepted),
+        Err(failure) if failure.kind == Decision::Gone => Ok(Deletion::Done),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// What an ask to delete a link came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// Belvo deletes it, and will say so.
+    Accepted,
+    /// It is gone, maybe since long ago.
+    Done,
+}
+
+/// Lets Belvo read the institution again for `resources`, in its spelling; historical webhooks follow.
+///
+/// # Errors
+/// A [`Failure`]; `link_cooling` with the time to wait when the link was refreshed minutes ago.
+pub async fn refresh(client: &Client, id: &LinkId, resources: &[&str]) -> Result<(), Failure> {
+    let path = format!("{PATH}{id}/refresh/");
+    let body = serde_json::json!({ "fetch_resources": resources });
+    client.call(&Call::post(&path, &body, &[200, 201, 202])).await.map(drop)
+}
+
+/// Lets Belvo read the institution again for the resource at `endpoint` alone; a webhook follows.
+///
+/// # Errors
+/// A [`Failure`].
+pub async fn collect(client: &Client, id: &LinkId, endpoint: &str) -> Result<(), Failure> {
+    let body = serde_json::json!({ "link": id.as_str(), "save_data": true });
+    let call = Call { is_async: true, ..Call::post(endpoint, &body, &[200, 201, 202]) };
+    client.call(&call).await.map(drop)
 }
 
 /// One link.
@@ -105,6 +164,11 @@ pub async fn get(client: &Client, id: &LinkId) -> Result<LinkObject, Failure> {
     let answer = client.get(&path, false).await?;
     let text = std::str::from_utf8(&answer.body).map_err(|_| Failure::own("not_json", &path))?;
     LinkObject::read(text).filter(|link| link.id == *id).ok_or_else(|| Failure::own("not_json", &path).with_status(200))
+}
+
+/// Pages that lead on for ever.
+pub(crate) fn inconsistent() -> Failure {
+    Failure::own("inconsistent_pages", PATH)
 }
 
 async fn call(client: &Client, path: &str) -> Result<LinkPage, Failure> {

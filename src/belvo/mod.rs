@@ -13,10 +13,11 @@ pub mod links;
 pub mod page;
 #[cfg(test)]
 pub(crate) mod scripted;
+pub mod token;
 
 pub use budget::Budget;
 pub use client::{Answer, Client};
-pub use failure::{Decision, Failure};
+pub use failure::{Decision, Failure, Meaning, Trouble, advice, meaning};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -107,6 +107,8 @@ pub(crate) fn page_of(head: &str) -> u32 {
 pub(crate) fn client(address: SocketAddr) -> Client {
     let settings = config::Belvo {
         base_url: format!("http://{address}").parse().unwrap(),
+        token_url: format!("http://{address}").parse().unwrap(),
+        widget_url: "https://widget.belvo.io/".parse().unwrap(),
         secret_id: "id".to_owned().into(),
         secret_password: "password".to_owned().into(),
         page_size: 3,

@@ -46,7 +46,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
                 job.action.name(),
                 job.schedule,
                 job.zone,
-                slots.join("\n  ")
+                if job.is_enabled { slots.join("\n  ") } else { "off: its file says enabled = false".to_owned() }
             )?;
         }
     }
@@ -56,7 +56,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn as_json(job: &Job, now: Timestamp) -> serde_json::Value {
     let next: Vec<_> = slots(job, now).map(|slot| in_zone(slot, job.zone).to_rfc3339()).collect();
     json!({
-        "name": job.name, "action": job.action.name(), "schedule": job.schedule, "timezone": job.zone.name(), "next": next,
+        "name": job.name, "enabled": job.is_enabled, "action": job.action.name(), "schedule": job.schedule, "timezone": job.zone.name(), "next": next,
     })
 }
 

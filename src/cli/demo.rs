@@ -13,13 +13,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::sql::{self, Form};
-use super::{Exit, Global, init, work};
+use super::{Exit, Global, init, ordered, work};
 use crate::admin::Recorder;
 use crate::admin::status::grouped;
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
 use crate::daemon::{Daemon, Parts};
-use crate::features::runs::Mode;
+use crate::features::runs::{Mode, Wanted};
+use crate::operations::Order;
 use crate::publish::{Lake, Manifest};
 use crate::queue;
 use crate::simulate::{self, SECRET_ID, SECRET_PASSWORD, Simulation};
@@ -120,8 +121,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             signal = work::asked_to_end() => Some(signal?),
         };
         if ended.is_none() {
-            let now = Clock::system().now();
-            daemon.compute_features(now.to_utc().date_naive(), Mode::Strict, config.features.lag_months, now).await?;
+            let (as_of, lag_months) = (Clock::system().now().to_utc().date_naive(), config.features.lag_months);
+            let order = Order::Features(Wanted { as_of, mode: Mode::Strict, lag_months });
+            ordered::follow_here(&daemon, order, Parts::All).await?;
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
             summarize(args, global, &config, &manifest, started.elapsed())?;
             if args.serve {

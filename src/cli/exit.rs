@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::belvo::Failure;
+use crate::belvo::{Failure, Trouble, meaning};
 use crate::config::ConfigErrors;
-use crate::{links, publish, refresh, store};
+use crate::operations::Refused;
+use crate::{admin, delete, links, publish, refresh, store, widget};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,25 +46,15 @@ impl Exit {
         match code {
             "state_held" | "state_newer" => Self::State,
             "state_folder" | "state_read_only" | "lake_not_writable" => Self::Config,
-            "api_auth" | "api_forbidden" => Self::Credentials,
-            "rate_limited" | "api_blocked" => Self::RateLimited,
-            "api_down"
-            | "api_timeout"
-            | "unexpected_status"
-            | "redirected"
-            | "unreachable"
-            | "tls_refused"
-            | "timeout"
-            | "truncated"
-            | "not_json"
-            | "not_a_list"
-            | "foreign_next"
-            | "inconsistent_pages"
-            | "institution_refuses"
-            | "institution_down"
-            | "link_cooling" => Self::Down,
+            "invalid_request" => Self::Usage,
+            "invalid_widget_config" => Self::Config,
             "state_damaged" | "state_unreadable" => Self::Damaged,
-            _ => Self::Failed,
+            _ => match meaning(code).map(|meaning| meaning.trouble) {
+                Some(Trouble::Keys | Trouble::Account) => Self::Credentials,
+                Some(Trouble::Limit) => Self::RateLimited,
+                Some(Trouble::Down) => Self::Down,
+                Some(Trouble::Link) | None => Self::Failed,
+            },
         }
     }
 }
@@ -77,6 +68,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(Refused::code));
+    let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(widget::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(delete::Error::code));
     code.map(Exit::of_code)
 }
 

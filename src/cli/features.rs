@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use chrono::NaiveDate;
 use serde_json::json;
 
-use super::{Exit, Global, work};
+use super::{Exit, Global, ordered, work};
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
 use crate::features::explain::{self, Explanation};
 use crate::features::frozen::{self, Frozen};
-use crate::features::runs::{self, Mode, Run};
-use crate::publish::{self, Publisher, Scope};
-use crate::sensitive::Pepper;
+use crate::features::runs::{self, Mode, Run, Wanted};
+use crate::operations::Order;
+use crate::publish::Lake;
 use crate::store::{Readers, Store};
 
 /// What `features` takes.
@@ -89,25 +88,24 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     }
 }
 
-/// Records the run and publishes it.
+/// Has the run recorded and published.
 fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit> {
-    config.check_folders()?;
-    let (clock, store) = (Clock::system(), Store::open(&config.state.path)?);
-    let now = clock.now();
+    let now = Clock::system().now();
     let as_of = args.as_of.unwrap_or(now.to_utc().date_naive());
     let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
+    let (mode, _) = runs::clocks(as_of, args.mode, now)?;
     warn_of_expiry(config, as_of)?;
-    let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-    let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, clock)?);
-    let mode = args.mode;
-    let run = work::block_on(async {
-        let run = runs::schedule(&store, as_of, mode, lag_months, now).await?;
-        publish::publish_in_background(&publisher, Scope::Changed).await?;
-        Ok(run)
-    })?;
-    tell(&run, config, global)?;
-    Ok(Exit::Done)
+    let order = Order::Features(Wanted { as_of, mode: args.mode, lag_months });
+    let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        if run.message.is_none() {
+            let recorded = Readers::of(&config.state.path).read(runs::all)?;
+            let recorded = recorded.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
+            tell(&recorded.context("the run is not on record")?, config, global)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
 }
 
 fn warn_of_expiry(config: &Config, as_of: NaiveDate) -> io::Result<()> {
@@ -124,7 +122,7 @@ fn warn_of_expiry(config: &Config, as_of: NaiveDate) -> io::Result<()> {
 
 fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
     let Run { as_of, mode, known_at, lag_months, .. } = run;
-    let manifest = publish::Lake::open(&config.lake.path)?.current().context("nothing is published")?;
+    let manifest = Lake::open(&config.lake.path)?.current().context("nothing is published")?;
     let path = format!("credit_features/as_of_date={as_of}/part-0.parquet");
     let file = manifest.table("credit_features").and_then(|table| table.files.iter().find(|file| file.path == path));
     let rows = file.and_then(|file| file.rows).unwrap_or_default();

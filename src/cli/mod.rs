@@ -19,7 +19,10 @@ pub mod docs;
 pub mod exit;
 pub mod features;
 pub mod init;
+pub mod jobs;
+pub mod links;
 pub mod log;
+pub mod ordered;
 pub mod publish;
 pub mod rebuild;
 pub mod refresh;
@@ -28,6 +31,8 @@ pub mod simulate;
 pub mod sql;
 pub mod status;
 pub mod table;
+pub mod webhooks;
+pub mod widget;
 pub mod work;
 
 pub use exit::Exit;
@@ -98,6 +103,14 @@ pub enum Command {
     Rebuild(rebuild::Args),
     /// Compute credit features as of a date, explain them, keep what a decision used
     Features(features::Args),
+    /// List, show, reconcile or delete the tracked links
+    Links(links::Args),
+    /// Open Belvo's widget for a user, to connect or to give a link new credentials
+    Widget(widget::Args),
+    /// List the jobs, or run one now
+    Jobs(jobs::Args),
+    /// List, show or replay the webhooks that came
+    Webhooks(webhooks::Args),
     /// Run SQL on the published tables
     Sql(sql::Args),
     /// Print what every table and column means
@@ -123,6 +136,10 @@ pub fn main() -> ExitCode {
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
         Command::Features(args) => features::run(&args, &global),
+        Command::Links(args) => links::run(&args, &global),
+        Command::Widget(args) => widget::run(&args, &global),
+        Command::Jobs(args) => jobs::run(&args, &global),
+        Command::Webhooks(args) => webhooks::run(&args, &global),
         Command::Sql(args) => sql::run(&args, &global),
         Command::Docs(args) => docs::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
@@ -199,6 +216,10 @@ Commands:
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
   features     Compute credit features as of a date, explain them, keep what a decision used
+  links        List, show, reconcile or delete the tracked links
+  widget       Open Belvo's widget for a user, to connect or to give a link new credentials
+  jobs         List the jobs, or run one now
+  webhooks     List, show or replay the webhooks that came
   sql          Run SQL on the published tables
   docs         Print what every table and column means
   check        Parse config, jobs and schemas, and print when each job runs next

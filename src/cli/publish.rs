@@ -1,24 +1,44 @@
 //! `vinculo publish`: makes what changed visible to readers.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 
-use super::{Exit, Global, work};
+use anyhow::Context;
+
+use super::{Exit, Global, ordered};
 use crate::config::Needs;
-use crate::publish::{Manifest, Scope};
+use crate::operations::Order;
+use crate::publish::Manifest;
 
 /// What `publish` takes: its settings are all in the configuration.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let config = global.load_config(Needs::default())?;
-    let published = work::publish(&config, Scope::Changed)?;
-    tell(published.as_ref(), global)?;
-    Ok(Exit::Done)
+    publish(Order::Publish, global)
+}
+
+/// Has `order` carried out, and says what is visible then.
+pub(super) fn publish(order: Order, global: &Global) -> anyhow::Result<Exit> {
+    let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        if run.message.is_none() {
+            let lake = global.load_config(Needs::default())?.lake.path;
+            tell(run.progress.snapshot.map(|snapshot| manifest(&lake, snapshot)).transpose()?.as_ref(), global)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
+}
+
+fn manifest(lake: &Path, snapshot: u32) -> anyhow::Result<Manifest> {
+    let path = lake.join(format!("snapshots/{snapshot:06}/manifest.json"));
+    let text = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no manifest", path.display()))
 }
 
 /// Says what is visible now.
-pub(super) fn tell(published: Option<&Manifest>, global: &Global) -> io::Result<()> {
+fn tell(published: Option<&Manifest>, global: &Global) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     match published {
         manifest if global.json => writeln!(out, "{}", serde_json::to_string_pretty(&manifest)?),

@@ -1,16 +1,12 @@
 //! `vinculo rebuild`: makes the lake anew from the record store.
 
-use super::{Exit, Global, publish, work};
-use crate::config::Needs;
-use crate::publish::Scope;
+use super::{Exit, Global, publish};
+use crate::operations::Order;
 
 /// What `rebuild` takes: its settings are all in the configuration.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let config = global.load_config(Needs::default())?;
-    let published = work::publish(&config, Scope::Everything)?;
-    publish::tell(published.as_ref(), global)?;
-    Ok(Exit::Done)
+    publish::publish(Order::Rebuild, global)
 }

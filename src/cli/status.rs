@@ -2,10 +2,11 @@
 
 use std::io::{self, Write as _};
 
-use super::{Exit, Global};
-use crate::admin::status::Status;
+use super::{Exit, Global, work};
+use crate::admin::client::Client;
+use crate::admin::status::{BudgetUse, Status};
 use crate::clock::Clock;
-use crate::config::Needs;
+use crate::config::{Config, Needs};
 
 /// What `status` takes: nothing of its own.
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,8 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
             expiry.valid_to
         )?;
     }
+    // Only the daemon knows; without it, or without its token, the rest is told all the same.
+    status.budget = work::block_on(async { Ok(ask_for_budget(&config).await) })?;
     if let Some(note) = config.state.unkept_promise() {
         writeln!(io::stderr(), "warning: {note}")?;
     }
@@ -34,4 +37,8 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
         writeln!(out, "{status}")?;
     }
     Ok(Exit::Done)
+}
+
+async fn ask_for_budget(config: &Config) -> Option<BudgetUse> {
+    Client::find(config).await.ok().flatten()?.budget().await.ok().flatten()
 }

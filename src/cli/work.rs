@@ -1,16 +1,10 @@
-//! What the commands share that do a daemon's work: a runtime, signals, and the end of a refresh.
+//! What the commands share that do a daemon's work: a runtime and signals.
 
 use std::future::Future;
-use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Exit;
-use crate::clock::Clock;
-use crate::config::Config;
-use crate::publish::{self, Manifest, Publisher, Scope};
-use crate::sensitive::Pepper;
-use crate::store::Store;
 
 /// Runs `work` on a runtime of its own.
 ///
@@ -51,17 +45,4 @@ pub enum Signal {
     Interrupt,
     /// A service manager.
     Terminate,
-}
-
-/// Publishes the state of `config` from here, without a daemon; `None` when there was nothing new.
-///
-/// # Errors
-/// When a daemon holds the state, or nothing can be published.
-pub fn publish(config: &Config, scope: Scope) -> anyhow::Result<Option<Manifest>> {
-    config.check_folders()?;
-    let store = Store::open(&config.state.path)?;
-    let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-    let publisher = Arc::new(Publisher::open(store.readers(), lake, confirm_after, pepper, Clock::system())?);
-    block_on(async { Ok(publish::publish_in_background(&publisher, scope).await?) })
 }

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::reader::{Reader, listed};
-use super::{Admin, Belvo, Budget, Features, Lake, Needs, Pii, State, Webhook};
+use super::{Admin, Belvo, Branding, Budget, CallbackUrls, Features, Lake, Needs, Pii, State, Webhook, Widget};
 use crate::features::reference::Reference;
 
 /// Names of the sinks that `lake.sinks` may list.
@@ -32,14 +32,22 @@ const YEAR: Duration = Duration::from_hours(366 * 24);
 
 pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
     let base_url = read.url("belvo.base_url");
-    let _ = (read.url("belvo.token_url"), read.url("belvo.widget_url"));
-    if base_url.path() != "/" {
-        read.refuse("belvo.base_url", "has a path", "write scheme and host only, such as https://api.belvo.com");
+    let (token_url, widget_url) = (read.url("belvo.token_url"), read.url("belvo.widget_url"));
+    for (key, url) in [("belvo.base_url", &base_url), ("belvo.token_url", &token_url)] {
+        if url.path() != "/" {
+            read.refuse(key, "has a path", "write scheme and host only, such as https://api.belvo.com");
+        }
     }
-    let is_trusted = read.flag("belvo.allow_http") || is_loopback(&base_url);
-    if base_url.scheme() != "https" && !is_trusted {
-        let what = "would send the secrets over plain http:// to another machine";
-        read.refuse("belvo.base_url", what, "write https://, or allow_http = true if the way there is safe");
+    let allows_http = read.flag("belvo.allow_http");
+    let is_trusted = allows_http || is_loopback(&base_url);
+    for (key, url, what) in [
+        ("belvo.base_url", &base_url, "would send the secrets over plain http:// to another machine"),
+        ("belvo.token_url", &token_url, "would send the secrets over plain http:// to another machine"),
+        ("belvo.widget_url", &widget_url, "would send tokens over plain http:// to another machine"),
+    ] {
+        if url.scheme() != "https" && !allows_http && !is_loopback(url) {
+            read.refuse(key, what, "write https://, or allow_http = true if the way there is safe");
+        }
     }
     let secret_id = read.secret("belvo.secret_id");
     let secret_password = read.secret("belvo.secret_password");
@@ -52,6 +60,8 @@ pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
     }
     Belvo {
         base_url,
+        token_url,
+        widget_url,
         secret_id: secret_id.unwrap_or_default(),
         secret_password: secret_password.unwrap_or_default(),
         page_size: read.whole("belvo.page_size", 1..=1000),
@@ -90,28 +100,63 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-pub(super) fn widget(read: &mut Reader<'_>) {
-    read.text("widget.stale_in", "a number of days, such as 365d", is_days);
-    read.text("widget.credentials_storage", "store, nostore or a number of days, such as 30d", |text| {
-        matches!(text, "store" | "nostore") || is_days(text)
-    });
-    for key in ["callback_urls.success", "callback_urls.exit", "callback_urls.event"] {
-        read.text(&format!("widget.{key}"), "a URL or \"\"", is_url_or_empty);
+pub(super) fn widget(read: &mut Reader<'_>) -> Widget {
+    let mut callback = |name: &str| {
+        let expected = "a URL, such as https://app.example/success or myapp://success, or \"\"";
+        read.text(&format!("widget.callback_urls.{name}"), expected, is_url_or_empty)
+    };
+    let callback_urls = CallbackUrls { success: callback("success"), exit: callback("exit"), event: callback("event") };
+    let mut address =
+        |name: &str| read.text(&format!("widget.branding.{name}"), "an https:// URL or \"\"", is_web_or_empty);
+    let (company_icon, company_logo) = (address("company_icon"), address("company_logo"));
+    let company_terms_url = address("company_terms_url");
+    Widget {
+        stale_in: read.text("widget.stale_in", "a number of days, 1d to 999d", |text| is_days(text, 999)),
+        credentials_storage: read.text(
+            "widget.credentials_storage",
+            "store, nostore or a number of days, 1d to 365d",
+            |text| matches!(text, "store" | "nostore") || is_days(text, 365),
+        ),
+        callback_urls,
+        branding: Branding {
+            company_icon,
+            company_logo,
+            company_name: read.text("widget.branding.company_name", "a text", |_| true),
+            company_terms_url,
+            company_terms_version: read.text("widget.branding.company_terms_version", "a text", |_| true),
+            overlay_background_color: read.text(
+                "widget.branding.overlay_background_color",
+                "a colour such as #F0F2F4 or \"\"",
+                is_color_or_empty,
+            ),
+            social_proof: read.flag("widget.branding.social_proof"),
+        },
+        theme: read.pairs("widget.theme", "css_key", "value"),
     }
-    for key in ["branding.company_icon", "branding.company_logo", "branding.company_terms_url"] {
-        read.text(&format!("widget.{key}"), "a URL or \"\"", is_url_or_empty);
-    }
-    read.text("widget.branding.company_name", "a text", |_| true);
-    read.list("widget.theme");
 }
 
-fn is_days(text: &str) -> bool {
-    text.strip_suffix('d')
-        .is_some_and(|days| (1..=3).contains(&days.len()) && days.bytes().all(|digit| digit.is_ascii_digit()))
+/// A number of days from 1 to `most`, as Belvo writes them.
+fn is_days(text: &str, most: u32) -> bool {
+    text.strip_suffix('d').is_some_and(|days| {
+        (1..=3).contains(&days.len())
+            && days.bytes().all(|digit| digit.is_ascii_digit())
+            && days.parse::<u32>().is_ok_and(|days| (1..=most).contains(&days))
+    })
 }
 
 fn is_url_or_empty(text: &str) -> bool {
     text.is_empty() || text.parse::<Url>().is_ok()
+}
+
+fn is_web_or_empty(text: &str) -> bool {
+    text.is_empty() || text.parse::<Url>().is_ok_and(|url| matches!(url.scheme(), "https" | "http") && url.has_host())
+}
+
+fn is_color_or_empty(text: &str) -> bool {
+    text.is_empty()
+        || text.strip_prefix('#').is_some_and(|digits| {
+            matches!(digits.len(), 3 | 4 | 6 | 8) && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+        })
 }
 
 pub(super) fn webhook(read: &mut Reader<'_>, needs: Needs) -> Webhook {

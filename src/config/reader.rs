@@ -128,9 +128,17 @@ impl<'s> Reader<'s> {
         self.root.join(path)
     }
 
-    /// A list of anything.
-    pub(super) fn list(&mut self, key: &str) -> Vec<Value> {
-        self.value(key, "a list", |value| value.as_array().cloned())
+    /// A list of tables that have the texts `first` and `second` and nothing else.
+    pub(super) fn pairs(&mut self, key: &str, first: &str, second: &str) -> Vec<(String, String)> {
+        let expected = format!("a list such as [{{ {first} = \"…\", {second} = \"…\" }}]");
+        self.value(key, &expected, |value| {
+            let pair = |item: &Value| {
+                let table = item.as_table().filter(|table| table.len() == 2)?;
+                let text = |name| table.get(name)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+                Some((text(first)?, text(second)?))
+            };
+            value.as_array()?.iter().map(pair).collect()
+        })
     }
 
     /// A secret, from its own key or from the file that `<key>_file` names; `None` when it is empty.

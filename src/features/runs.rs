@@ -12,7 +12,8 @@ use crate::queue::next_number;
 use crate::store::{self, Row, Store, Tx, args};
 
 /// What may have been known to a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// What was known by the end of the date, in UTC: for decisions and training.
     Strict,
@@ -34,6 +35,17 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// What somebody wants to have computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The date.
+    pub as_of: NaiveDate,
+    /// What may have been known.
+    pub mode: Mode,
+    /// Months before the date's own that are not yet complete.
+    pub lag_months: u32,
 }
 
 /// One run: what a partition of `credit_features` is made by.
@@ -97,7 +109,8 @@ pub fn end_of(day: NaiveDate) -> Timestamp {
 ///
 /// # Errors
 /// [`Error`].
-pub fn record(tx: &Tx<'_>, as_of: NaiveDate, mode: Mode, lag_months: u32, now: Timestamp) -> Result<Run, Error> {
+pub fn record(tx: &Tx<'_>, wanted: Wanted, now: Timestamp) -> Result<Run, Error> {
+    let Wanted { as_of, mode, lag_months } = wanted;
     let (mode, known_at) = clocks(as_of, mode, now)?;
     let standing = all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
     if let Some(standing) = standing.filter(|run| run.mode == Mode::Strict && run.known_at < now) {
@@ -122,20 +135,13 @@ pub fn record(tx: &Tx<'_>, as_of: NaiveDate, mode: Mode, lag_months: u32, now: T
 ///
 /// # Errors
 /// [`Error`].
-pub async fn schedule(
-    store: &Store,
-    as_of: NaiveDate,
-    mode: Mode,
-    lag_months: u32,
-    now: Timestamp,
-) -> Result<Run, Error> {
-    // The store rolls a write back for its own errors alone; one of these has written nothing.
-    store
-        .write(move |tx| match record(tx, as_of, mode, lag_months, now) {
-            Err(Error::Store(error)) => Err(error),
-            other => Ok(other),
-        })
-        .await?
+pub async fn schedule(store: &Store, wanted: Wanted, now: Timestamp) -> Result<Run, Error> {
+    // A refused run has written nothing, so its transaction may stand.
+    let recorded = store.write(move |tx| match record(tx, wanted, now) {
+        Err(Error::Store(error)) => Err(error),
+        other => Ok(other),
+    });
+    recorded.await?
 }
 
 /// Every run, by date and mode.
@@ -190,7 +196,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let record = async |date: &'static str, mode, lag, now: &'static str| {
-            schedule(&store, day(date), mode, lag, at(now)).await
+            let wanted = Wanted { as_of: day(date), mode, lag_months: lag };
+            schedule(&store, wanted, at(now)).await
         };
         record("2026-05-31", Mode::Retro, 1, "2026-06-15T10:00:00Z").await.unwrap();
         record("2026-05-31", Mode::Retro, 2, "2026-06-15T11:00:00Z").await.unwrap();

@@ -168,6 +168,13 @@ impl<'m> Earlier<'m> {
     }
 }
 
+/// Rows of the file of a date.
+pub(super) fn rows(manifest: &Manifest, date: NaiveDate) -> u64 {
+    let path = path_of(date);
+    let files = manifest.table(TABLE).into_iter().flat_map(|table| &table.files);
+    files.filter(|file| Path::new(&file.path) == path).filter_map(|file| file.rows).sum()
+}
+
 fn path_of(date: NaiveDate) -> PathBuf {
     format!("{TABLE}/as_of_date={date}/part-0.parquet").into()
 }

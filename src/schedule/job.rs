@@ -14,9 +14,11 @@ use crate::config::{ConfigErrors, Problem, nearest};
 use crate::resources::{self, Resource};
 
 /// The jobs that come with the program, as name and text: what `init` writes, and what runs without a folder.
-pub const SHIPPED: [(&str, &str); 2] = [
+pub const SHIPPED: [(&str, &str); 4] = [
     ("fetch-stale-links", include_str!("../../jobs/fetch-stale-links.toml")),
-    ("sync-links", include_str!("../../jobs/sync-links.toml")),
+    ("publish", include_str!("../../jobs/publish.toml")),
+    ("recollect-single-links", include_str!("../../jobs/recollect-single-links.toml")),
+    ("reconcile-links", include_str!("../../jobs/reconcile-links.toml")),
 ];
 
 /// Something that is done at certain times.
@@ -32,39 +34,58 @@ pub struct Job {
     pub action: Action,
     /// To what.
     pub scope: Scope,
+    /// Whether it runs at its times, and not only when asked for.
+    pub is_enabled: bool,
     cron: Cron,
 }
 
-/// What a job does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+macro_rules! actions {
+    ($($(#[$meaning:meta])* $action:ident = $name:literal,)*) => {
+        /// What a job does. A new one is a line here and an arm in the daemon.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Action {
+            $($(#[$meaning])* $action,)*
+        }
+
+        impl Action {
+            /// Every action.
+            const ALL: &[Self] = &[$(Self::$action),*];
+
+            /// The name in the file.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$action => $name,)*
+                }
+            }
+        }
+    };
+}
+
+actions! {
     /// Lists anew what Belvo holds of the links in scope.
-    Fetch,
+    Fetch = "fetch",
+    /// Asks Belvo to read the institution again for the links in scope.
+    Recollect = "recollect",
     /// Compares the tracked links with Belvo's list.
-    SyncLinks,
+    SyncLinks = "sync-links",
     /// Publishes what changed.
-    Publish,
+    Publish = "publish",
+    /// Computes today's features.
+    Features = "features",
 }
 
 impl Action {
-    const ALL: [Self; 3] = [Self::Fetch, Self::SyncLinks, Self::Publish];
-
-    /// The name in the file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fetch => "fetch",
-            Self::SyncLinks => "sync-links",
-            Self::Publish => "publish",
-        }
+    fn takes_scope(self) -> bool {
+        matches!(self, Self::Fetch | Self::Recollect)
     }
 }
 
-/// Which refreshes the action `fetch` is about.
+/// Which links and resources the actions `fetch` and `recollect` are about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     /// Only links of this access mode.
     pub access_mode: Option<String>,
-    /// Only what was not fetched for so long.
+    /// Only what was not fetched, or not read at the institution, for so long.
     pub older_than: Duration,
     /// Only these resources.
     pub resources: Vec<&'static Resource>,
@@ -137,12 +158,18 @@ impl Job {
             )])
         })?;
         let mut read = Read { place, problems: Vec::new() };
-        read.refuse_unknown(&table, "", &["schedule", "timezone", "action", "scope"]);
+        read.refuse_unknown(&table, "", &["enabled", "schedule", "timezone", "action", "scope"]);
         let cron =
             read.required(&table, "schedule", "*/15 * * * *").and_then(|text| read.cron(text).map(|cron| (text, cron)));
         let zone = read.required(&table, "timezone", "America/Sao_Paulo").and_then(|text| read.zone(text));
         let action = read.required(&table, "action", "fetch").and_then(|text| read.action(text));
         let scope = read.scope(table.get("scope"), action);
+        let is_enabled = table.get("enabled").is_none_or(|value| {
+            value.as_bool().unwrap_or_else(|| {
+                read.refuse("enabled", format!("{value} is neither true nor false"), "write true or false");
+                true
+            })
+        });
         if !is_name(name) {
             read.refuse("", "the file's name is not one for a job", "use small letters, digits and dashes");
         }
@@ -150,12 +177,15 @@ impl Job {
         let (Some((schedule, cron)), Some(zone), Some(action)) = (cron, zone, action) else {
             unreachable!("what is missing is a problem")
         };
-        Ok(Self { name: name.to_owned(), schedule: schedule.to_owned(), zone, action, scope, cron })
+        Ok(Self { name: name.to_owned(), schedule: schedule.to_owned(), zone, action, scope, is_enabled, cron })
     }
 
     /// The first slot after `at`. A slot in a gap of the zone's clock falls on the gap's end; a slot that the clock shows
-    /// twice counts the first time only, if the schedule names its hour.
+    /// twice counts the first time only, if the schedule names its hour. `None` when it is not enabled.
     pub fn next_after(&self, at: Timestamp) -> Option<Timestamp> {
+        if !self.is_enabled {
+            return None;
+        }
         let at = at.to_utc().with_timezone(&self.zone);
         self.cron.find_next_occurrence(&at, false).ok().map(|slot| Timestamp::from(slot.to_utc()))
     }
@@ -177,6 +207,9 @@ impl Job {
         Some(Timestamp::from_micros(previous.as_micros() - i64::try_from(day.as_micros()).unwrap_or(0)))
     }
 }
+
+/// Actions that builds with more in them do.
+const PLANNED: &[&str] = &["features", "retention", "backup", "verify"];
 
 fn is_name(name: &str) -> bool {
     !name.is_empty()
@@ -243,14 +276,15 @@ impl Read<'_> {
     }
 
     fn action(&mut self, text: &str) -> Option<Action> {
-        let action = Action::ALL.into_iter().find(|action| action.name() == text);
+        let action = Action::ALL.iter().copied().find(|action| action.name() == text);
         if action.is_none() {
-            let known = Action::ALL.map(Action::name).join(", ");
-            self.refuse(
-                "action",
-                format!("this version does not know the action \"{text}\""),
-                format!("it knows {known}"),
-            );
+            let known: Vec<_> = Action::ALL.iter().map(|action| action.name()).collect();
+            let what = if PLANNED.contains(&text) {
+                format!("this build does not do the action \"{text}\"")
+            } else {
+                format!("there is no action \"{text}\"")
+            };
+            self.refuse("action", what, format!("it does {}", known.join(", ")));
         }
         action
     }
@@ -262,8 +296,8 @@ impl Read<'_> {
             self.refuse("scope", "is not a section", "write [scope] and its keys");
             return read;
         };
-        if action.is_some_and(|action| action != Action::Fetch) {
-            self.refuse("scope", "only the action fetch takes a scope", "remove it");
+        if action.is_some_and(|action| !action.takes_scope()) {
+            self.refuse("scope", "only the actions fetch and recollect take a scope", "remove it");
         }
         self.refuse_unknown(scope, "scope.", &["access_mode", "older_than", "resources"]);
         if let Some(value) = scope.get("access_mode") {
@@ -326,9 +360,23 @@ mod tests {
     #[test]
     fn every_shipped_job_is_read() {
         let jobs = load(None).unwrap();
-        assert_eq!(jobs.iter().map(|job| job.action).collect::<Vec<_>>(), [Action::Fetch, Action::SyncLinks]);
+        assert_eq!(
+            jobs.iter().map(|job| (job.action, job.is_enabled)).collect::<Vec<_>>(),
+            [(Action::Fetch, true), (Action::Publish, true), (Action::Recollect, false), (Action::SyncLinks, true)]
+        );
         assert_eq!(jobs[0].scope.older_than, Duration::from_hours(24));
         assert_eq!(load(Some(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/jobs")))).unwrap().len(), SHIPPED.len());
+    }
+
+    #[test]
+    fn a_job_that_is_not_enabled_has_no_slots() {
+        let text = "enabled = false\nschedule = \"0 6 * * *\"\ntimezone = \"UTC\"\naction = \"publish\"";
+        let job = Job::parse("daily", "jobs/daily.toml", text).unwrap();
+        assert_eq!(job.next_after(Timestamp::from_micros(0)), None);
+        let odd = Job::parse("daily", "jobs/daily.toml", &text.replace("false", "\"no\"")).unwrap_err();
+        assert!(odd.to_string().contains("enabled: \"no\" is neither true nor false"), "{odd}");
+        let unknown = Job::parse("daily", "jobs/daily.toml", &text.replace("publish", "sing")).unwrap_err();
+        assert!(unknown.to_string().contains("there is no action \"sing\""), "{unknown}");
     }
 
     #[test]
@@ -372,7 +420,7 @@ the configuration has 8 errors:
   jobs/job.toml: schedul: unknown key; did you mean schedule?
   jobs/job.toml: schedule: "61 * * * *" is not a five-field cron schedule: Component error: Number out of bounds.; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
   jobs/job.toml: timezone: "America/Sao_Paolo" is not a time zone; did you mean America/Sao_Paulo?
-  jobs/job.toml: action: this version does not know the action "backup"; it knows fetch, sync-links, publish
+  jobs/job.toml: action: this build does not do the action "backup"; it does fetch, recollect, sync-links, publish
   jobs/job.toml: scope.older_then: unknown key; did you mean older_than?
   jobs/job.toml: scope.access_mode: "often" is not an access mode; write "recurrent" or "single"
   jobs/job.toml: scope.older_than: "24" is not a time with its unit; write for example "24h"

@@ -85,17 +85,17 @@ impl Answer {
     }
 
     /// The error that usually comes with `status`, or the one named `code`.
-    pub(super) fn error_for(status: u16, code: Option<&str>, request_id: &str) -> Self {
-        let (usual, message) =
+    pub(super) fn error_for(status: u16, code: Option<&str>, message: Option<&str>, request_id: &str) -> Self {
+        let (usual, usual_message) =
             ERRORS.iter().find(|(of, name, _)| code.map_or(*of == status, |code| code == *name)).map_or(
                 ("unexpected_error", "Belvo is unable to process the request due to an internal system issue"),
                 |e| (e.1, e.2),
             );
-        if status == 429 {
+        if status == 429 && code.is_none() {
             // What Belvo writes here is not known.
             return Self::html(429, "Too Many Requests");
         }
-        Self::error(status, code.unwrap_or(usual), message, request_id, None)
+        Self::error(status, code.unwrap_or(usual), message.unwrap_or(usual_message), request_id, None)
     }
 
     /// The answer as the server sends it; `None` when it never answers.
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn errors_are_arrays_with_code_message_and_request_id() {
-        let answer = Answer::error_for(401, None, "0123456789abcdef0123456789abcdef");
+        let answer = Answer::error_for(401, None, None, "0123456789abcdef0123456789abcdef");
         let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(body[0]["code"], "authentication_failed");
         assert_eq!(body[0]["message"], "Invalid Secret Keys");

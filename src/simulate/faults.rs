@@ -58,7 +58,7 @@ pub const KINDS: &[Kind] = &[
         "status",
         "AP1-AP6",
         A(status),
-        "answers `code` (500) with Belvo's body for it; `error` names another code; `retry_after` seconds, or `retry_date` seconds from now as a date; `html=true` sends a page",
+        "answers `code` (500) with Belvo's body for it; `error` names another code, `message` another text; `retry_after` seconds, or `retry_date` seconds from now as a date; `html=true` sends a page",
     ),
     kind("html", "AP7", A(html), "answers 200 with an HTML page"),
     kind("empty", "AP7", A(empty), "answers `code` (200, or 204) without a body"),
@@ -363,7 +363,7 @@ fn status(answer: &mut Answer, details: &Details) {
     *answer = if details.says("html") {
         Answer::html(code, "The simulator was told to answer so")
     } else {
-        Answer::error_for(code, details.text("error"), &answer.request_id)
+        Answer::error_for(code, details.text("error"), details.text("message"), &answer.request_id)
     };
     if let Some(retry_after) = retry_after {
         answer.headers.push(("retry-after", retry_after));

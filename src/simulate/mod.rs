@@ -20,6 +20,7 @@ mod query;
 mod random;
 mod records;
 mod server;
+mod token;
 mod truth;
 mod webhooks;
 mod widget;
@@ -126,8 +127,8 @@ struct State {
     calls: BTreeMap<(String, Option<String>), u64>,
     requests: u64,
     events: u64,
-    /// Widget tokens that have not been used, and where they lead.
-    sessions: BTreeMap<String, widget::Callbacks>,
+    /// Widget tokens, and what each may do.
+    sessions: BTreeMap<String, token::Session>,
 }
 
 /// One call of the API, as it arrived.
@@ -274,15 +275,17 @@ impl Simulation {
     }
 
     fn connect_one(&self, person: u32, wish: links::Wish) -> usize {
-        let (position, resources) = {
-            let world = &mut self.state().world;
-            let position = world.connect(person, wish);
-            (position, world.link(position).fetch_resources.clone())
-        };
+        let position = self.state().world.connect(person, wish);
+        self.announce_all(position);
+        position
+    }
+
+    /// Announces all that the link at `position` fetches by itself.
+    fn announce_all(&self, position: usize) {
+        let resources = self.state().world.link(position).fetch_resources.clone();
         for resource in resources.iter().filter_map(|name| Resource::parse(name)) {
             self.announce(position, webhooks::About::Historical(resource), None);
         }
-        position
     }
 }
 

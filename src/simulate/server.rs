@@ -25,8 +25,9 @@ use super::links::{INSTITUTION, Link, Resource, Wish};
 use super::people::documents;
 use super::query::{self, Query};
 use super::random::hex32;
+use super::token;
 use super::webhooks::About;
-use super::widget::{self, Callbacks};
+use super::widget;
 use super::world::{Prepared, listed};
 use super::{Arrival, Limit, Simulation, State, control};
 
@@ -260,56 +261,22 @@ impl Asked<'_> {
 
     fn token(&self) -> Answer {
         let settings = &self.simulation.0.settings;
-        for field in ["id", "password", "scopes"] {
-            if self.field(field).is_none() {
-                return self.required(field);
-            }
+        if let Some(refused) = token::refusal(&self.body, self.request_id) {
+            return refused;
         }
         if self.field("id") != Some(settings.secret_id.as_str())
             || self.field("password") != Some(settings.secret_password.as_str())
         {
             return self.error(401, "authentication_failed", "Invalid Secret Keys");
         }
-        let update = self.body.get("link_id").is_some();
-        if update {
-            if self.field("link_id").is_none_or(|id| self.simulation.state().world.find(id).is_none()) {
-                return self.not_found();
-            }
-        } else {
-            for field in ["stale_in", "fetch_resources", "widget"] {
-                if self.body.get(field).is_none() {
-                    return self.required(field);
-                }
-            }
-            if self.body["widget"].get("branding").is_none() {
-                return self.required("widget");
-            }
+        let mut state = self.simulation.state();
+        if self.field("link_id").is_some_and(|id| state.world.find(id).is_none()) {
+            return self.not_found();
         }
-        let scopes = if update { "read_institutions,write_links,read_links" } else { "read_institutions,write_links" };
-        if self.field("scopes") != Some(scopes) {
-            return Answer::error(
-                400,
-                "invalid_choice",
-                "The scopes are not those of the widget.",
-                self.request_id,
-                Some("scopes"),
-            );
-        }
-        let token = |kind: &str| {
-            let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-            let claims =
-                format!("{{\"token_type\":\"{kind}\",\"jti\":\"{}\",\"iss\":\"vinculo-simulate\"}}", self.request_id);
-            format!("{}.{}.{}", part("{\"typ\":\"JWT\",\"alg\":\"none\"}"), part(&claims), part("simulated"))
-        };
-        let callback = |name: &str| {
-            self.body["widget"]["callback_urls"][name]
-                .as_str()
-                .map_or_else(|| format!("simulated://{name}"), str::to_owned)
-        };
-        let callbacks = Callbacks { success: callback("success"), exit: callback("exit"), event: callback("event") };
-        let access = token("access");
-        self.simulation.state().sessions.insert(access.clone(), callbacks);
-        Answer::json(200, Json::object([("access", access.into()), ("refresh", token("refresh").into())]).to_bytes())
+        let (access, refresh) = (token::text("access", self.request_id), token::text("refresh", self.request_id));
+        let session = token::Session::new(&self.body, state.world.now);
+        state.sessions.insert(access.clone(), session);
+        Answer::json(200, Json::object([("access", access.into()), ("refresh", refresh.into())]).to_bytes())
     }
 
     fn links(&self) -> Answer {
@@ -475,7 +442,7 @@ impl Asked<'_> {
         drop(state);
         if recurrent && !was_recurrent {
             // Belvo reads the link anew on the next day, and tells.
-            self.announce_all(position);
+            self.simulation.announce_all(position);
         }
         Answer::json(200, json)
     }
@@ -492,16 +459,9 @@ impl Asked<'_> {
         let json = state.world.link(position).json(state.world.now).to_bytes();
         drop(state);
         if recurrent {
-            self.announce_all(position);
+            self.simulation.announce_all(position);
         }
         Answer::json(200, json)
-    }
-
-    fn announce_all(&self, position: usize) {
-        let resources = self.simulation.state().world.link(position).fetch_resources.clone();
-        for resource in resources.iter().filter_map(|name| Resource::parse(name)) {
-            self.simulation.announce(position, About::Historical(resource), None);
-        }
     }
 
     fn delete_link(&self, id: &str) -> Answer {

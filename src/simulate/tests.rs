@@ -315,7 +315,7 @@ async fn calls_that_break_a_rule_get_belvos_answers() {
     assert_eq!(running.post(&format!("/api/links/{link}/refresh/"), json!({})).await.status(), 202);
 
     let token = json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links", "stale_in": "365d",
-        "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": {}}});
+        "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": branding()}});
     let minted: Value = running.post("/api/token/", token.clone()).await.json().await;
     assert!(minted["access"].is_string() && minted["refresh"].is_string());
     let access = minted["access"].as_str().unwrap();
@@ -332,6 +332,72 @@ async fn calls_that_break_a_rule_get_belvos_answers() {
     let mut wrong = token;
     wrong["password"] = "wrong".into();
     assert_eq!(running.post("/api/token/", wrong).await.status(), 401);
+}
+
+fn branding() -> Value {
+    json!({"company_icon": "https://acme.example/icon.svg", "company_logo": "https://acme.example/logo.svg",
+        "company_name": "ACME", "company_terms_url": "https://acme.example/terms/"})
+}
+
+#[tokio::test]
+async fn a_token_keeps_every_rule_and_is_good_for_one_link_and_ten_minutes() {
+    let running = Running::start(4, |_| ()).await;
+    let token = json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links", "stale_in": "365d",
+        "credentials_storage": "store", "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": branding(),
+        "callback_urls": {"success": "acme://done?a=b", "exit": "acme://exit", "event": "acme://event"}, "theme": []}});
+    for (pointer, value, field, expected) in [
+        ("/scopes", json!("read_links"), "scopes", "invalid_choice"),
+        ("/stale_in", json!("a year"), "stale_in", "invalid"),
+        ("/credentials_storage", json!("maybe"), "credentials_storage", "invalid"),
+        ("/fetch_resources", json!("OWNERS"), "fetch_resources", "not_a_list"),
+        ("/fetch_resources", json!(["PLANETS"]), "fetch_resources", "invalid_choice"),
+        ("/widget/callback_urls/exit", Value::Null, "widget.callback_urls.exit", "required"),
+        ("/widget/branding/company_icon", json!("none"), "widget.branding.company_icon", "invalid"),
+        ("/widget/branding/company_name", json!(""), "widget.branding.company_name", "blank"),
+        ("/widget/theme", json!({}), "widget.theme", "not_a_list"),
+    ] {
+        let mut wrong = token.clone();
+        *wrong.pointer_mut(pointer).unwrap() = value;
+        let refused = running.post("/api/token/", wrong).await;
+        assert_eq!(refused.status(), 400, "{pointer}");
+        let refused: Value = refused.json().await;
+        assert_eq!(
+            (refused[0]["field"].as_str(), refused[0]["code"].as_str()),
+            (Some(field), Some(expected)),
+            "{pointer}"
+        );
+    }
+
+    let away = Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let base = running.base.clone();
+    let leads_to = async |path: String| {
+        let left = away.get(format!("{base}{path}")).send().await.unwrap();
+        left.headers()["location"].to_str().unwrap().to_owned()
+    };
+    let mint =
+        async || running.post("/api/token/", token.clone()).await.json().await["access"].as_str().unwrap().to_owned();
+    let access = mint().await;
+    let query = format!("access_token={access}&access_mode=single&external_id=client-0001");
+    let done = leads_to(format!("/widget/success?{query}")).await;
+    assert!(done.starts_with("acme://done?a=b&link=") && done.ends_with("&institution=inss_br_employment"), "{done}");
+    let link = done.split(['=', '&']).nth(3).unwrap().to_owned();
+    let made = running.json(&format!("/api/links/{link}/")).await;
+    assert_eq!((&made["access_mode"], &made["external_id"]), (&json!("single"), &json!("client-0001")));
+    let dead = "acme://event?error=ACCESS_TOKEN_NOT_VALID&";
+    assert!(leads_to(format!("/widget/?{query}")).await.starts_with(dead));
+    let late = mint().await;
+    running.simulation.advance(Advance { seconds: 600, ..Advance::default() });
+    assert!(leads_to(format!("/widget/success?access_token={late}")).await.starts_with(dead));
+
+    running.simulation.wait_until_delivered().await;
+    let position = running.simulation.state().world.find(&link).unwrap();
+    running.simulation.state().world.set_status(position, "invalid");
+    let update = json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links,read_links",
+        "link_id": link});
+    let access = running.post("/api/token/", update).await.json().await["access"].as_str().unwrap().to_owned();
+    let done = leads_to(format!("/widget/success?access_token={access}")).await;
+    assert!(done.starts_with(&format!("simulated://success?link={link}")), "{done}");
+    assert_eq!(running.json(&format!("/api/links/{link}/")).await["status"], "valid");
 }
 
 #[tokio::test]

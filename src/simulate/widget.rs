@@ -1,74 +1,106 @@
 //! A stand-in for the hosted widget: a page whose buttons end at the callback URLs of the token.
 //!
 //! `GET /widget/?access_token=…` takes the parameters of Belvo's page. Its buttons lead to `/widget/success`, which makes a
-//! link for the next person without one, to `/widget/exit`, or to `/widget/error`; a script may call those at once. A token
-//! is good for one link.
+//! link for the next person without one, or makes the link of the token valid again; to `/widget/exit`, or to
+//! `/widget/error`; a script may call those at once. A token is good for one link and ten simulated minutes; later it leads
+//! to the callback for errors.
 
 use url::form_urlencoded;
 
 use super::answer::Answer;
-use super::links::{INSTITUTION, Wish};
+use super::links::INSTITUTION;
+use super::token::Session;
 use super::{Simulation, State};
-
-/// Where the widget leads when it is done.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Callbacks {
-    /// After a link was made.
-    pub success: String,
-    /// After the user left.
-    pub exit: String,
-    /// After something went wrong.
-    pub event: String,
-}
 
 /// Answers a path below `/widget/`.
 pub(super) fn answer(simulation: &Simulation, path: &str, query: &str) -> Answer {
     let asked =
         |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, v)| v.into_owned());
     let token = asked("access_token").unwrap_or_default();
-    let Some(callbacks) = simulation.state().sessions.get(&token).cloned() else {
+    let (session, now) = {
+        let state = simulation.state();
+        (state.sessions.get(&token).cloned(), state.world.now)
+    };
+    let Some(session) = session else {
+        // Nobody knows where it should lead.
         return Answer::html(401, "ACCESS_TOKEN_NOT_VALID");
     };
+    if !session.is_good(now) {
+        return leave_with_error(&session);
+    }
     match path {
         "/widget/" => page(query),
-        "/widget/success" => {
-            let wish = Wish { access_mode: asked("access_mode"), external_id: asked("external_id"), ..Wish::default() };
-            let Some(link) = connect_next(simulation, &token, wish) else {
-                return leave(
-                    &callbacks.event,
-                    &[("warning", "institution_disabled"), ("warning_message", "Everybody is connected")],
-                );
-            };
-            leave(&callbacks.success, &[("link", &link), ("institution", INSTITUTION)])
+        "/widget/success" => match &session.link {
+            Some(link) => update(simulation, &token, &session, link),
+            None => connect(simulation, &token, &session, asked("access_mode"), asked("external_id")),
+        },
+        "/widget/exit" => {
+            leave_after(&session, "login_error", "Invalid credentials provided to login to the institution")
         }
-        "/widget/exit" => leave(
-            &callbacks.exit,
-            &[
-                ("last_encountered_error_code", "login_error"),
-                ("last_encountered_error_message", "Invalid credentials provided to login to the institution"),
-                ("meta_data_step", "abandon-survey"),
-                ("meta_data_institution_name", INSTITUTION),
-            ],
-        ),
-        "/widget/error" => leave(
-            &callbacks.event,
-            &[("error", "ACCESS_TOKEN_NOT_VALID"), ("error_message", "The token is not valid, or no longer")],
-        ),
+        "/widget/error" => leave_with_error(&session),
         _ => Answer::html(404, "Not Found"),
     }
 }
 
-fn connect_next(simulation: &Simulation, token: &str, mut wish: Wish) -> Option<String> {
+fn connect(
+    simulation: &Simulation,
+    token: &str,
+    session: &Session,
+    access_mode: Option<String>,
+    external_id: Option<String>,
+) -> Answer {
+    let Some(wish) = session.wish(access_mode, external_id) else {
+        return leave_after(session, "unexpected_error", "Recurrent links must store the credentials");
+    };
     let person = {
         let State { world, sessions, .. } = &mut *simulation.state();
-        let person = (0..simulation.0.settings.people).find(|person| !world.is_connected(*person))?;
-        sessions.remove(token);
+        let person = (0..simulation.0.settings.people).find(|person| !world.is_connected(*person));
+        if let (Some(_), Some(session)) = (person, sessions.get_mut(token)) {
+            session.is_used = true;
+        }
         person
     };
-    // Without a word the widget makes recurrent links.
-    wish.access_mode.get_or_insert_with(|| "recurrent".to_owned());
+    let Some(person) = person else {
+        let everybody = [("warning", "institution_disabled"), ("warning_message", "Everybody is connected")];
+        return leave(&session.event, &everybody);
+    };
     let position = simulation.connect_one(person, wish);
-    Some(simulation.state().world.link(position).id.clone())
+    let link = simulation.state().world.link(position).id.clone();
+    leave(&session.success, &[("link", &link), ("institution", INSTITUTION)])
+}
+
+/// The link works again, and is read anew.
+fn update(simulation: &Simulation, token: &str, session: &Session, link: &str) -> Answer {
+    let position = {
+        let mut state = simulation.state();
+        let Some(position) = state.world.find(link) else {
+            drop(state);
+            return leave_after(session, "unexpected_error", "The link does not exist");
+        };
+        if let Some(session) = state.sessions.get_mut(token) {
+            session.is_used = true;
+        }
+        state.world.set_status(position, "valid");
+        state.world.collect(position);
+        position
+    };
+    simulation.announce_all(position);
+    leave(&session.success, &[("link", link), ("institution", INSTITUTION)])
+}
+
+fn leave_after(session: &Session, code: &str, message: &str) -> Answer {
+    let parameters = [
+        ("last_encountered_error_code", code),
+        ("last_encountered_error_message", message),
+        ("meta_data_step", "abandon-survey"),
+        ("meta_data_institution_name", INSTITUTION),
+    ];
+    leave(&session.exit, &parameters)
+}
+
+fn leave_with_error(session: &Session) -> Answer {
+    let parameters = [("error", "ACCESS_TOKEN_NOT_VALID"), ("error_message", "The token is not valid, or no longer")];
+    leave(&session.event, &parameters)
 }
 
 fn leave(callback: &str, parameters: &[(&str, &str)]) -> Answer {

@@ -35,6 +35,8 @@ impl Sink for Duckdb {
         for table in &staged.schema.tables {
             load(&connection, table, staged)?;
         }
+        // One transaction: each statement on its own would wait for the disk.
+        connection.execute_batch("BEGIN TRANSACTION")?;
         describe(&connection, staged.schema)?;
         connection.execute(
             "INSERT INTO lake.meta_snapshot VALUES ($1, make_timestamptz($2::BIGINT), $3, $4)",
@@ -43,7 +45,7 @@ impl Sink for Duckdb {
         connection.execute_batch("USE lake")?;
         catalog::complete(&connection, staged.reference, staged.errors)?;
         load_features(&connection, staged)?;
-        connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
+        connection.execute_batch("COMMIT; USE memory; CHECKPOINT lake; DETACH lake;")?;
         Ok(vec![FILE.into()])
     }
 }

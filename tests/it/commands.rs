@@ -2,7 +2,7 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 16] = [
     "init",
     "demo",
     "serve",
@@ -11,6 +11,9 @@ const COMMANDS: [&str; 13] = [
     "publish",
     "rebuild",
     "features",
+    "links",
+    "jobs",
+    "webhooks",
     "sql",
     "docs",
     "check",
@@ -69,7 +72,7 @@ fn init_writes_what_check_accepts_and_never_overwrites() {
     ];
     let check = run(vinculo().arg("check").arg("--config").arg(&config).envs(keys));
     assert_eq!(check.code, Some(0), "{}{}", check.out, check.err);
-    for job in ["fetch-stale-links", "sync-links"] {
+    for job in ["fetch-stale-links", "publish", "recollect-single-links", "reconcile-links"] {
         assert!(check.out.contains(job), "no {job} in: {}", check.out);
     }
 }

@@ -22,6 +22,9 @@ use crate::tables::{self, Tables};
 /// What Belvo sends with its webhooks.
 pub(crate) const AUTHORIZATION: &str = "Bearer it-webhook-authorization";
 
+/// What operators send to the admin listener.
+pub(crate) const TOKEN: &str = "it-token-of-the-operator";
+
 /// The key of `person_key`.
 pub(crate) const PEPPER: &str = "it-pepper-for-simulated-people";
 
@@ -43,6 +46,7 @@ authorization = ["{AUTHORIZATION}"]
 allow_ips = ["127.0.0.1"]
 [admin]
 listen = "{admin}"
+token = "{TOKEN}"
 [lake]
 url = "lake"
 publish_quiet = "50ms"

@@ -1,0 +1,55 @@
+//! `POST /v1/widget-sessions`, `POST /v1/links/recollect`, `POST /v1/links/{link_id}/delete`: what is asked of Belvo itself,
+//! for a user, at a price, or for good.
+
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use serde_json::json;
+
+use super::links::{ManyWanted, named, which};
+use super::{Api, Problem, body};
+use crate::belvo::LinkId;
+use crate::operations::{Order, Refused};
+use crate::widget::{self, SessionRequest};
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/v1/widget-sessions", post(widget_session))
+        .route("/v1/links/recollect", post(recollect))
+        .route("/v1/links/{link_id}/delete", post(delete))
+}
+
+async fn widget_session(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
+    let request: SessionRequest = body(request).await?;
+    match api.operations.widgets.create(request).await {
+        Ok(session) => Ok((StatusCode::CREATED, Json(session)).into_response()),
+        Err(error) => refuse(error),
+    }
+}
+
+fn refuse(error: widget::Error) -> Result<Response, Problem> {
+    let (code, message) = (error.code(), error.to_string());
+    match error {
+        widget::Error::Invalid(violations) => {
+            let error = json!({ "error": { "code": code, "message": message, "fields": violations } });
+            Ok((StatusCode::UNPROCESSABLE_ENTITY, Json(error)).into_response())
+        }
+        widget::Error::Belvo(failure) => {
+            tracing::warn!(code, request_id = failure.request_id, "no widget token: {failure}");
+            Err(Problem { status: StatusCode::BAD_GATEWAY, code: code.into(), message })
+        }
+        widget::Error::Store(error) => Err(error.into()),
+    }
+}
+
+async fn recollect(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
+    let ManyWanted { links, resources } = body(request).await?;
+    api.order(Order::Recollect { links: which(links)?, resources: named(&resources)? }).await
+}
+
+async fn delete(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Response, Problem> {
+    let link: LinkId = link_id.parse().map_err(Refused::from)?;
+    api.order(Order::Delete(link)).await
+}

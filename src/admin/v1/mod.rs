@@ -1,0 +1,175 @@
+//! The API for operators and for commands beside a running daemon, below `/v1`: one file for each family of paths.
+//!
+//! *Takes* requests that carried the token. *Gives* JSON. A list has at most `limit` items, 100 unless told otherwise and
+//! 1000 at most, and `next`, which is the `after` of the next page, or null. What takes time is ordered: 202, with the run
+//! that `/v1/runs/{id}` follows. An error is `{"error": {"code", "message"}}`: 400 no JSON, 404 no such thing, 405, 413, 415,
+//! 422 a value that cannot be, 503 the state takes no writes. *Not here*: who may ask; see [`super::Admin`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::belvo::Budget;
+use crate::config::{self, Config};
+use crate::operations::{Operations, Order, Refused};
+use crate::runs::Reason;
+use crate::store;
+
+pub mod belvo;
+pub mod jobs;
+pub mod lake;
+pub mod links;
+pub mod runs;
+pub mod status;
+pub mod webhooks;
+
+/// Bytes of a body.
+const LARGEST_BODY: usize = 64 << 10;
+
+/// Items of a page, unless told otherwise, and at most.
+pub const PAGE: usize = 100;
+const LARGEST_PAGE: usize = 1000;
+
+/// What the API answers from. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    operations: Operations,
+    budget: Budget,
+    limit: config::Budget,
+    places: Arc<Places>,
+    lag_months: u32,
+}
+
+/// Where state and lake are.
+struct Places {
+    state: PathBuf,
+    lake: PathBuf,
+}
+
+impl Api {
+    /// An API that orders from `operations`, and tells how much of `budget` is in use.
+    pub fn new(operations: Operations, budget: Budget, config: &Config) -> Self {
+        let places = Places { state: config.state.path.clone(), lake: config.lake.path.clone() };
+        let (limit, lag_months) = (config.belvo.budget, config.features.lag_months);
+        Self { operations, budget, limit, places: Arc::new(places), lag_months }
+    }
+
+    /// Takes an order: 202, where its run is followed, and the run.
+    async fn order(&self, order: Order) -> Result<Response, Problem> {
+        let id = self.operations.start(order, Reason::Api).await?;
+        let run = self.operations.runs.get(&id).await?;
+        let place = format!("/v1/runs/{id}");
+        Ok((StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(json!({ "run": run }))).into_response())
+    }
+}
+
+/// The paths below `/v1`.
+pub fn routes(api: Api) -> Router {
+    Router::new()
+        .route("/v1", get(index))
+        .merge(links::routes())
+        .merge(jobs::routes())
+        .merge(runs::routes())
+        .merge(webhooks::routes())
+        .merge(status::routes())
+        .merge(lake::routes())
+        .merge(belvo::routes())
+        .with_state(api)
+}
+
+/// Which daemon this is, so that a command knows that it has found the one that holds its state.
+async fn index(State(_): State<Api>) -> Json<Value> {
+    Json(json!({ "name": "vinculo", "version": env!("CARGO_PKG_VERSION"), "process_id": std::process::id() }))
+}
+
+/// How many items a page has, as asked for.
+fn limit(asked: Option<usize>) -> Result<usize, Problem> {
+    match asked.unwrap_or(PAGE) {
+        limit @ 1..=LARGEST_PAGE => Ok(limit),
+        _ => Err(Problem::invalid(format!("limit is a number from 1 to {LARGEST_PAGE}"))),
+    }
+}
+
+/// Reads the query; what is unknown or cannot be is told.
+fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    let Query(query) = Query::try_from_uri(uri).map_err(|error| Problem::invalid(error.body_text()))?;
+    Ok(query)
+}
+
+/// Reads a JSON body; an empty one is `T`'s own idea of nothing said.
+async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
+    let media = request.headers().get(header::CONTENT_TYPE).map(|media| media.to_str().unwrap_or_default());
+    let essence = media.map(|media| media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    let bytes = axum::body::to_bytes(request.into_body(), LARGEST_BODY).await.map_err(|_| Problem {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        code: "too_large".into(),
+        message: format!("a body has at most {LARGEST_BODY} bytes"),
+    })?;
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    if essence.is_none_or(|essence| essence != "application/json") {
+        let message = "send JSON, with the header Content-Type: application/json".to_owned();
+        return Err(Problem { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, code: "not_json".into(), message });
+    }
+    serde_json::from_slice(&bytes).map_err(|error| {
+        if error.is_data() {
+            return Problem::invalid(error.to_string());
+        }
+        let message = format!("the body is not JSON: {error}");
+        Problem { status: StatusCode::BAD_REQUEST, code: "bad_json".into(), message }
+    })
+}
+
+/// Why a request is not served.
+#[derive(Debug)]
+struct Problem {
+    status: StatusCode,
+    code: std::borrow::Cow<'static, str>,
+    message: String,
+}
+
+impl Problem {
+    fn invalid(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, code: "invalid".into(), message: message.into() }
+    }
+
+    fn missing(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, code: code.into(), message: message.into() }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        super::error(self.status, &self.code, &self.message)
+    }
+}
+
+impl From<store::Error> for Problem {
+    fn from(error: store::Error) -> Self {
+        tracing::error!(code = error.code(), "an operator was not answered: {error}");
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: error.code().into(),
+            message: "the state cannot be read or written; the daemon's log says more".to_owned(),
+        }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let status = match refused {
+            Refused::Store(error) => return error.into(),
+            Refused::NotALinkId(_) | Refused::Features(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refused::NoLink | Refused::NoJob { .. } | Refused::NoWebhook(_) => StatusCode::NOT_FOUND,
+        };
+        Self { status, code: refused.code().into(), message: refused.to_string() }
+    }
+}

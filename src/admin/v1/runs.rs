@@ -1,0 +1,58 @@
+//! `GET /v1/runs?kind=&name=`, `GET /v1/runs/{id}?wait=`: what was ordered or was due, and what came of it.
+
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::Uri;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Api, Problem, query};
+use crate::runs::{self, Filter, Run};
+
+/// Longest time that an answer waits for news, in seconds.
+const LONGEST_WAIT: u64 = 30;
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new().route("/v1/runs", get(list)).route("/v1/runs/{id}", get(show))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wish {
+    kind: Option<String>,
+    name: Option<String>,
+    limit: Option<usize>,
+    after: Option<String>,
+}
+
+async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> {
+    let Wish { kind, name, limit, after } = query(&uri)?;
+    let (limit, filter) = (super::limit(limit)?, Filter { kind, name });
+    let read = move |tx: &crate::store::Tx<'_>| runs::list(tx, &filter, after.as_deref(), limit);
+    let (runs, next) = api.operations.store.read(read).await?;
+    let runs: Vec<Run> = runs.into_iter().map(|run| api.operations.runs.brought_up_to_date(run)).collect();
+    Ok(Json(json!({ "runs": runs, "next": next })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Patience {
+    /// Seconds that the answer may wait for news of a run that goes on.
+    #[serde(default)]
+    wait: u64,
+}
+
+async fn show(State(api): State<Api>, Path(id): Path<String>, uri: Uri) -> Result<Json<Value>, Problem> {
+    let Patience { wait } = query(&uri)?;
+    let run = match wait {
+        0 => api.operations.runs.get(&id).await?,
+        _ => api.operations.runs.get_news(&id, Duration::from_secs(wait.min(LONGEST_WAIT))).await?,
+    };
+    match run {
+        Some(run) => Ok(Json(json!({ "run": run }))),
+        None => Err(Problem::missing("no_such_run", "there is no such run; GET /v1/runs lists them")),
+    }
+}

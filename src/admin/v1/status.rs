@@ -1,0 +1,21 @@
+//! `GET /v1/status`: how things stand, with what only the running daemon knows.
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+
+use super::{Api, Problem};
+use crate::admin::status::{BudgetUse, Status};
+use crate::store;
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new().route("/v1/status", get(show))
+}
+
+async fn show(State(api): State<Api>) -> Result<Json<Status>, Problem> {
+    let (places, now) = (api.places.clone(), api.operations.clock.now());
+    let gathering = tokio::task::spawn_blocking(move || Status::gather(&places.state, &places.lake, now));
+    let mut status = gathering.await.map_err(|_| store::Error::Closed)??;
+    status.budget = Some(BudgetUse::of(&api.budget, api.limit));
+    Ok(Json(status))
+}

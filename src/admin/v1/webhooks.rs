@@ -1,0 +1,73 @@
+//! `GET /v1/webhooks?type=&outcome=&link=`, `GET /v1/webhooks/{seq}`, `POST /v1/webhooks/{seq}/replay`,
+//! `POST /v1/webhooks/replay`: the inbound log and its quarantine.
+
+use axum::extract::{Path, State};
+use axum::http::Uri;
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Api, Problem, query};
+use crate::operations::{Order, Refused, Replay};
+use crate::webhook::log::{self, Filter};
+
+/// What became of a webhook.
+const OUTCOMES: [&str; 3] = ["queued", "noted", "quarantined"];
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/v1/webhooks", get(list))
+        .route("/v1/webhooks/replay", post(replay_quarantined))
+        .route("/v1/webhooks/{seq}", get(show))
+        .route("/v1/webhooks/{seq}/replay", post(replay))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wish {
+    #[serde(rename = "type")]
+    webhook_type: Option<String>,
+    outcome: Option<String>,
+    link: Option<String>,
+    limit: Option<usize>,
+    after: Option<String>,
+}
+
+async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> {
+    let Wish { webhook_type, outcome, link, limit, after } = query(&uri)?;
+    let limit = super::limit(limit)?;
+    if outcome.as_deref().is_some_and(|outcome| !OUTCOMES.contains(&outcome)) {
+        return Err(Problem::invalid(format!("outcome is one of {}", OUTCOMES.join(", "))));
+    }
+    let link = link.map(|link| link.parse()).transpose().map_err(Refused::from)?;
+    let after = after.map(|after| after.parse()).transpose().map_err(|_| Problem::invalid("after is a number"))?;
+    let filter = Filter { webhook_type, outcome, link };
+    let read = move |tx: &crate::store::Tx<'_>| log::list(tx, &filter, after, limit + 1);
+    let mut webhooks = api.operations.store.read(read).await?;
+    let has_more = webhooks.len() > limit;
+    webhooks.truncate(limit);
+    let next = webhooks.last().filter(|_| has_more).map(|last| last.seq.to_string());
+    Ok(Json(json!({ "webhooks": webhooks, "next": next })))
+}
+
+async fn show(State(api): State<Api>, Path(seq): Path<String>) -> Result<Json<Value>, Problem> {
+    let seq = number(&seq)?;
+    match api.operations.store.read(move |tx| log::show(tx, seq)).await? {
+        Some((webhook, body)) => Ok(Json(json!({ "webhook": webhook, "body": body }))),
+        None => Err(Refused::NoWebhook(seq).into()),
+    }
+}
+
+async fn replay(State(api): State<Api>, Path(seq): Path<String>) -> Result<Response, Problem> {
+    api.order(Order::Replay(Replay::One(number(&seq)?))).await
+}
+
+async fn replay_quarantined(State(api): State<Api>) -> Result<Response, Problem> {
+    api.order(Order::Replay(Replay::Quarantined)).await
+}
+
+fn number(seq: &str) -> Result<i64, Problem> {
+    seq.parse().map_err(|_| Problem::missing("no_such_webhook", "a webhook has a number; GET /v1/webhooks lists them"))
+}

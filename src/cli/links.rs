@@ -1,0 +1,194 @@
+//! `vinculo links`: the tracked links.
+
+use std::io::{self, Write as _};
+
+use anyhow::bail;
+use serde_json::json;
+
+use super::table::Table;
+use super::{Exit, Global, ordered};
+use crate::admin::v1::PAGE;
+use crate::admin::v1::links::{Filter, LinkView, list_links, show_link};
+use crate::belvo::LinkId;
+use crate::clock::Clock;
+use crate::config::Needs;
+use crate::operations::Order;
+use crate::store::Readers;
+
+/// What `links` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do [default: list]
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What can be done with the tracked links.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// List them
+    List(List),
+    /// Show one, and what to do about it
+    Show(Show),
+    /// Compare them with Belvo's list
+    Sync,
+    /// Delete one at Belvo, with all that it holds of it; what is kept here stays
+    Delete(Delete),
+}
+
+/// Which links to list.
+#[derive(Debug, Default, clap::Args)]
+pub struct List {
+    /// Only those of this external id
+    #[arg(long, value_name = "X")]
+    pub external_id: Option<String>,
+    /// Only those with this status, such as valid, invalid or token_required
+    #[arg(long, value_name = "S")]
+    pub status: Option<String>,
+    /// At most so many [default: 100]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Only those after this link id
+    #[arg(long, value_name = "ID")]
+    pub after: Option<String>,
+}
+
+/// Which link to show.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    /// The link
+    #[arg(value_name = "ID")]
+    pub link: LinkId,
+}
+
+/// Which link to delete.
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    /// The link
+    #[arg(long, value_name = "ID")]
+    pub link: LinkId,
+    /// Delete it at Belvo, which cannot be undone
+    #[arg(long)]
+    pub remote: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    match &args.command {
+        None => list(&List::default(), global),
+        Some(Command::List(wish)) => list(wish, global),
+        Some(Command::Show(wish)) => show(&wish.link, global),
+        Some(Command::Sync) => sync(global),
+        Some(Command::Delete(wish)) => delete(wish, global),
+    }
+}
+
+fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let filter = Filter { external_id: wish.external_id.clone(), status: wish.status.clone() };
+    let (after, limit) = (wish.after.clone().unwrap_or_default(), wish.limit.unwrap_or(PAGE));
+    let now = Clock::system().now();
+    let mut links =
+        Readers::of(&config.state.path).read(|tx| list_links(tx, &filter, &after, limit.saturating_add(1), now))?;
+    let has_more = links.len() > limit;
+    links.truncate(limit);
+    let out = &mut io::stdout().lock();
+    if global.json {
+        links.iter().try_for_each(|link| writeln!(out, "{}", json!(link)))?;
+    } else {
+        let columns = ["link_id", "external_id", "status", "access_mode", "fetched", "what to do"];
+        let mut table = Table::new(columns.map(|name| (name.to_owned(), false)));
+        for link in &links {
+            let oldest = link.resources.iter().map(|resource| resource.last_fetched_at.clone()).min().flatten();
+            table.push([
+                Some(link.link_id.clone()),
+                Some(link.external_id.clone().unwrap_or_default()),
+                Some(link.status.clone().unwrap_or_else(|| "unknown".to_owned())),
+                Some(link.access_mode.clone().unwrap_or_default()),
+                Some(oldest.unwrap_or_else(|| "never".to_owned())),
+                Some(link.what_to_do.clone()),
+            ]);
+        }
+        table.write(out)?;
+    }
+    if let (true, Some(last)) = (has_more, links.last()) {
+        writeln!(io::stderr(), "there are more: --after {} shows them", last.link_id)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let now = Clock::system().now();
+    let Some(link) = Readers::of(&config.state.path).read(|tx| show_link(tx, link_id, now))? else {
+        bail!("the link {link_id} is not tracked: `vinculo links sync` asks Belvo for its list");
+    };
+    let out = &mut io::stdout().lock();
+    if global.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&link)?)?;
+    } else {
+        tell(&link, out)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn tell(link: &LinkView, out: &mut impl io::Write) -> io::Result<()> {
+    let unknown = || "unknown".to_owned();
+    writeln!(out, "link         {}", link.link_id)?;
+    for (name, value) in [
+        ("external id", &link.external_id),
+        ("status", &link.status),
+        ("access mode", &link.access_mode),
+        ("refresh rate", &link.refresh_rate),
+        ("stale in", &link.stale_in),
+        ("last webhook", &link.last_webhook_at),
+    ] {
+        writeln!(out, "{name:<12} {}", value.clone().unwrap_or_else(unknown))?;
+    }
+    for resource in &link.resources {
+        let fetched = resource.last_fetched_at.as_deref().unwrap_or("never");
+        write!(out, "{:<12} {}, last fetched {fetched}", resource.resource, resource.state)?;
+        if let Some(count) = resource.item_count {
+            write!(out, ", {count} records")?;
+        }
+        if let Some(code) = &resource.last_error_code {
+            write!(out, ", last error {code}")?;
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "what to do   {}", link.what_to_do)
+}
+
+fn sync(global: &Global) -> anyhow::Result<Exit> {
+    let run = ordered::carry_out(Order::SyncLinks, ordered::BELVO, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        let out = &mut io::stdout().lock();
+        if global.json {
+            writeln!(out, "{}", json!(run))?;
+        } else if run.message.is_none() {
+            writeln!(out, "Belvo lists {} links", run.progress.done)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
+}
+
+fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
+    if !wish.remote {
+        writeln!(
+            io::stderr(),
+            "error: a link is deleted at Belvo, for good: say --remote to do that; nothing was done"
+        )?;
+        return Ok(Exit::Usage);
+    }
+    let run = ordered::carry_out(Order::Delete(wish.link.clone()), ordered::BELVO, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        let out = &mut io::stdout().lock();
+        if global.json {
+            writeln!(out, "{}", json!(run))?;
+        } else if run.message.is_none() {
+            writeln!(out, "{} is deleted at Belvo; its rows here stay", wish.link)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
+}

@@ -1,0 +1,140 @@
+//! An order, carried out by the daemon that holds the state, or here when there is none; with the same progress.
+
+use std::io::{self, IsTerminal, Write as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::work::{self, asked_to_end};
+use super::{Exit, Global};
+use crate::admin::client::Client;
+use crate::clock::Clock;
+use crate::config::Needs;
+use crate::daemon::{Daemon, Parts};
+use crate::operations::Order;
+use crate::runs::{Reason, Run};
+
+/// A look at a run here is as patient as one at a daemon's.
+const NEWS_WITHIN: Duration = Duration::from_secs(10);
+
+/// What an order needs when there is no daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needed {
+    /// What the configuration must hold.
+    pub needs: Needs,
+    /// What is started.
+    pub parts: Parts,
+}
+
+/// State and lake alone.
+pub const STATE_AND_LAKE: Needed = Needed { needs: Needs { belvo: false, webhook: false }, parts: Parts::WithoutBelvo };
+
+/// Calls to Belvo.
+pub const BELVO: Needed = Needed { needs: Needs { belvo: true, webhook: false }, parts: Parts::WithoutListeners };
+
+/// Has `order` carried out and gives its run when that has ended; `None` when a signal came first. A daemon goes on with it
+/// then.
+///
+/// # Errors
+/// When the order is not taken, by whoever.
+pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Result<Option<Run>> {
+    let config = global.load_config(Needs::default())?;
+    work::block_on(async {
+        if let Some(daemon) = Client::find(&config).await? {
+            let run = daemon.order(&order).await?;
+            let (bar, id) = (bar(), run.id.clone());
+            let follow = async {
+                let mut run = run;
+                while run.finished_at.is_none() {
+                    show(&bar, &run);
+                    run = daemon.news(&run.id).await?;
+                }
+                bar.finish_and_clear();
+                anyhow::Ok(Some(run))
+            };
+            return tokio::select! {
+                run = follow => run,
+                signal = asked_to_end() => {
+                    signal?;
+                    writeln!(io::stderr(), "the daemon goes on with it; GET /v1/runs/{id} tells what came of it")?;
+                    Ok(None)
+                }
+            };
+        }
+        let config = global.load_config(needed.needs)?;
+        config.check_folders()?;
+        let daemon = Daemon::start(&config, Clock::system(), needed.parts).await?;
+        let run = tokio::select! {
+            run = follow_here(&daemon, order, needed.parts) => run.map(Some),
+            signal = asked_to_end() => signal.map(|_| None),
+        };
+        daemon.stop().await;
+        run
+    })
+}
+
+/// Has `order` carried out by the daemon of this process, and gives its run when that has ended.
+///
+/// # Errors
+/// When the order is not taken.
+pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts) -> anyhow::Result<Run> {
+    let id = daemon.operations.start(order, Reason::Command).await?;
+    let bar = bar();
+    let missing = || anyhow::anyhow!("the run {id} is not on record any more");
+    let mut run = daemon.operations.runs.get(&id).await?.ok_or_else(missing)?;
+    while run.finished_at.is_none() {
+        show(&bar, &run);
+        run = daemon.operations.runs.get_news(&id, NEWS_WITHIN).await?.ok_or_else(missing)?;
+    }
+    bar.finish_and_clear();
+    if parts == Parts::JobsOnRequest {
+        // A job only marks what is to be fetched; without a daemon nobody else would fetch it.
+        daemon.until_caught_up().await?;
+    }
+    Ok(run)
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn bar() -> ProgressBar {
+    let draw = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    ProgressBar::with_draw_target(None, draw)
+}
+
+fn show(bar: &ProgressBar, run: &Run) {
+    if let (Some(total), None) = (run.progress.total, bar.length()) {
+        bar.set_style(ProgressStyle::default_bar());
+        bar.set_length(total);
+    }
+    bar.set_position(run.progress.ended());
+}
+
+/// What the end of `run` ends the program with; `None` is a run that a signal left behind.
+pub fn exit(run: Option<&Run>) -> Exit {
+    let Some(run) = run else { return Exit::Interrupted };
+    match run.outcome.as_deref() {
+        Some("done") => Exit::Done,
+        Some("partly") => Exit::Partly,
+        Some("interrupted") => Exit::Interrupted,
+        Some("failed") => match run.progress.failed.keys().next().map(|code| Exit::of_code(code)) {
+            Some(exit @ (Exit::Credentials | Exit::RateLimited | Exit::Down)) => exit,
+            _ => Exit::Partly,
+        },
+        Some(code) => Exit::of_code(code),
+        None => Exit::Failed,
+    }
+}
+
+/// Says why a run failed, on stderr, when it did as a whole.
+///
+/// # Errors
+/// Those of stderr.
+pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
+    let Some(message) = &run.message else { return Ok(()) };
+    let code = run.outcome.as_deref().unwrap_or_default();
+    if global.json {
+        let exit = exit(Some(run)) as u8;
+        writeln!(io::stderr(), "{}", serde_json::json!({ "error": message, "code": code, "exit_code": exit }))
+    } else {
+        writeln!(io::stderr(), "error: {message} ({code})")
+    }
+}

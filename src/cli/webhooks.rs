@@ -1,0 +1,151 @@
+//! `vinculo webhooks`: the inbound log and its quarantine.
+
+use std::io::{self, Write as _};
+
+use anyhow::bail;
+use clap::builder::PossibleValuesParser;
+use serde_json::json;
+
+use super::table::Table;
+use super::{Exit, Global, ordered};
+use crate::admin::v1::PAGE;
+use crate::belvo::LinkId;
+use crate::config::Needs;
+use crate::operations::{Order, Replay};
+use crate::store::Readers;
+use crate::webhook::log::{self, Filter};
+
+/// What `webhooks` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do [default: list]
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What can be done with the webhooks that came.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// List them, the newest first
+    List(List),
+    /// Show one, its body without anything personal
+    Show(Show),
+    /// Read one again, or all in the quarantine
+    Replay(Again),
+}
+
+/// Which webhooks to list.
+#[derive(Debug, Default, clap::Args)]
+pub struct List {
+    /// Only those of this type, such as EMPLOYMENTS
+    #[arg(long = "type", value_name = "T")]
+    pub webhook_type: Option<String>,
+    /// Only those with this outcome
+    #[arg(long, value_name = "O", value_parser = PossibleValuesParser::new(["queued", "noted", "quarantined"]))]
+    pub outcome: Option<String>,
+    /// Only those of this link
+    #[arg(long, value_name = "ID")]
+    pub link: Option<LinkId>,
+    /// At most so many [default: 100]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Only those that came before this number
+    #[arg(long, value_name = "SEQ")]
+    pub after: Option<i64>,
+}
+
+/// Which webhook to show.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    /// Its number
+    #[arg(value_name = "SEQ")]
+    pub seq: i64,
+}
+
+/// Which webhooks to read again; exactly one way is given.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Again {
+    /// The one with this number
+    #[arg(value_name = "SEQ")]
+    pub seq: Option<i64>,
+    /// All in the quarantine
+    #[arg(long)]
+    pub quarantined: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    match &args.command {
+        None => list(&List::default(), global),
+        Some(Command::List(wish)) => list(wish, global),
+        Some(Command::Show(wish)) => show(wish.seq, global),
+        Some(Command::Replay(wish)) => replay(wish.seq.map_or(Replay::Quarantined, Replay::One), global),
+    }
+}
+
+fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let (webhook_type, outcome) = (wish.webhook_type.clone(), wish.outcome.clone());
+    let filter = Filter { webhook_type, outcome, link: wish.link.clone() };
+    let limit = wish.limit.unwrap_or(PAGE);
+    let mut entries =
+        Readers::of(&config.state.path).read(|tx| log::list(tx, &filter, wish.after, limit.saturating_add(1)))?;
+    let has_more = entries.len() > limit;
+    entries.truncate(limit);
+    let out = &mut io::stdout().lock();
+    if global.json {
+        entries.iter().try_for_each(|entry| writeln!(out, "{}", json!(entry)))?;
+    } else {
+        let columns = [
+            ("seq", true),
+            ("received_at", false),
+            ("type", false),
+            ("code", false),
+            ("link_id", false),
+            ("outcome", false),
+            ("reason", false),
+        ];
+        let mut table = Table::new(columns.map(|(name, is_number)| (name.to_owned(), is_number)));
+        for entry in &entries {
+            table.push([
+                Some(entry.seq.to_string()),
+                Some(entry.received_at.clone()),
+                Some(entry.webhook_type.clone().unwrap_or_default()),
+                Some(entry.webhook_code.clone().unwrap_or_default()),
+                Some(entry.link_id.clone().unwrap_or_default()),
+                Some(entry.outcome.clone()),
+                Some(entry.reason.clone().unwrap_or_default()),
+            ]);
+        }
+        table.write(out)?;
+    }
+    if let (true, Some(last)) = (has_more, entries.last()) {
+        writeln!(io::stderr(), "there are more: --after {} shows them", last.seq)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(seq: i64, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    let Some((webhook, body)) = Readers::of(&config.state.path).read(|tx| log::show(tx, seq))? else {
+        bail!("there is no webhook {seq} in the log: `vinculo webhooks list` shows them");
+    };
+    let document = json!({ "webhook": webhook, "body": body });
+    writeln!(io::stdout().lock(), "{}", serde_json::to_string_pretty(&document)?)?;
+    Ok(Exit::Done)
+}
+
+fn replay(which: Replay, global: &Global) -> anyhow::Result<Exit> {
+    let run = ordered::carry_out(Order::Replay(which), ordered::STATE_AND_LAKE, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        let out = &mut io::stdout().lock();
+        if global.json {
+            writeln!(out, "{}", json!(run))?;
+        } else if run.message.is_none() {
+            let left: u64 = run.progress.failed.values().sum();
+            writeln!(out, "{} understood, {left} still in the quarantine", run.progress.done)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
+}

@@ -1,0 +1,291 @@
+//! Deletes links at Belvo, with all that it holds of them. What is kept here stays; erasing that is another command.
+//!
+//! *Takes* a link. *Gives* the word that Belvo deletes it, and later that it is gone. *Promises* that from the first word on
+//! nothing of the link is fetched; that the end is believed only when Belvo says it, by a webhook or by not knowing the link
+//! any more; and that a wish which a crash or the network cut off is sent again.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::belvo::links::Deletion;
+use crate::belvo::{self, Client, Decision, Failure, LinkId};
+use crate::clock::{Clock, Timestamp};
+use crate::links::{self, DELETED, DELETING};
+use crate::queue::Queue;
+use crate::store::{self, Store, Tx, args};
+
+/// How long to wait for the webhook before Belvo is asked, where webhooks can come.
+pub const WITH_WEBHOOKS: Duration = Duration::from_mins(1);
+
+/// The same where none can, because nothing listens.
+pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(2);
+
+/// Longest time between two looks.
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
+
+/// Deadlines are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Why a link could not be deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Belvo did not take the wish; the link is as it was.
+    #[error(transparent)]
+    Belvo(#[from] Failure),
+    /// The wish could not be written down; nothing was sent.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Belvo(failure) => failure.code,
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// Deletes, and sees to the end of it. Cheap to clone.
+#[derive(Clone)]
+pub struct Deleter {
+    client: Client,
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+    patience: Duration,
+}
+
+impl Deleter {
+    /// One that asks `client`, and looks whether a link is gone after `patience`: [`WITH_WEBHOOKS`] or
+    /// [`WITHOUT_WEBHOOKS`].
+    pub fn new(client: Client, store: Store, queue: Queue, clock: Clock, patience: Duration) -> Self {
+        Self { client, store, queue, clock, patience }
+    }
+
+    /// Lets Belvo delete `link`. [`Deletion::Accepted`] says that it will be gone soon.
+    ///
+    /// # Errors
+    /// [`Error`]. When nobody knows whether the wish arrived, it is sent again later.
+    pub async fn delete(&self, link: &LinkId) -> Result<Deletion, Error> {
+        let (wish, now, patience) = (link.clone(), self.clock.now(), self.patience);
+        self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
+        Ok(self.send(link).await?)
+    }
+
+    /// Whether Belvo has said that `link` is gone.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub async fn is_gone(&self, link: &LinkId) -> Result<bool, store::Error> {
+        let link = link.clone();
+        let gone = "SELECT 1 FROM links WHERE link_id = $1 AND status = $2";
+        Ok(self.store.read(move |tx| tx.one(gone, args![&link, DELETED], |_| Ok(()))).await?.is_some())
+    }
+
+    async fn send(&self, link: &LinkId) -> Result<Deletion, Error> {
+        let sent = belvo::links::delete(&self.client, link).await;
+        let (link, now) = (link.clone(), self.clock.now());
+        match sent {
+            Ok(Deletion::Done) => {
+                self.store.write(move |tx| note_gone(tx, &link, now)).await?;
+                self.queue.announce();
+                Ok(Deletion::Done)
+            }
+            Ok(Deletion::Accepted) => Ok(Deletion::Accepted),
+            Err(failure) => {
+                tracing::warn!(code = failure.code, link_id = %link, request_id = failure.request_id, "not deleted: {failure}");
+                let may_have_arrived = failure.http_status.is_none() && failure.code != "api_auth";
+                if !may_have_arrived {
+                    self.store.write(move |tx| note_refused(tx, &link, now)).await?;
+                    self.queue.announce();
+                }
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// Looks after deadlines until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let looking = async {
+            loop {
+                if let Err(error) = self.follow_up().await {
+                    tracing::error!(code = error.code(), "deletions could not be followed up: {error}");
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Asks Belvo for the links that should be gone by now. Gives how many are.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub async fn follow_up(&self) -> Result<usize, store::Error> {
+        let now = self.clock.now();
+        let mut gone = 0;
+        for (link, attempts) in self.store.write(move |tx| overdue(tx, now)).await? {
+            match belvo::links::get(&self.client, &link).await {
+                Err(failure) if failure.kind == Decision::Gone => {
+                    self.store.write(move |tx| note_gone(tx, &link, now)).await?;
+                    self.queue.announce();
+                    gone += 1;
+                }
+                answer => {
+                    let wait = (self.patience * 2_u32.saturating_pow(attempts.min(16))).min(LONGEST_WAIT);
+                    let (later, until) = (link.clone(), self.clock.now() + wait);
+                    let postpone = "UPDATE deletions SET due_at = $2, attempts = attempts + 1 WHERE link_id = $1";
+                    self.store.write(move |tx| tx.execute(postpone, args![&later, until])).await?;
+                    // Still there after some looks: the wish is sent again, and its failure is logged.
+                    if answer.is_ok() && attempts % 4 == 3 {
+                        let _ = self.send(&link).await;
+                    }
+                }
+            }
+        }
+        Ok(gone)
+    }
+}
+
+/// Writes the wish down before it is sent, and stops what is due of the link.
+fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> Result<(), store::Error> {
+    links::note_wish(tx, link, now)?;
+    links::note_status(tx, link, DELETING, now)?;
+    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
+    tx.execute(
+        "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0",
+        args![link, now, due_at],
+    )?;
+    Ok(())
+}
+
+fn note_gone(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
+    links::note_status(tx, link, DELETED, now)?;
+    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
+    tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
+    Ok(())
+}
+
+fn note_refused(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
+    links::note_kept(tx, link, now)?;
+    tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
+    Ok(())
+}
+
+/// Closes the deletions that a webhook has confirmed, and gives those that are to be looked at.
+fn overdue(tx: &Tx<'_>, now: Timestamp) -> Result<Vec<(LinkId, u32)>, store::Error> {
+    tx.execute(
+        "UPDATE deletions SET due_at = NULL WHERE due_at IS NOT NULL \
+         AND link_id IN (SELECT link_id FROM links WHERE status = $1)",
+        args![DELETED],
+    )?;
+    tx.all("SELECT link_id, attempts FROM deletions WHERE due_at <= $1", args![now], |row| {
+        Ok((row.link_id(0)?, u32::try_from(row.int(1)?).unwrap_or(u32::MAX)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
+
+    use super::*;
+    use crate::belvo::scripted::{self, Script};
+    use crate::queue::{self, Trigger};
+    use crate::resources;
+
+    const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    struct Place {
+        deleter: Deleter,
+        now: Arc<AtomicI64>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn link() -> LinkId {
+        ID.parse().unwrap()
+    }
+
+    impl Place {
+        /// A place with one link that has a refresh due.
+        async fn new(client: Client) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let start = Timestamp::parse("2026-11-23T10:00:00Z").unwrap();
+            let now = Arc::new(AtomicI64::new(start.as_micros()));
+            let hand = Arc::clone(&now);
+            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
+            let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+            let track = move |tx: &Tx<'_>| {
+                links::note_wish(tx, &link(), start)?;
+                queue::mark(tx, &link(), resources::ALL[0], Trigger::Webhook, start)
+            };
+            store.write(track).await.unwrap();
+            Self { deleter: Deleter::new(client, store, queue, clock, WITH_WEBHOOKS), now, _folder: folder }
+        }
+
+        async fn status(&self) -> (Option<String>, i64) {
+            let sql = "SELECT status, (SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL) FROM links";
+            let row =
+                self.deleter.store.read(move |tx| tx.one(sql, args![], |row| Ok((row.opt_text(0)?, row.int(1)?))));
+            row.await.unwrap().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_is_deleted_without_waiting_and_gone_when_belvo_does_not_know_it() {
+        let looked_up = Arc::new(AtomicU16::new(200));
+        let answer = Arc::clone(&looked_up);
+        let script = Script::start(move |head| match head {
+            head if head.starts_with("DELETE") => scripted::json(202, r#"{"request_id":"x"}"#),
+            _ => scripted::json(answer.load(Ordering::SeqCst), &format!(r#"{{"id":"{ID}"}}"#)),
+        })
+        .await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.deleter.delete(&link()).await.unwrap(), Deletion::Accepted);
+        let head = script.requests().remove(0).to_ascii_lowercase();
+        assert!(head.starts_with(&format!("delete /api/links/{ID}/ http")), "{head}");
+        assert!(head.contains("x-belvo-request-mode: async\r\n"), "{head}");
+        assert_eq!(place.status().await, (Some(DELETING.to_owned()), 0));
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
+        for (status, gone) in [(200, 0), (404, 1), (404, 0)] {
+            looked_up.store(status, Ordering::SeqCst);
+            place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
+            assert_eq!(place.deleter.follow_up().await.unwrap(), gone);
+        }
+        assert!(place.deleter.is_gone(&link()).await.unwrap());
+        assert_eq!(script.requests().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_belvo_does_not_know_is_gone_already() {
+        let script = Script::start(|_| scripted::json(404, r#"[{"code":"not_found"}]"#)).await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.deleter.delete(&link()).await.unwrap(), Deletion::Done);
+        assert_eq!(place.status().await, (Some(DELETED.to_owned()), 0));
+    }
+
+    #[tokio::test]
+    async fn a_webhook_ends_the_wait_and_a_refusal_leaves_the_link() {
+        let script = Script::start(|_| scripted::json(202, r#"{"request_id":"x"}"#)).await;
+        let place = Place::new(script.client()).await;
+        place.deleter.delete(&link()).await.unwrap();
+        let now = place.deleter.clock.now();
+        place.deleter.store.write(move |tx| links::note_status(tx, &link(), DELETED, now)).await.unwrap();
+        place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
+        assert_eq!(script.requests().len(), 1);
+
+        let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "api_forbidden");
+        assert_eq!(place.status().await, (Some("valid".to_owned()), 1));
+    }
+}

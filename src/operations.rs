@@ -1,0 +1,531 @@
+//! What a person can order: refreshes, recollects, a link's deletion, publishes, a comparison of links, a job, a second reading of webhooks.
+//!
+//! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on record
+//! and, for a refresh of a few links, their marks are too. *Promises* that both ways do the same. *Not here*: HTTP, and how
+//! each piece of work is done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::belvo::LinkId;
+use crate::clock::{Clock, Timestamp};
+use crate::delete::Deleter;
+use crate::features::runs as features;
+use crate::links::Directory;
+use crate::publish::{self, BuiltFrom, Publisher, Scope};
+use crate::queue::{self, Queue, Trigger};
+use crate::recollect::{self, Recollector};
+use crate::resources::{self, Resource};
+use crate::runs::{Failed, Kind, Progress, Reason, Runs};
+use crate::schedule::{self, Asker};
+use crate::store::{self, Store, Tx, args};
+use crate::webhook::log::{self, Replayed};
+use crate::widget::Widgets;
+
+/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A wait for news looks again after so long, because not everything that ends a wait announces itself.
+const NEWS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.
+const AT_ONCE: usize = 500;
+
+/// What is ordered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// To fetch these resources of these links.
+    Refresh {
+        /// Which links.
+        links: Links,
+        /// Which resources; none are all.
+        resources: Vec<&'static Resource>,
+    },
+    /// To let Belvo read the institution again, one call on the bill for each link, and to fetch what comes of it.
+    Recollect {
+        /// Which links.
+        links: Links,
+        /// Which resources; none are all.
+        resources: Vec<&'static Resource>,
+    },
+    /// To delete this link at Belvo; what is kept here stays.
+    Delete(LinkId),
+    /// To publish what changed.
+    Publish,
+    /// To publish everything anew.
+    Rebuild,
+    /// To compute features as of a date, and publish them.
+    Features(features::Wanted),
+    /// To compare the tracked links with Belvo's list.
+    SyncLinks,
+    /// To run this job now.
+    Job(String),
+    /// To read webhooks again.
+    Replay(Replay),
+}
+
+/// Which links to refresh. As JSON `{"link_id": …}`, `{"external_id": …}`, `{"all": true}` or
+/// `{"older_than_seconds": …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Links {
+    /// This one; it is tracked from now on.
+    LinkId(String),
+    /// Those of this external id.
+    ExternalId(String),
+    /// Every tracked one.
+    All(bool),
+    /// Every tracked one that was not fetched for so long.
+    OlderThanSeconds(u64),
+}
+
+/// Which webhooks to read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// The one with this number.
+    One(i64),
+    /// All in the quarantine.
+    Quarantined,
+}
+
+/// Why an order is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Nothing to refresh.
+    #[error("no tracked link fits: name one with its link id, or run `vinculo links sync` first")]
+    NoLink,
+    /// The text names no link.
+    #[error("{0}")]
+    NotALinkId(#[from] crate::belvo::NotALinkId),
+    /// There is no such job.
+    #[error("there is no job {name}; there are {known}")]
+    NoJob {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// There is no such webhook.
+    #[error("there is no webhook {0} in the log; `vinculo webhooks list` shows them")]
+    NoWebhook(i64),
+    /// The features of that date cannot be computed, or not again.
+    #[error("{0}")]
+    Features(features::Error),
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Refused {
+    /// The stable code of this refusal.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoLink => "no_such_link",
+            Self::NotALinkId(_) => "not_a_link_id",
+            Self::NoJob { .. } => "no_such_job",
+            Self::NoWebhook(_) => "no_such_webhook",
+            Self::Features(_) => "features_refused",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+impl From<features::Error> for Refused {
+    fn from(error: features::Error) -> Self {
+        match error {
+            features::Error::Store(error) => Self::Store(error),
+            other => Self::Features(other),
+        }
+    }
+}
+
+/// The parts that do what is ordered. Cheap to clone.
+#[derive(Clone)]
+pub struct Operations {
+    /// What was ordered before.
+    pub runs: Runs,
+    /// The record store.
+    pub store: Store,
+    /// The refreshes.
+    pub queue: Queue,
+    /// The links.
+    pub links: Directory,
+    /// Users who connect.
+    pub widgets: Widgets,
+    /// Asks to read institutions again.
+    pub recollector: Recollector,
+    /// Links that are deleted at Belvo.
+    pub deleter: Deleter,
+    /// The door to readers.
+    pub publisher: Arc<Publisher>,
+    /// The jobs.
+    pub jobs: Asker,
+    /// The only source of now.
+    pub clock: Clock,
+    /// Told of each refresh and lookup that has ended.
+    pub settled: watch::Sender<()>,
+    /// The change of the store that the latest snapshot of this process has.
+    pub published: watch::Sender<i64>,
+}
+
+impl Operations {
+    /// Takes the order, and gives the id of its run.
+    ///
+    /// # Errors
+    /// [`Refused`]; then nothing is done.
+    pub async fn start(&self, order: Order, reason: Reason) -> Result<String, Refused> {
+        let this = self.clone();
+        let run = match order {
+            Order::Refresh { links, resources } => return self.refresh(links, resources, reason).await,
+            Order::Recollect { links, resources } => return self.recollect(links, resources, reason).await,
+            Order::Delete(link) => {
+                let name = Some(link.as_str().to_owned());
+                self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
+            }
+            Order::Publish => {
+                let work = |progress| this.publish(Scope::Changed, progress);
+                self.runs.start(Kind::Publish, None, reason, work).await?
+            }
+            Order::Rebuild => {
+                let work = |progress| this.publish(Scope::Everything, progress);
+                self.runs.start(Kind::Rebuild, None, reason, work).await?
+            }
+            Order::Features(wanted) => {
+                let name = Some(format!("{} {}", wanted.as_of, wanted.mode));
+                let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
+                let work = |progress| this.features(run, progress);
+                self.runs.start(Kind::Features, name, reason, work).await?
+            }
+            Order::SyncLinks => {
+                self.runs.start(Kind::SyncLinks, None, reason, |progress| this.sync_links(progress)).await?
+            }
+            Order::Job(name) => {
+                if !self.jobs.knows(&name) {
+                    let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
+                    return Err(Refused::NoJob { name, known });
+                }
+                let work = |progress| this.run_job(name.clone(), progress);
+                self.runs.start(Kind::Job, Some(name.clone()), reason, work).await?
+            }
+            Order::Replay(which) => {
+                if let Replay::One(seq) = which
+                    && self.store.read(move |tx| log::show(tx, seq)).await?.is_none()
+                {
+                    return Err(Refused::NoWebhook(seq));
+                }
+                self.runs.start(Kind::Replay, None, reason, |progress| this.replay(which, progress)).await?
+            }
+        };
+        Ok(run.to_string())
+    }
+
+    async fn refresh(
+        &self,
+        links: Links,
+        resources: Vec<&'static Resource>,
+        reason: Reason,
+    ) -> Result<String, Refused> {
+        let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let mut wanted = self.find(links, resources).await?;
+        if wanted.is_empty() {
+            return Err(Refused::NoLink);
+        }
+        // The first are marked before the order is answered, so that the wish for one link outlives a crash.
+        let first: Vec<_> = wanted.drain(..wanted.len().min(AT_ONCE)).collect();
+        self.mark(first.clone()).await?;
+        let this = self.clone();
+        let work = |progress: watch::Sender<Progress>| async move {
+            let total = (first.len() + wanted.len()) as u64;
+            progress.send_modify(|progress: &mut Progress| progress.total = Some(total));
+            for some in wanted.chunks(AT_ONCE) {
+                this.mark(some.to_vec()).await?;
+            }
+            this.follow(first.into_iter().chain(wanted).collect(), &progress).await?;
+            this.until_published().await
+        };
+        Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
+    }
+
+    async fn recollect(
+        &self,
+        links: Links,
+        resources: Vec<&'static Resource>,
+        reason: Reason,
+    ) -> Result<String, Refused> {
+        let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let mut wanted: Vec<_> =
+            self.find(links, resources.clone()).await?.into_iter().map(|(link_id, _)| link_id).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        if wanted.is_empty() {
+            return Err(Refused::NoLink);
+        }
+        let this = self.clone();
+        let work = |progress: watch::Sender<Progress>| async move {
+            progress.send_modify(|progress: &mut Progress| progress.total = Some(wanted.len() as u64));
+            let outcome = this.recollector.recollect(wanted, &resources).await?;
+            progress.send_modify(|progress| {
+                let mut fail = |code: &str, count: usize| {
+                    if count > 0 {
+                        *progress.failed.entry(code.to_owned()).or_default() += count as u64;
+                    }
+                };
+                fail("link_cooling", outcome.cooling);
+                fail("link_unfit", outcome.unfit);
+                outcome.failed.iter().for_each(|(code, count)| fail(code, *count));
+            });
+            this.follow_recollects(outcome.asked, &progress).await?;
+            this.until_published().await
+        };
+        Ok(self.runs.start(Kind::Recollect, None, reason, work).await?.to_string())
+    }
+
+    /// Waits until what Belvo reads again is listed, or is given up.
+    async fn follow_recollects(
+        &self,
+        mut asked: Vec<LinkId>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Failed> {
+        let mut settled = self.settled.subscribe();
+        while !asked.is_empty() {
+            settled.mark_unchanged();
+            let look = move |tx: &Tx<'_>| {
+                let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
+                for link in asked {
+                    match recollect::result(tx, &link)? {
+                        recollect::Seen::Yes => seen += 1,
+                        recollect::Seen::GivenUp => missed += 1,
+                        recollect::Seen::NotYet => waiting.push(link),
+                    }
+                }
+                Ok((seen, missed, waiting))
+            };
+            let (seen, missed, waiting) = self.store.read(look).await?;
+            progress.send_modify(|progress| {
+                progress.done += seen;
+                if missed > 0 {
+                    *progress.failed.entry("nothing_read".to_owned()).or_default() += missed;
+                }
+            });
+            asked = waiting;
+            if !asked.is_empty() {
+                // A deadline that passes is no news.
+                let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a link at Belvo, and waits until Belvo says that it is gone.
+    async fn delete(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        progress.send_modify(|progress| progress.total = Some(1));
+        let mut news = self.queue.news();
+        let deleted = self.deleter.delete(&link).await;
+        deleted.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        loop {
+            news.mark_unchanged();
+            if self.deleter.is_gone(&link).await? {
+                break;
+            }
+            let _ = tokio::time::timeout(NEWS_WITHIN, news.changed()).await;
+        }
+        progress.send_modify(|progress| progress.done = 1);
+        self.settled.send_replace(());
+        self.until_published().await
+    }
+
+    async fn find(&self, links: Links, resources: Vec<&'static Resource>) -> Result<Wanted, Refused> {
+        let now = self.clock.now();
+        if let Links::LinkId(id) = &links {
+            let link_id: LinkId = id.parse()?;
+            let tracked = link_id.clone();
+            self.store.write(move |tx| crate::links::note_wish(tx, &tracked, now)).await?;
+            return Ok(resources.into_iter().map(|resource| (link_id.clone(), resource)).collect());
+        }
+        Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
+    }
+
+    async fn mark(&self, wanted: Wanted) -> Result<(), store::Error> {
+        let now = self.clock.now();
+        let mark = move |tx: &Tx<'_>| {
+            wanted.iter().try_for_each(|(link_id, resource)| queue::mark(tx, link_id, resource, Trigger::Operator, now))
+        };
+        self.store.write(mark).await?;
+        self.queue.announce();
+        Ok(())
+    }
+
+    /// Waits until each refresh has come to something: an answer, or a first failure.
+    async fn follow(&self, mut wanted: Wanted, progress: &watch::Sender<Progress>) -> Result<(), Failed> {
+        let mut settled = self.settled.subscribe();
+        loop {
+            settled.mark_unchanged();
+            let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted)).await?;
+            if done > 0 || !failed.is_empty() {
+                progress.send_modify(|progress| {
+                    progress.done += done;
+                    for (code, count) in failed {
+                        *progress.failed.entry(code).or_default() += count;
+                    }
+                });
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            wanted = waiting;
+            if settled.changed().await.is_err() {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn publish(self, scope: Scope, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let published = publish::publish_in_background(&self.publisher, scope).await;
+        let published = published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        progress.send_modify(|progress| {
+            progress.snapshot = published.as_ref().map(|manifest| manifest.snapshot);
+            progress.done = published.iter().flat_map(|manifest| &manifest.tables).map(|table| table.rows).sum();
+        });
+        Ok(())
+    }
+
+    /// Publishes a run of features that is on record, and counts its rows.
+    async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        self.clone().publish(Scope::Changed, progress.clone()).await?;
+        let rows = self.publisher.feature_rows(run.as_of);
+        progress.send_modify(|progress| progress.done = rows);
+        Ok(())
+    }
+
+    async fn sync_links(self, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let synced = self.links.sync().await;
+        self.settled.send_replace(());
+        self.queue.announce();
+        let synced = synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        progress.send_modify(|progress| progress.done = synced.listed);
+        Ok(())
+    }
+
+    async fn run_job(self, name: String, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let Some(ran) = self.jobs.run_now(&name).await else {
+            return Err(Failed { code: "stopping", message: "the schedule is ending".to_owned() });
+        };
+        let count = ran.map_err(|schedule::Failed { code, message }| Failed { code, message })?;
+        progress.send_modify(|progress| progress.done = count);
+        Ok(())
+    }
+
+    async fn replay(self, which: Replay, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let total = match which {
+            Replay::One(_) => 1,
+            Replay::Quarantined => self.store.read(log::count_quarantined).await?,
+        };
+        progress.send_modify(|progress| progress.total = Some(total));
+        let mut last = 0;
+        loop {
+            let seqs = match which {
+                Replay::One(seq) if last == 0 => vec![seq],
+                Replay::One(_) => Vec::new(),
+                Replay::Quarantined => self.store.read(move |tx| log::quarantined(tx, last, AT_ONCE)).await?,
+            };
+            let Some(&end) = seqs.last() else { return Ok(()) };
+            last = end;
+            let now = self.clock.now();
+            let read_again =
+                move |tx: &Tx<'_>| seqs.into_iter().map(|seq| log::replay(tx, seq, now)).collect::<Result<Vec<_>, _>>();
+            let replayed = self.store.write(read_again).await?;
+            self.queue.announce();
+            progress.send_modify(|progress| {
+                for replayed in replayed {
+                    match replayed {
+                        Replayed::Understood => progress.done += 1,
+                        Replayed::StillQuarantined => {
+                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1
+                        }
+                        Replayed::Missing => *progress.failed.entry("no_such_webhook".to_owned()).or_default() += 1,
+                    }
+                }
+            });
+        }
+    }
+
+    /// Waits until every change up to now is published; others may come meanwhile without an end.
+    async fn until_published(&self) -> Result<(), Failed> {
+        let mut published = self.published.subscribe();
+        let wanted = self.store.read(BuiltFrom::of).await?.change;
+        loop {
+            if *published.borrow_and_update() >= wanted {
+                return Ok(());
+            }
+            let publisher = Arc::clone(&self.publisher);
+            let is_behind = tokio::task::spawn_blocking(move || publisher.is_behind()).await;
+            let is_behind = is_behind.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            if !is_behind.map_err(|error| Failed { code: error.code(), message: error.to_string() })? {
+                return Ok(());
+            }
+            if published.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The tracked links that `links` means, for each of `resources`.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn tracked(
+    tx: &Tx<'_>,
+    links: &Links,
+    resources: &[&'static Resource],
+    now: Timestamp,
+) -> Result<Vec<(LinkId, &'static Resource)>, store::Error> {
+    let mut wanted = Vec::new();
+    for &resource in resources {
+        let found = match links {
+            Links::LinkId(_) | Links::All(false) => Vec::new(),
+            Links::All(true) => crate::links::all(tx)?,
+            Links::ExternalId(external_id) => {
+                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
+            }
+            Links::OlderThanSeconds(age) => tx.all(
+                "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+                 WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
+                args![
+                    resource.name,
+                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+                ],
+                |row| row.link_id(0),
+            )?,
+        };
+        wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
+    }
+    Ok(wanted)
+}
+
+type Wanted = Vec<(LinkId, &'static Resource)>;
+
+/// How many of these refreshes are done, how many failed, by code, and which still wait.
+fn look(tx: &Tx<'_>, wanted: Wanted) -> Result<(u64, BTreeMap<String, u64>, Wanted), store::Error> {
+    let (mut done, mut failed, mut waiting) = (0, BTreeMap::new(), Vec::new());
+    for (link_id, resource) in wanted {
+        let state = tx.one(
+            "SELECT coalesce(last_error_code, blocked_reason), due_at IS NULL AND lease IS NULL, attempts > 0 \
+             FROM refreshes WHERE link_id = $1 AND resource = $2",
+            args![&link_id, resource.name],
+            |row| Ok((row.opt_text(0)?, row.int(1)? == 1, row.int(2)? == 1)),
+        )?;
+        match state {
+            Some((Some(code), is_idle, has_failed)) if is_idle || has_failed => *failed.entry(code).or_default() += 1,
+            Some((_, true, _)) => done += 1,
+            _ => waiting.push((link_id, resource)),
+        }
+    }
+    Ok((done, failed, waiting))
+}

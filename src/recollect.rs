@@ -1,0 +1,536 @@
+//! Asks Belvo to read institutions again. Each ask is billed.
+//!
+//! *Takes* links and resources. *Gives* what was asked and what was not, and why. *Promises* that a link is asked for at most
+//! once in ten minutes, also across a crash, because the ask is written down before it is sent; and that what comes of it is
+//! listed when its webhook comes, or after a deadline without one. *Not here*: the listing, which is any other refresh.
+//!
+//! Employments alone are asked for by `POST /api/br/employments/`, which reads nothing else. Any other set goes through
+//! `POST /api/links/{id}/refresh/`, because owners have no asynchronous call of their own, and one ask for both is one on the
+//! bill.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::belvo::{self, Client, Decision, Failure, LinkId};
+use crate::clock::{Clock, Timestamp};
+use crate::links;
+use crate::queue::{self, Queue, Trigger};
+use crate::resources::{Resource, employments};
+use crate::store::{Error, Store, Tx, args};
+
+/// Belvo reads a link's institution at most once in this time.
+pub const COOL_DOWN: Duration = Duration::from_mins(10);
+
+/// How long to wait for a webhook before the first look without one, where webhooks can come.
+pub const WITH_WEBHOOKS: Duration = Duration::from_mins(5);
+
+/// The same where none can, because nothing listens.
+pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(20);
+
+/// Results that are not there after this time will come with a webhook, or by the schedule.
+const GIVE_UP: Duration = Duration::from_mins(15);
+
+/// Deadlines are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Asks under way at the same time; the request budget decides how fast they go.
+const AT_ONCE: usize = 8;
+
+/// Which links a job is about.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// Only links of this access mode.
+    pub access_mode: Option<String>,
+    /// Only links of which a resource was not read at the institution for so long, or never.
+    pub older_than: Duration,
+    /// What to ask for.
+    pub resources: Vec<&'static Resource>,
+}
+
+/// The links in `scope` that a recollect would help.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId>, Error> {
+    let before = now.as_micros() - micros(scope.older_than);
+    let mut links = Vec::new();
+    for resource in &scope.resources {
+        let due = tx.all(
+            "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+             LEFT JOIN recollects r ON r.link_id = l.link_id \
+             WHERE ($2 IS NULL OR l.access_mode = $2) AND l.status = 'valid' AND l.paused_reason IS NULL \
+             AND coalesce(f.last_collected_at, f.last_fetched_at, l.first_seen_at) <= $3 \
+             AND coalesce(r.asked_at, 0) <= $3",
+            args![resource.name, scope.access_mode.as_deref(), before],
+            |row| row.link_id(0),
+        )?;
+        links.extend(due);
+    }
+    links.sort_unstable();
+    links.dedup();
+    Ok(links)
+}
+
+/// Whether what Belvo read again is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It is.
+    Yes,
+    /// It is waited for.
+    NotYet,
+    /// It was waited for long enough; it may still come.
+    GivenUp,
+}
+
+/// What became of the latest ask for `link`.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn result(tx: &Tx<'_>, link: &LinkId) -> Result<Seen, Error> {
+    let latest = tx.one(
+        "SELECT resources, asked_at, change, due_at IS NULL FROM recollects WHERE link_id = $1",
+        args![link],
+        |row| Ok((row.text(0)?, row.at(1)?, row.int(2)?, row.int(3)? == 1)),
+    )?;
+    let Some((resources, asked_at, change, is_over)) = latest else { return Ok(Seen::GivenUp) };
+    for resource in resources.split(',').filter_map(Resource::by_name) {
+        let (is_seen, is_under_way) = standing(tx, link, resource, change, asked_at)?;
+        if is_under_way || (!is_seen && !is_over) {
+            return Ok(Seen::NotYet);
+        }
+        if !is_seen {
+            return Ok(Seen::GivenUp);
+        }
+    }
+    Ok(Seen::Yes)
+}
+
+/// What is known before anything is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Estimate {
+    /// Links that will be asked for, each with one call on the bill.
+    pub billed_calls: usize,
+    /// Links that were asked for minutes ago.
+    pub cooling: usize,
+    /// Links that are not tracked, or need their user, or are gone.
+    pub unfit: usize,
+}
+
+/// What asking for `links` would come to.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn estimate(tx: &Tx<'_>, links: &[LinkId], now: Timestamp) -> Result<Estimate, Error> {
+    let mut estimate = Estimate::default();
+    for link in links {
+        match fitness(tx, link, now)? {
+            Fitness::Fit => estimate.billed_calls += 1,
+            Fitness::Cooling => estimate.cooling += 1,
+            Fitness::Unfit => estimate.unfit += 1,
+        }
+    }
+    Ok(estimate)
+}
+
+/// What asking came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Links that Belvo reads again, each with one call on the bill.
+    pub asked: Vec<LinkId>,
+    /// Links that were asked for minutes ago.
+    pub cooling: usize,
+    /// Links that are not tracked, or need their user, or are gone.
+    pub unfit: usize,
+    /// How many asks failed, by the stable code of the failure.
+    pub failed: BTreeMap<&'static str, usize>,
+}
+
+/// Asks, and looks after what was asked. Cheap to clone.
+#[derive(Clone)]
+pub struct Recollector {
+    client: Client,
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+    patience: Duration,
+}
+
+impl Recollector {
+    /// One that asks `client`, and lists results after `patience` when no webhook tells of them: [`WITH_WEBHOOKS`] or
+    /// [`WITHOUT_WEBHOOKS`].
+    pub fn new(client: Client, store: Store, queue: Queue, clock: Clock, patience: Duration) -> Self {
+        Self { client, store, queue, clock, patience }
+    }
+
+    /// Asks for `resources` of each of `links`.
+    ///
+    /// # Errors
+    /// [`Error`]; what was asked until then stays asked. A failure of Belvo's is part of the outcome; refused keys end the
+    /// asking.
+    pub async fn recollect(&self, links: Vec<LinkId>, resources: &[&'static Resource]) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::default();
+        let (mut links, mut asks) = (links.into_iter(), JoinSet::new());
+        let mut is_open = true;
+        loop {
+            while is_open && asks.len() < AT_ONCE {
+                let Some(link) = links.next() else { break };
+                let (recollector, resources) = (self.clone(), resources.to_vec());
+                asks.spawn(async move { recollector.ask(link, &resources).await });
+            }
+            let Some(ended) = asks.join_next().await else { return Ok(outcome) };
+            match ended.map_err(|_| Error::Unreadable("an ask that panicked"))?? {
+                Asked::Taken(link) => outcome.asked.push(link),
+                Asked::Not(Fitness::Cooling) => outcome.cooling += 1,
+                Asked::Not(_) => outcome.unfit += 1,
+                Asked::Failed(failure) => {
+                    is_open &= failure.kind != Decision::Stop;
+                    *outcome.failed.entry(failure.code).or_default() += 1;
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, link_id: LinkId, resources: &[&'static Resource]) -> Result<Asked, Error> {
+        let (now, patience) = (self.clock.now(), self.patience);
+        let (link, names) =
+            (link_id.clone(), resources.iter().map(|resource| resource.name).collect::<Vec<_>>().join(","));
+        let fitness = self.store.write(move |tx| note_ask(tx, &link, &names, patience, now)).await?;
+        if fitness != Fitness::Fit {
+            return Ok(Asked::Not(fitness));
+        }
+        let sent = match resources {
+            [one] if one.name == employments::RESOURCE.name => {
+                belvo::links::collect(&self.client, &link_id, one.endpoint).await
+            }
+            _ => {
+                let names: Vec<_> = resources.iter().map(|resource| resource.webhook_type).collect();
+                belvo::links::refresh(&self.client, &link_id, &names).await
+            }
+        };
+        let Err(failure) = sent else {
+            metrics::counter!("vinculo_recollects_total", "outcome" => "ok").increment(1);
+            return Ok(Asked::Taken(link_id));
+        };
+        metrics::counter!("vinculo_recollects_total", "outcome" => failure.code).increment(1);
+        tracing::warn!(code = failure.code, %link_id, request_id = failure.request_id, "not recollected: {failure}");
+        let (now, kept) = (self.clock.now(), failure.clone());
+        self.store.write(move |tx| note_failure(tx, &link_id, &kept, now)).await?;
+        Ok(Asked::Failed(failure))
+    }
+
+    /// Looks after deadlines until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let looking = async {
+            loop {
+                if let Err(error) = self.follow_up().await {
+                    tracing::error!(code = error.code(), "recollects could not be followed up: {error}");
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Lists what should have been read by now and of which no webhook told. Gives how many refreshes that marked.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn follow_up(&self) -> Result<usize, Error> {
+        let (now, patience) = (self.clock.now(), self.patience);
+        let marked = self.store.write(move |tx| mark_overdue(tx, patience, now)).await?;
+        if marked > 0 {
+            self.queue.announce();
+        }
+        Ok(marked)
+    }
+}
+
+/// What became of one ask.
+enum Asked {
+    Taken(LinkId),
+    Not(Fitness),
+    Failed(Failure),
+}
+
+/// Whether asking for a link makes sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fitness {
+    Fit,
+    Cooling,
+    Unfit,
+}
+
+fn fitness(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<Fitness, Error> {
+    let known = tx.one(
+        "SELECT coalesce(l.status, 'valid') = 'valid' AND l.paused_reason IS NULL, coalesce(r.free_at, 0) > $2 FROM links l \
+         LEFT JOIN recollects r ON r.link_id = l.link_id WHERE l.link_id = $1",
+        args![link, now],
+        |row| Ok((row.int(0)? == 1, row.int(1)? == 1)),
+    )?;
+    Ok(match known {
+        Some((true, false)) => Fitness::Fit,
+        Some((true, true)) => Fitness::Cooling,
+        _ => Fitness::Unfit,
+    })
+}
+
+/// Writes an ask down before it is sent, so that no crash makes it a second one on the bill.
+fn note_ask(tx: &Tx<'_>, link: &LinkId, resources: &str, patience: Duration, now: Timestamp) -> Result<Fitness, Error> {
+    let fitness = fitness(tx, link, now)?;
+    if fitness == Fitness::Fit {
+        let change = queue::next_number(tx, "changes")?;
+        tx.execute(
+            "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, $2, $3, $4, $5, $6) \
+             ON CONFLICT (link_id) DO UPDATE SET resources = excluded.resources, asked_at = excluded.asked_at, \
+             free_at = excluded.free_at, change = excluded.change, due_at = excluded.due_at, attempts = 0, \
+             last_error_code = NULL",
+            args![link, resources, now, now + COOL_DOWN, change, now + patience],
+        )?;
+    }
+    Ok(fitness)
+}
+
+fn note_failure(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
+    if failure.http_status.is_none() && failure.code != "api_auth" {
+        // It may have arrived all the same: it counts as one, and its results are looked for.
+        let sql = "UPDATE recollects SET last_error_code = $2 WHERE link_id = $1";
+        return tx.execute(sql, args![link, failure.code]).map(drop);
+    }
+    // Belvo names the minutes; of its own accord nothing else makes a link rest.
+    let rest = if failure.code == "link_cooling" { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
+    let free_at = now + rest;
+    tx.execute(
+        "UPDATE recollects SET free_at = $2, due_at = NULL, last_error_code = $3 WHERE link_id = $1",
+        args![link, free_at, failure.code],
+    )?;
+    match failure.kind {
+        Decision::AskUser | Decision::Gone => links::note_failure(tx, link, failure, now),
+        _ => Ok(()),
+    }
+}
+
+/// Marks the resources of overdue asks whose results were not seen, and sets the next deadline.
+fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize, Error> {
+    let due = tx.all(
+        "SELECT link_id, resources, asked_at, change, attempts FROM recollects WHERE due_at <= $1",
+        args![now],
+        |row| Ok((row.link_id(0)?, row.text(1)?, row.at(2)?, row.int(3)?, row.int(4)?)),
+    )?;
+    let mut marked = 0;
+    for (link, resources, asked_at, change, attempts) in due {
+        let mut is_waiting = false;
+        for resource in resources.split(',').filter_map(Resource::by_name) {
+            let (is_seen, is_under_way) = standing(tx, &link, resource, change, asked_at)?;
+            is_waiting |= !is_seen;
+            if !is_seen && !is_under_way {
+                queue::mark(tx, &link, resource, Trigger::Operator, now)?;
+                marked += 1;
+            }
+        }
+        let wait = patience * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(8));
+        let is_over = !is_waiting || now.since(asked_at) + wait > GIVE_UP;
+        tx.execute(
+            "UPDATE recollects SET attempts = attempts + 1, due_at = $2 WHERE link_id = $1",
+            args![&link, (!is_over).then(|| now + wait)],
+        )?;
+    }
+    Ok(marked)
+}
+
+/// Whether a resource shows what the ask brought, and whether it is to be listed or is being so. It shows it when a later
+/// list differs from what was known at the ask, or when a webhook came and its list is kept.
+fn standing(
+    tx: &Tx<'_>,
+    link: &LinkId,
+    resource: &Resource,
+    change: i64,
+    asked_at: Timestamp,
+) -> Result<(bool, bool), Error> {
+    let standing = tx.one(
+        "SELECT f.sighted_seq > $3 OR (f.last_fetched_at >= $4 AND l.last_webhook_at >= $4), \
+         f.due_at IS NOT NULL OR f.lease IS NOT NULL FROM refreshes f JOIN links l ON l.link_id = f.link_id \
+         WHERE f.link_id = $1 AND f.resource = $2",
+        args![link, resource.name, change, asked_at],
+        |row| Ok((row.opt_int(0)? == Some(1), row.int(1)? == 1)),
+    )?;
+    Ok(standing.unwrap_or_default())
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::belvo::scripted::{self, Script};
+    use crate::resources;
+
+    const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    struct Place {
+        recollector: Recollector,
+        now: Arc<AtomicI64>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        /// A place that tracks one link, valid since a day.
+        async fn new(client: Client) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let start = Timestamp::parse("2026-11-23T10:00:00Z").unwrap();
+            let now = Arc::new(AtomicI64::new(start.as_micros()));
+            let hand = Arc::clone(&now);
+            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
+            let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+            let seen = Timestamp::from_micros(start.as_micros() - micros(Duration::from_hours(24)));
+            let track = move |tx: &Tx<'_>| {
+                links::note_wish(tx, &link(), seen)?;
+                tx.execute("UPDATE links SET status = 'valid', access_mode = 'single', lookup_due_at = NULL", args![])
+            };
+            store.write(track).await.unwrap();
+            Self { recollector: Recollector::new(client, store, queue, clock, WITH_WEBHOOKS), now, _folder: folder }
+        }
+
+        fn pass(&self, time: Duration) {
+            self.now.fetch_add(micros(time), Ordering::SeqCst);
+        }
+
+        async fn ask(&self, resources: &[&'static Resource]) -> Outcome {
+            self.recollector.recollect(vec![link()], resources).await.unwrap()
+        }
+
+        async fn due_refreshes(&self) -> Vec<String> {
+            let due = "SELECT resource FROM refreshes WHERE due_at IS NOT NULL ORDER BY resource";
+            self.recollector.store.read(move |tx| tx.all(due, args![], |row| row.text(0))).await.unwrap()
+        }
+    }
+
+    fn link() -> LinkId {
+        ID.parse().unwrap()
+    }
+
+    fn accepted() -> Vec<u8> {
+        scripted::json(202, r#"{"request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}"#)
+    }
+
+    #[tokio::test]
+    async fn employments_alone_have_a_call_of_their_own_and_every_other_set_is_one_refresh_of_the_link() {
+        let script = Script::start(|_| accepted()).await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.ask(&[&employments::RESOURCE]).await.asked, [link()]);
+        place.pass(COOL_DOWN);
+        assert_eq!(place.ask(&resources::ALL).await.asked, [link()]);
+        let heads: Vec<_> = script.requests().iter().map(|head| head.to_ascii_lowercase()).collect();
+        assert!(heads[0].starts_with("post /api/br/employments/ http"), "{}", heads[0]);
+        assert!(heads[0].contains("x-belvo-request-mode: async\r\n"));
+        assert!(heads[1].starts_with(&format!("post /api/links/{ID}/refresh/ http")), "{}", heads[1]);
+        assert!(!heads[1].contains("x-belvo-request-mode"));
+    }
+
+    #[tokio::test]
+    async fn a_link_rests_for_ten_minutes_and_longer_when_belvo_says_so() {
+        let busy = r#"[{"code":"link_refreshed","message":"Please wait 7 minutes before trying again."}]"#;
+        let script =
+            Script::start(move |head| if head.contains("/refresh/") { scripted::json(409, busy) } else { accepted() })
+                .await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.ask(&[&employments::RESOURCE]).await.asked.len(), 1);
+        place.pass(COOL_DOWN - Duration::from_secs(1));
+        assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1);
+        place.pass(Duration::from_secs(1));
+        assert_eq!(place.ask(&resources::ALL).await.failed, BTreeMap::from([("link_cooling", 1)]));
+        place.pass(Duration::from_secs(7 * 60 - 1));
+        assert_eq!(place.ask(&resources::ALL).await.cooling, 1);
+        // And a quarter of it, so that not all links are asked for at once.
+        place.pass(Duration::from_secs(7 * 15 + 1));
+        assert_eq!(place.ask(&[&employments::RESOURCE]).await.asked.len(), 1);
+        assert_eq!(script.requests().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_no_webhook_tells_of_is_listed_after_a_while_and_not_for_ever() {
+        let script = Script::start(|_| accepted()).await;
+        let place = Place::new(script.client()).await;
+        place.ask(&resources::ALL).await;
+        place.pass(WITH_WEBHOOKS - Duration::from_secs(1));
+        assert_eq!(place.recollector.follow_up().await.unwrap(), 0);
+        place.pass(Duration::from_secs(1));
+        assert_eq!(place.recollector.follow_up().await.unwrap(), resources::ALL.len());
+        assert_eq!(place.due_refreshes().await, ["employments", "owners"]);
+        for _ in 0..9 {
+            place.pass(GIVE_UP);
+            // What is under way already is not marked again.
+            assert_eq!(place.recollector.follow_up().await.unwrap(), 0);
+        }
+        let open = "SELECT count(*) FROM recollects WHERE due_at IS NOT NULL";
+        let open = place.recollector.store.read(move |tx| tx.one(open, args![], |row| row.int(0))).await.unwrap();
+        assert_eq!(open, Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_webhook_and_its_list_end_the_wait() {
+        let script = Script::start(|_| accepted()).await;
+        let place = Place::new(script.client()).await;
+        place.ask(&[&employments::RESOURCE]).await;
+        place.pass(Duration::from_secs(30));
+        let now = place.recollector.clock.now();
+        let told = move |tx: &Tx<'_>| {
+            links::note_webhook(tx, &link(), None, now)?;
+            queue::mark(tx, &link(), &employments::RESOURCE, Trigger::Webhook, now)?;
+            tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![now])
+        };
+        place.recollector.store.write(told).await.unwrap();
+        place.pass(WITH_WEBHOOKS);
+        assert_eq!(place.recollector.follow_up().await.unwrap(), 0);
+        assert!(place.due_refreshes().await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_asked_is_not_on_the_bill() {
+        let script = Script::start(|_| scripted::json(400, r#"[{"code":"invalid_link"}]"#)).await;
+        let place = Place::new(script.client()).await;
+        let unknown: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
+        let (links, now) = (vec![link(), unknown], place.recollector.clock.now());
+        let estimated = links.clone();
+        let estimated = place.recollector.store.read(move |tx| estimate(tx, &estimated, now)).await.unwrap();
+        assert_eq!(estimated, Estimate { billed_calls: 1, cooling: 0, unfit: 1 });
+        let outcome = place.recollector.recollect(links, &resources::ALL).await.unwrap();
+        assert_eq!((outcome.unfit, outcome.failed), (1, BTreeMap::from([("link_needs_user", 1)])));
+        // From now on its user is needed first.
+        assert_eq!(place.ask(&resources::ALL).await.unfit, 1);
+        assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_job_asks_for_links_of_its_kind_that_were_read_long_ago() {
+        let script = Script::start(|_| accepted()).await;
+        let place = Place::new(script.client()).await;
+        let now = place.recollector.clock.now();
+        let wanted = |access_mode: Option<&'static str>, hours| {
+            let store = place.recollector.store.clone();
+            async move {
+                let older_than = Duration::from_hours(hours);
+                let access_mode = access_mode.map(str::to_owned);
+                let scope = Scope { access_mode, older_than, resources: vec![&employments::RESOURCE] };
+                store.read(move |tx| in_scope(tx, &scope, now)).await.unwrap().len()
+            }
+        };
+        assert_eq!(wanted(Some("single"), 24).await, 1);
+        assert_eq!(wanted(None, 24).await, 1);
+        assert_eq!(wanted(Some("recurrent"), 24).await, 0);
+        assert_eq!(wanted(Some("single"), 25).await, 0);
+        place.ask(&[&employments::RESOURCE]).await;
+        assert_eq!(wanted(Some("single"), 24).await, 0);
+    }
+}

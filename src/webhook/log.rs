@@ -1,0 +1,344 @@
+//! The inbound log: every webhook that was answered 200, and the quarantine of those that were not understood.
+//!
+//! *Gives* what came, what became of it, and its body without anything personal. *Promises* that a webhook that is read
+//! again goes through the same reading as a fresh one, stays one row, and takes back nothing that was learnt after it
+//! came. *Not here*: who asks.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::event::{Event, Subject};
+use super::{follow, outcome};
+use crate::belvo::LinkId;
+use crate::clock::Timestamp;
+use crate::store::{Error, Row, Tx, args};
+
+/// Characters of a text that is shown at most.
+const LONGEST_SHOWN: usize = 64;
+
+/// A webhook that came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number in the order of arrival.
+    pub seq: i64,
+    /// When it came.
+    pub received_at: String,
+    /// Its `webhook_type`, when it has one.
+    pub webhook_type: Option<String>,
+    /// Its `webhook_code`, when it has one.
+    pub webhook_code: Option<String>,
+    /// The link it names.
+    pub link_id: Option<String>,
+    /// The external id that it tells.
+    pub external_id: Option<String>,
+    /// `queued`, `noted` or `quarantined`.
+    pub outcome: String,
+    /// Why it is in the quarantine.
+    pub reason: Option<String>,
+    /// When it was last read again.
+    pub replayed_at: Option<String>,
+}
+
+/// Which webhooks are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only of this type, as it came.
+    pub webhook_type: Option<String>,
+    /// Only with this outcome.
+    pub outcome: Option<String>,
+    /// Only of this link.
+    pub link: Option<LinkId>,
+}
+
+const COLUMNS: &str = "seq, received_at, webhook_type, webhook_code, link_id, outcome, reason, replayed_at, body";
+
+/// At most `limit` webhooks, the newest first, from before the number `after` on.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn list(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit: usize) -> Result<Vec<Entry>, Error> {
+    // Each wish is a condition of its own, so that its index is used.
+    let mut sql = format!("SELECT {COLUMNS} FROM webhooks WHERE seq < $1");
+    for (condition, is_wanted) in [
+        (" AND webhook_type = $2", filter.webhook_type.is_some()),
+        (" AND outcome = $3", filter.outcome.as_deref().is_some_and(|outcome| outcome != "quarantined")),
+        (" AND outcome = 'quarantined'", filter.outcome.as_deref() == Some("quarantined")),
+        (" AND link_id = $4", filter.link.is_some()),
+    ] {
+        if is_wanted {
+            sql.push_str(condition);
+        }
+    }
+    sql.push_str(" ORDER BY seq DESC LIMIT $5");
+    let (kind, outcome, link) = (filter.webhook_type.as_deref(), filter.outcome.as_deref(), filter.link.as_ref());
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    tx.all(&sql, args![after.unwrap_or(i64::MAX), kind, outcome, link, limit], read)
+}
+
+/// The webhook number `seq` and its body, without anything personal; `None` when there is none.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn show(tx: &Tx<'_>, seq: i64) -> Result<Option<(Entry, Value)>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE seq = $1");
+    tx.one(&sql, args![seq], |row| Ok((read(row)?, redacted(row.bytes(8)?))))
+}
+
+fn read(row: &Row<'_>) -> Result<Entry, Error> {
+    Ok(Entry {
+        seq: row.int(0)?,
+        received_at: row.at(1)?.to_string(),
+        webhook_type: row.opt_text(2)?,
+        webhook_code: row.opt_text(3)?,
+        link_id: row.opt_text(4)?,
+        external_id: Event::read(row.bytes(8)?).and_then(|event| event.external_id),
+        outcome: row.text(5)?,
+        reason: row.opt_text(6)?,
+        replayed_at: row.opt_at(7)?.map(|at| at.to_string()),
+    })
+}
+
+/// Fields whose texts say nothing of a person.
+const SHOWN: [&str; 6] = ["webhook_id", "webhook_type", "webhook_code", "link_id", "external_id", "request_id"];
+
+/// The body with the texts and numbers of unknown fields taken out: what Belvo may add is anybody's guess.
+fn redacted(body: &[u8]) -> Value {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => {
+            Value::Object(fields.into_iter().map(|(name, value)| redacted_field(name, value)).collect())
+        }
+        _ => Value::String(format!("({} bytes that cannot be shown)", body.len())),
+    }
+}
+
+fn redacted_field(name: String, value: Value) -> (String, Value) {
+    let is_plain = SHOWN.contains(&name.as_str());
+    let is_count = name.starts_with("total_") || name.starts_with("new_");
+    let value = match value {
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(name, value)| redacted_field(name, value)).collect::<Map<_, _>>())
+        }
+        Value::Array(items) => Value::String(format!("({} items)", items.len())),
+        Value::String(text) if is_plain && text.chars().count() <= LONGEST_SHOWN => Value::String(text),
+        Value::String(text) => Value::String(format!("({} characters)", text.chars().count())),
+        Value::Number(number) if is_count => Value::Number(number),
+        Value::Number(_) => Value::String("(a number)".to_owned()),
+        other @ (Value::Null | Value::Bool(_)) => other,
+    };
+    // A name can hold anything, too.
+    let is_name = name.len() <= LONGEST_SHOWN && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    (if is_name { name } else { format!("({} characters)", name.chars().count()) }, value)
+}
+
+/// Numbers of at most `limit` webhooks in the quarantine after the number `after`, in the order of arrival.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn quarantined(tx: &Tx<'_>, after: i64, limit: usize) -> Result<Vec<i64>, Error> {
+    tx.all(
+        "SELECT seq FROM webhooks WHERE outcome = 'quarantined' AND seq > $1 ORDER BY seq LIMIT $2",
+        args![after, i64::try_from(limit).unwrap_or(i64::MAX)],
+        |row| row.int(0),
+    )
+}
+
+/// How many webhooks are in the quarantine.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn count_quarantined(tx: &Tx<'_>) -> Result<u64, Error> {
+    let count = tx.one("SELECT count(*) FROM webhooks WHERE outcome = 'quarantined'", args![], |row| row.int(0))?;
+    Ok(count.map_or(0, i64::cast_unsigned))
+}
+
+/// What came of a webhook that was read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replayed {
+    /// It is understood, and what it says is done.
+    Understood,
+    /// It stays in the quarantine.
+    StillQuarantined,
+    /// There is no such webhook.
+    Missing,
+}
+
+/// Reads the webhook number `seq` again, inside the caller's transaction.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> {
+    let stored = tx.one("SELECT received_at, body FROM webhooks WHERE seq = $1", args![seq], |row| {
+        Ok((row.at(0)?, Event::read(row.bytes(1)?)))
+    })?;
+    let Some((received_at, event)) = stored else { return Ok(Replayed::Missing) };
+    let Some(event) = event else {
+        tx.execute("UPDATE webhooks SET replayed_at = $2 WHERE seq = $1", args![seq, now])?;
+        return Ok(Replayed::StillQuarantined);
+    };
+    tx.execute(
+        "UPDATE webhooks SET webhook_type = $2, webhook_code = $3, link_id = $4, outcome = $5, reason = $6, replayed_at = $7 \
+         WHERE seq = $1",
+        args![
+            seq,
+            event.webhook_type.as_deref(),
+            event.webhook_code.as_deref(),
+            event.link_id.as_ref(),
+            outcome(&event),
+            event.reason,
+            now
+        ],
+    )?;
+    follow_late(tx, &event, received_at, now)?;
+    let is_understood = outcome(&event) != "quarantined";
+    let label = if is_understood { "understood" } else { "quarantined" };
+    metrics::counter!("vinculo_webhooks_replayed_total", "type" => event.label(), "outcome" => label).increment(1);
+    Ok(if is_understood { Replayed::Understood } else { Replayed::StillQuarantined })
+}
+
+/// Does what the event says as far as nothing newer is known.
+fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestamp) -> Result<(), Error> {
+    let Some(link_id) = &event.link_id else { return Ok(()) };
+    let link = tx.one("SELECT last_webhook_at, looked_up_at FROM links WHERE link_id = $1", args![link_id], |row| {
+        Ok((row.opt_at(0)?, row.opt_at(1)?))
+    })?;
+    let (last_webhook_at, looked_up_at) = link.unwrap_or_default();
+    match &event.subject {
+        Subject::Status(_) if looked_up_at.is_some_and(|at| at >= received_at) => {
+            // Belvo told the status after this event; it is asked once more rather than overruled.
+            let ask = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
+            tx.execute(ask, args![link_id, now])?;
+            return Ok(());
+        }
+        Subject::Resource(resource, _) => {
+            let standing = tx.one(
+                "SELECT webhook_count, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
+                args![link_id, resource.name],
+                |row| Ok((row.opt_int(0)?, row.opt_at(1)?)),
+            )?;
+            follow(tx, event, now)?;
+            if let Some((count, Some(started))) = standing
+                && started >= received_at
+            {
+                // What it counted was listed since.
+                tx.execute(
+                    "UPDATE refreshes SET webhook_count = $3 WHERE link_id = $1 AND resource = $2",
+                    args![link_id, resource.name, count],
+                )?;
+            }
+        }
+        _ => follow(tx, event, now)?,
+    }
+    let came = last_webhook_at.map_or(received_at, |last| last.max(received_at));
+    tx.execute("UPDATE links SET last_webhook_at = $2 WHERE link_id = $1", args![link_id, came])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Readers;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    /// A state with one quarantined webhook, of `body`, that came at second 100.
+    async fn quarantine(body: &str) -> (tempfile::TempDir, crate::store::Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(&folder.path().join("state.db")).unwrap();
+        let body = body.as_bytes().to_vec();
+        let insert = move |tx: &Tx<'_>| {
+            let sql = "INSERT INTO webhooks (received_at, outcome, reason, body) VALUES ($1, 'quarantined', 'x', $2)";
+            tx.execute(sql, args![at(100), body.as_slice()])
+        };
+        store.write(insert).await.unwrap();
+        (folder, store)
+    }
+
+    fn owners(code: &str) -> String {
+        format!(
+            r#"{{"webhook_type":"OWNERS","webhook_code":"{code}","link_id":"{LINK}","external_id":"us-1","data":{{"total_owners":0}}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn a_replay_does_what_the_event_says_and_leaves_one_row() {
+        let (folder, store) = quarantine(&owners("historical_update")).await;
+        assert_eq!(store.write(|tx| replay(tx, 1, at(500))).await.unwrap(), Replayed::Understood);
+        let readers = Readers::of(&folder.path().join("state.db"));
+        let read = |tx: &Tx<'_>| {
+            let all = list(tx, &Filter::default(), None, 10)?;
+            let due =
+                tx.one("SELECT due_at, webhook_count FROM refreshes", args![], |row| Ok((row.at(0)?, row.int(1)?)))?;
+            let link = tx.one("SELECT last_webhook_at FROM links", args![], |row| row.at(0))?;
+            Ok::<_, Error>((all, due, link))
+        };
+        let (all, due, link) = readers.read(read).unwrap();
+        assert_eq!(all.len(), 1);
+        assert_eq!((all[0].outcome.as_str(), &all[0].reason), ("queued", &None));
+        assert_eq!(
+            (all[0].external_id.as_deref(), all[0].replayed_at.clone()),
+            (Some("us-1"), Some(at(500).to_string()))
+        );
+        assert_eq!((due, link), (Some((at(500), 0)), Some(at(100))));
+        assert!(readers.read(|tx| quarantined(tx, 0, 10)).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_replay_takes_back_nothing_that_was_learnt_since() {
+        let (folder, store) = quarantine(&owners("historical_update")).await;
+        let known = |tx: &Tx<'_>| {
+            tx.execute(
+                "INSERT INTO links (link_id, status, first_seen_at, last_webhook_at, looked_up_at, changed_seq) \
+                 VALUES ($1, 'valid', 0, $2, $2, 0)",
+                args![LINK, at(300)],
+            )?;
+            tx.execute(
+                "INSERT INTO refreshes (link_id, resource, marks, cleared, priority, webhook_count, last_started_at) \
+                 VALUES ($1, 'owners', 1, 1, 0, 2, $2)",
+                args![LINK, at(300)],
+            )?;
+            let expired =
+                format!(r#"{{"webhook_type":"LINK","webhook_code":"invalid_credentials","link_id":"{LINK}"}}"#);
+            let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES ($1, 'quarantined', $2)";
+            tx.execute(sql, args![at(200), expired.as_bytes()])
+        };
+        store.write(known).await.unwrap();
+        for seq in [1, 2] {
+            assert_eq!(store.write(move |tx| replay(tx, seq, at(500))).await.unwrap(), Replayed::Understood);
+        }
+        let read = |tx: &Tx<'_>| {
+            let count = tx.one("SELECT webhook_count FROM refreshes", args![], |row| row.int(0))?;
+            let sql = "SELECT status, last_webhook_at, lookup_due_at FROM links";
+            let link = tx.one(sql, args![], |row| Ok((row.text(0)?, row.at(1)?, row.at(2)?)))?;
+            Ok::<_, Error>((count, link))
+        };
+        let found = Readers::of(&folder.path().join("state.db")).read(read).unwrap();
+        assert_eq!(found, (Some(2), Some(("valid".to_owned(), at(300), at(500)))));
+    }
+
+    #[tokio::test]
+    async fn what_is_still_not_understood_stays_and_what_is_not_there_is_told() {
+        let (_folder, store) = quarantine(&owners("something_new")).await;
+        assert_eq!(store.write(|tx| replay(tx, 1, at(500))).await.unwrap(), Replayed::StillQuarantined);
+        assert_eq!(store.write(|tx| replay(tx, 7, at(500))).await.unwrap(), Replayed::Missing);
+        assert_eq!(store.read(|tx| quarantined(tx, 0, 10)).await.unwrap(), [1]);
+        assert_eq!(store.read(count_quarantined).await.unwrap(), 1);
+    }
+
+    #[test]
+    fn a_shown_body_holds_nothing_of_a_person() {
+        let body = r#"{"webhook_type":"OWNERS","external_id":"us-1","data":{"total_owners":2,"name":"Maria","99911122233":{"pay":12.5},
+            "list":["Maria"]},"link_id":"x"}"#;
+        let shown = redacted(body.as_bytes()).to_string();
+        for personal in ["Maria", "999", "12.5"] {
+            assert!(!shown.contains(personal), "{shown}");
+        }
+        for plain in ["us-1", "OWNERS", r#""total_owners":2"#, "(1 items)"] {
+            assert!(shown.contains(plain), "{shown}");
+        }
+        assert_eq!(redacted(b"\xff"), Value::String("(1 bytes that cannot be shown)".to_owned()));
+    }
+}

@@ -1,0 +1,889 @@
+//! Widget sessions: a user connects, or gives an old link new credentials, on Belvo's hosted page.
+//!
+//! *Takes* a [`SessionRequest`]. *Gives* a [`Session`]: the page's address with a token in it. *Promises* that every rule is
+//! checked before anything is sent, all at once; that the session is recorded before the token is asked for, so that a
+//! webhook which overtakes the browser finds it; that no token is kept or logged; and that a session or a new link of which
+//! nothing is heard is looked up. *Not here*: what the user types, which only Belvo sees.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::belvo::token::{self, Ask, Token};
+use crate::belvo::{self, Client, Failure, LinkId};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::links;
+use crate::queue::{self, Queue, Trigger};
+use crate::resources::{self, Resource};
+use crate::sensitive::Cpf;
+use crate::store::{self, Store, Tx, args};
+
+/// What users connect when nothing else is asked for.
+const INSTITUTION: &str = "inss_br_employment";
+
+/// Languages of the widget; the first is what Brazil needs.
+const LOCALES: [&str; 3] = ["pt", "es", "en"];
+
+/// After a token has ended, the webhooks of a link made in its last second have so long.
+const GRACE: Duration = Duration::from_mins(2);
+
+/// A new link's first data is there in a quarter of a minute, mostly; without a webhook it is listed after so long.
+const FIRST_DATA_WITHIN: Duration = Duration::from_mins(5);
+
+/// A link that was older than this when it became known is no new one.
+const NEW_FOR: Duration = Duration::from_hours(24);
+
+/// Links that are looked at in one transaction.
+const CHUNK: i64 = 500;
+
+/// Deadlines are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(20);
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRequest {
+    /// Our own id of the user: 3 to 256 letters, digits, dashes and underscores, nothing personal.
+    pub external_id: String,
+    /// `single` or `recurrent`; recurrent when absent.
+    #[serde(default)]
+    pub access_mode: Option<String>,
+    /// Language of the page; `pt` when absent.
+    #[serde(default)]
+    pub locale: Option<String>,
+    /// Names of the institutions that the page offers; the INSS when absent.
+    #[serde(default)]
+    pub institutions: Option<Vec<String>>,
+    /// The link that gets new credentials, instead of a new link.
+    #[serde(default)]
+    pub link: Option<String>,
+    /// What Belvo fetches by itself, such as `EMPLOYMENTS`; every known resource when absent.
+    #[serde(default)]
+    pub fetch_resources: Option<Vec<String>>,
+}
+
+/// A widget session, ready for its user. Its debug form shows no token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Session {
+    /// Where the user's browser or webview goes. It holds the token.
+    pub url: String,
+    /// The token by itself.
+    pub access: String,
+    /// What Belvo gives along.
+    pub refresh: String,
+    /// When the token ends, unless its user connects earlier.
+    pub expires_at: Timestamp,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session(… until {})", self.expires_at)
+    }
+}
+
+impl Serialize for Session {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut session = serializer.serialize_struct("Session", 4)?;
+        session.serialize_field("url", &self.url)?;
+        session.serialize_field("access", &self.access)?;
+        session.serialize_field("refresh", &self.refresh)?;
+        session.serialize_field("expires_at", &self.expires_at.to_string())?;
+        session.end()
+    }
+}
+
+/// One rule that is broken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// The field of the request, or the key of the configuration, such as `widget.callback_urls.exit`.
+    pub field: String,
+    /// What is wrong and what to write. The value itself is not shown.
+    pub message: String,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request or the configuration breaks these rules; nothing was sent or recorded.
+    #[error("{}", sentence(.0))]
+    Invalid(Vec<Violation>),
+    /// Belvo gave no token.
+    #[error(transparent)]
+    Belvo(#[from] Failure),
+    /// The session could not be recorded.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(violations) if violations.iter().all(|wrong| wrong.field.starts_with("widget.")) => {
+                "invalid_widget_config"
+            }
+            Self::Invalid(_) => "invalid_request",
+            Self::Belvo(failure) => failure.code,
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+fn sentence(violations: &[Violation]) -> String {
+    violations.iter().map(|wrong| format!("{}: {}", wrong.field, wrong.message)).collect::<Vec<_>>().join("; ")
+}
+
+/// Checks every rule of `request` that needs no look at what is tracked.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Error> {
+    Plan::of(request, settings).map(drop).map_err(Error::Invalid)
+}
+
+/// Makes sessions, and looks after those of which nothing is heard. Cheap to clone.
+#[derive(Clone)]
+pub struct Widgets {
+    client: Client,
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+    settings: Arc<config::Widget>,
+}
+
+impl Widgets {
+    /// Sessions whose tokens come from `client`.
+    pub fn new(client: Client, store: Store, queue: Queue, clock: Clock, settings: config::Widget) -> Self {
+        Self { client, store, queue, clock, settings: Arc::new(settings) }
+    }
+
+    /// Makes a session: checks `request`, records it, asks Belvo for a token.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn create(&self, request: SessionRequest) -> Result<Session, Error> {
+        let plan = Plan::of(&request, &self.settings).map_err(Error::Invalid)?;
+        let asked_at = self.clock.now();
+        let recorded = plan.clone();
+        let session = self.store.write(move |tx| record(tx, &recorded, asked_at)).await?.map_err(Error::Invalid)?;
+        let token = token::create(&self.client, plan.ask(&self.settings)).await?;
+        // Counted from before the call, so that it is never later than Belvo's.
+        let expires_at = asked_at + token::LASTS;
+        let due_at = expires_at + GRACE;
+        self.store
+            .write(move |tx| {
+                tx.execute(
+                    "UPDATE widget_sessions SET expires_at = $2, due_at = $3 WHERE session = $1",
+                    args![session, expires_at, due_at],
+                )
+            })
+            .await?;
+        metrics::counter!("vinculo_widget_sessions_total").increment(1);
+        Ok(Session {
+            url: plan.url(&self.client.settings().widget_url, &token).into(),
+            access: token.access.expose_secret().to_owned(),
+            refresh: token.refresh.expose_secret().to_owned(),
+            expires_at,
+        })
+    }
+
+    /// Looks after deadlines until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let looking = async {
+            loop {
+                if let Err(error) = self.follow_up().await {
+                    tracing::error!(code = error.code(), "widget sessions could not be followed up: {error}");
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
+    /// many refreshes that marked.
+    ///
+    /// # Errors
+    /// [`store::Error`]. What Belvo does not answer is asked again later.
+    pub async fn follow_up(&self) -> Result<usize, store::Error> {
+        let mut marked = 0;
+        let now = self.clock.now();
+        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
+            marked += self.look_up(session).await?;
+        }
+        loop {
+            let (links, marks) = self.store.write(move |tx| mark_silent_links(tx, now)).await?;
+            marked += marks;
+            if links < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
+                break;
+            }
+        }
+        if marked > 0 {
+            tracing::warn!(
+                code = "webhook_missed",
+                refreshes = marked,
+                "no webhook came for new links, so they are listed"
+            );
+            self.queue.announce();
+        }
+        Ok(marked)
+    }
+
+    /// Asks Belvo for the links of a session of which nothing was heard.
+    async fn look_up(&self, session: Due) -> Result<usize, store::Error> {
+        let now = self.clock.now();
+        if let Some(link_id) = session.link_id {
+            // Its status says whether the user was there.
+            return self
+                .store
+                .write(move |tx| {
+                    tx.execute(
+                        "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1",
+                        args![&link_id, now],
+                    )?;
+                    close(tx, session.session, Some(&link_id))
+                })
+                .await
+                .map(|()| {
+                    self.queue.announce();
+                    0
+                });
+        }
+        let found = match belvo::links::by_external_id(&self.client, &session.external_id).await {
+            Ok(found) => found,
+            Err(failure) => {
+                tracing::warn!(code = failure.code, request_id = failure.request_id, "a session's link: {failure}");
+                let until = now + failure.delay(session.attempts, &mut rand::rng());
+                let postpone = move |tx: &Tx<'_>| {
+                    tx.execute(
+                        "UPDATE widget_sessions SET due_at = $2, attempts = attempts + 1 WHERE session = $1",
+                        args![session.session, until],
+                    )
+                };
+                return self.store.write(postpone).await.map(|_| 0);
+            }
+        };
+        self.store
+            .write(move |tx| {
+                let (mut marked, mut made) = (0, None);
+                for link in &found {
+                    let known = "SELECT 1 FROM links WHERE link_id = $1";
+                    if tx.one(known, args![&link.id], |_| Ok(()))?.is_some() {
+                        continue;
+                    }
+                    links::note_wish(tx, &link.id, now)?;
+                    let name = "UPDATE links SET external_id = $2 WHERE link_id = $1";
+                    tx.execute(name, args![&link.id, &session.external_id])?;
+                    for resource in fetched(link.fetch_resources.as_deref()) {
+                        queue::mark(tx, &link.id, resource, Trigger::Operator, now)?;
+                        marked += 1;
+                    }
+                    made = Some(&link.id);
+                }
+                close(tx, session.session, made)?;
+                Ok(marked)
+            })
+            .await
+    }
+}
+
+/// What a request comes to, every rule kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plan {
+    external_id: String,
+    locale: String,
+    /// The link to update; what only makes sense for a new one is not used then.
+    link: Option<LinkId>,
+    access_mode: &'static str,
+    institutions: Vec<String>,
+    fetch_resources: Vec<String>,
+}
+
+impl Plan {
+    /// # Errors
+    /// Every broken rule.
+    fn of(request: &SessionRequest, settings: &config::Widget) -> Result<Self, Vec<Violation>> {
+        let mut rules = Rules::default();
+        rules.external_id(&request.external_id);
+        let link = request.link.as_deref().and_then(|link| rules.link(link));
+        let access_mode = rules.access_mode(request.access_mode.as_deref());
+        let locale = request.locale.clone().unwrap_or_else(|| LOCALES[0].to_owned());
+        rules.ensure(LOCALES.contains(&locale.as_str()), "locale", "is not pt, es or en; INSS needs pt");
+        let institutions = request.institutions.clone().unwrap_or_else(|| vec![INSTITUTION.to_owned()]);
+        rules.institutions(&institutions);
+        let every = || resources::ALL.iter().map(|resource| resource.webhook_type.to_owned()).collect();
+        let fetch_resources = request.fetch_resources.clone().unwrap_or_else(every);
+        rules.fetch_resources(&fetch_resources);
+        if request.link.is_none() {
+            rules.widget(settings, access_mode, &fetch_resources);
+        }
+        if rules.0.is_empty() {
+            let external_id = request.external_id.clone();
+            Ok(Self { external_id, locale, link, access_mode, institutions, fetch_resources })
+        } else {
+            Err(rules.0)
+        }
+    }
+
+    fn ask<'a>(&'a self, widget: &'a config::Widget) -> Ask<'a> {
+        match &self.link {
+            Some(link) => Ask::Update(link),
+            None => Ask::Connect { fetch_resources: &self.fetch_resources, widget },
+        }
+    }
+
+    /// The address of the page. In update mode the token says which link; the rest is the link's own.
+    fn url(&self, base: &Url, token: &Token) -> Url {
+        let mut url = base.clone();
+        let mut query = url.query_pairs_mut();
+        query.append_pair("access_token", token.access.expose_secret()).append_pair("locale", &self.locale);
+        if self.link.is_none() {
+            query
+                .append_pair("institutions", &self.institutions.join(","))
+                .append_pair("access_mode", self.access_mode)
+                .append_pair("external_id", &self.external_id);
+        }
+        drop(query);
+        url
+    }
+}
+
+/// Collects what is wrong.
+#[derive(Default)]
+struct Rules(Vec<Violation>);
+
+impl Rules {
+    fn ensure(&mut self, holds: bool, field: &str, message: &str) {
+        if !holds {
+            self.0.push(Violation { field: field.to_owned(), message: message.to_owned() });
+        }
+    }
+
+    fn external_id(&mut self, id: &str) {
+        let field = "external_id";
+        self.ensure((3..=256).contains(&id.chars().count()), field, "has other than 3 to 256 characters");
+        if id.contains('@') {
+            self.ensure(false, field, "looks like an e-mail address; write an id that tells nothing of the person");
+            return;
+        }
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        self.ensure(id.bytes().all(is_allowed), field, "has characters other than A-Z, a-z, 0-9, - and _");
+        self.ensure(!holds_cpf(id), field, "holds a CPF; write an id that tells nothing of the person");
+    }
+
+    fn link(&mut self, link: &str) -> Option<LinkId> {
+        let id = link.parse().ok();
+        self.ensure(id.is_some(), "link", "is not a link's id, which is a UUID");
+        id
+    }
+
+    fn access_mode(&mut self, mode: Option<&str>) -> &'static str {
+        let known = ["recurrent", "single"];
+        let mode = known.into_iter().find(|known| mode.is_none_or(|mode| mode == *known));
+        self.ensure(mode.is_some(), "access_mode", "is neither single nor recurrent");
+        mode.unwrap_or(known[0])
+    }
+
+    fn institutions(&mut self, names: &[String]) {
+        let is_name = |name: &String| {
+            (1..=40).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        };
+        let holds = !names.is_empty() && names.iter().all(is_name);
+        self.ensure(holds, "institutions", "is not a list of institutions' names, such as inss_br_employment");
+    }
+
+    fn fetch_resources(&mut self, names: &[String]) {
+        let known = resources::ALL.map(|resource: &Resource| resource.webhook_type);
+        let holds = names.iter().all(|name| known.contains(&name.as_str()));
+        self.ensure(holds, "fetch_resources", &format!("holds something else than {}", known.join(", ")));
+    }
+
+    /// What the configuration must have for a new link.
+    fn widget(&mut self, settings: &config::Widget, access_mode: &str, fetch_resources: &[String]) {
+        let storage = settings.credentials_storage.as_str();
+        let is_kept = access_mode != "recurrent" || storage == "store";
+        let message =
+            "is recurrent, which needs widget.credentials_storage = \"store\"; ask for single, or change the key";
+        self.ensure(is_kept, "access_mode", message);
+        let is_fetched = storage != "nostore" || !fetch_resources.is_empty();
+        let message = "is empty, and with widget.credentials_storage = \"nostore\" nothing could be fetched later";
+        self.ensure(is_fetched, "fetch_resources", message);
+        let (callbacks, branding) = (&settings.callback_urls, &settings.branding);
+        for (name, text) in [
+            ("callback_urls.success", &callbacks.success),
+            ("callback_urls.exit", &callbacks.exit),
+            ("callback_urls.event", &callbacks.event),
+            ("branding.company_icon", &branding.company_icon),
+            ("branding.company_logo", &branding.company_logo),
+            ("branding.company_terms_url", &branding.company_terms_url),
+        ] {
+            let field = format!("widget.{name}");
+            self.ensure(!text.is_empty(), &field, "is missing in the configuration; write a URL");
+            // What is written was checked when the configuration was read.
+        }
+        let field = "widget.branding.company_name";
+        self.ensure(!branding.company_name.trim().is_empty(), field, "is missing in the configuration; write a name");
+    }
+}
+
+/// Whether `id` has the eleven digits of a CPF, in one run or grouped as on paper, with the right check digits.
+fn holds_cpf(id: &str) -> bool {
+    let runs: Vec<&str> = id.split(|character: char| !character.is_ascii_digit()).collect();
+    let is_cpf = |parts: &[&str]| Cpf::parse(&parts.concat()).is_some();
+    runs.iter().any(|run| is_cpf(&[run]))
+        || runs.windows(2).any(|pair| pair[0].len() == 9 && pair[1].len() == 2 && is_cpf(pair))
+        || runs.windows(4).any(|four| four.iter().map(|run| run.len()).eq([3, 3, 3, 2]) && is_cpf(four))
+}
+
+/// Records a session before its token is asked for, and gives its number; or what the known link contradicts.
+fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Violation>>, store::Error> {
+    if let Some(link_id) = &plan.link {
+        let known = "SELECT external_id, status FROM links WHERE link_id = $1";
+        let known = tx.one(known, args![link_id], |row| Ok((row.opt_text(0)?, row.opt_text(1)?)))?;
+        let mut rules = Rules::default();
+        if let Some((external_id, status)) = &known {
+            let is_theirs = external_id.as_ref().is_none_or(|id| *id == plan.external_id);
+            rules.ensure(is_theirs, "link", "belongs to another external_id");
+            let is_there = !matches!(status.as_deref(), Some("deleting" | "deleted"));
+            rules.ensure(is_there, "link", "was deleted; ask without a link for a new one");
+        }
+        if !rules.0.is_empty() {
+            return Ok(Err(rules.0));
+        }
+        links::note_wish(tx, link_id, at)?;
+        tx.execute(
+            "UPDATE links SET external_id = coalesce(external_id, $2) WHERE link_id = $1",
+            args![link_id, &plan.external_id],
+        )?;
+    }
+    let access_mode = plan.link.is_none().then_some(plan.access_mode);
+    let session = tx.one(
+        "INSERT INTO widget_sessions (external_id, access_mode, link_id, asked_at) VALUES ($1, $2, $3, $4) RETURNING session",
+        args![&plan.external_id, access_mode, plan.link.as_ref(), at],
+        |row| row.int(0),
+    )?;
+    session.map(Ok).ok_or(store::Error::Unreadable("a session's number"))
+}
+
+/// A session whose user may still come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// When it was asked for.
+    pub asked_at: Timestamp,
+    /// When its token ends.
+    pub expires_at: Timestamp,
+    /// `single` or `recurrent`; `None` when a link is updated.
+    pub access_mode: Option<String>,
+    /// The link that is updated.
+    pub link_id: Option<LinkId>,
+}
+
+/// The latest session of `external_id` that waits for its user: its token is good, and nothing was heard of its link since.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn waiting(tx: &Tx<'_>, external_id: &str, now: Timestamp) -> Result<Option<Waiting>, store::Error> {
+    tx.one(
+        &format!(
+            "SELECT s.asked_at, s.expires_at, s.access_mode, s.link_id FROM widget_sessions s \
+             WHERE s.external_id = $1 AND s.expires_at > $2 AND NOT {HEARD} ORDER BY s.asked_at DESC LIMIT 1"
+        ),
+        args![external_id, now],
+        |row| {
+            Ok(Waiting {
+                asked_at: row.at(0)?,
+                expires_at: row.at(1)?,
+                access_mode: row.opt_text(2)?,
+                link_id: row.opt_text(3)?.and_then(|id| id.parse().ok()),
+            })
+        },
+    )
+}
+
+/// How many sessions wait for their user.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn waiting_count(tx: &Tx<'_>, now: Timestamp) -> Result<u64, store::Error> {
+    let count = tx.one(
+        &format!(
+            "SELECT count(*) FROM widget_sessions s WHERE s.due_at IS NOT NULL AND s.expires_at > $1 AND NOT {HEARD}"
+        ),
+        args![now],
+        |row| row.int(0),
+    )?;
+    Ok(u64::try_from(count.unwrap_or_default()).unwrap_or_default())
+}
+
+/// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external id.
+const HEARD: &str = "EXISTS (SELECT 1 FROM links l WHERE l.last_webhook_at >= s.asked_at \
+                     AND (l.link_id = s.link_id OR (s.link_id IS NULL AND l.external_id = s.external_id)))";
+
+/// A session of which nothing was heard in time.
+struct Due {
+    session: i64,
+    external_id: String,
+    link_id: Option<LinkId>,
+    attempts: u32,
+}
+
+/// Closes the due sessions of which something was heard, and gives the others.
+fn due_sessions(tx: &Tx<'_>, now: Timestamp) -> Result<Vec<Due>, store::Error> {
+    tx.execute(
+        &format!(
+            "UPDATE widget_sessions AS s SET due_at = NULL, link_id = coalesce(s.link_id, (SELECT max(l.link_id) FROM links l \
+             WHERE l.external_id = s.external_id AND l.last_webhook_at >= s.asked_at)) WHERE s.due_at <= $1 AND {HEARD}"
+        ),
+        args![now],
+    )?;
+    tx.all(
+        "SELECT session, external_id, link_id, attempts FROM widget_sessions WHERE due_at <= $1 ORDER BY due_at",
+        args![now],
+        |row| {
+            Ok(Due {
+                session: row.int(0)?,
+                external_id: row.text(1)?,
+                link_id: row.opt_text(2)?.and_then(|id| id.parse().ok()),
+                attempts: u32::try_from(row.int(3)?).unwrap_or(u32::MAX),
+            })
+        },
+    )
+}
+
+/// Ends the wait of a session; `link_id` is the one that its user made or updated, as far as it is known.
+fn close(tx: &Tx<'_>, session: i64, link_id: Option<&LinkId>) -> Result<(), store::Error> {
+    tx.execute(
+        "UPDATE widget_sessions SET due_at = NULL, link_id = coalesce(link_id, $2) WHERE session = $1",
+        args![session, link_id],
+    )?;
+    Ok(())
+}
+
+/// Name in `meta` of the last link whose first data was waited for.
+const WAITED_FOR: &str = "first_data_waited_for";
+
+/// Marks what links, new a while ago, should have had a historical webhook for and had none. Gives how many links it looked
+/// at, at most [`CHUNK`], and how many refreshes it marked.
+fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), store::Error> {
+    let after = tx.one("SELECT value FROM meta WHERE name = $1", args![WAITED_FOR], |row| row.text(0))?;
+    let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
+    let seen: i64 = seen.parse().map_err(|_| store::Error::Unreadable("the last link that was waited for"))?;
+    let until = now.as_micros() - micros(FIRST_DATA_WITHIN);
+    let links = tx.all(
+        "SELECT link_id, first_seen_at, coalesce(created_at, first_seen_at) >= first_seen_at - $3, \
+         coalesce(status, 'valid') = 'valid', fetch_resources \
+         FROM links WHERE (first_seen_at, link_id) > ($1, $2) AND first_seen_at <= $4 ORDER BY first_seen_at, link_id LIMIT $5",
+        args![seen, id, micros(NEW_FOR), until, CHUNK],
+        |row| Ok((row.link_id(0)?, row.at(1)?, row.int(2)? == 1 && row.int(3)? == 1, row.opt_text(4)?)),
+    )?;
+    let mut marked = 0;
+    for (link_id, _, is_awaited, fetch_resources) in &links {
+        if !is_awaited {
+            continue;
+        }
+        let names: Option<Vec<String>> = fetch_resources.as_deref().and_then(|json| serde_json::from_str(json).ok());
+        for resource in fetched(names.as_deref()) {
+            let known = "SELECT 1 FROM refreshes WHERE link_id = $1 AND resource = $2";
+            if tx.one(known, args![link_id, resource.name], |_| Ok(()))?.is_none() {
+                queue::mark(tx, link_id, resource, Trigger::Schedule, now)?;
+                marked += 1;
+            }
+        }
+    }
+    if let Some((link_id, first_seen_at, ..)) = links.last() {
+        tx.execute(
+            "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            args![WAITED_FOR, &format!("{} {link_id}", first_seen_at.as_micros())],
+        )?;
+    }
+    Ok((links.len(), marked))
+}
+
+/// The resources that Belvo fetches by itself when a link's `fetch_resources` are `names`; all when nobody knows.
+fn fetched(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> {
+    resources::ALL
+        .into_iter()
+        .filter(move |resource| names.is_none_or(|names| names.iter().any(|name| name == resource.webhook_type)))
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::belvo::scripted::{self, Script};
+
+    const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    fn settings() -> config::Widget {
+        let url = |name: &str| format!("https://acme.example/{name}");
+        config::Widget {
+            stale_in: "365d".into(),
+            credentials_storage: "store".into(),
+            callback_urls: config::CallbackUrls {
+                success: "acme://success".into(),
+                exit: "acme://exit".into(),
+                event: "acme://error".into(),
+            },
+            branding: config::Branding {
+                company_icon: url("icon.svg"),
+                company_logo: url("logo.svg"),
+                company_name: "ACME".into(),
+                company_terms_url: url("terms"),
+                ..config::Branding::default()
+            },
+            theme: Vec::new(),
+        }
+    }
+
+    fn request(external_id: &str) -> SessionRequest {
+        SessionRequest { external_id: external_id.into(), ..SessionRequest::default() }
+    }
+
+    fn fields(request: &SessionRequest, settings: &config::Widget) -> Vec<String> {
+        let violations = Plan::of(request, settings).err().unwrap_or_default();
+        violations.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn an_external_id_keeps_belvos_rules_and_tells_nothing_of_a_person() {
+        for right in
+            ["abc", "HJLSI-897809", "user_7", &"x".repeat(256), "20261123101", "2f5d361d-dad6-45d4-a0bf-26d479766067"]
+        {
+            assert_eq!(fields(&request(right), &settings()), Vec::<String>::new(), "{right}");
+        }
+        // The CPF is a known example that belongs to nobody.
+        for wrong in [
+            "",
+            "ab",
+            &"x".repeat(257),
+            "a b c",
+            "ação",
+            "maria@example.org",
+            "52998224725",
+            "u52998224725",
+            "529-982-247-25",
+            "id_529982247-25",
+        ] {
+            let violations = Plan::of(&request(wrong), &settings()).unwrap_err();
+            assert!(violations.iter().all(|violation| violation.field == "external_id"), "{wrong}");
+            assert!(wrong.len() < 4 || !format!("{violations:?}").contains(wrong), "{violations:?}");
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let request = SessionRequest {
+            external_id: "x".into(),
+            access_mode: Some("double".into()),
+            locale: Some("tlh".into()),
+            institutions: Some(Vec::new()),
+            link: None,
+            fetch_resources: Some(vec!["PLANETS".into()]),
+        };
+        let found = fields(&request, &config::Widget::default());
+        let expected = [
+            "external_id",
+            "access_mode",
+            "locale",
+            "institutions",
+            "fetch_resources",
+            "access_mode",
+            "widget.callback_urls.success",
+            "widget.callback_urls.exit",
+            "widget.callback_urls.event",
+            "widget.branding.company_icon",
+            "widget.branding.company_logo",
+            "widget.branding.company_terms_url",
+            "widget.branding.company_name",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn how_credentials_are_kept_decides_what_may_be_asked_for() {
+        let brief = config::Widget { credentials_storage: "nostore".into(), ..settings() };
+        let single = SessionRequest { access_mode: Some("single".into()), ..request("user-1") };
+        assert_eq!(fields(&request("user-1"), &brief), ["access_mode"]);
+        assert_eq!(fields(&single, &brief), Vec::<String>::new());
+        let nothing = SessionRequest { fetch_resources: Some(Vec::new()), ..single };
+        assert_eq!(fields(&nothing, &brief), ["fetch_resources"]);
+        assert_eq!(fields(&nothing, &settings()), Vec::<String>::new());
+        // An update sends none of this.
+        let update = SessionRequest { link: Some(ID.into()), ..request("user-1") };
+        assert_eq!(fields(&update, &config::Widget::default()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_address_of_the_page_is_encoded() {
+        let token = || Token { access: "a.b+c/d=&x".into(), refresh: "r".into() };
+        let base: Url = "https://widget.belvo.io/".parse().unwrap();
+        let two = Some(vec![INSTITUTION.into(), "other_br_employment".into()]);
+        let single =
+            SessionRequest { access_mode: Some("single".into()), institutions: two, ..request("HJLSI-897809") };
+        assert_eq!(
+            Plan::of(&single, &settings()).unwrap().url(&base, &token()).as_str(),
+            "https://widget.belvo.io/?access_token=a.b%2Bc%2Fd%3D%26x&locale=pt\
+             &institutions=inss_br_employment%2Cother_br_employment&access_mode=single&external_id=HJLSI-897809"
+        );
+        let update = SessionRequest { link: Some(ID.into()), ..request("user-1") };
+        assert_eq!(
+            Plan::of(&update, &settings()).unwrap().url(&base, &token()).as_str(),
+            "https://widget.belvo.io/?access_token=a.b%2Bc%2Fd%3D%26x&locale=pt"
+        );
+    }
+
+    #[test]
+    fn a_session_prints_no_token_but_gives_it_to_whom_it_is_for() {
+        let at = Timestamp::parse("2026-11-23T10:00:00Z").unwrap();
+        let session =
+            Session { url: "u-canary".into(), access: "a-canary".into(), refresh: "r-canary".into(), expires_at: at };
+        assert_eq!(format!("{session:?}"), "Session(… until 2026-11-23T10:00:00.000000Z)");
+        let json = serde_json::to_value(&session).unwrap();
+        assert_eq!(json["expires_at"], "2026-11-23T10:00:00.000000Z");
+        assert_eq!(
+            (&json["url"], &json["access"], &json["refresh"]),
+            (&"u-canary".into(), &"a-canary".into(), &"r-canary".into())
+        );
+    }
+
+    struct Place {
+        widgets: Widgets,
+        now: Arc<std::sync::atomic::AtomicI64>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        async fn new(client: Client) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let start = Timestamp::parse("2026-11-23T10:00:00Z").unwrap().as_micros();
+            let now = Arc::new(std::sync::atomic::AtomicI64::new(start));
+            let hand = Arc::clone(&now);
+            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(std::sync::atomic::Ordering::SeqCst)));
+            let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+            Self { widgets: Widgets::new(client, store, queue, clock, settings()), now, _folder: folder }
+        }
+
+        fn pass(&self, time: Duration) {
+            self.now.fetch_add(micros(time), std::sync::atomic::Ordering::SeqCst);
+        }
+
+        async fn waiting(&self, external_id: &'static str) -> bool {
+            let now = self.widgets.clock.now();
+            let waiting =
+                self.widgets.store.read(move |tx| Ok((waiting(tx, external_id, now)?, waiting_count(tx, now)?)));
+            let (waiting, count) = waiting.await.unwrap();
+            assert_eq!(waiting.is_some(), count == 1);
+            waiting.is_some()
+        }
+
+        async fn hear(&self, link: &LinkId, external_id: &'static str) {
+            let (link, now) = (link.clone(), self.widgets.clock.now());
+            self.widgets.store.write(move |tx| links::note_webhook(tx, &link, Some(external_id), now)).await.unwrap();
+        }
+
+        async fn marks(&self) -> i64 {
+            let count =
+                self.widgets.store.read(|tx| tx.one("SELECT count(*) FROM refreshes", args![], |row| row.int(0)));
+            count.await.unwrap().unwrap()
+        }
+    }
+
+    async fn belvo(links: &'static str) -> Script {
+        Script::start(move |head| match head {
+            head if head.starts_with("POST /api/token/ ") => scripted::json(200, r#"{"access":"a","refresh":"r"}"#),
+            head if head.starts_with("GET /api/links/?external_id=") => {
+                scripted::json(200, &format!(r#"{{"results":[{links}],"next":null}}"#))
+            }
+            _ => scripted::json(404, "[]"),
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_session_waits_for_its_user_until_a_webhook_comes_or_its_token_ends() {
+        let script = belvo("").await;
+        let place = Place::new(script.client()).await;
+        let session = place.widgets.create(request("user-1")).await.unwrap();
+        assert_eq!(session.expires_at, place.widgets.clock.now() + Duration::from_mins(10));
+        assert!(place.waiting("user-1").await);
+        place.pass(Duration::from_mins(1));
+        place.hear(&ID.parse().unwrap(), "user-1").await;
+        assert!(!place.waiting("user-1").await);
+        place.widgets.create(request("user-2")).await.unwrap();
+        assert!(place.waiting("user-2").await);
+        place.pass(Duration::from_mins(10));
+        assert!(!place.waiting("user-2").await);
+    }
+
+    #[tokio::test]
+    async fn a_session_is_recorded_also_when_belvo_gives_no_token() {
+        let script = Script::start(|_| scripted::json(500, "[]")).await;
+        let place = Place::new(script.client()).await;
+        let error = place.widgets.create(request("user-1")).await.unwrap_err();
+        assert_eq!(error.code(), "api_down");
+        let rows = "SELECT count(*), count(expires_at) FROM widget_sessions";
+        let rows = place.widgets.store.read(|tx| tx.one(rows, args![], |row| Ok((row.int(0)?, row.int(1)?)))).await;
+        assert_eq!(rows.unwrap(), Some((1, 0)));
+        assert!(!place.waiting("user-1").await);
+    }
+
+    #[tokio::test]
+    async fn a_link_of_another_user_gets_no_session() {
+        let script = belvo("").await;
+        let place = Place::new(script.client()).await;
+        place.hear(&ID.parse().unwrap(), "user-1").await;
+        let update = |external_id: &str| SessionRequest { link: Some(ID.into()), ..request(external_id) };
+        let Err(Error::Invalid(violations)) = place.widgets.create(update("user-2")).await else { panic!("a session") };
+        assert_eq!(violations[0].field, "link");
+        assert_eq!(script.requests().len(), 0);
+        place.widgets.create(update("user-1")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_without_a_webhook_is_looked_up_once() {
+        let script = belvo(concat!(
+            r#"{"id":"2f5d361d-dad6-45d4-a0bf-26d479766067","external_id":"user-1","status":"valid","#,
+            r#""fetch_resources":["EMPLOYMENTS","OWNERS"],"created_at":"2026-11-23T10:01:00Z"}"#
+        ))
+        .await;
+        let place = Place::new(script.client()).await;
+        place.widgets.create(request("user-1")).await.unwrap();
+        place.pass(Duration::from_mins(11));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+        place.pass(Duration::from_mins(2));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 2);
+        assert_eq!(place.marks().await, 2);
+        place.pass(Duration::from_mins(60));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+        assert_eq!(script.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn of_a_new_link_each_resource_without_a_webhook_is_listed_after_a_while() {
+        let script = belvo("").await;
+        let place = Place::new(script.client()).await;
+        let link: LinkId = ID.parse().unwrap();
+        place.hear(&link, "user-1").await;
+        let now = place.widgets.clock.now();
+        let mark = move |tx: &Tx<'_>| queue::mark(tx, &link, resources::ALL[0], Trigger::Webhook, now);
+        place.widgets.store.write(mark).await.unwrap();
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+        place.pass(Duration::from_mins(5));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), resources::ALL.len() - 1);
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+    }
+}
