@@ -9,6 +9,7 @@ pay_rows AS (
         s.currency,
         s.base_amount,
         s.retained_amount,
+        month_number(s.reference_month) IN (jobs.partial_start_month, jobs.partial_end_month) AS is_partial,
         month_number(s.reference_month) <= month_number(CAST(as_of AS DATE)) - lag_months AS is_past,
         s.currency = 'BRL' AND s.base_amount IS NOT NULL AND s.reference_month >= DATE '1994-07-01'
             AND month_number(s.reference_month) <= month_number(CAST(as_of AS DATE)) - lag_months AS is_counted
@@ -31,6 +32,7 @@ job_months AS MATERIALIZED (
         sum(base_amount) FILTER (WHERE is_counted AND coalesce(salary_type, 'REGULAR') = 'REGULAR') AS base,
         sum(retained_amount) FILTER (WHERE is_counted AND coalesce(salary_type, 'REGULAR') = 'REGULAR') AS retained,
         sum(base_amount) FILTER (WHERE is_counted AND salary_type = 'THIRTEENTH') AS thirteenth,
+        coalesce(bool_or(is_partial), false) AS is_partial,
         count(*) FILTER (WHERE is_counted AND coalesce(salary_type, 'REGULAR') = 'REGULAR') > 1 AS is_repeated,
         coalesce(bool_or(month > month_number(make_timestamp(epoch_us(CAST(known AS TIMESTAMPTZ))))), false) AS is_future,
         coalesce(bool_or(is_past AND currency <> 'BRL'), false) AS has_other_currency,

@@ -9,11 +9,8 @@ person_months AS MATERIALIZED (
         sum(m.retained) AS inss,
         count(m.base) AS jobs_paid,
         sum(m.thirteenth) AS thirteenth,
-        coalesce(
-            bool_or(m.month = j.partial_start_month OR m.month = j.partial_end_month) FILTER (WHERE m.base IS NOT NULL), false
-        ) AS is_partial
+        coalesce(bool_or(m.is_partial) FILTER (WHERE m.base IS NOT NULL), false) AS is_partial
     FROM job_months AS m
-    JOIN jobs AS j ON j.job_no = m.job_no
     WHERE m.base IS NOT NULL OR m.thirteenth IS NOT NULL
     GROUP BY m.link_no, m.month
 ),

@@ -24,11 +24,10 @@ plausible AS (
             p.link_no,
             p.inss,
             inss_in_bracket(least(p.income, i.teto), i.method, i.lower_amount, i.rate, i.accumulated_amount) AS expected
-        FROM person_months AS p
-        JOIN careers AS c ON c.link_no = p.link_no
+        FROM recent_months AS p
         JOIN inss_months AS i
             ON i.month = p.month AND least(p.income, i.teto) > i.lower_amount AND least(p.income, i.teto) <= i.upper_amount
-        WHERE p.inss > 0 AND p.month BETWEEN c.window_end - 11 AND c.window_end
+        WHERE p.inss > 0 AND p.is_in_12m
     )
     GROUP BY link_no
 )

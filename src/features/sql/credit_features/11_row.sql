@@ -25,11 +25,11 @@ SELECT
     CAST(v.employed_months AS SMALLINT) AS employed_months_36m,
     CAST(v.gap_max_months AS SMALLINT) AS gap_max_months_36m,
     CAST(v.gap_count AS SMALLINT) AS gap_count_36m,
-    CAST(CASE WHEN i.has_pay THEN i.concurrent_months END AS SMALLINT) AS concurrent_months_12m,
+    CAST(CASE WHEN h.has_pay THEN coalesce(i.concurrent_months, 0) END AS SMALLINT) AS concurrent_months_12m,
     CAST(c.open_jobs_without_pay AS SMALLINT) AS open_jobs_without_pay,
 
     -- Income
-    brl(i.last_income) AS income_last_brl,
+    brl(h.last_income) AS income_last_brl,
     brl(i.middle_3m * 0.5) AS income_median_3m_brl,
     brl(i.middle_6m * 0.5) AS income_median_6m_brl,
     brl(i.middle_12m * 0.5) AS income_median_12m_brl,
@@ -53,13 +53,13 @@ SELECT
     rounded_ratio(i.middle_3m, 2 * t.teto, 3) AS income_to_teto,
 
     -- Contributions and the 13th salary
-    CAST(CASE WHEN i.has_pay AND coalesce(k.has_table, true) THEN coalesce(k.capped_months, 0) END AS SMALLINT)
+    CAST(CASE WHEN h.has_pay AND coalesce(k.has_table, true) THEN coalesce(k.capped_months, 0) END AS SMALLINT)
         AS capped_months_12m,
     -- sum / (median * paid months / 12), with the doubled median
     rounded_ratio(24 * coalesce(i.thirteenth_last_year, 0), i.middle_last_year * i.paid_months_last_year, 3)
         AS thirteenth_ratio_last_year,
     rounded_ratio(p.plausible_months, p.comparable_months, 3) AS inss_plausible_share_12m,
-    CAST(CASE WHEN i.has_pay THEN i.inss_zero_months END AS SMALLINT) AS inss_zero_months_12m,
+    CAST(CASE WHEN h.has_pay THEN coalesce(i.inss_zero_months, 0) END AS SMALLINT) AS inss_zero_months_12m,
 
     -- The main job
     rounded_ratio(j.base_middle_sum, i.middle_3m, 3) AS main_job_income_share,
@@ -77,7 +77,7 @@ SELECT
     CAST(month_number(CAST(as_of AS DATE)) - lag_months - c.last_paid AS SMALLINT) AS salary_lag_months,
     CAST(c.last_paid - c.first_paid + 1 AS SMALLINT) AS history_months,
     rounded_ratio(q.paid_months, q.legal_months, 3) AS salary_coverage_24m,
-    CASE WHEN i.is_below_minimum_wage THEN ['BELOW_MIN_WAGE_FULL_MONTH'] ELSE CAST([] AS VARCHAR[]) END
+    CASE WHEN h.is_below_minimum_wage THEN ['BELOW_MIN_WAGE_FULL_MONTH'] ELSE CAST([] AS VARCHAR[]) END
         || CASE WHEN c.is_repeated THEN ['DUP_MONTH'] ELSE CAST([] AS VARCHAR[]) END
         || CASE WHEN c.ends_before_start THEN ['END_BEFORE_START'] ELSE CAST([] AS VARCHAR[]) END
         || CASE WHEN c.is_future THEN ['FUTURE_MONTH'] ELSE CAST([] AS VARCHAR[]) END
@@ -93,6 +93,7 @@ LEFT JOIN paid_share AS q ON q.link_no = a.link_no
 LEFT JOIN main_jobs AS j ON j.link_no = a.link_no
 LEFT JOIN main_occupations AS o ON o.link_no = a.link_no
 LEFT JOIN margins AS g ON g.link_no = a.link_no
+LEFT JOIN histories AS h ON h.link_no = a.link_no
 LEFT JOIN levels AS i ON i.link_no = a.link_no
 LEFT JOIN capped AS k ON k.link_no = a.link_no
 LEFT JOIN plausible AS p ON p.link_no = a.link_no
