@@ -69,9 +69,9 @@ impl Validity {
             };
             let run = rows.start..ends.unwrap_or(rows.end);
             if is_valid {
-                self.append_valid(run.len())
+                self.append_valid(run.len());
             } else {
-                self.append_nulls(run.len())
+                self.append_nulls(run.len());
             }
             rows.start = run.end;
         }

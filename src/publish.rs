@@ -172,13 +172,14 @@ impl Publisher {
             };
             let tables = stager.stage()?;
             let partitions = partitions::Partitions::read(tx, usable)?;
-            Ok::<_, Error>(Some((built_from, tables, partitions)))
+            Ok::<_, Error>(Some((built_from, tables, partitions, usable)))
         })?;
-        let Some((built_from, mut tables, partitions)) = staged else { return Ok(None) };
+        let Some((built_from, mut tables, partitions, usable)) = staged else { return Ok(None) };
         let reference = &self.settings.reference;
         let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
         tables.push(partitions.stage(staging, &tables, earlier, reference)?);
-        let files = self.run_sinks(staging, &built_from, published_at, &tables, &partitions.errors)?;
+        let standing = usable.map(|previous| self.standing(previous, &tables));
+        let files = self.run_sinks(staging, &built_from, published_at, &tables, standing, &partitions.errors)?;
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
@@ -202,12 +203,24 @@ impl Publisher {
         }))
     }
 
+    /// What of the snapshot before stands in the next one as it is.
+    fn standing(&self, previous: &Manifest, tables: &[TableEntry]) -> sinks::Previous {
+        let is_same =
+            |table: &&TableEntry| previous.table(&table.name).is_some_and(|before| before.files == table.files);
+        sinks::Previous {
+            folder: self.lake.folder(previous.snapshot),
+            unchanged: tables.iter().filter(is_same).map(|table| table.name.clone()).collect(),
+            sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
+        }
+    }
+
     fn run_sinks(
         &self,
         staging: &Staging,
         built_from: &BuiltFrom,
         published_at: Timestamp,
         tables: &[TableEntry],
+        previous: Option<sinks::Previous>,
         errors: &[(String, String, String)],
     ) -> Result<Vec<FileEntry>, Error> {
         let staged_files: Vec<sinks::StagedFile> = tables
@@ -229,6 +242,7 @@ impl Publisher {
             duckdb_storage_version: &self.settings.duckdb_storage_version,
             reference: &self.settings.reference,
             errors,
+            previous,
         };
         let mut files = Vec::new();
         for sink in sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name())) {

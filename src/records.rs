@@ -27,6 +27,9 @@ const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 /// Compression of bodies: the level that costs less time than the disk saves.
 const ZSTD_LEVEL: i32 = 1;
 
+/// An empty list of a link that is not in order is asked for again so much later.
+const LINK_RECOVERS: Duration = Duration::from_hours(24);
+
 /// No stored body is larger, in bytes: a damaged one may say anything.
 const LARGEST_BODY: usize = 1 << 30;
 
@@ -38,6 +41,37 @@ pub struct Listing {
     pub fetched_at: Timestamp,
     /// Its records.
     pub records: Vec<Record>,
+    /// What they hold that the schema does not know.
+    pub drift: Drift,
+}
+
+/// What the records of a list hold that the schema does not know.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Drift {
+    /// Fields without a column.
+    pub unknown_fields: usize,
+    /// Values that a column's list of values does not have.
+    pub unknown_values: usize,
+    /// Records that cannot be flattened.
+    pub rejected: usize,
+}
+
+impl Drift {
+    /// What the counters in `meta` begin with; the resource and the kind follow.
+    pub const COUNTERS: &str = "drift ";
+
+    /// Adds these to what was counted since the state was made, for `status`.
+    fn note(&self, tx: &Tx<'_>, resource: &Resource) -> Result<(), Error> {
+        let kinds = [("fields", self.unknown_fields), ("values", self.unknown_values), ("rejected", self.rejected)];
+        for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
+            tx.execute(
+                "INSERT INTO meta (name, value) VALUES ($1, CAST($2 AS TEXT)) \
+                 ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(meta.value AS BIGINT) + $2 AS TEXT)",
+                args![&format!("{}{} {kind}", Self::COUNTERS, resource.name), i64::try_from(count).unwrap_or(i64::MAX)],
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// When a complete list was made.
@@ -190,13 +224,26 @@ pub fn keep(
             } else if ends {
                 end_record(tx, link_id, resource, key, listing)?;
                 kept.gone += 1;
+            } else {
+                // The link may be in order again by then.
+                confirm_at = Some(listing.fetched_at + confirm_after.max(LINK_RECOVERS));
             }
         }
     }
+    if kept.versions > 0 {
+        listing.drift.note(tx, resource)?;
+    }
     kept.changed |= kept.versions + kept.late + kept.gone > 0;
-    if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
-        let settled = settled_by(previous.fetched_at, listing.fetched_at, confirm_after);
-        kept.changed = lost_rows(tx, link_id, resource, &settled, loses_rows)?;
+    if known.by_key.values().any(|held| held.version > 1) {
+        let now = listing.fetched_at;
+        let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, loses_rows);
+        if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
+            let settled = first_lost(before(previous.fetched_at, confirm_after), before(now, confirm_after))?;
+            kept.changed = settled.is_some();
+        }
+        // This list may have come too early to agree, and has taken the place of the one that was asked for.
+        let pending = first_lost(before(now, confirm_after), now)?.map(|at| at + confirm_after);
+        confirm_at = confirm_at.into_iter().chain(pending).min();
     }
     kept.sighted |= kept.changed;
     tx.execute(
@@ -255,32 +302,26 @@ fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, lis
     Ok(())
 }
 
-/// The instants after the first and up to the second of which a list at `now` is the first that can agree, when the one
-/// before was at `previous`.
-fn settled_by(previous: Timestamp, now: Timestamp, confirm_after: Duration) -> (Timestamp, Timestamp) {
-    let before = |at: Timestamp| Timestamp::from_micros(at.as_micros().saturating_sub(micros(confirm_after)));
-    (before(previous), before(now))
+fn before(at: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// Whether a version that came between these instants lacked rows of the one before: they are gone now.
+/// When, after the first and up to the second of these instants, a version came first that lacked rows of the one before.
 fn lost_rows(
     tx: &Tx<'_>,
     link_id: &LinkId,
     resource: &Resource,
-    (after, until): &(Timestamp, Timestamp),
+    after: Timestamp,
+    until: Timestamp,
     loses_rows: &mut dyn FnMut(&str, &str) -> bool,
-) -> Result<bool, Error> {
-    let settled = tx.all(
-        "SELECT record_key, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
-         AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4",
-        args![link_id, resource.name, *after, *until],
-        |row| Ok((row.text(0)?, row.int(1)?)),
+) -> Result<Option<Timestamp>, Error> {
+    let versions = tx.all(
+        "SELECT record_key, version, fetched_at FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
+         AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4 ORDER BY fetched_at",
+        args![link_id, resource.name, after, until],
+        |row| Ok((row.text(0)?, row.int(1)?, row.at(2)?)),
     )?;
-    for (key, version) in settled {
+    for (key, version, at) in versions {
         let bodies = tx.all(
             "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
              AND version <= $4 ORDER BY version DESC LIMIT 2",
@@ -290,10 +331,10 @@ fn lost_rows(
         if let [new, old] = bodies.as_slice()
             && loses_rows(old, new)
         {
-            return Ok(true);
+            return Ok(Some(at));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// What `content_hash` of a record holds that is gone: no content has it.
@@ -680,6 +721,8 @@ pub fn unpack(body: &[u8]) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::resources::employments;
     use crate::store::Store;
@@ -713,13 +756,42 @@ mod tests {
             let at = Timestamp::from_micros(minutes * 60_000_000);
             let link_id: LinkId = LINK.parse().unwrap();
             let records = jobs.iter().map(|job| Record::read(&employments::RESOURCE, &link_id, job).unwrap()).collect();
-            let listing = Listing { started_at: at, fetched_at: at, records };
+            let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
+            // What the webhook of an empty list counted.
+            let webhook_count = listing.records.is_empty().then_some(0);
             self.store
                 .write(move |tx| {
-                    keep(tx, &link_id, &employments::RESOURCE, &listing, None, CONFIRM_AFTER, &mut |_, _| false)
+                    let loses_rows = &mut |_: &str, _: &str| false;
+                    keep(tx, &link_id, &employments::RESOURCE, &listing, webhook_count, CONFIRM_AFTER, loses_rows)
                 })
                 .await
                 .unwrap()
+        }
+
+        async fn set_status(&self, status: &'static str) {
+            let now = Timestamp::from_micros(0);
+            let change = move |tx: &Tx<'_>| {
+                tx.execute(
+                    "INSERT INTO links (link_id, status, first_seen_at, changed_seq) VALUES ($1, $2, $3, 1) \
+                     ON CONFLICT (link_id) DO UPDATE SET status = excluded.status",
+                    args![LINK, status, now],
+                )
+            };
+            self.store.write(change).await.unwrap();
+        }
+
+        async fn forget_marks(&self) {
+            self.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
+        }
+
+        /// For each version: in which minute it could have been known, and whether it says that the record is gone.
+        async fn versions(&self) -> Vec<(i64, bool)> {
+            let read = |tx: &Tx<'_>| {
+                tx.all("SELECT known_from, body FROM record_versions ORDER BY version", args![], |row| {
+                    Ok((row.int(0)? / 60_000_000, unpack(row.bytes(1)?)?.is_empty()))
+                })
+            };
+            self.store.read(read).await.unwrap()
         }
 
         async fn seen(&self) -> Seen {
@@ -826,6 +898,45 @@ mod tests {
         assert_eq!(bench.due().await, None);
     }
 
+    #[tokio::test]
+    async fn a_job_that_is_gone_and_comes_back_with_equal_content_begins_a_new_version() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        let both = [stays.clone(), goes.clone()];
+        bench.list(10, &both).await;
+        bench.list(20, std::slice::from_ref(&stays)).await;
+        // In time: nothing happened.
+        assert!(!bench.list(30, &both).await.changed);
+        bench.list(40, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.list(100, std::slice::from_ref(&stays)).await.gone, 1);
+        assert!(!bench.list(200, std::slice::from_ref(&stays)).await.changed, "it is gone once");
+        let back = bench.list(300, &both).await;
+        assert_eq!((back.versions, back.changed), (1, true));
+        let minute = |text: &str| Timestamp::parse(text).unwrap().as_micros() / 60_000_000;
+        let collected = minute("2026-01-01T00:00:00Z");
+        let mut versions = bench.versions().await;
+        versions.sort_unstable();
+        // Never earlier than the last list that lacked it, and never earlier than Belvo collected it.
+        assert_eq!(versions, [(100, true), (collected, false), (collected, false), (collected, false)]);
+        assert_eq!(bench.seen().await.iter().map(|seen| seen.2).max(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn an_empty_list_ends_jobs_of_a_valid_link_only() {
+        let bench = Bench::new().await;
+        bench.set_status("invalid").await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[]).await;
+        assert_eq!(bench.due().await, Some(70));
+        bench.forget_marks().await;
+        assert_eq!(bench.list(80, &[]).await.gone, 0);
+        assert_eq!(bench.due().await, Some(80 + 24 * 60), "the link may be valid by then");
+        bench.set_status("valid").await;
+        let third = bench.list(80 + 24 * 60, &[]).await;
+        assert_eq!((third.gone, third.changed), (1, true));
+    }
+
     #[test]
     fn a_record_of_another_link_is_foreign() {
         let other: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
@@ -833,5 +944,100 @@ mod tests {
         assert!(Record::read(&employments::RESOURCE, &other, &record).is_err());
         assert!(Record::read(&employments::RESOURCE, &other, r#"{"id":"1","link":null}"#).is_ok());
         assert!(Record::read(&employments::RESOURCE, &other, "not JSON").is_ok(), "kept, and listed as rejected");
+    }
+
+    /// What happens to a job of a list before it is listed.
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Nothing,
+        Reissued,
+        /// The employer, the start and the end are others, under the same id.
+        Corrected,
+    }
+
+    /// Lists of jobs as they came, and the keys that each job had after each of them.
+    async fn keys(
+        jobs: &[(u8, u8, u8)],
+        lists: &[(Vec<Event>, u64)],
+        with_reissues: bool,
+        in_order: bool,
+    ) -> Vec<Vec<String>> {
+        let bench = Bench::new().await;
+        // The id of each job, and how often it was corrected.
+        let mut state: Vec<(u32, u32)> = (0..jobs.len()).map(|at| (u32::try_from(at).unwrap(), 0)).collect();
+        let mut next_id = 1_000;
+        let mut found = Vec::new();
+        for (nth, (events, seed)) in lists.iter().enumerate() {
+            for (event, (id, corrections)) in events.iter().zip(&mut state) {
+                match event {
+                    Event::Reissued if with_reissues => {
+                        (*id, next_id) = (next_id, next_id + 1);
+                    }
+                    Event::Corrected if nth > 0 => *corrections += 1,
+                    _ => {}
+                }
+            }
+            let mut listed: Vec<(u64, String)> = jobs
+                .iter()
+                .zip(&state)
+                .enumerate()
+                .map(|(at, (&(employer, start, end), &(id, corrections)))| {
+                    let rank =
+                        if in_order { at as u64 } else { (at as u64 + 1).wrapping_mul(seed | 1).rotate_left(17) };
+                    (rank, listed_job(id, employer, start, end, corrections, at, rank))
+                })
+                .collect();
+            listed.sort();
+            let minutes = i64::try_from(nth).unwrap() * 10;
+            bench.list(minutes, &listed.into_iter().map(|(_, job)| job).collect::<Vec<_>>()).await;
+            let seen = bench.seen().await;
+            let key = |id: u32| {
+                let text = format!("{id:08}-0000-4000-8000-000000000000");
+                seen.iter().find(|(_, record_id, _)| *record_id == text).map(|(key, _, _)| key.clone()).unwrap()
+            };
+            assert_eq!(seen.len(), jobs.len());
+            found.push(state.iter().map(|(id, _)| key(*id)).collect());
+        }
+        found
+    }
+
+    /// A job whose lists are turned by `rank`.
+    fn listed_job(id: u32, employer: u8, start: u8, end: u8, corrections: u32, at: usize, rank: u64) -> String {
+        let employer =
+            if corrections > 0 { format!("991{at:02}{corrections:03}") } else { format!("9900000{employer}") };
+        let (start, end) = (2010 + u32::from(start) + corrections, 2030 + u32::from(end));
+        let mut pays = [1_u32, 2, 3].map(|month| format!(r#"{{"month":"2020-{month:02}","base_amount":{month}.00}}"#));
+        pays.rotate_left(usize::try_from(rank % 3).unwrap());
+        format!(
+            r#"{{"id":"{id:08}-0000-4000-8000-000000000000","link":"{LINK}","created_at":null,
+            "collected_at":"2026-01-01T00:00:00.000Z","start_date":"{start}-01-01","end_date":"{end}-12-31",
+            "employer_data":{{"code":"{employer}"}},"salaries":[{}]}}"#,
+            pays.join(",")
+        )
+    }
+
+    fn events(jobs: usize) -> impl Strategy<Value = (Vec<Event>, u64)> {
+        let event = prop_oneof![3 => Just(Event::Nothing), 2 => Just(Event::Reissued), 1 => Just(Event::Corrected)];
+        (proptest::collection::vec(event, jobs), any::<u64>())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn keys_depend_neither_on_ids_nor_on_any_order(
+            (jobs, lists) in proptest::collection::btree_set((0_u8..3, 0_u8..2, 0_u8..4), 1..6).prop_flat_map(|jobs| {
+                let jobs: Vec<_> = jobs.into_iter().collect();
+                let lists = proptest::collection::vec(events(jobs.len()), 1..5);
+                (Just(jobs), lists)
+            }),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let plain = runtime.block_on(keys(&jobs, &lists, false, true));
+            let shuffled = runtime.block_on(keys(&jobs, &lists, true, false));
+            prop_assert_eq!(&plain, &shuffled);
+            // And a key is for ever.
+            prop_assert!(plain.iter().all(|keys| keys == &plain[0]));
+        }
     }
 }

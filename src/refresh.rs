@@ -12,7 +12,7 @@ use crate::fetch::{RawPages, fetch};
 use crate::flatten::Inspection;
 use crate::links;
 use crate::queue::{self, Outcome, Refresh, next_number};
-use crate::records::{self, Foreign, Kept, Listing, Record};
+use crate::records::{self, Drift, Foreign, Kept, Listing, Record};
 use crate::resources::Resource;
 use crate::store::{Error as StoreError, Store};
 
@@ -141,14 +141,6 @@ impl Refresher {
     }
 }
 
-/// What the records of a list hold that the schema does not know.
-#[derive(Debug, Default)]
-struct Drift {
-    unknown_fields: usize,
-    unknown_values: usize,
-    rejected: usize,
-}
-
 impl Drift {
     fn count(&self, resource: &'static str) {
         for (kind, count) in [("field", self.unknown_fields), ("value", self.unknown_values)] {
@@ -185,5 +177,5 @@ fn read(refresh: &Refresh, pages: &RawPages, inspections: &Inspections) -> Resul
     });
     let records = records.collect::<Result<Vec<_>, Foreign>>();
     inspections.give_back(resource, inspection);
-    Ok((Listing { started_at: pages.started_at, fetched_at: pages.fetched_at, records: records? }, drift))
+    Ok((Listing { started_at: pages.started_at, fetched_at: pages.fetched_at, records: records?, drift }, drift))
 }

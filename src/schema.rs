@@ -252,7 +252,7 @@ pub fn load() -> Result<Schema, Problem> {
     Ok(schema)
 }
 
-/// The table with every version of the rows of `table`: its columns, and those of [`HISTORY_COLUMNS`].
+/// The table with every version of the rows of `table`: its columns, and when each version held.
 fn history_of(table: &Table) -> Table {
     let mut columns: Vec<Column> = table
         .columns
@@ -262,18 +262,7 @@ fn history_of(table: &Table) -> Table {
             ..column.clone()
         })
         .collect();
-    columns.extend(HISTORY_COLUMNS.iter().map(|&(name, kind, meaning, unit, null, example)| Column {
-        name: name.into(),
-        kind,
-        origin: Origin::State,
-        is_volatile: false,
-        values: None,
-        meaning: meaning.into(),
-        unit: unit.map(str::to_owned),
-        null: null.into(),
-        sensitivity: "none".into(),
-        example: example.into(),
-    }));
+    columns.extend(history_columns());
     Table {
         name: format!("{}_history", table.name),
         version: table.version,
@@ -285,25 +274,39 @@ fn history_of(table: &Table) -> Table {
     }
 }
 
-/// What a history table has beyond its own table's columns: name, type, meaning, unit, when it is NULL, example.
-const HISTORY_COLUMNS: [(&str, Type, &str, Option<&str>, &str, &str); 2] = [
-    (
-        "known_to",
-        Type::Timestamp,
-        "Until when this version was what could be known; the next one begins then",
-        Some("UTC"),
-        "the version is current",
-        "2022-03-09T08:45:50.406032Z",
-    ),
-    (
-        "is_deleted",
-        Type::Boolean,
-        "Whether the row is known to be gone; the other columns then repeat what was last known",
-        None,
-        "never",
-        "false",
-    ),
-];
+/// What a history table has beyond its own table's columns.
+fn history_columns() -> [Column; 2] {
+    let column = |name: &str, kind, meaning: &str, unit: Option<&str>, null: &str, example: &str| Column {
+        name: name.into(),
+        kind,
+        origin: Origin::State,
+        is_volatile: false,
+        values: None,
+        meaning: meaning.into(),
+        unit: unit.map(str::to_owned),
+        null: null.into(),
+        sensitivity: "none".into(),
+        example: example.into(),
+    };
+    [
+        column(
+            "known_to",
+            Type::Timestamp,
+            "Until when this version was what could be known; the next one begins then",
+            Some("UTC"),
+            "the version is current",
+            "2022-03-09T08:45:50.406032Z",
+        ),
+        column(
+            "is_deleted",
+            Type::Boolean,
+            "Whether the row is known to be gone; the other columns then repeat what was last known",
+            None,
+            "never",
+            "false",
+        ),
+    ]
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -12,6 +12,7 @@ use crate::config;
 use crate::features::reference::Expiry;
 use crate::publish::Manifest;
 use crate::queue::{self, Backlog};
+use crate::records::Drift;
 use crate::resources::Resource;
 use crate::store::{self, Readers, Tx, args};
 
@@ -38,6 +39,9 @@ pub struct Status {
     pub webhooks: BTreeMap<String, u64>,
     /// The same, by type.
     pub webhooks_by_type: BTreeMap<String, BTreeMap<String, u64>>,
+    /// What Belvo's answers held that the schema does not know, since the state was made: by resource, `fields`, `values`
+    /// and `rejected` records. New versions of records are counted.
+    pub drift: BTreeMap<String, u64>,
     /// The last run of each job.
     pub jobs: Vec<JobRun>,
     /// How much of Belvo's request budget is in use; absent without a daemon that tells.
@@ -155,6 +159,7 @@ impl Status {
             )?,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             webhooks_by_type: webhooks_by_type(tx)?,
+            drift: drift(tx)?,
             jobs: last_runs(tx)?,
             budget: None,
             snapshot: Snapshot::read(lake, now),
@@ -189,6 +194,12 @@ fn webhooks_by_type(tx: &Tx<'_>) -> Result<BTreeMap<String, BTreeMap<String, u64
         Ok::<_, store::Error>(())
     })?;
     Ok(by_type)
+}
+
+fn drift(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, store::Error> {
+    let sql = "SELECT name, CAST(value AS BIGINT) FROM meta WHERE name LIKE 'drift %'";
+    let counted = counts(tx, sql)?.into_iter();
+    Ok(counted.map(|(name, count)| (name.trim_start_matches(Drift::COUNTERS).to_owned(), count)).collect())
 }
 
 fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
@@ -253,6 +264,9 @@ impl fmt::Display for Status {
                 }
             }
             None => f.write_str("nothing published yet")?,
+        }
+        if !self.drift.is_empty() {
+            write!(f, " · {} values, fields and records that no schema knows", grouped(self.drift.values().sum()))?;
         }
         match &self.held_by {
             Some(pid) => write!(f, " · held by process {pid}"),

@@ -28,7 +28,7 @@ pub struct Args {
     /// What may have been known
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Strict)]
     pub mode: Mode,
-    /// Months before the date's own that are not yet complete [default: features.lag_months]
+    /// Months before the date's own that are not yet complete [default: that of the configuration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=24))]
     pub lag_months: Option<u32>,
     /// Something else with features
@@ -57,7 +57,7 @@ pub struct Explain {
     /// What may have been known
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Strict)]
     pub mode: Mode,
-    /// Months before the date's own that are not yet complete [default: features.lag_months]
+    /// Months before the date's own that are not yet complete [default: that of the configuration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=24))]
     pub lag_months: Option<u32>,
 }

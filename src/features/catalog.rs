@@ -70,7 +70,7 @@ pub fn create_macros(connection: &Connection, reference: &Reference) -> duckdb::
     connection.execute_batch(&steps_macro("credit_features", ROW))
 }
 
-/// Completes a `vinculo.duckdb`: everything of [`create_macros`], the table `credit_features` (empty), `link_errors` with
+/// Completes a `vinculo.duckdb`: everything of [`create_macros`], the table `credit_features` (empty, unless it is there), `link_errors` with
 /// `errors` (link, resource, code), views, comments, and the lines of the dictionary.
 ///
 /// # Errors
@@ -82,7 +82,9 @@ pub fn complete(
 ) -> duckdb::Result<()> {
     create_macros(connection, reference)?;
     for table in ["credit_features", "link_errors"] {
-        connection.execute_batch(&created(dictionary::relation(table)))?;
+        // The first may have been taken over from the file before.
+        let sql = created(dictionary::relation(table)).replacen("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1);
+        connection.execute_batch(&sql)?;
     }
     let mut insert = connection.prepare("INSERT INTO link_errors VALUES (?, ?, ?)")?;
     for (link_id, resource, code) in errors {

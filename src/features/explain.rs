@@ -279,7 +279,6 @@ impl Facts<'_> {
             (full < 6).then(|| format!("{full} of the 12 months to {last} are paid in full, and 6 are needed"))
         };
         let reason = match name {
-            "income_last_brl" => no_jobs.or_else(no_pay),
             "income_median_3m_brl" => no_jobs.or_else(|| none_full(2, 0)),
             "income_median_6m_brl" => no_jobs.or_else(|| none_full(5, 0)),
             "income_median_12m_brl" => no_jobs.or_else(|| none_full(11, 0)),
@@ -305,7 +304,8 @@ impl Facts<'_> {
                 .or_else(none_alive)
                 .or_else(|| Some("the main job's employer has no CNAE code that could be read".to_owned())),
             "data_age_days" => Some("a row made after its date has no age".to_owned()),
-            "concurrent_months_12m"
+            "income_last_brl"
+            | "concurrent_months_12m"
             | "inss_zero_months_12m"
             | "salary_lag_months"
             | "history_months"

@@ -94,7 +94,7 @@ impl Partitions {
             }
             let computer = match &computer {
                 Some(computer) => computer,
-                None => computer.insert(self.computer(staging, tables, previous.as_ref(), reference)?),
+                None => computer.insert(Self::computer(staging, tables, previous.as_ref(), reference)?),
             };
             for wanted in wanted {
                 self.add(computer, wanted, earlier.as_ref()).map_err(sinks::Error::from)?;
@@ -115,7 +115,6 @@ impl Partitions {
     }
 
     fn computer(
-        &self,
         staging: &Staging,
         tables: &[TableEntry],
         previous: Option<&(&Manifest, PathBuf)>,

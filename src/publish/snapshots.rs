@@ -66,7 +66,7 @@ pub struct TableEntry {
 }
 
 /// One file of a snapshot.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
     /// Its place, relative to the snapshot.
     pub path: String,

@@ -159,13 +159,10 @@ impl Stager<'_> {
         // For each bucket, the waiting rows of each table.
         let mut waiting: Vec<Rows> = (0..self.buckets).map(|_| replay.rows()).collect();
         let names_persons = resource == &owners::RESOURCE;
-        self.each_record(resource, |record| {
+        // Who owns a link is needed for `links`, which changes most of the time.
+        let is_needed = |bucket: u32| names_persons || sightings.contains(&bucket) || changed.records.contains(&bucket);
+        self.each_record(resource, is_needed, |record| {
             let bucket = self.bucket(&record.link_id);
-            // Who owns a link is needed for `links`, which changes most of the time.
-            let is_needed = names_persons || sightings.contains(&bucket) || changed.records.contains(&bucket);
-            if !is_needed {
-                return Ok(());
-            }
             let lists = self.lists(resource, record)?;
             let waiting = &mut waiting[bucket as usize];
             let first = waiting.current[0].len();
@@ -187,13 +184,17 @@ impl Stager<'_> {
         outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
     }
 
-    /// Gives each record of the resource with its versions, by link and key.
+    /// Gives each record of the resource in the buckets that are needed, with its versions, by link and key.
     fn each_record(
         &self,
         resource: &Resource,
+        is_needed: impl Fn(u32) -> bool,
         mut each: impl FnMut(&Stored) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut gathered: Option<Stored> = None;
+        if !(0..self.buckets).any(&is_needed) {
+            return Ok(());
+        }
         self.tx.each(
             "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, v.is_late, v.record_id, v.created_at, \
              v.collected_at, r.record_id, r.created_at, r.collected_at \
@@ -202,6 +203,10 @@ impl Stager<'_> {
              WHERE v.resource = $1 ORDER BY v.link_id, v.resource, v.record_key, v.version",
             args![resource.name],
             |row| {
+                // Before its body is read.
+                if !is_needed(self.bucket(row.str(0)?)) {
+                    return Ok(());
+                }
                 let version = Version {
                     body: unpack(row.bytes(4)?)?,
                     is_late: row.int(5)? == 1,

@@ -3,6 +3,7 @@
 //! | path | |
 //! | --- | --- |
 //! | `GET /_sim/truth` | what the tables should hold |
+//! | `GET /_sim/ledger` | every list that was answered, and the rows it should come to |
 //! | `GET /_sim/arrivals` | every call of the API, in microseconds since the first |
 //! | `GET /_sim/state` | webhooks delivered, outstanding, given up; links, clock, limit |
 //! | `GET /_sim/deliveries` | every attempt to deliver a webhook |
@@ -36,6 +37,7 @@ pub(super) async fn answer(simulation: &Simulation, method: &Method, path: &str,
     let name = path.trim_start_matches("/_sim/").trim_end_matches('/');
     let result = match (method.as_str(), name) {
         ("GET", "truth") => Ok(simulation.truth()),
+        ("GET", "ledger") => Ok(simulation.ledger()),
         ("GET", "arrivals") => Ok(arrivals(simulation)),
         ("GET", "state") => Ok(state(simulation)),
         ("GET", "deliveries") => Ok(deliveries(simulation)),

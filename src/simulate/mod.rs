@@ -123,6 +123,7 @@ struct State {
     window: limit::Window,
     deletions: limit::Window,
     arrivals: Vec<Arrival>,
+    answered: Vec<truth::Answered>,
     /// Calls by path and link.
     calls: BTreeMap<(String, Option<String>), u64>,
     requests: u64,
@@ -157,6 +158,7 @@ impl Simulation {
             window: limit::Window::default(),
             deletions: limit::Window::default(),
             arrivals: Vec::new(),
+            answered: Vec::new(),
             calls: BTreeMap::new(),
             requests: 0,
             events: 0,
@@ -236,6 +238,14 @@ impl Simulation {
     pub fn truth(&self) -> Value {
         let state = self.state();
         truth::truth(&state.world, &state.faults, self.0.settings.pepper.as_deref())
+    }
+
+    /// Every list of one or several links that was answered, in order: `[{link, resource, answered_at, rows}]`, with the
+    /// rows that it should come to, before any fault: `{table, key, content, passing, collected_at}`, where a change of
+    /// `passing` alone starts no version. Records that were deleted one by one are missing from all of them.
+    pub fn ledger(&self) -> Value {
+        let state = self.state();
+        truth::ledger(&state.world, &state.faults, self.0.settings.pepper.as_deref(), &state.answered)
     }
 
     /// All calls of the API, in the order in which they arrived.

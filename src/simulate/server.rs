@@ -26,10 +26,12 @@ use super::people::documents;
 use super::query::{self, Query};
 use super::random::hex32;
 use super::token;
+use super::truth::Answered;
 use super::webhooks::About;
 use super::widget;
 use super::world::{Prepared, listed};
 use super::{Arrival, Limit, Simulation, State, control};
+use crate::clock::{Clock, Timestamp};
 
 /// Answers calls until `shutdown`.
 pub(super) async fn serve(
@@ -525,6 +527,8 @@ impl Asked<'_> {
             if let Some(prepared) =
                 prepared.filter(|_| self.plain(&query)).filter(|prepared| prepared.count <= query.page_size())
             {
+                drop(state);
+                self.note_answer(&[(position, prepared.at)], resource);
                 return Answer::json(200, prepared.body);
             }
             (position, state.world.link(position).clone(), state.world.now)
@@ -534,11 +538,21 @@ impl Asked<'_> {
         records.retain(|record| query.picks(record));
         let count = records.len();
         let answer = self.page(&query, records);
+        let at = link.held(resource).loaded.then(|| link.collections.latest(now));
+        if answer.status == 200 && query.page() == 1 {
+            self.note_answer(&[(position, at)], resource);
+        }
         if self.plain(&query) && count <= query.page_size() && answer.status == 200 {
-            let at = link.held(resource).loaded.then(|| link.collections.latest(now));
             self.simulation.state().world.keep(position, resource, Prepared { at, count, body: answer.body.clone() });
         }
         answer
+    }
+
+    /// Writes down which collections of `resource` a first page showed, by the positions of their links.
+    fn note_answer(&self, shown: &[(usize, Option<Timestamp>)], resource: Resource) {
+        let at = Clock::system().now();
+        let answered = shown.iter().map(|&(link, collection)| Answered { link, resource, collection, at });
+        self.simulation.state().answered.extend(answered);
     }
 
     /// Whether the answer is the same for everybody who asks for the first page.
@@ -547,17 +561,24 @@ impl Asked<'_> {
     }
 
     fn list_of_all(&self, resource: Resource, query: &Query) -> Answer {
-        let (links, now): (Vec<Link>, _) = {
+        let wanted = |link: &Link| query.get("link__in").is_none_or(|ids| ids.split(',').any(|id| id == link.id));
+        let (links, now): (Vec<(usize, Link)>, _) = {
             let state = self.simulation.state();
-            (state.world.links().map(|(_, link)| link.clone()).collect(), state.world.now)
+            let links = state.world.links().filter(|(_, link)| wanted(link));
+            (links.map(|(position, link)| (position, link.clone())).collect(), state.world.now)
         };
-        let wanted = |link: &&Link| query.get("link__in").is_none_or(|ids| ids.split(',').any(|id| id == link.id));
         let seed = self.simulation.0.settings.seed;
-        let mut records: Vec<Json> =
-            links.iter().filter(wanted).flat_map(|link| listed(seed, link, resource, now)).collect();
+        let mut records: Vec<Json> = links.iter().flat_map(|(_, link)| listed(seed, link, resource, now)).collect();
         self.hits.records(&mut records);
         records.retain(|record| query.picks(record));
-        self.page(query, records)
+        let answer = self.page(query, records);
+        if answer.status == 200 && query.page() == 1 {
+            let shown = links
+                .iter()
+                .map(|(position, link)| (*position, link.held(resource).loaded.then(|| link.collections.latest(now))));
+            self.note_answer(&shown.collect::<Vec<_>>(), resource);
+        }
+        answer
     }
 
     fn collect(&self, resource: Resource) -> Answer {

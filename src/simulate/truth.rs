@@ -53,6 +53,50 @@ pub(super) fn truth(world: &World, faults: &Faults, pepper: Option<&str>) -> Val
     tables.into_iter().map(|(table, rows)| (table.to_owned(), Value::Array(rows))).collect::<Map<_, _>>().into()
 }
 
+/// A list that was answered.
+#[derive(Clone, Copy)]
+pub(super) struct Answered {
+    /// Position of the link.
+    pub link: usize,
+    /// What was listed.
+    pub resource: Resource,
+    /// The collection that it showed; none when nothing was loaded yet.
+    pub collection: Option<Timestamp>,
+    /// When, by the machine's clock.
+    pub at: Timestamp,
+}
+
+/// The lists that were answered, each with the rows that it should come to.
+pub(super) fn ledger(world: &World, faults: &Faults, pepper: Option<&str>, answered: &[Answered]) -> Value {
+    let mut keys: BTreeMap<usize, Keys> = BTreeMap::new();
+    let lists = answered.iter().map(|answer| {
+        let link = world.link(answer.link);
+        let person = Person::of(world.seed, link.person);
+        let view = View { world, link, person: &person, faults, pepper };
+        let rows = match (answer.collection, answer.resource) {
+            (None, _) => Vec::new(),
+            (Some(at), Resource::Employments) => view.employments(at, keys.entry(answer.link).or_default()),
+            (Some(at), Resource::Owners) => view.owners(at),
+        };
+        let rows = rows.into_iter().map(|row| {
+            json!({
+                "table": row.table,
+                "key": row.key,
+                "content": row.content,
+                "passing": row.passing,
+                "collected_at": row.collected_at.to_string(),
+            })
+        });
+        json!({
+            "link": link.id,
+            "resource": answer.resource.name(),
+            "answered_at": answer.at.to_string(),
+            "rows": rows.collect::<Vec<_>>(),
+        })
+    });
+    lists.collect()
+}
+
 const TABLES: [&str; 6] = ["links", "employments", "occupations", "salaries", "owners", "link_snapshots"];
 
 /// A row, with what makes it a version apart from what does not.

@@ -3,6 +3,7 @@
 //! Parquet is written first and is what every other sink reads: it is the fastest way into DuckDB too. Adding a sink is a
 //! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::clock::Timestamp;
@@ -50,6 +51,18 @@ pub struct Staged<'s> {
     pub reference: &'s Reference,
     /// Link, resource and code of each latest refresh that failed.
     pub errors: &'s [(String, String, String)],
+    /// The snapshot before it, unless everything is to be made anew.
+    pub previous: Option<Previous>,
+}
+
+/// A published snapshot of which some tables stand in the next one as they are.
+pub struct Previous {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The tables whose rows are the same.
+    pub unchanged: Vec<String>,
+    /// SHA-256, in hex, of its files that hold all tables, by their place in it.
+    pub sha256: HashMap<String, String>,
 }
 
 /// One Parquet file of a snapshot.

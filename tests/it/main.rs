@@ -11,6 +11,7 @@ mod commands;
 mod features;
 mod fixtures;
 mod harness;
+mod history;
 mod kill;
 mod leaks;
 mod limits;

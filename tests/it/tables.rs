@@ -82,6 +82,12 @@ pub(crate) fn query(connection: &duckdb::Connection, table: &str) -> Vec<Row> {
     rows.map(Result::unwrap).collect()
 }
 
+/// The rows that `sql` gives.
+pub(crate) fn query_sql(connection: &duckdb::Connection, sql: &str) -> Vec<Row> {
+    connection.execute_batch(&format!("CREATE OR REPLACE TEMP TABLE answer AS {sql}")).unwrap();
+    query(connection, "answer")
+}
+
 /// The tables in the Parquet files below `current` of the lake at `lake`, resolved once.
 pub(crate) fn from_parquet(lake: &Path) -> Tables {
     let snapshot = std::fs::canonicalize(lake.join("current")).unwrap();

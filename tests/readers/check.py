@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 import canonical
 import truth
-from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, INTEGERS, KEYS, PARTITION_KEY
+from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, INTEGERS, KEYS, PARTITION_KEY, SIGHTINGS, VERSIONED
 
 HERE = pathlib.Path(__file__).parent
 VERSIONS = [line for line in (HERE / "duckdb-versions.txt").read_text().split("\n") if line and not line.startswith("#")]
@@ -60,6 +60,8 @@ def main(argv):
         if reference.get(table) or table not in options.allow_empty:
             check_parquet(table, options.lake / "current" / table, reference.get(table, []))
     check("every child row has its employment, and the counts agree", children_agree, reference)
+    for table in VERSIONED:
+        check(f"{table}: its history holds it, and no version overlaps another", history_agrees, table, reference)
     if options.truth:
         check_truth(options.truth, reference, options.allow_empty)
     return finish()
@@ -159,7 +161,19 @@ def check_duckdb(version, seen, allow_empty):
         assert not broken, "; ".join(f"{view}: {answer}" for view, answer in broken.items())
         return f"{len(seen['views'])} views"
 
+    def as_of_macros_answer():
+        for table in ("employments", "salaries"):
+            known = seen["as_of"].get(f"{table}_as_of")
+            assert known == len(seen["rows"][table]), f"{table}_as_of knows {known} rows, {table} {len(seen['rows'][table])}"
+
+    def features_are_those_of_the_macro():
+        wrong = {run: other for run, (_, other) in seen["features"].items() if other}
+        assert not wrong, f"rows that differ: {wrong}"
+        return f"{sum(rows for rows, _ in seen['features'].values())} rows of {len(seen['features'])} runs"
+
+    check(f"DuckDB {version}: the macro computes what is published", features_are_those_of_the_macro)
     check(f"DuckDB {version}: every table is there", every_table_is_there)
+    check(f"DuckDB {version}: what is known at the end of time is what is current", as_of_macros_answer)
     check(f"DuckDB {version}: every table and column has a comment", everything_has_a_comment)
     check(f"DuckDB {version}: every view answers", views_answer)
     for table in COLUMNS:
@@ -300,6 +314,26 @@ def children_agree(reference):
     strangers = {row[0] for table in reference for row in reference[table]} - links
     assert not strangers, f"{len(strangers)} link_ids are not in links"
     return f"{len(jobs)} employments"
+
+
+def history_agrees(table, reference):
+    history, columns = reference[f"{table}_history"], list(COLUMNS[f"{table}_history"])
+    begin, end, gone = (columns.index(name) for name in ("known_from", "known_to", "is_deleted"))
+    key = [columns.index(name) for name in KEYS[table]]
+    versions = {}
+    for row in history:
+        versions.setdefault(tuple(row[at] for at in key), []).append(row)
+    for rows in versions.values():
+        rows.sort(key=lambda row: row[begin])
+        for earlier, later in zip(rows, rows[1:]):
+            assert earlier[end] == later[begin] and earlier[begin] < later[begin], "versions of one key overlap, or leave a gap"
+        assert rows[-1][end] is None, "the last version of a key has an end"
+    kept = [name for name in COLUMNS[table] if name not in SIGHTINGS]
+    open_ends = [tuple(row[columns.index(name)] for name in kept) for row in history if row[end] is None and not row[gone]]
+    current = [tuple(row[list(COLUMNS[table]).index(name)] for name in kept) for row in reference[table]]
+    same = (len(open_ends), canonical.checksum(open_ends)) == (len(current), canonical.checksum(current))
+    assert same, f"{len(open_ends)} open versions are not the {len(current)} rows"
+    return f"{len(history)} versions of {len(versions)} rows"
 
 
 def check_truth(path, reference, allow_empty):

@@ -59,6 +59,16 @@ KEYS = {
     "link_snapshots": ["link_id", "resource", "fetched_at"],
 }
 
+# Tables whose rows have versions.
+VERSIONED = ["employments", "occupations", "salaries", "owners"]
+
+for _table in VERSIONED:
+    COLUMNS[f"{_table}_history"] = {**COLUMNS[_table], **_columns("known_to:instant is_deleted:flag")}
+    KEYS[f"{_table}_history"] = [*KEYS[_table], "known_from"]
+
+# What a current table says of the latest sighting, and a version of its first.
+SIGHTINGS = ["employment_id", "occupation_count", "salary_count", "created_at", "collected_at"]
+
 # In DuckDB only, and empty as long as every record can be read.
 ALSO_IN_DUCKDB = ["rejected_records"]
 

@@ -19,8 +19,9 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 import check  # noqa: E402
-from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, KEYS  # noqa: E402
+from contract import ALSO_IN_DUCKDB, COLUMNS, COUNT, KEYS, VERSIONED  # noqa: E402
 
+AS_OF = pathlib.Path(__file__).parents[2] / "src/sinks/views/as_of.sql"
 AT = "2026-11-01T10:00:00.123456Z"
 
 
@@ -69,7 +70,8 @@ class Case:
                 kind = None if first is None else "REGULAR"
                 pay = {"salary_type": kind, "seq": 0, "base_amount": amount, "currency": "BRL"}
                 self.add("salaries", **job, **pay, reference_month=first, month_text=month)
-        self.truth = copy.deepcopy(self.rows)
+        self.truth = {table: copy.deepcopy(rows) for table, rows in self.rows.items() if rows}
+        self.versions = lambda row: [{**row, "known_to": None, "is_deleted": False}]
         for row in self.truth["link_snapshots"]:
             row.pop("fetched_at", None)
         self.types, self.sql, self.notes = {}, [], {b"vinculo.schema_version": b"1"}
@@ -80,6 +82,8 @@ class Case:
     def write(self, lake):
         snapshot = lake / "snapshots" / "000001"
         db_path = snapshot / "vinculo.duckdb"
+        for table in VERSIONED:
+            self.rows[f"{table}_history"] = [version for row in self.rows[table] for version in self.versions(row)]
         snapshot.mkdir(parents=True)
         db = duckdb.connect()
         db.execute(f"ATTACH '{db_path}' AS lake (STORAGE_VERSION 'v1.0.0'); USE lake")
@@ -97,6 +101,7 @@ class Case:
             db.execute(f"CREATE TABLE {table} AS SELECT * FROM read_parquet('{file}', hive_partitioning = false)")
         for table in ALSO_IN_DUCKDB:
             db.execute(f"CREATE TABLE {table} (link_id VARCHAR)")
+        db.execute(AS_OF.read_text())
         db.execute("CREATE VIEW link_health AS SELECT link_id FROM lake.links")
         found = "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake' AND table_name <> 'link_health'"
         for table, column in db.execute(found).fetchall():
@@ -114,7 +119,7 @@ class Case:
             "VARCHAR": pa.string(), "VARCHAR[]": pa.list_(pa.string()), "BOOLEAN": pa.bool_(), COUNT: pa.int32(),
             "DATE": pa.date32(), "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"), "DECIMAL(19,4)": pa.decimal128(19, 4),
         }
-        return self.types.get((table, name), known[kind])
+        return self.types.get((table.removesuffix("_history"), name), known[kind])
 
     def value(self, kind, value):
         if value is None:
@@ -139,6 +144,16 @@ def run_sql(*statements):
 def drop_link(case):
     for table in case.rows:
         case.rows[table] = [row for row in case.rows[table] if row["link_id"] != "l-2"]
+
+
+def overlap(case):
+    end = "2026-11-03T10:00:00.000000Z"
+    later = {"known_from": "2026-11-02T10:00:00.000000Z", "known_to": None, "is_deleted": False}
+    case.versions = lambda row: [{**row, "known_to": end, "is_deleted": False}, {**row, **later}]
+
+
+def all_gone(case):
+    case.versions = lambda row: [{**row, "known_to": None, "is_deleted": True}]
 
 
 def empty(case):
@@ -185,6 +200,9 @@ CASES = [
     ("a salary of no employment", run_sql("DELETE FROM employments WHERE link_id = 'l-1'"), "are not in employments"),
     ("a count that is wrong", set_cell("employments", 0, "salary_count", 2), "salary_count is wrong"),
     ("a view that does not answer", run_sql("ALTER TABLE links RENAME COLUMN link_id TO id"), "every view answers"),
+    ("a macro that is missing", run_sql("DROP MACRO TABLE salaries_as_of"), "salaries_as_of knows None rows"),
+    ("versions that overlap", overlap, "versions of one key overlap"),
+    ("a row that its history says is gone", all_gone, "0 open versions are not the 3 rows"),
     ("a file without its schema version", no_schema_version, "no vinculo.schema_version"),
 ]
 

@@ -25,7 +25,7 @@ async fn rebuild(State(api): State<Api>) -> Result<Response, Problem> {
     api.order(Order::Rebuild).await
 }
 
-/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default strict, and features.lag_months.
+/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default strict, and the lag of the configuration.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {
