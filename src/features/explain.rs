@@ -156,8 +156,10 @@ enum From {
     Jobs(fn(&Map<String, Value>) -> bool),
     /// Person-months from the window's end less the first number to less the second.
     Months(u32, u32, Which),
-    /// All person-months.
-    AllMonths(Which),
+    /// All paid person-months.
+    AllMonths,
+    /// The latest full month.
+    LatestFull,
     /// Person-months of the year of F29.
     LastYear,
     /// Months of the main job in the 3-month window.
@@ -205,7 +207,12 @@ impl Facts<'_> {
                 let Some(window) = self.window(*first, *last) else { return Vec::new() };
                 vec![("person_months", self.months(*which, |month| (window.0..=window.1).contains(&month)))]
             }
-            From::AllMonths(which) => vec![("person_months", self.months(*which, |_| true))],
+            From::AllMonths => vec![("person_months", self.months(Which::Paid, |_| true))],
+            From::LatestFull => {
+                let mut months = self.months(Which::Full, |_| true);
+                let latest = months.pop();
+                vec![("person_months", latest.into_iter().collect())]
+            }
             From::LastYear => {
                 let year = self.last_year();
                 vec![("person_months", self.months(Which::Paid, |month| month.format("%Y").to_string() == year))]
@@ -323,7 +330,7 @@ fn sources(name: &str) -> Vec<From> {
     let main = || From::Jobs(|job| is(job, "is_main_job"));
     match name {
         "has_data" | "data_age_days" => vec![From::Answers],
-        "window_end_month" | "salary_lag_months" | "history_months" => vec![all(), From::AllMonths(Which::Paid)],
+        "window_end_month" | "salary_lag_months" | "history_months" => vec![all(), From::AllMonths],
         "is_employed" | "open_jobs" => vec![From::Jobs(|job| is(job, "is_alive"))],
         "tenure_current_months"
         | "employer_sector"
@@ -332,7 +339,7 @@ fn sources(name: &str) -> Vec<From> {
         | "cbo_major_group"
         | "cbo_family" => vec![main()],
         "open_jobs_without_pay" => vec![From::Jobs(|job| is(job, "is_zombie"))],
-        "income_last_brl" => vec![From::AllMonths(Which::Full)],
+        "income_last_brl" => vec![From::LatestFull],
         "income_median_3m_brl" | "income_in_minimum_wages" | "income_to_teto" => vec![From::Months(2, 0, Which::Full)],
         "income_median_6m_brl" => vec![From::Months(5, 0, Which::Full)],
         "income_growth_yoy" => vec![From::Months(17, 0, Which::Full)],

@@ -1,14 +1,26 @@
 //! Features of made-up people, each worked out by hand; and that nothing which came later can be part of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
+use chrono::{NaiveDate, TimeDelta};
 use duckdb::Connection;
 use proptest::prelude::*;
 use serde_json::Value;
-use vinculo::features::catalog;
+use vinculo::cli::ordered::follow_here;
+use vinculo::daemon::Parts;
 use vinculo::features::reference::Reference;
+use vinculo::features::runs::{self, Mode, Run, Wanted};
+use vinculo::features::{catalog, explain};
+use vinculo::operations::Order;
+use vinculo::publish::{Scope, publish_in_background};
 use vinculo::schema::{self, Table};
+use vinculo::simulate::{Advance, Fault};
+
+use crate::harness::Flow;
+use crate::tables::{self, Row};
 
 /// A database with the tables that features are computed from, the macros, and the made-up people.
 fn people() -> Connection {
@@ -210,4 +222,131 @@ proptest! {
         };
         prop_assert_eq!(by_link(&before), by_link(&after));
     }
+}
+
+/// What readers see of features, in DuckDB.
+fn published(flow: &Flow) -> Vec<Row> {
+    let connection = tables::connect(&flow.running.lake().join("vinculo.duckdb"));
+    let mut rows = tables::query_sql(&connection, "SELECT * FROM credit_features");
+    rows.sort();
+    rows
+}
+
+/// Fails unless the published rows are those that the macro gives for each run, and those in the files.
+fn assert_runs_agree(flow: &Flow, rows: &[Row]) {
+    let lake = flow.running.lake();
+    let connection = tables::connect(&lake.join("vinculo.duckdb"));
+    let runs: BTreeSet<[String; 3]> = rows
+        .iter()
+        .map(|row| ["as_of_date", "known_at", "lag_months"].map(|column| row[column].clone().unwrap()))
+        .collect();
+    let computed = runs.iter().flat_map(|[as_of, known, lag_months]| {
+        let call = format!("credit_features(DATE '{as_of}', TIMESTAMPTZ '{known}', {lag_months})");
+        tables::query_sql(&connection, &format!("SELECT * FROM {call}"))
+    });
+    let files = std::fs::canonicalize(lake.join("current/credit_features")).unwrap().join("*/*.parquet");
+    let from_files = format!(
+        "SELECT link_id, as_of_date, * EXCLUDE (link_id, as_of_date) FROM read_parquet('{}', hive_partitioning = true)",
+        files.display()
+    );
+    for mut other in [computed.collect::<Vec<_>>(), tables::query_sql(&connection, &from_files)] {
+        other.sort();
+        assert_eq!(rows, other);
+    }
+}
+
+async fn compute(flow: &Flow, as_of: NaiveDate, mode: Mode) {
+    let order = Order::Features(Wanted { as_of, mode, lag_months: 1 });
+    let run = follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+    assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), 16), "{run:?}");
+}
+
+fn inode(flow: &Flow, as_of: NaiveDate) -> u64 {
+    let path = format!("current/credit_features/as_of_date={as_of}/part-0.parquet");
+    flow.running.lake().join(path).metadata().unwrap().ino()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them() {
+    let flow = Flow::start(16).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let today = || flow.running.daemon.operations.clock.now().to_utc().date_naive();
+    let (decision, before) = (today(), today() - TimeDelta::days(100));
+    compute(&flow, decision, Mode::Strict).await;
+    compute(&flow, before, Mode::Retro).await;
+    let first = published(&flow);
+    assert_eq!(first.len(), 32);
+    assert_runs_agree(&flow, &first);
+    let retro = inode(&flow, before);
+
+    // Half of the people have news.
+    flow.simulation.arm(Fault::parse("lost").unwrap());
+    flow.simulation.advance(Advance { days: 60, ..Advance::default() });
+    flow.running.clock.advance(Duration::from_hours(24 * 60));
+    for link in flow.simulation.link_ids().iter().step_by(2) {
+        let body = format!(
+            r#"{{"webhook_id":"w","webhook_type":"EMPLOYMENTS","process_type":"recurrent_update",
+            "webhook_code":"new_employments_available","link_id":"{link}","request_id":"r","external_id":null,
+            "data":{{"new_employments":1}}}}"#
+        );
+        assert_eq!(flow.running.webhook(&body).await, 200);
+    }
+    flow.until_idle().await;
+    assert_eq!(published(&flow), first, "what was learnt later changed a row");
+    assert_eq!(inode(&flow, before), retro, "a partition that cannot change was written again");
+    let strict = inode(&flow, decision);
+
+    compute(&flow, today(), Mode::Strict).await;
+    let second = published(&flow);
+    assert_eq!(second.len(), 48);
+    assert_eq!((inode(&flow, before), inode(&flow, decision)), (retro, strict), "the day was over, and is final");
+    assert_runs_agree(&flow, &second);
+    let publisher = &flow.running.daemon.publisher;
+    publish_in_background(publisher, Scope::Everything).await.unwrap().unwrap();
+    assert_eq!(published(&flow), second, "a rebuild gives other rows");
+
+    // A retro run is replaced by the next one of its date, a strict one is final.
+    compute(&flow, before, Mode::Retro).await;
+    let third = published(&flow);
+    let known = |rows: &[Row]| -> BTreeSet<_> {
+        rows.iter()
+            .filter(|row| row["pit_mode"].as_deref() == Some("retro"))
+            .map(|row| row["known_at"].clone())
+            .collect()
+    };
+    assert_eq!((third.len(), known(&third).len()), (48, 1));
+    assert_ne!(known(&third), known(&second));
+    compute(&flow, decision, Mode::Strict).await;
+    assert_eq!(published(&flow), third);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_explanation_has_the_published_values_and_a_reason_for_every_null() {
+    let flow = Flow::start(16).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let now = flow.running.daemon.operations.clock.now();
+    let as_of = now.to_utc().date_naive();
+    compute(&flow, as_of, Mode::Strict).await;
+    let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
+    let (mode, known_at) = runs::clocks(as_of, Mode::Strict, now).unwrap();
+    let run = Run { as_of, mode, known_at, lag_months: 1, ran_at: now, change: 0 };
+    for link in flow.simulation.link_ids() {
+        let row = explain::published(&file, &link, as_of, mode).unwrap().unwrap();
+        let explanation = explain::explain(&file, &Reference::compiled(), &link, &run).unwrap().unwrap();
+        let months: BTreeSet<&str> =
+            explanation.evidence["person_months"].iter().filter_map(|month| month["month"].as_str()).collect();
+        for feature in &explanation.features {
+            let value = row.get(feature.name).filter(|value| !value.is_null());
+            assert_eq!(feature.value.as_ref(), value, "{link} {}", feature.name);
+            assert_eq!(feature.value.is_none(), feature.why_null.is_some(), "{link} {}", feature.name);
+            for month in feature.from.get("person_months").into_iter().flatten() {
+                assert!(months.contains(month.as_str()), "{link} {}: {month}", feature.name);
+            }
+        }
+        let median = explanation.features.iter().find(|feature| feature.name == "income_median_3m_brl").unwrap();
+        assert!(median.value.is_none() || (1..=3).contains(&median.from["person_months"].len()), "{median:?}");
+    }
+    assert!(explain::explain(&file, &Reference::compiled(), "nobody", &run).unwrap().is_none());
 }

@@ -52,12 +52,12 @@ if "credit_features" in tables:
     runs = db.execute(
         "SELECT DISTINCT CAST(as_of_date AS VARCHAR), epoch_us(known_at), lag_months, pit_mode FROM credit_features"
     ).fetchall()
-    for as_of, known, lag_months, mode in runs:
-        published = f"SELECT * FROM credit_features WHERE as_of_date = DATE '{as_of}' AND pit_mode = '{mode}'"
-        computed = f"SELECT * FROM credit_features(DATE '{as_of}', make_timestamptz({known}::BIGINT), {lag_months})"
+    for date, known, lag_months, mode in runs:
+        published = f"SELECT * FROM credit_features WHERE as_of_date = DATE '{date}' AND pit_mode = '{mode}'"
+        computed = f"SELECT * FROM credit_features(DATE '{date}', make_timestamptz({known}::BIGINT), {lag_months})"
         both = f"({published} EXCEPT ALL {computed}) UNION ALL ({computed} EXCEPT ALL {published})"
         rows, other = (db.execute(f"SELECT count(*) FROM ({sql})").fetchone()[0] for sql in (published, both))
-        features[f"{as_of} {mode}"] = [rows, other]
+        features[f"{date} {mode}"] = [rows, other]
 
 for table in tables:
     save(table, f'SELECT * FROM "{table}"')
