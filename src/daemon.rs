@@ -129,6 +129,7 @@ impl Daemon {
             store: store.clone(),
             queue: queue.clone(),
             links: links.clone(),
+            client: client.clone(),
             widgets: widgets.clone(),
             recollector: recollector.clone(),
             deleter: deleter.clone(),
@@ -251,7 +252,7 @@ impl Daemon {
     }
 
     /// Waits until no refresh runs or is due, and every change is published. What failed waits for its next try, and may
-    /// wait for hours.
+    /// wait for hours; while Belvo refuses the keys, nothing else is waited for either.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -264,10 +265,12 @@ impl Daemon {
                 let sql = "SELECT count(*) FROM refreshes WHERE lease IS NOT NULL OR due_at <= $1";
                 tx.one(sql, args![now], |row| row.int(0))
             });
-            if due.await?.unwrap_or_default() == 0 {
+            let is_refused = self.operations.client.trouble() == Some("api_auth");
+            if due.await?.unwrap_or_default() == 0 || is_refused {
                 return self.until_published().await;
             }
-            settled.changed().await?;
+            // That the keys are refused is no end of a refresh.
+            let _ = tokio::time::timeout(LOOK_AROUND, settled.changed()).await;
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }

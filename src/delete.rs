@@ -72,7 +72,7 @@ impl Deleter {
     pub async fn delete(&self, link: &LinkId) -> Result<Deletion, Error> {
         let (wish, now, patience) = (link.clone(), self.clock.now(), self.patience);
         self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
-        Ok(self.send(link).await?)
+        self.send(link).await
     }
 
     /// Whether Belvo has said that `link` is gone.

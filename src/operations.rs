@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::LinkId;
+use crate::belvo::{Client, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::features::runs as features;
@@ -31,6 +31,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
+
+/// A refresh that failed before it was ordered is waited for when its next try is this near.
+const OLD_FAILURE_WAITS: Duration = Duration::from_mins(1);
+
+/// The trouble in which no call leaves until somebody mends the keys.
+const REFUSED_KEYS: &str = "api_auth";
 
 /// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.
 const AT_ONCE: usize = 500;
@@ -154,6 +160,8 @@ pub struct Operations {
     pub queue: Queue,
     /// The links.
     pub links: Directory,
+    /// Who is asked.
+    pub client: Client,
     /// Users who connect.
     pub widgets: Widgets,
     /// Asks to read institutions again.
@@ -234,6 +242,7 @@ impl Operations {
         if wanted.is_empty() {
             return Err(Refused::NoLink);
         }
+        let since = self.clock.now();
         // The first are marked before the order is answered, so that the wish for one link outlives a crash.
         let first: Vec<_> = wanted.drain(..wanted.len().min(AT_ONCE)).collect();
         self.mark(first.clone()).await?;
@@ -244,7 +253,7 @@ impl Operations {
             for some in wanted.chunks(AT_ONCE) {
                 this.mark(some.to_vec()).await?;
             }
-            this.follow(first.into_iter().chain(wanted).collect(), &progress).await?;
+            this.follow(first.into_iter().chain(wanted).collect(), since, &progress).await?;
             this.until_published().await
         };
         Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
@@ -360,12 +369,18 @@ impl Operations {
         Ok(())
     }
 
-    /// Waits until each refresh has come to something: an answer, or a first failure.
-    async fn follow(&self, mut wanted: Wanted, progress: &watch::Sender<Progress>) -> Result<(), Failed> {
+    /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure.
+    async fn follow(
+        &self,
+        mut wanted: Wanted,
+        since: Timestamp,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Failed> {
         let mut settled = self.settled.subscribe();
         loop {
             settled.mark_unchanged();
-            let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted)).await?;
+            let now = self.clock.now();
+            let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
             if done > 0 || !failed.is_empty() {
                 progress.send_modify(|progress| {
                     progress.done += done;
@@ -377,10 +392,15 @@ impl Operations {
             if waiting.is_empty() {
                 return Ok(());
             }
-            wanted = waiting;
-            if settled.changed().await.is_err() {
+            if let Some(code @ REFUSED_KEYS) = self.client.trouble() {
+                // None of these leaves before somebody mends the keys; they stay marked until then.
+                let left = waiting.len() as u64;
+                progress.send_modify(|progress| *progress.failed.entry(code.to_owned()).or_default() += left);
                 return Ok(());
             }
+            wanted = waiting;
+            // That the keys are refused is no end of a refresh.
+            let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -446,7 +466,7 @@ impl Operations {
                     match replayed {
                         Replayed::Understood => progress.done += 1,
                         Replayed::StillQuarantined => {
-                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1
+                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1;
                         }
                         Replayed::Missing => *progress.failed.entry("no_such_webhook".to_owned()).or_default() += 1,
                     }
@@ -511,15 +531,26 @@ pub fn tracked(
 
 type Wanted = Vec<(LinkId, &'static Resource)>;
 
-/// How many of these refreshes are done, how many failed, by code, and which still wait.
-fn look(tx: &Tx<'_>, wanted: Wanted) -> Result<(u64, BTreeMap<String, u64>, Wanted), store::Error> {
+/// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
+/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`].
+fn look(
+    tx: &Tx<'_>,
+    wanted: Wanted,
+    since: Timestamp,
+    now: Timestamp,
+) -> Result<(u64, BTreeMap<String, u64>, Wanted), store::Error> {
     let (mut done, mut failed, mut waiting) = (0, BTreeMap::new(), Vec::new());
     for (link_id, resource) in wanted {
         let state = tx.one(
-            "SELECT coalesce(last_error_code, blocked_reason), due_at IS NULL AND lease IS NULL, attempts > 0 \
-             FROM refreshes WHERE link_id = $1 AND resource = $2",
+            "SELECT coalesce(last_error_code, blocked_reason), due_at IS NULL AND lease IS NULL, attempts > 0, \
+             last_error_at, due_at FROM refreshes WHERE link_id = $1 AND resource = $2",
             args![&link_id, resource.name],
-            |row| Ok((row.opt_text(0)?, row.int(1)? == 1, row.int(2)? == 1)),
+            |row| {
+                let (failed_at, due_at) = (row.opt_at(3)?, row.opt_at(4)?);
+                let is_own = failed_at.is_some_and(|at| at >= since);
+                let is_far = due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
+                Ok((row.opt_text(0)?, row.int(1)? == 1, row.int(2)? == 1 && (is_own || is_far)))
+            },
         )?;
         match state {
             Some((Some(code), is_idle, has_failed)) if is_idle || has_failed => *failed.entry(code).or_default() += 1,
@@ -528,4 +559,35 @@ fn look(tx: &Tx<'_>, wanted: Wanted) -> Result<(u64, BTreeMap<String, u64>, Want
         }
     }
     Ok((done, failed, waiting))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::owners;
+
+    #[tokio::test]
+    async fn a_failure_from_before_the_order_is_not_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let id = |digit: u8| -> LinkId { format!("00000000-0000-4000-8000-00000000000{digit}").parse().unwrap() };
+        // Ordered at 100; the last failure and the next try of each.
+        let tries = [(1, 90, 103), (2, 90, 700), (3, 101, 104)];
+        let insert = move |tx: &Tx<'_>| {
+            tries.iter().try_for_each(|&(digit, failed, due)| {
+                tx.execute(
+                    "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, attempts, last_error_code, last_error_at) \
+                     VALUES ($1, 'owners', 1, $2, 1, 1, 'api_down', $3)",
+                    args![&id(digit), at(due), at(failed)],
+                )
+                .map(drop)
+            })
+        };
+        store.write(insert).await.unwrap();
+        let wanted = tries.map(|(digit, ..)| (id(digit), &owners::RESOURCE)).to_vec();
+        let (done, failed, waiting) = store.read(move |tx| look(tx, wanted, at(100), at(102))).await.unwrap();
+        assert_eq!((done, failed), (0, BTreeMap::from([("api_down".to_owned(), 2)])));
+        assert_eq!(waiting.into_iter().map(|(link_id, _)| link_id).collect::<Vec<_>>(), [id(1)]);
+    }
 }

@@ -28,7 +28,7 @@ pub const COOL_DOWN: Duration = Duration::from_mins(10);
 pub const WITH_WEBHOOKS: Duration = Duration::from_mins(5);
 
 /// The same where none can, because nothing listens.
-pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(20);
+pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(10);
 
 /// Results that are not there after this time will come with a webhook, or by the schedule.
 const GIVE_UP: Duration = Duration::from_mins(15);
@@ -446,7 +446,7 @@ mod tests {
                 .await;
         let place = Place::new(script.client()).await;
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.asked.len(), 1);
-        place.pass(COOL_DOWN - Duration::from_secs(1));
+        place.pass(COOL_DOWN.saturating_sub(Duration::from_secs(1)));
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1);
         place.pass(Duration::from_secs(1));
         assert_eq!(place.ask(&resources::ALL).await.failed, BTreeMap::from([("link_cooling", 1)]));
@@ -463,7 +463,7 @@ mod tests {
         let script = Script::start(|_| accepted()).await;
         let place = Place::new(script.client()).await;
         place.ask(&resources::ALL).await;
-        place.pass(WITH_WEBHOOKS - Duration::from_secs(1));
+        place.pass(WITH_WEBHOOKS.saturating_sub(Duration::from_secs(1)));
         assert_eq!(place.recollector.follow_up().await.unwrap(), 0);
         place.pass(Duration::from_secs(1));
         assert_eq!(place.recollector.follow_up().await.unwrap(), resources::ALL.len());

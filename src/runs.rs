@@ -236,9 +236,10 @@ impl Runs {
             None => ("interrupted", None),
         };
         metrics::counter!("vinculo_runs_total", "kind" => kind.name(), "outcome" => word).increment(1);
-        match &message {
-            Some(message) => tracing::warn!(run = number, kind = kind.name(), code = word, "a run failed: {message}"),
-            None => tracing::info!(run = number, kind = kind.name(), outcome = word, "a run ended"),
+        if let Some(message) = &message {
+            tracing::warn!(run = number, kind = kind.name(), code = word, "a run failed: {message}");
+        } else {
+            tracing::info!(run = number, kind = kind.name(), outcome = word, "a run ended");
         }
         let now = self.clock.now();
         let failed = (!reached.failed.is_empty()).then(|| serde_json::json!(reached.failed).to_string());
@@ -382,4 +383,116 @@ fn read(row: &Row<'_>) -> Result<Run, Error> {
 
 fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    async fn runs(path: &Path) -> (Runs, CancellationToken) {
+        let shutdown = CancellationToken::new();
+        let store = Store::open(path).unwrap();
+        (Runs::open(store, Clock::system(), TaskTracker::new(), shutdown.clone()).await.unwrap(), shutdown)
+    }
+
+    async fn ended(runs: &Runs, number: i64) -> Run {
+        loop {
+            let run = runs.get_news(&number.to_string(), Duration::from_secs(10)).await.unwrap().unwrap();
+            if run.finished_at.is_some() {
+                return run;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_is_followed_while_it_goes_on_and_kept_when_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let (runs, _) = runs(&folder.path().join("state.db")).await;
+        let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+        let work = |progress: watch::Sender<Progress>| async move {
+            progress.send_modify(|progress| (progress.total, progress.done) = (Some(2), 1));
+            let _ = wait.await;
+            progress.send_modify(|progress| *progress.failed.entry("timeout".to_owned()).or_default() += 1);
+            Ok(())
+        };
+        let number = runs.start(Kind::Refresh, None, Reason::Api, work).await.unwrap();
+        let mut run = runs.get(&number.to_string()).await.unwrap().unwrap();
+        while run.progress.done == 0 {
+            run = runs.get_news(&run.id, Duration::from_secs(10)).await.unwrap().unwrap();
+        }
+        assert_eq!((run.progress.total, &run.outcome, run.progress.ended()), (Some(2), &None, 1));
+        go_on.send(()).unwrap();
+        let run = ended(&runs, number).await;
+        assert_eq!((run.outcome.as_deref(), run.progress.ended(), run.message), (Some("partly"), 2, None));
+    }
+
+    #[tokio::test]
+    async fn a_failure_a_panic_and_an_end_of_the_program_are_outcomes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (runs, shutdown) = runs(&folder.path().join("state.db")).await;
+        let failing = |_| async { Err(Failed { code: "disk_full", message: "no room".to_owned() }) };
+        let failed = runs.start(Kind::Publish, None, Reason::Command, failing).await.unwrap();
+        let failed = ended(&runs, failed).await;
+        assert_eq!((failed.outcome.as_deref(), failed.message.as_deref()), (Some("disk_full"), Some("no room")));
+        let panics = |_| async { panic!("as told") };
+        let panicked = runs.start(Kind::Publish, None, Reason::Command, panics).await.unwrap();
+        assert_eq!(ended(&runs, panicked).await.outcome.as_deref(), Some("panicked"));
+        let cut_off = runs.start(Kind::Rebuild, None, Reason::Api, |_| std::future::pending()).await.unwrap();
+        shutdown.cancel();
+        assert_eq!(ended(&runs, cut_off).await.outcome.as_deref(), Some("interrupted"));
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_cut_off_was_interrupted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let begun = "INSERT INTO runs (kind, reason, started_at) VALUES ('refresh', 'api', $1)";
+        let store = Store::open(&path).unwrap();
+        let now = Clock::system().now();
+        store.write(move |tx| tx.execute(begun, args![now])).await.unwrap();
+        let runs = Runs::open(store, Clock::system(), TaskTracker::new(), CancellationToken::new()).await.unwrap();
+        assert_eq!(runs.get("1").await.unwrap().unwrap().outcome.as_deref(), Some("interrupted"));
+    }
+
+    #[tokio::test]
+    async fn runs_of_the_schedule_and_of_people_are_one_list_in_pages() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let begun = |tx: &Tx<'_>| {
+            for (at, reason, outcome) in
+                [(5, "first-start", "noted"), (10, "schedule", "done"), (30, "schedule", "skipped")]
+            {
+                tx.execute(
+                    "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome, item_count) \
+                     VALUES ('daily', $1, $1, $1, $2, $3, 7)",
+                    args![Timestamp::from_micros(at), reason, outcome],
+                )?;
+            }
+            for (at, kind, name) in [(20, "publish", None), (20, "job", Some("daily")), (40, "rebuild", None)] {
+                let sql = "INSERT INTO runs (kind, name, reason, started_at) VALUES ($1, $2, 'api', $3)";
+                tx.execute(sql, args![kind, name, Timestamp::from_micros(at)])?;
+            }
+            Ok(())
+        };
+        store.write(begun).await.unwrap();
+        let walk = |tx: &Tx<'_>| {
+            let (mut pages, mut after) = (Vec::new(), None);
+            loop {
+                let (page, next) = list(tx, &Filter::default(), after.as_deref(), 2)?;
+                pages.push(page.into_iter().map(|run| run.id).collect::<Vec<_>>());
+                after = next;
+                if after.is_none() {
+                    return Ok::<_, Error>((pages, last_of_job(tx, "daily")?.unwrap().id));
+                }
+            }
+        };
+        let (pages, last) = store.read(walk).await.unwrap();
+        assert_eq!(pages, [vec!["3", "daily@30"], vec!["2", "1"], vec!["daily@10"]]);
+        assert_eq!(last, "2");
+        let filter = Filter { kind: Some("job".to_owned()), name: Some("daily".to_owned()) };
+        let (jobs, _) = store.read(move |tx| list(tx, &filter, None, 10)).await.unwrap();
+        assert_eq!(jobs.iter().map(|run| run.progress.done).collect::<Vec<_>>(), [7, 0, 7]);
+    }
 }

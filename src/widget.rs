@@ -143,9 +143,9 @@ fn sentence(violations: &[Violation]) -> String {
 /// Checks every rule of `request` that needs no look at what is tracked.
 ///
 /// # Errors
-/// [`Error::Invalid`].
-pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Error> {
-    Plan::of(request, settings).map(drop).map_err(Error::Invalid)
+/// Every rule that is broken.
+pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Vec<Violation>> {
+    Plan::of(request, settings).map(drop)
 }
 
 /// Makes sessions, and looks after those of which nothing is heard. Cheap to clone.
@@ -460,7 +460,6 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
         if !rules.0.is_empty() {
             return Ok(Err(rules.0));
         }
-        links::note_wish(tx, link_id, at)?;
         tx.execute(
             "UPDATE links SET external_id = coalesce(external_id, $2) WHERE link_id = $1",
             args![link_id, &plan.external_id],
@@ -664,7 +663,6 @@ mod tests {
         {
             assert_eq!(fields(&request(right), &settings()), Vec::<String>::new(), "{right}");
         }
-        // The CPF is a known example that belongs to nobody.
         for wrong in [
             "",
             "ab",
@@ -672,10 +670,10 @@ mod tests {
             "a b c",
             "ação",
             "maria@example.org",
-            "52998224725",
-            "u52998224725",
-            "529-982-247-25",
-            "id_529982247-25",
+            "99001234500",
+            "u99001234500",
+            "990-012-345-00",
+            "id_990012345-00",
         ] {
             let violations = Plan::of(&request(wrong), &settings()).unwrap_err();
             assert!(violations.iter().all(|violation| violation.field == "external_id"), "{wrong}");
@@ -867,7 +865,7 @@ mod tests {
         place.pass(Duration::from_mins(2));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 2);
         assert_eq!(place.marks().await, 2);
-        place.pass(Duration::from_mins(60));
+        place.pass(Duration::from_hours(1));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 2);
     }

@@ -15,8 +15,9 @@ use super::status::BudgetUse;
 use crate::config::Config;
 use crate::features::runs::Wanted;
 use crate::operations::{Order, Replay};
+use crate::publish::BuiltFrom;
 use crate::runs::Run;
-use crate::store;
+use crate::store::{self, Readers};
 use crate::widget::SessionRequest;
 
 /// How long the daemon may take to take an order; it writes it into the state first.
@@ -117,6 +118,7 @@ impl Client {
     pub async fn find(config: &Config) -> Result<Option<Self>, Error> {
         let Some(pid) = store::holder(&config.state.path) else { return Ok(None) };
         let Some(token) = config.admin.token.clone() else { return Err(Error::NoToken { pid }) };
+        let held = Readers::of(&config.state.path).read(BuiltFrom::of).ok().map(|state| state.state_id);
         let listen = reachable(config.admin.listen);
         // No proxy may see the token, and no certificate is looked at: it is plain HTTP on this machine.
         let http = reqwest::Client::builder()
@@ -127,7 +129,7 @@ impl Client {
             .build()?;
         let client = Self { http, listen, host: config.admin.allowed_hosts.first().cloned(), token };
         match client.call(Method::GET, "/v1", None, PATIENCE).await {
-            Ok(index) if index["process_id"].to_string() == pid => Ok(Some(client)),
+            Ok(index) if index["state_id"].as_str().is_some_and(|id| Some(id) == held.as_deref()) => Ok(Some(client)),
             Ok(_) => Err(Error::Another { pid, listen }),
             Err(Error::Lost { .. }) => Err(Error::Unreachable { pid, listen }),
             Err(error) => Err(error),

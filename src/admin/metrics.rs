@@ -50,6 +50,9 @@ fn describe() {
     describe_histogram!("vinculo_publish_seconds", Unit::Seconds, "Time to build and publish a snapshot");
     describe_counter!("vinculo_publish_failures_total", "Publishes that failed, by code");
     describe_counter!("vinculo_job_runs_total", "Runs of scheduled jobs, by job and outcome");
+    describe_counter!("vinculo_admin_refused_total", "Requests to the API without the right token");
+    describe_counter!("vinculo_runs_total", "Runs that a person ordered, by kind and outcome");
+    describe_counter!("vinculo_webhooks_replayed_total", "Webhooks that were read again, by type and outcome");
     describe_counter!("vinculo_refreshes_total", "Refreshes, by resource and outcome");
     describe_counter!("vinculo_rejected_records_total", "Records that could not be flattened, by resource and reason");
     describe_counter!("vinculo_schema_drift_total", "Unknown fields and enum values in Belvo's answers, by resource");
@@ -61,6 +64,8 @@ fn describe() {
         Unit::Seconds,
         "Time that a call waited for its share of the budget"
     );
+    describe_counter!("vinculo_widget_sessions_total", "Widget tokens that Belvo gave");
+    describe_counter!("vinculo_recollects_total", "Asks to read an institution again, by outcome; `ok` is on the bill");
     describe_counter!("vinculo_belvo_grants_total", "Calls that the budget let go");
     describe_gauge!("vinculo_belvo_paused", "1 while no call may leave");
     describe_counter!("vinculo_belvo_requests_total", "Calls to Belvo, by outcome");

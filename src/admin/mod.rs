@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -113,6 +114,8 @@ async fn check_token(
         ),
     };
     if answer.status() == StatusCode::UNAUTHORIZED {
+        ::metrics::counter!("vinculo_admin_refused_total").increment(1);
+        tracing::warn!(code = "unauthorized", "a request to the API had no right token");
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -142,7 +145,7 @@ async fn check_origin(uri: Uri, headers: HeaderMap, request: Request, next: Next
 
 fn is_from_here(uri: &Uri, headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let asked = uri.authority().map(|authority| authority.as_str()).or_else(|| text("host"));
+    let asked = uri.authority().map(Authority::as_str).or_else(|| text("host"));
     let is_same_origin = text("origin").is_none_or(|origin| {
         let origin = origin.split_once("://").map(|(_, host)| host);
         origin.is_some() && origin.zip(asked).is_some_and(|(origin, asked)| origin.eq_ignore_ascii_case(asked))

@@ -15,6 +15,7 @@ use crate::queue::{self, Backlog};
 use crate::records::Drift;
 use crate::resources::Resource;
 use crate::store::{self, Readers, Tx, args};
+use crate::widget;
 
 /// How things stand.
 #[derive(Debug, Serialize)]
@@ -33,6 +34,8 @@ pub struct Status {
     pub retrying: u64,
     /// Refreshes that wait for a person.
     pub blocked: u64,
+    /// Widget sessions whose user is still to come.
+    pub users_awaited: u64,
     /// How many refreshes last failed with each code.
     pub errors: BTreeMap<String, u64>,
     /// Webhooks by what became of them.
@@ -153,6 +156,7 @@ impl Status {
             waiting: pending,
             retrying,
             blocked,
+            users_awaited: widget::waiting_count(tx, now)?,
             errors: counts(
                 tx,
                 "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1",
@@ -248,6 +252,9 @@ impl fmt::Display for Status {
             grouped(self.retrying),
             grouped(self.blocked)
         )?;
+        if self.users_awaited > 0 {
+            write!(f, "{} waiting for their user · ", grouped(self.users_awaited))?;
+        }
         if let Some(BudgetUse { in_use, limit, paused_until, .. }) = &self.budget {
             write!(f, "budget {in_use} of {limit} in use")?;
             if let Some(until) = paused_until {

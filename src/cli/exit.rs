@@ -45,9 +45,8 @@ impl Exit {
     pub fn of_code(code: &str) -> Self {
         match code {
             "state_held" | "state_newer" => Self::State,
-            "state_folder" | "state_read_only" | "lake_not_writable" => Self::Config,
+            "state_folder" | "state_read_only" | "lake_not_writable" | "invalid_widget_config" => Self::Config,
             "invalid_request" => Self::Usage,
-            "invalid_widget_config" => Self::Config,
             "state_damaged" | "state_unreadable" => Self::Damaged,
             _ => match meaning(code).map(|meaning| meaning.trouble) {
                 Some(Trouble::Keys | Trouble::Account) => Self::Credentials,

@@ -39,8 +39,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Writes `vinculo.toml`, readable by its owner alone because it holds a new pepper, and the jobs
-/// into `dir`. Gives what was written. Refuses to overwrite, before anything is written.
+/// Writes `vinculo.toml`, readable by its owner alone because it holds a new pepper and a new token, and the jobs into
+/// `dir`. Gives what was written. Refuses to overwrite, before anything is written.
 ///
 /// # Errors
 /// What exists already, or cannot be written.
@@ -52,7 +52,7 @@ pub fn write(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     fs::create_dir_all(&jobs).with_context(|| format!("the folder {} cannot be made", jobs.display()))?;
     let mut written = vec![config.clone()];
-    write_new(&config, 0o600, &with_new_pepper(config::DEFAULT))?;
+    write_new(&config, 0o600, &with_new_token(&with_new_pepper(config::DEFAULT)))?;
     for (name, text) in schedule::SHIPPED {
         let path = jobs.join(format!("{name}.toml"));
         write_new(&path, 0o644, text)?;
@@ -64,9 +64,18 @@ pub fn write(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// The default file with a pepper of its own: without one there is no `person_key`, and one that is the same for all is
 /// none.
 fn with_new_pepper(default: &str) -> String {
+    default.replacen("\npepper = \"\"", &format!("\npepper = \"{}\"", random()), 1)
+}
+
+/// The file with an `admin.token` of its own, so that commands can ask the daemon from the first start on.
+fn with_new_token(file: &str) -> String {
+    file.replacen("\ntoken = \"\"", &format!("\ntoken = \"{}\"", random()), 1)
+}
+
+fn random() -> String {
     let mut bytes = [0_u8; 32];
     rand::rng().fill_bytes(&mut bytes);
-    default.replacen("\npepper = \"\"", &format!("\npepper = \"{}\"", BASE64_STANDARD.encode(bytes)), 1)
+    BASE64_STANDARD.encode(bytes)
 }
 
 fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
@@ -90,7 +99,7 @@ mod tests {
         let file = dir.join("vinculo.toml");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let config = Config::load(Some(&file), [], &[], Needs::default()).unwrap();
-        assert!(config.pii.pepper.is_some());
+        assert!(config.pii.pepper.is_some() && config.admin.token.is_some());
         // It would promise what this version does not do.
         assert!(config.state.encryption_key.is_none());
         assert_eq!(schedule::load(config.jobs_dir.as_deref()).unwrap().len(), schedule::SHIPPED.len());

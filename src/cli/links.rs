@@ -8,12 +8,12 @@ use serde_json::json;
 use super::table::Table;
 use super::{Exit, Global, ordered};
 use crate::admin::v1::PAGE;
-use crate::admin::v1::links::{Filter, LinkView, list_links, show_link};
+use crate::admin::v1::links::{Filter, LinkView, awaited, list_links, show_link};
 use crate::belvo::LinkId;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::operations::Order;
-use crate::store::Readers;
+use crate::store::{self, Readers};
 
 /// What `links` takes.
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ pub struct List {
     /// Only those of this external id
     #[arg(long, value_name = "X")]
     pub external_id: Option<String>,
-    /// Only those with this status, such as valid, invalid or token_required
+    /// Only those with this status, such as valid or invalid
     #[arg(long, value_name = "S")]
     pub status: Option<String>,
     /// At most so many [default: 100]
@@ -87,8 +87,12 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let filter = Filter { external_id: wish.external_id.clone(), status: wish.status.clone() };
     let (after, limit) = (wish.after.clone().unwrap_or_default(), wish.limit.unwrap_or(PAGE));
     let now = Clock::system().now();
-    let mut links =
-        Readers::of(&config.state.path).read(|tx| list_links(tx, &filter, &after, limit.saturating_add(1), now))?;
+    let (mut links, awaited) = Readers::of(&config.state.path).read(|tx| {
+        Ok::<_, store::Error>((
+            list_links(tx, &filter, &after, limit.saturating_add(1), now)?,
+            awaited(tx, &filter, now)?,
+        ))
+    })?;
     let has_more = links.len() > limit;
     links.truncate(limit);
     let out = &mut io::stdout().lock();
@@ -109,6 +113,9 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
             ]);
         }
         table.write(out)?;
+    }
+    if let Some(awaited) = awaited {
+        writeln!(io::stderr(), "a widget session waits for its user until {}", awaited.expires_at)?;
     }
     if let (true, Some(last)) = (has_more, links.last()) {
         writeln!(io::stderr(), "there are more: --after {} shows them", last.link_id)?;

@@ -40,7 +40,7 @@ pub struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let request = args.request();
-    widget::check(&request, &config.widget)?;
+    widget::check(&request, &config.widget).map_err(widget::Error::Invalid)?;
     let session = work::block_on(async {
         if let Some(daemon) = Client::find(&config).await? {
             return Ok(daemon.widget_session(&request).await?);

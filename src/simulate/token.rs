@@ -179,15 +179,17 @@ impl Rules<'_> {
         }
         self.required("widget.branding.company_name");
         match widget.get("theme") {
-            None => {}
-            Some(Value::Array(items)) => {
-                if !items.iter().all(|item| item["css_key"].is_string() && item["value"].is_string()) {
-                    self.breaks("required", "This field is required.", "widget.theme");
-                }
+            Some(Value::Array(items)) if !items.iter().all(is_colour) => {
+                self.breaks("required", "This field is required.", "widget.theme");
             }
+            None | Some(Value::Array(_)) => {}
             Some(_) => self.breaks("not_a_list", "Expected a list of items.", "widget.theme"),
         }
     }
+}
+
+fn is_colour(item: &Value) -> bool {
+    item["css_key"].is_string() && item["value"].is_string()
 }
 
 fn is_days(text: &str) -> bool {

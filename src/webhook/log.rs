@@ -198,17 +198,19 @@ pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> 
 /// Does what the event says as far as nothing newer is known.
 fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestamp) -> Result<(), Error> {
     let Some(link_id) = &event.link_id else { return Ok(()) };
-    let link = tx.one("SELECT last_webhook_at, looked_up_at FROM links WHERE link_id = $1", args![link_id], |row| {
-        Ok((row.opt_at(0)?, row.opt_at(1)?))
-    })?;
-    let (last_webhook_at, looked_up_at) = link.unwrap_or_default();
+    let link = tx.one(
+        "SELECT last_webhook_at, looked_up_at, paused_at FROM links WHERE link_id = $1",
+        args![link_id],
+        |row| Ok((row.opt_at(0)?, row.opt_at(1)?, row.opt_at(2)?)),
+    )?;
+    let (last_webhook_at, looked_up_at, paused_at) = link.unwrap_or_default();
+    let is_later = |at: Option<Timestamp>| at.is_some_and(|at| at >= received_at);
     match &event.subject {
-        Subject::Status(_) if looked_up_at.is_some_and(|at| at >= received_at) => {
-            // Belvo told the status after this event; it is asked once more rather than overruled.
-            let ask = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
-            tx.execute(ask, args![link_id, now])?;
-            return Ok(());
-        }
+        // Belvo told the status after this event, or the link was paused after it: Belvo is asked once more rather than
+        // overruled.
+        Subject::Status(_) if is_later(looked_up_at) => return look_up(tx, link_id, now),
+        Subject::Resource(..) if is_later(paused_at) => return look_up(tx, link_id, now),
+        Subject::Status(_) => follow(tx, event, received_at)?,
         Subject::Resource(resource, _) => {
             let standing = tx.one(
                 "SELECT webhook_count, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
@@ -226,11 +228,16 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
                 )?;
             }
         }
-        _ => follow(tx, event, now)?,
+        Subject::Unknown => {}
     }
     let came = last_webhook_at.map_or(received_at, |last| last.max(received_at));
     tx.execute("UPDATE links SET last_webhook_at = $2 WHERE link_id = $1", args![link_id, came])?;
     Ok(())
+}
+
+fn look_up(tx: &Tx<'_>, link_id: &LinkId, now: Timestamp) -> Result<(), Error> {
+    let ask = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
+    tx.execute(ask, args![link_id, now]).map(drop)
 }
 
 #[cfg(test)]

@@ -94,6 +94,7 @@ async fn what_a_link_waits_for_is_told_in_plain_words() {
     let operator = Operator::of(&flow.running);
     let shown = operator.get(&format!("/v1/links/{id}")).await["link"].take();
     assert_eq!((&shown["status"], &shown["is_paused"]), (&json!("invalid"), &json!(true)));
+    assert_eq!((&shown["paused_reason"], shown["paused_at"].is_string()), (&json!("link_needs_user"), true), "{shown}");
     assert!(shown["what_to_do"].as_str().unwrap().contains("update mode"), "{shown}");
     assert_eq!(operator.get("/v1/links?status=invalid").await["links"].as_array().unwrap().len(), 1);
 }
@@ -276,4 +277,18 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
     }
     assert_eq!(run(site.command(&["status"]).env("VINCULO_ADMIN__TOKEN", "")).code, Some(0));
     assert_eq!(served.terminate(), Some(0));
+}
+
+#[test]
+fn refused_keys_end_a_refresh_of_many_links_with_their_own_exit_code() {
+    let simulate = Simulate::start(free_address(), &["--people", "40", "--no-limit"]);
+    let site = Site::new(simulate.address, &[]);
+    tokio::runtime::Runtime::new().unwrap().block_on(simulate.tell("connect", "{}"));
+    assert_eq!(run(&mut site.command(&["links", "sync"])).code, Some(0));
+    let ended = run(site.command(&["refresh", "--all", "--json"]).env("VINCULO_BELVO__SECRET_PASSWORD", "not the one"));
+    assert_eq!(ended.code, Some(5), "{}{}", ended.out, ended.err);
+    let told: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!((&told["refreshed"], &told["failed"]), (&json!(0), &json!({ "api_auth": 80 })));
+    // They stay marked: with the right keys they are fetched.
+    assert_eq!(run(&mut site.command(&["refresh", "--all"])).code, Some(0));
 }

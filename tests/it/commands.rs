@@ -2,7 +2,7 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "init",
     "demo",
     "serve",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 16] = [
     "rebuild",
     "features",
     "links",
+    "widget",
     "jobs",
     "webhooks",
     "sql",
@@ -92,7 +93,10 @@ fn the_commands_in_the_readme_are_commands() {
         let words: Vec<&str> =
             line.split_whitespace().take_while(|word| !word.starts_with(['#', '|', '"', '\''])).collect();
         let Some(command) = words.first().filter(|word| word.chars().all(|c| c.is_ascii_lowercase())) else { continue };
-        let help = run(vinculo().args([command, "--help"]));
+        // What stands behind some commands is a command too.
+        let is_word = |word: &&&str| word.chars().all(|c| c.is_ascii_lowercase());
+        let second = words.get(1).filter(is_word).filter(|_| *command == "links");
+        let help = run(vinculo().arg(command).args(second).arg("--help"));
         assert_eq!(help.code, Some(0), "the README shows `vinculo {line}`");
         for option in words.iter().filter(|word| word.starts_with("--")) {
             let option = option.split('=').next().unwrap_or(option);

@@ -37,9 +37,17 @@ pub(crate) fn config_text(belvo: SocketAddr, webhooks: SocketAddr, admin: Socket
         r#"[belvo]
 base_url = "http://{belvo}"
 token_url = "http://{belvo}"
+widget_url = "http://{belvo}/widget/"
 secret_id = "{}"
 secret_password = "{}"
 budget = {{ requests = 1000000, per = "30s" }}
+[widget]
+callback_urls = {{ success = "it://success", exit = "it://exit", event = "it://event" }}
+[widget.branding]
+company_icon = "https://it.example/icon.svg"
+company_logo = "https://it.example/logo.svg"
+company_name = "It"
+company_terms_url = "https://it.example/terms/"
 [webhook]
 listen = "{webhooks}"
 authorization = ["{AUTHORIZATION}"]

@@ -19,3 +19,4 @@ mod reader;
 mod scripted;
 mod tables;
 mod truth;
+mod widget;

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use super::{Api, Problem, body, query};
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
-use crate::links::NOT_FOUND;
+use crate::links::{DELETED, DELETING, NOT_FOUND};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
+use crate::widget;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -51,6 +52,10 @@ pub struct LinkView {
     pub last_webhook_at: Option<String>,
     /// Whether nothing is fetched until a person does something.
     pub is_paused: bool,
+    /// The stable code of why the whole link is paused; absent while it is not.
+    pub paused_reason: Option<String>,
+    /// Since when it is.
+    pub paused_at: Option<String>,
     /// How each resource stands.
     pub resources: Vec<ResourceView>,
     /// The newest failure that still stands.
@@ -97,8 +102,10 @@ pub struct LastError {
     pub code: String,
     /// When it was.
     pub at: Option<String>,
-    /// Of which resource.
-    pub resource: String,
+    /// Of which resource; absent when it is the link's own.
+    pub resource: Option<String>,
+    /// Belvo's own code and request id, for its support.
+    pub detail: Option<String>,
 }
 
 /// Which links are wanted.
@@ -111,7 +118,7 @@ pub struct Filter {
 }
 
 const COLUMNS: &str = "link_id, external_id, institution, access_mode, status, refresh_rate, stale_in, created_at, \
-     last_accessed_at, last_webhook_at";
+     last_accessed_at, last_webhook_at, paused_reason, paused_at, last_error_code, last_error_at, last_error_detail";
 
 /// At most `limit` links by id, from after the id `after` on.
 ///
@@ -161,8 +168,20 @@ fn read(row: &Row<'_>) -> Result<LinkView, store::Error> {
         last_accessed_at: at(8)?,
         last_webhook_at: at(9)?,
         is_paused: false,
+        paused_reason: row.opt_text(10)?,
+        paused_at: at(11)?,
         resources: Vec::new(),
-        last_error: None,
+        last_error: row
+            .opt_text(12)?
+            .map(|code| {
+                Ok::<_, store::Error>(LastError {
+                    code,
+                    at: at(13)?,
+                    resource: None,
+                    detail: row.opt_text(14)?.filter(|detail| !detail.is_empty()),
+                })
+            })
+            .transpose()?,
         what_to_do: String::new(),
     })
 }
@@ -171,16 +190,20 @@ fn with_resources(tx: &Tx<'_>, mut link: LinkView, now: Timestamp) -> Result<Lin
     for resource in resources::ALL {
         link.resources.push(read_resource(tx, &link.link_id, resource, now)?);
     }
-    let failed = link.resources.iter().filter(|resource| resource.last_error_code.is_some());
-    link.last_error = failed.max_by_key(|resource| resource.last_error_at.clone()).and_then(|resource| {
-        Some(LastError {
-            code: resource.last_error_code.clone()?,
-            at: resource.last_error_at.clone(),
-            resource: resource.resource.clone(),
-        })
-    });
+    // The link's own failure says more: it has Belvo's request id.
+    if link.last_error.is_none() {
+        let failed = link.resources.iter().filter(|resource| resource.last_error_code.is_some());
+        link.last_error = failed.max_by_key(|resource| resource.last_error_at.clone()).and_then(|resource| {
+            Some(LastError {
+                code: resource.last_error_code.clone()?,
+                at: resource.last_error_at.clone(),
+                resource: Some(resource.resource.clone()),
+                detail: None,
+            })
+        });
+    }
     let advice = advice(&link);
-    link.is_paused = advice.needs_person;
+    link.is_paused = advice.needs_person || link.paused_reason.is_some();
     link.what_to_do = advice.text;
     Ok(link)
 }
@@ -267,10 +290,14 @@ fn advice(link: &LinkView) -> Advice {
             );
         }
         Some("unconfirmed") => return person("the user never finished connecting: let them open the widget once more"),
-        Some("deleted" | NOT_FOUND) => {
+        Some(DELETING) => return nobody("nothing: Belvo is deleting this link; its rows stay".to_owned()),
+        Some(DELETED | NOT_FOUND) => {
             return person("Belvo no longer has this link; its rows stay. For new data, let the user connect again");
         }
         _ => {}
+    }
+    if let Some(reason) = &link.paused_reason {
+        return person(&format!("the link is paused ({reason}): {}", belvo::advice(reason)));
     }
     if let Some(blocked) = link.resources.iter().find(|resource| resource.blocked_reason.is_some()) {
         let code = blocked.blocked_reason.as_deref().unwrap_or_default();
@@ -305,12 +332,47 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> 
     let Wish { external_id, status, limit, after } = query(&uri)?;
     let (limit, filter) = (super::limit(limit)?, Filter { external_id, status });
     let now = api.operations.clock.now();
-    let read = move |tx: &Tx<'_>| list_links(tx, &filter, &after.unwrap_or_default(), limit + 1, now);
-    let mut links = api.operations.store.read(read).await?;
+    let read = move |tx: &Tx<'_>| {
+        let links = list_links(tx, &filter, &after.unwrap_or_default(), limit + 1, now)?;
+        Ok((links, awaited(tx, &filter, now)?))
+    };
+    let (mut links, awaited) = api.operations.store.read(read).await?;
     let has_more = links.len() > limit;
     links.truncate(limit);
     let next = links.last().filter(|_| has_more).map(|link| link.link_id.clone());
-    Ok(Json(json!({ "links": links, "next": next })))
+    let mut answer = json!({ "links": links, "next": next });
+    if let Some(awaited) = awaited {
+        answer["waiting_for_user"] = json!(awaited);
+    }
+    Ok(Json(answer))
+}
+
+/// A widget session whose user is still to come.
+#[derive(Debug, Serialize)]
+pub struct Awaited {
+    /// When it was asked for.
+    pub asked_at: String,
+    /// When its token ends.
+    pub expires_at: String,
+    /// `single` or `recurrent`; absent when a link is updated.
+    pub access_mode: Option<String>,
+    /// The link that is updated.
+    pub link_id: Option<String>,
+}
+
+/// The session of the filter's external id that waits for its user.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn awaited(tx: &Tx<'_>, filter: &Filter, now: Timestamp) -> Result<Option<Awaited>, store::Error> {
+    let Some(external_id) = &filter.external_id else { return Ok(None) };
+    let waiting = widget::waiting(tx, external_id, now)?;
+    Ok(waiting.map(|waiting| Awaited {
+        asked_at: waiting.asked_at.to_string(),
+        expires_at: waiting.expires_at.to_string(),
+        access_mode: waiting.access_mode,
+        link_id: waiting.link_id.map(|id| id.to_string()),
+    }))
 }
 
 async fn show(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Json<Value>, Problem> {

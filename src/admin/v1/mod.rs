@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::belvo::Budget;
 use crate::config::{self, Config};
 use crate::operations::{Operations, Order, Refused};
+use crate::publish::BuiltFrom;
 use crate::runs::Reason;
 use crate::store;
 
@@ -84,9 +85,10 @@ pub fn routes(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Which daemon this is, so that a command knows that it has found the one that holds its state.
-async fn index(State(_): State<Api>) -> Json<Value> {
-    Json(json!({ "name": "vinculo", "version": env!("CARGO_PKG_VERSION"), "process_id": std::process::id() }))
+/// Which state this daemon holds, so that a command knows that it has found the right one.
+async fn index(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+    let state = api.operations.store.read(BuiltFrom::of).await?;
+    Ok(Json(json!({ "name": "vinculo", "version": env!("CARGO_PKG_VERSION"), "state_id": state.state_id })))
 }
 
 /// How many items a page has, as asked for.
