@@ -101,7 +101,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             ],
             Needs { belvo: true, webhook: true },
         )?;
-        let daemon = Daemon::start(&config, Clock::system(), Parts::All).await?;
+        let clock = simulated_clock();
+        let daemon = Daemon::start(&config, clock.clone(), Parts::All).await?;
         let webhook =
             format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
         let simulation = Simulation::new(simulate::Settings {
@@ -121,7 +122,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             signal = work::asked_to_end() => Some(signal?),
         };
         if ended.is_none() {
-            let (as_of, lag_months) = (Clock::system().now().to_utc().date_naive(), config.features.lag_months);
+            let (as_of, lag_months) = (clock.now().to_utc().date_naive(), config.features.lag_months);
             let order = Order::Features(Wanted { as_of, mode: Mode::Strict, lag_months });
             ordered::follow_here(&daemon, order, Parts::All).await?;
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
@@ -139,6 +140,12 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         serving.await??;
         Ok(if ended.is_some() { Exit::Interrupted } else { Exit::Done })
     })
+}
+
+/// A clock that shows the simulated day, on which the people live: so every demo gives the same rows, features included.
+fn simulated_clock() -> Clock {
+    let (start, begun) = (simulate::Settings::default().start, Instant::now());
+    Clock::from_fn(move || start + begun.elapsed())
 }
 
 /// Makes the folder ready: a new one, or one that an earlier demo made.
@@ -254,7 +261,7 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
         writeln!(out, "  {:<18} {:>10} rows", table.name, grouped(table.rows))?;
     }
     writeln!(out, "\nWhere do people work, and what do they earn this year?\n\n{answer}")?;
-    writeln!(out, "What a credit decision reads, today (credit_features, one row for each link):\n\n{excerpt}")?;
+    writeln!(out, "What a credit decision reads (credit_features, one row for each link):\n\n{excerpt}")?;
     writeln!(out, "Three people whom a list of payslips would misjudge:\n\n{telling}")?;
     writeln!(out, "Try next:")?;
     writeln!(out, "  {program} sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;

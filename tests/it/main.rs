@@ -8,6 +8,7 @@ mod bad_input;
 mod binary;
 mod coalesce;
 mod commands;
+mod examples;
 mod features;
 mod fixtures;
 mod harness;
