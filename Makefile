@@ -37,6 +37,9 @@ test: ## run every test, then the readers of the lake (ARGS=name picks tests)
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
 	  "$$python" tests/readers/selftest.py; \
+	  for version in $$(grep -v '^#' tests/readers/duckdb-versions.txt); do \
+	    "$$python" tests/readers/features.py "$$(dirname "$$(dirname "$$python")")/duckdb/$$version"; \
+	  done; \
 	  cargo build --release --locked --bin vinculo; \
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \

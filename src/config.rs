@@ -8,11 +8,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::SecretString;
 use url::Url;
+
+use crate::features::reference::Reference;
 
 mod check;
 mod layers;
@@ -44,6 +47,8 @@ pub struct Config {
     pub pii: Pii,
     /// How long things are kept.
     pub retention: Retention,
+    /// How features are computed.
+    pub features: Features,
     /// The folder of `jobs/*.toml`; without one, the jobs that come with the program run.
     pub jobs_dir: Option<PathBuf>,
 }
@@ -117,9 +122,9 @@ impl Config {
             lake: check::lake(read),
             pii: check::pii(read),
             retention: check::retention(read),
+            features: check::features(read),
             jobs_dir: check::jobs_dir(read),
         };
-        check::later(read);
         let problems = settings.problems.iter().cloned().chain(read.problems.drain(..)).collect();
         (config, problems)
     }
@@ -320,6 +325,8 @@ pub struct Lake {
     pub publish_quiet: Duration,
     /// and at the latest this long after the first.
     pub publish_max_wait: Duration,
+    /// The law's tables, which are published too.
+    pub reference: Arc<Reference>,
 }
 
 /// What may be derived from personal data.
@@ -353,6 +360,13 @@ pub struct Retention {
     pub webhooks: Keep,
     /// Those in the quarantine.
     pub quarantine: Keep,
+}
+
+/// How features are computed.
+#[derive(Debug, Clone, Copy)]
+pub struct Features {
+    /// Months before the date's own that are not yet complete, unless a command says otherwise.
+    pub lag_months: u32,
 }
 
 #[cfg(test)]

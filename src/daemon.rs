@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::delete::Deleter;
 use crate::erase::Eraser;
+use crate::features::runs::{self, Mode, Wanted};
 use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
@@ -214,6 +215,7 @@ impl Daemon {
             retention: Retention::new(config.retention, store.clone(), clock.clone()),
             state: config.state.clone(),
             lake: config.lake.path.clone(),
+            lag_months: config.features.lag_months,
         });
         let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
         tasks.spawn(schedule::run(
@@ -337,6 +339,7 @@ struct DaemonActions {
     retention: Retention,
     state: config::State,
     lake: PathBuf,
+    lag_months: u32,
 }
 
 impl Actions for DaemonActions {
@@ -363,6 +366,7 @@ impl Actions for DaemonActions {
             }
             Action::Backup => self.back_up().await,
             Action::Verify => self.verify().await,
+            Action::Features => self.features().await,
             Action::Fetch => Ok(0),
         }
     }
@@ -391,6 +395,17 @@ impl DaemonActions {
                 Err(Failed { code: "damaged", message })
             }
         }
+    }
+
+    /// Computes today's features, and gives how many rows they have.
+    async fn features(&self) -> Result<u64, Failed> {
+        let now = self.clock.now();
+        let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
+        let refused = |error: runs::Error| Failed { code: "features_refused", message: error.to_string() };
+        let run = runs::schedule(&self.store, wanted, now).await.map_err(refused)?;
+        let published = publish::publish_in_background(&self.publisher, Scope::Changed).await;
+        published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        Ok(self.publisher.feature_rows(run.as_of))
     }
 
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.

@@ -15,6 +15,7 @@ pub mod schedule;
 pub mod webhook;
 
 // After the queue: slow work, one refresh at a time.
+pub mod features;
 pub mod fetch;
 pub mod flatten;
 pub mod publish;

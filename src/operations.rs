@@ -15,6 +15,7 @@ use crate::belvo::{Client, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser, Subject};
+use crate::features::runs as features;
 use crate::links::Directory;
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
@@ -66,6 +67,8 @@ pub enum Order {
     Publish,
     /// To publish everything anew.
     Rebuild,
+    /// To compute features as of a date, and publish them.
+    Features(features::Wanted),
     /// To compare the tracked links with Belvo's list.
     SyncLinks,
     /// To run this job now.
@@ -132,6 +135,9 @@ pub enum Refused {
     /// Nobody can be erased who is not held.
     #[error(transparent)]
     Erase(#[from] erase::Error),
+    /// The features of that date cannot be computed, or not again.
+    #[error("{0}")]
+    Features(features::Error),
     /// The state could not be read or written.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -146,7 +152,17 @@ impl Refused {
             Self::NoJob { .. } => "no_such_job",
             Self::NoWebhook(_) => "no_such_webhook",
             Self::Erase(error) => error.code(),
+            Self::Features(_) => "features_refused",
             Self::Store(error) => error.code(),
+        }
+    }
+}
+
+impl From<features::Error> for Refused {
+    fn from(error: features::Error) -> Self {
+        match error {
+            features::Error::Store(error) => Self::Store(error),
+            other => Self::Features(other),
         }
     }
 }
@@ -206,6 +222,12 @@ impl Operations {
             Order::Rebuild => {
                 let work = |progress| this.publish(Scope::Everything, progress);
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
+            }
+            Order::Features(wanted) => {
+                let name = Some(format!("{} {}", wanted.as_of, wanted.mode));
+                let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
+                let work = |progress| this.features(run, progress);
+                self.runs.start(Kind::Features, name, reason, work).await?
             }
             Order::SyncLinks => {
                 self.runs.start(Kind::SyncLinks, None, reason, |progress| this.sync_links(progress)).await?
@@ -431,6 +453,14 @@ impl Operations {
             progress.snapshot = published.as_ref().map(|manifest| manifest.snapshot);
             progress.done = published.iter().flat_map(|manifest| &manifest.tables).map(|table| table.rows).sum();
         });
+        Ok(())
+    }
+
+    /// Publishes a run of features that is on record, and counts its rows.
+    async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        self.clone().publish(Scope::Changed, progress.clone()).await?;
+        let rows = self.publisher.feature_rows(run.as_of);
+        progress.send_modify(|progress| progress.done = rows);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
 mod pii;
+mod partitions;
 mod snapshots;
 mod tables;
 pub mod verify;
@@ -124,6 +126,7 @@ impl Publisher {
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
+        settings.reference.tell_expiries();
         let (schema, turn) = (schema::get(), Mutex::default());
         Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii: false, turn })
     }
@@ -193,6 +196,12 @@ impl Publisher {
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
     }
 
+    /// How many rows of features readers see for a date.
+    pub fn feature_rows(&self, as_of: NaiveDate) -> u64 {
+        let manifest = self.lake.current();
+        manifest.map_or(0, |manifest| partitions::rows(&manifest, as_of))
+    }
+
     fn stage(&self, staging: &Staging, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {
         let published_at = self.clock.now();
         let staged = self.readers.read(|tx| {
@@ -217,14 +226,22 @@ impl Publisher {
                 confirm_after: self.confirm_after,
                 publishes_pii: self.publishes_pii,
             };
-            Ok::<_, Error>(Some((built_from, stager.stage()?, usable)))
+            let tables = stager.stage()?;
+            let partitions = partitions::Partitions::read(tx, usable)?;
+            Ok::<_, Error>(Some((built_from, tables, partitions, usable)))
         })?;
-        let Some((built_from, mut tables, usable)) = staged else { return Ok(None) };
+        let Some((built_from, mut tables, partitions, usable)) = staged else { return Ok(None) };
+        let reference = &self.settings.reference;
+        let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
+        tables.push(partitions.stage(staging, &tables, earlier, reference)?);
         let standing = usable.map(|previous| self.standing(previous, &tables));
-        let files = self.run_sinks(staging, &built_from, published_at, &tables, standing)?;
+        let files = self.run_sinks(staging, &built_from, published_at, &tables, standing, &partitions.errors)?;
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
+                if table.files.is_empty() {
+                    continue;
+                }
                 std::fs::remove_dir_all(&folder).map_err(|source| Error::at(&folder, source))?;
                 table.files.clear();
             }
@@ -236,6 +253,7 @@ impl Publisher {
             vinculo_version: env!("CARGO_PKG_VERSION").to_owned(),
             built_from,
             link_buckets: self.settings.link_buckets,
+            reference: self.settings.reference.digest().to_owned(),
             tables,
             files,
         }))
@@ -259,6 +277,7 @@ impl Publisher {
         published_at: Timestamp,
         tables: &[TableEntry],
         previous: Option<sinks::Previous>,
+        errors: &[(String, String, String)],
     ) -> Result<Vec<FileEntry>, Error> {
         let staged_files: Vec<sinks::StagedFile> = tables
             .iter()
@@ -277,6 +296,8 @@ impl Publisher {
             published_at,
             state_change: built_from.change,
             duckdb_storage_version: &self.settings.duckdb_storage_version,
+            reference: &self.settings.reference,
+            errors,
             previous,
         };
         let mut files = Vec::new();
@@ -295,6 +316,7 @@ impl Publisher {
             && previous.link_buckets == self.settings.link_buckets
             && previous.vinculo_version == env!("CARGO_PKG_VERSION")
             && previous.has_pii() == self.publishes_pii
+            && previous.reference == self.settings.reference.digest()
             && self.published_tables().all(|table| {
                 previous
                     .table(&table.name)

@@ -36,6 +36,8 @@ pub enum Kind {
     Publish,
     /// A publish of everything.
     Rebuild,
+    /// Features as of a date.
+    Features,
     /// A comparison with Belvo's list of links.
     SyncLinks,
     /// Webhooks that are read again.
@@ -54,6 +56,7 @@ impl Kind {
             Self::Erase => "erase",
             Self::Publish => "publish",
             Self::Rebuild => "rebuild",
+            Self::Features => "features",
             Self::SyncLinks => "sync-links",
             Self::Replay => "replay",
             Self::Job => "job",

@@ -26,7 +26,7 @@ fn every_command_line_of_the_readme_is_accepted() {
 fn the_commands_that_the_readme_says_are_missing_are_missing() {
     let (_, missing) = section("Not there yet").split_once("the commands").expect("the list names commands");
     let missing: Vec<&str> = missing.split('·').next().unwrap_or_default().split('`').skip(1).step_by(2).collect();
-    assert!(missing.len() > 5, "{missing:?}");
+    assert!(!missing.is_empty());
     let command = Cli::command();
     for name in missing {
         assert!(command.find_subcommand(name).is_none(), "`{name}` is there; the README says that it is not");

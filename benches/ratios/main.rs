@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 mod acks;
 mod children;
+mod features;
 mod flatten;
 mod measure;
 mod memory;
@@ -16,8 +17,13 @@ mod sync;
 type Part = fn() -> anyhow::Result<bool>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 4] =
-        [("flatten", flatten::run), ("acks", acks::run), ("sync", sync::run), ("memory", memory::run)];
+    let parts: [(&str, Part); 5] = [
+        ("flatten", flatten::run),
+        ("acks", acks::run),
+        ("sync", sync::run),
+        ("memory", memory::run),
+        ("features", features::run),
+    ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let mut all_reached = true;
     for (name, run) in parts {

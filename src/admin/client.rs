@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::status::BudgetUse;
 use super::v1::erasures::Wish;
 use crate::config::Config;
+use crate::features::runs::Wanted;
 use crate::operations::{Order, Replay};
 use crate::publish::BuiltFrom;
 use crate::runs::Run;
@@ -237,6 +238,10 @@ fn request(order: &Order) -> (String, Option<Value>) {
         Order::Erase(erasure) => ("/v1/erasures".to_owned(), Some(json!(Wish::of(erasure)))),
         Order::Publish => ("/v1/publish".to_owned(), None),
         Order::Rebuild => ("/v1/rebuild".to_owned(), None),
+        Order::Features(Wanted { as_of, mode, lag_months }) => {
+            let body = json!({ "as_of_date": as_of.to_string(), "mode": mode.name(), "lag_months": lag_months });
+            ("/v1/features".to_owned(), Some(body))
+        }
         Order::SyncLinks => ("/v1/links/sync".to_owned(), None),
         Order::Job(name) => {
             let name: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();

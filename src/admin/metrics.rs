@@ -42,6 +42,11 @@ fn describe() {
     describe_gauge!("vinculo_problem", "1 while the problem of this code stands in the way; the same codes as /readyz");
     describe_gauge!("vinculo_snapshot", "Number of the published snapshot");
     describe_gauge!("vinculo_table_rows", "Rows of each published table");
+    describe_gauge!(
+        "vinculo_reference_table_expires_timestamp_seconds",
+        Unit::Seconds,
+        "When each reference table stops saying anything, in seconds since 1970"
+    );
     describe_histogram!("vinculo_publish_seconds", Unit::Seconds, "Time to build and publish a snapshot");
     describe_counter!("vinculo_publish_failures_total", "Publishes that failed, by code");
     describe_counter!("vinculo_job_runs_total", "Runs of scheduled jobs, by job and outcome");

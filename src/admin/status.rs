@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::belvo::Budget;
 use crate::clock::Timestamp;
 use crate::config;
+use crate::features::reference::Expiry;
 use crate::publish::Manifest;
 use crate::queue::{self, Backlog};
 use crate::records::Drift;
@@ -50,6 +51,8 @@ pub struct Status {
     pub budget: Option<BudgetUse>,
     /// What readers see; absent before the first publish.
     pub snapshot: Option<Snapshot>,
+    /// Until when each reference table knows the law.
+    pub reference: Vec<Expiry>,
     /// How the state is kept.
     pub durability: Durability,
     /// Versions of the libraries that hold data.
@@ -164,6 +167,7 @@ impl Status {
             jobs: last_runs(tx)?,
             budget: None,
             snapshot: Snapshot::read(lake, now),
+            reference: Vec::new(),
             durability: Durability {
                 journal_mode: text("PRAGMA journal_mode")?,
                 synchronous: store::SYNCHRONOUS,

@@ -13,12 +13,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::sql::{self, Form};
-use super::{Exit, Global, init, work};
+use super::{Exit, Global, init, ordered, work};
 use crate::admin::Recorder;
 use crate::admin::status::grouped;
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
 use crate::daemon::{Daemon, Parts};
+use crate::features::runs::{Mode, Wanted};
+use crate::operations::Order;
 use crate::publish::{Lake, Manifest};
 use crate::queue;
 use crate::simulate::{self, SECRET_ID, SECRET_PASSWORD, Simulation};
@@ -38,6 +40,29 @@ const QUESTION: &str =
 FROM salaries JOIN employments USING (link_id, employment_key)
 WHERE is_open AND salary_type = 'REGULAR' AND currency = 'BRL' AND reference_month >= DATE '2026-01-01'
 GROUP BY cnae_section ORDER BY people DESC, cnae_section LIMIT 5";
+
+/// What a credit decision reads: the first links of the table.
+const EXCERPT: &str = "SELECT left(link_id, 8) AS link, is_employed AS employed, tenure_current_months AS tenure,
+  round(income_median_3m_brl, 2) AS income_3m, income_cv_12m AS spread, paid_months_12m AS paid, cnae_section AS cnae,
+  round(consignado_margin_upper_brl, 2) AS margin, dq_flags
+FROM credit_features ORDER BY link_id LIMIT 5";
+
+/// Three people whom a list of payslips would misjudge: at the ceiling of INSS, whose growth is the table's; in two jobs
+/// for most of the year; with a job that the register never closed.
+const TELLING: &str = "WITH stories AS (
+  SELECT 1 AS n, 'income at the INSS ceiling: its growth is the table''s' AS story, * FROM credit_features
+  WHERE capped_months_12m >= 6
+  UNION ALL
+  SELECT 2, 'two jobs at once, above the ceiling together', * FROM credit_features
+  WHERE concurrent_months_12m >= 6 AND is_employed AND capped_months_12m = 0
+  UNION ALL
+  SELECT 3, 'a job never closed, and not paid', * FROM credit_features WHERE open_jobs_without_pay > 0
+)
+SELECT left(link_id, 8) AS link, story, is_employed AS employed, open_jobs AS jobs, round(income_median_3m_brl, 2) AS income_3m,
+  income_to_teto AS to_teto, months_since_last_job AS since_job
+FROM stories
+QUALIFY row_number() OVER (PARTITION BY n ORDER BY income_to_teto DESC NULLS LAST, tenure_max_months DESC, link_id) = 1
+ORDER BY n";
 
 /// What `demo` takes.
 #[derive(Debug, clap::Args)]
@@ -76,7 +101,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             ],
             Needs { belvo: true, webhook: true },
         )?;
-        let daemon = Daemon::start(&config, Clock::system(), Parts::All).await?;
+        let clock = simulated_clock();
+        let daemon = Daemon::start(&config, clock.clone(), Parts::All).await?;
         let webhook =
             format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
         let simulation = Simulation::new(simulate::Settings {
@@ -96,6 +122,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             signal = work::asked_to_end() => Some(signal?),
         };
         if ended.is_none() {
+            let (as_of, lag_months) = (clock.now().to_utc().date_naive(), config.features.lag_months);
+            let order = Order::Features(Wanted { as_of, mode: Mode::Strict, lag_months });
+            ordered::follow_here(&daemon, order, Parts::All).await?;
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
             summarize(args, global, &config, &manifest, started.elapsed())?;
             if args.serve {
@@ -111,6 +140,12 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         serving.await??;
         Ok(if ended.is_some() { Exit::Interrupted } else { Exit::Done })
     })
+}
+
+/// A clock that shows the simulated day, on which the people live: so every demo gives the same rows, features included.
+fn simulated_clock() -> Clock {
+    let (start, begun) = (simulate::Settings::default().start, Instant::now());
+    Clock::from_fn(move || start + begun.elapsed())
 }
 
 /// Makes the folder ready: a new one, or one that an earlier demo made.
@@ -187,11 +222,17 @@ async fn follow(daemon: &Daemon, simulation: &Simulation, people: u32) -> anyhow
 fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest, took: Duration) -> anyhow::Result<()> {
     let out = &mut io::stdout().lock();
     let lake = &config.lake.path;
-    let mut answer = Vec::new();
-    sql::query(lake, QUESTION, if global.json { Form::Json } else { Form::Table }, &mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
+    let form = if global.json { Form::Json } else { Form::Table };
+    let ask = |question: &str| -> anyhow::Result<String> {
+        let mut answer = Vec::new();
+        sql::query(lake, question, form, &mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let (answer, excerpt, telling) = (ask(QUESTION)?, ask(EXCERPT)?, ask(TELLING)?);
     if global.json {
-        let rows: Vec<serde_json::Value> = answer.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let rows =
+            |answer: &str| -> Result<Vec<serde_json::Value>, _> { answer.lines().map(serde_json::from_str).collect() };
+        let (rows, features, telling) = (rows(&answer)?, rows(&excerpt)?, rows(&telling)?);
         let tables = manifest
             .tables
             .iter()
@@ -200,7 +241,7 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
         let document = json!({
             "people": args.people, "seconds": took.as_secs_f64(), "snapshot": manifest.snapshot, "tables": tables,
             "lake": lake, "duckdb": lake.join("vinculo.duckdb"), "config": args.dir.join("vinculo.toml"),
-            "question": QUESTION, "answer": rows,
+            "question": QUESTION, "answer": rows, "features": features, "telling": telling,
         });
         return Ok(writeln!(out, "{document:#}")?);
     }
@@ -220,6 +261,8 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
         writeln!(out, "  {:<18} {:>10} rows", table.name, grouped(table.rows))?;
     }
     writeln!(out, "\nWhere do people work, and what do they earn this year?\n\n{answer}")?;
+    writeln!(out, "What a credit decision reads (credit_features, one row for each link):\n\n{excerpt}")?;
+    writeln!(out, "Three people whom a list of payslips would misjudge:\n\n{telling}")?;
     writeln!(out, "Try next:")?;
     writeln!(out, "  {program} sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;
     writeln!(out, "  {program} sql --config {} \"SELECT * FROM data_dictionary\"", config.display())?;

@@ -17,7 +17,9 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod erase;
+pub mod docs;
 pub mod exit;
+pub mod features;
 pub mod init;
 pub mod jobs;
 pub mod links;
@@ -106,6 +108,8 @@ pub enum Command {
     Rebuild(rebuild::Args),
     /// Hold every published file and the state against what was written
     Verify(verify::Args),
+    /// Compute credit features as of a date, explain them, keep what a decision used
+    Features(features::Args),
     /// List, show, reconcile or delete the tracked links
     Links(links::Args),
     /// Open Belvo's widget for a user, to connect or to give a link new credentials
@@ -120,6 +124,8 @@ pub enum Command {
     Erase(erase::Args),
     /// Print everything held on one link or person
     Subject(subject::Args),
+    /// Print what every table and column means
+    Docs(docs::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
     Check(check::Args),
     /// Tell what is tracked, waiting, failing and published
@@ -145,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Publish(args) => publish::run(&args, &global),
         Command::Rebuild(args) => rebuild::run(&args, &global),
         Command::Verify(args) => verify::run(&args, &global),
+        Command::Features(args) => features::run(&args, &global),
         Command::Links(args) => links::run(&args, &global),
         Command::Widget(args) => widget::run(&args, &global),
         Command::Jobs(args) => jobs::run(&args, &global),
@@ -152,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Sql(args) => sql::run(&args, &global),
         Command::Erase(args) => erase::run(&args, &global),
         Command::Subject(args) => subject::run(&args, &global),
+        Command::Docs(args) => docs::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Backup(args) => backup::run(&args, &global),
@@ -228,6 +236,7 @@ Commands:
   publish      Publish what changed
   rebuild      Build the lake anew from the record store
   verify       Hold every published file and the state against what was written
+  features     Compute credit features as of a date, explain them, keep what a decision used
   links        List, show, reconcile or delete the tracked links
   widget       Open Belvo's widget for a user, to connect or to give a link new credentials
   jobs         List the jobs, or run one now
@@ -235,6 +244,7 @@ Commands:
   sql          Run SQL on the published tables
   erase        Erase one link or person, everywhere
   subject      Print everything held on one link or person
+  docs         Print what every table and column means
   check        Parse config, jobs and schemas, and print when each job runs next
   status       Tell what is tracked, waiting, failing and published
   backup       Copy the state into one file, also while a daemon runs

@@ -73,7 +73,11 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
     })
 }
 
-async fn follow_here(daemon: &Daemon, order: Order, parts: Parts) -> anyhow::Result<Run> {
+/// Has `order` carried out by the daemon of this process, and gives its run when that has ended.
+///
+/// # Errors
+/// When the order is not taken.
+pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts) -> anyhow::Result<Run> {
     let id = daemon.operations.start(order, Reason::Command).await?;
     let bar = bar();
     let missing = || anyhow::anyhow!("the run {id} is not on record any more");

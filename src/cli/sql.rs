@@ -25,7 +25,8 @@ const SHOWN_ROWS: usize = 10_000;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The question, such as "SELECT count(*) FROM salaries"
-    #[arg(value_name = "SQL")]
+    // A question may begin with a comment.
+    #[arg(value_name = "SQL", allow_hyphen_values = true)]
     pub sql: String,
     /// Print CSV
     #[arg(long, conflicts_with = "json")]

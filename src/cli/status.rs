@@ -14,7 +14,17 @@ pub struct Args {}
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
-    let mut status = Status::gather(&config.state.path, &config.lake.path, Clock::system().now())?;
+    let now = Clock::system().now();
+    let mut status = Status::gather(&config.state.path, &config.lake.path, now)?;
+    status.reference = config.lake.reference.expiries();
+    for expiry in status.reference.iter().filter(|expiry| expiry.is_near(now)) {
+        writeln!(
+            io::stderr(),
+            "warning: {} knows the law until {}; put the next one into reference.dir, or features that need it are NULL",
+            expiry.table,
+            expiry.valid_to
+        )?;
+    }
     // Only the daemon knows; without it, or without its token, the rest is told all the same.
     status.budget = work::block_on(async { Ok(ask_for_budget(&config).await) })?;
     if let Some(note) = config.state.unkept_promise() {

@@ -1,6 +1,7 @@
 //! From settings to sections: every rule that a value must keep, and those between values.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -10,7 +11,10 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::reader::{Reader, listed};
-use super::{Admin, Belvo, Branding, Budget, CallbackUrls, Keep, Lake, Needs, Pii, Retention, State, Webhook, Widget};
+use super::{
+    Admin, Belvo, Branding, Budget, CallbackUrls, Features, Keep, Lake, Needs, Pii, Retention, State, Webhook, Widget,
+};
+use crate::features::reference::Reference;
 
 /// Names of the sinks that `lake.sinks` may list.
 const SINKS: [&str; 2] = ["parquet", "duckdb"];
@@ -287,6 +291,7 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         duckdb_storage_version: read.text("lake.duckdb_storage_version", "a version such as v1.0.0", is_version),
         publish_quiet,
         publish_max_wait,
+        reference: Arc::new(reference(read)),
     }
 }
 
@@ -316,10 +321,21 @@ pub(super) fn retention(read: &mut Reader<'_>) -> Retention {
     }
 }
 
-/// What later versions use.
-pub(super) fn later(read: &mut Reader<'_>) {
-    read.whole("features.lag_months", 0..=24);
-    read.path("reference.dir");
+pub(super) fn features(read: &mut Reader<'_>) -> Features {
+    Features { lag_months: read.whole("features.lag_months", 0..=24) }
+}
+
+/// The reference tables; the compiled ones where a file is wrong, which is noted.
+fn reference(read: &mut Reader<'_>) -> Reference {
+    let dir = read.path("reference.dir");
+    if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+        let what = format!("there is no folder {}", dir.display());
+        read.refuse("reference.dir", what, "make it, or write \"\" for the tables that come with vinculo");
+    }
+    Reference::read(dir.as_deref()).unwrap_or_else(|problems| {
+        read.problems.extend(problems);
+        Reference::compiled()
+    })
 }
 
 /// The folder of the jobs; `None` when there is none and nobody named one.

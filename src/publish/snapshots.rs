@@ -32,6 +32,9 @@ pub struct Manifest {
     pub built_from: BuiltFrom,
     /// Partitions of each table.
     pub link_buckets: u32,
+    /// Digest of the reference tables.
+    #[serde(default)]
+    pub reference: String,
     /// Its tables.
     pub tables: Vec<TableEntry>,
     /// Files that hold all tables, such as `vinculo.duckdb`.

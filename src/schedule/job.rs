@@ -77,6 +77,8 @@ actions! {
     Backup = "backup",
     /// Holds every published file and the state against what was written.
     Verify = "verify",
+    /// Computes today's features.
+    Features = "features",
 }
 
 impl Action {
@@ -425,7 +427,7 @@ the configuration has 8 errors:
   jobs/job.toml: schedul: unknown key; did you mean schedule?
   jobs/job.toml: schedule: "61 * * * *" is not a five-field cron schedule: Component error: Number out of bounds.; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
   jobs/job.toml: timezone: "America/Sao_Paolo" is not a time zone; did you mean America/Sao_Paulo?
-  jobs/job.toml: action: this build does not do the action "backup"; it does fetch, recollect, sync-links, publish
+  jobs/job.toml: action: this build does not do the action "backup"; it does fetch, recollect, sync-links, publish, features
   jobs/job.toml: scope.older_then: unknown key; did you mean older_than?
   jobs/job.toml: scope.access_mode: "often" is not an access mode; write "recurrent" or "single"
   jobs/job.toml: scope.older_than: "24" is not a time with its unit; write for example "24h"

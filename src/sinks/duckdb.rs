@@ -15,6 +15,7 @@ use duckdb::{Config, Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Previous, Sink, Staged};
+use crate::features::catalog;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
 
@@ -27,6 +28,9 @@ const MEMORY: &str = "96MiB";
 /// Macros and views, each after those that it is made of. They name tables without a catalog: whoever attaches the file under
 /// another name says `USE` first.
 const VIEWS: [&str; 1] = [include_str!("views/as_of.sql")];
+
+/// The table that is partitioned by date.
+const FEATURES: &str = "credit_features";
 
 /// The sink.
 pub struct Duckdb;
@@ -45,6 +49,8 @@ impl Sink for Duckdb {
         for table in staged.schema.tables.iter().filter(is_new) {
             load(&connection, table, staged)?;
         }
+        // One transaction: each statement on its own would wait for the disk.
+        connection.execute_batch("BEGIN TRANSACTION")?;
         describe(&connection, staged.schema)?;
         connection.execute(
             "INSERT INTO lake.meta_snapshot VALUES ($1, make_timestamptz($2::BIGINT), $3, $4)",
@@ -52,7 +58,11 @@ impl Sink for Duckdb {
         )?;
         connection.execute_batch("USE lake")?;
         VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
-        connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
+        catalog::complete(&connection, staged.reference, staged.errors)?;
+        if !standing.contains(FEATURES) {
+            load_features(&connection, staged)?;
+        }
+        connection.execute_batch("COMMIT; USE memory; CHECKPOINT lake; DETACH lake;")?;
         Ok(vec![FILE.into()])
     }
 }
@@ -210,10 +220,22 @@ fn load(connection: &Connection, table: &Table, staged: &Staged<'_>) -> Result<(
     Ok(())
 }
 
+/// The partitions of `credit_features`, whose key is not a column of theirs.
+fn load_features(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
+    for file in staged.files.iter().filter(|file| file.table == FEATURES && file.rows > 0) {
+        let path = quoted(&staged.folder.join(&file.path).to_string_lossy());
+        connection.execute_batch(&format!(
+            "INSERT INTO lake.{FEATURES} SELECT link_id, as_of_date, * EXCLUDE (link_id, as_of_date) \
+             FROM read_parquet({path}, hive_partitioning = true)"
+        ))?;
+    }
+    Ok(())
+}
+
 /// Fills the data dictionary.
 fn describe(connection: &Connection, schema: &Schema) -> Result<(), Error> {
-    let mut insert =
-        connection.prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")?;
+    let mut insert = connection
+        .prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)")?;
     for table in schema.tables.iter().chain(&schema.lake_tables) {
         let nothing: Option<&str> = None;
         insert.execute(params![

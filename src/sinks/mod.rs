@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::clock::Timestamp;
+use crate::features::reference::Reference;
 use crate::schema::Schema;
 
 pub mod duckdb;
@@ -46,6 +47,10 @@ pub struct Staged<'s> {
     pub state_change: i64,
     /// Storage version of a DuckDB file.
     pub duckdb_storage_version: &'s str,
+    /// The law's tables.
+    pub reference: &'s Reference,
+    /// Link, resource and code of each latest refresh that failed.
+    pub errors: &'s [(String, String, String)],
     /// The snapshot before it, unless everything is to be made anew.
     pub previous: Option<Previous>,
 }

@@ -2,7 +2,7 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 17] = [
     "init",
     "demo",
     "serve",
@@ -10,11 +10,13 @@ const COMMANDS: [&str; 15] = [
     "refresh",
     "publish",
     "rebuild",
+    "features",
     "links",
     "widget",
     "jobs",
     "webhooks",
     "sql",
+    "docs",
     "check",
     "status",
     "completions",

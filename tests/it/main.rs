@@ -9,6 +9,8 @@ mod binary;
 mod coalesce;
 mod commands;
 mod erase;
+mod examples;
+mod features;
 mod fixtures;
 mod harness;
 mod history;

@@ -166,6 +166,12 @@ def check_duckdb(version, seen, allow_empty):
             known = seen["as_of"].get(f"{table}_as_of")
             assert known == len(seen["rows"][table]), f"{table}_as_of knows {known} rows, {table} {len(seen['rows'][table])}"
 
+    def features_are_those_of_the_macro():
+        wrong = {run: other for run, (_, other) in seen["features"].items() if other}
+        assert not wrong, f"rows that differ: {wrong}"
+        return f"{sum(rows for rows, _ in seen['features'].values())} rows of {len(seen['features'])} runs"
+
+    check(f"DuckDB {version}: the macro computes what is published", features_are_those_of_the_macro)
     check(f"DuckDB {version}: every table is there", every_table_is_there)
     check(f"DuckDB {version}: what is known at the end of time is what is current", as_of_macros_answer)
     check(f"DuckDB {version}: every table and column has a comment", everything_has_a_comment)

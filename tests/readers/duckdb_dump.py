@@ -46,11 +46,24 @@ as_of = {}
 for (macro,) in db.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_name LIKE '%\\_as\\_of' ESCAPE '\\'").fetchall():
     as_of[macro] = db.execute(f"SELECT count(*) FROM {macro}(TIMESTAMPTZ '9999-01-01 00:00:00+00')").fetchone()[0]
 
+# Rows of each published run of features that the macro does not give, or gives otherwise.
+features = {}
+if "credit_features" in tables:
+    runs = db.execute(
+        "SELECT DISTINCT CAST(as_of_date AS VARCHAR), epoch_us(known_at), lag_months, pit_mode FROM credit_features"
+    ).fetchall()
+    for date, known, lag_months, mode in runs:
+        published = f"SELECT * FROM credit_features WHERE as_of_date = DATE '{date}' AND pit_mode = '{mode}'"
+        computed = f"SELECT * FROM credit_features(DATE '{date}', make_timestamptz({known}::BIGINT), {lag_months})"
+        both = f"({published} EXCEPT ALL {computed}) UNION ALL ({computed} EXCEPT ALL {published})"
+        rows, other = (db.execute(f"SELECT count(*) FROM ({sql})").fetchone()[0] for sql in (published, both))
+        features[f"{date} {mode}"] = [rows, other]
+
 for table in tables:
     save(table, f'SELECT * FROM "{table}"')
     if (lake / "current" / table).is_dir():
         files = str(lake / "current" / table / "*" / "*.parquet").replace("'", "''")
         save(f"{table}.parquet", f"SELECT * FROM read_parquet('{files}', hive_partitioning = true)")
 
-facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views, "as_of": as_of}
+facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views, "as_of": as_of, "features": features}
 (out / "facts.json").write_text(json.dumps(facts))

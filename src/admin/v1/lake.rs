@@ -1,15 +1,20 @@
-//! `POST /v1/publish`, `POST /v1/rebuild`: what a command asks for that may not touch the lake beside the daemon.
+//! `POST /v1/publish`, `POST /v1/rebuild`, `POST /v1/features`: what a command asks for that may not touch the lake beside the daemon.
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
+use serde::Deserialize;
 
-use super::{Api, Problem};
+use super::{Api, Problem, body};
+use crate::features::runs::{Mode, Wanted};
 use crate::operations::Order;
 
 pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/publish", post(publish)).route("/v1/rebuild", post(rebuild))
+    Router::new()
+        .route("/v1/publish", post(publish))
+        .route("/v1/rebuild", post(rebuild))
+        .route("/v1/features", post(features))
 }
 
 async fn publish(State(api): State<Api>) -> Result<Response, Problem> {
@@ -18,4 +23,23 @@ async fn publish(State(api): State<Api>) -> Result<Response, Problem> {
 
 async fn rebuild(State(api): State<Api>) -> Result<Response, Problem> {
     api.order(Order::Rebuild).await
+}
+
+/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default strict, and the lag of the configuration.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    as_of_date: String,
+    mode: Option<Mode>,
+    lag_months: Option<u32>,
+}
+
+async fn features(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
+    let Asked { as_of_date, mode, lag_months } = body(request).await?;
+    let as_of = as_of_date.parse().map_err(|_| Problem::invalid("as_of_date is a date such as 2026-05-31"))?;
+    let lag_months = lag_months.unwrap_or(api.lag_months);
+    if lag_months > 24 {
+        return Err(Problem::invalid("lag_months is a number from 0 to 24"));
+    }
+    api.order(Order::Features(Wanted { as_of, mode: mode.unwrap_or(Mode::Strict), lag_months })).await
 }

@@ -47,6 +47,7 @@ pub struct Api {
     budget: Budget,
     limit: config::Budget,
     places: Arc<Places>,
+    lag_months: u32,
 }
 
 /// Where state and lake are.
@@ -59,7 +60,8 @@ impl Api {
     /// An API that orders from `operations`, and tells how much of `budget` is in use.
     pub fn new(operations: Operations, budget: Budget, config: &Config) -> Self {
         let places = Places { state: config.state.path.clone(), lake: config.lake.path.clone() };
-        Self { operations, budget, limit: config.belvo.budget, places: Arc::new(places) }
+        let (limit, lag_months) = (config.belvo.budget, config.features.lag_months);
+        Self { operations, budget, limit, places: Arc::new(places), lag_months }
     }
 
     /// Takes an order: 202, where its run is followed, and the run.
@@ -170,7 +172,7 @@ impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match refused {
             Refused::Store(error) | Refused::Erase(erase::Error::Store(error)) => return error.into(),
-            Refused::NotALinkId(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refused::NotALinkId(_) | Refused::Features(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NoLink
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)

@@ -1,0 +1,175 @@
+//! Features of 100,000 links, against the same formulas as one statement over the history tables.
+//!
+//! The tables are those of simulated people, each fifty times under other keys. The statement is ours without what makes it
+//! quick: every step is a part of the one question, asked again wherever it is named, over all links at once, joined by the
+//! keys of the tables. It is compared on a tenth of the links, because all of them do not fit into this machine's memory.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use duckdb::Connection;
+use tempfile::TempDir;
+use vinculo::clock::Timestamp;
+use vinculo::features::catalog;
+use vinculo::features::compute::{Computer, SOURCES};
+use vinculo::features::reference::Reference;
+use vinculo::features::runs::{self, Mode, Run};
+
+use crate::measure::{aim, aim_below};
+
+const PEOPLE: u32 = 2_000;
+const TIMES: u32 = 50;
+/// What the statement may use; ours has a fraction of it.
+const MEMORY_OF_THE_STATEMENT: &str = "10GB";
+
+pub(crate) fn run() -> anyhow::Result<bool> {
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let demo = folder.path().join("demo");
+    let made = Command::new(env!("CARGO_BIN_EXE_vinculo"))
+        .args(["demo", "--log-level", "error", "--people", &PEOPLE.to_string(), "--dir"])
+        .arg(&demo)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()?;
+    anyhow::ensure!(made.success(), "the demo ended with {made}");
+    let (whole, tenth) = (folder.path().join("whole"), folder.path().join("tenth"));
+    let rows = multiply(&demo.join("lake/current"), &whole, TIMES)?;
+    multiply(&demo.join("lake/current"), &tenth, TIMES / 10)?;
+
+    // From here on the highest size counts.
+    fs::write("/proc/self/clear_refs", "5").context("the kernel forgets the highest size")?;
+    let links = PEOPLE * TIMES;
+    let (all, links_computed) = ours(&whole, None)?;
+    anyhow::ensure!(links_computed == u64::from(links), "{links_computed} rows of {links}");
+    let highest = high_water()?;
+    let changed: Vec<String> = some_links(&whole, links / 100)?;
+    let (some, count) = ours(&whole, Some(&changed))?;
+    anyhow::ensure!(count == u64::from(links / 100), "{count} rows of changed links");
+    println!("  {links} links, {rows} salary rows: {:.1} s, highest resident size {highest:.0} MiB", all.as_secs_f64());
+    println!("  1 % of the links changed: {:.2} s", some.as_secs_f64());
+
+    let (ours, _) = ours(&tenth, None)?;
+    let statement = statement(&tenth)?;
+    println!("  {} links: {:.1} s, the one statement {:.1} s", links / 10, ours.as_secs_f64(), statement.as_secs_f64());
+    let reached = [
+        aim("the one statement / ours", statement.as_secs_f64() / ours.as_secs_f64(), 5.0),
+        aim_below("highest resident size in MiB", highest, 2048.0),
+        aim_below("changed links in % of the whole", 100.0 * some.as_secs_f64() / all.as_secs_f64(), 5.0),
+    ];
+    Ok(reached.into_iter().all(|reached| reached))
+}
+
+fn the_run() -> Run {
+    let as_of = chrono::NaiveDate::from_ymd_opt(2026, 11, 20).unwrap_or_default();
+    let known_at = runs::end_of(as_of);
+    Run { as_of, mode: Mode::Strict, known_at, lag_months: 1, ran_at: Timestamp::from_micros(0), change: 0 }
+}
+
+/// Writes each source `times` times under other keys, sorted as the lake's files are; gives the salary rows.
+fn multiply(lake: &Path, to: &Path, times: u32) -> anyhow::Result<u64> {
+    fs::create_dir_all(to)?;
+    let connection = Connection::open_in_memory()?;
+    connection.execute_batch(&format!("SET temp_directory = '{}'", to.join("tmp").display()))?;
+    for table in SOURCES {
+        let keys = match table {
+            "links" | "link_snapshots" => "md5(link_id || n) AS link_id",
+            _ => "md5(link_id || n) AS link_id, md5(employment_key || n) AS employment_key",
+        };
+        let order = if keys.contains("employment_key") { "link_id, employment_key" } else { "link_id" };
+        connection.execute_batch(&format!(
+            "COPY (SELECT * EXCLUDE (n) REPLACE ({keys}) FROM read_parquet('{}/{table}/*/*.parquet', hive_partitioning = false), \
+             range({times}) AS r(n) ORDER BY {order}) TO '{}' (FORMAT parquet, COMPRESSION zstd)",
+            lake.display(),
+            file(to, table).display()
+        ))?;
+    }
+    let sql = format!("SELECT count(*) FROM '{}'", file(to, "salaries_history").display());
+    let rows: i64 = connection.query_row(&sql, [], |row| row.get(0))?;
+    Ok(rows.cast_unsigned())
+}
+
+fn file(folder: &Path, table: &str) -> PathBuf {
+    folder.join(format!("{table}.parquet"))
+}
+
+/// Computes and writes as a publish does, and gives time and rows.
+fn ours(folder: &Path, wanted: Option<&[String]>) -> anyhow::Result<(Duration, u64)> {
+    let started = Instant::now();
+    let computer = Computer::over_parquet(|table| vec![file(folder, table)], folder, &[], &Reference::compiled())?;
+    computer.add(&the_run(), wanted, &[])?;
+    let out = folder.join("credit_features.parquet");
+    let rows = computer.write(&out)?;
+    let took = started.elapsed();
+    fs::remove_file(out)?;
+    Ok((took, rows))
+}
+
+/// Links here and there.
+fn some_links(folder: &Path, count: u32) -> anyhow::Result<Vec<String>> {
+    let connection = Connection::open_in_memory()?;
+    let sql = format!("SELECT link_id FROM '{}' ORDER BY md5(link_id) LIMIT {count}", file(folder, "links").display());
+    let mut select = connection.prepare(&sql)?;
+    let links = select.query_map([], |row| row.get(0))?.collect::<duckdb::Result<Vec<String>>>()?;
+    Ok(links)
+}
+
+/// The same formulas as one statement: how long it takes.
+fn statement(folder: &Path) -> anyhow::Result<Duration> {
+    let connection = Connection::open_in_memory()?;
+    let temporary = folder.join("tmp");
+    connection.execute_batch(&format!(
+        "SET memory_limit = '{MEMORY_OF_THE_STATEMENT}'; SET temp_directory = '{}'; SET threads = 4",
+        temporary.display()
+    ))?;
+    for table in SOURCES {
+        let file = file(folder, table);
+        connection.execute_batch(&format!("CREATE VIEW {table} AS SELECT * FROM '{}'", file.display()))?;
+    }
+    catalog::create_macros(&connection, &Reference::compiled())?;
+    let text = statement_text()?;
+    let run = the_run();
+    let started = Instant::now();
+    connection.execute_batch(&format!(
+        "CREATE TABLE result AS WITH {}",
+        text.replace("CAST(as_of AS DATE)", &format!("DATE '{}'", run.as_of))
+            .replace("CAST(known AS TIMESTAMPTZ)", &format!("make_timestamptz({}::BIGINT)", run.known_at.as_micros()))
+            .replace("lag_months AS SMALLINT", "1 AS SMALLINT")
+            .replace("- lag_months", "- 1")
+    ))?;
+    Ok(started.elapsed())
+}
+
+fn statement_text() -> anyhow::Result<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/features/sql/credit_features");
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    files.sort();
+    let row = files.pop().context("the last file is the row")?;
+    let mut text = String::new();
+    for (number, file) in files.iter().enumerate() {
+        write!(text, "{}{}", if number == 0 { "" } else { "," }, fs::read_to_string(file)?)?;
+    }
+    write!(text, "{}", fs::read_to_string(row)?)?;
+    let plain = text
+        .replace("AS MATERIALIZED", "AS NOT MATERIALIZED")
+        .replace("CAST(row_number() OVER () AS INTEGER) AS job_no", "e.employment_key AS job_no")
+        .replace("CAST(row_number() OVER (ORDER BY link_id) AS INTEGER) AS link_no", "link_id AS link_no");
+    // Numbers that are given anew wherever a step is named would not be the same.
+    anyhow::ensure!(
+        !plain.contains("AS INTEGER) AS job_no") && !plain.contains("AS INTEGER) AS link_no"),
+        "the steps number rows otherwise"
+    );
+    Ok(plain)
+}
+
+/// The highest resident size of this process since it was last forgotten, in MiB.
+fn high_water() -> anyhow::Result<f64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells it")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes / 1024.0)
+}

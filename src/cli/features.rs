@@ -1,0 +1,237 @@
+//! `vinculo features`: the rows that credit decisions read, computed, explained and kept.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use chrono::NaiveDate;
+use serde_json::json;
+
+use super::{Exit, Global, ordered, work};
+use crate::clock::Clock;
+use crate::config::{Config, Needs};
+use crate::features::explain::{self, Explanation};
+use crate::features::frozen::{self, Frozen};
+use crate::features::runs::{self, Mode, Run, Wanted};
+use crate::operations::Order;
+use crate::publish::Lake;
+use crate::store::{Readers, Store};
+
+/// What `features` takes.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// The date, YYYY-MM-DD [default: today in UTC]
+    #[arg(long, value_name = "DATE")]
+    pub as_of: Option<NaiveDate>,
+    /// What may have been known
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Strict)]
+    pub mode: Mode,
+    /// Months before the date's own that are not yet complete [default: that of the configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=24))]
+    pub lag_months: Option<u32>,
+    /// Something else with features
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What else can be done with features.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Show each feature of a link with the rows that it came from, and why it is NULL
+    Explain(Explain),
+    /// Keep the row that a decision used, as it is
+    Freeze(Freeze),
+}
+
+/// What `features explain` takes.
+#[derive(Debug, clap::Args)]
+pub struct Explain {
+    /// The link
+    #[arg(long, value_name = "ID")]
+    pub link: String,
+    /// The date, YYYY-MM-DD
+    #[arg(long, value_name = "DATE")]
+    pub as_of: NaiveDate,
+    /// What may have been known
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Strict)]
+    pub mode: Mode,
+    /// Months before the date's own that are not yet complete [default: that of the configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=24))]
+    pub lag_months: Option<u32>,
+}
+
+/// What `features freeze` takes.
+#[derive(Debug, clap::Args)]
+pub struct Freeze {
+    /// Your id of the decision; the same one cannot be given twice
+    #[arg(long, value_name = "X")]
+    pub decision_id: String,
+    /// The link
+    #[arg(long, value_name = "ID")]
+    pub link: String,
+    /// The date, YYYY-MM-DD
+    #[arg(long, value_name = "DATE")]
+    pub as_of: NaiveDate,
+    /// What may have been known
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Strict)]
+    pub mode: Mode,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let config = global.load_config(Needs::default())?;
+    match &args.action {
+        None => compute(args, &config, global),
+        Some(Action::Explain(args)) => explain(args, &config, global),
+        Some(Action::Freeze(args)) => freeze(args, &config, global),
+    }
+}
+
+/// Has the run recorded and published.
+fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit> {
+    let now = Clock::system().now();
+    let as_of = args.as_of.unwrap_or(now.to_utc().date_naive());
+    let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
+    let (mode, _) = runs::clocks(as_of, args.mode, now)?;
+    warn_of_expiry(config, as_of)?;
+    let order = Order::Features(Wanted { as_of, mode: args.mode, lag_months });
+    let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
+    if let Some(run) = &run {
+        ordered::complain(run, global)?;
+        if run.message.is_none() {
+            let recorded = Readers::of(&config.state.path).read(runs::all)?;
+            let recorded = recorded.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
+            tell(&recorded.context("the run is not on record")?, config, global)?;
+        }
+    }
+    Ok(ordered::exit(run.as_ref()))
+}
+
+fn warn_of_expiry(config: &Config, as_of: NaiveDate) -> io::Result<()> {
+    let past = config.lake.reference.expiries().into_iter().filter(|expiry| expiry.valid_to < as_of);
+    past.into_iter().try_for_each(|expiry| {
+        writeln!(
+            io::stderr(),
+            "warning: {} ends on {}, so features that need it are NULL; put the next one into reference.dir",
+            expiry.table,
+            expiry.valid_to
+        )
+    })
+}
+
+fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
+    let Run { as_of, mode, known_at, lag_months, .. } = run;
+    let manifest = Lake::open(&config.lake.path)?.current().context("nothing is published")?;
+    let path = format!("credit_features/as_of_date={as_of}/part-0.parquet");
+    let file = manifest.table("credit_features").and_then(|table| table.files.iter().find(|file| file.path == path));
+    let rows = file.and_then(|file| file.rows).unwrap_or_default();
+    let out = &mut io::stdout().lock();
+    if global.json {
+        let document = json!({
+            "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "known_at": known_at.to_string(),
+            "lag_months": lag_months, "rows": rows, "snapshot": manifest.snapshot, "path": path,
+        });
+        writeln!(out, "{document:#}")?;
+    } else {
+        writeln!(out, "snapshot {:06}: {path}, {rows} rows", manifest.snapshot)?;
+        writeln!(out, "  {mode}, known until {known_at}, {lag_months} months of lag")?;
+    }
+    Ok(())
+}
+
+/// The published database, which a publish meanwhile does not take away.
+fn database(config: &Config) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(config.lake.path.join("vinculo.duckdb")).with_context(|| {
+        format!(
+            "nothing is published in {}: run `vinculo publish` first, with \"duckdb\" in lake.sinks",
+            config.lake.path.display()
+        )
+    })
+}
+
+fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<Exit> {
+    let (mode, known_at) = runs::clocks(args.as_of, args.mode, Clock::system().now())?;
+    let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
+    let run = Run { as_of: args.as_of, mode, known_at, lag_months, ran_at: known_at, change: 0 };
+    let explanation = explain::explain(&database(config)?, &config.lake.reference, &args.link, &run)?;
+    let Some(explanation) = explanation else {
+        bail!("there is no link {} in the lake: `vinculo sql \"SELECT link_id FROM links\"` lists them", args.link)
+    };
+    let out = &mut io::stdout().lock();
+    if global.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?;
+    } else {
+        show(&explanation, out)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
+    let Explanation { link_id, as_of_date, known_at, pit_mode, lag_months, features, evidence } = explanation;
+    writeln!(out, "{link_id} as of {as_of_date}, {pit_mode}, known until {known_at}, {lag_months} months of lag\n")?;
+    for feature in features {
+        let value = feature.value.as_ref().map_or("NULL".to_owned(), explain::plain);
+        writeln!(out, "{:<32} {value}", feature.name)?;
+        if let Some(why) = &feature.why_null {
+            writeln!(out, "    NULL because {why}")?;
+        } else {
+            writeln!(out, "    {}", feature.meaning)?;
+        }
+        for (table, rows) in &feature.from {
+            writeln!(out, "    from {table}: {}", rows.join(", "))?;
+        }
+    }
+    for (table, rows) in evidence {
+        writeln!(out, "\n{table}")?;
+        for row in rows {
+            let cells: BTreeMap<&String, String> = row
+                .iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(name, value)| (name, explain::plain(value)))
+                .collect();
+            let cells: Vec<String> = cells.into_iter().map(|(name, value)| format!("{name} {value}")).collect();
+            writeln!(out, "  {}", cells.join(" · "))?;
+        }
+    }
+    Ok(())
+}
+
+fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exit> {
+    let clock = Clock::system();
+    let (mode, _) = runs::clocks(args.as_of, args.mode, clock.now())?;
+    let row = explain::published(&database(config)?, &args.link, args.as_of, mode)?.with_context(|| {
+        let as_of = args.as_of;
+        format!(
+            "credit_features has no {mode} row of this link for {as_of}: run `vinculo features --as-of {as_of}` first"
+        )
+    })?;
+    let frozen = Frozen {
+        decision_id: args.decision_id.clone(),
+        link_id: args.link.clone(),
+        as_of: args.as_of,
+        mode,
+        frozen_at: clock.now(),
+        row,
+    };
+    let store = Store::open(&config.state.path)?;
+    let kept = work::block_on(async { Ok(frozen::keep(&store, frozen.clone()).await?) })?;
+    if !kept {
+        let standing = Readers::of(&config.state.path).read(|tx| frozen::of(tx, &args.decision_id))?;
+        let same = standing.is_some_and(|standing| standing.row == frozen.row);
+        if !same {
+            bail!("decision {} keeps another row already; give the new decision an id of its own", args.decision_id);
+        }
+    }
+    let out = &mut io::stdout().lock();
+    if global.json {
+        let document = json!({
+            "decision_id": frozen.decision_id, "link_id": frozen.link_id, "as_of_date": frozen.as_of.to_string(),
+            "pit_mode": mode.name(), "row": frozen.row,
+        });
+        writeln!(out, "{document:#}")?;
+    } else {
+        writeln!(out, "decision {} keeps the {mode} row of {} for {}", args.decision_id, args.link, args.as_of)?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,162 @@
+//! What every `vinculo.duckdb` holds besides the tables of records: macros, reference tables, views, and their comments.
+//!
+//! *Takes* a connection whose default catalog is the file, with the tables of records in it. *Promises* SQL that every
+//! DuckDB from 1.1 on understands, and a comment on everything.
+
+use std::fmt::Write as _;
+
+use duckdb::{Connection, params};
+
+use super::dictionary::{self, Kind, Relation};
+use super::reference::Reference;
+
+/// Scalar macros, each after those that it is made of.
+const MACROS: [&str; 9] = [
+    include_str!("sql/macros/month_number.sql"),
+    include_str!("sql/macros/month_date.sql"),
+    include_str!("sql/macros/rounded_units.sql"),
+    include_str!("sql/macros/rounded_ratio.sql"),
+    include_str!("sql/macros/months_of_days.sql"),
+    include_str!("sql/macros/brl.sql"),
+    include_str!("sql/macros/middle_sum.sql"),
+    include_str!("sql/macros/inss_in_bracket.sql"),
+    include_str!("sql/macros/inss_expected.sql"),
+];
+
+/// The steps of `credit_features`, each of which may use those before it.
+const STEPS: [&str; 10] = [
+    include_str!("sql/credit_features/01_asked.sql"),
+    include_str!("sql/credit_features/02_jobs.sql"),
+    include_str!("sql/credit_features/03_job_months.sql"),
+    include_str!("sql/credit_features/04_job_states.sql"),
+    include_str!("sql/credit_features/05_careers.sql"),
+    include_str!("sql/credit_features/06_coverage.sql"),
+    include_str!("sql/credit_features/07_main_job.sql"),
+    include_str!("sql/credit_features/08_person_months.sql"),
+    include_str!("sql/credit_features/09_incomes.sql"),
+    include_str!("sql/credit_features/10_contributions.sql"),
+];
+
+/// The row that the steps end in.
+const ROW: &str = include_str!("sql/credit_features/11_row.sql");
+
+const VIEWS: [&str; 3] = [
+    include_str!("sql/views/current_jobs.sql"),
+    include_str!("sql/views/monthly_income.sql"),
+    include_str!("sql/views/link_health.sql"),
+];
+
+const MACRO_COMMENT: &str = "One explained row for each link as of a date: credit_features(as_of DATE, known TIMESTAMPTZ, \
+     lag_months INTEGER). strict, for decisions: known = the date at 23:59:59.999999 UTC. The columns are those of the table \
+     credit_features";
+
+/// The text of a table macro of the steps of `credit_features`, ending in `row`.
+pub fn steps_macro(name: &str, row: &str) -> String {
+    format!("CREATE MACRO {name}(as_of, known, lag_months) AS TABLE WITH {} {row}", STEPS.join(","))
+}
+
+/// Makes what features are computed with: reference tables and macros. The history tables need not hold anything yet, but
+/// `links`, `link_snapshots` and the three histories of jobs must be there.
+///
+/// # Errors
+/// DuckDB's.
+pub fn create_macros(connection: &Connection, reference: &Reference) -> duckdb::Result<()> {
+    let tables = dictionary::relations().iter().filter(|relation| relation.name.starts_with("ref_"));
+    for table in tables {
+        connection.execute_batch(&created(table))?;
+    }
+    reference.load(connection)?;
+    MACROS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
+    connection.execute_batch(&steps_macro("credit_features", ROW))
+}
+
+/// Completes a `vinculo.duckdb`: everything of [`create_macros`], the table `credit_features` (empty, unless it is there), `link_errors` with
+/// `errors` (link, resource, code), views, comments, and the lines of the dictionary.
+///
+/// # Errors
+/// DuckDB's.
+pub fn complete(
+    connection: &Connection,
+    reference: &Reference,
+    errors: &[(String, String, String)],
+) -> duckdb::Result<()> {
+    create_macros(connection, reference)?;
+    for table in ["credit_features", "link_errors"] {
+        // The first may have been taken over from the file before.
+        let sql = created(dictionary::relation(table)).replacen("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1);
+        connection.execute_batch(&sql)?;
+    }
+    let mut insert = connection.prepare("INSERT INTO link_errors VALUES (?, ?, ?)")?;
+    for (link_id, resource, code) in errors {
+        insert.execute(params![link_id, resource, code])?;
+    }
+    VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
+    connection.execute_batch(&format!("COMMENT ON MACRO TABLE credit_features IS {}", quoted(MACRO_COMMENT)))?;
+    for relation in dictionary::relations() {
+        comment(connection, relation)?;
+        describe(connection, relation)?;
+    }
+    Ok(())
+}
+
+/// The statement that makes a table.
+fn created(table: &Relation) -> String {
+    let columns: Vec<String> = table.columns.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
+    format!("CREATE TABLE {} ({})", table.name, columns.join(", "))
+}
+
+fn comment(connection: &Connection, relation: &Relation) -> duckdb::Result<()> {
+    let Relation { name, key, meaning, kind, columns } = relation;
+    let what = match kind {
+        Kind::Table => "TABLE",
+        Kind::View => "VIEW",
+    };
+    let meaning = quoted(&format!("{meaning}; key: {}", key.join(", ")));
+    let mut statements = format!("COMMENT ON {what} {name} IS {meaning}");
+    for column in columns {
+        // Writing to a String cannot fail.
+        let _ = write!(statements, "; COMMENT ON COLUMN {name}.{} IS {}", column.name, quoted(&column.comment()));
+    }
+    connection.execute_batch(&statements)
+}
+
+fn describe(connection: &Connection, relation: &Relation) -> duckdb::Result<()> {
+    let mut insert = connection.prepare("INSERT INTO data_dictionary VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?;
+    let nothing: Option<&str> = None;
+    insert.execute(params![
+        relation.name,
+        "",
+        0,
+        nothing,
+        false,
+        relation.meaning,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        nothing
+    ])?;
+    for (position, column) in (1_i32..).zip(&relation.columns) {
+        insert.execute(params![
+            relation.name,
+            column.name,
+            position,
+            column.kind,
+            relation.key.contains(&column.name),
+            column.meaning,
+            column.unit,
+            column.null,
+            column.sensitivity,
+            column.example,
+            column.formula,
+            column.direction.map(dictionary::Direction::name)
+        ])?;
+    }
+    Ok(())
+}
+
+/// A text as an SQL literal.
+pub(super) fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}

@@ -1,0 +1,192 @@
+//! Tables → rows of `credit_features`, a batch of links at a time.
+//!
+//! *Takes* the Parquet files of a snapshot that is being staged, or an attached `vinculo.duckdb`. *Gives* rows, sorted by
+//! link. *Promises* memory that does not grow with the number of links: the same SQL as the macro sees only the links of
+//! one batch, whose rows lie together in the files.
+
+use std::path::{Path, PathBuf};
+
+use duckdb::{Config, Connection, params};
+
+use super::catalog::{self, quoted};
+use super::dictionary;
+use super::reference::Reference;
+use super::runs::Run;
+
+/// The tables that features are computed from.
+pub const SOURCES: [&str; 5] =
+    ["links", "link_snapshots", "employments_history", "salaries_history", "occupations_history"];
+
+/// Links that are computed at once: enough that planning the SQL is a small part, few enough for [`MEMORY`].
+const BATCH: usize = 5_000;
+
+/// Memory that DuckDB may use; beyond it, it writes to the working folder.
+const MEMORY: &str = "512MiB";
+
+/// Computes features of one set of tables.
+pub struct Computer {
+    connection: Connection,
+    /// Where the rows of each source are, as SQL.
+    sources: [String; 5],
+}
+
+impl Computer {
+    /// A computer over Parquet files, which lie in `folders`; `files` names those of a table. Temporary files go into `work`.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn over_parquet(
+        files: impl Fn(&str) -> Vec<PathBuf>,
+        work: &Path,
+        folders: &[&Path],
+        reference: &Reference,
+    ) -> duckdb::Result<Self> {
+        let connection = open(&[&[work], folders].concat(), Some(work), None)?;
+        let sources = SOURCES.map(|table| {
+            let files: Vec<String> = files(table).iter().map(|file| quoted(&file.to_string_lossy())).collect();
+            format!("read_parquet([{}], hive_partitioning = false)", files.join(", "))
+        });
+        Self::prepared(connection, sources, reference)
+    }
+
+    /// A computer over the `vinculo.duckdb` at `file`.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn over_duckdb(file: &Path, reference: &Reference) -> duckdb::Result<Self> {
+        let connection = open(&[], None, Some(file))?;
+        Self::prepared(connection, SOURCES.map(|table| format!("lake.{table}")), reference)
+    }
+
+    fn prepared(connection: Connection, sources: [String; 5], reference: &Reference) -> duckdb::Result<Self> {
+        let columns = &dictionary::relation("credit_features").columns;
+        let columns: Vec<String> = columns.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
+        connection.execute_batch(&format!(
+            "CREATE TEMP TABLE wanted (link_id VARCHAR); CREATE TEMP TABLE unwanted (link_id VARCHAR); \
+             CREATE TEMP TABLE result ({})",
+            columns.join(", ")
+        ))?;
+        let computer = Self { connection, sources };
+        computer.look_at("true")?;
+        catalog::create_macros(&computer.connection, reference)?;
+        Ok(computer)
+    }
+
+    /// The connection, whose macros see the links that were last looked at.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Lets the macros see only links for which `condition` holds.
+    pub(super) fn look_at(&self, condition: &str) -> duckdb::Result<()> {
+        let views = SOURCES.iter().zip(&self.sources);
+        let statements: Vec<String> = views
+            .map(|(table, source)| {
+                format!("CREATE OR REPLACE VIEW {table} AS SELECT * FROM {source} WHERE {condition}")
+            })
+            .collect();
+        self.connection.execute_batch(&statements.join("; "))
+    }
+
+    /// Adds the rows of `run`: of all links but `unwanted`, or only of `wanted`.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn add(&self, run: &Run, wanted: Option<&[String]>, unwanted: &[String]) -> duckdb::Result<()> {
+        self.fill("wanted", wanted.unwrap_or_default())?;
+        self.fill("unwanted", unwanted)?;
+        let of_run = match wanted {
+            Some(_) => "link_id IN (SELECT link_id FROM wanted) AND link_id NOT IN (SELECT link_id FROM unwanted)",
+            None if unwanted.is_empty() => "true",
+            None => "link_id NOT IN (SELECT link_id FROM unwanted)",
+        };
+        for (from, to) in self.batches(of_run)? {
+            let until = to.map(|to| format!(" AND link_id < {}", quoted(&to))).unwrap_or_default();
+            self.look_at(&format!("{of_run} AND link_id >= {}{until}", quoted(&from)))?;
+            self.connection.execute_batch(&format!(
+                "INSERT INTO result SELECT * FROM credit_features(DATE '{}', make_timestamptz({}::BIGINT), {})",
+                run.as_of,
+                run.known_at.as_micros(),
+                run.lag_months
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the rows of an earlier file of the date, for links that still are there and not among `changed`.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn keep(&self, file: &Path, run: &Run, changed: &[String]) -> duckdb::Result<()> {
+        self.fill("wanted", changed)?;
+        let Self { connection, sources: [links, ..] } = self;
+        connection.execute_batch(&format!(
+            "INSERT INTO result SELECT link_id, DATE '{}', * EXCLUDE (link_id) \
+             FROM read_parquet({}, hive_partitioning = false) WHERE pit_mode = '{}' \
+             AND link_id NOT IN (SELECT link_id FROM wanted) AND link_id IN (SELECT link_id FROM {links})",
+            run.as_of,
+            quoted(&file.to_string_lossy()),
+            run.mode,
+        ))
+    }
+
+    /// Writes what was added into a Parquet file, forgets it, and gives the number of rows.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn write(&self, file: &Path) -> duckdb::Result<u64> {
+        self.connection.execute_batch(&format!(
+            "COPY (SELECT * EXCLUDE (as_of_date) FROM result ORDER BY link_id, pit_mode DESC) TO {} \
+             (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{'vinculo.table': 'credit_features', \
+             'vinculo.schema_version': '{}'}})",
+            quoted(&file.to_string_lossy()),
+            dictionary::version(),
+        ))?;
+        let rows: i64 = self.connection.query_row("SELECT count(*) FROM result", [], |row| row.get(0))?;
+        self.connection.execute_batch("DELETE FROM result")?;
+        Ok(rows.cast_unsigned())
+    }
+
+    /// First link of each batch, and of the one after.
+    fn batches(&self, condition: &str) -> duckdb::Result<Vec<(String, Option<String>)>> {
+        let Self { connection, sources: [links, ..] } = self;
+        let mut statement = connection.prepare(&format!(
+            "SELECT link_id FROM (SELECT link_id, row_number() OVER (ORDER BY link_id) AS number FROM {links} \
+             WHERE {condition}) WHERE (number - 1) % {BATCH} = 0 ORDER BY link_id"
+        ))?;
+        let firsts = statement.query_map([], |row| row.get(0))?.collect::<duckdb::Result<Vec<String>>>()?;
+        let nexts = firsts.iter().skip(1).cloned().map(Some).chain([None]);
+        Ok(firsts.iter().cloned().zip(nexts).collect())
+    }
+
+    fn fill(&self, table: &str, link_ids: &[String]) -> duckdb::Result<()> {
+        self.connection.execute_batch(&format!("DELETE FROM {table}"))?;
+        let mut appender = self.connection.appender(table)?;
+        link_ids.iter().try_for_each(|link_id| appender.append_row(params![link_id]))?;
+        appender.flush()
+    }
+}
+
+/// A connection that reaches `folders` and `lake`, and nothing else.
+fn open(folders: &[&Path], work: Option<&Path>, lake: Option<&Path>) -> duckdb::Result<Connection> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
+    let config = Config::default()
+        .with("autoinstall_known_extensions", "false")?
+        .with("autoload_known_extensions", "false")?
+        .with("memory_limit", MEMORY)?
+        .with("threads", threads.to_string())?
+        // Rows are sorted when they are written; before that their order is nobody's business.
+        .with("preserve_insertion_order", "false")?;
+    let connection = Connection::open_in_memory_with_flags(config)?;
+    let folders: Vec<String> = folders.iter().map(|folder| quoted(&folder.to_string_lossy())).collect();
+    let temporary = work.map(|work| work.join("duckdb.tmp").to_string_lossy().into_owned()).unwrap_or_default();
+    let attach = lake.map(|lake| format!("ATTACH {} AS lake (READ_ONLY);", quoted(&lake.to_string_lossy())));
+    connection.execute_batch(&format!(
+        "{} SET temp_directory = {}; SET allowed_directories = [{}]; SET enable_external_access = false; \
+         SET lock_configuration = true;",
+        attach.unwrap_or_default(),
+        quoted(&temporary),
+        folders.join(", "),
+    ))?;
+    Ok(connection)
+}

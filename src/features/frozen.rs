@@ -1,0 +1,89 @@
+//! The row of features that a decision used, kept in the state as it was: a person may ask for a review years later, when
+//! the lake holds a corrected history and other formulas.
+
+use chrono::NaiveDate;
+use serde_json::{Map, Value};
+
+use super::runs::Mode;
+use crate::clock::Timestamp;
+use crate::store::{self, Store, Tx, args};
+
+/// A kept row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frozen {
+    /// The operator's id of the decision.
+    pub decision_id: String,
+    /// The link.
+    pub link_id: String,
+    /// The date of the row.
+    pub as_of: NaiveDate,
+    /// Its mode.
+    pub mode: Mode,
+    /// When it was kept.
+    pub frozen_at: Timestamp,
+    /// Its values by column; amounts and instants as text.
+    pub row: Map<String, Value>,
+}
+
+/// Keeps a row; false when the decision has one already, which stays.
+///
+/// # Errors
+/// [`store::Error`].
+pub async fn keep(store: &Store, frozen: Frozen) -> Result<bool, store::Error> {
+    store
+        .write(move |tx| {
+            let Frozen { decision_id, link_id, as_of, mode, frozen_at, row } = &frozen;
+            let (date, body) = (as_of.to_string(), Value::Object(row.clone()).to_string());
+            let added = tx.execute(
+                "INSERT INTO frozen_features (decision_id, link_id, as_of_date, pit_mode, frozen_at, body) \
+                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (decision_id) DO NOTHING",
+                args![decision_id.as_str(), link_id.as_str(), date.as_str(), mode.name(), *frozen_at, body.as_bytes()],
+            )?;
+            Ok(added == 1)
+        })
+        .await
+}
+
+/// The row that a decision keeps.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn of(tx: &Tx<'_>, decision_id: &str) -> Result<Option<Frozen>, store::Error> {
+    const WHAT: &str = "a kept row of features";
+    tx.one(
+        "SELECT decision_id, link_id, as_of_date, pit_mode, frozen_at, body FROM frozen_features WHERE decision_id = $1",
+        args![decision_id],
+        |row| {
+            Ok(Frozen {
+                decision_id: row.text(0)?,
+                link_id: row.text(1)?,
+                as_of: row.str(2)?.parse().map_err(|_| store::Error::Unreadable(WHAT))?,
+                mode: if row.str(3)? == "retro" { Mode::Retro } else { Mode::Strict },
+                frozen_at: row.at(4)?,
+                row: serde_json::from_slice(row.bytes(5)?).map_err(|_| store::Error::Unreadable(WHAT))?,
+            })
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_decision_keeps_its_first_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let frozen = |income: &str| Frozen {
+            decision_id: "d-1".into(),
+            link_id: "a".into(),
+            as_of: NaiveDate::from_ymd_opt(2026, 6, 15).unwrap(),
+            mode: Mode::Strict,
+            frozen_at: Timestamp::from_micros(7),
+            row: Map::from_iter([("income_last_brl".to_owned(), Value::from(income))]),
+        };
+        assert!(keep(&store, frozen("1.0000")).await.unwrap());
+        assert!(!keep(&store, frozen("2.0000")).await.unwrap());
+        assert_eq!(store.read(|tx| of(tx, "d-1")).await.unwrap(), Some(frozen("1.0000")));
+    }
+}

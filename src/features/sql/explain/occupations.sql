@@ -1,0 +1,2 @@
+-- The occupation that was chosen.
+SELECT cbo_major_group, cbo_family FROM main_occupations

@@ -1,0 +1,17 @@
+-- Regular pay in reais of all jobs of a link, month by month: the person-months of credit_features, of what is known now.
+CREATE VIEW monthly_income AS
+SELECT
+    s.link_id,
+    s.reference_month,
+    sum(s.base_amount) AS income_brl,
+    sum(s.retained_amount) AS inss_brl,
+    count(DISTINCT s.employment_key) AS jobs_paid,
+    coalesce(bool_or(
+        (day(e.start_date) > 1 AND month_number(e.start_date) = month_number(s.reference_month))
+        OR (e.end_date < last_day(e.end_date) AND month_number(e.end_date) = month_number(s.reference_month))
+    ), false) AS is_partial
+FROM salaries AS s
+JOIN employments AS e ON e.employment_key = s.employment_key
+WHERE coalesce(s.salary_type, 'REGULAR') = 'REGULAR' AND s.currency = 'BRL' AND s.base_amount IS NOT NULL
+  AND s.reference_month >= DATE '1994-07-01'
+GROUP BY s.link_id, s.reference_month;

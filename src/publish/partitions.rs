@@ -1,0 +1,179 @@
+//! `credit_features`, a partition for each date that somebody asked for.
+//!
+//! *Takes* the recorded runs, and the Parquet files of the other tables. *Gives* one file a date. *Promises* that a partition
+//! whose instant had passed when it was last written is taken over as it is, and that only links that changed are computed
+//! again in the others.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use chrono::NaiveDate;
+
+use super::Error;
+use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
+use crate::clock::Timestamp;
+use crate::features::compute::Computer;
+use crate::features::dictionary;
+use crate::features::reference::Reference;
+use crate::features::runs::{self, Mode, Run};
+use crate::sinks;
+use crate::store::{self, Tx, args};
+
+const TABLE: &str = "credit_features";
+
+/// What the state says about features, read together with the tables.
+pub(super) struct Partitions {
+    dates: BTreeMap<NaiveDate, Vec<Wanted>>,
+    /// Links that have changed since the previous snapshot; `None` when every partition is computed anew.
+    changed: Option<Vec<String>>,
+    /// Link, resource and code of each latest refresh that failed.
+    pub(super) errors: Vec<(String, String, String)>,
+}
+
+/// One run of a date.
+struct Wanted {
+    run: Run,
+    /// Links that were first seen after it.
+    later: Vec<String>,
+}
+
+impl Partitions {
+    /// Reads the runs, and what changed since `previous`, whose files may be taken over.
+    pub(super) fn read(tx: &Tx<'_>, previous: Option<&Manifest>) -> Result<Self, store::Error> {
+        let mut dates: BTreeMap<NaiveDate, Vec<Wanted>> = BTreeMap::new();
+        for run in runs::all(tx)? {
+            let until = run.known_at.max(run.ran_at);
+            let later =
+                tx.all("SELECT link_id FROM links WHERE first_seen_at > $1", args![until], |row| row.text(0))?;
+            dates.entry(run.as_of).or_default().push(Wanted { run, later });
+        }
+        let changed = previous.map(|previous| {
+            tx.all(
+                "SELECT link_id FROM links WHERE changed_seq > $1 UNION SELECT link_id FROM refreshes WHERE touched_seq > $1",
+                args![previous.built_from.change],
+                |row| row.text(0),
+            )
+        });
+        Ok(Self {
+            dates,
+            changed: changed.transpose()?,
+            errors: tx.all(
+                "SELECT link_id, resource, last_error_code FROM refreshes WHERE last_error_code IS NOT NULL \
+                 ORDER BY link_id, resource",
+                args![],
+                |row| Ok((row.text(0)?, row.text(1)?, row.text(2)?)),
+            )?,
+        })
+    }
+
+    /// Writes or takes over the file of each date. `tables` are staged already; `previous` is the last snapshot.
+    pub(super) fn stage(
+        &self,
+        staging: &Staging,
+        tables: &[TableEntry],
+        previous: Option<(&Manifest, PathBuf)>,
+        reference: &Reference,
+    ) -> Result<TableEntry, Error> {
+        let mut files = Vec::new();
+        let mut computer = None;
+        for (date, wanted) in &self.dates {
+            let path = path_of(*date);
+            let earlier = previous
+                .as_ref()
+                .filter(|_| self.changed.is_some())
+                .and_then(|(manifest, folder)| Earlier::find(manifest, folder, &path));
+            if let Some(earlier) = earlier.as_ref().filter(|earlier| {
+                let nothing_changed = self.changed.as_ref().is_none_or(Vec::is_empty);
+                wanted
+                    .iter()
+                    .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.is_final(&wanted.run)))
+            }) {
+                staging.take_over(earlier.folder, earlier.file)?;
+                files.push(earlier.file.clone());
+                continue;
+            }
+            let computer = match &computer {
+                Some(computer) => computer,
+                None => computer.insert(Self::computer(staging, tables, previous.as_ref(), reference)?),
+            };
+            for wanted in wanted {
+                self.add(computer, wanted, earlier.as_ref()).map_err(sinks::Error::from)?;
+            }
+            let whole = staging.folder.join(&path);
+            let folder = whole.parent().unwrap_or(&staging.folder);
+            std::fs::create_dir_all(folder).map_err(|source| Error::at(folder, source))?;
+            let rows = computer.write(&whole).map_err(sinks::Error::from)?;
+            files.push(staging.checked(&path, Some(rows))?);
+        }
+        Ok(TableEntry {
+            name: TABLE.to_owned(),
+            schema_version: dictionary::version(),
+            key: dictionary::relation(TABLE).key.clone(),
+            rows: files.iter().filter_map(|file| file.rows).sum(),
+            files,
+        })
+    }
+
+    fn computer(
+        staging: &Staging,
+        tables: &[TableEntry],
+        previous: Option<&(&Manifest, PathBuf)>,
+        reference: &Reference,
+    ) -> Result<Computer, Error> {
+        let files = |table: &str| {
+            let entry = tables.iter().find(|entry| entry.name == table);
+            entry.into_iter().flat_map(|entry| &entry.files).map(|file| staging.folder.join(&file.path)).collect()
+        };
+        let earlier: Vec<&Path> = previous.iter().map(|(_, folder)| folder.as_path()).collect();
+        Ok(Computer::over_parquet(files, &staging.folder, &earlier, reference).map_err(sinks::Error::from)?)
+    }
+
+    fn add(&self, computer: &Computer, wanted: &Wanted, earlier: Option<&Earlier<'_>>) -> duckdb::Result<()> {
+        let Wanted { run, later } = wanted;
+        match (earlier.filter(|earlier| earlier.has(run)), &self.changed) {
+            (Some(earlier), Some(changed)) => {
+                let changed = if earlier.is_final(run) { &[] } else { changed.as_slice() };
+                computer.keep(&earlier.folder.join(&earlier.file.path), run, changed)?;
+                computer.add(run, Some(changed), later)
+            }
+            _ => computer.add(run, None, later),
+        }
+    }
+}
+
+/// The file of a date in the previous snapshot.
+struct Earlier<'m> {
+    folder: &'m Path,
+    file: &'m FileEntry,
+    change: i64,
+    published_at: Option<Timestamp>,
+}
+
+impl<'m> Earlier<'m> {
+    fn find(manifest: &'m Manifest, folder: &'m Path, path: &Path) -> Option<Self> {
+        let file = manifest.table(TABLE)?.files.iter().find(|file| Path::new(&file.path) == path)?;
+        let published_at = Timestamp::parse(&manifest.published_at);
+        Some(Self { folder, file, change: manifest.built_from.change, published_at })
+    }
+
+    /// Whether the run was known when the file was written.
+    fn has(&self, run: &Run) -> bool {
+        run.change <= self.change
+    }
+
+    /// Whether nothing that comes now can be part of the run.
+    fn is_final(&self, run: &Run) -> bool {
+        run.mode == Mode::Retro || self.published_at.is_some_and(|published| published > run.known_at)
+    }
+}
+
+/// Rows of the file of a date.
+pub(super) fn rows(manifest: &Manifest, date: NaiveDate) -> u64 {
+    let path = path_of(date);
+    let files = manifest.table(TABLE).into_iter().flat_map(|table| &table.files);
+    files.filter(|file| Path::new(&file.path) == path).filter_map(|file| file.rows).sum()
+}
+
+fn path_of(date: NaiveDate) -> PathBuf {
+    format!("{TABLE}/as_of_date={date}/part-0.parquet").into()
+}

@@ -1,0 +1,352 @@
+//! Features of made-up people, each worked out by hand; and that nothing which came later can be part of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{NaiveDate, TimeDelta};
+use duckdb::Connection;
+use proptest::prelude::*;
+use serde_json::Value;
+use vinculo::cli::ordered::follow_here;
+use vinculo::daemon::Parts;
+use vinculo::features::reference::Reference;
+use vinculo::features::runs::{self, Mode, Run, Wanted};
+use vinculo::features::{catalog, explain};
+use vinculo::operations::Order;
+use vinculo::publish::{Scope, publish_in_background};
+use vinculo::schema::{self, Table};
+use vinculo::simulate::{Advance, Fault};
+
+use crate::harness::Flow;
+use crate::tables::{self, Row};
+
+/// A database with the tables that features are computed from, the macros, and the made-up people.
+fn people() -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    let columns = |table: &Table| {
+        let columns: Vec<String> =
+            table.columns.iter().map(|column| format!("{} {}", column.name, column.kind.duckdb())).collect();
+        columns.join(", ")
+    };
+    for name in ["links", "link_snapshots"] {
+        let table = schema::get().table(name);
+        connection.execute_batch(&format!("CREATE TABLE {name} ({})", columns(table))).unwrap();
+    }
+    for name in ["employments", "occupations", "salaries"] {
+        let columns = columns(schema::get().table(name));
+        let history = format!("{columns}, known_to TIMESTAMP WITH TIME ZONE, is_deleted BOOLEAN");
+        connection.execute_batch(&format!("CREATE TABLE {name}_history ({history})")).unwrap();
+    }
+    catalog::create_macros(&connection, &Reference::compiled()).unwrap();
+    connection.execute_batch(&read("people.sql")).unwrap();
+    connection
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/features").join(name)).unwrap()
+}
+
+fn expected() -> Value {
+    serde_json::from_str(&read("expected.json")).unwrap()
+}
+
+/// The rows of `credit_features` for which `condition` holds, each column as JSON; instants are left out.
+fn features(connection: &Connection, as_of: &str, known: &str, lag_months: u64, condition: &str) -> Vec<Value> {
+    let sql = format!(
+        "SELECT CAST(to_json(f) AS VARCHAR) FROM (SELECT * EXCLUDE (known_at) FROM credit_features(DATE '{as_of}', \
+         TIMESTAMPTZ '{known}', {lag_months}) WHERE {condition} ORDER BY link_id) AS f"
+    );
+    let mut statement = connection.prepare(&sql).unwrap();
+    let rows = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    rows.map(|row| serde_json::from_str(&row.unwrap()).unwrap()).collect()
+}
+
+/// Amounts are written as text in the expectation, and are numbers in DuckDB's JSON.
+fn is_same(found: &Value, expected: &Value) -> bool {
+    match (found, expected) {
+        (Value::Number(found), Value::String(amount)) => found.as_f64() == amount.parse().ok(),
+        (Value::Number(found), Value::Number(number)) => found.as_f64() == number.as_f64(),
+        _ => found == expected,
+    }
+}
+
+#[test]
+fn every_feature_of_the_worked_people_and_traps_is_exact() {
+    let connection = people();
+    let mut wrong = Vec::new();
+    for case in expected()["cases"].as_array().unwrap() {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let condition = format!("link_id = '{}'", text("link_id"));
+        let lag_months = case["lag_months"].as_u64().unwrap();
+        let rows = features(&connection, text("as_of"), text("known"), lag_months, &condition);
+        assert_eq!(rows.len(), 1, "{}", text("name"));
+        for (column, expected) in case["expected"].as_object().unwrap() {
+            if !is_same(&rows[0][column], expected) {
+                wrong.push(format!("{}: {column} is {}, expected {expected}", text("name"), rows[0][column]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_macro_has_the_columns_that_the_dictionary_describes() {
+    let connection = people();
+    let mut statement = connection
+        .prepare(
+            "SELECT column_name, column_type FROM \
+             (DESCRIBE SELECT * FROM credit_features(DATE '2026-06-15', TIMESTAMPTZ '2026-06-15 00:00:00Z', 1))",
+        )
+        .unwrap();
+    let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let found: Vec<(String, String)> = found.map(Result::unwrap).collect();
+    let described = &vinculo::features::dictionary::relation("credit_features").columns;
+    let described: Vec<_> = described.iter().map(|column| (column.name.clone(), column.kind.clone())).collect();
+    assert_eq!(found, described);
+}
+
+#[test]
+fn inss_expected_gives_every_check_value_and_changes_within_a_year_on_the_right_month() {
+    let connection = people();
+    for check in expected()["inss_expected"].as_array().unwrap() {
+        let (base, month) = (check[0].as_str(), check[1].as_str());
+        let found: Option<String> = connection
+            .query_row(
+                "SELECT CAST(inss_expected(CAST(? AS DECIMAL(19, 4)), CAST(? AS DATE)) AS VARCHAR)",
+                duckdb::params![base, month],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(found.as_deref(), check[2].as_str(), "{base:?} in {month:?}");
+    }
+}
+
+#[test]
+fn past_the_last_row_of_a_table_its_features_are_null_and_the_others_are_not() {
+    let connection = people();
+    connection
+        .execute_batch(
+            "DELETE FROM ref_inss WHERE valid_to >= DATE '2026-01-01'; DELETE FROM ref_minimum_wage WHERE valid_to >= \
+             DATE '2026-01-01'; DELETE FROM ref_consignado_margin WHERE valid_to >= DATE '2026-01-01'",
+        )
+        .unwrap();
+    let row = &features(&connection, "2026-06-30", "2026-06-30 23:59:59.999999Z", 1, "link_id = 'P3'")[0];
+    for column in [
+        "income_in_minimum_wages",
+        "income_to_teto",
+        "capped_months_12m",
+        "inss_plausible_share_12m",
+        "consignado_margin_upper_brl",
+    ] {
+        assert!(row[column].is_null(), "{column} is {}", row[column]);
+    }
+    assert_eq!(row["income_median_3m_brl"].as_f64(), Some(9000.0));
+}
+
+#[test]
+fn the_time_zone_of_the_session_changes_nothing() {
+    let connection = people();
+    let ask = || features(&connection, "2026-06-05", "2026-06-05 23:59:59.999999Z", 1, "true");
+    let in_utc = ask();
+    // Without the extension for time zones there is but one, and nothing to change.
+    for zone in ["America/Sao_Paulo", "Pacific/Auckland"] {
+        if connection.execute_batch(&format!("SET TimeZone = '{zone}'")).is_ok() {
+            assert_eq!(ask(), in_utc, "{zone}");
+        }
+    }
+}
+
+/// What is learnt after the instant `{K}`, as `{seed}` will have it: other amounts, ends, starts and types, rows that are
+/// new and rows that are gone, further answers.
+const LEARNT_LATER: &str = "
+    CREATE MACRO dice(words, sides) AS CAST(hash(words) % sides AS BIGINT);
+
+    CREATE TEMP TABLE later AS SELECT * FROM salaries_history
+        WHERE known_to IS NULL AND known_from <= TIMESTAMPTZ '{K}' AND dice([employment_key, month_text, '{seed}'], 3) = 0;
+    UPDATE salaries_history SET known_to = TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}'], 900))
+        WHERE known_to IS NULL AND known_from <= TIMESTAMPTZ '{K}' AND dice([employment_key, month_text, '{seed}'], 3) = 0;
+    INSERT INTO salaries_history SELECT * REPLACE (
+        TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}'], 900)) AS known_from, NULL AS known_to,
+        dice([month_text, '{seed}'], 4) = 0 AS is_deleted, base_amount * (dice([month_text, '{seed}', '1'], 5)) AS base_amount,
+        retained_amount + (dice([month_text, '{seed}', '2'], 100)) AS retained_amount,
+        ['REGULAR', 'THIRTEENTH', 'BONUS', NULL][1 + dice([month_text, '{seed}', '3'], 4)] AS salary_type) FROM later;
+    DROP TABLE later;
+    INSERT INTO salaries_history SELECT * REPLACE (
+        TIMESTAMPTZ '{K}' + to_seconds(1 + dice(['{seed}', '4'], 9000)) AS known_from, NULL AS known_to,
+        reference_month + to_months(CAST(dice([month_text, '{seed}', '5'], 40) AS INTEGER)) AS reference_month, 7 AS seq)
+        FROM salaries_history WHERE known_from <= TIMESTAMPTZ '{K}' AND dice([month_text, '{seed}', '6'], 5) = 0;
+
+    CREATE TEMP TABLE later AS SELECT * FROM employments_history
+        WHERE known_to IS NULL AND known_from <= TIMESTAMPTZ '{K}' AND dice([employment_key, '{seed}'], 2) = 0;
+    UPDATE employments_history SET known_to = TIMESTAMPTZ '{K}' + to_minutes(1 + dice(['{seed}', '7'], 900))
+        WHERE known_to IS NULL AND known_from <= TIMESTAMPTZ '{K}' AND dice([employment_key, '{seed}'], 2) = 0;
+    INSERT INTO employments_history SELECT * REPLACE (
+        TIMESTAMPTZ '{K}' + to_minutes(1 + dice(['{seed}', '7'], 900)) AS known_from, NULL AS known_to,
+        dice([employment_key, '{seed}', '8'], 3) = 0 AS is_deleted,
+        start_date - CAST(dice([employment_key, '{seed}', '9'], 500) AS INTEGER) AS start_date,
+        start_date + CAST(dice([employment_key, '{seed}', '10'], 500) AS INTEGER) AS end_date, '84' AS cnae_division) FROM later;
+    DROP TABLE later;
+    INSERT INTO employments_history SELECT * REPLACE (employment_key || ' again' AS employment_key,
+        TIMESTAMPTZ '{K}' + to_milliseconds(1 + dice(['{seed}', '11'], 900)) AS known_from) FROM employments_history;
+
+    INSERT INTO occupations_history SELECT * REPLACE (TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}', '12'], 900)) AS known_from,
+        '9' AS cbo_major_group, start_date + 1 AS start_date) FROM occupations_history;
+    INSERT INTO link_snapshots SELECT * REPLACE (TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}', '13'], 900)) AS collected_at,
+        TIMESTAMPTZ '{K}' + to_hours(901) AS fetched_at) FROM link_snapshots;
+";
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_was_learnt_later_changes_a_feature(seed in 0..1_000_000_u32, day in 0..120_u32, lag_months in 0..3_u64) {
+        let connection = people();
+        let as_of: String = connection
+            .query_row("SELECT CAST(DATE '2026-03-25' + CAST(? AS INTEGER) AS VARCHAR)", [day], |row| row.get(0))
+            .unwrap();
+        let known = format!("{as_of} 23:59:59.999999Z");
+        let before = features(&connection, &as_of, &known, lag_months, "true");
+        let later = LEARNT_LATER.replace("{K}", &known).replace("{seed}", &seed.to_string());
+        let count = || -> i64 {
+            let sql = "SELECT count(*) FROM salaries_history";
+            connection.query_row(sql, [], |row| row.get(0)).unwrap()
+        };
+        let rows = count();
+        connection.execute_batch(&later).unwrap();
+        prop_assert!(count() > rows || before.iter().all(|row| row["has_data"] == false));
+        let after = features(&connection, &as_of, &known, lag_months, "true");
+        let by_link = |rows: &[Value]| -> BTreeMap<String, Value> {
+            rows.iter().map(|row| (row["link_id"].to_string(), row.clone())).collect()
+        };
+        prop_assert_eq!(by_link(&before), by_link(&after));
+    }
+}
+
+/// What readers see of features, in DuckDB.
+fn published(flow: &Flow) -> Vec<Row> {
+    let connection = tables::connect(&flow.running.lake().join("vinculo.duckdb"));
+    let mut rows = tables::query_sql(&connection, "SELECT * FROM credit_features");
+    rows.sort();
+    rows
+}
+
+/// Fails unless the published rows are those that the macro gives for each run, and those in the files.
+fn assert_runs_agree(flow: &Flow, rows: &[Row]) {
+    let lake = flow.running.lake();
+    let connection = tables::connect(&lake.join("vinculo.duckdb"));
+    let runs: BTreeSet<[String; 3]> = rows
+        .iter()
+        .map(|row| ["as_of_date", "known_at", "lag_months"].map(|column| row[column].clone().unwrap()))
+        .collect();
+    let computed = runs.iter().flat_map(|[as_of, known, lag_months]| {
+        let call = format!("credit_features(DATE '{as_of}', TIMESTAMPTZ '{known}', {lag_months})");
+        tables::query_sql(&connection, &format!("SELECT * FROM {call}"))
+    });
+    let files = std::fs::canonicalize(lake.join("current/credit_features")).unwrap().join("*/*.parquet");
+    let from_files = format!(
+        "SELECT link_id, as_of_date, * EXCLUDE (link_id, as_of_date) FROM read_parquet('{}', hive_partitioning = true)",
+        files.display()
+    );
+    for mut other in [computed.collect::<Vec<_>>(), tables::query_sql(&connection, &from_files)] {
+        other.sort();
+        assert_eq!(rows, other);
+    }
+}
+
+async fn compute(flow: &Flow, as_of: NaiveDate, mode: Mode) {
+    let order = Order::Features(Wanted { as_of, mode, lag_months: 1 });
+    let run = follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+    assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), 16), "{run:?}");
+}
+
+fn inode(flow: &Flow, as_of: NaiveDate) -> u64 {
+    let path = format!("current/credit_features/as_of_date={as_of}/part-0.parquet");
+    flow.running.lake().join(path).metadata().unwrap().ino()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them() {
+    let flow = Flow::start(16).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let today = || flow.running.daemon.operations.clock.now().to_utc().date_naive();
+    let (decision, before) = (today(), today() - TimeDelta::days(100));
+    compute(&flow, decision, Mode::Strict).await;
+    compute(&flow, before, Mode::Retro).await;
+    let first = published(&flow);
+    assert_eq!(first.len(), 32);
+    assert_runs_agree(&flow, &first);
+    let retro = inode(&flow, before);
+
+    // Half of the people have news.
+    flow.simulation.arm(Fault::parse("lost").unwrap());
+    flow.simulation.advance(Advance { days: 60, ..Advance::default() });
+    flow.running.clock.advance(Duration::from_hours(24 * 60));
+    for link in flow.simulation.link_ids().iter().step_by(2) {
+        let body = format!(
+            r#"{{"webhook_id":"w","webhook_type":"EMPLOYMENTS","process_type":"recurrent_update",
+            "webhook_code":"new_employments_available","link_id":"{link}","request_id":"r","external_id":null,
+            "data":{{"new_employments":1}}}}"#
+        );
+        assert_eq!(flow.running.webhook(&body).await, 200);
+    }
+    flow.until_idle().await;
+    assert_eq!(published(&flow), first, "what was learnt later changed a row");
+    assert_eq!(inode(&flow, before), retro, "a partition that cannot change was written again");
+    let strict = inode(&flow, decision);
+
+    compute(&flow, today(), Mode::Strict).await;
+    let second = published(&flow);
+    assert_eq!(second.len(), 48);
+    assert_eq!((inode(&flow, before), inode(&flow, decision)), (retro, strict), "the day was over, and is final");
+    assert_runs_agree(&flow, &second);
+    let publisher = &flow.running.daemon.publisher;
+    publish_in_background(publisher, Scope::Everything).await.unwrap().unwrap();
+    assert_eq!(published(&flow), second, "a rebuild gives other rows");
+
+    // A retro run is replaced by the next one of its date, a strict one is final.
+    compute(&flow, before, Mode::Retro).await;
+    let third = published(&flow);
+    let known = |rows: &[Row]| -> BTreeSet<_> {
+        rows.iter()
+            .filter(|row| row["pit_mode"].as_deref() == Some("retro"))
+            .map(|row| row["known_at"].clone())
+            .collect()
+    };
+    assert_eq!((third.len(), known(&third).len()), (48, 1));
+    assert_ne!(known(&third), known(&second));
+    compute(&flow, decision, Mode::Strict).await;
+    assert_eq!(published(&flow), third);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_explanation_has_the_published_values_and_a_reason_for_every_null() {
+    let flow = Flow::start(16).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let now = flow.running.daemon.operations.clock.now();
+    let as_of = now.to_utc().date_naive();
+    compute(&flow, as_of, Mode::Strict).await;
+    let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
+    let (mode, known_at) = runs::clocks(as_of, Mode::Strict, now).unwrap();
+    let run = Run { as_of, mode, known_at, lag_months: 1, ran_at: now, change: 0 };
+    for link in flow.simulation.link_ids() {
+        let row = explain::published(&file, &link, as_of, mode).unwrap().unwrap();
+        let explanation = explain::explain(&file, &Reference::compiled(), &link, &run).unwrap().unwrap();
+        let months: BTreeSet<&str> =
+            explanation.evidence["person_months"].iter().filter_map(|month| month["month"].as_str()).collect();
+        for feature in &explanation.features {
+            let value = row.get(feature.name).filter(|value| !value.is_null());
+            assert_eq!(feature.value.as_ref(), value, "{link} {}", feature.name);
+            assert_eq!(feature.value.is_none(), feature.why_null.is_some(), "{link} {}", feature.name);
+            for month in feature.from.get("person_months").into_iter().flatten() {
+                assert!(months.contains(month.as_str()), "{link} {}: {month}", feature.name);
+            }
+        }
+        let median = explanation.features.iter().find(|feature| feature.name == "income_median_3m_brl").unwrap();
+        assert!(median.value.is_none() || (1..=3).contains(&median.from["person_months"].len()), "{median:?}");
+    }
+    assert!(explain::explain(&file, &Reference::compiled(), "nobody", &run).unwrap().is_none());
+}
