@@ -41,7 +41,10 @@ const LINK_DELETED: &str = "link_deleted";
 /// What Belvo read at the institution bears a time at most so much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
 
-/// A link that keeps failing although Belvo calls it valid is tried again after this long, then twice as long,
+/// What Belvo says of a link so soon after a fetch found that it needs its user may be what it was before.
+const FIRST_REST: Duration = Duration::from_mins(1);
+
+/// A link that keeps failing although Belvo calls it valid is tried again after twice this long, then twice as long,
 const REST: Duration = Duration::from_hours(1);
 /// and in the end once in so many times [`REST`].
 const LONGEST_REST: u32 = 7 * 24;
@@ -303,7 +306,11 @@ impl Known {
     /// tried less and less often.
     fn may_resume(&self, asked_at: Timestamp) -> bool {
         let doublings = self.pauses.saturating_sub(1).min(8);
-        let rest = if self.pauses > 1 { REST * (1 << doublings).min(LONGEST_REST) } else { Duration::ZERO };
+        let rest = match self.pauses {
+            0 => Duration::ZERO,
+            1 => FIRST_REST,
+            _ => REST * (1 << doublings).min(LONGEST_REST),
+        };
         self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at)
     }
 }

@@ -134,6 +134,11 @@ impl Running {
         format!("http://{}{}", self.daemon.webhook_address.unwrap(), self.config.webhook.path)
     }
 
+    /// Where Belvo is, with a slash at the end.
+    pub(crate) fn belvo_url(&self) -> String {
+        self.config.belvo.base_url.to_string()
+    }
+
     /// The lake's folder.
     pub(crate) fn lake(&self) -> PathBuf {
         self.config.lake.path.clone()
@@ -196,6 +201,16 @@ impl Flow {
         set: impl FnOnce(&mut simulate::Settings),
         overrides: &[(&str, &str)],
     ) -> Self {
+        Self::start_with_jobs(&[], people, set, overrides).await
+    }
+
+    /// The same, with these jobs, as name and text.
+    pub(crate) async fn start_with_jobs(
+        jobs: &[(&str, &str)],
+        people: u32,
+        set: impl FnOnce(&mut simulate::Settings),
+        overrides: &[(&str, &str)],
+    ) -> Self {
         let mut settings = simulate::Settings {
             people,
             webhook_authorization: AUTHORIZATION.into(),
@@ -209,6 +224,10 @@ impl Flow {
         let listener = TcpListener::bind(ANY_PORT).await.unwrap();
         let clock = TestClock::starting_at(settings.start);
         let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("jobs")).unwrap();
+        for (name, text) in jobs {
+            std::fs::write(folder.path().join(format!("jobs/{name}.toml")), text).unwrap();
+        }
         let running = Running::start_in(folder, clock, listener.local_addr().unwrap(), overrides).await;
         settings.webhook = Some(running.webhook_url().parse().unwrap());
         let simulation = Simulation::new(settings);

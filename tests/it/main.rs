@@ -3,6 +3,7 @@
 //! Most tests start the daemon in this process, with the clock in their hand; those about processes (signals, exit codes,
 //! ports, logs) start the built binary. Belvo is the simulator, or a server that says what a fixture holds.
 
+mod answers;
 mod api;
 mod bad_input;
 mod binary;
@@ -17,6 +18,7 @@ mod history;
 mod kill;
 mod leaks;
 mod limits;
+mod links;
 mod reader;
 mod scripted;
 mod tables;
