@@ -18,6 +18,7 @@ use crate::admin::{Admin, Recorder};
 use crate::belvo::{Budget, Client};
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::fetch::trust::Trust;
 use crate::links::Directory;
 use crate::problems::Problems;
 use crate::publish::{self, Pace, Publisher, Scope};
@@ -111,6 +112,7 @@ impl Daemon {
             store: store.clone(),
             confirm_after: config.belvo.confirm_after,
             inspections: Inspections::default(),
+            trust: Trust::new(config.belvo.page_size),
         };
         tasks.spawn(worker::run(
             refresher,

@@ -18,7 +18,7 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::budget::{Budget, LONGEST_PAUSE, Permit};
+use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
 use super::failure::Failure;
 use super::gate::{Ending, Gate};
 use crate::clock::{Clock, Timestamp};
@@ -26,8 +26,10 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
-/// First pause of all calls when Belvo asks for patience without saying how long, doubled each time.
+/// First pause of all calls when Belvo's gate refuses the address, doubled each time: a whole window of its limit,
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
+/// and when it asks for patience without saying how long: calls keep within the budget, so that others were too many.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// Longest pause of that kind.
 const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 
@@ -52,6 +54,31 @@ pub struct Answer {
     pub started_at: Timestamp,
     /// When the last byte was here.
     pub fetched_at: Timestamp,
+}
+
+/// How a call gets its leave.
+pub struct Leave {
+    class: Class,
+    permit: Option<Permit>,
+    is_trial: bool,
+}
+
+impl Leave {
+    /// It waits for a place among those of its class.
+    pub fn of(class: Class) -> Self {
+        Self { class, permit: None, is_trial: false }
+    }
+
+    /// It has its place already.
+    pub fn with(class: Class, permit: Permit) -> Self {
+        Self { class, permit: Some(permit), is_trial: false }
+    }
+
+    /// An ordinary call that tries what may not be allowed: when the gate before the API refuses it, that is about this
+    /// call, and the others go on.
+    pub fn for_a_trial() -> Self {
+        Self { class: Class::Ordinary, permit: None, is_trial: true }
+    }
 }
 
 impl std::fmt::Debug for Answer {
@@ -102,12 +129,28 @@ impl Client {
     /// # Errors
     /// A [`Failure`], also when the call did not leave because the keys are refused.
     pub async fn get(&self, path_and_query: &str, is_urgent: bool) -> Result<Answer, Failure> {
-        let Ok(pass) = self.0.gate.enter(is_urgent).await else {
+        self.call(path_and_query, Leave::of(is_urgent.into())).await
+    }
+
+    /// Calls `path_and_query` with a leave of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn call(&self, path_and_query: &str, leave: Leave) -> Result<Answer, Failure> {
+        let Leave { class, permit, is_trial } = leave;
+        let Ok(pass) = self.0.gate.enter(class == Class::Urgent).await else {
+            if let Some(permit) = permit {
+                permit.unused();
+            }
             return Err(Failure::own("api_auth", path_and_query));
         };
-        let permit = self.0.budget.acquire(is_urgent).await;
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.0.budget.acquire(class).await,
+        };
         let (left, started_at) = (Instant::now(), self.0.clock.now());
-        let result = match timeout(self.0.settings.total_timeout, self.exchange(path_and_query, permit)).await {
+        let exchange = self.exchange(path_and_query, permit, is_trial);
+        let result = match timeout(self.0.settings.total_timeout, exchange).await {
             Ok(Ok(body)) => Ok(Answer { body, started_at, fetched_at: self.0.clock.now() }),
             Ok(Err(failure)) => Err(failure),
             Err(_) => Err(Failure::own("timeout", path_and_query)),
@@ -133,6 +176,16 @@ impl Client {
         self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
     }
 
+    /// The budget of all calls.
+    pub fn budget(&self) -> &Budget {
+        &self.0.budget
+    }
+
+    /// How the budget is used now.
+    pub fn usage(&self) -> Usage {
+        self.0.budget.usage()
+    }
+
     /// Where calls go.
     pub fn base_url(&self) -> &Url {
         &self.0.settings.base_url
@@ -153,7 +206,7 @@ impl Client {
         &self.0.clock
     }
 
-    async fn exchange(&self, path: &str, permit: Permit) -> Result<Bytes, Failure> {
+    async fn exchange(&self, path: &str, permit: Permit, is_trial: bool) -> Result<Bytes, Failure> {
         let settings = &self.0.settings;
         let sent = self.0.http.get(address(&settings.base_url, path)).send();
         let response = timeout(settings.connect_timeout + settings.idle_timeout, sent).await;
@@ -180,7 +233,12 @@ impl Client {
                 .map_err(|code| Failure::own(code, path).with_status(200));
         }
         let said = self.error_body(response).await;
-        Err(self.cool_down(Failure::of_answer(path, status, &said), patience))
+        let failure = Failure::of_answer(path, status, &said);
+        // The gate refuses what it does not know; whether it is about this address, the next ordinary call will tell.
+        if is_trial && failure.code == "api_blocked" && patience.is_none() {
+            return Err(failure);
+        }
+        Err(self.cool_down(failure, patience))
     }
 
     /// The body, or the code of what went wrong.
@@ -219,7 +277,8 @@ impl Client {
         if !is_about_all && patience.is_none() {
             return failure;
         }
-        let wait = patience.unwrap_or_else(|| self.next_cool_down());
+        let first = if failure.code == "api_blocked" { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
+        let wait = patience.unwrap_or_else(|| self.next_cool_down(first));
         self.0.budget.pause(wait);
         if failure.code == "api_blocked" {
             self.0.budget.slow_down(wait * 10);
@@ -231,12 +290,12 @@ impl Client {
     }
 
     /// Answers to calls that left before a pause began do not make the next one longer.
-    fn next_cool_down(&self) -> Duration {
+    fn next_cool_down(&self, first: Duration) -> Duration {
         let mut cool_downs = self.lock_cool_downs();
         if self.0.budget.paused_until().is_none() {
             *cool_downs = (*cool_downs + 1).min(16);
         }
-        (FIRST_COOL_DOWN * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
+        (first * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
     }
 
     fn lock_cool_downs(&self) -> std::sync::MutexGuard<'_, u32> {

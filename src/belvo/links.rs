@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::page::{Next, Page};
-use super::{Client, Failure, LinkId};
+use super::{Class, Client, Failure, Leave, LinkId};
 use crate::clock::Timestamp;
 
 const PATH: &str = "/api/links/";
@@ -77,7 +77,7 @@ pub struct LinkPage {
 /// A [`Failure`].
 pub async fn list_page(client: &Client, page: u32, page_size: u32) -> Result<LinkPage, Failure> {
     let number = if page > 1 { format!("&page={page}") } else { String::new() };
-    call(client, &format!("{PATH}?page_size={page_size}{number}")).await
+    call(client, &format!("{PATH}?page_size={page_size}{number}"), Class::Ordinary).await
 }
 
 /// The links among `ids`, at most [`MOST_IDS`], that Belvo knows.
@@ -89,7 +89,8 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
         return Ok(Vec::new());
     }
     let list: Vec<&str> = ids.iter().map(LinkId::as_str).collect();
-    let page = call(client, &format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS))).await?;
+    let path = format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS));
+    let page = call(client, &path, Class::LookUp).await?;
     if page.has_next {
         return Err(Failure::own("inconsistent_pages", PATH));
     }
@@ -102,13 +103,13 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
 /// A [`Failure`]; `not_found` when Belvo does not know it.
 pub async fn get(client: &Client, id: &LinkId) -> Result<LinkObject, Failure> {
     let path = format!("{PATH}{id}/");
-    let answer = client.get(&path, false).await?;
+    let answer = client.call(&path, Leave::of(Class::LookUp)).await?;
     let text = std::str::from_utf8(&answer.body).map_err(|_| Failure::own("not_json", &path))?;
     LinkObject::read(text).filter(|link| link.id == *id).ok_or_else(|| Failure::own("not_json", &path).with_status(200))
 }
 
-async fn call(client: &Client, path: &str) -> Result<LinkPage, Failure> {
-    let answer = client.get(path, false).await?;
+async fn call(client: &Client, path: &str, class: Class) -> Result<LinkPage, Failure> {
+    let answer = client.call(path, Leave::of(class)).await?;
     let page = Page::read(answer.body, client.base_url()).map_err(|code| Failure::own(code, path).with_status(200))?;
     if page.next == Next::Foreign {
         return Err(Failure::own("foreign_next", path).with_status(200));

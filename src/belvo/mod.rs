@@ -14,8 +14,8 @@ pub mod page;
 #[cfg(test)]
 pub(crate) mod scripted;
 
-pub use budget::Budget;
-pub use client::{Answer, Client};
+pub use budget::{Budget, Class, Permit, Usage};
+pub use client::{Answer, Client, Leave};
 pub use failure::{Decision, Failure};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.

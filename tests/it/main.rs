@@ -7,6 +7,7 @@ mod bad_input;
 mod binary;
 mod coalesce;
 mod commands;
+mod economy;
 mod fixtures;
 mod harness;
 mod kill;
