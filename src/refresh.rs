@@ -137,6 +137,10 @@ impl Refresher {
         match fetched {
             Ok(lists) => self.keep_many(resource, refreshes, lists).await,
             Err(Useless::Failed(failure)) if self.is_about_all(&failure) => {
+                // It may have been about this way of asking, and is not worth another pause of everything.
+                if failure.code == "api_blocked" {
+                    self.trust.was_refused(resource);
+                }
                 refreshes.into_iter().map(|refresh| (refresh, Err(failure.clone().into()))).collect()
             }
             Err(useless) => {

@@ -74,7 +74,7 @@ impl Leave {
         Self { class, permit: Some(permit), is_trial: false }
     }
 
-    /// An ordinary call that tries what may not be allowed: when the gate before the API refuses it, that is about this
+    /// An ordinary call that tries what may not be answered: when the gate before the API refuses it, that is about this
     /// call, and the others go on.
     pub fn for_a_trial() -> Self {
         Self { class: Class::Ordinary, permit: None, is_trial: true }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::many::{Form, MOST_LINKS, filter, link_of};
 use super::{RawPages, identity};
 use crate::belvo::page::{Next, Page};
-use crate::belvo::{Class, Client, Decision, Failure, Leave, LinkId};
+use crate::belvo::{Client, Decision, Failure, Leave, LinkId};
 use crate::resources::Resource;
 
 /// The check costs up to two requests, so it is made when at least so many refreshes of a resource wait,
@@ -177,6 +177,11 @@ impl Trust {
         }
     }
 
+    /// A request for many links was refused as such: there is none for a long time.
+    pub fn was_refused(&self, resource: &'static Resource) {
+        self.lock().entry(resource.name).or_default().refuse(resource);
+    }
+
     /// Whether a check should be made now that `due` refreshes of `resource` wait. Whoever is told so calls
     /// [`Trust::check`].
     pub fn wants_check(&self, resource: &'static Resource, due: usize) -> bool {
@@ -296,15 +301,12 @@ async fn try_form(client: &Client, resource: &Resource, form: Form, samples: &[S
     let ids: Vec<LinkId> = samples.iter().map(|sample| sample.link_id.clone()).collect();
     let Some(last) = ids.last() else { return Found::Nothing };
     let path = format!("{}?{}&page_size={}", resource.endpoint, filter(form, &ids, last), client.page_size());
-    // Without `link`, where the list says that it is required, the gate before the API may refuse the call.
-    let is_documented = form == Form::Beside || !resource.needs_link;
-    let leave = if is_documented { Leave::of(Class::Ordinary) } else { Leave::for_a_trial() };
-    match client.call(&path, leave).await {
+    match client.call(&path, Leave::for_a_trial()).await {
         Ok(answer) => match Page::read(answer.body, client.base_url()) {
             Ok(page) => judge(&page, form, samples),
             Err(_) => Found::Wrong,
         },
-        Err(failure) if is_refusal(&failure) || (!is_documented && failure.code == "api_blocked") => Found::Wrong,
+        Err(failure) if is_refusal(&failure) || failure.code == "api_blocked" => Found::Wrong,
         Err(_) => Found::Nothing,
     }
 }
