@@ -85,6 +85,9 @@ impl Lane {
     }
 }
 
+/// How many refreshes of the resource, at least one, fit a request that the link's goes with.
+pub type Fit = Box<dyn Fn(&LinkId, &'static Resource) -> usize + Send>;
+
 /// What a claim may take.
 pub struct Wish {
     /// Whose turn it is.
@@ -94,7 +97,7 @@ pub struct Wish {
     /// How many requests may leave.
     pub requests: usize,
     /// How many refreshes of a resource, at least one, fit the request that this one goes with.
-    pub fit: Box<dyn Fn(&LinkId, &'static Resource) -> usize + Send>,
+    pub fit: Fit,
 }
 
 /// What a claim took.
@@ -411,7 +414,9 @@ fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
                 |row| Ok(Waiting { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
             )?
             .into();
-        line.iter().for_each(|refresh| *due.entry(refresh.resource.name).or_default() += 1);
+        for refresh in line.iter() {
+            *due.entry(refresh.resource.name).or_default() += 1;
+        }
     }
     let mut order: Vec<usize> =
         wish.lane.priorities().iter().filter_map(|priority| usize::try_from(*priority).ok()).collect();

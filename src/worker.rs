@@ -76,7 +76,9 @@ impl Worker {
                 match self.claim(lane, is_reversed, leaves.len()).await {
                     Ok(claimed) => self.start(claimed, leaves, &mut running),
                     Err(error) => {
-                        leaves.into_iter().for_each(|(_, permit)| permit.unused());
+                        for (_, permit) in leaves {
+                            permit.unused();
+                        }
                         tracing::error!(code = error.code(), "the queue could not be read: {error}");
                         tokio::time::sleep(QUEUE_PAUSE).await;
                     }
