@@ -16,11 +16,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Recorder, v1};
 use crate::belvo::{Budget, Client, advice};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
 use crate::erase::Eraser;
 use crate::features::runs::{self, Mode, Wanted};
+use crate::fetch::trust::Trust;
 use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
@@ -174,6 +175,7 @@ impl Daemon {
         tasks.spawn(look_around(
             client.clone(),
             store.clone(),
+            clock.clone(),
             problems.clone(),
             published.subscribe(),
             shutdown.clone(),
@@ -183,6 +185,7 @@ impl Daemon {
             store: store.clone(),
             confirm_after: config.belvo.confirm_after,
             inspections: Inspections::default(),
+            trust: Trust::new(config.belvo.page_size),
         };
         tasks.spawn(worker::run(
             refresher,
@@ -430,6 +433,7 @@ impl DaemonActions {
 async fn look_around(
     client: Client,
     store: Store,
+    clock: Clock,
     problems: Problems,
     mut published: watch::Receiver<i64>,
     shutdown: CancellationToken,
@@ -446,6 +450,7 @@ async fn look_around(
             }
             trouble = now;
         }
+        show_what_waits(&client, &store, clock.now()).await;
         match store.write(|tx| tx.execute("UPDATE meta SET value = value WHERE name = 'schema_version'", args![])).await
         {
             Ok(_) => problems.clear(STATE_PROBLEM),
@@ -456,6 +461,26 @@ async fn look_around(
             () = tokio::time::sleep(LOOK_AROUND) => {}
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+/// Shows how the request budget is used, and what waits for it.
+async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
+    let usage = client.usage();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    metrics::gauge!("vinculo_belvo_budget_requests").set(count(usage.requests));
+    metrics::gauge!("vinculo_belvo_budget_in_use").set(count(usage.in_use));
+    for (class, waiting) in
+        [("urgent", usage.waiting_urgent), ("ordinary", usage.waiting_ordinary), ("look_up", usage.waiting_look_ups)]
+    {
+        metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
+    }
+    // A state that cannot be read is told where it is written.
+    let Ok(due) = store.read(move |tx| queue::due(tx, now)).await else { return };
+    for (trigger, due) in
+        [("webhook", due.webhook), ("operator", due.operator), ("schedule", due.schedule), ("confirm", due.confirm)]
+    {
+        metrics::gauge!("vinculo_refreshes_due", "trigger" => trigger).set(u32::try_from(due).unwrap_or(u32::MAX));
     }
 }
 

@@ -3,16 +3,22 @@
 //! *Takes* a link and a resource. *Gives* [`RawPages`]: whole and consistent, or a [`Failure`]. *Promises* that nothing
 //! partial leaves here, that pages are counted by ourselves and an address in an answer is never called, and that pages,
 //! rows and bytes are bounded. *Not here*: what a record means.
+//!
+//! [`many`] asks for several links in one request, [`trust`] decides whether Belvo answers that rightly.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::belvo::page::{Next, Page};
-use crate::belvo::{Client, Failure, LinkId};
+use crate::belvo::{Answer, Class, Client, Failure, Leave, LinkId, Permit};
 use crate::clock::Timestamp;
 use crate::resources::Resource;
+
+pub mod many;
+pub mod trust;
 
 /// Times that a list of several pages is read at most: pages shift while rows come and go.
 const PASSES: usize = 3;
@@ -31,23 +37,32 @@ pub struct RawPages {
     pub started_at: Timestamp,
     /// When its last page was here.
     pub fetched_at: Timestamp,
-    pages: Vec<Page>,
+    pages: Arc<Vec<Page>>,
+    /// The list's records: page, and place on it.
+    places: Vec<(usize, usize)>,
 }
 
 impl RawPages {
+    /// A list that is all of these pages.
+    fn whole(started_at: Timestamp, fetched_at: Timestamp, pages: Vec<Page>) -> Self {
+        let places =
+            pages.iter().enumerate().flat_map(|(number, page)| (0..page.len()).map(move |at| (number, at))).collect();
+        Self { started_at, fetched_at, pages: Arc::new(pages), places }
+    }
+
     /// The exact JSON text of each record, in Belvo's order.
     pub fn records(&self) -> impl Iterator<Item = &str> {
-        self.pages.iter().flat_map(Page::items)
+        self.places.iter().filter_map(|(page, at)| self.pages[*page].item(*at))
     }
 
     /// Records in the list.
     pub fn len(&self) -> usize {
-        self.pages.iter().map(Page::len).sum()
+        self.places.len()
     }
 
-    /// Bytes that the pages hold in memory.
+    /// Bytes of the records.
     pub fn size(&self) -> usize {
-        self.pages.iter().map(Page::size).sum()
+        self.records().map(str::len).sum()
     }
 
     /// Whether Belvo has no record, or none yet.
@@ -62,7 +77,8 @@ impl std::fmt::Debug for RawPages {
     }
 }
 
-/// Lists the link's `resource`. An urgent list may use the reserve of the budget.
+/// Lists the link's `resource`. An urgent list may use the reserve of the budget; its first request leaves with
+/// `permit` when there is one.
 ///
 /// # Errors
 /// A [`Failure`] whose `kind` is the next step.
@@ -71,28 +87,12 @@ pub async fn fetch(
     resource: &Resource,
     link_id: &LinkId,
     is_urgent: bool,
+    permit: Option<Permit>,
 ) -> Result<RawPages, Failure> {
-    let mut list = List { client, resource, link_id, is_urgent, page_size: client.page_size(), halvings: 0 };
-    let mut before: Option<Vec<String>> = None;
-    let mut passes = 0;
-    while passes < PASSES {
-        passes += 1;
-        match list.pass().await? {
-            Pass::Shifted => before = None,
-            Pass::Smaller => (passes, before) = (0, None),
-            // One page is one answer, so it is consistent in itself.
-            Pass::Whole { pages, .. } if pages.pages.len() == 1 => return Ok(pages),
-            // While rows come and go between two pages, one can slip from a page not read yet to one that was. A list
-            // that reads the same twice hides none.
-            Pass::Whole { pages, identities } => {
-                if before.as_ref() == Some(&identities) {
-                    return Ok(pages);
-                }
-                before = Some(identities);
-            }
-        }
-    }
-    Err(list.failure("inconsistent_pages"))
+    List::new(client, resource, format!("link={link_id}"), is_urgent.into(), permit)
+        .read()
+        .await
+        .map(|(pages, _)| pages)
 }
 
 /// One reading of all pages.
@@ -101,6 +101,8 @@ enum Pass {
     Whole {
         /// The pages.
         pages: RawPages,
+        /// What Belvo says the list counts.
+        count: Option<u64>,
         /// What tells each record from the others, in order.
         identities: Vec<String>,
     },
@@ -113,24 +115,62 @@ enum Pass {
 struct List<'a> {
     client: &'a Client,
     resource: &'a Resource,
-    link_id: &'a LinkId,
-    is_urgent: bool,
+    /// The filter, as it stands in the query.
+    filter: String,
+    class: Class,
+    permit: Option<Permit>,
     page_size: u32,
     halvings: u32,
+    /// Bytes of all pages.
+    largest: u64,
 }
 
-impl List<'_> {
-    async fn pass(&mut self) -> Result<Pass, Failure> {
-        let mut pages = RawPages {
-            started_at: self.client.clock().now(),
-            fetched_at: self.client.clock().now(),
-            pages: Vec::new(),
+impl<'a> List<'a> {
+    fn new(client: &'a Client, resource: &'a Resource, filter: String, class: Class, permit: Option<Permit>) -> Self {
+        let (page_size, largest) = (client.page_size(), client.max_body());
+        Self { client, resource, filter, class, permit, page_size, halvings: 0, largest }
+    }
+
+    /// Reads until a reading is consistent; with it what Belvo says the list counts.
+    async fn read(mut self) -> Result<(RawPages, Option<u64>), Failure> {
+        let mut before: Option<Vec<String>> = None;
+        let mut passes = 0;
+        while passes < PASSES {
+            passes += 1;
+            match self.pass().await? {
+                Pass::Shifted => before = None,
+                Pass::Smaller => (passes, before) = (0, None),
+                // One page is one answer, so it is consistent in itself.
+                Pass::Whole { pages, count, .. } if pages.pages.len() == 1 => return Ok((pages, count)),
+                // While rows come and go between two pages, one can slip from a page not read yet to one that was. A
+                // list that reads the same twice hides none.
+                Pass::Whole { pages, count, identities } => {
+                    if before.as_ref() == Some(&identities) {
+                        return Ok((pages, count));
+                    }
+                    before = Some(identities);
+                }
+            }
+        }
+        Err(self.failure("inconsistent_pages"))
+    }
+
+    async fn get(&mut self, path: &str) -> Result<Answer, Failure> {
+        let leave = match self.permit.take() {
+            Some(permit) => Leave::with(self.class, permit),
+            None => Leave::of(self.class),
         };
+        self.client.get(path, leave).await
+    }
+
+    async fn pass(&mut self) -> Result<Pass, Failure> {
+        let mut started_at = self.client.clock().now();
+        let mut pages: Vec<Page> = Vec::new();
         let (mut identities, mut seen) = (Vec::new(), HashSet::new());
         let (mut count, mut size) = (None, 0);
         for number in 1.. {
             let path = self.path(number);
-            let answer = match self.client.get(&path, self.is_urgent).await {
+            let answer = match self.get(&path).await {
                 Ok(answer) => answer,
                 Err(failure) if failure.code == "not_found" && number > 1 => return Ok(Pass::Shifted),
                 Err(failure) if failure.http_status == Some(408) && self.may_halve() => {
@@ -145,28 +185,36 @@ impl List<'_> {
             let page =
                 Page::read(answer.body, self.client.base_url()).map_err(|code| self.failure(code).with_status(200))?;
             if number == 1 {
-                pages.started_at = answer.started_at;
+                started_at = answer.started_at;
                 count = page.count;
             }
-            pages.fetched_at = answer.fetched_at;
+            let fetched_at = answer.fetched_at;
             size += page.size();
             let (next, is_only) = (page.next, number == 1 && page.next == Next::None);
             if next == Next::Foreign {
-                tracing::error!(code = "foreign_next", link_id = %self.link_id, resource = self.resource.name, "the next page lies on another host and is not followed");
+                tracing::error!(
+                    code = "foreign_next",
+                    resource = self.resource.name,
+                    "the next page lies on another host and is not followed"
+                );
                 return Err(self.failure("foreign_next").with_status(200));
             }
             if is_only {
-                pages.pages.push(page);
-                return Ok(Pass::Whole { pages, identities });
+                pages.push(page);
+                return Ok(Pass::Whole { pages: RawPages::whole(started_at, fetched_at, pages), count, identities });
             }
             let known = identities.len();
             identities.extend(page.items().map(identity));
             let repeated = identities[known..].iter().filter(|id| !seen.insert((*id).clone())).count();
             let has_shifted = repeated > 0 || page.count != count;
             let says_nothing_new = repeated == page.len();
-            pages.pages.push(page);
+            pages.push(page);
             if next == Next::None {
-                return Ok(if has_shifted { Pass::Shifted } else { Pass::Whole { pages, identities } });
+                return Ok(if has_shifted {
+                    Pass::Shifted
+                } else {
+                    Pass::Whole { pages: RawPages::whole(started_at, fetched_at, pages), count, identities }
+                });
             }
             // A page that leads on and shows nothing new leads nowhere.
             if says_nothing_new {
@@ -175,10 +223,10 @@ impl List<'_> {
             if has_shifted {
                 return Ok(Pass::Shifted);
             }
-            if size as u64 > self.client.max_body() || identities.len() > MOST_ROWS {
+            if size as u64 > self.largest || identities.len() > MOST_ROWS {
                 return Err(self.failure("too_large").with_status(200));
             }
-            if pages.pages.len() >= self.most_pages(count) {
+            if pages.len() >= self.most_pages(count) {
                 return Err(self.failure("inconsistent_pages").with_status(200));
             }
         }
@@ -188,7 +236,7 @@ impl List<'_> {
     /// The path of page `number`. The counter is ours, because Belvo's own `next` is malformed at times.
     fn path(&self, number: u32) -> String {
         let page = if number > 1 { format!("&page={number}") } else { String::new() };
-        format!("{}?link={}&page_size={}{page}", self.resource.endpoint, self.link_id, self.page_size)
+        format!("{}?{}&page_size={}{page}", self.resource.endpoint, self.filter, self.page_size)
     }
 
     fn may_halve(&self) -> bool {
@@ -230,7 +278,7 @@ mod tests {
     }
 
     async fn owners_of(script: &Script) -> Result<RawPages, Failure> {
-        fetch(&script.client(), &owners::RESOURCE, &link(), false).await
+        fetch(&script.client(), &owners::RESOURCE, &link(), false, None).await
     }
 
     /// A page of records with these ids; `next` as JSON.

@@ -21,8 +21,8 @@ use crate::sensitive::Pepper;
 use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
-mod pii;
 mod partitions;
+mod pii;
 mod snapshots;
 mod tables;
 pub mod verify;

@@ -8,6 +8,7 @@
 //! [`Refresh`]es to the worker, each to one. *Promises* that only the marks that a fetch saw when it began are cleared by
 //! it. *Not here*: who marks, and what a refresh does.
 
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
-use crate::store::{Error, Row, Store, Tx, args};
+use crate::store::{Error, Store, Tx, args};
 use crate::tombstones;
 
 /// Webhooks for a link and resource whose fetch began less than this ago wait until it is over, so that a burst of
@@ -40,7 +41,8 @@ impl Trigger {
         match self {
             Self::Webhook => 0,
             Self::Operator => 1,
-            Self::Schedule | Self::Confirm => 2,
+            Self::Schedule => 2,
+            Self::Confirm => 3,
         }
     }
 }
@@ -58,7 +60,54 @@ pub struct Refresh {
     pub attempts: u32,
     /// What the latest webhook counted, when one did.
     pub webhook_count: Option<i64>,
+    /// Records in the last complete list, when there was one.
+    pub last_count: Option<i64>,
     lease: i64,
+    /// Since when it was due.
+    due_at: Timestamp,
+}
+
+/// The two lines in which refreshes wait for the request budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// What webhooks want.
+    Urgent,
+    /// Everything else.
+    Ordinary,
+}
+
+impl Lane {
+    /// The priorities that this lane serves, in its usual order.
+    fn priorities(self) -> &'static [i64] {
+        match self {
+            Self::Urgent => &[0],
+            Self::Ordinary => &[1, 2, 3],
+        }
+    }
+}
+
+/// How many refreshes of the resource, at least one, fit a request that the link's goes with.
+pub type Fit = Box<dyn Fn(&LinkId, &'static Resource) -> usize + Send>;
+
+/// What a claim may take.
+pub struct Wish {
+    /// Whose turn it is.
+    pub lane: Lane,
+    /// Whether the last in the lane's order are served first this time, so that nobody waits for ever.
+    pub is_reversed: bool,
+    /// How many requests may leave.
+    pub requests: usize,
+    /// How many refreshes of a resource, at least one, fit the request that this one goes with.
+    pub fit: Fit,
+}
+
+/// What a claim took.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// For each request its refreshes, all of one resource.
+    pub requests: Vec<Vec<Refresh>>,
+    /// Due refreshes that were seen, of each resource, these among them.
+    pub due: HashMap<&'static str, usize>,
 }
 
 /// Marks `(link, resource)` as worth a look, inside the caller's transaction.
@@ -154,6 +203,8 @@ pub enum Outcome {
         /// Not before this instant.
         until: Timestamp,
     },
+    /// Nothing was asked: it is due as it was before.
+    Released,
     /// Wait for a person or for news from Belvo.
     Blocked {
         /// Stable code of the failure.
@@ -184,6 +235,11 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
             "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $6 \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
             args![link_id, resource, lease, code, at, until],
+        )?,
+        Outcome::Released => tx.execute(
+            "UPDATE refreshes SET lease = NULL, due_at = CASE WHEN due_at < $4 THEN due_at ELSE $4 END \
+             WHERE link_id = $1 AND resource = $2 AND lease = $3",
+            args![link_id, resource, lease, refresh.due_at],
         )?,
         Outcome::Blocked { code, at } => tx.execute(
             "UPDATE refreshes SET lease = NULL, attempts = 0, last_error_code = $4, last_error_at = $5, \
@@ -222,6 +278,40 @@ pub fn backlog(tx: &Tx<'_>) -> Result<Backlog, Error> {
     Ok(Backlog { pending, retrying, blocked })
 }
 
+/// What is due now, by who wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Due {
+    /// Refreshes that webhooks want.
+    pub webhook: u64,
+    /// Refreshes that a person wants.
+    pub operator: u64,
+    /// Refreshes that a job wants.
+    pub schedule: u64,
+    /// Second looks at what was missing from a list.
+    pub confirm: u64,
+}
+
+/// Counts what is due and not under way.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
+    let count = |trigger: Trigger| {
+        tx.one(
+            "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL",
+            args![trigger.priority(), now],
+            |row| Ok(u64::try_from(row.int(0)?).unwrap_or(0)),
+        )
+        .map(Option::unwrap_or_default)
+    };
+    Ok(Due {
+        webhook: count(Trigger::Webhook)?,
+        operator: count(Trigger::Operator)?,
+        schedule: count(Trigger::Schedule)?,
+        confirm: count(Trigger::Confirm)?,
+    })
+}
+
 /// The queue as its users hold it. Cheap to clone.
 #[derive(Clone)]
 pub struct Queue {
@@ -258,54 +348,135 @@ impl Queue {
         self.news.subscribe()
     }
 
-    /// Leases up to `limit` due refreshes, the most urgent and longest waiting first.
+    /// Leases due refreshes: the most urgent and longest waiting of the lane for each request, and with it those of the
+    /// same resource, of any lane, that fit the request.
     ///
     /// # Errors
     /// [`Error::Database`], [`Error::NotDurable`].
-    pub async fn claim(&self, limit: usize) -> Result<Vec<Refresh>, Error> {
+    pub async fn claim(&self, wish: Wish) -> Result<Claimed, Error> {
         let now = self.clock.now();
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.store
             .write(move |tx| {
+                let (taken, due) = choose(tx, &wish, now)?;
+                if taken.is_empty() {
+                    return Ok(Claimed { requests: Vec::new(), due });
+                }
                 let lease = next_number(tx, "lease")?;
-                tx.all(
-                    "UPDATE refreshes SET lease = $1, lease_marks = marks, last_started_at = $2, due_at = NULL \
-                     WHERE (link_id, resource) IN (SELECT link_id, resource FROM refreshes \
-                     WHERE due_at <= $2 AND lease IS NULL ORDER BY priority, due_at LIMIT $3) \
-                     RETURNING link_id, resource, priority, attempts, webhook_count, lease",
-                    args![lease, now, limit],
-                    read_refresh,
-                )
+                let requests = taken.into_iter().map(|refreshes| {
+                    refreshes.into_iter().filter_map(|waiting| take(tx, &waiting, lease, now).transpose()).collect()
+                });
+                Ok(Claimed { requests: requests.collect::<Result<_, Error>>()?, due })
             })
             .await
     }
 
-    /// When the next refresh falls due that is not due yet or not leased; `None` when nothing waits.
+    /// When the lane's next refresh falls due that is not leased, also in the past; `None` when nothing waits.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
-        let next = self
-            .store
-            .read(|tx| {
-                tx.one("SELECT min(due_at) FROM refreshes WHERE due_at IS NOT NULL AND lease IS NULL", args![], |row| {
-                    row.opt_at(0)
-                })
+    pub async fn next_due(&self, lane: Lane) -> Result<Option<Timestamp>, Error> {
+        self.store
+            .read(move |tx| {
+                let mut next = None;
+                for priority in lane.priorities() {
+                    let due = tx.one(
+                        "SELECT min(due_at) FROM refreshes WHERE priority = $1 AND due_at IS NOT NULL AND lease IS NULL",
+                        args![*priority],
+                        |row| row.opt_at(0),
+                    )?;
+                    next = [next, due.flatten()].into_iter().flatten().min();
+                }
+                Ok(next)
             })
-            .await?;
-        Ok(next.flatten())
+            .await
     }
 }
 
-fn read_refresh(row: &Row<'_>) -> Result<Refresh, Error> {
-    Ok(Refresh {
-        link_id: row.link_id(0)?,
-        resource: Resource::by_name(row.str(1)?).ok_or(Error::Unreadable("a resource's name"))?,
-        is_urgent: row.int(2)? == Trigger::Webhook.priority(),
-        attempts: u32::try_from(row.int(3)?).unwrap_or(u32::MAX),
-        webhook_count: row.opt_int(4)?,
-        lease: row.int(5)?,
-    })
+/// Due refreshes of each priority that a claim looks at; more than fit its requests, because some are of another
+/// resource.
+const LOOK_AHEAD: usize = 200;
+
+/// A due refresh, before it is leased.
+struct Waiting {
+    link_id: LinkId,
+    resource: &'static Resource,
+    due_at: Timestamp,
+}
+
+type Chosen = (Vec<Vec<Waiting>>, HashMap<&'static str, usize>);
+
+/// The refreshes for each request of `wish`, and how many of each resource are due.
+fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
+    let limit = i64::try_from(LOOK_AHEAD.max(wish.requests * 2)).unwrap_or(i64::MAX);
+    let mut waiting: [VecDeque<Waiting>; 4] = Default::default();
+    let mut due = HashMap::new();
+    for (priority, line) in waiting.iter_mut().enumerate() {
+        *line = tx
+            .all(
+                "SELECT link_id, resource, due_at FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL \
+                 ORDER BY due_at LIMIT $3",
+                args![i64::try_from(priority).unwrap_or(i64::MAX), now, limit],
+                |row| Ok(Waiting { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
+            )?
+            .into();
+        for refresh in line.iter() {
+            *due.entry(refresh.resource.name).or_default() += 1;
+        }
+    }
+    let mut order: Vec<usize> =
+        wish.lane.priorities().iter().filter_map(|priority| usize::try_from(*priority).ok()).collect();
+    if wish.is_reversed {
+        order.reverse();
+    }
+    let mut requests = Vec::new();
+    while requests.len() < wish.requests {
+        let Some(first) = order.iter().find_map(|priority| waiting[*priority].pop_front()) else { break };
+        let fit = (wish.fit)(&first.link_id, first.resource);
+        let mut request = vec![first];
+        for line in &mut waiting {
+            let mut others = VecDeque::new();
+            while request.len() < fit
+                && let Some(next) = line.pop_front()
+            {
+                if next.resource == request[0].resource && (wish.fit)(&next.link_id, next.resource) > 1 {
+                    request.push(next);
+                } else {
+                    others.push_back(next);
+                }
+            }
+            others.append(line);
+            *line = others;
+        }
+        requests.push(request);
+    }
+    Ok((requests, due))
+}
+
+fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Option<Refresh>, Error> {
+    let Waiting { link_id, resource, due_at } = waiting;
+    tx.one(
+        "UPDATE refreshes SET lease = $3, lease_marks = marks, last_started_at = $4, due_at = NULL \
+         WHERE link_id = $1 AND resource = $2 RETURNING priority, attempts, webhook_count, \
+         (SELECT s.item_count FROM link_snapshots s WHERE s.link_id = refreshes.link_id AND s.resource = refreshes.resource \
+         ORDER BY s.fetched_at DESC LIMIT 1)",
+        args![link_id, resource.name, lease, now],
+        |row| {
+            Ok(Refresh {
+                link_id: link_id.clone(),
+                resource,
+                is_urgent: row.int(0)? == Trigger::Webhook.priority(),
+                attempts: u32::try_from(row.int(1)?).unwrap_or(u32::MAX),
+                webhook_count: row.opt_int(2)?,
+                last_count: row.opt_int(3)?,
+                lease,
+                due_at: *due_at,
+            })
+        },
+    )
+}
+
+fn read_resource(name: &str) -> Result<&'static Resource, Error> {
+    Resource::by_name(name).ok_or(Error::Unreadable("a resource's name"))
 }
 
 /// The next value of the counter `name` in `meta`, from 1.

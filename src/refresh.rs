@@ -1,13 +1,19 @@
 //! One refresh, from the question to the commit. Read this first.
 //!
-//! *Takes* a leased [`Refresh`]. *Gives* its outcome in the store: new versions, the snapshot row and the queue entry in one
-//! transaction. *Promises* that nothing partial is kept, and that whoever lost its lease keeps nothing.
+//! *Takes* a leased [`Refresh`], or several of one resource that go in one request. *Gives* the outcome of each in the store:
+//! new versions, the snapshot row and the queue entry in one transaction. *Promises* that nothing partial is kept, that
+//! whoever lost its lease keeps nothing, and that no link spoils another's answer: what looks odd in an answer for many is
+//! asked for alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::belvo::{Client, Failure};
+use tokio::task::JoinSet;
+
+use crate::belvo::{Client, Failure, LinkId, Permit};
+use crate::fetch::many::{Lists, Useless, fetch_many};
+use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::Inspection;
 use crate::links;
@@ -23,6 +29,9 @@ const MOST_INCOMPLETE: u32 = 5;
 /// waking.
 const READ_IN_PLACE: usize = 256 << 10;
 
+/// Threads that read the lists of one answer side by side.
+const READERS: usize = 4;
+
 /// What a refresh needs.
 #[derive(Clone)]
 pub struct Refresher {
@@ -34,6 +43,8 @@ pub struct Refresher {
     pub confirm_after: Duration,
     /// Between two lists, so that not each makes its own.
     pub inspections: Inspections,
+    /// Whether many links go in one request.
+    pub trust: Trust,
 }
 
 /// Inspections that nobody uses just now, by resource. Cheap to clone.
@@ -63,6 +74,9 @@ pub enum Error {
     /// A webhook counted records, and the list has none yet.
     #[error("the list is still empty although a webhook counted records")]
     Incomplete,
+    /// The answer for many links says nothing sure of this one.
+    #[error("it is asked for alone")]
+    Alone,
     /// The answer could not be kept.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -75,18 +89,26 @@ impl Error {
             Self::Belvo(failure) => failure.code,
             Self::Foreign(_) => "foreign_record",
             Self::Incomplete => "incomplete",
+            Self::Alone => "alone",
             Self::Store(error) => error.code(),
         }
     }
 }
 
 impl Refresher {
-    /// Lists the link's resource and keeps the answer.
+    /// Lists the link's resource and keeps the answer. The first request leaves with `permit`.
     ///
     /// # Errors
     /// [`Error`]; then nothing was kept, and the lease still stands.
-    pub async fn run(&self, refresh: &Refresh) -> Result<Kept, Error> {
-        let pages = fetch(&self.client, refresh.resource, &refresh.link_id, refresh.is_urgent).await?;
+    pub async fn run(&self, refresh: &Refresh, permit: Option<Permit>) -> Result<Kept, Error> {
+        let Refresh { link_id, resource, .. } = refresh;
+        let fetched = fetch(&self.client, resource, link_id, refresh.is_urgent, permit).await;
+        let pages = fetched.inspect_err(|failure| {
+            if !self.is_about_all(failure) {
+                self.trust.keep_alone(resource, link_id);
+            }
+        })?;
+        self.trust.saw(resource, link_id, &pages);
         // What an earlier webhook counted says nothing about a list that nobody promised.
         if pages.is_empty()
             && refresh.is_urgent
@@ -96,11 +118,108 @@ impl Refresher {
             return Err(Error::Incomplete);
         }
         let (listing, drift) = self.read(refresh, pages).await?;
-        let kept = self.keep(refresh, listing).await?;
-        if kept.versions > 0 {
-            drift.count(refresh.resource.name);
+        self.keep(refresh, listing, &drift).await
+    }
+
+    /// Lists all of `refreshes`, which are of one resource, in one request that leaves with `permit`, and keeps each answer
+    /// on its own. Gives what came of each.
+    pub async fn run_many(&self, refreshes: Vec<Refresh>, permit: Permit) -> Vec<(Refresh, Result<Kept, Error>)> {
+        let Some((resource, way)) = refreshes.first().map(|first| (first.resource, self.trust.way(first.resource)))
+        else {
+            permit.unused();
+            return Vec::new();
+        };
+        let Some((form, canary)) = way else {
+            // The proof has just become void.
+            permit.unused();
+            return refreshes.into_iter().map(|refresh| (refresh, Err(Error::Alone))).collect();
+        };
+        let links: Vec<LinkId> = refreshes.iter().map(|refresh| refresh.link_id.clone()).collect();
+        let is_urgent = refreshes.iter().any(|refresh| refresh.is_urgent);
+        let fetched = fetch_many(&self.client, resource, form, &links, &canary, is_urgent.into(), Some(permit)).await;
+        match fetched {
+            Ok(lists) => self.keep_many(resource, refreshes, lists).await,
+            Err(Useless::Failed(failure)) if self.is_about_all(&failure) => {
+                // It may have been about this way of asking, and is not worth another pause of everything.
+                if failure.code == "api_blocked" {
+                    self.trust.was_refused(resource);
+                }
+                refreshes.into_iter().map(|refresh| (refresh, Err((*failure).clone().into()))).collect()
+            }
+            Err(useless) => {
+                let is_doubtful = match &useless {
+                    Useless::Failed(failure) => trust::is_refusal(failure),
+                    Useless::Wrong(_) => true,
+                };
+                if is_doubtful {
+                    self.trust.was_wrong(resource);
+                }
+                tracing::warn!(
+                    code = "many_links",
+                    resource = resource.name,
+                    links = links.len(),
+                    "{useless}; each link is asked for alone"
+                );
+                refreshes.into_iter().map(|refresh| self.leave_alone(refresh)).collect()
+            }
         }
-        Ok(kept)
+    }
+
+    fn leave_alone(&self, refresh: Refresh) -> (Refresh, Result<Kept, Error>) {
+        self.trust.keep_alone(refresh.resource, &refresh.link_id);
+        (refresh, Err(Error::Alone))
+    }
+
+    /// Whether the failure is about every call, so that asking in another way would help nobody.
+    fn is_about_all(&self, failure: &Failure) -> bool {
+        matches!(failure.code, "rate_limited" | "api_blocked" | "api_auth") || self.client.trouble() == Some("api_down")
+    }
+
+    async fn keep_many(
+        &self,
+        resource: &'static Resource,
+        refreshes: Vec<Refresh>,
+        lists: Lists,
+    ) -> Vec<(Refresh, Result<Kept, Error>)> {
+        self.trust.was_right(resource, refreshes.len(), lists.records, lists.size);
+        let (sure, unsure): (Vec<_>, Vec<_>) =
+            refreshes.into_iter().zip(lists.of_links).partition(|(refresh, pages)| !lacks_records(refresh, pages));
+        let mut ended: Vec<_> = unsure.into_iter().map(|(refresh, _)| self.leave_alone(refresh)).collect();
+
+        let mut reading = JoinSet::new();
+        let readers = lists.size.div_ceil(READ_IN_PLACE).clamp(1, READERS);
+        let mut parts: Vec<Vec<(Refresh, RawPages)>> = (0..readers).map(|_| Vec::new()).collect();
+        sure.into_iter().enumerate().for_each(|(at, one)| parts[at % readers].push(one));
+        for part in parts {
+            let inspections = self.inspections.clone();
+            reading.spawn_blocking(move || {
+                let read = |(refresh, pages)| {
+                    let read = read(&refresh, &pages, &inspections);
+                    (refresh, read)
+                };
+                part.into_iter().map(read).collect::<Vec<_>>()
+            });
+        }
+        let mut keeping = JoinSet::new();
+        while let Some(part) = reading.join_next().await {
+            // Only a panic ends it otherwise, and then the request panics with it.
+            for (refresh, read) in part.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+                match read {
+                    Ok((listing, drift)) => {
+                        let this = self.clone();
+                        keeping.spawn(async move {
+                            let kept = this.keep(&refresh, listing, &drift).await;
+                            (refresh, kept)
+                        });
+                    }
+                    Err(foreign) => ended.push((refresh, Err(foreign.into()))),
+                }
+            }
+        }
+        while let Some(kept) = keeping.join_next().await {
+            ended.push(kept.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())));
+        }
+        ended
     }
 
     /// Reads the records, away from the async threads when there are many.
@@ -114,9 +233,10 @@ impl Refresher {
         Ok(reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
     }
 
-    async fn keep(&self, refresh: &Refresh, listing: Listing) -> Result<Kept, StoreError> {
-        let (refresh, confirm_after) = (refresh.clone(), self.confirm_after);
-        self.store
+    async fn keep(&self, refresh: &Refresh, listing: Listing, drift: &Drift) -> Result<Kept, Error> {
+        let (refresh, confirm_after, name) = (refresh.clone(), self.confirm_after, refresh.resource.name);
+        let kept = self
+            .store
             .write(move |tx| {
                 let Refresh { link_id, resource, webhook_count, .. } = &refresh;
                 let loses_rows = &mut |old: &str, new: &str| Inspection::loses_rows(resource, old, new);
@@ -137,8 +257,19 @@ impl Refresher {
                     Err(StoreError::Overtaken("this refresh"))
                 }
             })
-            .await
+            .await?;
+        if kept.versions > 0 {
+            drift.count(name);
+        }
+        Ok(kept)
     }
+}
+
+/// Whether an answer for many links has fewer records of this one than it should: then only its own list is believed. The
+/// first list of a link without records is one of these, because Belvo may not know the link at all.
+fn lacks_records(refresh: &Refresh, pages: &RawPages) -> bool {
+    let expected = refresh.last_count.unwrap_or(1).max(refresh.webhook_count.unwrap_or(0));
+    i64::try_from(pages.len()).is_ok_and(|found| found < expected)
 }
 
 impl Drift {

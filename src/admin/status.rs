@@ -76,7 +76,7 @@ impl BudgetUse {
     /// How much of `budget`, opened with `settings`, is in use.
     pub fn of(budget: &Budget, settings: config::Budget) -> Self {
         Self {
-            in_use: budget.in_use(),
+            in_use: budget.usage().in_use,
             limit: settings.requests,
             window_ms: u64::try_from(settings.per.as_millis()).unwrap_or(u64::MAX),
             paused_until: budget.paused_until().map(|until| until.to_string()),

@@ -2,7 +2,11 @@
 //!
 //! *Takes* the wish to call. *Gives* a [`Permit`] when a call may leave. A call arrives somewhere between its permit and
 //! the first byte of its answer, so its place is taken from the one until a whole window after the other. *Promises* to
-//! serve in order, the urgent first, to keep a part for them, and to hold across a restart. *Not here*: what a call is.
+//! serve in order, the urgent first, to keep a part for them, to starve nobody, and to hold across a restart. *Not here*:
+//! what a call is.
+//!
+//! What leaves at once comes free at once, a window later: an urgent call in between would find nothing. So ordinary calls
+//! are spread over the window once a first part of it is used.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,6 +25,54 @@ pub const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
 /// Added to the window, with a thousandth of it: Belvo's clock may run faster than ours.
 const SLACK: Duration = Duration::from_millis(1);
+
+/// Urgent calls in a row, while an ordinary one waits, after which that one is served.
+const URGENT_IN_A_ROW: u32 = 9;
+
+/// Ordinary calls may leave at once until this part of the budget is used; what follows is spread.
+const AT_ONCE: u32 = 3;
+
+/// The spread is a little faster than places come free, so that the window decides and not our own timers.
+const SPREAD: f64 = 0.97;
+
+/// Unknown links can be made up by whoever has a webhook's token: looking them up takes no more than this part.
+const LOOK_UPS: usize = 10;
+
+/// What a call is for; decides when it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Whatever is neither of the others.
+    Ordinary,
+    /// News from Belvo, or a user who waits: leaves first, and may use the reserve.
+    Urgent,
+    /// Looks up a link that somebody named: at most a tenth of the budget.
+    LookUp,
+}
+
+impl From<bool> for Class {
+    fn from(is_urgent: bool) -> Self {
+        if is_urgent { Self::Urgent } else { Self::Ordinary }
+    }
+}
+
+/// How the budget is used now.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Usage {
+    /// Calls in any window.
+    pub requests: usize,
+    /// Length of the window, in seconds.
+    pub per_seconds: f64,
+    /// Calls of the window that ends now.
+    pub in_use: usize,
+    /// Of the budget, what only urgent calls may use.
+    pub reserve: usize,
+    /// Urgent calls that wait for a place.
+    pub waiting_urgent: usize,
+    /// Ordinary calls that wait for a place.
+    pub waiting_ordinary: usize,
+    /// Look-ups of links that wait for a place.
+    pub waiting_look_ups: usize,
+}
 
 /// The budget of all calls to Belvo. Cheap to clone.
 #[derive(Clone)]
@@ -54,22 +106,17 @@ impl Budget {
         Ok(Self(Arc::new(Shared { window: Mutex::new(window), ledger, clock })))
     }
 
-    /// Waits until a call may leave. Calls of one urgency leave in the order in which they asked.
-    pub async fn acquire(&self, is_urgent: bool) -> Permit {
-        let asked = Instant::now();
-        let ticket = Ticket::take(&self.0, is_urgent);
+    /// Waits until a call may leave. Calls of one class leave in the order in which they asked.
+    pub async fn acquire(&self, class: impl Into<Class>) -> Permit {
+        let (asked, class) = (Instant::now(), class.into());
+        let ticket = Ticket::take(&self.0, class);
         loop {
-            let verdict = self.0.lock().decide(ticket.number, is_urgent, Instant::now());
+            let verdict = self.0.lock().decide(ticket.number, class, Instant::now());
             match verdict {
                 Verdict::Granted(slot) => {
-                    // Before the ticket leaves its line, so that an end in between frees the slot.
-                    let permit = Permit { budget: Arc::clone(&self.0), slot };
-                    if let Some(ledger) = &self.0.ledger {
-                        ledger.opened(slot);
-                    }
-                    metrics::counter!("vinculo_belvo_grants_total", "urgent" => if is_urgent { "true" } else { "false" }).increment(1);
                     metrics::histogram!("vinculo_belvo_budget_wait_seconds").record(asked.elapsed());
-                    return permit;
+                    // Before the ticket leaves its line, so that an end in between frees the slot.
+                    return Permit::new(&self.0, slot, class);
                 }
                 Verdict::NotBefore(instant) => {
                     // Woken or not: the next round decides.
@@ -77,6 +124,16 @@ impl Budget {
                 }
                 Verdict::WhenWoken => ticket.turn.notified().await,
             }
+        }
+    }
+
+    /// Leave for a call that may leave at this moment.
+    pub fn try_acquire(&self, class: Class) -> Option<Permit> {
+        let ticket = Ticket::take(&self.0, class);
+        let verdict = self.0.lock().decide(ticket.number, class, Instant::now());
+        match verdict {
+            Verdict::Granted(slot) => Some(Permit::new(&self.0, slot, class)),
+            Verdict::NotBefore(_) | Verdict::WhenWoken => None,
         }
     }
 
@@ -103,11 +160,20 @@ impl Budget {
         (!left.is_zero()).then(|| self.0.clock.now() + left)
     }
 
-    /// Places that are taken now.
-    pub fn in_use(&self) -> usize {
+    /// How it is used now.
+    pub fn usage(&self) -> Usage {
         let mut window = self.0.lock();
         window.free_what_is_over(Instant::now());
-        window.in_use()
+        let waiting = |class| window.line(class).len();
+        Usage {
+            requests: window.limit,
+            per_seconds: window.per.as_secs_f64(),
+            in_use: window.in_use(),
+            reserve: window.reserve,
+            waiting_urgent: waiting(Class::Urgent),
+            waiting_ordinary: waiting(Class::Ordinary),
+            waiting_look_ups: waiting(Class::LookUp),
+        }
     }
 }
 
@@ -122,9 +188,24 @@ impl Shared {
 pub struct Permit {
     budget: Arc<Shared>,
     slot: usize,
+    is_used: bool,
 }
 
 impl Permit {
+    fn new(budget: &Arc<Shared>, slot: usize, class: Class) -> Self {
+        if let Some(ledger) = &budget.ledger {
+            ledger.opened(slot);
+        }
+        let is_urgent = if class == Class::Urgent { "true" } else { "false" };
+        metrics::counter!("vinculo_belvo_grants_total", "urgent" => is_urgent).increment(1);
+        Self { budget: Arc::clone(budget), slot, is_used: true }
+    }
+
+    /// There was no call after all: its place is free again at once.
+    pub fn unused(mut self) {
+        self.is_used = false;
+    }
+
     /// The call has surely arrived: its answer began, or it failed.
     pub fn answered(self) {
         drop(self);
@@ -134,9 +215,17 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut window = self.budget.lock();
-        window.answered(self.slot, Instant::now());
+        if self.is_used {
+            window.answered(self.slot, Instant::now());
+        } else {
+            window.given_back(self.slot);
+        }
         if let Some(ledger) = &self.budget.ledger {
-            ledger.answered(self.slot, self.budget.clock.now());
+            if self.is_used {
+                ledger.answered(self.slot, self.budget.clock.now());
+            } else {
+                ledger.given_back(self.slot);
+            }
         }
     }
 }
@@ -145,21 +234,21 @@ impl Drop for Permit {
 struct Ticket<'a> {
     shared: &'a Shared,
     number: u64,
-    is_urgent: bool,
+    class: Class,
     turn: Arc<Notify>,
 }
 
 impl<'a> Ticket<'a> {
-    fn take(shared: &'a Shared, is_urgent: bool) -> Self {
+    fn take(shared: &'a Shared, class: Class) -> Self {
         let turn = Arc::new(Notify::new());
-        let number = shared.lock().queue(is_urgent, Arc::clone(&turn));
-        Self { shared, number, is_urgent, turn }
+        let number = shared.lock().queue(class, Arc::clone(&turn));
+        Self { shared, number, class, turn }
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.shared.lock().leave(self.number, self.is_urgent);
+        self.shared.lock().leave(self.number, self.class);
     }
 }
 
@@ -188,9 +277,17 @@ struct Window {
     cooling: VecDeque<(Instant, usize)>,
     paused_until: Option<Instant>,
     slow_until: Option<Instant>,
-    /// Those who wait: others, and the urgent.
-    lines: [VecDeque<(u64, Arc<Notify>)>; 2],
+    /// Those who wait, by class.
+    lines: [VecDeque<(u64, Arc<Notify>)>; 3],
     tickets: u64,
+    /// Urgent calls since the last ordinary one, while an ordinary one waited.
+    urgent_in_a_row: u32,
+    /// When the spread has its next ordinary call.
+    next_ordinary: Option<Instant>,
+    /// An ordinary call has waited for a place: what was not used then does not count as saved.
+    was_full: bool,
+    /// When the look-ups of this window leave it.
+    look_ups: VecDeque<Instant>,
 }
 
 impl Window {
@@ -213,8 +310,12 @@ impl Window {
             cooling: VecDeque::new(),
             paused_until: None,
             slow_until: None,
-            lines: [VecDeque::new(), VecDeque::new()],
+            lines: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             tickets: 0,
+            urgent_in_a_row: 0,
+            next_ordinary: None,
+            was_full: false,
+            look_ups: VecDeque::new(),
         }
     }
 
@@ -233,14 +334,18 @@ impl Window {
         self.cooling = taken.into();
     }
 
-    fn queue(&mut self, is_urgent: bool, turn: Arc<Notify>) -> u64 {
+    fn line(&self, class: Class) -> &VecDeque<(u64, Arc<Notify>)> {
+        &self.lines[class as usize]
+    }
+
+    fn queue(&mut self, class: Class, turn: Arc<Notify>) -> u64 {
         self.tickets += 1;
-        self.lines[usize::from(is_urgent)].push_back((self.tickets, turn));
+        self.lines[class as usize].push_back((self.tickets, turn));
         self.tickets
     }
 
-    fn leave(&mut self, number: u64, is_urgent: bool) {
-        self.lines[usize::from(is_urgent)].retain(|(waiting, _)| *waiting != number);
+    fn leave(&mut self, number: u64, class: Class) {
+        self.lines[class as usize].retain(|(waiting, _)| *waiting != number);
         self.wake();
     }
 
@@ -263,9 +368,15 @@ impl Window {
         }
     }
 
-    fn decide(&mut self, number: u64, is_urgent: bool, now: Instant) -> Verdict {
-        let is_first = self.lines[usize::from(is_urgent)].front().is_some_and(|(waiting, _)| *waiting == number);
-        if !is_first || (!is_urgent && !self.lines[1].is_empty()) {
+    fn decide(&mut self, number: u64, class: Class, now: Instant) -> Verdict {
+        let is_first = self.line(class).front().is_some_and(|(waiting, _)| *waiting == number);
+        let is_ordinarys_turn = self.urgent_in_a_row >= URGENT_IN_A_ROW && !self.line(Class::Ordinary).is_empty();
+        let goes_behind = match class {
+            Class::Urgent => is_ordinarys_turn,
+            Class::Ordinary => !is_ordinarys_turn && !self.line(Class::Urgent).is_empty(),
+            Class::LookUp => is_ordinarys_turn || !self.line(Class::Urgent).is_empty(),
+        };
+        if !is_first || goes_behind {
             return Verdict::WhenWoken;
         }
         if let Some(until) = self.paused_until.filter(|until| *until > now) {
@@ -274,23 +385,71 @@ impl Window {
         self.free_what_is_over(now);
         let slow_until = self.slow_until.filter(|until| *until > now);
         let limit = if slow_until.is_some() { self.limit.div_ceil(2) } else { self.limit };
-        let share = if is_urgent { limit } else { limit.saturating_sub(self.reserve).max(1) };
+        let share = if class == Class::Urgent { limit } else { limit.saturating_sub(self.reserve).max(1) };
         let in_use = self.in_use();
         metrics::gauge!("vinculo_belvo_budget_in_use").set(u32::try_from(in_use).unwrap_or(u32::MAX));
-        if in_use < share {
-            self.open += 1;
-            let slot = self.free.pop().unwrap_or_else(|| {
-                self.fresh += 1;
-                self.fresh - 1
-            });
-            return Verdict::Granted(slot);
+        if in_use >= share {
+            self.was_full |= class == Class::Ordinary;
+            let enough_free = self.cooling.get(in_use - share).map(|(until, _)| *until);
+            return match (enough_free, slow_until) {
+                (Some(free), Some(slow)) => Verdict::NotBefore(free.min(slow)),
+                (Some(instant), None) | (None, Some(instant)) => Verdict::NotBefore(instant),
+                (None, None) => Verdict::WhenWoken,
+            };
         }
-        let enough_free = self.cooling.get(in_use - share).map(|(until, _)| *until);
-        match (enough_free, slow_until) {
-            (Some(free), Some(slow)) => Verdict::NotBefore(free.min(slow)),
-            (Some(instant), None) | (None, Some(instant)) => Verdict::NotBefore(instant),
-            (None, None) => Verdict::WhenWoken,
+        let not_yet = match class {
+            Class::Urgent => None,
+            Class::Ordinary => self.spread(share, is_ordinarys_turn, now),
+            Class::LookUp => self.look_up(limit, now),
+        };
+        if let Some(instant) = not_yet {
+            return Verdict::NotBefore(instant);
         }
+        self.urgent_in_a_row = match class {
+            Class::Urgent if !self.line(Class::Ordinary).is_empty() => self.urgent_in_a_row + 1,
+            Class::Urgent | Class::Ordinary => 0,
+            Class::LookUp => self.urgent_in_a_row,
+        };
+        self.open += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.fresh += 1;
+            self.fresh - 1
+        });
+        Verdict::Granted(slot)
+    }
+
+    /// Takes the next place of the spread; the instant before which there is none, unless it is the call's `turn`.
+    fn spread(&mut self, share: usize, is_turn: bool, now: Instant) -> Option<Instant> {
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        let apart = self.per.mul_f64(SPREAD) / share;
+        // Time before the first call, and time without work, is saved up to the part that may leave at once.
+        let saved = apart * (share / AT_ONCE);
+        let earliest = if self.was_full { now } else { now.checked_sub(saved).unwrap_or(now) };
+        let place = self.next_ordinary.map_or(earliest, |next| next.max(earliest));
+        if place > now && !is_turn {
+            return Some(place);
+        }
+        self.was_full = false;
+        self.next_ordinary = Some(place + apart);
+        None
+    }
+
+    /// Counts a look-up; the instant before which there may be no more of them.
+    fn look_up(&mut self, limit: usize, now: Instant) -> Option<Instant> {
+        while self.look_ups.pop_front_if(|over| *over <= now).is_some() {}
+        let most = (limit / LOOK_UPS).max(1);
+        if self.look_ups.len() >= most {
+            return self.look_ups.get(self.look_ups.len() - most).copied();
+        }
+        self.look_ups.push_back(now + self.per);
+        None
+    }
+
+    /// A slot that was granted and never used.
+    fn given_back(&mut self, slot: usize) {
+        self.open -= 1;
+        self.free.push(slot);
+        self.wake();
     }
 
     fn answered(&mut self, slot: usize, now: Instant) {
@@ -321,11 +480,15 @@ mod tests {
         Window::new(requests, reserve, 100 * MS)
     }
 
-    fn ask(window: &mut Window, is_urgent: bool, now: Instant) -> Verdict {
-        let number = window.queue(is_urgent, Arc::default());
-        let verdict = window.decide(number, is_urgent, now);
-        window.leave(number, is_urgent);
+    fn ask(window: &mut Window, class: Class, now: Instant) -> Verdict {
+        let number = window.queue(class, Arc::default());
+        let verdict = window.decide(number, class, now);
+        window.leave(number, class);
         verdict
+    }
+
+    fn is_granted(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Granted(_))
     }
 
     proptest! {
@@ -342,7 +505,8 @@ mod tests {
             let mut under_way: Vec<(Instant, usize)> = Vec::new();
             let mut arrivals: Vec<Instant> = Vec::new();
             for (latency, arrives, is_urgent) in calls {
-                let number = window.queue(is_urgent, Arc::default());
+                let class = Class::from(is_urgent);
+                let number = window.queue(class, Arc::default());
                 loop {
                     under_way.sort_unstable();
                     while under_way.first().is_some_and(|(answer, _)| *answer <= now) {
@@ -350,7 +514,7 @@ mod tests {
                         window.answered(slot, answer);
                     }
                     let next_answer = under_way.first().map(|(answer, _)| *answer);
-                    match window.decide(number, is_urgent, now) {
+                    match window.decide(number, class, now) {
                         Verdict::Granted(slot) => {
                             arrivals.push(now + MS.mul_f64(latency as f64 * arrives));
                             under_way.push((now + MS * u32::try_from(latency).unwrap(), slot));
@@ -363,7 +527,7 @@ mod tests {
                         Verdict::WhenWoken => now = next_answer.expect("an answer is awaited"),
                     }
                 }
-                window.leave(number, is_urgent);
+                window.leave(number, class);
             }
             arrivals.sort_unstable();
             let requests = usize::try_from(requests).unwrap();
@@ -379,10 +543,10 @@ mod tests {
         let mut now = Instant::now();
         for _ in 0..4 {
             for _ in 0..5 {
-                let Verdict::Granted(slot) = ask(&mut window, false, now) else { panic!("a place is free") };
+                let Verdict::Granted(slot) = ask(&mut window, Class::Urgent, now) else { panic!("a place is free") };
                 window.answered(slot, now);
             }
-            assert_eq!(ask(&mut window, false, now), Verdict::NotBefore(now + 100 * MS));
+            assert_eq!(ask(&mut window, Class::Ordinary, now), Verdict::NotBefore(now + 100 * MS));
             now += 100 * MS;
         }
         assert!(window.fresh <= 5, "slots are used again");
@@ -391,26 +555,93 @@ mod tests {
     #[test]
     fn the_last_part_is_kept_for_the_urgent() {
         let (mut window, mut tiny) = (window(10, 0.11), window(1, 1.0));
-        let now = Instant::now();
-        let granted = |verdict| matches!(verdict, Verdict::Granted(_));
-        assert_eq!((0..10).filter(|_| granted(ask(&mut window, false, now))).count(), 8);
-        assert_eq!((0..10).filter(|_| granted(ask(&mut window, true, now))).count(), 2);
-        assert!(granted(ask(&mut tiny, false, now)), "a reserve never takes all");
+        let start = Instant::now();
+        let ordinary = (0..20).filter(|at| is_granted(&ask(&mut window, Class::Ordinary, start + 4 * MS * *at)));
+        assert_eq!(ordinary.count(), 8);
+        assert_eq!((0..10).filter(|_| is_granted(&ask(&mut window, Class::Urgent, start + 80 * MS))).count(), 2);
+        assert!(is_granted(&ask(&mut tiny, Class::Ordinary, start)), "a reserve never takes all");
     }
 
     #[test]
     fn others_wait_behind_the_urgent_and_each_line_keeps_its_order() {
         let mut window = window(2, 0.0);
         let now = Instant::now();
-        let others: Vec<u64> = (0..2).map(|_| window.queue(false, Arc::default())).collect();
-        let urgent: Vec<u64> = (0..2).map(|_| window.queue(true, Arc::default())).collect();
-        assert_eq!(window.decide(others[0], false, now), Verdict::WhenWoken);
-        assert_eq!(window.decide(urgent[1], true, now), Verdict::WhenWoken);
-        assert_eq!(window.decide(urgent[0], true, now), Verdict::Granted(0));
-        window.leave(urgent[0], true);
-        window.leave(urgent[1], true);
-        assert_eq!(window.decide(others[1], false, now), Verdict::WhenWoken);
-        assert_eq!(window.decide(others[0], false, now), Verdict::Granted(1));
+        let [others, urgent] =
+            [Class::Ordinary, Class::Urgent].map(|class| [(); 2].map(|()| window.queue(class, Arc::default())));
+        assert_eq!(window.decide(others[0], Class::Ordinary, now), Verdict::WhenWoken);
+        assert_eq!(window.decide(urgent[1], Class::Urgent, now), Verdict::WhenWoken);
+        assert_eq!(window.decide(urgent[0], Class::Urgent, now), Verdict::Granted(0));
+        window.leave(urgent[0], Class::Urgent);
+        window.leave(urgent[1], Class::Urgent);
+        assert_eq!(window.decide(others[1], Class::Ordinary, now), Verdict::WhenWoken);
+        assert_eq!(window.decide(others[0], Class::Ordinary, now), Verdict::Granted(1));
+    }
+
+    #[test]
+    fn after_nine_urgent_calls_one_that_waits_is_served() {
+        let mut window = window(1000, 0.0);
+        let now = Instant::now();
+        let served: String = (0..40)
+            .map(|_| {
+                let [urgent, ordinary] =
+                    [Class::Urgent, Class::Ordinary].map(|class| (window.queue(class, Arc::default()), class));
+                let mut both = [urgent, ordinary].into_iter();
+                let (_, class) = both
+                    .find(|(number, class)| is_granted(&window.decide(*number, *class, now)))
+                    .expect("one is served");
+                window.leave(urgent.0, urgent.1);
+                window.leave(ordinary.0, ordinary.1);
+                if class == Class::Urgent { 'u' } else { 'o' }
+            })
+            .collect();
+        assert_eq!(served, "uuuuuuuuuo".repeat(4));
+    }
+
+    #[test]
+    fn ordinary_calls_are_spread_so_that_places_come_free_all_the_time() {
+        let mut window = Window::new(30, 0.0, 3000 * MS);
+        let start = Instant::now();
+        let mut granted: Vec<u128> = Vec::new();
+        for at in 0..12_000 {
+            if let Verdict::Granted(slot) = ask(&mut window, Class::Ordinary, start + MS * at) {
+                window.answered(slot, start + MS * at);
+                granted.push(u128::from(at));
+            }
+        }
+        assert_eq!(granted.iter().filter(|at| **at < 50).count(), 11, "a third at once");
+        // All of the budget in each window,
+        assert!(granted.len() >= 119, "{} calls", granted.len());
+        // and after the first no long gap.
+        let later: Vec<u128> = granted.into_iter().filter(|at| *at > 4000).collect();
+        let longest = later.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        assert!(longest <= 250, "{longest} ms without a call");
+    }
+
+    #[test]
+    fn time_in_which_nobody_could_call_is_made_good() {
+        let mut window = Window::new(30, 0.0, 3000 * MS);
+        let start = Instant::now();
+        let mut calls = 0;
+        for at in 0..12_000_u32 {
+            if at % 1000 == 500 {
+                window.pause(start + MS * (at + 100));
+            }
+            if let Verdict::Granted(slot) = ask(&mut window, Class::Ordinary, start + MS * at) {
+                window.answered(slot, start + MS * at);
+                calls += 1;
+            }
+        }
+        assert!(calls >= 117, "{calls} calls of 120");
+    }
+
+    #[test]
+    fn looking_up_links_takes_a_tenth_of_the_budget_at_most() {
+        let mut window = window(30, 0.0);
+        let now = Instant::now();
+        assert_eq!((0..10).filter(|_| is_granted(&ask(&mut window, Class::LookUp, now))).count(), 3);
+        assert_eq!(ask(&mut window, Class::LookUp, now), Verdict::NotBefore(now + 100 * MS));
+        assert!(is_granted(&ask(&mut window, Class::Ordinary, now)), "others go on");
+        assert!(is_granted(&ask(&mut window, Class::LookUp, now + 100 * MS)));
     }
 
     #[test]
@@ -419,11 +650,24 @@ mod tests {
         let now = Instant::now();
         assert!(window.pause(now + 50 * MS));
         assert!(!window.pause(now + 20 * MS));
-        assert_eq!(ask(&mut window, true, now), Verdict::NotBefore(now + 50 * MS));
+        assert_eq!(ask(&mut window, Class::Urgent, now), Verdict::NotBefore(now + 50 * MS));
         window.slow_until = Some(now + 70 * MS);
         let later = now + 50 * MS;
-        assert_eq!((0..10).filter(|_| matches!(ask(&mut window, true, later), Verdict::Granted(_))).count(), 5);
-        assert_eq!(ask(&mut window, true, later), Verdict::NotBefore(now + 70 * MS));
+        assert_eq!((0..10).filter(|_| is_granted(&ask(&mut window, Class::Urgent, later))).count(), 5);
+        assert_eq!(ask(&mut window, Class::Urgent, later), Verdict::NotBefore(now + 70 * MS));
+    }
+
+    #[test]
+    fn a_place_that_was_not_used_is_free_at_once() {
+        let settings = config::Budget { requests: 1, per: Duration::from_hours(1) };
+        let budget = Budget::open(settings, 0.0, None, Clock::system()).unwrap();
+        let permit = budget.try_acquire(Class::Urgent).unwrap();
+        assert!(budget.try_acquire(Class::Urgent).is_none());
+        permit.unused();
+        assert_eq!(budget.usage().in_use, 0);
+        budget.try_acquire(Class::Urgent).unwrap().answered();
+        assert_eq!(budget.usage().in_use, 1);
+        assert!(budget.try_acquire(Class::Urgent).is_none());
     }
 
     #[tokio::test]
@@ -443,7 +687,7 @@ mod tests {
 
         let restarted = Instant::now();
         let budget = open();
-        assert_eq!(budget.in_use(), 3);
+        assert_eq!(budget.usage().in_use, 3);
         let calls = (0..3).map(|_| {
             let budget = budget.clone();
             tokio::spawn(async move { budget.acquire(false).await.answered() })

@@ -19,7 +19,7 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::budget::{Budget, LONGEST_PAUSE, Permit};
+use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
 use super::failure::Failure;
 use super::gate::{Ending, Gate};
 use crate::clock::{Clock, Timestamp};
@@ -27,8 +27,10 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
-/// First pause of all calls when Belvo asks for patience without saying how long, doubled each time.
+/// First pause of all calls when Belvo's gate refuses the address, doubled each time: a whole window of its limit,
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
+/// and when it asks for patience without saying how long: calls keep within the budget, so that others were too many.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// Longest pause of that kind.
 const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 
@@ -66,8 +68,6 @@ pub(super) struct Call<'a> {
     pub body: Option<Bytes>,
     /// Whether Belvo is to answer before the work is done.
     pub is_async: bool,
-    /// Whether it may use the reserve of the budget.
-    pub is_urgent: bool,
     /// Whether it goes to the token's own host, with the keys in the body alone.
     pub is_for_token: bool,
     /// Statuses that say that it went well.
@@ -91,7 +91,7 @@ impl<'a> Call<'a> {
     }
 
     fn with_method(method: Method, path: &'a str, expects: &'static [u16]) -> Self {
-        Self { method, path, body: None, is_async: false, is_urgent: false, is_for_token: false, expects }
+        Self { method, path, body: None, is_async: false, is_for_token: false, expects }
     }
 
     fn method_name(&self) -> &'static str {
@@ -100,6 +100,31 @@ impl<'a> Call<'a> {
             Method::DELETE => "DELETE",
             _ => "GET",
         }
+    }
+}
+
+/// How a call gets its leave.
+pub struct Leave {
+    class: Class,
+    permit: Option<Permit>,
+    is_trial: bool,
+}
+
+impl Leave {
+    /// It waits for a place among those of its class.
+    pub fn of(class: Class) -> Self {
+        Self { class, permit: None, is_trial: false }
+    }
+
+    /// It has its place already.
+    pub fn with(class: Class, permit: Permit) -> Self {
+        Self { class, permit: Some(permit), is_trial: false }
+    }
+
+    /// An ordinary call that tries what may not be answered: when the gate before the API refuses it, that is about this
+    /// call, and the others go on.
+    pub fn for_a_trial() -> Self {
+        Self { class: Class::Ordinary, permit: None, is_trial: true }
     }
 }
 
@@ -148,22 +173,30 @@ impl Client {
     ///
     /// # Errors
     /// A [`Failure`], also when the call did not leave because the keys are refused.
-    pub async fn get(&self, path_and_query: &str, is_urgent: bool) -> Result<Answer, Failure> {
-        self.call(&Call { is_urgent, ..Call::get(path_and_query) }).await
+    pub async fn get(&self, path_and_query: &str, leave: Leave) -> Result<Answer, Failure> {
+        self.call(&Call::get(path_and_query), leave).await
     }
 
-    /// Makes one call.
+    /// Makes one call, with a leave of the caller's choice.
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub(super) async fn call(&self, call: &Call<'_>) -> Result<Answer, Failure> {
+    pub(super) async fn call(&self, call: &Call<'_>, leave: Leave) -> Result<Answer, Failure> {
         let failed = |failure: Failure| failure.with_method(call.method_name());
-        let Ok(pass) = self.0.gate.enter(call.is_urgent).await else {
+        let Leave { class, permit, is_trial } = leave;
+        let Ok(pass) = self.0.gate.enter(class == Class::Urgent).await else {
+            if let Some(permit) = permit {
+                permit.unused();
+            }
             return Err(failed(Failure::own("api_auth", call.path)));
         };
-        let permit = self.0.budget.acquire(call.is_urgent).await;
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.0.budget.acquire(class).await,
+        };
         let (left, started_at) = (Instant::now(), self.0.clock.now());
-        let result = match timeout(self.0.settings.total_timeout, self.exchange(call, permit)).await {
+        let exchange = self.exchange(call, permit, is_trial);
+        let result = match timeout(self.0.settings.total_timeout, exchange).await {
             Ok(Ok(body)) => Ok(Answer { body, started_at, fetched_at: self.0.clock.now() }),
             Ok(Err(failure)) => Err(failed(failure)),
             Err(_) => Err(failed(Failure::own("timeout", call.path))),
@@ -187,6 +220,16 @@ impl Client {
     /// Why calls pause now: `api_auth`, `api_down` or `rate_limited`; `None` when they go.
     pub fn trouble(&self) -> Option<&'static str> {
         self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
+    }
+
+    /// The budget of all calls.
+    pub fn budget(&self) -> &Budget {
+        &self.0.budget
+    }
+
+    /// How the budget is used now.
+    pub fn usage(&self) -> Usage {
+        self.0.budget.usage()
     }
 
     /// Where calls go.
@@ -214,7 +257,7 @@ impl Client {
         &self.0.settings
     }
 
-    async fn exchange(&self, call: &Call<'_>, permit: Permit) -> Result<Bytes, Failure> {
+    async fn exchange(&self, call: &Call<'_>, permit: Permit, is_trial: bool) -> Result<Bytes, Failure> {
         let (settings, path) = (&self.0.settings, call.path);
         let sent = self.request(call).send();
         let response = timeout(settings.connect_timeout + settings.idle_timeout, sent).await;
@@ -241,7 +284,12 @@ impl Client {
                 .map_err(|code| Failure::own(code, path).with_status(status));
         }
         let said = self.error_body(response).await;
-        Err(self.cool_down(Failure::of_answer(path, status, &said), patience))
+        let failure = Failure::of_answer(path, status, &said);
+        // The gate refuses what it does not know; whether it is about this address, the next ordinary call will tell.
+        if is_trial && failure.code == "api_blocked" && patience.is_none() {
+            return Err(failure);
+        }
+        Err(self.cool_down(failure, patience))
     }
 
     fn request(&self, call: &Call<'_>) -> reqwest::RequestBuilder {
@@ -296,7 +344,8 @@ impl Client {
         if !is_about_all && patience.is_none() {
             return failure;
         }
-        let wait = patience.unwrap_or_else(|| self.next_cool_down());
+        let first = if failure.code == "api_blocked" { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
+        let wait = patience.unwrap_or_else(|| self.next_cool_down(first));
         self.0.budget.pause(wait);
         if failure.code == "api_blocked" {
             self.0.budget.slow_down(wait * 10);
@@ -308,12 +357,12 @@ impl Client {
     }
 
     /// Answers to calls that left before a pause began do not make the next one longer.
-    fn next_cool_down(&self) -> Duration {
+    fn next_cool_down(&self, first: Duration) -> Duration {
         let mut cool_downs = self.lock_cool_downs();
         if self.0.budget.paused_until().is_none() {
             *cool_downs = (*cool_downs + 1).min(16);
         }
-        (FIRST_COOL_DOWN * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
+        (first * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
     }
 
     fn lock_cool_downs(&self) -> std::sync::MutexGuard<'_, u32> {
@@ -396,7 +445,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_carries_the_keys_and_gives_the_body() {
         let script = Script::start(|_| scripted::json(200, r#"{"results":[]}"#)).await;
-        let answer = script.client().get("/api/owners/?link=x", false).await.unwrap();
+        let answer = script.client().get("/api/owners/?link=x", Leave::of(Class::Ordinary)).await.unwrap();
         assert_eq!(&answer.body[..], br#"{"results":[]}"#);
         let request = script.requests().remove(0).to_ascii_lowercase();
         assert!(request.starts_with("get /api/owners/?link=x http/1.1\r\n"), "{request}");
@@ -426,7 +475,7 @@ mod tests {
         ];
         for (answer, code) in cases {
             let script = Script::start(move |_| answer.clone()).await;
-            let failure = script.client().get("/", false).await.unwrap_err();
+            let failure = script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
             assert_eq!(failure.code, code, "{failure}");
         }
     }
@@ -437,12 +486,12 @@ mod tests {
             let script = Script::silent(answer.to_vec(), wait).await;
             let client = script.client();
             let started = Instant::now();
-            assert_eq!(client.get("/", false).await.unwrap_err().code, "timeout");
+            assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "timeout");
             assert!(started.elapsed() < Duration::from_secs(3));
         }
         let script = Script::dripping().await;
         let started = Instant::now();
-        assert_eq!(script.client().get("/", false).await.unwrap_err().code, "timeout");
+        assert_eq!(script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "timeout");
         assert!(
             (Duration::from_millis(1400)..Duration::from_secs(4)).contains(&started.elapsed()),
             "{:?}",
@@ -456,7 +505,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         let client = scripted::client(address);
-        assert_eq!(client.get("/", false).await.unwrap_err().code, "unreachable");
+        assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "unreachable");
     }
 
     #[tokio::test]
@@ -464,10 +513,10 @@ mod tests {
         let script =
             Script::start(|_| b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
         let client = script.client();
-        let failure = client.get("/", false).await.unwrap_err();
+        let failure = client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
         assert_eq!((failure.kind, failure.code), (Decision::RetryAfter(Duration::from_secs(7)), "rate_limited"));
         assert_eq!(client.trouble(), Some("rate_limited"));
-        assert!(timeout(Duration::from_millis(100), client.get("/", true)).await.is_err());
+        assert!(timeout(Duration::from_millis(100), client.get("/", Leave::of(Class::Urgent))).await.is_err());
         assert_eq!(script.requests().len(), 1);
     }
 
@@ -475,11 +524,14 @@ mod tests {
     async fn a_forbidden_page_cools_everything_down_and_a_forbidden_resource_does_not() {
         let script = Script::start(|_| scripted::json(403, "<html><center>openresty</center></html>")).await;
         let client = script.client();
-        assert_eq!(client.get("/", false).await.unwrap_err().kind, Decision::RetryAfter(FIRST_COOL_DOWN));
+        assert_eq!(
+            client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind,
+            Decision::RetryAfter(FIRST_COOL_DOWN)
+        );
         assert_eq!(client.trouble(), Some("rate_limited"));
         let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
         let client = script.client();
-        assert_eq!(client.get("/", false).await.unwrap_err().kind, Decision::Never);
+        assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind, Decision::Never);
         assert_eq!(client.trouble(), None);
     }
 
@@ -490,7 +542,7 @@ mod tests {
         let calls: Vec<_> = (0..20)
             .map(|_| {
                 let client = client.clone();
-                tokio::spawn(async move { client.get("/", false).await.unwrap_err().kind })
+                tokio::spawn(async move { client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind })
             })
             .collect();
         for call in calls {

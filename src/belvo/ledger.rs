@@ -81,6 +81,11 @@ impl Ledger {
         self.put(place(slot), at.as_micros());
     }
 
+    /// The slot's call never left.
+    pub(super) fn given_back(&self, slot: usize) {
+        self.put(place(slot), 0);
+    }
+
     /// No call may leave before `until`.
     pub(super) fn paused(&self, until: Timestamp) {
         self.put(8, until.as_micros());

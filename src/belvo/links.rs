@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::client::Call;
 use super::page::{Next, Page};
-use super::{Client, Decision, Failure, LinkId};
+use super::{Class, Client, Decision, Failure, Leave, LinkId};
 use crate::clock::Timestamp;
 
 const PATH: &str = "/api/links/";
@@ -78,7 +78,7 @@ pub struct LinkPage {
 /// A [`Failure`].
 pub async fn list_page(client: &Client, page: u32, page_size: u32) -> Result<LinkPage, Failure> {
     let number = if page > 1 { format!("&page={page}") } else { String::new() };
-    call(client, &format!("{PATH}?page_size={page_size}{number}")).await
+    call(client, &format!("{PATH}?page_size={page_size}{number}"), Class::Ordinary).await
 }
 
 /// The links among `ids`, at most [`MOST_IDS`], that Belvo knows.
@@ -90,7 +90,8 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
         return Ok(Vec::new());
     }
     let list: Vec<&str> = ids.iter().map(LinkId::as_str).collect();
-    let page = call(client, &format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS))).await?;
+    let path = format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS));
+    let page = call(client, &path, Class::LookUp).await?;
     if page.has_next {
         return Err(inconsistent());
     }
@@ -103,7 +104,7 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
 /// A [`Failure`]; `inconsistent_pages` when one page does not hold them.
 pub async fn by_external_id(client: &Client, external_id: &str) -> Result<Vec<LinkObject>, Failure> {
     let id: String = url::form_urlencoded::byte_serialize(external_id.as_bytes()).collect();
-    let page = call(client, &format!("{PATH}?external_id={id}&page_size={MOST_IDS}")).await?;
+    let page = call(client, &format!("{PATH}?external_id={id}&page_size={MOST_IDS}"), Class::Ordinary).await?;
     if page.has_next {
         return Err(Failure::own("inconsistent_pages", PATH));
     }
@@ -118,7 +119,7 @@ pub async fn delete(client: &Client, id: &LinkId) -> Result<Deletion, Failure> {
     let path = format!("{PATH}{id}/");
     // Belvo takes five of the other kind a minute.
     let call = Call { is_async: true, ..Call::delete(&path, &[202, 204]) };
-    match client.call(&call).await {
+    match client.call(&call, Leave::of(Class::Ordinary)).await {
         Ok(answer) if answer.body.is_empty() => Ok(Deletion::Done),
         Ok(_) => Ok(Deletion::Accepted),
         Err(failure) if failure.kind == Decision::Gone => Ok(Deletion::Done),
@@ -142,7 +143,7 @@ pub enum Deletion {
 pub async fn refresh(client: &Client, id: &LinkId, resources: &[&str]) -> Result<(), Failure> {
     let path = format!("{PATH}{id}/refresh/");
     let body = serde_json::json!({ "fetch_resources": resources });
-    client.call(&Call::post(&path, &body, &[200, 201, 202])).await.map(drop)
+    client.call(&Call::post(&path, &body, &[200, 201, 202]), Leave::of(Class::Ordinary)).await.map(drop)
 }
 
 /// Lets Belvo read the institution again for the resource at `endpoint` alone; a webhook follows.
@@ -152,7 +153,7 @@ pub async fn refresh(client: &Client, id: &LinkId, resources: &[&str]) -> Result
 pub async fn collect(client: &Client, id: &LinkId, endpoint: &str) -> Result<(), Failure> {
     let body = serde_json::json!({ "link": id.as_str(), "save_data": true });
     let call = Call { is_async: true, ..Call::post(endpoint, &body, &[200, 201, 202]) };
-    client.call(&call).await.map(drop)
+    client.call(&call, Leave::of(Class::Ordinary)).await.map(drop)
 }
 
 /// One link.
@@ -161,7 +162,7 @@ pub async fn collect(client: &Client, id: &LinkId, endpoint: &str) -> Result<(),
 /// A [`Failure`]; `not_found` when Belvo does not know it.
 pub async fn get(client: &Client, id: &LinkId) -> Result<LinkObject, Failure> {
     let path = format!("{PATH}{id}/");
-    let answer = client.get(&path, false).await?;
+    let answer = client.get(&path, Leave::of(Class::LookUp)).await?;
     let text = std::str::from_utf8(&answer.body).map_err(|_| Failure::own("not_json", &path))?;
     LinkObject::read(text).filter(|link| link.id == *id).ok_or_else(|| Failure::own("not_json", &path).with_status(200))
 }
@@ -171,8 +172,8 @@ pub(crate) fn inconsistent() -> Failure {
     Failure::own("inconsistent_pages", PATH)
 }
 
-async fn call(client: &Client, path: &str) -> Result<LinkPage, Failure> {
-    let answer = client.get(path, false).await?;
+async fn call(client: &Client, path: &str, class: Class) -> Result<LinkPage, Failure> {
+    let answer = client.get(path, Leave::of(class)).await?;
     let page = Page::read(answer.body, client.base_url()).map_err(|code| Failure::own(code, path).with_status(200))?;
     if page.next == Next::Foreign {
         return Err(Failure::own("foreign_next", path).with_status(200));

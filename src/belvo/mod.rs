@@ -15,8 +15,8 @@ pub mod page;
 pub(crate) mod scripted;
 pub mod token;
 
-pub use budget::Budget;
-pub use client::{Answer, Client};
+pub use budget::{Budget, Class, Permit, Usage};
+pub use client::{Answer, Client, Leave};
 pub use failure::{Decision, Failure, Meaning, Trouble, advice, meaning};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.

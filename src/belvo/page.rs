@@ -62,6 +62,11 @@ impl Page {
         self.items.iter().map(|place| &self.text[place.clone()])
     }
 
+    /// The exact text of the item at `at`, from 0.
+    pub fn item(&self, at: usize) -> Option<&str> {
+        self.items.get(at).map(|place| &self.text[place.clone()])
+    }
+
     /// Items on the page.
     pub fn len(&self) -> usize {
         self.items.len()

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::client::Call;
-use super::{Client, Failure, LinkId};
+use super::{Class, Client, Failure, Leave, LinkId};
 use crate::config;
 
 const PATH: &str = "/api/token/";
@@ -55,8 +55,8 @@ impl fmt::Debug for Token {
 pub async fn create(client: &Client, ask: Ask<'_>) -> Result<Token, Failure> {
     let settings = client.settings();
     let keys = (settings.secret_id.expose_secret(), settings.secret_password.expose_secret());
-    let call = Call { is_urgent: true, is_for_token: true, ..Call::post(PATH, &body(ask, keys), &[200, 201]) };
-    let answer = client.call(&call).await?;
+    let call = Call { is_for_token: true, ..Call::post(PATH, &body(ask, keys), &[200, 201]) };
+    let answer = client.call(&call, Leave::of(Class::Urgent)).await?;
     let Ok(Wire { access, refresh }) = serde_json::from_slice(&answer.body) else {
         return Err(Failure::own("not_json", PATH).with_method("POST").with_status(200));
     };

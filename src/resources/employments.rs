@@ -16,6 +16,7 @@ pub static RESOURCE: Resource = Resource {
     name: "employments",
     record_name: "employment",
     endpoint: "/api/br/employments/",
+    needs_link: true,
     webhook_type: "EMPLOYMENTS",
     total_key: "total_employments",
     schema: include_str!("../../schemas/employments.toml"),

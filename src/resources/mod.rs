@@ -21,6 +21,8 @@ pub struct Resource {
     pub record_name: &'static str,
     /// The list's path, with its closing slash.
     pub endpoint: &'static str,
+    /// Whether the list documents its parameter `link` as required, also beside `link__in`.
+    pub needs_link: bool,
     /// `webhook_type` of the events that are about it.
     pub webhook_type: &'static str,
     /// Key of `data` that counts the items in a `historical_update`.

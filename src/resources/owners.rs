@@ -8,6 +8,7 @@ pub static RESOURCE: Resource = Resource {
     name: "owners",
     record_name: "owner",
     endpoint: "/api/owners/",
+    needs_link: false,
     webhook_type: "OWNERS",
     total_key: "total_owners",
     schema: include_str!("../../schemas/owners.toml"),

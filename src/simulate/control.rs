@@ -73,6 +73,7 @@ fn arrivals(simulation: &Simulation) -> Value {
             "method": arrival.method,
             "path": arrival.path,
             "link": arrival.link,
+            "together": arrival.together,
             "refused": arrival.refused,
         })
     });

@@ -76,6 +76,13 @@ pub const KINDS: &[Kind] = &[
     kind("next_relative", "AP14", P(next_relative), "`next` is a path without a host"),
     kind("wrong_count", "AP13", P(wrong_count), "`count` is `count` (one more than there are)"),
     kind("foreign_record", "AP19", P(foreign_record), "the first record of a page says it belongs to another link"),
+    // lists of many links
+    kind(
+        LINK_IN,
+        "AP2, AP19",
+        R(as_it_is),
+        "a list with `link__in` and no `link` is, as `how` says: refuse (400, the default), forbid (403 as JSON), gate (403 as a page), all (everybody's), nothing, first (the first link's only), no_link (records without `link`)",
+    ),
     // records
     kind("list_empty", "AP15", R(list_empty), "the list is empty, whatever the webhook counted"),
     kind("shrink", "AP15", R(shrink), "only the first `keep` (1) records are there"),
@@ -107,6 +114,8 @@ pub const KINDS: &[Kind] = &[
     kind("hang_up", "IN12", E(keep), "the sender leaves `after_ms` (5) after it has sent"),
     kind("lost", "IN5, TM3", E(lost), "events are never sent"),
 ];
+
+const LINK_IN: &str = "link_in";
 
 /// A fault that is switched on.
 #[derive(Clone, Debug)]
@@ -142,6 +151,8 @@ pub(super) struct Call<'a> {
     pub on: &'static str,
     /// The link it is about.
     pub link: Option<&'a str>,
+    /// The links that it asks for together.
+    pub together: &'a [String],
     /// The resource it is about.
     pub resource: Option<Resource>,
 }
@@ -194,7 +205,9 @@ impl Fault {
         let same = |key: &str, value: Option<&str>| self.details.text(key).is_none_or(|wanted| value == Some(wanted));
         let resource =
             self.details.text("resource").is_none_or(|r| call.resource.is_some_and(|c| Resource::parse(r) == Some(c)));
-        stage && lists && resource && same("link", call.link) && same("on", Some(call.on))
+        let link = same("link", call.link) || call.together.iter().any(|link| same("link", Some(link)));
+        let together = self.kind().name != LINK_IN || !call.together.is_empty();
+        stage && lists && together && resource && link && same("on", Some(call.on))
     }
 
     /// Counts one call that the fault concerns, and says whether it is hit.
@@ -252,7 +265,7 @@ impl Faults {
 
     /// What the lasting faults make of a list, for the truth: the fields they add, by place, and whether enums are new.
     pub(super) fn content(&self, link: &str, resource: Resource) -> Content {
-        let call = Call { on: resource.name(), link: Some(link), resource: Some(resource) };
+        let call = Call { on: resource.name(), link: Some(link), together: &[], resource: Some(resource) };
         let mut content = Content::default();
         for fault in self.0.iter().filter(|fault| fault.lasting() && fault.concerns(call)) {
             match fault.kind().name {
@@ -310,11 +323,25 @@ impl Hits {
 
     /// Strikes the records of a list.
     pub(super) fn records(&self, records: &mut Vec<Json>) {
+        self.records_of(None, records);
+    }
+
+    /// Strikes the records of one of the links that are listed together.
+    pub(super) fn records_of(&self, link: Option<&str>, records: &mut Vec<Json>) {
         for fault in &self.0 {
-            if let R(effect) = fault.kind().effect {
+            let is_of_another = link.is_some() && fault.details.text("link").is_some_and(|of| link != Some(of));
+            if let R(effect) = fault.kind().effect
+                && !is_of_another
+            {
                 effect(records, &fault.details);
             }
         }
+    }
+
+    /// What becomes of a list with `link__in`, if it is not answered rightly.
+    pub(super) fn link_in(&self) -> Option<&str> {
+        let fault = self.0.iter().find(|fault| fault.kind().name == LINK_IN)?;
+        Some(fault.details.text("how").unwrap_or("refuse"))
     }
 
     /// Strikes a page.
@@ -439,6 +466,8 @@ fn foreign_record(page: &mut Page, _: &Details) {
         first.set("link", super::random::uuid(0, u32::MAX, "another link").into());
     }
 }
+
+fn as_it_is(_: &mut Vec<Json>, _: &Details) {}
 
 fn list_empty(records: &mut Vec<Json>, _: &Details) {
     records.clear();
@@ -602,7 +631,7 @@ mod tests {
     fn a_fault_hits_as_often_and_where_it_is_told() {
         let mut faults = Faults::default();
         faults.arm(Fault::parse("status,code=429,on=employments,skip=1,times=2").unwrap());
-        let call = Call { on: "employments", link: Some("x"), resource: Some(Resource::Employments) };
+        let call = Call { on: "employments", link: Some("x"), together: &[], resource: Some(Resource::Employments) };
         let hits: Vec<usize> = (0..5).map(|_| faults.draw(call).0.len()).collect();
         assert_eq!(hits, [0, 1, 1, 0, 0]);
         assert_eq!(faults.draw(Call { on: "links", ..call }).0.len(), 0);

@@ -124,8 +124,6 @@ struct State {
     deletions: limit::Window,
     arrivals: Vec<Arrival>,
     answered: Vec<truth::Answered>,
-    /// Calls by path and link.
-    calls: BTreeMap<(String, Option<String>), u64>,
     requests: u64,
     events: u64,
     /// Widget tokens, and what each may do.
@@ -143,6 +141,8 @@ pub struct Arrival {
     pub path: String,
     /// The link it named, in the path or the query.
     pub link: Option<String>,
+    /// The links that it asked for together.
+    pub together: Vec<String>,
     /// Whether it was one too many for the limit.
     pub refused: bool,
 }
@@ -159,7 +159,6 @@ impl Simulation {
             deletions: limit::Window::default(),
             arrivals: Vec::new(),
             answered: Vec::new(),
-            calls: BTreeMap::new(),
             requests: 0,
             events: 0,
             sessions: BTreeMap::new(),
@@ -253,11 +252,17 @@ impl Simulation {
         self.state().arrivals.clone()
     }
 
-    /// How many calls a path had for a link, or in all with `None`. Refused calls count.
+    /// How many calls a path had that named a link, alone or together with others, or in all with `None`. Refused calls
+    /// count.
     pub fn calls(&self, path: &str, link: Option<&str>) -> u64 {
         let state = self.state();
-        let of = |key: &&(String, Option<String>)| key.0 == path && (link.is_none() || key.1.as_deref() == link);
-        state.calls.iter().filter(|(key, _)| of(key)).map(|(_, count)| count).sum()
+        let of = |arrival: &&Arrival| {
+            let names = |link: &str| {
+                arrival.link.as_deref() == Some(link) || arrival.together.iter().any(|together| together == link)
+            };
+            arrival.path == path && link.is_none_or(names)
+        };
+        state.arrivals.iter().filter(of).count() as u64
     }
 
     /// Calls that were one too many for the limit.

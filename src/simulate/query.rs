@@ -1,5 +1,6 @@
 //! Query parameters: which there are, what they look like, what they pick, and the pages that come out.
 
+use bytes::Bytes;
 use url::form_urlencoded;
 
 use super::json::Json;
@@ -158,9 +159,9 @@ impl Query {
         self.get("page").and_then(|page| page.parse().ok()).unwrap_or(1)
     }
 
-    /// Whether nothing but `link` and paging is asked for.
+    /// Whether nothing but `link` (or several) and paging is asked for.
     pub(super) fn is_plain(&self) -> bool {
-        self.pairs.iter().all(|(name, _, _)| matches!(name.as_str(), "link" | "page" | "page_size"))
+        self.pairs.iter().all(|(name, _, _)| matches!(name.as_str(), "link" | "link__in" | "page" | "page_size"))
     }
 
     /// Whether every filter picks `record`.
@@ -281,6 +282,21 @@ pub(super) struct Page {
 }
 
 impl Page {
+    /// A page that is the only one, of the results of other such pages, each with its count.
+    pub(super) fn joined(bodies: &[(usize, Bytes)]) -> Vec<u8> {
+        let count: usize = bodies.iter().map(|(count, _)| count).sum();
+        let mut joined = format!("{{\"count\":{count},\"next\":null,\"previous\":null,\"results\":[").into_bytes();
+        for (count, body) in bodies.iter().filter(|(count, _)| *count > 0) {
+            let head = format!("{{\"count\":{count},\"next\":null,\"previous\":null,\"results\":[").len();
+            if !joined.ends_with(b"[") {
+                joined.push(b',');
+            }
+            joined.extend_from_slice(&body[head..body.len() - 2]);
+        }
+        joined.extend_from_slice(b"]}");
+        joined
+    }
+
     /// The body.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         Json::object([
@@ -319,6 +335,18 @@ mod tests {
         assert!(Query::parse("page_size=2&page=4", LINKS).unwrap().page_of(rows(), "x").is_none());
         assert!(Query::parse("", LINKS).unwrap().page_of(Vec::new(), "x").is_some());
         assert_eq!(Query::parse("page_size=5000", LINKS).unwrap().page_size(), 1_000);
+    }
+
+    #[test]
+    fn pages_that_are_joined_read_as_one() {
+        let page = |from: usize, count: usize| {
+            let results = rows().into_iter().skip(from).take(count).collect();
+            let page = Page { count, next: None, previous: None, results, this: String::new() };
+            (count, Bytes::from(page.into_bytes()))
+        };
+        let whole = Page { count: 5, next: None, previous: None, results: rows(), this: String::new() };
+        assert_eq!(Page::joined(&[page(0, 2), page(0, 0), page(2, 3)]), whole.into_bytes());
+        assert_eq!(Page::joined(&[page(0, 0)]), page(0, 0).1);
     }
 
     #[test]

@@ -120,6 +120,16 @@ impl Route {
         }
     }
 
+    /// The links that the query asks for together.
+    fn together(&self, query: &str) -> Vec<String> {
+        match self {
+            Self::List(_) => url::form_urlencoded::parse(query.as_bytes())
+                .find(|(key, _)| key == "link__in")
+                .map_or_else(Vec::new, |(_, ids)| ids.split(',').map(str::to_owned).collect()),
+            _ => Vec::new(),
+        }
+    }
+
     /// The link that the path or the query names.
     fn link(&self, query: &str) -> Option<String> {
         match self {
@@ -161,8 +171,9 @@ async fn answer(Shared(simulation): Shared<Simulation>, request: Request) -> Res
     }
     let route = Route::of(path);
     let link = route.link(query);
-    let (request_id, admitted) = simulation.arrive(arrived, &parts.method, path, link.clone());
-    let call = Call { on: route.name(), link: link.as_deref(), resource: route.resource() };
+    let together = route.together(query);
+    let (request_id, admitted) = simulation.arrive(arrived, &parts.method, path, link.clone(), together.clone());
+    let call = Call { on: route.name(), link: link.as_deref(), together: &together, resource: route.resource() };
     let hits = if admitted { simulation.state().faults.draw(call) } else { Hits::default() };
     let mut answer = if admitted {
         // A body that does not arrive is an empty one.
@@ -516,10 +527,10 @@ impl Asked<'_> {
         let known = if resource == Resource::Employments { query::EMPLOYMENTS } else { query::OWNERS };
         let Some(query) = Query::parse(self.query, known) else { return Self::guarded() };
         let link = query.get("link");
-        if link.is_none() && resource == Resource::Employments {
+        if link.is_none() && query.get("link__in").is_none() && resource == Resource::Employments {
             return Self::guarded();
         }
-        let Some(id) = link else { return self.list_of_all(resource, &query) };
+        let Some(id) = link else { return self.list_of_many(resource, &query) };
         let (position, link, now) = {
             let state = self.simulation.state();
             let Some(position) = state.world.find(id) else { return self.not_found() };
@@ -557,28 +568,86 @@ impl Asked<'_> {
 
     /// Whether the answer is the same for everybody who asks for the first page.
     fn plain(&self, query: &Query) -> bool {
+        if query.get("link").is_some() && query.get("link__in").is_some() {
+            return false;
+        }
         query.is_plain() && query.page() == 1 && !self.hits.touch_content()
     }
 
-    fn list_of_all(&self, resource: Resource, query: &Query) -> Answer {
-        let wanted = |link: &Link| query.get("link__in").is_none_or(|ids| ids.split(',').any(|id| id == link.id));
+    /// The list of several links, or of all.
+    fn list_of_many(&self, resource: Resource, query: &Query) -> Answer {
+        let how = self.hits.link_in();
+        match how {
+            Some("refuse") => return self.error(400, "validation_error", "This request is not valid"),
+            Some("forbid") => return Answer::error_for(403, None, None, self.request_id),
+            Some("gate") => return Self::guarded(),
+            _ => {}
+        }
+        let mut wanted: Vec<&str> = query.get("link__in").map_or_else(Vec::new, |ids| ids.split(',').collect());
+        if how == Some("first") {
+            wanted.truncate(1);
+        }
+        let is_of_all = query.get("link__in").is_none() || how == Some("all");
+        if self.plain(query) && !is_of_all {
+            let lists = self.lists(resource, &wanted);
+            if lists.iter().map(|(_, list)| list.count).sum::<usize>() <= query.page_size() {
+                self.note_answer(&lists.iter().map(|(link, list)| (*link, list.at)).collect::<Vec<_>>(), resource);
+                let bodies: Vec<(usize, Bytes)> = lists.into_iter().map(|(_, list)| (list.count, list.body)).collect();
+                return Answer::json(200, query::Page::joined(&bodies));
+            }
+        }
         let (links, now): (Vec<(usize, Link)>, _) = {
             let state = self.simulation.state();
-            let links = state.world.links().filter(|(_, link)| wanted(link));
+            let is_wanted = |link: &Link| is_of_all || wanted.contains(&link.id.as_str());
+            let links = state.world.links().filter(|(_, link)| is_wanted(link));
             (links.map(|(position, link)| (position, link.clone())).collect(), state.world.now)
         };
         let seed = self.simulation.0.settings.seed;
-        let mut records: Vec<Json> = links.iter().flat_map(|(_, link)| listed(seed, link, resource, now)).collect();
-        self.hits.records(&mut records);
-        records.retain(|record| query.picks(record));
+        let mut records: Vec<Json> = links
+            .iter()
+            .flat_map(|(_, link)| {
+                let mut records = listed(seed, link, resource, now);
+                self.hits.records_of(Some(&link.id), &mut records);
+                records
+            })
+            .collect();
+        match how {
+            Some("nothing") => records.clear(),
+            Some("no_link") => records.iter_mut().for_each(|record| record.remove("link")),
+            Some("all") => {}
+            _ => records.retain(|record| query.picks(record)),
+        }
         let answer = self.page(query, records);
-        if answer.status == 200 && query.page() == 1 {
+        if answer.status == 200 && query.page() == 1 && how.is_none() {
             let shown = links
                 .iter()
                 .map(|(position, link)| (*position, link.held(resource).loaded.then(|| link.collections.latest(now))));
             self.note_answer(&shown.collect::<Vec<_>>(), resource);
         }
         answer
+    }
+
+    /// The whole list of each of `ids` that is a link, as the only page, with the link's position.
+    fn lists(&self, resource: Resource, ids: &[&str]) -> Vec<(usize, Prepared)> {
+        let list = |id: &&str| {
+            let (position, link, now) = {
+                let state = self.simulation.state();
+                let position = state.world.find(id)?;
+                if let Some(prepared) = state.world.prepared(position, resource) {
+                    return Some((position, prepared));
+                }
+                (position, state.world.link(position).clone(), state.world.now)
+            };
+            let results = listed(self.simulation.0.settings.seed, &link, resource, now);
+            let count = results.len();
+            let page = query::Page { count, next: None, previous: None, results, this: String::new() };
+            let body = Bytes::from(page.into_bytes());
+            let at = link.held(resource).loaded.then(|| link.collections.latest(now));
+            let prepared = Prepared { at, count, body };
+            self.simulation.state().world.keep(position, resource, prepared.clone());
+            Some((position, prepared))
+        };
+        ids.iter().filter_map(list).collect()
     }
 
     fn collect(&self, resource: Resource) -> Answer {
@@ -708,13 +777,26 @@ fn institution() -> Json {
 
 impl Simulation {
     /// Writes an arrival down, and says its request id and whether the limit admits it.
-    fn arrive(&self, at: Instant, method: &Method, path: &str, link: Option<String>) -> (String, bool) {
+    fn arrive(
+        &self,
+        at: Instant,
+        method: &Method,
+        path: &str,
+        link: Option<String>,
+        together: Vec<String>,
+    ) -> (String, bool) {
         let mut state = self.state();
-        let State { window, arrivals, calls, requests, .. } = &mut *state;
+        let State { window, arrivals, requests, .. } = &mut *state;
         let admitted = self.0.settings.limit.is_none_or(|limit| window.admits(at, limit));
-        *calls.entry((path.to_owned(), link.clone())).or_default() += 1;
         *requests += 1;
-        arrivals.push(Arrival { at, method: method.to_string(), path: path.to_owned(), link, refused: !admitted });
+        arrivals.push(Arrival {
+            at,
+            method: method.to_string(),
+            path: path.to_owned(),
+            link,
+            together,
+            refused: !admitted,
+        });
         (hex32(self.0.settings.seed, 0, &format!("request {requests}")), admitted)
     }
 

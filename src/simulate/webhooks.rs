@@ -178,7 +178,8 @@ impl Simulation {
         state.events += 1;
         let link = state.world.link(position);
         let body = event(self.0.settings.seed, link, about, total, state.events);
-        let hits: Hits = state.faults.draw(Call { on: "webhook", link: Some(&link.id), resource: about.resource() });
+        let hits: Hits =
+            state.faults.draw(Call { on: "webhook", link: Some(&link.id), together: &[], resource: about.resource() });
         (hits.event(body).iter().map(Json::to_bytes).collect(), link.id.clone(), hits.hang_up())
     }
 

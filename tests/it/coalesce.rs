@@ -72,7 +72,8 @@ async fn one_webhook_id_on_a_hundred_links_fetches_a_hundred_links() {
 
     for link in flow.simulation.link_ids() {
         for path in [EMPLOYMENTS, OWNERS] {
-            assert_eq!(flow.simulation.calls(path, Some(&link)), 1, "{path} of {link}");
+            // One link is in every request for many, to see that those are answered rightly.
+            assert!(flow.simulation.calls(path, Some(&link)) >= 1, "{path} of {link}");
         }
     }
     tables::assert_true(&flow.running.tables(), &flow.truth(), &[]);

@@ -12,12 +12,15 @@ const PER: Duration = Duration::from_secs(1);
 
 async fn limited() -> Flow {
     let limit = Some(Limit { requests: REQUESTS, per: PER });
-    Flow::start_with(
+    let flow = Flow::start_with(
         100,
         |settings| settings.limit = limit,
         &[("belvo.budget.requests", "20"), ("belvo.budget.per", "1s")],
     )
-    .await
+    .await;
+    // Each link wants requests of its own, so that there are enough of them.
+    flow.simulation.arm(Fault::parse("link_in").unwrap());
+    flow
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,460 @@
+//! Whether Belvo may be asked for many links in one request: a self-check decides, for each resource.
+//!
+//! Belvo lists the filter `link__in` beside `link`, and says `link` is required; whether it answers several links rightly
+//! can only be tried. Two links whose own lists were just read are asked for together, in each way there is. Only when the
+//! answer has exactly their records is that way used, with one of the two in every later request as its canary.
+//!
+//! *Takes* lists of single links as samples, and how requests for many ended. *Gives* how many links fit a request: one
+//! while nothing is proven. *Promises* that doubts lead back to one link a request, at once and for that resource only;
+//! that links which spoil an answer for many are asked for alone until their own is sound; and that nothing here waits.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::many::{Form, MOST_LINKS, filter, link_of};
+use super::{RawPages, identity};
+use crate::belvo::page::{Next, Page};
+use crate::belvo::{Client, Decision, Failure, Leave, LinkId};
+use crate::resources::Resource;
+
+/// The check costs up to two requests, so it is made when at least so many refreshes of a resource wait,
+const WORTH_A_CHECK: usize = 32;
+/// or so many where it was proven before.
+const WORTH_ANOTHER: usize = 2;
+/// A proof is made anew after so long.
+const PROOF_HOLDS: Duration = Duration::from_hours(1);
+/// A sample is compared with what Belvo says at most so long after.
+const SAMPLE_HOLDS: Duration = Duration::from_mins(1);
+/// Answers in a row that were not right, after which the filter counts as refused.
+const STRIKES: u32 = 3;
+/// How long a refusal holds at first,
+const REFUSED_FIRST: Duration = Duration::from_hours(1);
+/// and at last.
+const REFUSED_LAST: Duration = Duration::from_hours(24);
+/// Until the next check after one that could not be ended.
+const CHECK_AGAIN: Duration = Duration::from_secs(30);
+/// Records of a link that is no sample any more, for its size.
+const LARGEST_SAMPLE: usize = 100;
+/// The part of a page that many links should fill: several pages cost twice as many requests.
+const PAGE_FILL: f64 = 0.8;
+/// Bytes that an answer should have.
+const ANSWER_SIZE: f64 = (4 << 20) as f64;
+/// How much the latest answer counts in an average.
+const LATEST: f64 = 0.3;
+/// Links that are asked for alone, beyond which the oldest knowledge is dropped: it costs requests, never data.
+const MOST_ALONE: usize = 100_000;
+
+/// What is known of each resource. Cheap to clone.
+#[derive(Clone)]
+pub struct Trust(Arc<Inner>);
+
+struct Inner {
+    page_size: u32,
+    standings: Mutex<HashMap<&'static str, Standing>>,
+}
+
+#[derive(Default)]
+struct Standing {
+    verdict: Verdict,
+    was_proven: bool,
+    is_checking: bool,
+    not_before: Option<Instant>,
+    /// At most two, of different links.
+    samples: Vec<Sample>,
+    strikes: u32,
+    refusals: u32,
+    /// Of the answers so far, on average.
+    records_per_link: f64,
+    bytes_per_link: f64,
+    alone: HashSet<LinkId>,
+}
+
+#[derive(Default)]
+enum Verdict {
+    #[default]
+    Unknown,
+    Proven {
+        form: Form,
+        canary: LinkId,
+        until: Instant,
+    },
+    Refused {
+        until: Instant,
+    },
+}
+
+/// A link's own list.
+#[derive(Clone)]
+struct Sample {
+    link_id: LinkId,
+    identities: Vec<String>,
+    bytes: usize,
+    taken_at: Instant,
+}
+
+impl Trust {
+    /// Nothing is known yet. Pages hold `page_size` records.
+    pub fn new(page_size: u32) -> Self {
+        Self(Arc::new(Inner { page_size, standings: Mutex::default() }))
+    }
+
+    /// How many links fit a request for `resource` that `link_id` goes with; 1 when it goes alone.
+    pub fn fit(&self, link_id: &LinkId, resource: &'static Resource) -> usize {
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        standing.forget_what_is_over(Instant::now());
+        match standing.verdict {
+            Verdict::Proven { .. } if !standing.alone.contains(link_id) => standing.fit(self.0.page_size),
+            _ => 1,
+        }
+    }
+
+    /// How many links may be asked for together, and with which canary; `None` while nothing is proven.
+    pub fn way(&self, resource: &'static Resource) -> Option<(Form, LinkId)> {
+        match &self.lock().entry(resource.name).or_default().verdict {
+            Verdict::Proven { form, canary, .. } => Some((*form, canary.clone())),
+            Verdict::Unknown | Verdict::Refused { .. } => None,
+        }
+    }
+
+    /// Takes the list of a single link as a sample, when one is wanted; and lets a link that was asked for alone join
+    /// others again when its list holds nothing that would spoil theirs.
+    pub fn saw(&self, resource: &'static Resource, link_id: &LinkId, pages: &RawPages) {
+        let (wants_sample, is_alone) = {
+            let mut standings = self.lock();
+            let standing = standings.entry(resource.name).or_default();
+            standing.forget_what_is_over(Instant::now());
+            let is_new = !standing.samples.iter().any(|sample| sample.link_id == *link_id);
+            let wants = matches!(standing.verdict, Verdict::Unknown) && (standing.samples.len() < 2) && is_new;
+            (wants && (1..=LARGEST_SAMPLE).contains(&pages.len()), standing.alone.contains(link_id))
+        };
+        let is_sound = (wants_sample || is_alone) && pages.records().all(|record| link_of(record).is_some());
+        let is_small = pages.len() <= usize::try_from(self.0.page_size / 4).unwrap_or(usize::MAX).max(1);
+        let sample = (wants_sample && is_sound).then(|| Sample {
+            link_id: link_id.clone(),
+            identities: sorted(pages.records().map(identity)),
+            bytes: pages.size(),
+            taken_at: Instant::now(),
+        });
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        standing.samples.extend(sample);
+        if is_alone && is_sound && is_small {
+            standing.alone.remove(link_id);
+        }
+    }
+
+    /// From now on the link is asked for alone, until [`Trust::saw`] finds its list sound.
+    pub fn keep_alone(&self, resource: &'static Resource, link_id: &LinkId) {
+        let mut standings = self.lock();
+        let alone = &mut standings.entry(resource.name).or_default().alone;
+        if alone.len() >= MOST_ALONE {
+            alone.clear();
+        }
+        alone.insert(link_id.clone());
+    }
+
+    /// An answer for `links` links was right.
+    pub fn was_right(&self, resource: &'static Resource, links: usize, records: usize, bytes: usize) {
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        standing.strikes = 0;
+        let links = links.max(1) as f64;
+        standing.records_per_link += LATEST * (records as f64 / links - standing.records_per_link);
+        standing.bytes_per_link += LATEST * (bytes as f64 / links - standing.bytes_per_link);
+    }
+
+    /// An answer for many links was not right: the proof is void, and after several in a row it is not made again soon.
+    pub fn was_wrong(&self, resource: &'static Resource) {
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        standing.strikes += 1;
+        if standing.strikes >= STRIKES {
+            standing.refuse(resource);
+        } else if matches!(standing.verdict, Verdict::Proven { .. }) {
+            standing.reopen();
+        }
+    }
+
+    /// A request for many links was refused as such: there is none for a long time.
+    pub fn was_refused(&self, resource: &'static Resource) {
+        self.lock().entry(resource.name).or_default().refuse(resource);
+    }
+
+    /// Whether a check should be made now that `due` refreshes of `resource` wait. Whoever is told so calls
+    /// [`Trust::check`].
+    pub fn wants_check(&self, resource: &'static Resource, due: usize) -> bool {
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        let now = Instant::now();
+        standing.forget_what_is_over(now);
+        let worth = if standing.was_proven { WORTH_ANOTHER } else { WORTH_A_CHECK };
+        let wants = matches!(standing.verdict, Verdict::Unknown)
+            && !standing.is_checking
+            && standing.samples.len() == 2
+            && due >= worth
+            && standing.not_before.is_none_or(|instant| instant <= now);
+        standing.is_checking |= wants;
+        wants
+    }
+
+    /// Asks for the two samples together and compares.
+    pub async fn check(&self, client: &Client, resource: &'static Resource) {
+        let samples = self.lock().entry(resource.name).or_default().samples.clone();
+        let forms: &[Form] = if resource.needs_link { &[Form::Beside, Form::Alone] } else { &[Form::Alone] };
+        let mut verdict = Found::Wrong;
+        for form in forms {
+            verdict = try_form(client, resource, *form, &samples).await;
+            if verdict != Found::Wrong {
+                break;
+            }
+        }
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        standing.is_checking = false;
+        standing.samples.clear();
+        match (verdict, samples.last()) {
+            (Found::Right(form), Some(canary)) => {
+                tracing::info!(resource = resource.name, "Belvo answers for many links in one request");
+                standing.prove(form, canary.link_id.clone(), &samples);
+            }
+            (Found::Changed, _) if standing.strikes + 1 < STRIKES => standing.strikes += 1,
+            (Found::Nothing, _) => standing.not_before = Some(Instant::now() + CHECK_AGAIN),
+            _ => standing.refuse(resource),
+        }
+        metrics::gauge!("vinculo_belvo_many_links", "resource" => resource.name)
+            .set(u8::from(matches!(standing.verdict, Verdict::Proven { .. })));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, Standing>> {
+        self.0.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Standing {
+    fn forget_what_is_over(&mut self, now: Instant) {
+        match self.verdict {
+            Verdict::Proven { until, .. } | Verdict::Refused { until } if until <= now => self.reopen(),
+            _ => {}
+        }
+        if !self.is_checking {
+            self.samples.retain(|sample| sample.taken_at + SAMPLE_HOLDS > now);
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.verdict = Verdict::Unknown;
+        self.samples.clear();
+    }
+
+    fn prove(&mut self, form: Form, canary: LinkId, samples: &[Sample]) {
+        self.verdict = Verdict::Proven { form, canary, until: Instant::now() + PROOF_HOLDS };
+        if !self.was_proven {
+            let links = samples.len().max(1) as f64;
+            self.records_per_link = samples.iter().map(|sample| sample.identities.len()).sum::<usize>() as f64 / links;
+            self.bytes_per_link = samples.iter().map(|sample| sample.bytes).sum::<usize>() as f64 / links;
+        }
+        self.was_proven = true;
+        self.refusals = 0;
+    }
+
+    fn refuse(&mut self, resource: &Resource) {
+        let length = REFUSED_FIRST * 4_u32.saturating_pow(self.refusals);
+        self.refusals = (self.refusals + 1).min(4);
+        self.strikes = 0;
+        self.verdict = Verdict::Refused { until: Instant::now() + length.min(REFUSED_LAST) };
+        tracing::info!(
+            resource = resource.name,
+            "Belvo does not answer for many links in one request; each is asked for alone"
+        );
+    }
+
+    /// Links that fit a request beside the canary.
+    fn fit(&self, page_size: u32) -> usize {
+        let of_page = PAGE_FILL * f64::from(page_size) / self.records_per_link.max(0.1);
+        let of_size = ANSWER_SIZE / self.bytes_per_link.max(1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small count; the cast saturates"
+        )]
+        let fit = of_page.min(of_size) as usize;
+        fit.clamp(1, MOST_LINKS - 1)
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Exactly the records of both.
+    Right(Form),
+    /// Records of both and of nobody else, but not those of a moment ago.
+    Changed,
+    /// Refused, or not what was asked for.
+    Wrong,
+    /// No answer that says anything about it.
+    Nothing,
+}
+
+async fn try_form(client: &Client, resource: &Resource, form: Form, samples: &[Sample]) -> Found {
+    let ids: Vec<LinkId> = samples.iter().map(|sample| sample.link_id.clone()).collect();
+    let Some(last) = ids.last() else { return Found::Nothing };
+    let path = format!("{}?{}&page_size={}", resource.endpoint, filter(form, &ids, last), client.page_size());
+    match client.get(&path, Leave::for_a_trial()).await {
+        Ok(answer) => match Page::read(answer.body, client.base_url()) {
+            Ok(page) => judge(&page, form, samples),
+            Err(_) => Found::Wrong,
+        },
+        Err(failure) if is_refusal(&failure) || failure.code == "api_blocked" => Found::Wrong,
+        Err(_) => Found::Nothing,
+    }
+}
+
+/// Whether the failure is about the request, and not about the moment.
+pub fn is_refusal(failure: &Failure) -> bool {
+    matches!(failure.kind, Decision::Never | Decision::Gone | Decision::AskUser)
+}
+
+fn judge(page: &Page, form: Form, samples: &[Sample]) -> Found {
+    if page.next != Next::None || page.count.is_some_and(|count| count != page.len() as u64) {
+        return Found::Wrong;
+    }
+    let mut found: HashMap<LinkId, Vec<String>> = HashMap::new();
+    for record in page.items() {
+        let Some(link_id) = link_of(record) else { return Found::Wrong };
+        found.entry(link_id).or_default().push(identity(record));
+    }
+    let is_of_both = found.len() == samples.len() && samples.iter().all(|sample| found.contains_key(&sample.link_id));
+    if !is_of_both {
+        return Found::Wrong;
+    }
+    let is_same = samples.iter().all(|sample| {
+        found.remove(&sample.link_id).is_some_and(|identities| sorted(identities.into_iter()) == sample.identities)
+    });
+    if is_same { Found::Right(form) } else { Found::Changed }
+}
+
+fn sorted(identities: impl Iterator<Item = String>) -> Vec<String> {
+    let mut identities: Vec<String> = identities.collect();
+    identities.sort_unstable();
+    identities
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::belvo::scripted::{self, Script};
+    use crate::resources::{employments, owners};
+
+    fn link(n: u32) -> LinkId {
+        format!("{n:08}-0000-4000-8000-000000000000").parse().unwrap()
+    }
+
+    fn record(id: u32, link: u32) -> String {
+        format!(r#"{{"id":"{id}","link":"{link:08}-0000-4000-8000-000000000000"}}"#)
+    }
+
+    fn page(records: &[String]) -> String {
+        format!(r#"{{"count":{},"next":null,"results":[{}]}}"#, records.len(), records.join(","))
+    }
+
+    fn list(records: &[String]) -> RawPages {
+        let base = url::Url::parse("http://belvo.example/").unwrap();
+        let page = Page::read(page(records).into(), &base).unwrap();
+        let at = crate::clock::Timestamp::from_micros(0);
+        RawPages::whole(at, at, vec![page])
+    }
+
+    /// A trust that has seen links 1 and 2 alone, with one and two records.
+    fn with_samples(resource: &'static Resource) -> Trust {
+        let trust = Trust::new(1000);
+        trust.saw(resource, &link(1), &list(&[record(1, 1)]));
+        assert!(!trust.wants_check(resource, 500), "one sample is none");
+        trust.saw(resource, &link(1), &list(&[record(1, 1)]));
+        trust.saw(resource, &link(5), &list(&[]));
+        assert!(!trust.wants_check(resource, 500), "nor are two of one link, or an empty one");
+        trust.saw(resource, &link(2), &list(&[record(2, 2), record(3, 2)]));
+        assert!(!trust.wants_check(resource, 31), "not worth it");
+        assert!(trust.wants_check(resource, 32));
+        assert!(!trust.wants_check(resource, 500), "one check at a time");
+        trust
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_with_exactly_the_records_of_both_proves_it() {
+        let both = [record(3, 2), record(1, 1), record(2, 2)];
+        let cases: Vec<(Vec<u8>, bool)> = vec![
+            (scripted::json(200, &page(&both)), true),
+            (scripted::json(200, &page(&both[..2])), false),
+            (scripted::json(200, &page(&[record(1, 1)])), false),
+            (scripted::json(200, &page(&[])), false),
+            (scripted::json(200, &page(&[both.to_vec(), vec![record(9, 9)]].concat())), false),
+            (scripted::json(200, &page(&[both.to_vec(), vec![r#"{"id":"8"}"#.into()]].concat())), false),
+            (scripted::json(200, &page(&both).replace("\"next\":null", "\"next\":\"?\"")), false),
+            (scripted::json(200, &page(&both).replace("\"count\":3", "\"count\":2000")), false),
+            (scripted::json(400, r#"[{"code":"validation_error"}]"#), false),
+            (scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#), false),
+            (scripted::json(500, "{}"), false),
+            (scripted::json(200, "<html>"), false),
+        ];
+        for (answer, is_right) in cases {
+            let trust = with_samples(&owners::RESOURCE);
+            let shown = String::from_utf8_lossy(&answer).into_owned();
+            let script = Script::start(move |_| answer.clone()).await;
+            trust.check(&script.client(), &owners::RESOURCE).await;
+            assert_eq!(trust.way(&owners::RESOURCE), is_right.then(|| (Form::Alone, link(2))), "{shown}");
+            assert_eq!(trust.fit(&link(7), &owners::RESOURCE), if is_right { MOST_LINKS - 1 } else { 1 });
+            assert!(!trust.wants_check(&owners::RESOURCE, 500), "it is not made again at once");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_documented_form_is_tried_first_and_a_gate_that_refuses_the_other_stops_no_call() {
+        let only_one = |head: &str| {
+            if head.contains("?link=") {
+                scripted::json(200, &page(&[record(2, 2), record(3, 2)]))
+            } else {
+                scripted::json(403, "<html>Forbidden</html>")
+            }
+        };
+        let script = Script::start(only_one).await;
+        let client = script.client();
+        let trust = with_samples(&employments::RESOURCE);
+        trust.check(&client, &employments::RESOURCE).await;
+        assert_eq!((trust.way(&employments::RESOURCE), script.requests().len()), (None, 2));
+        assert_eq!(client.trouble(), None);
+        assert_eq!(trust.way(&owners::RESOURCE), None, "each resource has its own proof");
+    }
+
+    #[tokio::test]
+    async fn doubts_void_the_proof_and_a_link_that_spoils_answers_goes_alone() {
+        let both = [record(3, 2), record(1, 1), record(2, 2)];
+        let script = Script::start(move |_| scripted::json(200, &page(&both))).await;
+        let resource = &employments::RESOURCE;
+        let trust = with_samples(resource);
+        trust.check(&script.client(), resource).await;
+        assert_eq!(trust.way(resource), Some((Form::Beside, link(2))));
+        trust.keep_alone(resource, &link(4));
+        assert_eq!((trust.fit(&link(4), resource), trust.fit(&link(3), resource)), (1, 49));
+        trust.saw(resource, &link(4), &list(&[r#"{"id":"8"}"#.into()]));
+        assert_eq!(trust.fit(&link(4), resource), 1, "its record names no link");
+        trust.saw(resource, &link(4), &list(&[record(8, 4)]));
+        assert_eq!(trust.fit(&link(4), resource), 49);
+        // Large links make small crowds.
+        (0..50).for_each(|_| trust.was_right(resource, 10, 1000, 1000));
+        assert_eq!(trust.fit(&link(3), resource), 8);
+
+        trust.was_wrong(resource);
+        assert_eq!((trust.way(resource), trust.fit(&link(3), resource)), (None, 1));
+        trust.saw(resource, &link(1), &list(&[record(1, 1)]));
+        trust.saw(resource, &link(2), &list(&[record(2, 2), record(3, 2)]));
+        assert!(trust.wants_check(resource, 2), "what was proven before is soon tried again");
+        trust.check(&script.client(), resource).await;
+        trust.was_wrong(resource);
+        trust.was_wrong(resource);
+        trust.saw(resource, &link(1), &list(&[record(1, 1)]));
+        trust.saw(resource, &link(2), &list(&[record(2, 2)]));
+        assert!(!trust.wants_check(resource, 500), "three times in a row are enough");
+    }
+}

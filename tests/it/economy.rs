@@ -1,0 +1,189 @@
+//! Requests are scarce: many links go in one where Belvo answers that rightly, and one link in each where it does not; and
+//! the budget is used, not only kept.
+
+use std::time::{Duration, Instant};
+
+use vinculo::queue::{self, Trigger};
+use vinculo::resources;
+use vinculo::simulate::{Arrival, Fault, Limit, Resource};
+
+use crate::harness::{Flow, until_delivered};
+use crate::scripted::{EMPLOYMENTS, OWNERS};
+use crate::tables;
+
+/// What only webhooks tell.
+const UNHEARD: [&str; 2] = ["last_webhook_at", "webhook_count"];
+
+/// A Belvo that has `people` links of which no webhook tells.
+async fn unheard(people: u32, limit: Option<Limit>, faults: &[&str], overrides: &[(&str, &str)]) -> Flow {
+    let set = |settings: &mut vinculo::simulate::Settings| {
+        settings.limit = limit;
+        settings.faults = faults.iter().map(|fault| Fault::parse(fault).unwrap()).collect();
+    };
+    let flow = Flow::start_with(people, set, overrides).await;
+    flow.simulation.arm(Fault::parse("lost").unwrap());
+    flow.simulation.connect_all();
+    until_delivered(&flow.simulation).await;
+    flow
+}
+
+/// Learns of every link, and asks for everything about each.
+async fn sync(flow: &Flow) {
+    sync_but(0, flow).await;
+}
+
+/// The same for all links but some.
+async fn sync_but(skipped: usize, flow: &Flow) {
+    let skipped: Vec<String> = flow.simulation.link_ids().into_iter().rev().take(skipped).collect();
+    let daemon = &flow.running.daemon;
+    daemon.links.sync().await.unwrap();
+    let now = vinculo::clock::Timestamp::from_micros(0);
+    let marked = daemon.store.write(move |tx| {
+        let links = vinculo::links::all(tx)?;
+        for link in links.iter().filter(|link| !skipped.contains(&link.to_string())) {
+            resources::ALL.iter().try_for_each(|resource| queue::mark(tx, link, resource, Trigger::Operator, now))?;
+        }
+        Ok(links.len())
+    });
+    assert_eq!(marked.await.unwrap(), flow.simulation.link_ids().len());
+    daemon.queue.announce();
+    flow.running.until_idle().await;
+}
+
+/// Calls that listed records, per link and resource.
+fn requests_per_list(flow: &Flow) -> f64 {
+    let lists = flow.simulation.calls(EMPLOYMENTS, None) + flow.simulation.calls(OWNERS, None);
+    lists as f64 / (2 * flow.simulation.link_ids().len()) as f64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_links_cost_a_tenth_of_a_request_each() {
+    let flow = unheard(2_000, None, &[], &[("lake.sinks", "parquet")]).await;
+    sync(&flow).await;
+    let cost = requests_per_list(&flow);
+    println!("{cost:.3} requests per link and resource");
+    assert!(cost <= 0.1, "{cost:.3} requests per link and resource");
+    // Cell by cell, the smaller crowds below are compared.
+    let truth = flow.truth();
+    let current = vinculo::publish::Lake::open(&flow.running.lake()).unwrap().current().unwrap();
+    for table in ["links", "employments", "occupations", "salaries", "owners", "link_snapshots"] {
+        assert_eq!(current.table(table).unwrap().rows, truth[table].len() as u64, "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_many_links_are_refused_each_is_asked_for_alone_and_nothing_is_lost() {
+    for how in ["refuse", "forbid", "gate"] {
+        let flow = unheard(100, None, &[&format!("link_in,how={how}")], &[]).await;
+        sync(&flow).await;
+        let cost = requests_per_list(&flow);
+        assert!((1.0..=1.05).contains(&cost), "{how}: {cost:.3} requests per link and resource");
+        tables::assert_true(&flow.running.tables(), &flow.truth(), &UNHEARD);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_answers_for_many_links_are_found_out_and_the_rows_are_right() {
+    for how in ["all", "nothing", "first", "no_link"] {
+        // From the start, and only after the first answers were right.
+        for skip in ["", ",skip=3"] {
+            let flow = unheard(100, None, &[&format!("link_in,how={how}{skip}")], &[]).await;
+            sync(&flow).await;
+            tables::assert_true(&flow.running.tables(), &flow.truth(), &UNHEARD);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_whose_answer_is_bad_spoils_no_other() {
+    for fault in ["status,code=500", "status,code=400", "foreign_record", "missing_key,key=link", "cut", "wrong_count"]
+    {
+        let flow = unheard(200, None, &[], &[]).await;
+        let bad = flow.simulation.link_ids().remove(120);
+        flow.simulation.arm(Fault::parse(&format!("{fault},link={bad},resource=employments")).unwrap());
+        let started = Instant::now();
+        let daemon = &flow.running.daemon;
+        daemon.links.sync().await.unwrap();
+        let now = vinculo::clock::Timestamp::from_micros(0);
+        let marked = daemon.store.write(move |tx| {
+            let links = vinculo::links::all(tx)?;
+            links
+                .iter()
+                .try_for_each(|link| queue::mark(tx, link, &resources::employments::RESOURCE, Trigger::Operator, now))
+        });
+        marked.await.unwrap();
+        daemon.queue.announce();
+        let backlog = || async { daemon.store.read(queue::backlog).await.unwrap() };
+        while backlog().await.pending > 1 {
+            assert!(started.elapsed() < Duration::from_secs(20), "{fault}: {:?}", backlog().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("{fault}: 199 others after {:?}", started.elapsed());
+    }
+}
+
+const REQUESTS: usize = 20;
+const PER: Duration = Duration::from_secs(2);
+
+/// The part of the budget that was used while work waited, and the calls; fails when any window had more.
+fn use_of_the_budget(arrivals: &[Arrival]) -> (f64, usize) {
+    let mut at: Vec<Instant> = arrivals.iter().map(|arrival| arrival.at).collect();
+    at.sort_unstable();
+    for window in at.windows(REQUESTS + 1) {
+        let width = window[REQUESTS].duration_since(window[0]);
+        assert!(width >= PER, "{} calls in {width:?}", REQUESTS + 1);
+    }
+    let busy = at.last().unwrap().duration_since(at[0]).as_secs_f64();
+    (at.len() as f64 / (REQUESTS as f64 * busy / PER.as_secs_f64()), at.len())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_are_fetched_within_two_seconds_while_everything_else_waits() {
+    let limit = Some(Limit { requests: REQUESTS, per: PER });
+    let budget = [("belvo.budget.requests", "20"), ("belvo.budget.per", "2s"), ("belvo.reserve", "0.05")];
+    let flow = unheard(120, limit, &["link_in"], &budget).await;
+    flow.simulation.clear_faults();
+    flow.simulation.arm(Fault::parse("link_in").unwrap());
+    let links = flow.simulation.link_ids();
+    let started = Instant::now();
+    let news = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut sent = Vec::new();
+        for link in links.iter().rev().take(20) {
+            sent.push((link.clone(), Instant::now()));
+            assert!(flow.simulation.send_again(link, Resource::Owners, 1));
+            tokio::time::sleep(Duration::from_millis(450)).await;
+        }
+        sent
+    };
+    let (sent, ()) = tokio::join!(news, sync_but(20, &flow));
+    println!("everything took {:?}", started.elapsed());
+    let arrivals = flow.simulation.arrivals();
+    let mut waits: Vec<Duration> = sent
+        .into_iter()
+        .map(|(link, at)| {
+            let is_its =
+                |arrival: &&Arrival| arrival.at >= at && arrival.path == OWNERS && arrival.link.as_ref() == Some(&link);
+            arrivals.iter().find(is_its).expect("it was fetched").at.duration_since(at)
+        })
+        .collect();
+    waits.sort_unstable();
+    println!("{waits:?}");
+    assert!(waits[waits.len() * 95 / 100 - 1] <= Duration::from_secs(2), "{waits:?}");
+    assert_eq!(flow.simulation.breaches(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_sync_uses_the_budget_and_never_exceeds_it() {
+    for faults in [&["link_in"][..], &["link_in", "status,code=429,share=0.02,retry_after=1"]] {
+        let limit = Some(Limit { requests: REQUESTS, per: PER });
+        let budget = [("belvo.budget.requests", "20"), ("belvo.budget.per", "2s"), ("belvo.reserve", "0.0")];
+        let flow = unheard(80, limit, faults, &budget).await;
+        sync(&flow).await;
+        tables::assert_true(&flow.running.tables(), &flow.truth(), &UNHEARD);
+        assert_eq!(flow.simulation.breaches(), 0);
+        let (part, calls) = use_of_the_budget(&flow.simulation.arrivals());
+        println!("{faults:?}: {:.1} % of the budget in {calls} calls", part * 100.0);
+        assert!(part >= 0.95, "{faults:?}: {:.1} % of the budget", part * 100.0);
+    }
+}
