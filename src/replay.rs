@@ -199,7 +199,7 @@ mod tests {
             (columns[2].text(month, row).unwrap().to_owned(), minutes)
         });
         let rows: Vec<_> = rows.collect();
-        let batch = columns[2].take(&table.arrow).unwrap();
+        let batch = columns[2].take(&table.batch).unwrap();
         let amounts = batch.column_by_name("base_amount").unwrap();
         let amount = |row| arrow::util::display::array_value_to_string(amounts, row).unwrap();
         (rows.into_iter().enumerate().map(|(row, (month, minutes))| (month, amount(row), minutes)).collect(), appended)

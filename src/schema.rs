@@ -57,6 +57,8 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// The same as Arrow sees it, with descriptions as field metadata.
     pub arrow: SchemaRef,
+    /// The same for batches on their way to a file: their texts are dictionaries.
+    pub batch: SchemaRef,
 }
 
 impl Schema {
@@ -129,6 +131,11 @@ pub enum Type {
     Integer,
     /// True or false.
     Boolean,
+}
+
+/// What a text is in a batch: the number of one of the batch's texts.
+fn text_dictionary() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
 }
 
 impl Type {
@@ -324,14 +331,19 @@ fn checked(
         Field::new(&column.name, column.kind.arrow(), nullable).with_metadata(description)
     });
     let arrow = Arc::new(ArrowSchema::new(fields.collect::<Vec<_>>()));
-    Ok(Table { name, version, rows, key, meaning, columns, arrow })
+    let batched = arrow.fields().iter().zip(&columns).map(|(field, column)| match column.kind {
+        Type::Text => field.as_ref().clone().with_data_type(text_dictionary()),
+        _ => field.as_ref().clone(),
+    });
+    let batch = Arc::new(ArrowSchema::new(batched.collect::<Vec<_>>()));
+    Ok(Table { name, version, rows, key, meaning, columns, arrow, batch })
 }
 
 fn checked_column(column: WrittenColumn, resource: Option<&Resource>) -> Result<Column, String> {
     let derived = |name: &String| {
         let derive = resource.and_then(|resource| (resource.derived)(name)).ok_or(format!("no function {name}"))?;
         let fits = match derive {
-            Derive::Text(_) => column.kind == Type::Text,
+            Derive::Text(_) | Derive::Piece(_) => column.kind == Type::Text,
             Derive::Date(_) => column.kind == Type::Date,
             Derive::Boolean(_) => column.kind == Type::Boolean,
         };
