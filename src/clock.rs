@@ -95,6 +95,29 @@ impl fmt::Debug for Clock {
     }
 }
 
+/// Days from 1970-01-01 to a day; `None` when the calendar has none such. Years are counted as in ISO 8601.
+///
+/// `chrono` gives the same and builds a date first: this is asked for every date and month of a lake.
+pub fn days_since_1970(year: i32, month: u32, day: u32) -> Option<i32> {
+    const DAYS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let last = DAYS.get(month.checked_sub(1)? as usize)? + u32::from(is_leap && month == 2);
+    if !(1..=last).contains(&day) {
+        return None;
+    }
+    // Years that begin in March, so that the odd day is a year's last; 400 of them always have as many days.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = i32::try_from((153 * month + 2) / 5 + day - 1).ok()?;
+    Some(era * 146_097 + year * 365 + year / 4 - year / 100 + day_of_year - 719_468)
+}
+
+/// The number that is written in decimal digits and nothing else, of at most nine.
+pub fn digits(text: &[u8]) -> Option<u32> {
+    let is_number = !text.is_empty() && text.len() <= 9 && text.iter().all(u8::is_ascii_digit);
+    is_number.then(|| text.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +129,26 @@ mod tests {
         assert_eq!(Timestamp::parse("2022-02-09T08:45:50.406032+00:00"), Some(six));
         assert_eq!(Timestamp::parse("2022-02-09T08:45:50.406Z").unwrap().to_string(), "2022-02-09T08:45:50.406000Z");
         assert_eq!(Timestamp::parse("2022-02-30T08:45:50Z"), None);
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        use chrono::Datelike as _;
+        for year in [0, 1, 1600, 1899, 1900, 1969, 1970, 2000, 2023, 2024, 9999] {
+            for (month, day) in (0..=13).flat_map(|month| (0..=32).map(move |day| (month, day))) {
+                let expected =
+                    chrono::NaiveDate::from_ymd_opt(year, month, day).map(|date| date.num_days_from_ce() - 719_163);
+                assert_eq!(days_since_1970(year, month, day), expected, "{year}-{month}-{day}");
+            }
+        }
+    }
+
+    #[test]
+    fn digits_are_nothing_else() {
+        assert_eq!(
+            ["0", "07", "2025", "999999999"].map(|text| digits(text.as_bytes())),
+            [0, 7, 2025, 999_999_999].map(Some)
+        );
+        assert_eq!(["", "+1", "1 ", "1e2", "1000000000"].map(|text| digits(text.as_bytes())), [None; 5]);
     }
 }

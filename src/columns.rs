@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int32Array, ListArray, NullBufferBuilder, RecordBatch,
-    StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, ListArray, NullBufferBuilder,
+    RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, SchemaRef};
@@ -102,11 +102,7 @@ impl Validity {
 }
 
 enum Values {
-    /// `ends[n]` is where text n ends in `bytes`.
-    Text {
-        ends: Vec<i32>,
-        bytes: Vec<u8>,
-    },
+    Text(Texts),
     /// `lists[n]` is where list n ends in `ends`.
     TextList {
         lists: Vec<i32>,
@@ -118,6 +114,93 @@ enum Values {
     Decimal(Vec<i128>),
     Integer(Vec<i32>),
     Boolean(Vec<bool>),
+}
+
+/// Texts, most of which come again and again: a row only holds the number of its text. One text may have several numbers.
+struct Texts {
+    /// The number of each row's text; any for NULL.
+    keys: Vec<i32>,
+    /// `ends[n]` is where text n ends in `bytes`.
+    ends: Vec<i32>,
+    bytes: Vec<u8>,
+    /// Numbers of short texts that came lately: months, types, currencies. See [`packed`].
+    recent: Vec<(u64, i32)>,
+}
+
+/// How many short texts are remembered.
+const RECENT: usize = 256;
+
+impl Texts {
+    fn with_capacity(rows: usize, texts: usize, bytes: usize) -> Self {
+        Self {
+            keys: Vec::with_capacity(rows),
+            ends: Vec::with_capacity(texts),
+            bytes: Vec::with_capacity(bytes),
+            recent: Vec::new(),
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, text: &[u8]) {
+        let key = self.key_of(text);
+        self.keys.push(key);
+    }
+
+    /// The number of a text; a new one when it is not the last and not among the recent ones.
+    #[inline]
+    fn key_of(&mut self, text: &[u8]) -> i32 {
+        let Some(packed) = packed(text) else {
+            let last = self.ends.len().checked_sub(1);
+            return match last {
+                Some(last) if text_at(&self.ends, &self.bytes, last) == text => end(last),
+                _ => self.add(text),
+            };
+        };
+        // Fibonacci hashing: the upper bits of the product are well mixed.
+        let place = (packed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize % RECENT;
+        match self.recent.get(place) {
+            Some(&(known, key)) if known == packed => key,
+            _ => {
+                let key = self.add(text);
+                self.recent.resize(RECENT, (0, 0));
+                self.recent[place] = (packed, key);
+                key
+            }
+        }
+    }
+
+    fn add(&mut self, text: &[u8]) -> i32 {
+        self.bytes.extend_from_slice(text);
+        self.ends.push(end(self.bytes.len()));
+        end(self.ends.len() - 1)
+    }
+
+    #[inline]
+    fn at(&self, row: usize) -> &[u8] {
+        text_at(&self.ends, &self.bytes, offset(self.keys[row]))
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.keys.truncate(len);
+        // What only rows used that are gone is kept until all are: it may be one of the recent ones.
+        if len == 0 {
+            self.ends.clear();
+            self.bytes.clear();
+            self.recent.clear();
+        }
+    }
+}
+
+/// A text of at most seven bytes as one number that is not 0, different for each.
+#[inline]
+fn packed(text: &[u8]) -> Option<u64> {
+    let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u64::from(u32::from_le_bytes(*four)));
+    let bytes = match text.len() {
+        4..=7 => word(text) | (word(&text[text.len() - 4..]) << (8 * (text.len() - 4))),
+        0..=3 => text.iter().rev().fold(0, |bytes, &byte| (bytes << 8) | u64::from(byte)),
+        _ => return None,
+    };
+    Some(bytes | ((text.len() as u64 + 1) << 56))
 }
 
 impl Columns {
@@ -141,16 +224,13 @@ impl Columns {
     /// The text at a row, if it is not NULL.
     pub fn text(&self, column: usize, row: usize) -> Option<&str> {
         let cells = &self.cells[column];
-        let Values::Text { ends, bytes } = &cells.values else { mismatch() };
-        cells.is_valid(row).then(|| std::str::from_utf8(text_at(ends, bytes, row)).unwrap_or_default())
+        let Values::Text(texts) = &cells.values else { mismatch() };
+        cells.is_valid(row).then(|| std::str::from_utf8(texts.at(row)).unwrap_or_default())
     }
 
     /// Bytes of all texts: with the number of rows, what bounds the memory.
     pub fn text_bytes(&self) -> usize {
-        self.cells
-            .iter()
-            .map(|cells| if let Values::Text { bytes, .. } = &cells.values { bytes.len() } else { 0 })
-            .sum()
+        self.cells.iter().map(|cells| if let Values::Text(texts) = &cells.values { texts.bytes.len() } else { 0 }).sum()
     }
 
     /// Cuts off the rows from `len` on.
@@ -191,10 +271,10 @@ impl Columns {
         values[row] = at.as_micros();
     }
 
-    /// Takes the rows out as an Arrow batch.
+    /// Takes the rows out as an Arrow batch, texts as dictionaries.
     ///
     /// # Errors
-    /// When `schema` is of another table.
+    /// When `schema` is not the [`batch`](crate::schema::Table::batch) of the columns' table.
     pub fn take(&mut self, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
         let arrays = self.cells.iter_mut().map(Cells::take).collect::<Result<_, _>>()?;
         RecordBatch::try_new(Arc::clone(schema), arrays)
@@ -284,32 +364,34 @@ impl Cells {
     /// Appends a text, or NULL.
     #[inline]
     pub fn push_text(&mut self, value: Option<&str>) {
-        let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
-        bytes.extend_from_slice(value.unwrap_or_default().as_bytes());
-        ends.push(end(bytes.len()));
+        self.push_text_bytes(value.map(str::as_bytes));
+    }
+
+    /// Appends the bytes of a text, or NULL. Bytes that are no text make the batch fail.
+    #[inline]
+    pub fn push_text_bytes(&mut self, value: Option<&[u8]>) {
+        let Values::Text(texts) = &mut self.values else { mismatch() };
+        match value {
+            Some(value) => texts.push(value),
+            None => texts.keys.push(0),
+        }
         self.validity.append(value.is_some());
     }
 
     /// Appends one text to `count` rows.
     pub fn push_text_times(&mut self, value: &str, count: usize) {
-        let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
-        let start = bytes.len();
-        let total = value.len() * count;
-        bytes.reserve(total);
-        // The copies of the text are copied themselves, twice as many each time.
-        bytes.extend_from_slice(&value.as_bytes()[..if count == 0 { 0 } else { value.len() }]);
-        while bytes.len() - start < total {
-            let copied = (bytes.len() - start).min(total - (bytes.len() - start));
-            bytes.extend_from_within(start..start + copied);
+        let Values::Text(texts) = &mut self.values else { mismatch() };
+        if count > 0 {
+            let key = texts.key_of(value.as_bytes());
+            texts.keys.extend(std::iter::repeat_n(key, count));
         }
-        ends.extend((1..=count).map(|copy| end(start + copy * value.len())));
         self.validity.append_valid(count);
     }
 
     /// Appends NULL to `count` rows of texts.
     pub fn push_no_text_times(&mut self, count: usize) {
-        let Values::Text { ends, bytes } = &mut self.values else { mismatch() };
-        ends.extend(std::iter::repeat_n(end(bytes.len()), count));
+        let Values::Text(texts) = &mut self.values else { mismatch() };
+        texts.keys.extend(std::iter::repeat_n(0, count));
         self.validity.append_nulls(count);
     }
 
@@ -329,6 +411,13 @@ impl Cells {
         self.validity.append(value.is_some());
     }
 
+    /// Appends one instant, or NULL, to `count` rows.
+    pub fn push_timestamp_times(&mut self, value: Option<Timestamp>, count: usize) {
+        let Values::Timestamp(values) = &mut self.values else { mismatch() };
+        values.extend(std::iter::repeat_n(value.map_or(0, Timestamp::as_micros), count));
+        if value.is_some() { self.validity.append_valid(count) } else { self.validity.append_nulls(count) }
+    }
+
     /// Appends ten-thousandths, or NULL.
     #[inline]
     pub fn push_decimal(&mut self, value: Option<i128>) {
@@ -343,6 +432,13 @@ impl Cells {
         let Values::Integer(values) = &mut self.values else { mismatch() };
         values.push(value.unwrap_or_default());
         self.validity.append(value.is_some());
+    }
+
+    /// Appends one integer to `count` rows.
+    pub fn push_integer_times(&mut self, value: i32, count: usize) {
+        let Values::Integer(values) = &mut self.values else { mismatch() };
+        values.extend(std::iter::repeat_n(value, count));
+        self.validity.append_valid(count);
     }
 
     /// Appends a list of texts, or NULL.
@@ -370,10 +466,8 @@ impl Cells {
 
     fn push_cell_of(&mut self, other: &Self, row: usize) {
         match (&mut self.values, &other.values) {
-            (Values::Text { ends, bytes }, Values::Text { ends: from, bytes: source }) => {
-                bytes.extend_from_slice(text_at(from, source, row));
-                ends.push(end(bytes.len()));
-            }
+            (Values::Text(texts), Values::Text(from)) if other.is_valid(row) => texts.push(from.at(row)),
+            (Values::Text(texts), Values::Text(_)) => texts.keys.push(0),
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
                 values.push(from[row]);
             }
@@ -388,10 +482,17 @@ impl Cells {
 
     fn push_cells_of(&mut self, other: &Self, rows: Range<usize>) {
         match (&mut self.values, &other.values) {
-            (Values::Text { ends, bytes }, Values::Text { ends: from, bytes: source }) => {
-                let (before, start) = (bytes.len(), start_of(from, rows.start));
-                bytes.extend_from_slice(&source[start..start_of(from, rows.end)]);
-                ends.extend(from[rows.clone()].iter().map(|&ending| end(before + offset(ending) - start)));
+            (Values::Text(texts), Values::Text(from)) => {
+                let mut last = None;
+                for row in rows.clone() {
+                    let key = match last {
+                        Some((known, key)) if known == from.keys[row] => key,
+                        _ if other.is_valid(row) => texts.key_of(from.at(row)),
+                        _ => 0,
+                    };
+                    last = other.is_valid(row).then_some((from.keys[row], key));
+                    texts.keys.push(key);
+                }
             }
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
                 values.extend_from_slice(&from[rows.clone()]);
@@ -411,9 +512,7 @@ impl Cells {
             (a, b) => return a.cmp(&b),
         }
         match (&self.values, &other.values) {
-            (Values::Text { ends, bytes }, Values::Text { ends: others, bytes: source }) => {
-                text_at(ends, bytes, a).cmp(text_at(others, source, b))
-            }
+            (Values::Text(texts), Values::Text(from)) => texts.at(a).cmp(from.at(b)),
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
                 values[a].cmp(&from[b])
             }
@@ -426,10 +525,7 @@ impl Cells {
 
     fn truncate(&mut self, len: usize) {
         match &mut self.values {
-            Values::Text { ends, bytes } => {
-                ends.truncate(len);
-                bytes.truncate(ends.last().map_or(0, |&end| offset(end)));
-            }
+            Values::Text(texts) => texts.truncate(len),
             Values::TextList { lists, ends, bytes } => {
                 lists.truncate(len);
                 ends.truncate(lists.last().map_or(0, |&end| offset(end)));
@@ -447,7 +543,10 @@ impl Cells {
         let nulls = self.validity.take();
         let empty = self.values.empty();
         Ok(match std::mem::replace(&mut self.values, empty) {
-            Values::Text { ends, bytes } => Arc::new(StringArray::try_new(offsets(ends), bytes.into(), nulls)?),
+            Values::Text(Texts { keys, ends, bytes, .. }) => {
+                let values = StringArray::try_new(offsets(ends), bytes.into(), None)?;
+                Arc::new(DictionaryArray::try_new(Int32Array::new(keys.into(), nulls), Arc::new(values))?)
+            }
             Values::TextList { lists, ends, bytes } => {
                 let DataType::List(item) = Type::TextList.arrow() else { mismatch() };
                 let texts = StringArray::try_new(offsets(ends), bytes.into(), None)?;
@@ -470,7 +569,7 @@ impl Cells {
 impl Values {
     fn of(kind: Type) -> Self {
         match kind {
-            Type::Text => Self::Text { ends: Vec::new(), bytes: Vec::new() },
+            Type::Text => Self::Text(Texts::with_capacity(0, 0, 0)),
             Type::Date => Self::Date(Vec::new()),
             Type::Timestamp => Self::Timestamp(Vec::new()),
             Type::Decimal => Self::Decimal(Vec::new()),
@@ -483,8 +582,8 @@ impl Values {
     /// Empty, with room for as much as this holds.
     fn empty(&self) -> Self {
         match self {
-            Self::Text { ends, bytes } => {
-                Self::Text { ends: Vec::with_capacity(ends.len() + 1), bytes: Vec::with_capacity(bytes.len()) }
+            Self::Text(texts) => {
+                Self::Text(Texts::with_capacity(texts.keys.len(), texts.ends.len() + 1, texts.bytes.len()))
             }
             Self::TextList { .. } => Self::of(Type::TextList),
             Self::Date(values) => Self::Date(Vec::with_capacity(values.len())),

@@ -10,9 +10,7 @@
 
 use std::cmp::Ordering;
 
-use chrono::{Datelike, NaiveDate};
-
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, days_since_1970, digits};
 use crate::columns::{Cells, Columns};
 use crate::resources::Derive;
 use crate::schema::Context;
@@ -27,9 +25,6 @@ pub use plan::Plan;
 
 use parse::{FieldOrder, Rows};
 use plan::{Emit, TablePlan};
-
-/// `chrono` counts days from the year 1; columns count from 1970-01-01.
-pub const CE_DAYS_OF_1970: i32 = 719_163;
 
 /// What is known about a record beside its JSON.
 #[derive(Debug, Clone, Copy)]
@@ -152,16 +147,18 @@ impl<'p> Flattener<'p> {
         let rows = &self.rows[index];
         let unescaped = &self.unescaped;
         let text = |row: usize, slot: u16| rows.text(row, slot, record, unescaped);
+        // Where each piece is looked at as bytes anyway, it need not be proved to be whole characters again.
+        let bytes = |row: usize, slot: u16| rows.bytes(row, slot, record.as_bytes(), unescaped.as_bytes());
         for (emit, cells) in table.emits.iter().zip(columns.cells_mut()) {
             match emit {
                 Emit::Text(slot) => {
                     for row in rows.in_order() {
-                        cells.push_text(text(row, *slot));
+                        cells.push_text_bytes(bytes(row, *slot));
                     }
                 }
                 Emit::Date(slot, path) => {
                     for row in rows.in_order() {
-                        let day = match text(row, *slot) {
+                        let day = match bytes(row, *slot) {
                             Some(text) => Some(day(text).ok_or_else(|| Rejection::at(path, row, "is not a date"))?),
                             None => None,
                         };
@@ -170,7 +167,7 @@ impl<'p> Flattener<'p> {
                 }
                 Emit::Decimal(slot, path) => {
                     for row in rows.in_order() {
-                        let amount = match rows.number(row, *slot, record) {
+                        let amount = match bytes(row, *slot) {
                             Some(text) => Some(decimal(text).map_err(|reason| Rejection::at(path, row, reason))?),
                             None => None,
                         };
@@ -189,6 +186,7 @@ impl<'p> Flattener<'p> {
                                 let given = derive(&inputs, self.pepper.as_ref(), &mut self.text);
                                 cells.push_text(given.then_some(self.text.as_str()));
                             }
+                            Derive::Piece(derive) => cells.push_text(derive(&inputs)),
                             Derive::Date(derive) => cells.push_date(derive(&inputs)),
                             Derive::Boolean(derive) => cells.push_boolean(derive(&inputs)),
                         }
@@ -196,7 +194,7 @@ impl<'p> Flattener<'p> {
                 }
                 Emit::Count(counted) => {
                     let count = i32::try_from(self.rows[*counted].len()).unwrap_or(i32::MAX);
-                    (0..rows.len()).for_each(|_| cells.push_integer(Some(count)));
+                    cells.push_integer_times(count, rows.len());
                 }
                 Emit::Context(Context::Extra) if !rows.have_unknown_fields() => cells.push_no_text_times(rows.len()),
                 Emit::Context(Context::Extra) => {
@@ -224,11 +222,10 @@ fn append_fact(context: Context, facts: &RecordFacts<'_>, count: usize, cells: &
                 Context::CollectedAt => facts.collected_at,
                 _ => Some(facts.known_from),
             };
-            (0..count).for_each(|_| cells.push_timestamp(at));
-            return;
+            return cells.push_timestamp_times(at, count);
         }
         // Numbered once the rows are in order.
-        Context::Seq => return (0..count).for_each(|_| cells.push_integer(Some(0))),
+        Context::Seq => return cells.push_integer_times(0, count),
         Context::Extra => return,
     };
     cells.push_text_times(text, count);
@@ -258,14 +255,11 @@ impl TablePlan {
 }
 
 /// Days since 1970-01-01 of a day `YYYY-MM-DD`; `None` when the calendar has none such.
-fn day(text: &str) -> Option<i32> {
-    let bytes: &[u8; 10] = text.as_bytes().try_into().ok()?;
-    let number = |digits: &[u8]| {
-        digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + i32::from(digit - b'0')))
-    };
-    let (year, month, day) = (number(&bytes[..4])?, number(&bytes[5..7])?, number(&bytes[8..])?);
-    let date = NaiveDate::from_ymd_opt(year, u32::try_from(month).ok()?, u32::try_from(day).ok()?)?;
-    (bytes[4] == b'-' && bytes[7] == b'-').then(|| date.num_days_from_ce() - CE_DAYS_OF_1970)
+fn day(text: &[u8]) -> Option<i32> {
+    let bytes: &[u8; 10] = text.try_into().ok()?;
+    let [year, month, day] = [&bytes[..4], &bytes[5..7], &bytes[8..]].map(digits);
+    let day = days_since_1970(i32::try_from(year?).ok()?, month?, day?)?;
+    (bytes[4] == b'-' && bytes[7] == b'-').then_some(day)
 }
 
 /// The same for what amounts look like: up to 15 digits, perhaps a point and up to 4 more.
@@ -274,38 +268,34 @@ fn plain_decimal(text: &[u8]) -> Option<i128> {
     /// From a number of decimals to four.
     const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
 
-    let (mut units, mut digits, mut decimals) = (0_u64, 0, None);
-    for &byte in text {
-        match (byte, &mut decimals) {
-            (b'0'..=b'9', decimals) => {
-                units = units * 10 + u64::from(byte - b'0');
-                digits += 1;
-                if let Some(decimals) = decimals {
-                    *decimals += 1;
-                }
-            }
-            (b'.', None) => decimals = Some(0),
+    // So many digits fit, whatever they are.
+    if text.len() > 19 {
+        return None;
+    }
+    let (mut units, mut point) = (0_u64, None);
+    for (at, &byte) in text.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' => units = units.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')),
+            b'.' if point.is_none() => point = Some(at),
             _ => return None,
         }
-        if digits > 18 {
-            return None;
-        }
     }
-    let decimals = decimals.unwrap_or(0);
-    // Eighteen digits times ten thousand do not fit.
-    (digits - decimals <= 14).then_some(())?;
+    let (integers, decimals) = point.map_or((text.len(), 0), |point| (point, text.len() - point - 1));
+    // More than that times ten thousand does not fit.
+    (integers <= 14).then_some(())?;
     Some(i128::from(units * SHIFT.get(decimals)?))
 }
 
 /// The ten-thousandths that the text of a JSON number stands for, exactly.
-fn decimal(text: &str) -> Result<i128, &'static str> {
+fn decimal(text: &[u8]) -> Result<i128, &'static str> {
     const TOO_FINE: &str = "has more than 4 decimals";
     const TOO_LARGE: &str = "has more than 15 digits before the point";
     const LIMIT: i128 = 10_i128.pow(19);
 
-    if let Some(units) = plain_decimal(text.as_bytes()) {
+    if let Some(units) = plain_decimal(text) {
         return Ok(units);
     }
+    let text = std::str::from_utf8(text).unwrap_or_default();
 
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => (&text[..at], text[at + 1..].parse::<i32>().map_err(|_| TOO_LARGE)?),
@@ -385,7 +375,7 @@ mod tests {
         flattener.flatten(record, &FACTS, &mut flat)?;
         let schema = schema::get();
         let at = schema.records[0].tables.iter().position(|&at| schema.tables[at].name == table).unwrap();
-        let batch = flat[at].take(&schema.table(table).arrow).unwrap();
+        let batch = flat[at].take(&schema.table(table).batch).unwrap();
         let text = |name: &str, row| {
             let column = batch.column_by_name(name).unwrap_or_else(|| panic!("no column {name}"));
             let options = arrow::util::display::FormatOptions::new().with_null("NULL");
@@ -408,11 +398,11 @@ mod tests {
             ("12345E-3", 123_450),
             ("999999999999999.9999", 9_999_999_999_999_999_999),
         ] {
-            assert_eq!(decimal(text), Ok(units), "{text}");
+            assert_eq!(decimal(text.as_bytes()), Ok(units), "{text}");
         }
         for text in ["0.00001", "1000000000000000", "1e19", "1e-5", "1e99999999999", "123456789012345678901234567890.1"]
         {
-            assert!(decimal(text).is_err(), "{text}");
+            assert!(decimal(text.as_bytes()).is_err(), "{text}");
         }
     }
 
@@ -532,7 +522,7 @@ mod tests {
 
         #[test]
         fn a_decimal_is_what_its_digits_say(integer in 0..999_999_999_999_999_u64, fraction in 0..10_000_u32) {
-            prop_assert_eq!(decimal(&format!("{integer}.{fraction:04}")), Ok(i128::from(integer) * 10_000 + i128::from(fraction)));
+            prop_assert_eq!(decimal(format!("{integer}.{fraction:04}").as_bytes()), Ok(i128::from(integer) * 10_000 + i128::from(fraction)));
         }
     }
 }

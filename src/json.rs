@@ -28,6 +28,12 @@ impl Span {
     }
 
     /// The bytes of `text` that this covers.
+    #[inline]
+    pub fn bytes_of(self, text: &[u8]) -> &[u8] {
+        &text[self.at as usize..][..self.len as usize]
+    }
+
+    /// The piece of `text` that this covers.
     pub fn of(self, text: &str) -> &str {
         &text[self.at as usize..(self.at + self.len) as usize]
     }

@@ -587,7 +587,7 @@ mod tests {
     /// Every column of every row, as text; NULL is empty.
     fn cells(columns: &mut Columns, table: &str) -> Vec<HashMap<String, String>> {
         let table = schema::get().table(table);
-        let batch = columns.take(&table.arrow).unwrap();
+        let batch = columns.take(&table.batch).unwrap();
         let text = |row: usize, column: usize| match batch.column(column).as_primitive_opt::<TimestampMicrosecondType>()
         {
             Some(instants) if instants.is_null(row) => String::new(),

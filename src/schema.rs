@@ -59,6 +59,8 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// The same as Arrow sees it, with descriptions as field metadata.
     pub arrow: SchemaRef,
+    /// The same for batches on their way to a file: their texts are dictionaries.
+    pub batch: SchemaRef,
 }
 
 impl Schema {
@@ -131,6 +133,11 @@ pub enum Type {
     Integer,
     /// True or false.
     Boolean,
+}
+
+/// What a text is in a batch: the number of one of the batch's texts.
+fn text_dictionary() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
 }
 
 impl Type {
@@ -276,7 +283,7 @@ fn load_pii() -> Result<Schema, Problem> {
             // The unmasked twin of a table has all that the table has.
             table.columns.splice(0..0, masked.columns.iter().cloned());
             table.version += masked.version;
-            table.arrow = arrow_schema(&table.columns);
+            (table.arrow, table.batch) = arrow_schemas(&table.columns);
         }
         table.name = format!("{FILE}/{}", table.name);
         let history = history_of(&table);
@@ -304,14 +311,16 @@ fn history_of(table: &Table) -> Table {
         })
         .collect();
     columns.extend(history_columns());
+    let (arrow, batch) = arrow_schemas(&columns);
     Table {
         name: format!("{}_history", table.name),
         version: table.version,
         rows: None,
         key: table.key.iter().cloned().chain(["known_from".to_owned()]).collect(),
         meaning: format!("Every version of each row of {}; those of one key never overlap", table.name),
-        arrow: arrow_schema(&columns),
         columns,
+        arrow,
+        batch,
     }
 }
 
@@ -424,24 +433,31 @@ fn checked(
     if let Some(missing) = key.iter().find(|key| !columns.iter().any(|column| column.name == **key)) {
         return Err(problem(format!("its key names {missing}, which is no column")));
     }
-    let arrow = arrow_schema(&columns);
-    Ok(Table { name, version, rows, key, meaning, columns, arrow })
+    let (arrow, batch) = arrow_schemas(&columns);
+    Ok(Table { name, version, rows, key, meaning, columns, arrow, batch })
 }
 
-fn arrow_schema(columns: &[Column]) -> SchemaRef {
+/// The schema of the files of these columns, and that of batches on their way to them.
+fn arrow_schemas(columns: &[Column]) -> (SchemaRef, SchemaRef) {
     let fields = columns.iter().map(|column| {
         let nullable = column.null != "never";
         let description = HashMap::from([("description".to_owned(), column.comment())]);
         Field::new(&column.name, column.kind.arrow(), nullable).with_metadata(description)
     });
-    Arc::new(ArrowSchema::new(fields.collect::<Vec<_>>()))
+    let arrow = ArrowSchema::new(fields.collect::<Vec<_>>());
+    let batched = arrow.fields().iter().zip(columns).map(|(field, column)| match column.kind {
+        Type::Text => field.as_ref().clone().with_data_type(text_dictionary()),
+        _ => field.as_ref().clone(),
+    });
+    let batch = ArrowSchema::new(batched.collect::<Vec<_>>());
+    (Arc::new(arrow), Arc::new(batch))
 }
 
 fn checked_column(column: WrittenColumn, resource: Option<&Resource>) -> Result<Column, String> {
     let derived = |name: &String| {
         let derive = resource.and_then(|resource| (resource.derived)(name)).ok_or(format!("no function {name}"))?;
         let fits = match derive {
-            Derive::Text(_) => column.kind == Type::Text,
+            Derive::Text(_) | Derive::Piece(_) => column.kind == Type::Text,
             Derive::Date(_) => column.kind == Type::Date,
             Derive::Boolean(_) => column.kind == Type::Boolean,
         };

@@ -98,7 +98,7 @@ fn flatten(text: &str, out: Option<&Path>) -> anyhow::Result<u64> {
             if columns.len() < at_least {
                 continue;
             }
-            let batch = columns.take(&table.arrow)?;
+            let batch = columns.take(&table.batch)?;
             if table.name == "salaries" {
                 salaries += batch.num_rows() as u64;
             }

@@ -117,7 +117,9 @@ impl Rows {
         let rows = &*self;
         let field = |row: u32, slot: u16| rows.text(row as usize, slot, record, unescaped);
         let texts = |row: u32| slots.texts.iter().map(move |&slot| field(row, slot));
-        let amounts = |row: u32| slots.amounts.iter().map(move |&slot| field(row, slot).map(super::decimal));
+        let amounts = |row: u32| {
+            slots.amounts.iter().map(move |&slot| field(row, slot).map(|text| super::decimal(text.as_bytes())))
+        };
         for ties in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|ties| ties.len() > 1) {
             ties.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)).then_with(|| amounts(a).cmp(amounts(b))));
         }
@@ -139,10 +141,15 @@ impl Rows {
         }
     }
 
-    /// A number field, as it is written.
+    /// The bytes of a text or number field, as [`Rows::text`] gives them.
     #[inline]
-    pub(super) fn number<'r>(&self, row: usize, slot: u16, record: &'r str) -> Option<&'r str> {
-        self.text(row, slot, record, "")
+    pub(super) fn bytes<'r>(&self, row: usize, slot: u16, record: &'r [u8], unescaped: &'r [u8]) -> Option<&'r [u8]> {
+        let slot = self.slots[row * self.width + usize::from(slot)];
+        match slot.place {
+            Place::Nowhere => None,
+            Place::Record => Some(slot.span.bytes_of(record)),
+            Place::Unescaped => Some(slot.span.bytes_of(unescaped)),
+        }
     }
 
     pub(super) fn have_unknown_fields(&self) -> bool {

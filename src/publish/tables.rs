@@ -473,7 +473,7 @@ impl<'s> Output<'s> {
             columns.truncate(0);
             return Ok(());
         }
-        let batch = columns.take(&self.table.arrow).map_err(sinks::Error::from)?;
+        let batch = columns.take(&self.table.batch).map_err(sinks::Error::from)?;
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
             none => none.insert(Encoder::start(self.table, &self.staging.folder)?),

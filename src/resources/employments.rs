@@ -5,10 +5,10 @@
 
 use std::borrow::Cow;
 
-use chrono::{Datelike, NaiveDate};
 use serde::Deserialize;
 
 use super::{Derive, Resource};
+use crate::clock::{days_since_1970, digits};
 use crate::sensitive::{Pepper, check_digit};
 
 /// `GET /api/br/employments/`.
@@ -40,7 +40,8 @@ fn likeness(record: &str) -> Option<String> {
     }
 
     let job: Job<'_> = serde_json::from_str(record).ok()?;
-    let code = job.employer_data.and_then(|employer| employer.code).map(|code| EmployerCode::read(&code));
+    let code = job.employer_data.and_then(|employer| employer.code);
+    let code = code.as_deref().map(EmployerCode::read);
     let employer = match &code {
         Some(code) if code.kind == CodeKind::Cpf => "CPF",
         Some(code) => code.key(),
@@ -51,46 +52,31 @@ fn likeness(record: &str) -> Option<String> {
 
 fn derived(name: &str) -> Option<Derive> {
     Some(match name {
-        "employer_name" => Derive::Text(|inputs, _, out| {
-            let is_person = inputs[1].is_some_and(|code| EmployerCode::read(code).kind == CodeKind::Cpf);
-            !is_person && inputs[0].map(|name| out.push_str(name)).is_some()
-        }),
-        "employer_code" => Derive::Text(|inputs, _, out| {
-            let company = inputs[0].filter(|code| EmployerCode::read(code).kind != CodeKind::Cpf);
-            company.map(|code| out.push_str(code)).is_some()
-        }),
-        "person_employer_name" => Derive::Text(|inputs, _, out| {
-            let is_person = inputs[1].is_some_and(|code| EmployerCode::read(code).kind == CodeKind::Cpf);
-            is_person && inputs[0].map(|name| out.push_str(name)).is_some()
-        }),
-        "person_employer_code" => Derive::Text(|inputs, _, out| {
-            let person = inputs[0].filter(|code| EmployerCode::read(code).kind == CodeKind::Cpf);
-            person.map(|code| out.push_str(code)).is_some()
-        }),
-        "employer_code_type" => Derive::Text(|inputs, _, out| {
-            inputs[0].map(|code| out.push_str(EmployerCode::read(code).kind.name())).is_some()
-        }),
+        "employer_name" => Derive::Piece(|inputs| inputs[0].filter(|_| !inputs[1].is_some_and(is_person))),
+        "employer_code" => Derive::Piece(|inputs| inputs[0].filter(|code| !is_person(code))),
+        "person_employer_name" => Derive::Piece(|inputs| inputs[0].filter(|_| inputs[1].is_some_and(is_person))),
+        "person_employer_code" => Derive::Piece(|inputs| inputs[0].filter(|code| is_person(code))),
+        "employer_code_type" => Derive::Piece(|inputs| inputs[0].map(|code| EmployerCode::read(code).kind.name())),
         "employer_key" => Derive::Text(employer_key),
         "cnae_class" => Derive::Text(|inputs, _, out| {
             inputs[0].and_then(cnae_class).map(|class| out.extend(class.map(char::from))).is_some()
         }),
-        "cnae_division" => Derive::Text(|inputs, _, out| {
-            inputs[0].and_then(cnae_class).map(|class| out.extend([class[0], class[1]].map(char::from))).is_some()
+        "cnae_division" => Derive::Piece(|inputs| {
+            let activity = inputs[0]?;
+            cnae_class(activity)?;
+            activity.trim_start().get(..2)
         }),
-        "cnae_section" => Derive::Text(|inputs, _, out| {
-            inputs[0].and_then(cnae_class).and_then(cnae_section).map(|section| out.push(section)).is_some()
-        }),
+        "cnae_section" => Derive::Piece(|inputs| inputs[0].and_then(cnae_class).and_then(cnae_section)),
         "is_open" => Derive::Boolean(|inputs| inputs[0].is_none()),
-        "cbo_code" => Derive::Text(|inputs, _, out| cbo_digits(inputs[0], 6, out)),
-        "cbo_family" => Derive::Text(|inputs, _, out| cbo_digits(inputs[0], 4, out)),
-        "cbo_major_group" => Derive::Text(|inputs, _, out| cbo_digits(inputs[0], 1, out)),
+        "cbo_code" => Derive::Text(|inputs, _, out| {
+            inputs[0].and_then(cbo).map(|(family, subgroup)| out.extend([family, subgroup])).is_some()
+        }),
+        "cbo_family" => Derive::Piece(|inputs| Some(cbo(inputs[0]?)?.0)),
+        "cbo_major_group" => Derive::Piece(|inputs| cbo(inputs[0]?)?.0.get(..1)),
         "reference_month" => Derive::Date(|inputs| inputs[0].and_then(reference_month)),
-        "salary_type" => Derive::Text(|inputs, _, out| {
-            let salary_type = match (inputs[0], inputs[1]) {
-                (None | Some("REGULAR"), Some(month)) if is_thirteenth(month) => Some("THIRTEENTH"),
-                (sent, _) => sent,
-            };
-            salary_type.map(|text| out.push_str(text)).is_some()
+        "salary_type" => Derive::Piece(|inputs| match (inputs[0], inputs[1]) {
+            (None | Some("REGULAR"), Some(month)) if is_thirteenth(month) => Some("THIRTEENTH"),
+            (sent, _) => sent,
         }),
         _ => return None,
     })
@@ -118,17 +104,28 @@ impl CodeKind {
     }
 }
 
+fn is_person(code: &str) -> bool {
+    EmployerCode::read(code).kind == CodeKind::Cpf
+}
+
 /// An employer code in upper case without blanks, dots, slashes and dashes, and what it is.
-struct EmployerCode {
-    bare: String,
+struct EmployerCode<'c> {
+    bare: Cow<'c, str>,
     kind: CodeKind,
 }
 
-impl EmployerCode {
-    fn read(code: &str) -> Self {
-        let mut bare = String::with_capacity(code.len());
-        bare.extend(code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')));
-        bare.make_ascii_uppercase();
+impl<'c> EmployerCode<'c> {
+    fn read(code: &'c str) -> Self {
+        // Most come bare.
+        let is_bare = code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+        let bare = if is_bare {
+            Cow::Borrowed(code)
+        } else {
+            let mut bare = String::with_capacity(code.len());
+            bare.extend(code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')));
+            bare.make_ascii_uppercase();
+            Cow::Owned(bare)
+        };
         let bytes = bare.as_bytes();
         let digits = bytes.iter().all(u8::is_ascii_digit);
         let alphanumeric = bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
@@ -184,52 +181,47 @@ fn cnae_class(activity: &str) -> Option<[u8; 5]> {
     (subclass || !is_digit(at)).then_some(class)
 }
 
-fn cnae_section(class: [u8; 5]) -> Option<char> {
+fn cnae_section(class: [u8; 5]) -> Option<&'static str> {
     Some(match (class[0] - b'0') * 10 + (class[1] - b'0') {
-        1..=3 => 'A',
-        5..=9 => 'B',
-        10..=33 => 'C',
-        35 => 'D',
-        36..=39 => 'E',
-        41..=43 => 'F',
-        45..=47 => 'G',
-        49..=53 => 'H',
-        55..=56 => 'I',
-        58..=63 => 'J',
-        64..=66 => 'K',
-        68 => 'L',
-        69..=75 => 'M',
-        77..=82 => 'N',
-        84 => 'O',
-        85 => 'P',
-        86..=88 => 'Q',
-        90..=93 => 'R',
-        94..=96 => 'S',
-        97 => 'T',
-        99 => 'U',
+        1..=3 => "A",
+        5..=9 => "B",
+        10..=33 => "C",
+        35 => "D",
+        36..=39 => "E",
+        41..=43 => "F",
+        45..=47 => "G",
+        49..=53 => "H",
+        55..=56 => "I",
+        58..=63 => "J",
+        64..=66 => "K",
+        68 => "L",
+        69..=75 => "M",
+        77..=82 => "N",
+        84 => "O",
+        85 => "P",
+        86..=88 => "Q",
+        90..=93 => "R",
+        94..=96 => "S",
+        97 => "T",
+        99 => "U",
         _ => return None,
     })
 }
 
-/// The first `length` digits of the CBO code `dddd[-]dd` that ends the title, unless a digit stands before it.
-fn cbo_digits(title: Option<&str>, length: usize, out: &mut String) -> bool {
-    let Some(text) = title.map(|title| title.trim_end().as_bytes()) else { return false };
-    let Some((head, subgroup)) = text.split_last_chunk::<2>() else { return false };
-    let head = head.strip_suffix(b"-").unwrap_or(head);
-    let Some((before, family)) = head.split_last_chunk::<4>() else { return false };
-    let digits: Vec<u8> = family.iter().chain(subgroup).copied().collect();
-    if !digits.iter().all(u8::is_ascii_digit) || before.last().is_some_and(u8::is_ascii_digit) {
-        return false;
-    }
-    out.extend(digits[..length].iter().copied().map(char::from));
-    true
+/// The CBO code `dddd[-]dd` that ends the title, unless a digit stands before it: its family and the rest.
+fn cbo(title: &str) -> Option<(&str, &str)> {
+    let title = title.trim_end();
+    let (head, subgroup) = title.split_at_checked(title.len().checked_sub(2)?)?;
+    let head = head.strip_suffix('-').unwrap_or(head);
+    let (before, family) = head.split_at_checked(head.len().checked_sub(4)?)?;
+    let are_digits = family.bytes().chain(subgroup.bytes()).all(|byte| byte.is_ascii_digit());
+    (are_digits && !before.ends_with(|last: char| last.is_ascii_digit())).then_some((family, subgroup))
 }
 
 /// The first day of a month `YYYY-MM`; month 13 is December.
 fn reference_month(text: &str) -> Option<i32> {
     let (year, month) = year_and_month(text)?;
-    let first = NaiveDate::from_ymd_opt(year, month.min(12), 1)?;
-    (1..=13).contains(&month).then(|| first.num_days_from_ce() - crate::flatten::CE_DAYS_OF_1970)
+    if (1..=13).contains(&month) { days_since_1970(year, month.min(12), 1) } else { None }
 }
 
 fn is_thirteenth(month: &str) -> bool {
@@ -238,11 +230,8 @@ fn is_thirteenth(month: &str) -> bool {
 
 fn year_and_month(text: &str) -> Option<(i32, u32)> {
     let bytes: &[u8; 7] = text.as_bytes().try_into().ok()?;
-    let number = |digits: &[u8]| {
-        digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0')))
-    };
-    let (year, month) = (number(&bytes[..4])?, number(&bytes[5..])?);
-    (bytes[4] == b'-').then_some((i32::try_from(year).ok()?, month))
+    let year = i32::try_from(digits(&bytes[..4])?).ok()?;
+    (bytes[4] == b'-').then_some((year, digits(&bytes[5..])?))
 }
 
 #[cfg(test)]
@@ -250,9 +239,14 @@ mod tests {
     use super::*;
 
     fn text(name: &str, inputs: &[Option<&str>]) -> Option<String> {
-        let Some(Derive::Text(function)) = derived(name) else { panic!("{name} is no text") };
-        let mut out = String::new();
-        function(inputs, Some(&Pepper::new("pepper-for-tests".into())), &mut out).then_some(out)
+        match derived(name) {
+            Some(Derive::Text(function)) => {
+                let mut out = String::new();
+                function(inputs, Some(&Pepper::new("pepper-for-tests".into())), &mut out).then_some(out)
+            }
+            Some(Derive::Piece(function)) => function(inputs).map(str::to_owned),
+            _ => panic!("{name} is no text"),
+        }
     }
 
     #[test]
@@ -323,14 +317,10 @@ mod tests {
 
     #[test]
     fn month_thirteen_is_december_and_a_thirteenth_salary() {
-        let day = |text: &str| {
-            reference_month(text)
-                .and_then(|days| NaiveDate::from_num_days_from_ce_opt(days + crate::flatten::CE_DAYS_OF_1970))
-        };
-        assert_eq!(day("2025-13"), NaiveDate::from_ymd_opt(2025, 12, 1));
-        assert_eq!(day("2025-02"), NaiveDate::from_ymd_opt(2025, 2, 1));
+        assert_eq!(reference_month("2025-13"), days_since_1970(2025, 12, 1));
+        assert_eq!(reference_month("2025-02"), days_since_1970(2025, 2, 1));
         for wrong in ["2025-00", "2025-14", "2025-1", "202-011", "2025/01", "", "2025-+1"] {
-            assert_eq!(day(wrong), None, "{wrong}");
+            assert_eq!(reference_month(wrong), None, "{wrong}");
         }
         assert_eq!(text("salary_type", &[Some("REGULAR"), Some("2025-13")]).as_deref(), Some("THIRTEENTH"));
         assert_eq!(text("salary_type", &[None, Some("2025-13")]).as_deref(), Some("THIRTEENTH"));

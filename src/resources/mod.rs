@@ -41,6 +41,8 @@ pub struct Resource {
 pub enum Derive {
     /// Appends the text and says true; false is NULL.
     Text(fn(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String) -> bool),
+    /// A piece of an input, or a text that stands in the program; `None` is NULL.
+    Piece(for<'t> fn(inputs: &[Option<&'t str>]) -> Option<&'t str>),
     /// Days since 1970-01-01; `None` is NULL.
     Date(fn(inputs: &[Option<&str>]) -> Option<i32>),
     /// Never NULL.
