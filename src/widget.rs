@@ -24,6 +24,7 @@ use crate::queue::{self, Queue, Trigger};
 use crate::resources::{self, Resource};
 use crate::sensitive::Cpf;
 use crate::store::{self, Store, Tx, args};
+use crate::tombstones;
 
 /// What users connect when nothing else is asked for.
 const INSTITUTION: &str = "inss_br_employment";
@@ -457,6 +458,7 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
             let is_there = !matches!(status.as_deref(), Some("deleting" | "deleted"));
             rules.ensure(is_there, "link", "was deleted; ask without a link for a new one");
         }
+        rules.ensure(!tombstones::is_erased(tx, link_id)?, "link", "was erased; ask without a link for a new one");
         if !rules.0.is_empty() {
             return Ok(Err(rules.0));
         }
