@@ -3,7 +3,7 @@
 //! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics and the routes of the API. *Promises* that
 //! nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
 //! (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under `/v1` is answered, not even
-//! that it is not there, without `admin.token`. *Not here*: what the API can do; see [`v1`].
+//! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`] and [`role`].
 
 use std::io;
 use std::sync::Arc;
@@ -15,9 +15,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use secrecy::ExposeSecret;
 use serde_json::json;
-use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -26,10 +24,13 @@ use crate::problems::Problems;
 
 pub mod client;
 mod metrics;
+pub mod role;
 pub mod status;
 pub mod v1;
 
 pub use metrics::Recorder;
+
+use role::{Caller, Tokens};
 
 /// What the answers are made of. Cheap to clone.
 #[derive(Clone)]
@@ -37,16 +38,15 @@ pub struct Admin {
     problems: Problems,
     recorder: Recorder,
     allowed_hosts: Arc<[String]>,
-    /// Hash of the token, so that comparing takes as long for every guess.
-    token: Option<blake3::Hash>,
+    tokens: Tokens,
     api: Router,
 }
 
 impl Admin {
     /// Answers from `problems`, `recorder` and `api`, the routes under `/v1`, as `settings` say.
     pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router) -> Self {
-        let token = settings.token.as_ref().map(|token| blake3::hash(token.expose_secret().as_bytes()));
-        Self { problems, recorder, allowed_hosts: settings.allowed_hosts.as_slice().into(), token, api }
+        let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
+        Self { problems, recorder, allowed_hosts, tokens, api }
     }
 
     /// Serves `listener` until `shutdown`.
@@ -91,27 +91,24 @@ async fn method_not_allowed() -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods; see the header Allow")
 }
 
-/// Nothing under `/v1` without the token, and nothing of it is kept by anybody on the way.
-async fn check_token(
-    State(admin): State<Admin>,
-    uri: Uri,
-    headers: HeaderMap,
-    request: Request,
-    next: Next,
-) -> Response {
+/// Nothing under `/v1` without a token, and nothing of it is kept by anybody on the way. Whose token it was goes along.
+async fn check_token(State(admin): State<Admin>, uri: Uri, mut request: Request, next: Next) -> Response {
     if uri.path() != "/v1" && !uri.path().starts_with("/v1/") {
         return next.run(request).await;
     }
-    let mut answer = match (admin.token, has_token(admin.token, &headers)) {
-        (_, true) => next.run(request).await,
-        (Some(_), false) => {
-            error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")
+    let mut answer = match bearer(request.headers()).and_then(|token| admin.tokens.recognise(token)) {
+        Some(caller) => {
+            request.extensions_mut().insert::<Caller>(caller);
+            next.run(request).await
         }
-        (None, false) => error(
+        None if admin.tokens.is_empty() => error(
             StatusCode::UNAUTHORIZED,
             "no_token_configured",
             "set admin.token, of 16 characters or more, in the configuration and start the daemon again",
         ),
+        None => {
+            error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")
+        }
     };
     if answer.status() == StatusCode::UNAUTHORIZED {
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
@@ -123,14 +120,12 @@ async fn check_token(
     answer
 }
 
-/// Whether there is exactly one `Authorization`, and it is `Bearer` and the token.
-fn has_token(token: Option<blake3::Hash>, headers: &HeaderMap) -> bool {
+/// What stands after `Bearer` in the only `Authorization` that there is.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let given = values.next().map_or(&b""[..], |value| value.as_bytes());
-    let is_only = values.next().is_none();
-    let (scheme, given) = given.split_at(given.len().min(b"Bearer ".len()));
-    let is_equal = token.is_some_and(|token| blake3::hash(given).as_bytes().ct_eq(token.as_bytes()).into());
-    is_only & scheme.eq_ignore_ascii_case(b"Bearer ") & is_equal
+    let (only, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, token) = only.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// What changes something does not come from another site's page. A program sends no `Origin`, and passes.
@@ -206,6 +201,8 @@ mod tests {
             let settings = config::Admin {
                 listen: address,
                 token: token.map(|token| token.to_owned().into()),
+                operate_tokens: Vec::new(),
+                read_tokens: Vec::new(),
                 allowed_hosts: vec!["127.0.0.1".to_owned(), "::1".to_owned()],
             };
             let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));

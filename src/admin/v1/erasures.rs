@@ -1,18 +1,18 @@
 //! `POST /v1/erasures` `{link_id | external_id | person_key, reason, remote?}`: erases one link or person, everywhere. The
 //! run is named by the erasure's id, under which the receipt lies beside the state.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::post;
 use serde::{Deserialize, Serialize};
 
+use super::route::Route;
 use super::{Api, Problem, body};
+use crate::admin::role::Role;
 use crate::erase::Subject;
 use crate::operations::{Erasure, Order, Refused};
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/erasures", post(erase))
+pub(super) fn routes() -> Vec<Route> {
+    vec![Route::post("/v1/erasures", Role::Erase, erase)]
 }
 
 /// A wish as it is written.

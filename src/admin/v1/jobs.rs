@@ -1,13 +1,14 @@
 //! `GET /v1/jobs`, `POST /v1/jobs/{name}/run`: the schedule, and one job of it between its slots.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::route::Route;
 use super::{Api, Problem};
+use crate::admin::role::Role;
 use crate::clock::Timestamp;
 use crate::operations::Order;
 use crate::runs::{self, Run};
@@ -17,8 +18,8 @@ use crate::store::{self, Tx};
 /// How many fire times of each job are told.
 const SLOTS: usize = 5;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/jobs", get(list)).route("/v1/jobs/{name}/run", post(run))
+pub(super) fn routes() -> Vec<Route> {
+    vec![Route::get("/v1/jobs", list), Route::post("/v1/jobs/{name}/run", Role::Operate, run)]
 }
 
 /// A job, when it runs next, and what came of it last.

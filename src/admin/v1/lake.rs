@@ -1,20 +1,21 @@
 //! `POST /v1/publish`, `POST /v1/rebuild`, `POST /v1/features`: what a command asks for that may not touch the lake beside the daemon.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::post;
 use serde::Deserialize;
 
+use super::route::Route;
 use super::{Api, Problem, body};
+use crate::admin::role::Role;
 use crate::features::runs::{Mode, Wanted};
 use crate::operations::Order;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/publish", post(publish))
-        .route("/v1/rebuild", post(rebuild))
-        .route("/v1/features", post(features))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::post("/v1/publish", Role::Operate, publish),
+        Route::post("/v1/rebuild", Role::Operate, rebuild),
+        Route::post("/v1/features", Role::Operate, features),
+    ]
 }
 
 async fn publish(State(api): State<Api>) -> Result<Response, Problem> {

@@ -1,15 +1,16 @@
 //! `GET /v1/links?external_id=&status=`, `GET /v1/links/{link_id}`, `POST /v1/links/{link_id}/refresh`,
 //! `POST /v1/links/refresh`, `POST /v1/links/sync`: the tracked links, how fresh each is, and what to do about it.
 
+use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::Uri;
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::route::Route;
 use super::{Api, Problem, body, query};
+use crate::admin::role::Role;
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
 use crate::links::{DELETED, DELETING, NOT_FOUND};
@@ -18,13 +19,14 @@ use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
 use crate::widget;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/links", get(list))
-        .route("/v1/links/refresh", post(refresh_many))
-        .route("/v1/links/sync", post(sync))
-        .route("/v1/links/{link_id}", get(show))
-        .route("/v1/links/{link_id}/refresh", post(refresh))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/v1/links", list),
+        Route::post("/v1/links/refresh", Role::Operate, refresh_many),
+        Route::post("/v1/links/sync", Role::Operate, sync),
+        Route::get("/v1/links/{link_id}", show),
+        Route::post("/v1/links/{link_id}/refresh", Role::Operate, refresh),
+    ]
 }
 
 /// A tracked link as an operator sees it. Instants are RFC 3339.

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use route::Route;
 
 use crate::belvo::Budget;
 use crate::config::{self, Config};
@@ -29,6 +30,7 @@ pub mod erasures;
 pub mod jobs;
 pub mod lake;
 pub mod links;
+mod route;
 pub mod runs;
 pub mod status;
 pub mod webhooks;
@@ -75,17 +77,23 @@ impl Api {
 
 /// The paths below `/v1`.
 pub fn routes(api: Api) -> Router {
-    Router::new()
-        .route("/v1", get(index))
-        .merge(links::routes())
-        .merge(jobs::routes())
-        .merge(runs::routes())
-        .merge(webhooks::routes())
-        .merge(status::routes())
-        .merge(lake::routes())
-        .merge(belvo::routes())
-        .merge(erasures::routes())
-        .with_state(api)
+    let add = |router: Router<Api>, route: Route| router.route(route.path, route.guarded());
+    all().into_iter().fold(Router::new(), add).with_state(api)
+}
+
+/// Every operation of the API.
+fn all() -> Vec<Route> {
+    let families = [
+        links::routes(),
+        jobs::routes(),
+        runs::routes(),
+        webhooks::routes(),
+        status::routes(),
+        lake::routes(),
+        belvo::routes(),
+        erasures::routes(),
+    ];
+    [Route::get("/v1", index)].into_iter().chain(families.into_iter().flatten()).collect()
 }
 
 /// Which state this daemon holds, so that a command knows that it has found the right one.

@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::Uri;
-use axum::routing::get;
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::route::Route;
 use super::{Api, Problem, query};
+
 use crate::runs::{self, Filter, Run};
 
 /// Longest time that an answer waits for news, in seconds.
 const LONGEST_WAIT: u64 = 30;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/runs", get(list)).route("/v1/runs/{id}", get(show))
+pub(super) fn routes() -> Vec<Route> {
+    vec![Route::get("/v1/runs", list), Route::get("/v1/runs/{id}", show)]
 }
 
 #[derive(Deserialize)]

@@ -1,27 +1,29 @@
 //! `GET /v1/webhooks?type=&outcome=&link=`, `GET /v1/webhooks/{seq}`, `POST /v1/webhooks/{seq}/replay`,
 //! `POST /v1/webhooks/replay`: the inbound log and its quarantine.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::Uri;
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::route::Route;
 use super::{Api, Problem, query};
+use crate::admin::role::Role;
 use crate::operations::{Order, Refused, Replay};
 use crate::webhook::log::{self, Filter};
 
 /// What became of a webhook.
 const OUTCOMES: [&str; 3] = ["queued", "noted", "quarantined"];
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/webhooks", get(list))
-        .route("/v1/webhooks/replay", post(replay_quarantined))
-        .route("/v1/webhooks/{seq}", get(show))
-        .route("/v1/webhooks/{seq}/replay", post(replay))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/v1/webhooks", list),
+        Route::post("/v1/webhooks/replay", Role::Operate, replay_quarantined),
+        Route::get("/v1/webhooks/{seq}", show),
+        Route::post("/v1/webhooks/{seq}/replay", Role::Operate, replay),
+    ]
 }
 
 #[derive(Deserialize)]
