@@ -21,6 +21,7 @@ mod leaks;
 mod limits;
 mod links;
 mod reader;
+mod roles;
 mod scripted;
 mod tables;
 mod truth;
