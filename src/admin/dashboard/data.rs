@@ -165,7 +165,7 @@ async fn table(viewer: Viewer, Path(name): Path<String>) -> Result<Markup, Troub
                 tr {
                     td.lead { code { (column.name) } }
                     td data-label=(lang.t("Type", "Tipo")) { code { (column.kind) } }
-                    td data-label=(lang.t("Meaning", "Significado")) { span { (column.meaning) } }
+                    td.long data-label=(lang.t("Meaning", "Significado")) { span { (column.meaning) } }
                     td data-label=(lang.t("NULL when", "NULL quando")) { span { (column.null) } }
                     td data-label=(lang.t("Sensitivity", "Sensibilidade")) { span { (column.sensitivity) } }
                 }

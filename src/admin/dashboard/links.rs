@@ -122,7 +122,7 @@ fn row(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
             td data-label=(lang.t("Status", "Situação")) { (badge(tone, word)) }
             td data-label=(lang.t("Access", "Acesso")) { (access(link.access_mode.as_deref(), lang)) }
             td data-label=(lang.t("Oldest data", "Dado mais antigo")) { (ago_text(lang, oldest, now)) }
-            td data-label=(lang.t("What to do", "O que fazer")) { span { (plain::what_to_do(link, lang)) } }
+            td.long data-label=(lang.t("What to do", "O que fazer")) { span { (plain::what_to_do(link, lang)) } }
         }
     }
 }

@@ -309,10 +309,9 @@ fn strip(runs: &[Run], lang: Lang, now: Timestamp) -> Markup {
     };
     // Lengths differ by thousands: their magnitude is what is shown.
     let height = |run: &Run| u64::from(run.duration_ms.unwrap_or(1).max(1).ilog2()) + 2;
-    let bars: Vec<Bar> = runs
-        .iter()
-        .rev()
-        .map(|run| Bar {
+    let before = (runs.len()..RUNS).map(|_| Bar { parts: Vec::new(), label: lang.t("before", "antes").to_owned() });
+    let bars: Vec<Bar> = before
+        .chain(runs.iter().rev().map(|run| Bar {
             parts: vec![(tone(run), height(run))],
             label: format!(
                 "{} {}: {}",
@@ -320,7 +319,7 @@ fn strip(runs: &[Run], lang: Lang, now: Timestamp) -> Markup {
                 run.name.as_deref().unwrap_or_default(),
                 run.duration_ms.map_or_else(|| lang.t("running", "em andamento").to_owned(), |millis| lang.seconds(millis))
             ),
-        })
+        }))
         .collect();
     let count = |word: &str| runs.iter().filter(|run| tone(run) == word).count() as u64;
     html! {
