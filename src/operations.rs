@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -90,8 +91,9 @@ pub struct Erasure {
 
 /// Which links to refresh. As JSON `{"link_id": …}`, `{"external_id": …}`, `{"all": true}` or
 /// `{"older_than_seconds": …}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "WhichLinks")]
 pub enum Links {
     /// This one; it is tracked from now on.
     LinkId(String),

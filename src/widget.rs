@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use secrecy::ExposeSecret;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
@@ -47,7 +48,7 @@ const CHUNK: i64 = 500;
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRequest {
     /// Our own id of the user: 3 to 256 letters, digits, dashes and underscores, nothing personal.
@@ -70,7 +71,8 @@ pub struct SessionRequest {
 }
 
 /// A widget session, ready for its user. Its debug form shows no token.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(rename = "WidgetSession")]
 pub struct Session {
     /// Where the user's browser or webview goes. It holds the token.
     pub url: String,
@@ -79,6 +81,7 @@ pub struct Session {
     /// What Belvo gives along.
     pub refresh: String,
     /// When the token ends, unless its user connects earlier.
+    #[schemars(with = "String")]
     pub expires_at: Timestamp,
 }
 
@@ -100,7 +103,7 @@ impl Serialize for Session {
 }
 
 /// One rule that is broken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Violation {
     /// The field of the request, or the key of the configuration, such as `widget.callback_urls.exit`.
     pub field: String,

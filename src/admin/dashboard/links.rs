@@ -8,15 +8,13 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use maud::{Markup, html};
-use serde_json::json;
 
 use super::coverage::{self, Coverage};
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge, signature};
 use super::session::{Ordered, Viewer};
-use super::{Board, Trouble, chart, escaped, plain, query};
+use super::{About, Board, Trouble, chart, escaped, plain, query};
 use crate::admin::v1::links::{Filter, LinkView, ResourceView, awaited, list_links, show_link};
-use crate::audit;
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::links::{self, PAUSED};
@@ -161,9 +159,8 @@ fn new_person(viewer: &Viewer) -> Markup {
 }
 
 async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>) -> Result<Markup, Trouble> {
-    let (lang, now, id) = (viewer.lang, board.operations.clock.now(), link_id(&id)?);
-    let tracked = id.clone();
-    let link = board.operations.store.read(move |tx| show_link(tx, &tracked, now)).await?.ok_or_else(not_tracked)?;
+    let (lang, now) = (viewer.lang, board.operations.clock.now());
+    let (id, link) = tracked(&board, &id).await?;
     let lake = board.settings.lake.clone();
     let coverage = tokio::task::spawn_blocking(move || coverage::read(&lake, &id)).await.ok().flatten();
     let (tone, word) = plain::status(&link, lang);
@@ -292,68 +289,64 @@ fn facts(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
     }
 }
 
-async fn refresh(State(board): State<Board>, Path(id): Path<String>, _: Ordered) -> Result<Redirect, Trouble> {
-    let (id, now) = (link_id(&id)?, board.operations.clock.now());
-    let tracked = id.clone();
-    // An address is not the place to make a link known by a slip of the hand.
-    if board.operations.store.read(move |tx| show_link(tx, &tracked, now)).await?.is_none() {
-        return Err(not_tracked());
-    }
-    board.order(Order::Refresh { links: Links::LinkId(id.to_string()), resources: Vec::new() }).await
+async fn refresh(State(board): State<Board>, Path(id): Path<String>, ordered: Ordered) -> Result<Redirect, Trouble> {
+    let id = tracked(&board, &id).await?.0;
+    let about = About { operation: "POST /links/{link_id}/refresh", link: Some(id.clone()), ..About::default() };
+    let order = Order::Refresh { links: Links::LinkId(id.to_string()), resources: Vec::new() };
+    board.order(&ordered.0.viewer, about, order).await
 }
 
 async fn pause(State(board): State<Board>, Path(id): Path<String>, ordered: Ordered) -> Result<Redirect, Trouble> {
-    change(&board, &id, &ordered, "link_paused", links::pause_by_operator).await
+    change(&board, &id, &ordered, "POST /links/{link_id}/pause", links::pause_by_operator).await
 }
 
 async fn resume(State(board): State<Board>, Path(id): Path<String>, ordered: Ordered) -> Result<Redirect, Trouble> {
-    let shown = change(&board, &id, &ordered, "link_resumed", links::resume_by_operator).await?;
+    let shown = change(&board, &id, &ordered, "POST /links/{link_id}/resume", links::resume_by_operator).await?;
     board.operations.queue.announce();
     Ok(shown)
 }
 
-/// Does something with a link, writes it down, and shows the link.
+/// Does something with a link, and shows the link.
 async fn change(
     board: &Board,
     id: &str,
     ordered: &Ordered,
-    action: &'static str,
+    operation: &'static str,
     work: fn(&Tx<'_>, &LinkId, Timestamp) -> Result<bool, Error>,
 ) -> Result<Redirect, Trouble> {
-    let (id, now, caller) = (link_id(id)?, board.operations.clock.now(), ordered.0.viewer.caller.name.clone());
-    let link = id.clone();
-    let done = board.operations.store.write(move |tx| {
-        let done = work(tx, &link, now)?;
-        if done {
-            audit::note(tx, now, action, &json!({ "caller": &*caller, "link_id": link.as_str() }))?;
+    let (id, now) = (tracked(board, id).await?.0, board.operations.clock.now());
+    let about = About { operation, link: Some(id.clone()), ..About::default() };
+    let done = async {
+        let link = id.clone();
+        if board.operations.store.write(move |tx| work(tx, &link, now)).await? {
+            return Ok(Redirect::to(&format!("/links/{id}")));
         }
-        Ok(done)
-    });
-    if done.await? {
-        return Ok(Redirect::to(&format!("/links/{id}")));
-    }
-    Err(Trouble::new(
-        StatusCode::CONFLICT,
-        "Nothing was changed: the link is not tracked, is gone at Belvo, or already is as you want it.",
-        "Nada mudou: o link não é acompanhado, não existe mais na Belvo ou já está como você quer.",
-    ))
+        Err(Trouble::new(
+            StatusCode::CONFLICT,
+            "Nothing was changed: the link is gone at Belvo, or already is as you want it.",
+            "Nada mudou: o link não existe mais na Belvo ou já está como você quer.",
+        ))
+    };
+    board.audited(&ordered.0.viewer, about, done).await
 }
 
 async fn widget_of_link(State(board): State<Board>, Path(id): Path<String>, ordered: Ordered) -> Result<Markup, Trouble> {
-    let (id, now) = (link_id(&id)?, board.operations.clock.now());
-    let tracked = id.clone();
-    let link = board.operations.store.read(move |tx| show_link(tx, &tracked, now)).await?.ok_or_else(not_tracked)?;
+    let (id, link) = tracked(&board, &id).await?;
     let external_id = link.external_id.unwrap_or_default();
     let locale = Some(ordered.0.viewer.lang.tag().to_owned());
     let request = SessionRequest { external_id, link: Some(id.to_string()), locale, ..SessionRequest::default() };
-    widget(&board, &ordered, request, &format!("/links/{id}")).await
+    let about = About { operation: "POST /links/{link_id}/widget", link: Some(id.clone()), ..About::default() };
+    let back = format!("/links/{id}");
+    board.audited(&ordered.0.viewer, about, widget(&board, &ordered, request, &back)).await
 }
 
 async fn widget_of_person(State(board): State<Board>, ordered: Ordered) -> Result<Markup, Trouble> {
     let access_mode = Some(ordered.0.field("access_mode").to_owned()).filter(|mode| !mode.is_empty());
     let external_id = ordered.0.field("external_id").to_owned();
     let locale = Some(ordered.0.viewer.lang.tag().to_owned());
-    widget(&board, &ordered, SessionRequest { external_id, access_mode, locale, ..SessionRequest::default() }, "/links").await
+    let request = SessionRequest { external_id, access_mode, locale, ..SessionRequest::default() };
+    let about = About { operation: "POST /widget", ..About::default() };
+    board.audited(&ordered.0.viewer, about, widget(&board, &ordered, request, "/links")).await
 }
 
 /// Asks for a session, and shows its URL once: it holds a token, and is kept nowhere.
@@ -391,10 +384,11 @@ async fn widget(board: &Board, ordered: &Ordered, request: SessionRequest, back:
     Ok(Page { tab: Tab::Links, title, live: None, body }.show(&viewer))
 }
 
-fn link_id(text: &str) -> Result<LinkId, Trouble> {
-    text.parse().map_err(|_| not_tracked())
-}
-
-fn not_tracked() -> Trouble {
-    Trouble::missing("No such link is tracked.", "Nenhum link assim é acompanhado.")
+/// The link called `id`. An address is not the place to make one known by a slip of the hand.
+async fn tracked(board: &Board, id: &str) -> Result<(LinkId, LinkView), Trouble> {
+    let not_tracked = || Trouble::missing("No such link is tracked.", "Nenhum link assim é acompanhado.");
+    let (id, now): (LinkId, _) = (id.parse().map_err(|_| not_tracked())?, board.operations.clock.now());
+    let link = id.clone();
+    let found = board.operations.store.read(move |tx| show_link(tx, &link, now)).await?;
+    Ok((id, found.ok_or_else(not_tracked)?))
 }

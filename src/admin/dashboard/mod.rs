@@ -2,8 +2,8 @@
 //!
 //! One module a page. *Takes* what the daemon has: its [`Operations`], budget and problems. *Gives* HTML in English and
 //! Portuguese, one stylesheet and one small script, all compiled in. *Promises* that nothing but the sign-in page is shown
-//! without a session; that every order of a form is signed by the session that it was shown to and taken only from a role
-//! that may operate; that no page loads anything from elsewhere, runs a script of its own text, or may be framed; and that
+//! without a session; that every order of a form is signed by the session that it was shown to, taken only from a role
+//! that may operate, and in the audit before it is done; that no page loads anything from elsewhere, runs a script of its own text, or may be framed; and that
 //! no page holds personal data: link ids are shown, external ids can be searched for and are not shown. *Not here*: what
 //! is ordered; that is [`Operations`], as for the API.
 //!
@@ -18,17 +18,20 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
+use serde_json::json;
 
-use crate::belvo::Budget;
+use crate::audit;
+use crate::belvo::{Budget, LinkId};
 use crate::config::{self, Config};
 use crate::operations::{Operations, Order, Refused};
 use crate::problems::Problems;
 use crate::runs::Reason;
-use crate::store;
+use crate::store::{self, Tx};
 
+use super::guesses::Guesses;
 use super::role::Tokens;
 use lang::Lang;
-use session::Sessions;
+use session::{Sessions, Viewer};
 
 mod chart;
 mod coverage;
@@ -58,6 +61,7 @@ pub struct Board {
     problems: Problems,
     tokens: Tokens,
     sessions: Sessions,
+    guesses: Guesses,
     settings: Arc<Settings>,
 }
 
@@ -74,15 +78,76 @@ impl Board {
             lake: config.lake.path.clone(),
             budget: config.belvo.budget,
         };
-        let (tokens, sessions) = (Tokens::of(&config.admin), Sessions::default());
-        Self { operations, budget, problems, tokens, sessions, settings: Arc::new(settings) }
+        let (tokens, sessions, guesses) = (Tokens::of(&config.admin), Sessions::default(), Guesses::default());
+        Self { operations, budget, problems, tokens, sessions, guesses, settings: Arc::new(settings) }
     }
 
-    /// Takes an order, and leads to the page of its run.
-    async fn order(&self, order: Order) -> Result<Redirect, Trouble> {
-        let run = self.operations.start(order, Reason::Api).await?;
-        Ok(Redirect::to(&layout::run_place(&run)))
+    /// Takes an order of `viewer` about something, and leads to the page of its run.
+    async fn order(&self, viewer: &Viewer, about: About, order: Order) -> Result<Redirect, Trouble> {
+        let line = self.note_asked(viewer, about).await?;
+        let started = self.operations.start(order, Reason::Api).await.map_err(Trouble::from);
+        let status = started.as_ref().map_or_else(|trouble| trouble.status, |_| StatusCode::SEE_OTHER);
+        self.note_answered(line, status, started.as_ref().ok()).await;
+        Ok(Redirect::to(&layout::run_place(&started?)))
     }
+
+    /// Does `work`, which `viewer` asked for, between two lines of the audit.
+    async fn audited<T>(
+        &self,
+        viewer: &Viewer,
+        about: About,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        let line = self.note_asked(viewer, about).await?;
+        let done = work.await;
+        let status = done.as_ref().map_or_else(|trouble| trouble.status, |_| StatusCode::OK);
+        self.note_answered(line, status, None).await;
+        done
+    }
+
+    /// Writes down who asked for what, before anything is done.
+    async fn note_asked(&self, viewer: &Viewer, about: About) -> Result<String, Trouble> {
+        let (caller, now) = (viewer.caller.clone(), self.operations.clock.now());
+        let note = move |tx: &Tx<'_>| {
+            let mut asked = json!({ "caller": *caller.name, "role": caller.role, "operation": about.operation });
+            if let Some(link) = &about.link {
+                asked["link_hash"] = audit::name_of(tx, link)?.into();
+            }
+            if let Some(seq) = about.seq {
+                asked["seq"] = seq.into();
+            }
+            if let Some(job) = about.job {
+                asked["job"] = job.into();
+            }
+            audit::note(tx, now, audit::ASKED, &asked)
+        };
+        Ok(self.operations.store.write(note).await?)
+    }
+
+    /// Writes down what was answered to the line `asked`.
+    async fn note_answered(&self, asked: String, status: StatusCode, run: Option<&String>) {
+        let now = self.operations.clock.now();
+        let mut said = json!({ "asked": asked, "status": status.as_u16() });
+        if let Some(run) = run {
+            said["run"] = run.as_str().into();
+        }
+        let note = move |tx: &Tx<'_>| audit::note(tx, now, audit::ANSWERED, &said);
+        if let Err(error) = self.operations.store.write(note).await {
+            // It is done all the same, and that it was asked for is on record.
+            tracing::error!(code = error.code(), "an answer is missing in the audit: {error}");
+        }
+    }
+}
+
+/// What an order is about, for the audit.
+#[derive(Default)]
+struct About {
+    /// Method and path of the form.
+    operation: &'static str,
+    link: Option<LinkId>,
+    /// Of a webhook.
+    seq: Option<i64>,
+    job: Option<String>,
 }
 
 /// The pages, from `/` on.

@@ -12,7 +12,7 @@ use maud::{Markup, html};
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge};
 use super::session::{Ordered, Viewer};
-use super::{Board, Trouble, escaped, plain};
+use super::{About, Board, Trouble, escaped, plain};
 use crate::admin::v1::jobs::{JobView, views};
 use crate::clock::Timestamp;
 use crate::operations::Order;
@@ -86,6 +86,9 @@ fn local(slot: &str, lang: Lang) -> String {
     DateTime::parse_from_rfc3339(slot).map_or_else(|_| slot.to_owned(), |slot| slot.format(form).to_string())
 }
 
-async fn run(State(board): State<Board>, Path(name): Path<String>, _: Ordered) -> Result<Redirect, Trouble> {
-    board.order(Order::Job(name)).await
+async fn run(State(board): State<Board>, Path(name): Path<String>, ordered: Ordered) -> Result<Redirect, Trouble> {
+    // What is no job may be anything, also a name.
+    let job = board.operations.jobs.knows(&name).then(|| name.clone());
+    let about = About { operation: "POST /schedule/{name}/run", job, ..About::default() };
+    board.order(&ordered.0.viewer, about, Order::Job(name)).await
 }

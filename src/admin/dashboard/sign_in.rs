@@ -1,7 +1,10 @@
 //! `GET /sign-in`, `POST /sign-in`, `POST /sign-out`, `GET /language/{tag}`: who looks, and in which language.
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -9,7 +12,7 @@ use maud::{Markup, html};
 
 use super::lang::{self, Lang};
 use super::session::{Signed, form};
-use super::{Board, escaped, layout, own_place, query};
+use super::{Board, Trouble, escaped, layout, own_place, query};
 
 pub(super) fn routes() -> Router<Board> {
     Router::new()
@@ -23,12 +26,27 @@ async fn show(State(board): State<Board>, headers: HeaderMap, uri: Uri) -> Marku
     page(Lang::of(&headers), own_place(&next), false, board.tokens.is_empty())
 }
 
-async fn sign_in(State(board): State<Board>, request: Request) -> Result<Response, Response> {
+async fn sign_in(
+    State(board): State<Board>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Result<Response, Response> {
     let headers = request.headers().clone();
+    if let Some(wait) = board.guesses.wait(peer.ip(), Instant::now()) {
+        ::metrics::counter!("vinculo_admin_refused_total").increment(1);
+        let seconds = wait.as_secs() + 1;
+        let trouble = Trouble::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("Too many wrong tokens came from this address. Try again in {seconds} s."),
+            format!("Muitos tokens errados vieram deste endereço. Tente de novo em {seconds} s."),
+        );
+        return Err(trouble.into_response());
+    }
     let fields = form(request).await?;
     let field = |name: &str| fields.get(name).map_or("", |value| value.trim());
     let next = own_place(field("next"));
     let Some(caller) = board.tokens.recognise(field("token").as_bytes()) else {
+        board.guesses.note(peer.ip(), field("token").as_bytes(), Instant::now());
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
         tracing::warn!(code = "unauthorized", "somebody tried to sign in with a wrong token");
         let page = page(Lang::of(&headers), next, true, board.tokens.is_empty());

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge};
 use super::session::{Ordered, Viewer};
-use super::{Board, Trouble, escaped, query};
+use super::{About, Board, Trouble, escaped, query};
 use crate::clock::Timestamp;
 use crate::operations::{Order, Replay};
 use crate::store::Tx;
@@ -164,12 +164,15 @@ fn without_external_id(mut body: Value) -> Value {
     body
 }
 
-async fn replay(State(board): State<Board>, Path(seq): Path<String>, _: Ordered) -> Result<Redirect, Trouble> {
-    board.order(Order::Replay(Replay::One(number(&seq)?))).await
+async fn replay(State(board): State<Board>, Path(seq): Path<String>, ordered: Ordered) -> Result<Redirect, Trouble> {
+    let seq = number(&seq)?;
+    let about = About { operation: "POST /webhooks/{seq}/replay", seq: Some(seq), ..About::default() };
+    board.order(&ordered.0.viewer, about, Order::Replay(Replay::One(seq))).await
 }
 
-async fn replay_quarantined(State(board): State<Board>, _: Ordered) -> Result<Redirect, Trouble> {
-    board.order(Order::Replay(Replay::Quarantined)).await
+async fn replay_quarantined(State(board): State<Board>, ordered: Ordered) -> Result<Redirect, Trouble> {
+    let about = About { operation: "POST /webhooks/replay", ..About::default() };
+    board.order(&ordered.0.viewer, about, Order::Replay(Replay::Quarantined)).await
 }
 
 fn number(seq: &str) -> Result<i64, Trouble> {
