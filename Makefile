@@ -30,7 +30,7 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 
 # `readers` runs after all of cargo's tests, so that both summaries stand at the end.
 test: ## run every test, then the readers of the lake and schemathesis (ARGS=name picks tests)
-	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh); \
+	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
 	@$(MAKE) --no-print-directory readers schemathesis
 

@@ -1,9 +1,10 @@
-//! The listener for operators: health, readiness, metrics, and the API under `/v1`.
+//! The listener for operators: health, readiness, metrics, the API under `/v1`, and the dashboard.
 //!
-//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics and the routes of the API. *Promises* that
-//! nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
+//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics, the routes of the API and the pages of the
+//! dashboard. *Promises* that nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
 //! (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under `/v1` is answered, not even
-//! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`] and [`role`].
+//! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`], [`role`] and
+//! [`dashboard`], whose pages ask for a session themselves.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use crate::config;
 use crate::problems::Problems;
 
 pub mod client;
+pub mod dashboard;
 mod guesses;
 mod metrics;
 pub mod role;
@@ -45,13 +47,21 @@ pub struct Admin {
     tokens: Tokens,
     guesses: Guesses,
     api: Router,
+    pages: Router,
 }
 
 impl Admin {
-    /// Answers from `problems`, `recorder` and `api`, the routes under `/v1`, as `settings` say.
-    pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router) -> Self {
+    /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
+    /// say.
+    pub fn new(
+        problems: Problems,
+        recorder: Recorder,
+        settings: &config::Admin,
+        api: Router,
+        pages: Router,
+    ) -> Self {
         let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
-        Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api }
+        Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
     }
 
     /// Serves `listener` until `shutdown`.
@@ -70,6 +80,7 @@ impl Admin {
             .route("/metrics", get(render_metrics))
             .with_state(self.clone())
             .merge(self.api.clone())
+            .merge(self.pages.clone())
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .layer(middleware::from_fn_with_state(self.clone(), check_token))
@@ -90,7 +101,7 @@ async fn render_metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "not_found", "there are /healthz, /readyz, /metrics and the paths under /v1")
+    error(StatusCode::NOT_FOUND, "not_found", "there are the dashboard at /, /healthz, /readyz, /metrics and the paths under /v1")
 }
 
 async fn method_not_allowed() -> Response {
@@ -230,7 +241,8 @@ mod tests {
                 allowed_hosts: vec!["127.0.0.1".to_owned(), "::1".to_owned()],
             };
             let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));
-            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api);
+            let pages = Router::new();
+            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api, pages);
             tokio::spawn(admin.serve(listener, end.clone()));
             Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
         }

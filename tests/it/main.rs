@@ -9,6 +9,7 @@ mod bad_input;
 mod binary;
 mod coalesce;
 mod commands;
+mod dashboard;
 mod economy;
 mod erase;
 mod examples;

@@ -13,7 +13,7 @@ use super::{Api, Problem, body, query};
 use crate::admin::role::Role;
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
-use crate::links::{DELETED, DELETING, NOT_FOUND};
+use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
@@ -288,6 +288,9 @@ struct Advice {
 fn advice(link: &LinkView) -> Advice {
     let person = |text: &str| Advice { needs_person: true, text: text.to_owned() };
     let nobody = |text: String| Advice { needs_person: false, text };
+    if link.paused_reason.as_deref() == Some(PAUSED) {
+        return nobody("nothing: an operator paused this link; resume it when it may be asked for again".to_owned());
+    }
     match link.status.as_deref() {
         Some("invalid") => {
             return person(
