@@ -15,7 +15,7 @@ program := $(CARGO_TARGET_DIR)/release/vinculo
 ARGS ?=
 deny_version := 0.20.2
 
-.PHONY: help build demo test readers bench lint deny dist env clean
+.PHONY: help build demo test readers analysts bench lint deny dist env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -28,11 +28,12 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 	@$(cargo_env) cargo build --release --locked --bin vinculo
 	@'$(program)' demo $(ARGS)
 
-# `readers` runs after all of cargo's tests, so that both summaries stand at the end.
-test: ## run every test, then the readers of the lake (ARGS=name picks tests)
+# `readers` and `analysts` run after all of cargo's tests, so that all summaries stand at the end.
+test: ## run every test, then the readers of the lake, dbt and the notebooks (ARGS=name picks tests)
 	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh); \
 	  cargo test --release --locked $(ARGS)
 	@$(MAKE) --no-print-directory readers
+	@$(MAKE) --no-print-directory analysts
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
@@ -44,6 +45,15 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
 	  "$$python" tests/readers/check.py "$$folder/demo/lake"
+
+# ARGS=--write keeps what the notebooks give, after a change that is meant.
+analysts: ## build the dbt package and execute the notebooks against a demo's lake
+	@$(cargo_env) cargo build --release --locked --bin vinculo; \
+	  python=$$(scripts/python-venv.sh notebooks examples/notebooks/requirements.txt); \
+	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  '$(program)' demo --dir "$$folder/demo" < /dev/null > /dev/null; \
+	  scripts/dbt-build.sh "$$folder/demo/lake"; \
+	  "$$python" examples/notebooks/execute.py "$$folder/demo/lake" $(filter --write,$(ARGS))
 
 bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \
