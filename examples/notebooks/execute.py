@@ -74,7 +74,7 @@ def said(cell):
     for output in cell.get("outputs", []):
         if output.output_type == "stream":
             given.append((output.name, output.text))
-        for kind, value in output.get("data", {}).items():
+        for kind, value in sorted(output.get("data", {}).items()):
             if kind == "text/plain" and "image/png" in output.data:
                 continue
             given.append((kind, "" if kind.startswith("image/") else value))
