@@ -15,7 +15,7 @@ program := $(CARGO_TARGET_DIR)/release/vinculo
 ARGS ?=
 deny_version := 0.20.2
 
-.PHONY: help build demo test readers schemathesis bench lint deny dist env clean
+.PHONY: help build demo test readers analysts schemathesis bench lint deny dist env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,11 +28,13 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 	@$(cargo_env) cargo build --release --locked --bin vinculo
 	@'$(program)' demo $(ARGS)
 
-# `readers` runs after all of cargo's tests, so that both summaries stand at the end.
-test: ## run every test, then the readers of the lake and schemathesis (ARGS=name picks tests)
+# What is not cargo's runs after all of its tests, so that all summaries stand at the end.
+test: ## run every test, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
 	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
-	@$(MAKE) --no-print-directory readers schemathesis
+	@$(MAKE) --no-print-directory readers
+	@$(MAKE) --no-print-directory analysts
+	@$(MAKE) --no-print-directory schemathesis
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
@@ -50,6 +52,15 @@ schemathesis: ## throw made-up requests at the API and at the simulated Belvo
 	@$(cargo_env) python=$$(scripts/python-venv.sh schemathesis tests/schemathesis/requirements.txt); \
 	  cargo build --release --locked --bin vinculo; \
 	  "$$python" tests/schemathesis/check.py '$(program)' ../shared/belvo/openapi.yaml
+
+# ARGS=--write keeps what the notebooks give, after a change that is meant.
+analysts: ## build the dbt package and execute the notebooks against a demo's lake
+	@$(cargo_env) cargo build --release --locked --bin vinculo; \
+	  python=$$(scripts/python-venv.sh notebooks examples/notebooks/requirements.txt); \
+	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  '$(program)' demo --dir "$$folder/demo" < /dev/null > /dev/null; \
+	  scripts/dbt-build.sh "$$folder/demo/lake"; \
+	  "$$python" examples/notebooks/execute.py "$$folder/demo/lake" $(filter --write,$(ARGS))
 
 bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \
