@@ -15,7 +15,7 @@ program := $(CARGO_TARGET_DIR)/release/vinculo
 ARGS ?=
 deny_version := 0.20.2
 
-.PHONY: help build demo test readers analysts schemathesis bench lint deny dist env clean
+.PHONY: help build demo test readers analysts schemathesis bench docs lint deny dist env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,7 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 
 # What is not cargo's runs after all of its tests, so that all summaries stand at the end.
 test: ## run every test, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
+	@scripts/system-packages.sh curl:curl
 	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
 	@$(MAKE) --no-print-directory readers
@@ -65,6 +66,9 @@ analysts: ## build the dbt package and execute the notebooks against a demo's la
 bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \
 	  cargo bench --profile release --locked $(ARGS)
+
+docs: ## renew docs/reference from the program
+	@$(cargo_env) VINCULO_DOCS=write cargo test --release --locked --test docs the_reference
 
 lint: deny ## formatting, clippy, rustdoc and the dependency rules, warnings denied
 	@cargo fmt --check
