@@ -34,7 +34,7 @@ use crate::retention::Retention;
 use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
-use crate::store::{self, Store, args};
+use crate::store::{self, Ownership, Store, args};
 use crate::widget::Widgets;
 use crate::{backup, chronicle, delete, recollect, verify, webhook, worker};
 
@@ -75,6 +75,8 @@ pub struct Daemon {
     published: watch::Sender<i64>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Nobody else calls Belvo on this budget.
+    _counts_calls: Option<Ownership>,
 }
 
 /// What is started.
@@ -102,7 +104,10 @@ impl Daemon {
         let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         let queue = Queue::open(store.clone(), clock.clone()).await?;
-        let budget = budget(&config.belvo, &config.state.path, clock.clone())?;
+        let ledger = config.state.path.with_file_name("budget.ledger");
+        // Two states in one folder would each count only their own calls.
+        let counts_calls = if parts == Parts::WithoutBelvo { None } else { Some(Ownership::take(&ledger)?) };
+        let budget = budget(&config.belvo, &ledger, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
         let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
@@ -167,6 +172,7 @@ impl Daemon {
             published: published.clone(),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
+            _counts_calls: counts_calls,
         };
         if parts == Parts::WithoutBelvo {
             return Ok(daemon);
@@ -504,9 +510,8 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
 }
 
 /// The budget of all calls, which outlives a crash: its ledger lies beside the state.
-fn budget(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Budget> {
-    let ledger = state.with_file_name("budget.ledger");
-    Budget::open(settings.budget, settings.reserve, Some(&ledger), clock)
+fn budget(settings: &config::Belvo, ledger: &Path, clock: Clock) -> anyhow::Result<Budget> {
+    Budget::open(settings.budget, settings.reserve, Some(ledger), clock)
         .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))
 }
 

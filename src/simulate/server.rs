@@ -23,7 +23,7 @@ use super::faults::{Call, Hits};
 use super::json::Json;
 use super::links::{INSTITUTION, Link, Resource, Wish};
 use super::people::documents;
-use super::query::{self, Query};
+use super::query::{self, Page, Query};
 use super::random::hex32;
 use super::token;
 use super::truth::Answered;
@@ -294,15 +294,22 @@ impl Asked<'_> {
 
     fn links(&self) -> Answer {
         let Some(query) = Query::parse(self.query, query::LINKS) else { return Self::guarded() };
-        let records = {
+        let page = {
             let state = self.simulation.state();
-            state.world.links().map(|(_, link)| link.json(state.world.now)).filter(|link| query.picks(link)).collect()
+            let json = |link: &Link| link.json(state.world.now);
+            let links = state.world.links().map(|(_, link)| link);
+            let picked = links.filter(|link| query.picks_all() || query.picks(&json(link))).collect();
+            query.page_of(picked, &self.url, json)
         };
-        self.page(&query, records)
+        self.answer_page(page)
     }
 
     fn page(&self, query: &Query, records: Vec<Json>) -> Answer {
-        let Some(mut page) = query.page_of(records, &self.url) else { return self.not_found() };
+        self.answer_page(query.page_of(records, &self.url, |record| record))
+    }
+
+    fn answer_page(&self, page: Option<Page>) -> Answer {
+        let Some(mut page) = page else { return self.not_found() };
         self.hits.page(&mut page);
         Answer::json(200, page.into_bytes())
     }
@@ -600,7 +607,7 @@ impl Asked<'_> {
             if lists.iter().map(|(_, list)| list.count).sum::<usize>() <= query.page_size() {
                 self.note_answer(&lists.iter().map(|(link, list)| (*link, list.at)).collect::<Vec<_>>(), resource);
                 let bodies: Vec<(usize, Bytes)> = lists.into_iter().map(|(_, list)| (list.count, list.body)).collect();
-                return Answer::json(200, query::Page::joined(&bodies));
+                return Answer::json(200, Page::joined(&bodies));
             }
         }
         let (links, now): (Vec<(usize, Link)>, _) = {
@@ -647,7 +654,7 @@ impl Asked<'_> {
             };
             let results = listed(self.simulation.0.settings.seed, &link, resource, now);
             let count = results.len();
-            let page = query::Page { count, next: None, previous: None, results, this: String::new() };
+            let page = Page { count, next: None, previous: None, results, this: String::new() };
             let body = Bytes::from(page.into_bytes());
             let at = link.held(resource).loaded.then(|| link.collections.latest(now));
             let prepared = Prepared { at, count, body };
