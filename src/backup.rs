@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::audit;
 use crate::clock::Timestamp;
 use crate::config::{self, Config};
 use crate::erase;
@@ -21,7 +22,6 @@ use crate::publish::{BuiltFrom, checksum};
 use crate::sensitive::{Pepper, hex};
 use crate::store::{self, Readers, Store, Traces, Tx, args};
 use crate::tombstones::{self, Kind, Tombstones};
-use crate::{audit, queue};
 
 /// The list of backups that were made, in the folder of the state.
 const LIST: &str = "backups.jsonl";
@@ -383,7 +383,7 @@ fn erase_again(
     if !links.is_empty() {
         erase::remove(tx, &links, &external_ids)?;
         links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
-        queue::next_number(tx, "changes")?;
+        tx.change()?;
     }
     audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
     Ok(links.len())

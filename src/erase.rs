@@ -28,7 +28,6 @@ use crate::belvo::links::Deletion;
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
 use crate::publish::{self, Forgotten, Publisher, Scope};
-use crate::queue::next_number;
 use crate::records::unpack;
 use crate::resources::owners;
 use crate::sensitive::{Cpf, Pepper};
@@ -456,7 +455,7 @@ impl Eraser {
                     .map(|(kind, name)| tombstones::bury(tx, kind, name, now))
                     .collect::<Result<_, _>>()?;
                 // Tells the publisher that there is something new.
-                next_number(tx, "changes")?;
+                tx.change()?;
                 keep(tx, Step::Removed, &receipt, now)
             })
             .await?;

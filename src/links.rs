@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::belvo::links::LinkObject;
 use crate::belvo::{Decision, Failure, LinkId};
 use crate::clock::Timestamp;
-use crate::queue::{self, Trigger, next_number};
+use crate::queue::{self, Trigger};
 use crate::resources::{self, Resource};
 use crate::store::{Error, Tx, args};
 use crate::tombstones;
@@ -68,7 +68,7 @@ pub fn note_webhook(
     external_id: Option<&str>,
     at: Timestamp,
 ) -> Result<Option<String>, Error> {
-    let seq = next_number(tx, "changes")?;
+    let seq = tx.change()?;
     let paused = tx.one(
         "INSERT INTO links (link_id, external_id, first_seen_at, last_webhook_at, lookup_due_at, changed_seq) \
          VALUES ($1, $2, $3, $3, $3, $4) ON CONFLICT (link_id) DO UPDATE SET last_webhook_at = excluded.last_webhook_at, \
@@ -138,7 +138,7 @@ pub fn note_wish(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Err
     if tombstones::is_erased(tx, link_id)? {
         return Ok(());
     }
-    let seq = next_number(tx, "changes")?;
+    let seq = tx.change()?;
     tx.execute(
         "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, $2, $2, $3) \
          ON CONFLICT (link_id) DO NOTHING",
@@ -405,7 +405,7 @@ fn add(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -
 
 fn update(tx: &Tx<'_>, link: &LinkObject) -> Result<(), Error> {
     let resources = link.fetch_resources.as_ref().map(|names| serde_json::Value::from(names.clone()).to_string());
-    let seq = next_number(tx, "changes")?;
+    let seq = tx.change()?;
     tx.execute(
         "UPDATE links SET external_id = $2, institution = $3, access_mode = $4, status = $5, refresh_rate = $6, \
          credentials_storage = $7, stale_in = $8, fetch_resources = $9, created_at = $10, last_accessed_at = $11, \
@@ -439,7 +439,7 @@ fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Res
         args![link_id, status, at],
     )?;
     if changed > 0 {
-        let seq = next_number(tx, "changes")?;
+        let seq = tx.change()?;
         tx.execute("UPDATE links SET changed_seq = $2 WHERE link_id = $1", args![link_id, seq])?;
     } else {
         tx.execute("UPDATE links SET status_at = $2 WHERE link_id = $1", args![link_id, at])?;

@@ -130,12 +130,7 @@ pub fn mark_at(
     trigger: Trigger,
     not_before: Timestamp,
 ) -> Result<(), Error> {
-    let standing = tx.one(
-        "SELECT due_at, priority, attempts, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
-        args![link_id, resource.name],
-        |row| Ok((row.opt_at(0)?, row.int(1)?, row.int(2)?, row.opt_at(3)?)),
-    )?;
-    let Some((due, priority, attempts, last_started)) = standing else {
+    let Some(standing) = Standing::read(tx, link_id, resource)? else {
         // What was erased is not looked at again, whoever asks.
         if tombstones::is_erased(tx, link_id)? {
             return Ok(());
@@ -146,16 +141,7 @@ pub fn mark_at(
         )?;
         return Ok(());
     };
-    let settled = match (trigger, last_started) {
-        (Trigger::Webhook, Some(started)) => not_before.max(started + SETTLE),
-        _ => not_before,
-    };
-    let (due, priority) = match due {
-        // Belvo asked for patience; news do not shorten it.
-        Some(due) if attempts > 0 => (due, priority.min(trigger.priority())),
-        Some(due) => (due.min(settled), priority.min(trigger.priority())),
-        None => (settled, trigger.priority()),
-    };
+    let (due, priority) = standing.after(trigger, not_before);
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL \
          WHERE link_id = $1 AND resource = $2",
@@ -164,17 +150,72 @@ pub fn mark_at(
     Ok(())
 }
 
-/// Records what a webhook counted for `(link, resource)`, inside the caller's transaction, after [`mark`]. A webhook that
-/// counted nothing voids the count of those before it, unless their fetch is still to begin.
+/// Like [`mark`], for a webhook about a link that is not erased, which counted `count` records. One that counted nothing
+/// voids the count of those before it, unless their fetch is still to begin.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn note_count(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, count: Option<i64>) -> Result<(), Error> {
+pub fn mark_news(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &Resource,
+    count: Option<i64>,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let Some(standing) = Standing::read(tx, link_id, resource)? else {
+        tx.execute(
+            "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, webhook_count) VALUES ($1, $2, 1, $3, $4, $5)",
+            args![link_id, resource.name, now, Trigger::Webhook.priority(), count],
+        )?;
+        return Ok(());
+    };
+    let (due, priority) = standing.after(Trigger::Webhook, now);
     tx.execute(
-        "UPDATE refreshes SET webhook_count = $3 WHERE link_id = $1 AND resource = $2 AND ($3 IS NOT NULL OR marks = cleared + 1)",
-        args![link_id, resource.name, count],
+        "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL, \
+         webhook_count = CASE WHEN $5 IS NOT NULL OR marks = cleared THEN $5 ELSE webhook_count END \
+         WHERE link_id = $1 AND resource = $2",
+        args![link_id, resource.name, due, priority, count],
     )?;
     Ok(())
+}
+
+/// What is wanted of a link and resource already.
+struct Standing {
+    due: Option<Timestamp>,
+    priority: i64,
+    attempts: i64,
+    last_started: Option<Timestamp>,
+}
+
+impl Standing {
+    fn read(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
+        tx.one(
+            "SELECT due_at, priority, attempts, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
+            args![link_id, resource.name],
+            |row| {
+                Ok(Self {
+                    due: row.opt_at(0)?,
+                    priority: row.int(1)?,
+                    attempts: row.int(2)?,
+                    last_started: row.opt_at(3)?,
+                })
+            },
+        )
+    }
+
+    /// When it is due, and with which priority, once it is wanted again.
+    fn after(&self, trigger: Trigger, not_before: Timestamp) -> (Timestamp, i64) {
+        let settled = match (trigger, self.last_started) {
+            (Trigger::Webhook, Some(started)) => not_before.max(started + SETTLE),
+            _ => not_before,
+        };
+        match self.due {
+            // Belvo asked for patience; news do not shorten it.
+            Some(due) if self.attempts > 0 => (due, self.priority.min(trigger.priority())),
+            Some(due) => (due.min(settled), self.priority.min(trigger.priority())),
+            None => (settled, trigger.priority()),
+        }
+    }
 }
 
 /// What a refresh came to, for [`settle`].
@@ -365,7 +406,7 @@ impl Queue {
                 if taken.is_empty() {
                     return Ok(Claimed { requests: Vec::new(), due });
                 }
-                let lease = next_number(tx, "lease")?;
+                let lease = tx.next_number("lease")?;
                 let requests = taken.into_iter().map(|refreshes| {
                     refreshes.into_iter().filter_map(|waiting| take(tx, &waiting, lease, now).transpose()).collect()
                 });
@@ -481,18 +522,4 @@ fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Op
 
 fn read_resource(name: &str) -> Result<&'static Resource, Error> {
     Resource::by_name(name).ok_or(Error::Unreadable("a resource's name"))
-}
-
-/// The next value of the counter `name` in `meta`, from 1.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn next_number(tx: &Tx<'_>, name: &str) -> Result<i64, Error> {
-    let next = tx.one(
-        "INSERT INTO meta (name, value) VALUES ($1, '1') \
-         ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING CAST(value AS BIGINT)",
-        args![name],
-        |row| row.int(0),
-    )?;
-    next.ok_or(Error::Unreadable("a counter"))
 }

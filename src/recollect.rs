@@ -284,7 +284,7 @@ fn fitness(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<Fitness, Error>
 fn note_ask(tx: &Tx<'_>, link: &LinkId, resources: &str, patience: Duration, now: Timestamp) -> Result<Fitness, Error> {
     let fitness = fitness(tx, link, now)?;
     if fitness == Fitness::Fit {
-        let change = queue::next_number(tx, "changes")?;
+        let change = tx.change()?;
         tx.execute(
             "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, $2, $3, $4, $5, $6) \
              ON CONFLICT (link_id) DO UPDATE SET resources = excluded.resources, asked_at = excluded.asked_at, \

@@ -17,7 +17,7 @@ use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::Inspection;
 use crate::links;
-use crate::queue::{self, Outcome, Refresh, next_number};
+use crate::queue::{self, Outcome, Refresh};
 use crate::records::{self, Drift, Foreign, Kept, Listing, Record};
 use crate::resources::Resource;
 use crate::store::{Error as StoreError, Store};
@@ -241,7 +241,7 @@ impl Refresher {
                 let Refresh { link_id, resource, webhook_count, .. } = &refresh;
                 let loses_rows = &mut |old: &str, new: &str| Inspection::loses_rows(resource, old, new);
                 let kept = records::keep(tx, link_id, resource, &listing, *webhook_count, confirm_after, loses_rows)?;
-                let change = next_number(tx, "changes")?;
+                let change = tx.change()?;
                 let outcome = Outcome::Listed {
                     started_at: listing.started_at,
                     fetched_at: listing.fetched_at,

@@ -17,7 +17,6 @@ use serde_json::json;
 use crate::audit;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Keep};
-use crate::queue::next_number;
 use crate::resources::employments;
 use crate::store::{Error, Store, Tx, args};
 
@@ -197,7 +196,7 @@ fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, keep: Keep, is_quarantined: &str
 
 /// Tells the publisher that rows of the link may differ now.
 fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> {
-    let change = next_number(tx, "changes")?;
+    let change = tx.change()?;
     tx.execute(
         "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3 WHERE link_id = $1 AND resource = $2",
         args![link_id, resource, change],

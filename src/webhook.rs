@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config;
 use crate::links;
-use crate::queue::{self, Queue, Trigger};
+use crate::queue::{self, Queue};
 use crate::store::{Error, Store, Tx, WebhookPlace, args};
 use crate::tombstones;
 
@@ -282,8 +282,7 @@ fn follow(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp) -> R
     match &event.subject {
         Subject::Resource(resource, count) => {
             let paused = links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
-            queue::mark(tx, link_id, resource, Trigger::Webhook, received_at)?;
-            queue::note_count(tx, link_id, resource, *count)?;
+            queue::mark_news(tx, link_id, resource, *count, received_at)?;
             if let Some(reason) = paused {
                 links::note_news(tx, link_id, &reason, received_at)?;
             }

@@ -8,7 +8,6 @@ use std::fmt;
 use chrono::{Days, NaiveDate, NaiveTime};
 
 use crate::clock::Timestamp;
-use crate::queue::next_number;
 use crate::store::{self, Row, Store, Tx, args};
 
 /// What may have been known to a row.
@@ -122,7 +121,7 @@ pub fn record(tx: &Tx<'_>, wanted: Wanted, now: Timestamp) -> Result<Run, Error>
             Err(Error::Final { as_of, lag_months: standing.lag_months })
         };
     }
-    let change = next_number(tx, "changes")?;
+    let change = tx.change()?;
     let date = as_of.to_string();
     tx.execute(
         "INSERT INTO feature_runs (as_of_date, pit_mode, known_at, lag_months, ran_at, changed_seq) \

@@ -13,7 +13,7 @@ use super::{DELETED, DELETING, NOT_FOUND, News, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
 use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
-use crate::queue::{Queue, next_number};
+use crate::queue::Queue;
 use crate::store::{Error, Store, args};
 
 /// New links are gathered for so long, because one call can look up many.
@@ -181,7 +181,7 @@ impl Directory {
     /// [`SyncError`]; what was listed until then is kept, and nothing is missing yet.
     pub async fn sync(&self) -> Result<Synced, SyncError> {
         let started_at = self.clock.now();
-        let sync = self.store.write(|tx| next_number(tx, "syncs")).await?;
+        let sync = self.store.write(|tx| tx.next_number("syncs")).await?;
         let mut synced = Synced::default();
         for number in 1.. {
             let asked_at = self.clock.now();

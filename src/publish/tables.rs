@@ -20,7 +20,7 @@ use crate::resources::{Resource, owners};
 use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
 use crate::sinks;
-use crate::sinks::parquet::TableWriter;
+use crate::sinks::parquet::{TableWriter, read_texts};
 use crate::store::{self, Row, Tx, VersionPlace, args};
 
 /// Rows that wait in memory for a file, over all buckets of a table.
@@ -164,8 +164,13 @@ impl Stager<'_> {
         // For each bucket, the waiting rows of each table.
         let mut waiting: Vec<Rows> = (0..self.buckets).map(|_| replay.rows()).collect();
         let names_persons = resource == &owners::RESOURCE;
+        let has_news = |bucket: u32| sightings.contains(&bucket) || changed.records.contains(&bucket);
         // Who owns a link is needed for `links`, which changes most of the time.
-        let is_needed = |bucket: u32| names_persons || sightings.contains(&bucket) || changed.records.contains(&bucket);
+        let unread: HashSet<u32> = (0..self.buckets)
+            .filter(|&bucket| names_persons && !has_news(bucket))
+            .filter(|&bucket| !self.take_over_persons(bucket, &mut gathered.persons))
+            .collect();
+        let is_needed = |bucket: u32| has_news(bucket) || unread.contains(&bucket);
         self.each_record(resource, is_needed, |record| {
             let bucket = self.bucket(&record.link_id);
             let lists = self.lists(resource, record)?;
@@ -187,6 +192,26 @@ impl Stager<'_> {
             by_table.iter_mut().zip(columns).for_each(|(table, columns)| table.push(columns));
         }
         outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
+    }
+
+    /// Notes who owns the links of a bucket as the file says that is taken over; false when it cannot be read.
+    fn take_over_persons(&self, bucket: u32, persons: &mut HashMap<String, String>) -> bool {
+        let path = path_of(self.schema.table("owners"), bucket);
+        let Some((manifest, folder)) = &self.previous else { return false };
+        let files = manifest.table("owners").map_or(&[][..], |entry| &entry.files);
+        let mut found = HashMap::new();
+        let is_read = files.iter().filter(|file| path.as_path() == Path::new(&file.path)).all(|file| {
+            read_texts(&folder.join(&file.path), ["link_id", "person_key"], |row| {
+                if let [Some(link_id), Some(person)] = row {
+                    found.entry(link_id.to_owned()).or_insert_with(|| person.to_owned());
+                }
+            })
+            .is_ok()
+        });
+        if is_read {
+            persons.extend(found);
+        }
+        is_read
     }
 
     /// Gives each record of the resource in the buckets that are needed, with its versions, by link and key.

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, AsArray, RecordBatch};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
-use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
+use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_schema_to_metadata};
 use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
@@ -142,6 +143,24 @@ impl TableWriter {
         group.close()?;
         Ok(())
     }
+}
+
+/// Gives the texts of two columns of a file that a [`TableWriter`] wrote, row by row.
+///
+/// # Errors
+/// [`Error::File`], [`Error::Parquet`], [`Error::Arrow`]; rows before the failure have been given.
+pub fn read_texts(path: &Path, columns: [&str; 2], mut each: impl FnMut([Option<&str>; 2])) -> Result<(), Error> {
+    let file = File::open(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file)?;
+    let wanted = ProjectionMask::columns(reader.parquet_schema(), columns);
+    for batch in reader.with_projection(wanted).build()? {
+        let batch = batch?;
+        let texts = columns.map(|name| batch.column_by_name(name).and_then(|array| array.as_string_opt::<i32>()));
+        for row in 0..batch.num_rows() {
+            each(texts.map(|texts| texts.filter(|texts| texts.is_valid(row)).map(|texts| texts.value(row))));
+        }
+    }
+    Ok(())
 }
 
 fn properties(table: &Table) -> Result<WriterProperties, Error> {

@@ -499,19 +499,22 @@ fn write_together(
     let started = Instant::now();
     // Kept statements: for a small write, parsing them anew costs as much as the write.
     let run = |sql: &str| transaction.prepare_cached(sql)?.execute([]);
+    let tx = Tx::new(&transaction, keys);
     while let Some(mut write) = next {
         if let Err(error) = run("SAVEPOINT one_write") {
             done.push(write);
             return Err(error.into());
         }
-        let kept = write.run(&Tx::new(&transaction, keys));
+        let kept = write.run(&tx);
         done.push(write);
+        tx.end_write(kept);
         if !kept {
             run("ROLLBACK TO one_write")?;
         }
         run("RELEASE one_write")?;
         next = if started.elapsed() < GATHER_FOR { waiting.try_recv().ok() } else { None };
     }
+    drop(tx);
     transaction.commit()?;
     Ok(())
 }

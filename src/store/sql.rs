@@ -1,6 +1,6 @@
 //! The driver's face: values in, rows out, and nothing that only one database has.
 
-use std::cell::RefCell;
+use std::cell::{Cell as StdCell, RefCell};
 
 use aws_lc_rs::aead::RandomizedNonceKey;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -15,6 +15,7 @@ pub struct Tx<'c> {
     connection: &'c Connection,
     keys: Option<&'c MasterKeys>,
     last_cipher: LastCipher,
+    change: StdCell<Option<i64>>,
 }
 
 /// The data key that was used last, and whose it is.
@@ -22,7 +23,7 @@ type LastCipher = RefCell<Option<(String, RandomizedNonceKey)>>;
 
 impl<'c> Tx<'c> {
     pub(super) fn new(connection: &'c Connection, keys: Option<&'c MasterKeys>) -> Self {
-        Self { connection, keys, last_cipher: RefCell::default() }
+        Self { connection, keys, last_cipher: RefCell::default(), change: StdCell::default() }
     }
 
     pub(super) fn keys(&self) -> Option<&'c MasterKeys> {
@@ -31,6 +32,42 @@ impl<'c> Tx<'c> {
 
     pub(super) fn last_cipher(&self) -> &LastCipher {
         &self.last_cipher
+    }
+
+    /// Ends one of several writes that share a transaction; one that is not kept takes its number back.
+    pub(super) fn end_write(&self, is_kept: bool) {
+        self.last_cipher.take();
+        if !is_kept {
+            self.change.take();
+        }
+    }
+
+    /// The number of this commit, greater than that of every commit before: whoever asks makes it one that the publisher
+    /// has to look at.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn change(&self) -> Result<i64, Error> {
+        if let Some(change) = self.change.get() {
+            return Ok(change);
+        }
+        let change = self.next_number("changes")?;
+        self.change.set(Some(change));
+        Ok(change)
+    }
+
+    /// Counts the counter `name` on, and gives its new value.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn next_number(&self, name: &str) -> Result<i64, Error> {
+        let next = self.one(
+            "INSERT INTO meta (name, value) VALUES ($1, '1') ON CONFLICT (name) DO UPDATE \
+             SET value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING CAST(value AS BIGINT)",
+            args![name],
+            |row| row.int(0),
+        )?;
+        next.ok_or(Error::Unreadable("a counter"))
     }
 
     /// The tables that have a column called `column`, by name.
