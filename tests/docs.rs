@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use clap::{CommandFactory, Parser};
+use vinculo::admin::metrics::DESCRIBED;
 use vinculo::cli::Cli;
 use vinculo::config;
 
@@ -119,7 +120,9 @@ fn the_reference_is_what_the_program_says() {
     let Output { stdout, status, .. } = docs_command.args(["docs", "--format", "md"]).output().unwrap();
     assert!(status.success());
     let tables = format!("{}\n{}", written_by_the_program(), String::from_utf8(stdout).unwrap());
-    for (name, text) in [("tables", tables), ("commands", commands()), ("configuration", configuration())] {
+    for (name, text) in
+        [("tables", tables), ("commands", commands()), ("configuration", configuration()), ("metrics", metrics())]
+    {
         let path = docs().join("reference").join(name).with_extension("md");
         if std::env::var("VINCULO_DOCS").as_deref() == Ok("write") {
             fs::write(&path, &text).unwrap();
@@ -163,6 +166,20 @@ fn configuration() -> String {
         written_by_the_program(),
         config::DEFAULT
     )
+}
+
+/// The reference of the metrics.
+fn metrics() -> String {
+    let mut text = format!(
+        "{}\n# Metrics\n\nWhat `/metrics` on `admin.listen` tells Prometheus; a metric appears when it first counts.\n\n\
+         | metric | kind | meaning |\n| --- | --- | --- |\n",
+        written_by_the_program()
+    );
+    for description in DESCRIBED {
+        let kind = format!("{:?}", description.kind).to_lowercase();
+        text.push_str(&format!("| `{}` | {kind} | {} |\n", description.name, description.meaning));
+    }
+    text
 }
 
 fn written_by_the_program() -> &'static str {

@@ -23,7 +23,7 @@ use crate::config;
 use crate::problems::Problems;
 
 pub mod client;
-mod metrics;
+pub mod metrics;
 pub mod role;
 pub mod status;
 pub mod v1;
@@ -47,6 +47,11 @@ impl Admin {
     pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router) -> Self {
         let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
         Self { problems, recorder, allowed_hosts, tokens, api }
+    }
+
+    /// The tokens that it accepts; a reload replaces them.
+    pub fn tokens(&self) -> Tokens {
+        self.tokens.clone()
     }
 
     /// Serves `listener` until `shutdown`.
