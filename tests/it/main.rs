@@ -9,7 +9,7 @@ mod bad_input;
 mod binary;
 mod coalesce;
 mod commands;
-
+mod day;
 mod economy;
 mod erase;
 mod examples;
