@@ -16,10 +16,10 @@ ARGS ?=
 deny_version := 0.20.2
 deb_version := 3.8.0
 
-.PHONY: help build demo test readers soak bench docs lint deny dist disttest cargo-deb env clean
+.PHONY: help build demo test readers analysts schemathesis soak bench docs lint deny dist disttest cargo-deb env clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build the program; the last line is its path
 	@$(cargo_env) cargo build --release --locked --bin vinculo
@@ -29,13 +29,15 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 	@$(cargo_env) cargo build --release --locked --bin vinculo
 	@'$(program)' demo $(ARGS)
 
-# `readers` runs after all of cargo's tests, so that both summaries stand at the end.
-test: ## run every test, then the readers of the lake (ARGS=name picks tests)
+# What is not cargo's runs after all of its tests, so that all summaries stand at the end.
+test: ## run every test, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
 	@scripts/system-packages.sh curl:curl systemd-analyze:systemd
 	@$(cargo_env) promtool=$$(scripts/promtool.sh); export VINCULO_PROMTOOL=$$promtool; \
-	  export VINCULO_READERS=$$(scripts/readers-python.sh); \
+	  export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
 	@$(MAKE) --no-print-directory readers
+	@$(MAKE) --no-print-directory analysts
+	@$(MAKE) --no-print-directory schemathesis
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
@@ -50,6 +52,21 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 
 soak: ## a day in two minutes: 2,000 links with faults; the numbers are true, and nothing grows
 	@$(cargo_env) cargo test --release --locked --test it a_day_of -- --ignored --nocapture
+
+# Belvo's description of its API is not part of this repository; without it that half is skipped, and said so.
+schemathesis: ## throw made-up requests at the API and at the simulated Belvo
+	@$(cargo_env) python=$$(scripts/python-venv.sh schemathesis tests/schemathesis/requirements.txt); \
+	  cargo build --release --locked --bin vinculo; \
+	  "$$python" tests/schemathesis/check.py '$(program)' ../shared/belvo/openapi.yaml
+
+# ARGS=--write keeps what the notebooks give, after a change that is meant.
+analysts: ## build the dbt package and execute the notebooks against a demo's lake
+	@$(cargo_env) cargo build --release --locked --bin vinculo; \
+	  python=$$(scripts/python-venv.sh notebooks examples/notebooks/requirements.txt); \
+	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  '$(program)' demo --dir "$$folder/demo" < /dev/null > /dev/null; \
+	  scripts/dbt-build.sh "$$folder/demo/lake"; \
+	  "$$python" examples/notebooks/execute.py "$$folder/demo/lake" $(filter --write,$(ARGS))
 
 bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \

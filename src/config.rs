@@ -184,9 +184,14 @@ fn folder_of(file: Option<&Path>) -> PathBuf {
 
 fn try_folder(folder: &Path, mode: u32) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
-    let probe = folder.join(format!(".vinculo-probe-{}", std::process::id()));
+    // One name for all, so that what a killed process left is gone after the next start.
+    let probe = folder.join(".vinculo-probe");
     fs::write(&probe, b"probe")?;
-    fs::remove_file(&probe)
+    match fs::remove_file(&probe) {
+        // Another process that tries the folder was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// How to reach Belvo, and how much of it may be used.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::role::Tokens;
-use crate::admin::{Admin, Recorder, v1};
+use crate::admin::{Admin, Recorder, dashboard, v1};
 use crate::belvo::{Budget, Client, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
@@ -36,11 +36,11 @@ use crate::retention::Retention;
 use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
-use crate::store::{Store, args};
+use crate::store::{self, Ownership, Store, args};
 use crate::vitals::Vitals;
 use crate::webhook::Senders;
 use crate::widget::Widgets;
-use crate::{backup, delete, recollect, verify, webhook, worker};
+use crate::{backup, chronicle, delete, recollect, verify, webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -84,6 +84,8 @@ pub struct Daemon {
     published: watch::Sender<i64>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Nobody else calls Belvo on this budget.
+    _counts_calls: Option<Ownership>,
 }
 
 /// What is started.
@@ -111,7 +113,10 @@ impl Daemon {
         let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         let queue = Queue::open(store.clone(), clock.clone()).await?;
-        let budget = budget(&config.belvo, &config.state.path, clock.clone())?;
+        let ledger = config.state.path.with_file_name("budget.ledger");
+        // Two states in one folder would each count only their own calls.
+        let counts_calls = if parts == Parts::WithoutBelvo { None } else { Some(Ownership::take(&ledger)?) };
+        let budget = budget(&config.belvo, &ledger, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
         let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
@@ -180,6 +185,7 @@ impl Daemon {
             published: published.clone(),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
+            _counts_calls: counts_calls,
         };
         if parts == Parts::WithoutBelvo {
             return Ok(daemon);
@@ -262,8 +268,10 @@ impl Daemon {
             let (settings, senders) = (config.webhook.clone(), daemon.senders.clone());
             let serving = webhook::run(webhooks, settings, senders, queue, store, clock, shutdown.clone());
             spawn("webhooks", Box::pin(serving));
+            let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), config);
             let api = v1::Api::new(operations, budget, config);
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, v1::routes(api));
+            let (api, pages) = (v1::routes(api), dashboard::routes(board));
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, api, pages);
             daemon.tokens = admin.tokens();
             let serving = async move {
                 if let Err(error) = admin.serve(operators, shutdown).await {
@@ -478,7 +486,7 @@ async fn look_around(
     mut published: watch::Receiver<i64>,
     shutdown: CancellationToken,
 ) {
-    let mut trouble = None;
+    let (mut trouble, mut counted) = (None, client.budget().calls());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -497,12 +505,29 @@ async fn look_around(
             Err(_) => problems.raise(STATE_PROBLEM),
         }
         vitals.beat();
+        // That the state takes no writes was just told.
+        let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
             _ = published.changed() => problems.clear(STARTING),
             () = tokio::time::sleep(LOOK_AROUND) => {}
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => {
+                // What is not counted now never is.
+                let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
+                return;
+            }
         }
     }
+}
+
+/// Counts the calls since the last count; a count that fails is made up for by the next.
+async fn count_calls(client: &Client, store: &Store, now: Timestamp, counted: &mut u64) -> Result<(), store::Error> {
+    let calls = client.budget().calls();
+    if calls > *counted {
+        let new = calls - *counted;
+        store.write(move |tx| chronicle::note_calls(tx, new, now)).await?;
+        *counted = calls;
+    }
+    Ok(())
 }
 
 /// Shows how the request budget is used, and what waits for it.
@@ -530,9 +555,8 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
 }
 
 /// The budget of all calls, which outlives a crash: its ledger lies beside the state.
-fn budget(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Budget> {
-    let ledger = state.with_file_name("budget.ledger");
-    Budget::open(settings.budget, settings.reserve, Some(&ledger), clock)
+fn budget(settings: &config::Belvo, ledger: &Path, clock: Clock) -> anyhow::Result<Budget> {
+    Budget::open(settings.budget, settings.reserve, Some(ledger), clock)
         .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))
 }
 

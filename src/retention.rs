@@ -4,8 +4,10 @@
 //! before its time, that what is deleted is overwritten, and that the log is emptied of it. Deleting in small pieces keeps
 //! webhooks from waiting. *Not here*: when; a job says that.
 //!
-//! The lake is a function of what is kept. When bodies go, so do their rows; when history goes, the rows that stay are
-//! known since the oldest version that is left.
+//! The lake is a function of what is kept. When bodies go, so do their rows, the answers that they came with (who is not
+//! known any more was not asked; otherwise features would show a person without a job), and the rows of features that
+//! decisions kept; when history goes, the rows that stay are known since the oldest version that is left, and kept rows of
+//! features go as old versions do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use crate::audit;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Keep};
 use crate::queue::next_number;
+use crate::resources::employments;
 use crate::store::{Error, Store, Tx, args};
 
 /// Rows, or links, in one transaction.
@@ -47,10 +50,11 @@ impl Retention {
     /// [`Error`]; what went until then stays gone.
     pub async fn apply(&self) -> Result<u64, Error> {
         let config::Retention { bodies, history, webhooks, quarantine } = self.settings;
-        let kinds: [(&str, Keep, Piece); 5] = [
+        let kinds: [(&str, Keep, Piece); 6] = [
             ("bodies", bodies, overdue_bodies),
             ("ended_records", history, ended_records),
             ("history", history, superseded_versions),
+            ("frozen_features", history, old_frozen_rows),
             ("webhooks", webhooks, old_webhooks),
             ("quarantine", quarantine, old_quarantine),
         ];
@@ -103,9 +107,12 @@ fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Erro
     let overdue = tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?)))?;
     let mut rows = 0;
     for (link_id, resource) in &overdue {
-        for table in ["records", "record_ids", "record_versions"] {
+        for table in ["records", "record_ids", "record_versions", "link_snapshots"] {
             let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2");
             rows += tx.execute(&sql, args![link_id, resource])?;
+        }
+        if resource == employments::RESOURCE.name {
+            rows += tx.execute("DELETE FROM frozen_features WHERE link_id = $1", args![link_id])?;
         }
         note_change(tx, link_id, resource)?;
         // Without anything left to open, the key goes too.
@@ -159,6 +166,16 @@ fn superseded_versions(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize,
         note_change(tx, link_id, resource)?;
     }
     Ok(superseded.len())
+}
+
+/// Rows of features that decisions kept so long ago.
+fn old_frozen_rows(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
+    let (kept, value) = keep_sql(keep);
+    let sql = format!(
+        "DELETE FROM frozen_features WHERE decision_id IN (SELECT f.decision_id FROM frozen_features f \
+         LEFT JOIN links l ON l.link_id = f.link_id WHERE f.frozen_at < $1 - {kept} ORDER BY f.decision_id LIMIT $3)"
+    );
+    tx.execute(&sql, args![now, value, AT_ONCE])
 }
 
 fn old_webhooks(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
@@ -306,6 +323,23 @@ mod tests {
         let nothing: &[u8] = &[];
         place.retention.store.write(move |tx| tx.execute(end, args![nothing])).await.unwrap();
         assert_eq!(place.on_day(1001).await, [0, 1, 1, 2, 2], "what is gone goes whole");
+    }
+
+    #[tokio::test]
+    async fn a_row_that_a_decision_kept_goes_as_history_does_and_not_a_day_before() {
+        let place = Place::new(config::Retention { history: Keep::StaleIn, ..FOREVER }).await;
+        let freeze = |tx: &Tx<'_>| {
+            ["short", "usual"].iter().try_for_each(|link| {
+                let sql = "INSERT INTO frozen_features VALUES ($1, $1, '2026-01-01', 'strict', 0, $2)";
+                tx.execute(sql, args![*link, [1_u8].as_slice()]).map(drop)
+            })
+        };
+        place.retention.store.write(freeze).await.unwrap();
+        for (day, kept) in [(30, 2), (31, 1), (365, 1), (366, 0)] {
+            place.on_day(day).await;
+            let count = |tx: &Tx<'_>| tx.one("SELECT count(*) FROM frozen_features", args![], |row| row.int(0));
+            assert_eq!(place.retention.store.read(count).await.unwrap(), Some(kept), "on day {day}");
+        }
     }
 
     #[tokio::test]

@@ -13,15 +13,15 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_vinculo");
 pub(crate) struct Running(Child);
 
 impl Running {
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
+    /// Starts `vinculo serve` with `settings`.
+    pub(crate) fn serve(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::start(&["serve"], settings)
     }
 
-    /// Starts `vinculo serve` with `settings`, keys such as `lake.url`, and nothing else from outside.
-    pub(crate) fn serve(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+    /// Starts a command with `settings`, keys such as `lake.url`, and nothing else from outside.
+    pub(crate) fn start(arguments: &[&str], settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut command = Command::new(PROGRAM);
-        command.args(["serve", "--log-level", "warn"]).stdin(Stdio::null());
+        command.args(arguments).args(["--log-level", "warn"]).stdin(Stdio::null());
         // Nothing but what is given here counts.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("VINCULO_")) {
             command.env_remove(name);
@@ -29,7 +29,20 @@ impl Running {
         for (key, value) in settings {
             command.env(format!("VINCULO_{}", key.replace('.', "__").to_uppercase()), value);
         }
-        Ok(Self(command.spawn().context("vinculo serve did not start")?))
+        Ok(Self(command.spawn().context("vinculo did not start")?))
+    }
+
+    /// Whether it ended well; `None` while it runs.
+    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<bool>> {
+        Ok(self.0.try_wait()?.map(|status| status.success()))
+    }
+
+    /// The highest resident size so far, in MiB; `None` once it has ended.
+    pub(crate) fn high_water(&self) -> Option<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+        Some(kibibytes / 1024.0)
     }
 }
 
@@ -48,8 +61,13 @@ pub(crate) struct Simulator {
 
 impl Simulator {
     pub(crate) fn start(people: u32, more: &[&str]) -> anyhow::Result<Self> {
+        Self::alone(people, &[&["--connect"], more].concat())
+    }
+
+    /// The same, to whom nobody is connected yet.
+    pub(crate) fn alone(people: u32, more: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(PROGRAM)
-            .args(["simulate", "--listen", "127.0.0.1:0", "--no-limit", "--connect", "--json", "--log-level", "error"])
+            .args(["simulate", "--listen", "127.0.0.1:0", "--no-limit", "--json", "--log-level", "error"])
             .args(["--people", &people.to_string(), "--webhook-latency", "1s"])
             .args(more)
             .stdin(Stdio::null())

@@ -9,6 +9,7 @@ mod acks;
 mod children;
 mod features;
 mod flatten;
+mod links;
 mod measure;
 mod memory;
 mod sync;
@@ -17,11 +18,12 @@ mod sync;
 type Part = fn() -> anyhow::Result<bool>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("flatten", flatten::run),
         ("acks", acks::run),
         ("sync", sync::run),
         ("memory", memory::run),
+        ("links", links::run),
         ("features", features::run),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();

@@ -1,6 +1,5 @@
 //! The most memory that `serve` ever holds while it syncs.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -55,7 +54,7 @@ pub(crate) fn run() -> anyhow::Result<bool> {
         }
     };
     let took = started.elapsed();
-    let highest = high_water(serve.id())?;
+    let highest = serve.high_water().context("the kernel tells the highest size")?;
     let rows = |table: &str| manifest.table(table).map(|table| table.rows).context("every table is published");
     anyhow::ensure!(rows("links")? == u64::from(PEOPLE), "{} links were published", rows("links")?);
     anyhow::ensure!(rows("owners")? >= u64::from(PEOPLE), "{} owners were published", rows("owners")?);
@@ -66,13 +65,4 @@ pub(crate) fn run() -> anyhow::Result<bool> {
         took.as_secs_f64()
     );
     Ok(aim_below("highest resident size of serve in MiB", highest, 256.0))
-}
-
-/// The highest resident size of a process so far, in MiB.
-fn high_water(process: u32) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the highest size")?;
-    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes / 1024.0)
 }

@@ -153,7 +153,8 @@ fn dbt(entries: &[Entry], out: &mut impl Write) -> io::Result<()> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     writeln!(
         out,
-        "# Made by `vinculo docs --format dbt`.\nversion: 2\n\nsources:\n  - name: vinculo\n    schema: main\n    tables:"
+        "# Made by `vinculo docs --format dbt`.\nversion: 2\n\nsources:\n  - name: vinculo\n    \
+         database: \"{{{{ var('vinculo_database', 'vinculo') }}}}\"\n    schema: main\n    tables:"
     )?;
     for entry in entries {
         writeln!(out, "      - name: {}\n        description: {}", entry.name, quoted(entry.meaning))?;
@@ -166,7 +167,8 @@ fn dbt(entries: &[Entry], out: &mut impl Write) -> io::Result<()> {
         if let Some(column) = loaded_at {
             writeln!(
                 out,
-                "        loaded_at_field: {column}\n        freshness:\n          warn_after: {{count: 2, period: day}}"
+                "        config:\n          loaded_at_field: {column}\n          freshness:\n            \
+                 warn_after: {{count: 2, period: day}}"
             )?;
         }
         writeln!(out, "        columns:")?;
@@ -177,8 +179,12 @@ fn dbt(entries: &[Entry], out: &mut impl Write) -> io::Result<()> {
             let description = quoted(&format!("{}{unit}{formula}; {null}", field.meaning));
             writeln!(out, "          - name: {}\n            description: {description}", field.name)?;
             writeln!(out, "            data_type: {}", quoted(field.kind))?;
-            if field.null == "never" {
-                writeln!(out, "            data_tests: [not_null]")?;
+            let is_key = entry.key.len() == 1 && entry.key[0] == field.name;
+            let tests = [(field.null == "never", "not_null"), (is_key, "unique")];
+            let tests: Vec<&str> =
+                tests.into_iter().filter_map(|(is_wanted, test)| is_wanted.then_some(test)).collect();
+            if !tests.is_empty() {
+                writeln!(out, "            data_tests: [{}]", tests.join(", "))?;
             }
         }
     }

@@ -214,7 +214,7 @@ fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exi
         frozen_at: clock.now(),
         row,
     };
-    let store = Store::open(&config.state.path)?;
+    let store = Store::configured(&config.state)?;
     let kept = work::block_on(async { Ok(frozen::keep(&store, frozen.clone()).await?) })?;
     if !kept {
         let standing = Readers::of(&config.state.path).read(|tx| frozen::of(tx, &args.decision_id))?;

@@ -1,8 +1,8 @@
 //! `credit_features`, a partition for each date that somebody asked for.
 //!
 //! *Takes* the recorded runs, and the Parquet files of the other tables. *Gives* one file a date. *Promises* that a partition
-//! whose instant had passed when it was last written is taken over as it is, and that only links that changed are computed
-//! again in the others.
+//! whose instant had passed when it was last written is taken over as it is, that only links that changed are computed
+//! again in the others, and that no partition has rows of a link whose jobs are not kept any more.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use crate::features::compute::Computer;
 use crate::features::dictionary;
 use crate::features::reference::Reference;
 use crate::features::runs::{self, Mode, Run};
+use crate::resources::employments;
 use crate::sinks;
 use crate::store::{self, Tx, args};
 
@@ -26,6 +27,8 @@ pub(super) struct Partitions {
     dates: BTreeMap<NaiveDate, Vec<Wanted>>,
     /// Links that have changed since the previous snapshot; `None` when every partition is computed anew.
     changed: Option<Vec<String>>,
+    /// Links whose jobs retention has removed since the previous snapshot; computed anew in every partition.
+    forgotten: Vec<String>,
     /// Link, resource and code of each latest refresh that failed.
     pub(super) errors: Vec<(String, String, String)>,
 }
@@ -54,9 +57,18 @@ impl Partitions {
                 |row| row.text(0),
             )
         });
+        let forgotten = previous.map_or(Ok(Vec::new()), |previous| {
+            tx.all(
+                "SELECT f.link_id FROM refreshes f WHERE f.touched_seq > $1 AND f.resource = $2 AND NOT EXISTS \
+                 (SELECT 1 FROM link_snapshots s WHERE s.link_id = f.link_id AND s.resource = f.resource)",
+                args![previous.built_from.change, employments::RESOURCE.name],
+                |row| row.text(0),
+            )
+        });
         Ok(Self {
             dates,
             changed: changed.transpose()?,
+            forgotten: forgotten?,
             errors: tx.all(
                 "SELECT link_id, resource, last_error_code FROM refreshes WHERE last_error_code IS NOT NULL \
                  ORDER BY link_id, resource",
@@ -84,9 +96,10 @@ impl Partitions {
                 .and_then(|(manifest, folder)| Earlier::find(manifest, folder, &path));
             if let Some(earlier) = earlier.as_ref().filter(|earlier| {
                 let nothing_changed = self.changed.as_ref().is_none_or(Vec::is_empty);
-                wanted
-                    .iter()
-                    .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.is_final(&wanted.run)))
+                self.forgotten.is_empty()
+                    && wanted
+                        .iter()
+                        .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.is_final(&wanted.run)))
             }) {
                 staging.take_over(earlier.folder, earlier.file)?;
                 files.push(earlier.file.clone());
@@ -132,7 +145,7 @@ impl Partitions {
         let Wanted { run, later } = wanted;
         match (earlier.filter(|earlier| earlier.has(run)), &self.changed) {
             (Some(earlier), Some(changed)) => {
-                let changed = if earlier.is_final(run) { &[] } else { changed.as_slice() };
+                let changed = if earlier.is_final(run) { &self.forgotten } else { changed };
                 computer.keep(&earlier.folder.join(&earlier.file.path), run, changed)?;
                 computer.add(run, Some(changed), later)
             }

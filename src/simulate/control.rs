@@ -8,7 +8,7 @@
 //! | `GET /_sim/state` | webhooks delivered, outstanding, given up; links, clock, limit |
 //! | `GET /_sim/deliveries` | every attempt to deliver a webhook |
 //! | `GET /_sim/links` | persons, archetypes and ids of the links |
-//! | `POST /_sim/connect` `{first?, count?, access_mode?, external_id?}` | makes links, as the widget would |
+//! | `POST /_sim/connect` `{first?, count?, again?, access_mode?, external_id?, fetch_resources?}` | makes links, as the widget would; with `again` also for who has one |
 //! | `POST /_sim/advance` `{months?, days?, seconds?}` | moves the clock |
 //! | `POST /_sim/webhooks` `{link, resource, copies?}`, `{link, code}` or `{payload, copies?}` | sends events at once |
 //! | `GET`, `POST`, `DELETE /_sim/faults` | what is on; switch on `{"fault": …}` (or a list of them, or `{"flag": "…"}`); all off |
@@ -139,11 +139,18 @@ fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     let (first, count) =
         (u32::try_from(first).map_err(|_| "`first` is too large")?, u32::try_from(count).unwrap_or(u32::MAX));
     let text = |key| body.get(key).and_then(Value::as_str).map(str::to_owned);
-    let wish = Wish { access_mode: text("access_mode"), external_id: text("external_id"), ..Wish::default() };
+    let resources = body.get("fetch_resources").and_then(Value::as_array);
+    let wish = Wish {
+        access_mode: text("access_mode"),
+        external_id: text("external_id"),
+        fetch_resources: resources.map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+        ..Wish::default()
+    };
     let people = first..first.saturating_add(count).min(simulation.0.settings.people);
+    let again = body.get("again").and_then(Value::as_bool).unwrap_or_default();
     let mut made = Vec::new();
     for person in people {
-        if !simulation.state().world.is_connected(person) {
+        if again || !simulation.state().world.is_connected(person) {
             let position = simulation.connect_one(person, wish.clone());
             made.push(simulation.state().world.link(position).id.clone());
         }

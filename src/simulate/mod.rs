@@ -193,6 +193,11 @@ impl Simulation {
         made
     }
 
+    /// Makes one more link for `person`, who may have some: a user who connects twice. Needs a tokio runtime.
+    pub fn connect_again(&self, person: u32) {
+        self.connect_one(person, links::Wish::default());
+    }
+
     /// Moves the simulated clock. Recurrent links that are due are read again, and an event tells of each
     /// (`new_employments_available`, `new_owners_available`). Gives the number of events. Needs a tokio runtime.
     pub fn advance(&self, by: Advance) -> usize {

@@ -189,14 +189,21 @@ impl Query {
         record
     }
 
-    /// The page of `records`, already picked, at `url` (without a query). `None` past the end.
-    pub(super) fn page_of(&self, records: Vec<Json>, url: &str) -> Option<Page> {
+    /// Whether no filter leaves out anything.
+    pub(super) fn picks_all(&self) -> bool {
+        self.pairs.iter().all(|(name, _, _)| matches!(name.as_str(), "page" | "page_size" | "fields" | "omit"))
+    }
+
+    /// The page of `records`, already picked, at `url` (without a query), of which only those on it are made into JSON.
+    /// `None` past the end.
+    pub(super) fn page_of<R>(&self, records: Vec<R>, url: &str, json: impl Fn(R) -> Json) -> Option<Page> {
         let (page, size, count) = (self.page(), self.page_size(), records.len());
         let pages = count.div_ceil(size).max(1);
         if page > pages {
             return None;
         }
-        let results = records.into_iter().skip((page - 1) * size).take(size).map(|record| self.shape(record)).collect();
+        let results =
+            records.into_iter().skip((page - 1) * size).take(size).map(|record| self.shape(json(record))).collect();
         Some(Page {
             count,
             next: (page < pages).then(|| self.url(url, page + 1)),
@@ -328,12 +335,12 @@ mod tests {
     #[test]
     fn pages_carry_the_filters_and_end() {
         let query = Query::parse("page_size=2&page=2&start_date__gte=2026-01-01", EMPLOYMENTS).unwrap();
-        let page = query.page_of(rows(), "http://h/api/br/employments/").unwrap();
+        let page = query.page_of(rows(), "http://h/api/br/employments/", |row| row).unwrap();
         assert_eq!((page.count, page.results.len()), (5, 2));
         assert_eq!(page.next.unwrap(), "http://h/api/br/employments/?page_size=2&start_date__gte=2026-01-01&page=3");
         assert_eq!(page.previous.unwrap(), "http://h/api/br/employments/?page_size=2&start_date__gte=2026-01-01");
-        assert!(Query::parse("page_size=2&page=4", LINKS).unwrap().page_of(rows(), "x").is_none());
-        assert!(Query::parse("", LINKS).unwrap().page_of(Vec::new(), "x").is_some());
+        assert!(Query::parse("page_size=2&page=4", LINKS).unwrap().page_of(rows(), "x", |row| row).is_none());
+        assert!(Query::parse("", LINKS).unwrap().page_of(Vec::new(), "x", |row| row).is_some());
         assert_eq!(Query::parse("page_size=5000", LINKS).unwrap().page_size(), 1_000);
     }
 

@@ -23,7 +23,7 @@ use super::faults::{Call, Hits};
 use super::json::Json;
 use super::links::{INSTITUTION, Link, Resource, Wish};
 use super::people::documents;
-use super::query::{self, Query};
+use super::query::{self, Page, Query};
 use super::random::hex32;
 use super::token;
 use super::truth::Answered;
@@ -294,15 +294,22 @@ impl Asked<'_> {
 
     fn links(&self) -> Answer {
         let Some(query) = Query::parse(self.query, query::LINKS) else { return Self::guarded() };
-        let records = {
+        let page = {
             let state = self.simulation.state();
-            state.world.links().map(|(_, link)| link.json(state.world.now)).filter(|link| query.picks(link)).collect()
+            let json = |link: &Link| link.json(state.world.now);
+            let links = state.world.links().map(|(_, link)| link);
+            let picked = links.filter(|link| query.picks_all() || query.picks(&json(link))).collect();
+            query.page_of(picked, &self.url, json)
         };
-        self.page(&query, records)
+        self.answer_page(page)
     }
 
     fn page(&self, query: &Query, records: Vec<Json>) -> Answer {
-        let Some(mut page) = query.page_of(records, &self.url) else { return self.not_found() };
+        self.answer_page(query.page_of(records, &self.url, |record| record))
+    }
+
+    fn answer_page(&self, page: Option<Page>) -> Answer {
+        let Some(mut page) = page else { return self.not_found() };
         self.hits.page(&mut page);
         Answer::json(200, page.into_bytes())
     }
@@ -390,6 +397,9 @@ impl Asked<'_> {
                 "The institution only supports the following resources: EMPLOYMENTS, OWNERS",
             );
         }
+        if !wish.stale_in.as_deref().is_none_or(is_days) {
+            return invalid("stale_in", "The value must be a number of days, such as 365d.");
+        }
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if wish.external_id.as_ref().is_some_and(|id| !(3..=256).contains(&id.len()) || !id.bytes().all(allowed)) {
             return invalid("external_id", "The external id has 3 to 256 letters, digits, dashes and underscores.");
@@ -441,6 +451,10 @@ impl Asked<'_> {
                 );
             }
         };
+        if !self.field("stale_in").is_none_or(is_days) {
+            let message = "The value must be a number of days, such as 365d.";
+            return Answer::error(400, "invalid_choice", message, self.request_id, Some("stale_in"));
+        }
         let link = state.world.link_mut(position);
         if let Some(stale_in) = self.field("stale_in") {
             link.stale_in = Some(stale_in.to_owned());
@@ -593,7 +607,7 @@ impl Asked<'_> {
             if lists.iter().map(|(_, list)| list.count).sum::<usize>() <= query.page_size() {
                 self.note_answer(&lists.iter().map(|(link, list)| (*link, list.at)).collect::<Vec<_>>(), resource);
                 let bodies: Vec<(usize, Bytes)> = lists.into_iter().map(|(_, list)| (list.count, list.body)).collect();
-                return Answer::json(200, query::Page::joined(&bodies));
+                return Answer::json(200, Page::joined(&bodies));
             }
         }
         let (links, now): (Vec<(usize, Link)>, _) = {
@@ -640,7 +654,7 @@ impl Asked<'_> {
             };
             let results = listed(self.simulation.0.settings.seed, &link, resource, now);
             let count = results.len();
-            let page = query::Page { count, next: None, previous: None, results, this: String::new() };
+            let page = Page { count, next: None, previous: None, results, this: String::new() };
             let body = Bytes::from(page.into_bytes());
             let at = link.held(resource).loaded.then(|| link.collections.latest(now));
             let prepared = Prepared { at, count, body };
@@ -823,4 +837,10 @@ impl Simulation {
 /// Bytes of a JSON document that serde made.
 pub(super) fn json_bytes(value: &Value) -> Bytes {
     Bytes::from(value.to_string())
+}
+
+/// Whether `text` is a number of days as Belvo writes them.
+fn is_days(text: &str) -> bool {
+    let digits = text.strip_suffix('d').unwrap_or_default();
+    (1..=3).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit())
 }

@@ -325,14 +325,19 @@ impl Readers {
     }
 }
 
-/// The lock beside the state file, held as long as this lives. The kernel frees it with the process, so that a crash
-/// leaves none behind.
-struct Ownership {
+/// The lock beside a file that one process at a time may use, held as long as this lives. The kernel frees it with the
+/// process, so that a crash leaves none behind.
+#[derive(Debug)]
+pub struct Ownership {
     _file: File,
 }
 
 impl Ownership {
-    fn take(path: &Path) -> Result<Self, Error> {
+    /// Takes the lock beside the file at `path`, whose folder is made when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Held`], [`Error::Folder`].
+    pub fn take(path: &Path) -> Result<Self, Error> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let unusable = |source| Error::Folder { path: folder.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;

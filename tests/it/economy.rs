@@ -3,20 +3,23 @@
 
 use std::time::{Duration, Instant};
 
+use vinculo::erase::Subject;
+use vinculo::operations::{Erasure, Order};
 use vinculo::queue::{self, Trigger};
 use vinculo::resources;
-use vinculo::simulate::{Arrival, Fault, Limit, Resource};
+use vinculo::runs::Reason;
+use vinculo::simulate::{self, Arrival, Fault, Limit, Resource};
 
 use crate::harness::{Flow, until_delivered};
 use crate::scripted::{EMPLOYMENTS, OWNERS};
-use crate::tables;
+use crate::tables::{self, CLOCKS, Row, Tables};
 
 /// What only webhooks tell.
 const UNHEARD: [&str; 2] = ["last_webhook_at", "webhook_count"];
 
 /// A Belvo that has `people` links of which no webhook tells.
 async fn unheard(people: u32, limit: Option<Limit>, faults: &[&str], overrides: &[(&str, &str)]) -> Flow {
-    let set = |settings: &mut vinculo::simulate::Settings| {
+    let set = |settings: &mut simulate::Settings| {
         settings.limit = limit;
         settings.faults = faults.iter().map(|fault| Fault::parse(fault).unwrap()).collect();
     };
@@ -69,6 +72,67 @@ async fn two_thousand_links_cost_a_tenth_of_a_request_each() {
     for table in ["links", "employments", "occupations", "salaries", "owners", "link_snapshots"] {
         assert_eq!(current.table(table).unwrap().rows, truth[table].len() as u64, "{table}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_that_are_empty_deleted_or_erased_spoil_no_answer_for_many() {
+    // Long enough for two lists, short enough to wait for.
+    let flow = unheard(200, None, &[], &[("belvo.confirm_after", "100ms")]).await;
+    sync(&flow).await;
+    let before = flow.running.tables();
+    let links = flow.simulation.link_ids();
+    let (deleted, erased) = (&links[20..25], &links[40..45]);
+    assert!(before["link_snapshots"].iter().any(|row| row["item_count"].as_deref() == Some("0")), "no list is empty");
+    for link in deleted {
+        let url = format!("{}api/links/{link}/", flow.running.belvo_url());
+        let call = reqwest::Client::new().delete(url).header("x-belvo-request-mode", "async");
+        let call = call.basic_auth(simulate::SECRET_ID, Some(simulate::SECRET_PASSWORD));
+        assert_eq!(call.send().await.unwrap().status(), 202);
+    }
+    flow.simulation.advance(simulate::Advance { days: 31, ..simulate::Advance::default() });
+    flow.running.clock.advance(Duration::from_hours(31 * 24));
+    // While everything is listed anew, some go.
+    let daemon = &flow.running.daemon;
+    let mark = |tx: &vinculo::store::Tx<'_>| {
+        let now = vinculo::clock::Timestamp::from_micros(0);
+        vinculo::links::all(tx)?.iter().try_for_each(|link| {
+            resources::ALL.iter().try_for_each(|resource| queue::mark(tx, link, resource, Trigger::Operator, now))
+        })
+    };
+    daemon.store.write(mark).await.unwrap();
+    daemon.queue.announce();
+    let mut runs = Vec::new();
+    for link in erased {
+        let subject = Subject::Link(link.parse().unwrap());
+        let order = Order::Erase(Erasure { subject, reason: "ticket 1".into(), is_remote: false });
+        runs.push(daemon.operations.start(order, Reason::Command).await.unwrap());
+    }
+    for run in runs {
+        while daemon.operations.runs.get(&run).await.unwrap().unwrap().finished_at.is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    flow.running.until_idle().await;
+    daemon.links.sync().await.unwrap();
+    flow.running.until_idle().await;
+
+    let found = flow.running.tables();
+    let of = |tables: &Tables, ids: &[String], is_theirs: bool| -> Tables {
+        let is_wanted = |row: &&Row| ids.iter().any(|id| row["link_id"].as_deref() == Some(id)) == is_theirs;
+        tables.iter().map(|(name, rows)| (name.clone(), rows.iter().filter(is_wanted).cloned().collect())).collect()
+    };
+    assert!(of(&found, erased, true).values().all(Vec::is_empty), "an erased link is back");
+    let except = [&UNHEARD[..], &["known_from"]].concat();
+    let current = |mut tables: Tables| {
+        // What was listed when is not theirs alone.
+        tables.retain(|name, _| !name.ends_with("_history") && name != "link_snapshots" && name != "rejected_records");
+        tables
+    };
+    tables::assert_true(&current(of(&found, deleted, false)), &current(of(&flow.truth(), erased, false)), &except);
+    let kept = current(of(&found, deleted, true));
+    let was = current(of(&before, deleted, true));
+    tables::assert_same(&kept, &was, &[&CLOCKS[..], &["status"]].concat());
+    assert!(kept["links"].iter().all(|row| row["status"].as_deref() == Some("not_found")), "{:?}", kept["links"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,16 +189,17 @@ async fn a_link_whose_answer_is_bad_spoils_no_other() {
 const REQUESTS: usize = 20;
 const PER: Duration = Duration::from_secs(2);
 
-/// The part of the budget that was used while work waited, and the calls; fails when any window had more.
-fn use_of_the_budget(arrivals: &[Arrival]) -> (f64, usize) {
+/// The part of the budget of `requests` in [`PER`] that was used while work waited, and the calls; fails when any window
+/// had more.
+fn use_of_the_budget(requests: usize, arrivals: &[Arrival]) -> (f64, usize) {
     let mut at: Vec<Instant> = arrivals.iter().map(|arrival| arrival.at).collect();
     at.sort_unstable();
-    for window in at.windows(REQUESTS + 1) {
-        let width = window[REQUESTS].duration_since(window[0]);
-        assert!(width >= PER, "{} calls in {width:?}", REQUESTS + 1);
+    for window in at.windows(requests + 1) {
+        let width = window[requests].duration_since(window[0]);
+        assert!(width >= PER, "{} calls in {width:?}", requests + 1);
     }
     let busy = at.last().unwrap().duration_since(at[0]).as_secs_f64();
-    (at.len() as f64 / (REQUESTS as f64 * busy / PER.as_secs_f64()), at.len())
+    (at.len() as f64 / (requests as f64 * busy / PER.as_secs_f64()), at.len())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,15 +240,24 @@ async fn news_are_fetched_within_two_seconds_while_everything_else_waits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_sync_uses_the_budget_and_never_exceeds_it() {
-    for faults in [&["link_in"][..], &["link_in", "status,code=429,share=0.02,retry_after=1"]] {
-        let limit = Some(Limit { requests: REQUESTS, per: PER });
-        let budget = [("belvo.budget.requests", "20"), ("belvo.budget.per", "2s"), ("belvo.reserve", "0.0")];
-        let flow = unheard(80, limit, faults, &budget).await;
+    const ONE_IN_FIFTY: &str = "status,code=429,share=0.02,retry_after=1";
+    for (people, requests, faults) in [
+        (2_000, 2 * REQUESTS, &[][..]),
+        (2_000, 2 * REQUESTS, &[ONE_IN_FIFTY]),
+        // A second's rest after each fiftieth call is most of the time at this pace, so that there is none.
+        (2_000, 400, &["link_in"]),
+        (80, REQUESTS, &["link_in", ONE_IN_FIFTY]),
+    ] {
+        let limit = Some(Limit { requests, per: PER });
+        let asked = requests.to_string();
+        let budget = [("belvo.budget.requests", &*asked), ("belvo.budget.per", "2s"), ("belvo.reserve", "0.0")];
+        let flow = unheard(people, limit, faults, &budget).await;
         sync(&flow).await;
         tables::assert_true(&flow.running.tables(), &flow.truth(), &UNHEARD);
         assert_eq!(flow.simulation.breaches(), 0);
-        let (part, calls) = use_of_the_budget(&flow.simulation.arrivals());
-        println!("{faults:?}: {:.1} % of the budget in {calls} calls", part * 100.0);
-        assert!(part >= 0.95, "{faults:?}: {:.1} % of the budget", part * 100.0);
+        let (part, calls) = use_of_the_budget(requests, &flow.simulation.arrivals());
+        let told = format!("{people} links, {faults:?}: {:.1} % of the budget in {calls} calls", part * 100.0);
+        println!("{told}");
+        assert!(part >= 0.95, "{told}");
     }
 }

@@ -64,6 +64,30 @@ impl Scene {
         tables::from_duckdb(&self.site.lake())
     }
 
+    /// The link is updated by its user, read again, part of a decision, and asked to be deleted.
+    fn leaves_traces_in_every_table(&self) {
+        let link = self.link.as_str();
+        let done = |arguments: &[&str]| {
+            let ended = self.command(arguments);
+            assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.err);
+        };
+        let row = self.tables()["links"].iter().find(|row| row["link_id"].as_deref() == Some(link)).unwrap().clone();
+        done(&["widget", "--external-id", row["external_id"].as_deref().unwrap(), "--link", link]);
+        done(&["refresh", "--link", link, "--recollect", "--yes"]);
+        done(&["features", "--as-of", "2026-11-20", "--mode", "retro"]);
+        let state = rusqlite::Connection::open(self.site.folder.path().join("var/state.db")).unwrap();
+        state.busy_timeout(Duration::from_secs(10)).unwrap();
+        let kept = format!("{{\"link_id\":\"{link}\",\"income_last_brl\":\"1.0000\"}}");
+        state
+            .execute(
+                "INSERT INTO frozen_features VALUES ('d-1', ?1, '2026-11-20', 'retro', 7, ?2)",
+                (link, kept.as_bytes()),
+            )
+            .unwrap();
+        // A wish that Belvo refused: the link is still there.
+        state.execute("INSERT INTO deletions (link_id, asked_at) VALUES (?1, 7)", [link]).unwrap();
+    }
+
     /// Where a canary is found among state and lake, raw and decoded.
     fn hits(&self) -> Vec<String> {
         hits(self.site.folder.path(), &self.needles)
@@ -168,12 +192,15 @@ fn hits(site: &Path, needles: &BTreeSet<String>) -> Vec<String> {
     for snapshot in fs::read_dir(site.join("lake/snapshots")).unwrap() {
         let snapshot = snapshot.unwrap().path();
         let connection = tables::connect(&snapshot.join("vinculo.duckdb"));
-        for table in tables::ALL {
+        let names = tables::query_sql(&connection, "SELECT table_name FROM duckdb_tables() WHERE NOT temporary");
+        assert!(names.len() > tables::ALL.len(), "{names:?}");
+        for table in names.iter().filter_map(|row| row["table_name"].as_deref()) {
             let rows = tables::query(&connection, table);
             look(format!("{table} of {}", snapshot.display()), format!("{rows:?}").as_bytes());
-            for file in tables::parquet_files(&snapshot.join(table)) {
-                look(file.display().to_string(), format!("{:?}", tables::read_parquet(&file)).as_bytes());
-            }
+        }
+        for file in tables::parquet_files(&snapshot) {
+            let sql = format!("SELECT * FROM read_parquet('{}', hive_partitioning = false)", file.display());
+            look(file.display().to_string(), format!("{:?}", tables::query_sql(&connection, &sql)).as_bytes());
         }
     }
     let config = Config::load(Some(&site.join("vinculo.toml")), [], &[], Needs::default()).unwrap();
@@ -221,6 +248,7 @@ fn command_in(site: &Path, arguments: &[&str]) -> Command {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     let (scene, served) = Scene::set(&[]).await;
+    scene.leaves_traces_in_every_table();
     let before = scene.tables();
     let (link, folder) = (scene.link.as_str(), scene.site.folder.path());
     let backup = folder.join("before.backup");
@@ -248,7 +276,9 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     let said: Value = serde_json::from_str(&erased.out).unwrap();
     let receipt = &said["receipt"];
     assert!(receipt["rows"]["record_versions"].as_u64() >= Some(2), "{receipt:#}");
-    assert_eq!(receipt["rows"]["link_keys"], 1);
+    for table in ["link_keys", "widget_sessions", "recollects", "deletions", "frozen_features"] {
+        assert_eq!(receipt["rows"][table], 1, "{table}: {receipt:#}");
+    }
     assert_eq!(receipt["traces_left"], 0);
     assert!(receipt["snapshots"][0]["files"].as_array().unwrap().len() >= 7, "{receipt:#}");
     assert!(receipt["backups"][0]["file"].as_str().unwrap().ends_with("before.backup"));
@@ -263,10 +293,24 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
          \"link_id\": \"{link}\", \"data\": {{\"total_employments\": 3}}}}"
     );
     assert_eq!(scene.site.webhook(&late).await.0, 200);
-    scene.command(&["links", "sync"]);
+    // Nor does one that nobody understands.
+    scene.site.webhook(&format!("{{\"webhook_type\": \"PLANETS\", \"about\": \"{link}\"}}")).await;
+    assert_eq!(scene.command(&["links", "sync"]).code, Some(0));
+    for order in [
+        &["refresh", "--link", link][..],
+        &["refresh", "--link", link, "--recollect", "--yes"],
+        &["links", "delete", "--link", link, "--remote"],
+        &["widget", "--external-id", "somebody-else", "--link", link],
+        &["links", "show", link],
+        &["subject", "--link", link],
+        &["erase", "--link", link, "--reason", "once more"],
+    ] {
+        let refused = scene.command(order);
+        assert!(!matches!(refused.code, None | Some(0)), "{order:?}: {refused:?}");
+    }
     let status = scene.site.status();
     assert_eq!((&status["waiting"], &status["links"]), (&Value::from(0), &Value::from(PEOPLE - 1)));
-    assert_eq!(status["webhooks"]["erased"], 1, "{status:#}");
+    assert_eq!(status["webhooks"]["erased"], 2, "{status:#}");
     assert_eq!(scene.hits(), Vec::<String>::new());
 
     // Neither does a backup from before, and one from after never had them.

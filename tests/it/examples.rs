@@ -1,4 +1,5 @@
-//! The questions in `examples/` have the answers that stand below them, on the demo's data.
+//! The questions in `examples/` have the answers that stand below them, on the demo's data; what is made by a command and
+//! kept in the repository is what the command makes.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -36,4 +37,17 @@ fn every_example_has_the_answer_that_it_shows() {
             assert_eq!(text, expected, "{name}");
         }
     }
+}
+
+/// With `VINCULO_BLESS=1` the file is written anew.
+#[test]
+fn the_sources_of_the_dbt_package_are_what_docs_prints() {
+    let printed = run(vinculo().args(["docs", "--format", "dbt"]));
+    assert_eq!(printed.code, Some(0), "{}", printed.err);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("dbt/models/sources.yml");
+    if std::env::var_os("VINCULO_BLESS").is_some() {
+        std::fs::write(&file, &printed.out).unwrap();
+    }
+    let kept = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(kept, printed.out, "write it anew: vinculo docs --format dbt > dbt/models/sources.yml");
 }

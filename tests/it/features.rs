@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use chrono::{NaiveDate, TimeDelta};
 use duckdb::Connection;
@@ -11,15 +11,17 @@ use proptest::prelude::*;
 use serde_json::Value;
 use vinculo::cli::ordered::follow_here;
 use vinculo::daemon::Parts;
+use vinculo::features::frozen::{self, Frozen};
 use vinculo::features::reference::Reference;
 use vinculo::features::runs::{self, Mode, Run, Wanted};
 use vinculo::features::{catalog, explain};
-use vinculo::operations::Order;
+use vinculo::operations::{Links, Order};
 use vinculo::publish::{Scope, publish_in_background};
 use vinculo::schema::{self, Table};
 use vinculo::simulate::{Advance, Fault};
 
-use crate::harness::Flow;
+use crate::binary::{Simulate, Site, free_address, run};
+use crate::harness::{AUTHORIZATION, Flow, PEPPER};
 use crate::tables::{self, Row};
 
 /// A database with the tables that features are computed from, the macros, and the made-up people.
@@ -349,4 +351,184 @@ async fn an_explanation_has_the_published_values_and_a_reason_for_every_null() {
         assert!(median.value.is_none() || (1..=3).contains(&median.from["person_months"].len()), "{median:?}");
     }
     assert!(explain::explain(&file, &Reference::compiled(), "nobody", &run).unwrap().is_none());
+}
+
+/// A job that does nothing until it is told to.
+const RETENTION: &str = "schedule = \"0 0 29 2 *\"\ntimezone = \"UTC\"\naction = \"retention\"\n";
+
+/// Keeps the published row of `link` for the decision that has its name.
+async fn freeze(flow: &Flow, link: &str, as_of: NaiveDate) {
+    let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
+    let row = explain::published(&file, link, as_of, Mode::Strict).unwrap().unwrap();
+    let frozen_at = flow.running.daemon.operations.clock.now();
+    let (decision_id, link_id) = (link.to_owned(), link.to_owned());
+    let frozen = Frozen { decision_id, link_id, as_of, mode: Mode::Strict, frozen_at, row };
+    assert!(frozen::keep(&flow.running.daemon.store, frozen).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_kept_any_more_has_no_features_not_even_of_final_dates_and_is_not_called_unemployed() {
+    let overrides = [("retention.bodies", "30d")];
+    let flow = Flow::start_with_jobs(&[("forget", RETENTION)], 16, |_| {}, &overrides).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let today = || flow.running.daemon.operations.clock.now().to_utc().date_naive();
+    let decision = today();
+    compute(&flow, decision, Mode::Strict).await;
+    let links = flow.simulation.link_ids();
+    for link in &links {
+        freeze(&flow, link, decision).await;
+    }
+    let before = published(&flow);
+
+    // Half of the people are heard of again.
+    flow.simulation.arm(Fault::parse("lost").unwrap());
+    flow.simulation.advance(Advance { days: 60, ..Advance::default() });
+    flow.running.clock.advance(Duration::from_hours(24 * 60));
+    for link in links.iter().step_by(2) {
+        let links = Links::LinkId(link.clone());
+        let order = Order::Refresh { links, resources: Vec::new() };
+        follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+    }
+    let order = Order::Job("forget".to_owned());
+    let run = follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+    assert_eq!(run.outcome.as_deref(), Some("done"), "{run:?}");
+    flow.running.until_published().await;
+
+    // An empty answer holds nothing that could go.
+    let is_kept = |row: &Row| {
+        let is_empty = |before: &Row| before["link_id"] == row["link_id"] && before["open_jobs"].is_none();
+        let mut heard_of = links.iter().step_by(2);
+        heard_of.any(|link| row["link_id"].as_ref() == Some(link)) || before.iter().any(is_empty)
+    };
+    let after = published(&flow);
+    assert_eq!(after.len(), 16);
+    for row in &after {
+        let known = row.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name.as_str());
+        if is_kept(row) {
+            assert!(before.contains(row), "a final row of somebody else has changed");
+        } else {
+            assert_eq!(row["has_data"].as_deref(), Some("false"), "{row:?}");
+            let named = ["link_id", "as_of_date", "known_at", "pit_mode", "lag_months", "feature_version"];
+            assert!(known.clone().all(|name| named.contains(&name) || ["has_data", "dq_flags"].contains(&name)));
+        }
+    }
+    assert_runs_agree(&flow, &after);
+    let decisions = "SELECT decision_id FROM frozen_features ORDER BY decision_id";
+    let kept = flow.running.daemon.store.read(move |tx| tx.all(decisions, &[], |row| row.text(0))).await.unwrap();
+    let expected = before.iter().filter(|row| is_kept(row)).map(|row| row["link_id"].clone().unwrap());
+    let expected: Vec<String> = expected.collect::<BTreeSet<_>>().into_iter().collect();
+    assert!(kept == expected && (8..16).contains(&kept.len()), "{kept:?}");
+
+    compute(&flow, today(), Mode::Strict).await;
+    let computed = published(&flow);
+    assert!(computed.iter().filter(|row| !is_kept(row)).all(|row| row["has_data"].as_deref() == Some("false")));
+    publish_in_background(&flow.running.daemon.publisher, Scope::Everything).await.unwrap().unwrap();
+    assert_eq!(published(&flow), computed, "a rebuild gives other rows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erased_person_has_no_features_left_and_a_restored_backup_does_not_bring_them_back() {
+    let belvo = free_address();
+    let site = Site::new(belvo, &[]);
+    let served = site.serve();
+    let webhook = site.webhook_url();
+    let people = ["--people", "12", "--no-limit", "--pepper", PEPPER, "--webhook-latency", "100ms"];
+    let webhooks = ["--webhook", &webhook, "--webhook-authorization", AUTHORIZATION];
+    let simulate = Simulate::start(belvo, &[&people[..], &webhooks[..]].concat());
+    simulate.tell("connect", "").await;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while site.status()["waiting"] != 0 || site.status()["snapshot"]["rows"]["links"] != 12 {
+        assert!(Instant::now() < deadline, "{:#}", site.status());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let command = |arguments: &[&str]| {
+        let ended = run(&mut site.command(arguments));
+        assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.err);
+        ended.out
+    };
+    assert_eq!(served.terminate(), Some(0));
+
+    let now = vinculo::clock::Clock::system().now().to_utc().date_naive();
+    let (today, earlier) = (now.to_string(), (now - TimeDelta::days(40)).to_string());
+    command(&["features", "--as-of", &today]);
+    command(&["features", "--as-of", &earlier, "--mode", "retro"]);
+    let (lake, links) = (site.lake(), features_by_link(&site.lake()));
+    assert!(links.len() == 12 && links.values().all(|rows| rows.len() == 2), "{links:?}");
+    let [gone, stays] = [0, 1].map(|n| links.keys().nth(n).unwrap().clone());
+    for (link, decision, as_of, mode) in
+        [(&gone, "d-1", &today, "strict"), (&gone, "d-2", &earlier, "retro"), (&stays, "d-3", &today, "strict")]
+    {
+        let arguments = ["--link", link, "--as-of", as_of, "--mode", mode, "--decision-id", decision];
+        command(&[&["features", "freeze"], &arguments[..]].concat());
+    }
+    assert!(command(&["subject", "--link", &gone]).contains("d-2"), "a kept row is not told of");
+    let backup = site.folder.path().join("before.backup");
+    command(&["backup", backup.to_str().unwrap()]);
+
+    let receipt = command(&["erase", "--link", &gone, "--reason", "ticket 7", "--json"]);
+    let receipt: Value = serde_json::from_str(&receipt).unwrap();
+    assert_eq!(receipt["receipt"]["rows"]["frozen_features"], 2, "{receipt:#}");
+    let expected: BTreeMap<_, _> =
+        links.iter().filter(|(link, _)| **link != gone).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let assert_gone = |when: &str| {
+        assert_eq!(features_by_link(&lake), expected, "{when}");
+        for folder in ["var", "lake"] {
+            for file in files_below(&site.folder.path().join(folder)) {
+                let bytes = std::fs::read(&file).unwrap();
+                assert!(memchr::memmem::find(&bytes, gone.as_bytes()).is_none(), "{when}: {}", file.display());
+            }
+        }
+        for snapshot in std::fs::read_dir(lake.join("snapshots")).unwrap().map(|snapshot| snapshot.unwrap().path()) {
+            let connection = tables::connect(&snapshot.join("vinculo.duckdb"));
+            let parquet = format!("read_parquet('{}')", snapshot.join("credit_features/*/*.parquet").display());
+            for table in ["credit_features", &parquet] {
+                let links = tables::query_sql(&connection, &format!("SELECT * FROM (SELECT link_id FROM {table})"));
+                let is_there = links.iter().any(|row| row["link_id"].as_ref() == Some(&gone));
+                assert!(!is_there && !links.is_empty(), "{when}: {table} of {}", snapshot.display());
+            }
+        }
+        assert!(!run(&mut site.command(&["subject", "--link", &gone])).out.contains("d-2"), "{when}");
+        let refused =
+            run(&mut site.command(&["features", "freeze", "--link", &gone, "--as-of", &today, "--decision-id", "d-4"]));
+        assert_eq!(refused.code, Some(1), "{when}: {}", refused.err);
+    };
+    assert_gone("after the erasure");
+    // Published once more, changed links alone and everything.
+    command(&["features", "--as-of", &earlier, "--mode", "retro"]);
+    command(&["rebuild"]);
+    let of_retro = |links: &BTreeMap<String, Vec<Row>>| links.values().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(of_retro(&features_by_link(&lake)), of_retro(&expected));
+    assert!(!features_by_link(&lake).contains_key(&gone));
+
+    command(&["restore", backup.to_str().unwrap()]);
+    assert!(command(&["subject", "--link", &stays]).contains("d-3"), "somebody else's kept row is lost");
+    command(&["rebuild"]);
+    assert_gone("after a restore");
+    drop(simulate);
+}
+
+/// The published rows of features of each link, as they are in the file of each date.
+fn features_by_link(lake: &Path) -> BTreeMap<String, Vec<Row>> {
+    let connection = tables::connect(&lake.join("vinculo.duckdb"));
+    let mut links: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+    for row in tables::query_sql(&connection, "SELECT * FROM credit_features ORDER BY link_id, as_of_date") {
+        links.entry(row["link_id"].clone().unwrap()).or_default().push(row);
+    }
+    let files = std::fs::canonicalize(lake.join("current/credit_features")).unwrap().join("*/*.parquet");
+    let sql = format!("SELECT * FROM (SELECT DISTINCT link_id FROM read_parquet('{}'))", files.display());
+    assert_eq!(tables::query_sql(&connection, &sql).len(), links.len());
+    links
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => files.extend(files_below(&entry.path())),
+            kind if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+    files
 }

@@ -90,6 +90,11 @@ impl TestClock {
         self.0.fetch_add(i64::try_from(by.as_micros()).unwrap(), Ordering::SeqCst);
     }
 
+    /// What it shows.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock().now()
+    }
+
     fn clock(&self) -> Clock {
         let offset = Arc::clone(&self.0);
         Clock::from_fn(move || {
@@ -169,6 +174,23 @@ impl Running {
         tables::assert_keys_are_unique(&tables);
         tables::assert_histories_agree(&tables);
         tables
+    }
+
+    /// Sends these as Belvo does: each sequence in its order, all of them at once.
+    pub(crate) async fn webhooks(&self, sequences: Vec<Vec<String>>) {
+        let client = reqwest::Client::new();
+        let mut sending = tokio::task::JoinSet::new();
+        for bodies in sequences {
+            let (client, url) = (client.clone(), self.webhook_url());
+            sending.spawn(async move {
+                for body in bodies {
+                    let request = client.post(&url).header("content-type", "application/json");
+                    let answer = request.header("authorization", AUTHORIZATION).body(body).send().await.unwrap();
+                    assert_eq!(answer.status(), 200);
+                }
+            });
+        }
+        sending.join_all().await;
     }
 
     /// Sends `body` as Belvo does, and gives the status of the answer.

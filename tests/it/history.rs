@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use vinculo::admin::status::Status;
-use vinculo::clock::Timestamp;
+use vinculo::clock::{Clock, Timestamp};
+use vinculo::queue;
 use vinculo::simulate::{ARCHETYPES, Advance, Fault, Resource};
 
-use crate::harness::Flow;
+use crate::harness::{Flow, until_delivered};
 use crate::tables::{self, Row, Tables, VERSIONED};
 
 /// Long enough for two lists, short enough to wait for.
@@ -23,28 +24,46 @@ const PEOPLE: [&str; 4] = ["corrigido", "duplicado", "recontratado", "vazio"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_years_of_answers_become_the_history_that_was_answered() {
-    // More orders where there is time for them.
-    let orders = std::env::var("VINCULO_ORDERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-    for order in 0..orders {
-        let flow = live_through(24, Order::of(order)).await;
-        let found = flow.running.tables();
-        let expected = expected(&flow);
-        tables::assert_true(&found, &expected, &[]);
-        for (table, _) in VERSIONED {
-            let history = format!("{table}_history");
-            assert_eq!(found[&history].len(), expected[&history].len(), "{history}");
-        }
-        let has = |column: &str, value: Option<&str>| {
-            found["salaries_history"].iter().any(|row| row[column].as_deref() == value)
-        };
-        assert!(
-            has("is_deleted", Some("true")) && found["employments_history"].iter().any(|row| row["known_to"].is_some())
-        );
-        if order == 0 {
-            instants_agree(&flow, &expected);
-            rebuilt_is_the_same(&flow, &found).await;
-        }
+    let (flow, steps) = live_through(24, &mut Order::of(0)).await;
+    let (found, expected) = (flow.running.tables(), expected(&flow, &steps));
+    histories_are(&found, &expected);
+    instants_agree(&flow, &expected);
+    rebuilt_is_the_same(&flow, &found).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_orders_of_webhooks_come_to_what_was_answered() {
+    // So many of each of the four, whose news come each in an order of its own.
+    let copies = std::env::var("VINCULO_ORDERS").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    // Bodies are sealed in all other tests.
+    let overrides = [("state.encryption_key", ""), ("lake.link_buckets", "16")];
+    let flow = connected(copies, &[&overrides[..], &UNPUBLISHED].concat()).await;
+    // One order for each copy; together they are mixed too.
+    let mut orders: Vec<Order> = (1..).map(Order::of).take(copies as usize).collect();
+    let news = news_of(&flow);
+    let by_copy: Vec<&[News]> = news.chunks(2 * PEOPLE.len()).collect();
+    let mut steps = Steps::of_days(60);
+    for step in 1..=12 {
+        steps.step(&flow);
+        let told = orders.iter_mut().zip(&by_copy).map(|(order, news)| told_of(news, order, step == 12));
+        flow.running.webhooks(told.collect()).await;
+        until_fetched(&flow).await;
     }
+    let publisher = &flow.running.daemon.publisher;
+    vinculo::publish::publish_in_background(publisher, vinculo::publish::Scope::Changed).await.unwrap().unwrap();
+    histories_are(&flow.running.tables(), &expected(&flow, &steps));
+}
+
+/// Cell by cell, and not one row more.
+fn histories_are(found: &Tables, expected: &Tables) {
+    tables::assert_true(found, expected, &[]);
+    for (table, _) in VERSIONED {
+        let history = format!("{table}_history");
+        assert_eq!(found[&history].len(), expected[&history].len(), "{history}");
+    }
+    let is_deleted = |row: &Row| row["is_deleted"].as_deref() == Some("true");
+    assert!(found["salaries_history"].iter().any(is_deleted));
+    assert!(found["employments_history"].iter().any(|row| row["known_to"].is_some()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,53 +184,127 @@ async fn rebuilt_is_the_same(flow: &Flow, found: &Tables) {
 }
 
 /// Connects [`PEOPLE`] and moves on month by month; of each month's news, some are told later, and in any order.
-async fn live_through(months: u32, mut order: Order) -> Flow {
-    let confirm = format!("{}ms", CONFIRM_AFTER.as_millis());
-    let flow = Flow::start_with(16, |_| {}, &[("belvo.confirm_after", &confirm)]).await;
-    for name in PEOPLE {
-        let person = ARCHETYPES.iter().position(|archetype| *archetype == name).unwrap();
-        assert_eq!(flow.simulation.connect(u32::try_from(person).unwrap(), 1), 1);
-    }
-    flow.until_idle().await;
-    // From here on the test tells what is new.
-    flow.simulation.arm(Fault::parse("lost").unwrap());
-    let subjects: Vec<(String, &str)> = flow
-        .simulation
-        .link_ids()
-        .into_iter()
-        .flat_map(|link| [(link.clone(), "employments"), (link, "owners")])
-        .collect();
+async fn live_through(months: u32, order: &mut Order) -> (Flow, Steps) {
+    let flow = connected(1, &[]).await;
+    let news = news_of(&flow);
+    let mut steps = Steps::of_days(30);
     for month in 1..=months {
-        flow.simulation.advance(Advance { days: 30, ..Advance::default() });
-        flow.running.clock.advance(Duration::from_hours(24 * 30));
-        let mut told: Vec<&(String, &str)> =
-            subjects.iter().filter(|_| month == months || order.below(4) > 0).collect();
-        order.shuffle(&mut told);
-        for (link, resource) in told {
-            let body = format!(
-                r#"{{"webhook_id":"w","webhook_type":"{}","process_type":"recurrent_update",
-                "webhook_code":"new_{resource}_available","link_id":"{link}","request_id":"r","external_id":null,
-                "data":{{"new_{resource}":1}}}}"#,
-                resource.to_uppercase()
-            );
-            assert_eq!(flow.running.webhook(&body).await, 200);
-        }
+        steps.step(&flow);
+        flow.running.webhooks(vec![told_of(&news, order, month == months)]).await;
         flow.until_idle().await;
     }
+    (flow, steps)
+}
+
+/// Nothing is published but by the test.
+const UNPUBLISHED: [(&str, &str); 2] = [("lake.publish_quiet", "12h"), ("lake.publish_max_wait", "24h")];
+
+/// So many copies of [`PEOPLE`], connected and listed. From here on the test tells what is new.
+async fn connected(copies: u32, overrides: &[(&str, &str)]) -> Flow {
+    let confirm = format!("{}ms", CONFIRM_AFTER.as_millis());
+    let overrides = [overrides, &[("belvo.confirm_after", &*confirm)]].concat();
+    let flow = Flow::start_with(16, |_| {}, &overrides).await;
+    for _ in 0..copies {
+        for name in PEOPLE {
+            let person = ARCHETYPES.iter().position(|archetype| *archetype == name).unwrap();
+            flow.simulation.connect_again(u32::try_from(person).unwrap());
+        }
+    }
+    until_delivered(&flow.simulation).await;
+    until_fetched(&flow).await;
+    flow.simulation.arm(Fault::parse("lost").unwrap());
     flow
 }
 
-/// What the history tables should hold.
-fn expected(flow: &Flow) -> Tables {
-    let ledger = flow.simulation.ledger();
-    let mut lists: BTreeMap<(String, String), Vec<List>> = lists(flow);
-    let mut past: BTreeMap<(String, String), Past> = BTreeMap::new();
-    for answer in ledger.as_array().unwrap() {
-        let of = (text(&answer["link"]), text(&answer["resource"]));
-        let list = lists.get_mut(&of).unwrap().remove(0);
-        past.entry(of).or_default().list(list, answer["rows"].as_array().unwrap());
+/// Waits until every refresh has run, published or not.
+async fn until_fetched(flow: &Flow) {
+    let daemon = &flow.running.daemon;
+    let mut settled = daemon.settled();
+    loop {
+        settled.mark_unchanged();
+        let pending = daemon.store.read(queue::backlog).await.unwrap().pending;
+        if pending == 0 {
+            return;
+        }
+        let heard = tokio::time::timeout(Duration::from_mins(1), settled.changed()).await;
+        assert!(heard.is_ok(), "{pending} refreshes are stuck");
+        // Asking looks at every refresh.
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(lists.values().all(Vec::is_empty), "each list that was kept was answered");
+}
+
+/// How the clocks of Belvo and of the daemon were moved on, and when by the machine's.
+struct Steps {
+    days: u64,
+    taken: Vec<Timestamp>,
+}
+
+impl Steps {
+    fn of_days(days: u64) -> Self {
+        Self { days, taken: Vec::new() }
+    }
+
+    fn step(&mut self, flow: &Flow) {
+        self.taken.push(Clock::system().now());
+        flow.simulation.advance(Advance { days: self.days, ..Advance::default() });
+        flow.running.clock.advance(self.length());
+    }
+
+    fn length(&self) -> Duration {
+        Duration::from_hours(24 * self.days)
+    }
+
+    /// What the daemon's clock showed when the machine's showed `at`.
+    fn by_the_daemon(&self, flow: &Flow, at: Timestamp) -> Timestamp {
+        let later = self.taken.iter().filter(|step| **step > at).count();
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap();
+        let ahead = flow.running.clock.now().as_micros() - Clock::system().now().as_micros();
+        Timestamp::from_micros(at.as_micros() + ahead - i64::try_from(later).unwrap() * micros(self.length()))
+    }
+}
+
+/// A link, and what is new of it.
+type News = (String, &'static str);
+
+/// Everything that may be told, in the order in which the links were connected.
+fn news_of(flow: &Flow) -> Vec<News> {
+    let links = flow.simulation.link_ids().into_iter();
+    links.flat_map(|link| [(link.clone(), "employments"), (link, "owners")]).collect()
+}
+
+/// Webhooks for a month's news: three of four, or all, in any order.
+fn told_of(news: &[News], order: &mut Order, is_all: bool) -> Vec<String> {
+    let mut told: Vec<&News> = news.iter().filter(|_| is_all || order.below(4) > 0).collect();
+    order.shuffle(&mut told);
+    let body = |(link, resource): &News| {
+        format!(
+            r#"{{"webhook_id":"w","webhook_type":"{}","process_type":"recurrent_update",
+            "webhook_code":"new_{resource}_available","link_id":"{link}","request_id":"r","external_id":null,
+            "data":{{"new_{resource}":1}}}}"#,
+            resource.to_uppercase()
+        )
+    };
+    told.into_iter().map(body).collect()
+}
+
+/// What the history tables should hold.
+fn expected(flow: &Flow, steps: &Steps) -> Tables {
+    let ledger = flow.simulation.ledger();
+    let mut answers: BTreeMap<(String, String), Vec<(Timestamp, &Value)>> = BTreeMap::new();
+    for answer in ledger.as_array().unwrap() {
+        let at = Timestamp::parse(answer["answered_at"].as_str().unwrap()).unwrap();
+        let of = (text(&answer["link"]), text(&answer["resource"]));
+        answers.entry(of).or_default().push((steps.by_the_daemon(flow, at), &answer["rows"]));
+    }
+    let mut past: BTreeMap<(String, String), Past> = BTreeMap::new();
+    for (of, lists) in lists(flow) {
+        // A link may be in more answers than are kept: Belvo is held against one that is known.
+        for list in lists {
+            let is_its = |(at, _): &&(Timestamp, &Value)| (list.started..=list.fetched).contains(at);
+            let (_, rows) = answers[&of].iter().find(is_its).expect("each list that was kept was answered");
+            past.entry(of.clone()).or_default().list(list, rows.as_array().unwrap());
+        }
+    }
     let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for (table, _) in VERSIONED {
         tables.insert(format!("{table}_history"), Vec::new());

@@ -83,6 +83,9 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
         let ended = run(&mut site.command(&[command]));
         answers.extend([ended.out, ended.err]);
     }
+    let of_process = std::fs::read(format!("/proc/{}/cmdline", served.pid())).unwrap();
+    let of_process = String::from_utf8_lossy(&of_process).into_owned();
+    assert!(of_process.contains("serve"), "{of_process}");
     assert_eq!(served.terminate(), Some(0));
     let log = site.logs();
     assert!(
@@ -104,7 +107,7 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
         AUTHORIZATION.replace("Bearer ", ""),
         PEPPER.to_owned(),
     ];
-    for (place, text) in [("the log", &log), ("an answer", &answers)] {
+    for (place, text) in [("the log", &log), ("an answer", &answers), ("the process list", &of_process)] {
         for needle in needles.people.iter().chain(&needles.work).chain(&secrets) {
             let around =
                 text.find(needle.as_str()).map(|at| text[..at].lines().next_back().unwrap_or_default().to_owned());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use vinculo::simulate::{Fault, Limit};
 
-use crate::harness::Flow;
+use crate::harness::{Flow, until_delivered};
 use crate::tables;
 
 const REQUESTS: usize = 20;
@@ -58,6 +58,31 @@ async fn no_call_is_made_before_retry_after_is_over() {
         .collect();
     // Calls that were on their way when it was said are all that may still arrive.
     assert!(matches!(pauses[..], [(31..=47, pause)] if pause >= Duration::from_millis(2_900)), "{pauses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_keys_stop_all_calls_and_raise_the_alarm_while_webhooks_are_taken() {
+    let flow =
+        Flow::start_with(100, |settings| settings.faults = vec![Fault::parse("status,code=401").unwrap()], &[]).await;
+    flow.simulation.connect_all();
+    // Each is answered 200, or this fails.
+    until_delivered(&flow.simulation).await;
+    let url = format!("http://{}/readyz", flow.running.daemon.admin_address.unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = reqwest::get(&url).await.unwrap();
+        let (status, told) = (answer.status().as_u16(), answer.text().await.unwrap());
+        if told.contains("api_auth") {
+            assert_eq!(status, 503, "{told}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "no alarm: {told}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let calls = flow.simulation.arrivals().len();
+    assert!((1..=3).contains(&calls), "{calls} calls");
+    let backlog = flow.running.daemon.store.read(vinculo::queue::backlog).await.unwrap();
+    assert_eq!(backlog.pending, 200, "nothing is given up");
 }
 
 /// Fails when any window has more calls than the limit; gives the number of calls.

@@ -1,5 +1,6 @@
 //! The life of a link: it needs its user and works again, it is deleted, nobody knows it, nobody tells of it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -7,9 +8,9 @@ use vinculo::publish::{self, Scope};
 use vinculo::queue::{self, Trigger};
 use vinculo::resources::Resource;
 use vinculo::schedule::SHIPPED;
-use vinculo::simulate::{Advance, Fault};
+use vinculo::simulate::{Advance, Fault, Limit};
 
-use crate::harness::{Flow, Running};
+use crate::harness::{Flow, Running, until_delivered};
 use crate::scripted::{Belvo, EMPLOYMENTS, OWNERS, page};
 use crate::tables::{self, CLOCKS};
 
@@ -142,12 +143,25 @@ async fn an_unknown_link_is_looked_up_once_and_makes_no_storm() {
 async fn what_no_webhook_told_of_is_right_after_the_next_scheduled_run() {
     let jobs: Vec<_> =
         SHIPPED.into_iter().filter(|(name, _)| ["fetch-stale-links", "reconcile-links"].contains(name)).collect();
-    let flow = Flow::start_with_jobs(&jobs, 200, |_| {}, &[]).await;
+    let limit = |settings: &mut vinculo::simulate::Settings| {
+        settings.limit = Some(Limit { requests: 80, per: Duration::from_secs(3) });
+    };
+    let budget = [("belvo.budget.requests", "75"), ("belvo.budget.per", "3s")];
+    let flow = Flow::start_with_jobs(&jobs, 2_000, limit, &budget).await;
     flow.simulation.connect_all();
     flow.until_idle().await;
     flow.simulation.arm(Fault::parse("lost").unwrap());
-    let told = flow.simulation.advance(Advance { days: 1, ..Advance::default() });
-    assert!(told >= 40, "{told} events would have told of changes");
+    flow.simulation.advance(Advance { days: 1, ..Advance::default() });
+    // Belvo reads some more at their users' wish.
+    for link in flow.simulation.link_ids().iter().step_by(25) {
+        call(&flow, reqwest::Method::POST, &format!("api/links/{link}/refresh/"), "{}").await;
+    }
+    let read = |tables: &tables::Tables| -> BTreeSet<_> {
+        tables["links"].iter().map(|row| (row["link_id"].clone(), row["employments_collected_at"].clone())).collect()
+    };
+    until_delivered(&flow.simulation).await;
+    let changed = read(&flow.truth()).difference(&read(&flow.running.tables())).count();
+    assert!(changed >= 400, "{changed} links changed");
     flow.running.clock.advance(Duration::from_hours(24));
     // The clock is looked at every ten seconds.
     let deadline = Instant::now() + Duration::from_secs(50);
@@ -158,6 +172,7 @@ async fn what_no_webhook_told_of_is_right_after_the_next_scheduled_run() {
         assert!(Instant::now() < deadline, "{difference}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    assert_eq!(flow.simulation.breaches(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ mod bad_input;
 mod binary;
 mod coalesce;
 mod commands;
+mod dashboard;
 mod day;
 mod economy;
 mod erase;

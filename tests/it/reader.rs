@@ -1,14 +1,20 @@
 //! Readers see one whole snapshot, hold nobody up, and find only finished, read-only files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpListener;
 use vinculo::publish::{self, Lake, Scope};
-use vinculo::simulate::Resource;
+use vinculo::simulate::{self, Resource, Simulation};
 
-use crate::harness::Flow;
+use crate::binary::Site;
+use crate::harness::{ANY_PORT, AUTHORIZATION, Flow, PEPPER, Serving};
 use crate::tables;
 
 /// Longer than webhooks for a link that was just fetched are gathered.
@@ -46,15 +52,15 @@ async fn an_analyst_who_holds_the_file_open_blocks_no_publish_and_sees_one_snaps
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tables_never_come_from_two_snapshots() {
     // Webhooks over four seconds, so that there is something to publish all the time.
-    let slow = |settings: &mut vinculo::simulate::Settings| settings.webhook_latency = Duration::from_secs(4);
+    let slow = |settings: &mut simulate::Settings| settings.webhook_latency = Duration::from_secs(4);
     let flow = Flow::start_with(60, slow, &[("lake.publish_quiet", "0s")]).await;
     let lake = flow.running.lake();
-    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let done = Arc::new(AtomicBool::new(false));
     let reading = std::thread::spawn({
         let (lake, done) = (lake.clone(), done.clone());
         move || {
-            let (mut snapshots, mut reads) = (std::collections::BTreeSet::new(), 0);
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            let (mut snapshots, mut reads) = (BTreeSet::new(), 0);
+            while !done.load(Ordering::SeqCst) {
                 if lake.join("vinculo.duckdb").exists() {
                     let analyst = tables::connect(&lake.join("vinculo.duckdb"));
                     let one = |sql: &str| -> i64 { analyst.query_row(sql, [], |row| row.get(0)).unwrap() };
@@ -70,11 +76,138 @@ async fn two_tables_never_come_from_two_snapshots() {
     });
     flow.simulation.connect_all();
     flow.until_idle().await;
-    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    done.store(true, Ordering::SeqCst);
     let (snapshots, reads) = reading.join().unwrap();
     println!("{reads} reads of {snapshots} snapshots");
     assert!(snapshots >= 2 && reads >= snapshots, "{reads} reads of {snapshots} snapshots");
     tables::assert_true(&flow.running.tables(), &flow.truth(), &[]);
+}
+
+/// How often readers look.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Publishes, and kills among them.
+const PUBLISHES: u32 = 300;
+const KILLS: u32 = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_readers_see_whole_snapshots_while_hundreds_are_published_and_the_daemon_is_killed() {
+    let listener = TcpListener::bind(ANY_PORT).await.unwrap();
+    let site = Site::new(
+        listener.local_addr().unwrap(),
+        &[
+            ("VINCULO_LAKE__PUBLISH_QUIET", "0s"),
+            ("VINCULO_LAKE__PUBLISH_MAX_WAIT", "0s"),
+            ("VINCULO_LAKE__KEEP_FOR", "20s"),
+        ],
+    );
+    let simulation = Simulation::new(simulate::Settings {
+        people: 40,
+        webhook: Some(site.webhook_url().parse().unwrap()),
+        webhook_authorization: AUTHORIZATION.into(),
+        webhook_latency: Duration::from_millis(10),
+        webhook_backoff: Duration::from_millis(300),
+        limit: None,
+        pepper: Some(PEPPER.into()),
+        ..simulate::Settings::default()
+    });
+    let _serving = Serving::start(&simulation, listener);
+    simulation.connect_all();
+    let lake = site.lake();
+    let done = Arc::new(AtomicBool::new(false));
+    // Where there is Python, half of the eight are pyarrow's and polars'.
+    let python = poll_with_python(&lake);
+    let threads = if python.is_some() { 4 } else { 8 };
+    let readers: Vec<_> = (0..threads)
+        .map(|_| {
+            std::thread::spawn({
+                let (lake, done) = (lake.clone(), done.clone());
+                move || poll(&lake, &done)
+            })
+        })
+        .collect();
+
+    let published = || Lake::look(&lake).current().map_or(0, |current| current.snapshot);
+    let links = simulation.link_ids();
+    let deadline = Instant::now() + Duration::from_mins(4);
+    let (mut served, mut kills, mut next) = (site.serve(), 0, 0);
+    while published() < PUBLISHES {
+        assert!(Instant::now() < deadline, "only {} publishes and {kills} kills", published());
+        // Something is new all the time: often a look alone, now and then a month.
+        simulation.send_again(&links[next % links.len()], Resource::ALL[next % 2], 1);
+        next += 1;
+        if next % 100 == 0 {
+            simulation.advance(simulate::Advance { days: 7, ..simulate::Advance::default() });
+        }
+        if published() > (kills + 1) * PUBLISHES / (KILLS + 1) {
+            served.kill();
+            served = site.serve();
+            kills += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(kills, KILLS);
+    done.store(true, Ordering::SeqCst);
+    let (mut reads, mut snapshots) = (0, BTreeSet::new());
+    for reader in readers {
+        let (count, seen) = reader.join().unwrap();
+        reads += count;
+        snapshots.extend(seen);
+    }
+    println!("{reads} reads of {} among {} snapshots, {kills} kills", snapshots.len(), published());
+    assert!(reads > 1_000 && snapshots.len() > 30, "{reads} reads of {} snapshots", snapshots.len());
+    if let Some(mut python) = python {
+        drop(python.stdin.take());
+        let ended = python.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&ended.stdout).into_owned() + &String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{told}");
+        println!("pyarrow and polars: {told}");
+    }
+    assert_eq!(served.terminate(), Some(0));
+}
+
+/// Opens the file every [`POLL`] until `done`: each time it is one snapshot, with each key once. Gives the reads, and the
+/// snapshots that were seen.
+fn poll(lake: &Path, done: &AtomicBool) -> (u32, BTreeSet<i64>) {
+    let (mut reads, mut snapshots) = (0, BTreeSet::new());
+    while !done.load(Ordering::SeqCst) {
+        std::thread::sleep(POLL);
+        if !lake.join("vinculo.duckdb").exists() {
+            continue;
+        }
+        let analyst = tables::connect(&lake.join("vinculo.duckdb"));
+        let one = |sql: &str| -> i64 { analyst.query_row(sql, [], |row| row.get(0)).unwrap() };
+        let snapshot = one("SELECT snapshot FROM meta_snapshot");
+        let counted = one("SELECT coalesce(sum(salary_count), 0)::BIGINT FROM employments");
+        assert_eq!(one("SELECT count(*) FROM salaries"), counted, "snapshot {snapshot} is mixed");
+        assert_eq!(one("SELECT count(*) FROM employments ANTI JOIN links USING (link_id)"), 0, "snapshot {snapshot}");
+        for (table, key) in [
+            ("links", "link_id"),
+            ("employments", "employment_key"),
+            ("salaries", "(employment_key, month_text, salary_type, seq)"),
+            ("salaries_history", "(employment_key, month_text, salary_type, seq, known_from)"),
+            ("link_snapshots", "(link_id, resource, fetched_at)"),
+        ] {
+            let twice = one(&format!("SELECT count(*) - count(DISTINCT {key}) FROM {table}"));
+            assert_eq!(twice, 0, "{table} of snapshot {snapshot} has a key twice");
+        }
+        assert_eq!(one("SELECT snapshot FROM meta_snapshot"), snapshot, "the file changed under its reader");
+        snapshots.insert(snapshot);
+        reads += 1;
+    }
+    (reads, snapshots)
+}
+
+/// Readers of other makes, where `make test` has installed them.
+fn poll_with_python(lake: &Path) -> Option<Child> {
+    let Some(python) = std::env::var_os("VINCULO_READERS") else {
+        eprintln!("SKIPPED: pyarrow and polars; set VINCULO_READERS=$(scripts/readers-python.sh), as `make test` does");
+        return None;
+    };
+    let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/readers/poll.py"].iter().collect();
+    let mut command = Command::new(python);
+    command.arg(script).arg(lake).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Some(command.spawn().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,6 +251,45 @@ async fn a_rebuild_gives_the_same_rows_and_belvo_is_not_asked() {
         tables::assert_same(&flow.running.tables(), &before, &[]);
     }
     assert_eq!(flow.simulation.arrivals().len(), calls);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_an_older_schema_is_written_anew_with_its_whole_history() {
+    let flow = Flow::start_with(16, |_| {}, &[("belvo.confirm_after", "100ms")]).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    flow.simulation.advance(simulate::Advance { months: 3, ..simulate::Advance::default() });
+    flow.running.clock.advance(Duration::from_hours(24 * 92));
+    flow.until_idle().await;
+    let before = flow.running.tables();
+    assert!(before["salaries_history"].iter().any(|row| row["known_to"].is_some()), "nothing has a past");
+
+    // As an older program left it: with an earlier version, and without a column.
+    let current = fs::canonicalize(flow.running.lake().join("current")).unwrap();
+    for table in ["salaries", "salaries_history"] {
+        for file in tables::parquet_files(&current.join(table)) {
+            let shorter = file.with_extension("shorter");
+            let sql = format!(
+                "COPY (SELECT * EXCLUDE (extra) FROM read_parquet('{}', hive_partitioning = false)) TO '{}' (FORMAT parquet)",
+                file.display(),
+                shorter.display()
+            );
+            duckdb::Connection::open_in_memory().unwrap().execute_batch(&sql).unwrap();
+            fs::rename(shorter, file).unwrap();
+        }
+    }
+    let file = current.join("manifest.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    for table in manifest["tables"].as_array_mut().unwrap() {
+        table["schema_version"] = 0.into();
+    }
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, manifest.to_string()).unwrap();
+
+    let calls = flow.simulation.arrivals().len();
+    publish::publish_in_background(&flow.running.daemon.publisher, Scope::Changed).await.unwrap();
+    tables::assert_same(&flow.running.tables(), &before, &[]);
+    assert_eq!(flow.simulation.arrivals().len(), calls, "Belvo was asked");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -132,6 +132,16 @@ async fn the_program_and_belvo_as_two_processes_hold_the_same() {
     let again = tables::from_duckdb(&site.lake());
     tables::assert_same(&again, &found, &CLOCKS);
     tables::assert_same(&tables::from_parquet(&site.lake()), &again, &[]);
+
+    // Other buckets are a matter of the configuration and of the next publish.
+    for buckets in ["16", "64", "1"] {
+        let published = binary::run(site.command(&["publish"]).env("VINCULO_LAKE__LINK_BUCKETS", buckets));
+        assert_eq!(published.code, Some(0), "{}", published.err);
+        tables::assert_same(&tables::from_parquet(&site.lake()), &again, &[]);
+        let salaries = binary::names_in(&site.lake().join("current/salaries"));
+        assert_eq!(salaries.len().to_string(), buckets, "{salaries:?}");
+        tables::assert_same(&tables::from_duckdb(&site.lake()), &again, &[]);
+    }
     let answer = binary::run(&mut site.command(&["sql", "--json", "SELECT count(*) AS people FROM links"]));
     assert_eq!((answer.code, answer.out.trim()), (Some(0), "{\"people\":500}"), "{}", answer.err);
     let file = site.folder.path().join("truth.json");

@@ -7,19 +7,40 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::links::{ManyWanted, named, which};
+use super::links::{ManyWanted, NO_LINK, named, which};
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
 use crate::belvo::LinkId;
 use crate::operations::{Order, Refused};
-use crate::widget::{self, SessionRequest};
+use crate::widget::{self, Session, SessionRequest};
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        Route::post("/v1/widget-sessions", Role::Operate, widget_session),
-        Route::post("/v1/links/recollect", Role::Operate, recollect),
-        Route::post("/v1/links/{link_id}/delete", Role::Erase, delete),
+        Route::post::<Session, _, _>(
+            "/v1/widget-sessions",
+            Role::Operate,
+            "Opens Belvo's widget for a user",
+            StatusCode::CREATED,
+            widget_session,
+        )
+        .body::<SessionRequest>()
+        .fails(&[(502, "Belvo gave no token")]),
+        Route::order(
+            "/v1/links/recollect",
+            Role::Operate,
+            "Asks Belvo to read institutions again, which is on its bill",
+            recollect,
+        )
+        .body::<ManyWanted>()
+        .fails(NO_LINK),
+        Route::order(
+            "/v1/links/{link_id}/delete",
+            Role::Erase,
+            "Deletes a link at Belvo for good; the rows stay",
+            delete,
+        )
+        .fails(&[(409, "it cannot be done now")]),
     ]
 }
 

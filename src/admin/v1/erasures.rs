@@ -3,6 +3,7 @@
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::route::Route;
@@ -12,12 +13,17 @@ use crate::erase::Subject;
 use crate::operations::{Erasure, Order, Refused};
 
 pub(super) fn routes() -> Vec<Route> {
-    vec![Route::post("/v1/erasures", Role::Erase, erase)]
+    vec![
+        Route::order("/v1/erasures", Role::Erase, "Erases one link or person, everywhere", erase)
+            .body::<Wish>()
+            .fails(&[(404, "nothing is held of them"), (409, "it cannot be done now")]),
+    ]
 }
 
 /// A wish as it is written.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Erasure")]
 pub struct Wish {
     /// This link,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +34,9 @@ pub struct Wish {
     /// or every link of this person.
     #[serde(skip_serializing_if = "Option::is_none")]
     person_key: Option<String>,
+    /// Why, for the receipt.
     reason: String,
+    /// Whether Belvo deletes its links too.
     #[serde(default)]
     remote: bool,
 }

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::route::Route;
 use super::{Api, Problem};
@@ -19,11 +19,15 @@ use crate::store::{self, Tx};
 const SLOTS: usize = 5;
 
 pub(super) fn routes() -> Vec<Route> {
-    vec![Route::get("/v1/jobs", list), Route::post("/v1/jobs/{name}/run", Role::Operate, run)]
+    vec![
+        Route::get::<Jobs, _, _>("/v1/jobs", "Lists the jobs, when each runs next, and what came of it last", list),
+        Route::order("/v1/jobs/{name}/run", Role::Operate, "Runs a job now", run),
+    ]
 }
 
 /// A job, when it runs next, and what came of it last.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Job")]
 pub struct JobView {
     /// The stem of its file.
     pub name: String,
@@ -65,10 +69,16 @@ pub fn views<'j>(
     jobs.into_iter().map(view).collect()
 }
 
-async fn list(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+/// The schedule.
+#[derive(Serialize, JsonSchema)]
+struct Jobs {
+    jobs: Vec<JobView>,
+}
+
+async fn list(State(api): State<Api>) -> Result<Json<Jobs>, Problem> {
     let (asker, now) = (api.operations.jobs.clone(), api.operations.clock.now());
     let jobs = api.operations.store.read(move |tx| views(tx, asker.jobs(), now)).await?;
-    Ok(Json(json!({ "jobs": jobs })))
+    Ok(Json(Jobs { jobs }))
 }
 
 async fn run(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Problem> {

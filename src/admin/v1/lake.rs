@@ -2,6 +2,7 @@
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::route::Route;
@@ -12,9 +13,10 @@ use crate::operations::Order;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        Route::post("/v1/publish", Role::Operate, publish),
-        Route::post("/v1/rebuild", Role::Operate, rebuild),
-        Route::post("/v1/features", Role::Operate, features),
+        Route::order("/v1/publish", Role::Operate, "Publishes what changed", publish),
+        Route::order("/v1/rebuild", Role::Operate, "Builds the lake anew from the record store", rebuild),
+        Route::order("/v1/features", Role::Operate, "Computes and publishes the features of a date", features)
+            .body::<Asked>(),
     ]
 }
 
@@ -27,11 +29,16 @@ async fn rebuild(State(api): State<Api>) -> Result<Response, Problem> {
 }
 
 /// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default strict, and the lag of the configuration.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Asked {
+    /// A date such as 2026-05-31.
+    #[schemars(regex(pattern = r"^\d{4}-\d{2}-\d{2}$"))]
     as_of_date: String,
+    /// Strict, unless told otherwise.
     mode: Option<Mode>,
+    /// Months before the date's own that are not yet complete; those of the configuration unless told otherwise.
+    #[schemars(range(max = 24))]
     lag_months: Option<u32>,
 }
 

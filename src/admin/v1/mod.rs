@@ -12,8 +12,10 @@ use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use route::Route;
 
@@ -25,11 +27,13 @@ use crate::publish::BuiltFrom;
 use crate::runs::Reason;
 use crate::store;
 
+pub mod audit;
 pub mod belvo;
 pub mod erasures;
 pub mod jobs;
 pub mod lake;
 pub mod links;
+pub mod openapi;
 mod route;
 pub mod runs;
 pub mod status;
@@ -77,8 +81,8 @@ impl Api {
 
 /// The paths below `/v1`.
 pub fn routes(api: Api) -> Router {
-    let add = |router: Router<Api>, route: Route| router.route(route.path, route.guarded());
-    all().into_iter().fold(Router::new(), add).with_state(api)
+    let add = |router: Router<Api>, route: Route| router.route(route.path, route.guarded(&api));
+    all().into_iter().fold(Router::new(), add).with_state(api.clone())
 }
 
 /// Every operation of the API.
@@ -92,14 +96,30 @@ fn all() -> Vec<Route> {
         lake::routes(),
         belvo::routes(),
         erasures::routes(),
+        audit::routes(),
+        openapi::routes(),
     ];
-    [Route::get("/v1", index)].into_iter().chain(families.into_iter().flatten()).collect()
+    [Route::get::<Index, _, _>("/v1", "Tells which state this daemon holds", index)]
+        .into_iter()
+        .chain(families.into_iter().flatten())
+        .collect()
+}
+
+/// Which daemon this is.
+#[derive(Serialize, JsonSchema)]
+struct Index {
+    /// `vinculo`.
+    name: &'static str,
+    /// Version of the program.
+    version: &'static str,
+    /// Names the state.
+    state_id: String,
 }
 
 /// Which state this daemon holds, so that a command knows that it has found the right one.
-async fn index(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+async fn index(State(api): State<Api>) -> Result<Json<Index>, Problem> {
     let state = api.operations.store.read(BuiltFrom::of).await?;
-    Ok(Json(json!({ "name": "vinculo", "version": env!("CARGO_PKG_VERSION"), "state_id": state.state_id })))
+    Ok(Json(Index { name: "vinculo", version: env!("CARGO_PKG_VERSION"), state_id: state.state_id }))
 }
 
 /// How many items a page has, as asked for.
@@ -182,6 +202,7 @@ impl From<Refused> for Problem {
             Refused::Store(error) | Refused::Erase(erase::Error::Store(error)) => return error.into(),
             Refused::NotALinkId(_) | Refused::Features(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NoLink
+            | Refused::Erased
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)
             | Refused::Erase(erase::Error::NotHeld(_)) => StatusCode::NOT_FOUND,

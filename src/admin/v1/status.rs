@@ -10,7 +10,7 @@ use crate::admin::status::{BudgetUse, Status};
 use crate::store;
 
 pub(super) fn routes() -> Vec<Route> {
-    vec![Route::get("/v1/status", show)]
+    vec![Route::get::<Status, _, _>("/v1/status", "Tells how things stand", show)]
 }
 
 async fn show(State(api): State<Api>) -> Result<Json<Status>, Problem> {
