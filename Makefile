@@ -16,7 +16,7 @@ ARGS ?=
 deny_version := 0.20.2
 deb_version := 3.8.0
 
-.PHONY: help build demo test readers analysts schemathesis soak bench docs lint deny dist disttest cargo-deb env clean
+.PHONY: help build demo test readers analysts schemathesis soak bench sizing docs lint deny dist disttest cargo-deb env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,11 @@ analysts: ## build the dbt package and execute the notebooks against a demo's la
 bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \
 	  cargo bench --profile release --locked $(ARGS)
+
+# The number of links of `sizing`.
+LINKS ?= 5000
+sizing: ## measure memory, CPU and disk of the daemon, and what 100,000 links would need (LINKS=5000)
+	@$(cargo_env) cargo build --release --locked --bin vinculo; bench/sizing.sh '$(program)' '$(LINKS)'
 
 docs: ## renew docs/reference from the program
 	@$(cargo_env) VINCULO_DOCS=write cargo test --release --locked --test docs the_reference

@@ -8,6 +8,7 @@ deb=$(realpath "$1")
 [ "$(id -u)" = 0 ] || exec sudo -n "$0" "$@"
 "$(dirname "$0")/../scripts/system-packages.sh" debootstrap:debootstrap
 root=$(mktemp -d)
+chmod 755 "$root"
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 as_vinculo() { inside setpriv --reuid vinculo --regid vinculo --clear-groups "$@"; }
 say() { echo "test-deb: $*"; }
@@ -42,7 +43,7 @@ inside CREDENTIALS_DIRECTORY=/etc/vinculo/credentials vinculo check
 say "vinculo check is content"
 
 # The program works there, as its own user, on nothing but what the package brought.
-as_vinculo vinculo demo --people 5 --dir /var/lib/vinculo/demo > /dev/null 2>&1
+as_vinculo vinculo demo --people 5 --dir /var/lib/vinculo/demo > "$root/demo.log" 2>&1 || { tail -n 20 "$root/demo.log"; exit 1; }
 inside sh -c 'find /var/lib/vinculo -type f | sort | xargs sha256sum' > "$root/before"
 [ -s "$root/before" ]
 inside sh -c 'echo "# mine" >> /etc/vinculo/vinculo.toml'

@@ -79,6 +79,16 @@ fn no_panel_of_the_dashboard_hides_another() {
     }
 }
 
+/// What the package installs below /etc is the operator's: every job is listed, or an upgrade overwrites it.
+#[test]
+fn every_job_of_the_package_is_a_file_of_its_configuration() {
+    for job in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/jobs")).unwrap() {
+        let name = job.unwrap().file_name().into_string().unwrap();
+        let entry = format!("\"/etc/vinculo/jobs/{name}\"");
+        assert!(include_str!("../../Cargo.toml").contains(&entry), "Cargo.toml does not list {entry} in conf-files");
+    }
+}
+
 /// Prometheus' own tool, which `make test` brings.
 #[test]
 fn prometheus_reads_the_alerts() {
