@@ -46,14 +46,15 @@ fn footprint(served: &Served) -> Footprint {
 /// What the admin listener answers to `path`.
 async fn ask(site: &Site, path: &str) -> Value {
     let request = reqwest::Client::new().get(format!("http://{}{path}", site.admin)).bearer_auth(TOKEN);
-    request.send().await.unwrap().json().await.unwrap()
+    serde_json::from_str(&request.send().await.unwrap().text().await.unwrap()).unwrap()
 }
 
 /// One number of the state's own.
 fn count(site: &Site, sql: &str) -> u64 {
     let state = site.folder.path().join("var/state.db");
     let state = rusqlite::Connection::open_with_flags(state, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    state.query_row(sql, [], |row| row.get(0)).unwrap()
+    let found: i64 = state.query_row(sql, [], |row| row.get(0)).unwrap();
+    found.cast_unsigned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
