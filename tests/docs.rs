@@ -1,5 +1,6 @@
 //! What `docs/` says is true: the tutorial works as it is written, and the reference is what the program says of itself.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ fn the_tutorial_works_as_it_is_written() {
     for (language, block) in blocks {
         match language {
             "sh" => {
-                script.push_str(&format!("printf '{BLOCK}%s\\n' {}\n{block}\n", expected.len()));
+                write!(script, "printf '{BLOCK}%s\\n' {}\n{block}\n", expected.len()).unwrap();
                 expected.push(None);
             }
             "text" => *expected.last_mut().expect("a command stands before its output") = Some(block.to_owned()),
@@ -142,7 +143,7 @@ fn commands() -> String {
     root.build();
     let help = root.render_long_help().to_string();
     let (_, options) = help.split_once("Global options:\n").expect("there are global options");
-    text.push_str(&format!("\n## Global options\n\n```text\n{}\n```\n", options.trim_end()));
+    write!(text, "\n## Global options\n\n```text\n{}\n```\n", options.trim_end()).unwrap();
     for command in root.get_subcommands_mut().filter(|command| command.get_name() != "help") {
         describe(command, "##", &mut text);
     }
@@ -153,7 +154,7 @@ fn describe(command: &mut clap::Command, heading: &str, text: &mut String) {
     let help = command.render_long_help().to_string();
     let own = help.split("\nGlobal options:").next().unwrap_or_default();
     let name = command.get_bin_name().unwrap_or_default().to_owned();
-    text.push_str(&format!("\n{heading} {name}\n\n```text\n{}\n```\n", own.trim_end()));
+    write!(text, "\n{heading} {name}\n\n```text\n{}\n```\n", own.trim_end()).unwrap();
     for below in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
         describe(below, &format!("{heading}#"), text);
     }
@@ -177,7 +178,7 @@ fn metrics() -> String {
     );
     for description in DESCRIBED {
         let kind = format!("{:?}", description.kind).to_lowercase();
-        text.push_str(&format!("| `{}` | {kind} | {} |\n", description.name, description.meaning));
+        write!(text, "| `{}` | {kind} | {} |\n", description.name, description.meaning).unwrap();
     }
     text
 }

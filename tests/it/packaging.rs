@@ -9,7 +9,7 @@ use vinculo::admin::metrics::{DESCRIBED, Kind};
 const ALERTS: &str = include_str!("../../packaging/prometheus/alerts.yml");
 const DASHBOARD: &str = include_str!("../../packaging/grafana/vinculo.json");
 
-/// The metrics of this program that a PromQL expression names.
+/// The metrics of this program that an expression for Prometheus names.
 fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
     let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     words.filter(|word| word.starts_with("vinculo_") || word.starts_with("process_"))
