@@ -61,7 +61,7 @@ fn count(site: &Site, sql: &str) -> u64 {
 #[ignore = "takes minutes: `make soak`"]
 async fn a_day_of_two_thousand_links_with_faults_ends_true_and_no_larger() {
     let belvo = free_address();
-    let site = Site::new(belvo, &[("VINCULO_LOG_LEVEL", "error")]);
+    let site = Site::new(belvo, &[("VINCULO_LOG_LEVEL", "error,vinculo::cli::serve=info")]);
     let served = site.serve();
     let (people, webhook) = (PEOPLE.to_string(), site.webhook_url());
     let mut arguments = vec!["--people", &people, "--no-limit", "--webhook-latency", "200ms"];
