@@ -178,7 +178,7 @@ fn metrics() -> String {
     );
     for description in DESCRIBED {
         let kind = format!("{:?}", description.kind).to_lowercase();
-        write!(text, "| `{}` | {kind} | {} |\n", description.name, description.meaning).unwrap();
+        writeln!(text, "| `{}` | {kind} | {} |", description.name, description.meaning).unwrap();
     }
     text
 }
