@@ -14,8 +14,9 @@ program := $(CARGO_TARGET_DIR)/release/vinculo
 # Extra arguments of `demo` and `test`: make demo ARGS="--people 50 --serve", make test ARGS=kill_nine
 ARGS ?=
 deny_version := 0.20.2
+deb_version := 3.8.0
 
-.PHONY: help build demo test readers analysts schemathesis bench docs lint deny dist env clean
+.PHONY: help build demo test readers analysts schemathesis soak bench sizing docs lint deny dist disttest cargo-deb env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,8 +31,9 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 
 # What is not cargo's runs after all of its tests, so that all summaries stand at the end.
 test: ## run every test, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
-	@scripts/system-packages.sh curl:curl
-	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
+	@scripts/system-packages.sh curl:curl systemd-analyze:systemd
+	@$(cargo_env) promtool=$$(scripts/promtool.sh); export VINCULO_PROMTOOL=$$promtool; \
+	  export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
 	@$(MAKE) --no-print-directory readers
 	@$(MAKE) --no-print-directory analysts
@@ -47,6 +49,9 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
 	  "$$python" tests/readers/check.py "$$folder/demo/lake"
+
+soak: ## a day in two minutes: 2,000 links with faults; the numbers are true, and nothing grows
+	@$(cargo_env) cargo test --release --locked --test it a_day_of -- --ignored --nocapture
 
 # Belvo's description of its API is not part of this repository; without it that half is skipped, and said so.
 schemathesis: ## throw made-up requests at the API and at the simulated Belvo
@@ -67,6 +72,11 @@ bench: ## measure against DuckDB, a hand-written script and the disk, side by si
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \
 	  cargo bench --profile release --locked $(ARGS)
 
+# The number of links of `sizing`.
+LINKS ?= 5000
+sizing: ## measure memory, CPU and disk of the daemon, and what 100,000 links would need (LINKS=5000)
+	@$(cargo_env) cargo build --release --locked --bin vinculo; bench/sizing.sh '$(program)' '$(LINKS)'
+
 docs: ## renew docs/reference from the program
 	@$(cargo_env) VINCULO_DOCS=write cargo test --release --locked --test docs the_reference
 
@@ -85,10 +95,24 @@ deny:
 	fi
 	@PATH="$(cache)/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
 
-dist: ## build with DuckDB compiled in, to ship: over an hour of CPU; the last line is its path
-	@scripts/system-packages.sh
+dist: cargo-deb ## tarball and .deb to ship, with DuckDB compiled in: over an hour of CPU; the last lines are their paths
 	@CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)-dist' cargo build --release --locked --features bundled --bin vinculo
-	@echo '$(CARGO_TARGET_DIR)-dist/release/vinculo'
+	@CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)-dist' CARGO_DEB='$(cache)/tools/bin/cargo-deb' \
+	  packaging/package.sh '$(CARGO_TARGET_DIR)-dist/release/vinculo'
+
+disttest: cargo-deb ## make a .deb of the development build, install it in a fresh root of Debian, and remove it
+	@scripts/system-packages.sh patchelf:patchelf
+	@$(cargo_env) cargo build --release --locked --bin vinculo; \
+	  files=$$(CARGO_DEB='$(cache)/tools/bin/cargo-deb' packaging/package.sh '$(program)'); \
+	  echo "$$files"; packaging/test-deb.sh "$$(tail -n 1 <<< "$$files")"
+
+cargo-deb:
+	@scripts/system-packages.sh
+	@if ! '$(cache)/tools/bin/cargo-deb' --version 2> /dev/null | grep -qFx '$(deb_version)'; then \
+	  CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR='$(cache)/tools/target' cargo install cargo-deb --version $(deb_version) \
+	    --locked --no-default-features --features gzip --debug --force --quiet --root '$(cache)/tools'; \
+	  rm -rf '$(cache)/tools/target'; \
+	fi
 
 env: ## print the exports for typing cargo yourself: eval "$(make env)"
 	@scripts/cargo-env.sh

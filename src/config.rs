@@ -129,6 +129,31 @@ impl Config {
         (config, problems)
     }
 
+    /// Names of the sections that differ in `other` beyond what a running daemon takes over
+    /// ([`crate::daemon::Daemon::reload`]). Secrets are not compared.
+    pub fn restart_needed_for(&self, other: &Self) -> Vec<&'static str> {
+        let sections = |config: &Self| {
+            let mut webhook = config.webhook.clone();
+            webhook.authorization.clear();
+            let mut admin = config.admin.clone();
+            (admin.token, admin.operate_tokens, admin.read_tokens) = (None, Vec::new(), Vec::new());
+            [
+                ("belvo", format!("{:?}", config.belvo)),
+                ("widget", format!("{:?}", config.widget)),
+                ("webhook", format!("{webhook:?}")),
+                ("admin", format!("{admin:?}")),
+                ("state", format!("{:?}", config.state)),
+                ("lake", format!("{:?}", config.lake)),
+                ("pii", format!("{:?}", config.pii)),
+                ("retention", format!("{:?}", config.retention)),
+                ("features", format!("{:?}", config.features)),
+                ("jobs", format!("{:?}", config.jobs_dir)),
+            ]
+        };
+        let pairs = sections(self).into_iter().zip(sections(other));
+        pairs.filter(|((_, ours), (_, theirs))| ours != theirs).map(|((name, _), _)| name).collect()
+    }
+
     /// Makes the folders of state and lake where they are missing, and writes a file into each to see that it can.
     ///
     /// # Errors
@@ -533,6 +558,30 @@ the configuration has 20 errors:
           vinculo.toml: admin.operate_tokens: is shorter than 16 characters; make one with `openssl rand -base64 32`
           vinculo.toml: admin.read_tokens: has a token that stands here twice or has another role too; give each its own
         ");
+    }
+
+    #[test]
+    fn a_secret_may_be_a_credential_of_the_service() {
+        use secrecy::ExposeSecret;
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("pepper"), "handed-over-by-systemd\n").unwrap();
+        let text = "[pii]\npepper_file = \"${CREDENTIALS_DIRECTORY}/pepper\"";
+        let environment = [("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap())];
+        let config = load(text, &environment, Needs::default()).unwrap();
+        assert_eq!(config.pii.pepper.unwrap().expose_secret(), "handed-over-by-systemd");
+        let elsewhere = errors(text, &[("CREDENTIALS_DIRECTORY", "/nowhere")], Needs::default());
+        assert!(elsewhere.contains("/nowhere/pepper cannot be read"), "{elsewhere}");
+    }
+
+    #[test]
+    fn what_a_reload_cannot_take_over_is_named() {
+        let before = load("", &[], Needs::default()).unwrap();
+        let text = "[webhook]\nauthorization = [\"Bearer of-a-new-value\"]\n[admin]\ntoken = \"a-new-token-of-all\"";
+        let reloadable = load(text, &[], Needs::default()).unwrap();
+        assert_eq!(before.restart_needed_for(&reloadable), Vec::<&str>::new());
+        let text = format!("{text}\nlisten = \"127.0.0.1:1\"\n[lake]\nkeep_snapshots = 5\n[features]\nlag_months = 2");
+        let other = load(&text, &[], Needs::default()).unwrap();
+        assert_eq!(before.restart_needed_for(&other), ["admin", "lake", "features"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::role::Tokens;
 use crate::admin::{Admin, Recorder, dashboard, v1};
 use crate::belvo::{Budget, Client, advice};
 use crate::clock::{Clock, Timestamp};
@@ -35,6 +37,8 @@ use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
+use crate::vitals::Vitals;
+use crate::webhook::Senders;
 use crate::widget::Widgets;
 use crate::{backup, chronicle, delete, recollect, verify, webhook, worker};
 
@@ -69,6 +73,11 @@ pub struct Daemon {
     pub webhook_address: Option<SocketAddr>,
     /// Where operators ask; `None` without listeners.
     pub admin_address: Option<SocketAddr>,
+    /// Whether it does its work.
+    pub vitals: Vitals,
+    /// Who may send webhooks, and who may ask; a reload replaces them.
+    senders: Senders,
+    tokens: Tokens,
     /// Told of each refresh and lookup that has ended.
     settled: watch::Sender<()>,
     /// The change of the store that the latest snapshot of this process has.
@@ -140,6 +149,7 @@ impl Daemon {
             Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
             Parts::WithoutListeners | Parts::WithoutBelvo => Vec::new(),
         };
+        let has_jobs = !jobs.is_empty();
         let (jobs, asked) = Asker::new(jobs);
 
         let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
@@ -168,6 +178,9 @@ impl Daemon {
             operations: operations.clone(),
             webhook_address: None,
             admin_address: None,
+            vitals: Vitals::new(),
+            senders: Senders::new(&config.webhook.authorization),
+            tokens: Tokens::of(&config.admin),
             settled: settled.clone(),
             published: published.clone(),
             tasks: tasks.clone(),
@@ -178,14 +191,26 @@ impl Daemon {
             return Ok(daemon);
         }
         problems.raise(STARTING);
-        tasks.spawn(look_around(
-            client.clone(),
-            store.clone(),
-            clock.clone(),
-            problems.clone(),
-            published.subscribe(),
-            shutdown.clone(),
-        ));
+        let vitals = daemon.vitals.clone();
+        let spawn = {
+            let (tasks, vitals, problems, shutdown) =
+                (tasks.clone(), vitals.clone(), problems.clone(), shutdown.clone());
+            move |name, task: Task| {
+                tasks.spawn(vitals.clone().watch(name, task, problems.clone(), shutdown.clone()));
+            }
+        };
+        spawn(
+            "look_around",
+            Box::pin(look_around(
+                client.clone(),
+                store.clone(),
+                clock.clone(),
+                problems.clone(),
+                vitals,
+                published.subscribe(),
+                shutdown.clone(),
+            )),
+        );
         let refresher = Refresher {
             client,
             store: store.clone(),
@@ -193,27 +218,33 @@ impl Daemon {
             inspections: Inspections::default(),
             trust: Trust::new(config.belvo.page_size),
         };
-        tasks.spawn(worker::run(
-            refresher,
-            queue.clone(),
-            clock.clone(),
-            config.belvo.workers,
-            settled.clone(),
-            shutdown.clone(),
-        ));
-        tasks.spawn(widgets.run(shutdown.clone()));
-        tasks.spawn(recollector.clone().run(shutdown.clone()));
-        tasks.spawn(deleter.run(shutdown.clone()));
-        tasks.spawn(links.clone().run(settled.clone(), shutdown.clone()));
+        spawn(
+            "worker",
+            Box::pin(worker::run(
+                refresher,
+                queue.clone(),
+                clock.clone(),
+                config.belvo.workers,
+                settled.clone(),
+                shutdown.clone(),
+            )),
+        );
+        spawn("widgets", Box::pin(widgets.run(shutdown.clone())));
+        spawn("recollects", Box::pin(recollector.clone().run(shutdown.clone())));
+        spawn("deletions", Box::pin(deleter.run(shutdown.clone())));
+        spawn("lookups", Box::pin(links.clone().run(settled.clone(), shutdown.clone())));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
-        tasks.spawn(publish::run(
-            Arc::clone(&publisher),
-            pace,
-            settled.subscribe(),
-            published.clone(),
-            problems.clone(),
-            shutdown.clone(),
-        ));
+        spawn(
+            "publisher",
+            Box::pin(publish::run(
+                Arc::clone(&publisher),
+                pace,
+                settled.subscribe(),
+                published.clone(),
+                problems.clone(),
+                shutdown.clone(),
+            )),
+        );
         let actions = Arc::new(DaemonActions {
             links: links.clone(),
             recollector: recollector.clone(),
@@ -227,29 +258,27 @@ impl Daemon {
             lag_months: config.features.lag_months,
         });
         let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
-        tasks.spawn(schedule::run(
-            asked,
-            times,
-            store.clone(),
-            queue.clone(),
-            clock.clone(),
-            actions,
-            shutdown.clone(),
-        ));
+        if has_jobs {
+            let (store, queue, clock) = (store.clone(), queue.clone(), clock.clone());
+            spawn("schedule", Box::pin(schedule::run(asked, times, store, queue, clock, actions, shutdown.clone())));
+        }
         if let Some((webhooks, operators)) = listeners {
             (daemon.webhook_address, daemon.admin_address) =
                 (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
-            let settings = config.webhook.clone();
-            tasks.spawn(webhook::run(webhooks, settings, queue, store, clock, shutdown.clone()));
+            let (settings, senders) = (config.webhook.clone(), daemon.senders.clone());
+            let serving = webhook::run(webhooks, settings, senders, queue, store, clock, shutdown.clone());
+            spawn("webhooks", Box::pin(serving));
             let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), config);
             let api = v1::Api::new(operations, budget, config);
             let (api, pages) = (v1::routes(api), dashboard::routes(board));
             let admin = Admin::new(problems, Recorder::global(), &config.admin, api, pages);
-            tasks.spawn(async move {
+            daemon.tokens = admin.tokens();
+            let serving = async move {
                 if let Err(error) = admin.serve(operators, shutdown).await {
                     tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
                 }
-            });
+            };
+            spawn("admin", Box::pin(serving));
         }
         Ok(daemon)
     }
@@ -320,6 +349,13 @@ impl Daemon {
         }
     }
 
+    /// Takes over what `config` says of who may send webhooks and who may ask: `webhook.authorization` and the tokens of
+    /// `[admin]`. Everything else stays as it was at the start.
+    pub fn reload(&self, config: &Config) {
+        self.senders.replace(&config.webhook.authorization);
+        self.tokens.replace(&config.admin);
+    }
+
     /// The announcements of refreshes and lookups that have ended.
     pub fn settled(&self) -> watch::Receiver<()> {
         self.settled.subscribe()
@@ -337,6 +373,9 @@ impl Daemon {
         }
     }
 }
+
+/// What goes on until the end.
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What the daemon does for its jobs.
 struct DaemonActions {
@@ -443,6 +482,7 @@ async fn look_around(
     store: Store,
     clock: Clock,
     problems: Problems,
+    vitals: Vitals,
     mut published: watch::Receiver<i64>,
     shutdown: CancellationToken,
 ) {
@@ -464,6 +504,7 @@ async fn look_around(
             Ok(_) => problems.clear(STATE_PROBLEM),
             Err(_) => problems.raise(STATE_PROBLEM),
         }
+        vitals.beat();
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
@@ -501,7 +542,11 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
     // A state that cannot be read is told where it is written.
-    let Ok(due) = store.read(move |tx| queue::due(tx, now)).await else { return };
+    let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
+        return;
+    };
+    let waited = oldest.map_or(0, |since| now.as_micros() - since.as_micros());
+    metrics::gauge!("vinculo_refreshes_oldest_due_seconds").set(waited as f64 / 1e6);
     for (trigger, due) in
         [("webhook", due.webhook), ("operator", due.operator), ("schedule", due.schedule), ("confirm", due.confirm)]
     {

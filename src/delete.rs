@@ -97,7 +97,12 @@ impl Deleter {
             }
             Ok(Deletion::Accepted) => Ok(Deletion::Accepted),
             Err(failure) => {
-                tracing::warn!(code = failure.code, link_id = %link, request_id = failure.request_id, "not deleted: {failure}");
+                tracing::warn!(
+                    code = failure.code,
+                    link = link.log_tag(),
+                    request_id = failure.request_id,
+                    "not deleted: {failure}"
+                );
                 let may_have_arrived = failure.http_status.is_none() && failure.code != "api_auth";
                 if !may_have_arrived {
                     self.store.write(move |tx| note_refused(tx, &link, now)).await?;

@@ -40,6 +40,7 @@ pub mod schema;
 pub mod sensitive;
 pub mod store;
 pub mod tombstones;
+pub mod vitals;
 
 // What people ask of Belvo.
 pub mod delete;
@@ -53,4 +54,5 @@ pub mod erase;
 pub mod retention;
 pub mod simulate;
 pub mod subject;
+pub mod systemd;
 pub mod verify;

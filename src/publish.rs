@@ -411,6 +411,9 @@ pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> 
     if let Some(manifest) = &published {
         metrics::histogram!("vinculo_publish_seconds").record(started.elapsed());
         metrics::gauge!("vinculo_snapshot").set(manifest.snapshot);
+        if let Some(at) = Timestamp::parse(&manifest.published_at) {
+            metrics::gauge!("vinculo_published_timestamp_seconds").set(at.as_micros() as f64 / 1e6);
+        }
         for table in &manifest.tables {
             metrics::gauge!("vinculo_table_rows", "table" => table.name.clone()).set(table.rows as f64);
         }

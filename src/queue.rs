@@ -357,6 +357,21 @@ pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
     })
 }
 
+/// Since when the refresh could have begun that waits longest; `None` when none waits.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Error> {
+    // One step into the index for each.
+    let sql = "SELECT min(due_at) FROM refreshes WHERE priority = $1 AND due_at IS NOT NULL AND lease IS NULL";
+    let mut oldest = None;
+    for trigger in [Trigger::Webhook, Trigger::Operator, Trigger::Schedule, Trigger::Confirm] {
+        let since = tx.one(sql, args![trigger.priority()], |row| row.opt_at(0))?.flatten();
+        oldest = since.filter(|since| *since <= now).into_iter().chain(oldest).min();
+    }
+    Ok(oldest)
+}
+
 /// The queue as its users hold it. Cheap to clone.
 #[derive(Clone)]
 pub struct Queue {

@@ -215,7 +215,12 @@ impl Recollector {
             return Ok(Asked::Taken(link_id));
         };
         metrics::counter!("vinculo_recollects_total", "outcome" => failure.code).increment(1);
-        tracing::warn!(code = failure.code, %link_id, request_id = failure.request_id, "not recollected: {failure}");
+        tracing::warn!(
+            code = failure.code,
+            link = link_id.log_tag(),
+            request_id = failure.request_id,
+            "not recollected: {failure}"
+        );
         let (now, kept) = (self.clock.now(), failure.clone());
         self.store.write(move |tx| note_failure(tx, &link_id, &kept, now)).await?;
         Ok(Asked::Failed(failure))

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::clock::{Clock, Timestamp};
 use crate::store::{Error, Row, Store, Tx, args};
@@ -200,9 +201,12 @@ impl Runs {
         };
         let number = self.store.write(begin).await?.ok_or(Error::Unreadable("a run"))?;
         tracing::info!(run = number, kind = kind.name(), reason = reason.name(), "a run was ordered");
+        // Whatever the work logs says of which run it is.
+        let span = tracing::info_span!("run", run = number);
         let progress = watch::Sender::new(Progress::default());
         self.lock().insert(number, progress.subscribe());
-        let (runs, shutdown, working) = (self.clone(), self.shutdown.clone(), tokio::spawn(work(progress.clone())));
+        let (runs, shutdown, working) =
+            (self.clone(), self.shutdown.clone(), tokio::spawn(work(progress.clone()).instrument(span)));
         self.tasks.spawn(async move {
             let abort = working.abort_handle();
             let outcome = match shutdown.run_until_cancelled(working).await {

@@ -254,7 +254,7 @@ impl Watch {
             Some(Err(failed)) => (failed.code, None),
             None => ("interrupted", None),
         };
-        metrics::counter!("vinculo_job_runs_total", "job" => name.clone(), "outcome" => code).increment(1);
+        metrics::counter!("vinculo_job_runs_total", "name" => name.clone(), "outcome" => code).increment(1);
         if let Some(Err(failed)) = &outcome {
             warn!(job = %name, %slot, reason, code, "the job failed: {failed}");
         } else {

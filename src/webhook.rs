@@ -36,6 +36,7 @@ mod wire;
 
 use crowd::{Crowd, Guest};
 use door::Door;
+pub use door::Senders;
 use event::{Event, Subject};
 use reply::Reply;
 use wire::{Framing, Heads, Wire};
@@ -49,10 +50,11 @@ const LEFT_OVER: u64 = 4 << 20;
 /// and for how long.
 const LEFT_OVER_FOR: Duration = Duration::from_secs(2);
 
-/// Serves `listener` until `shutdown`, and then until what was begun is answered, at most ten seconds.
+/// Serves `listener` to `senders` until `shutdown`, and then until what was begun is answered, at most ten seconds.
 pub async fn run(
     listener: TcpListener,
     settings: config::Webhook,
+    senders: Senders,
     queue: Queue,
     store: Store,
     clock: Clock,
@@ -60,7 +62,8 @@ pub async fn run(
 ) {
     let crowd = Arc::new(Crowd::new(settings.max_connections));
     let open = TaskTracker::new();
-    let desk = Arc::new(Desk { door: Door::new(&settings), settings, queue, store, clock, open: open.clone() });
+    let door = Door::new(&settings, senders);
+    let desk = Arc::new(Desk { door, settings, queue, store, clock, open: open.clone() });
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -402,9 +405,16 @@ mod tests {
             change(&mut settings);
             let listener = TcpListener::bind(settings.listen).await.unwrap();
             let address = listener.local_addr().unwrap();
-            let shutdown = CancellationToken::new();
-            let task =
-                tokio::spawn(run(listener, settings, queue.clone(), store.clone(), Clock::system(), shutdown.clone()));
+            let (shutdown, senders) = (CancellationToken::new(), Senders::new(&settings.authorization));
+            let task = tokio::spawn(run(
+                listener,
+                settings,
+                senders,
+                queue.clone(),
+                store.clone(),
+                Clock::system(),
+                shutdown.clone(),
+            ));
             Self { address, store, queue, shutdown, task, folder }
         }
 

@@ -220,7 +220,12 @@ impl Worker {
         if let Ok(result) = running.await {
             return self.end(refresh, result).await;
         }
-        tracing::error!(code = "panic", link_id = %refresh.link_id, resource = refresh.resource.name, "the refresh panicked; it is tried again, and this is a defect to report");
+        tracing::error!(
+            code = "panic",
+            link = refresh.link_id.log_tag(),
+            resource = refresh.resource.name,
+            "the refresh panicked; it is tried again, and this is a defect to report"
+        );
         let now = self.clock.now();
         let outcome = Outcome::Postponed { code: "panic", at: now, until: now + Duration::from_mins(1) };
         self.settle(refresh, outcome, None).await;
@@ -235,7 +240,7 @@ impl Worker {
                 if kept.late > 0 {
                     metrics::counter!("vinculo_late_answers_total", "resource" => resource).increment(kept.late as u64);
                 }
-                tracing::debug!(link_id = %refresh.link_id, resource, versions = kept.versions, "refreshed");
+                tracing::debug!(link = refresh.link_id.log_tag(), resource, versions = kept.versions, "refreshed");
             }
             Err(error) => {
                 let outcome = self.failed(&refresh, &error);
@@ -273,7 +278,7 @@ impl Worker {
     fn failed(&self, refresh: &Refresh, error: &Error) -> Outcome {
         let at = self.clock.now();
         let later = |wait: Duration| Outcome::Postponed { code: error.code(), at, until: at + wait };
-        let link_id = &refresh.link_id;
+        let link = refresh.link_id.log_tag();
         let resource = refresh.resource.name;
         let attempt = refresh.attempts + 1;
         match error {
@@ -282,19 +287,26 @@ impl Worker {
                 let request_id = failure.request_id.as_deref();
                 match failure.kind {
                     Decision::AskUser | Decision::Never => {
-                        tracing::warn!(code = failure.code, %link_id, resource, request_id, "{failure}");
+                        tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
                         Outcome::Blocked { code: failure.code, at }
                     }
                     // Belvo may forget a link for a moment: it is asked again before its refreshes stop.
                     Decision::Gone if refresh.attempts >= 2 => {
-                        tracing::warn!(code = failure.code, %link_id, resource, request_id, "{failure}");
+                        tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
                         Outcome::Blocked { code: failure.code, at }
                     }
                     Decision::Retry | Decision::RetryAfter(_) | Decision::Gone | Decision::Stop => {
                         if failure.is_worth_a_report(attempt) {
-                            tracing::error!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}; it goes on for long: report Belvo's request id to Belvo");
+                            tracing::error!(
+                                code = failure.code,
+                                link,
+                                resource,
+                                request_id,
+                                attempt,
+                                "{failure}; it goes on for long: report Belvo's request id to Belvo"
+                            );
                         } else {
-                            tracing::warn!(code = failure.code, %link_id, resource, request_id, attempt, "{failure}");
+                            tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}");
                         }
                         later(delay)
                     }
@@ -302,19 +314,25 @@ impl Worker {
             }
             Error::Alone => Outcome::Released,
             Error::Incomplete => {
-                tracing::info!(code = error.code(), %link_id, resource, attempt, "{error}; it is asked for again");
+                tracing::info!(code = error.code(), link, resource, attempt, "{error}; it is asked for again");
                 later(Duration::from_secs(3 << refresh.attempts.min(4)))
             }
             Error::Foreign(_) => {
-                tracing::error!(code = error.code(), %link_id, resource, attempt, "{error}; nothing of the list was kept, report it to Belvo");
+                tracing::error!(
+                    code = error.code(),
+                    link,
+                    resource,
+                    attempt,
+                    "{error}; nothing of the list was kept, report it to Belvo"
+                );
                 later(Duration::from_secs(48))
             }
             Error::Store(store::Error::Overtaken(_)) => {
-                tracing::warn!(code = error.code(), %link_id, resource, "{error}");
+                tracing::warn!(code = error.code(), link, resource, "{error}");
                 later(Duration::ZERO)
             }
             Error::Store(_) => {
-                tracing::error!(code = error.code(), %link_id, resource, attempt, "{error}");
+                tracing::error!(code = error.code(), link, resource, attempt, "{error}");
                 later(Duration::from_secs(3 << refresh.attempts.min(4)))
             }
         }

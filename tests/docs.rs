@@ -1,11 +1,13 @@
 //! What `docs/` says is true: the tutorial works as it is written, and the reference is what the program says of itself.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use clap::{CommandFactory, Parser};
+use vinculo::admin::metrics::DESCRIBED;
 use vinculo::cli::Cli;
 use vinculo::config;
 
@@ -21,7 +23,7 @@ fn the_tutorial_works_as_it_is_written() {
     for (language, block) in blocks {
         match language {
             "sh" => {
-                script.push_str(&format!("printf '{BLOCK}%s\\n' {}\n{block}\n", expected.len()));
+                write!(script, "printf '{BLOCK}%s\\n' {}\n{block}\n", expected.len()).unwrap();
                 expected.push(None);
             }
             "text" => *expected.last_mut().expect("a command stands before its output") = Some(block.to_owned()),
@@ -119,7 +121,9 @@ fn the_reference_is_what_the_program_says() {
     let Output { stdout, status, .. } = docs_command.args(["docs", "--format", "md"]).output().unwrap();
     assert!(status.success());
     let tables = format!("{}\n{}", written_by_the_program(), String::from_utf8(stdout).unwrap());
-    for (name, text) in [("tables", tables), ("commands", commands()), ("configuration", configuration())] {
+    for (name, text) in
+        [("tables", tables), ("commands", commands()), ("configuration", configuration()), ("metrics", metrics())]
+    {
         let path = docs().join("reference").join(name).with_extension("md");
         if std::env::var("VINCULO_DOCS").as_deref() == Ok("write") {
             fs::write(&path, &text).unwrap();
@@ -139,7 +143,7 @@ fn commands() -> String {
     root.build();
     let help = root.render_long_help().to_string();
     let (_, options) = help.split_once("Global options:\n").expect("there are global options");
-    text.push_str(&format!("\n## Global options\n\n```text\n{}\n```\n", options.trim_end()));
+    write!(text, "\n## Global options\n\n```text\n{}\n```\n", options.trim_end()).unwrap();
     for command in root.get_subcommands_mut().filter(|command| command.get_name() != "help") {
         describe(command, "##", &mut text);
     }
@@ -150,7 +154,7 @@ fn describe(command: &mut clap::Command, heading: &str, text: &mut String) {
     let help = command.render_long_help().to_string();
     let own = help.split("\nGlobal options:").next().unwrap_or_default();
     let name = command.get_bin_name().unwrap_or_default().to_owned();
-    text.push_str(&format!("\n{heading} {name}\n\n```text\n{}\n```\n", own.trim_end()));
+    write!(text, "\n{heading} {name}\n\n```text\n{}\n```\n", own.trim_end()).unwrap();
     for below in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
         describe(below, &format!("{heading}#"), text);
     }
@@ -163,6 +167,20 @@ fn configuration() -> String {
         written_by_the_program(),
         config::DEFAULT
     )
+}
+
+/// The reference of the metrics.
+fn metrics() -> String {
+    let mut text = format!(
+        "{}\n# Metrics\n\nWhat `/metrics` on `admin.listen` tells Prometheus; a metric appears when it first counts.\n\n\
+         | metric | kind | meaning |\n| --- | --- | --- |\n",
+        written_by_the_program()
+    );
+    for description in DESCRIBED {
+        let kind = format!("{:?}", description.kind).to_lowercase();
+        writeln!(text, "| `{}` | {kind} | {} |", description.name, description.meaning).unwrap();
+    }
+    text
 }
 
 fn written_by_the_program() -> &'static str {

@@ -127,7 +127,10 @@ impl Listening {
             let listener = TcpListener::bind(webhook.listen).await?;
             let address = listener.local_addr()?;
             let queue = Queue::open(store.clone(), Clock::system()).await?;
-            let serving = webhook::run(listener, webhook, queue, store, Clock::system(), shutdown.clone());
+            let serving = {
+                let senders = webhook::Senders::new(&webhook.authorization);
+                webhook::run(listener, webhook, senders, queue, store, Clock::system(), shutdown.clone())
+            };
             anyhow::Ok((address, tokio::spawn(serving)))
         })?;
         Ok(Self { address, state: state.to_owned(), runtime, shutdown, serving })

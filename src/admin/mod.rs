@@ -28,7 +28,7 @@ use crate::problems::Problems;
 pub mod client;
 pub mod dashboard;
 mod guesses;
-mod metrics;
+pub mod metrics;
 pub mod role;
 pub mod status;
 pub mod v1;
@@ -62,6 +62,11 @@ impl Admin {
     ) -> Self {
         let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
         Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
+    }
+
+    /// The tokens that it accepts; a reload replaces them.
+    pub fn tokens(&self) -> Tokens {
+        self.tokens.clone()
     }
 
     /// Serves `listener` until `shutdown`.

@@ -5,7 +5,7 @@
 //! needs which role; each path of [`super::v1`] says it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
@@ -60,9 +60,9 @@ pub struct Caller {
     pub role: Role,
 }
 
-/// The tokens that are accepted. Cheap to clone.
+/// The tokens that are accepted; a reload replaces them. Cheap to clone; all clones are one.
 #[derive(Clone)]
-pub struct Tokens(Arc<[Token]>);
+pub struct Tokens(Arc<RwLock<Vec<Token>>>);
 
 struct Token {
     /// Instead of the token, so that all that is compared is of one length.
@@ -73,6 +73,15 @@ struct Token {
 impl Tokens {
     /// The tokens of `settings`.
     pub fn of(settings: &config::Admin) -> Self {
+        Self(Arc::new(RwLock::new(Self::read(settings))))
+    }
+
+    /// From now on the tokens of `settings`, and no others.
+    pub fn replace(&self, settings: &config::Admin) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Self::read(settings);
+    }
+
+    fn read(settings: &config::Admin) -> Vec<Token> {
         let token = |name: String, role, token: &SecretString| Token {
             hash: blake3::hash(token.expose_secret().as_bytes()),
             caller: Caller { name: name.into(), role },
@@ -85,22 +94,26 @@ impl Tokens {
         let listed = lists.into_iter().flat_map(|(key, role, tokens)| {
             tokens.iter().zip(1..).map(move |(secret, place)| token(format!("{key} {place}"), role, secret))
         });
-        Self(all.chain(listed).collect())
+        all.chain(listed).collect()
     }
 
     /// Whether nobody can be recognised.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.held().is_empty()
     }
 
     /// Whose token `given` is.
     pub fn recognise(&self, given: &[u8]) -> Option<Caller> {
         let given = blake3::hash(given);
         // Every token is compared, whichever one fits.
-        self.0.iter().fold(None, |found, token| {
+        self.held().iter().fold(None, |found, token| {
             let is_equal = bool::from(given.as_bytes().ct_eq(token.hash.as_bytes()));
             if is_equal { Some(token.caller.clone()) } else { found }
         })
+    }
+
+    fn held(&self) -> RwLockReadGuard<'_, Vec<Token>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

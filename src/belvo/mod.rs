@@ -28,6 +28,17 @@ impl LinkId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What stands for the link in the log: twelve hex digits of its hash, which `vinculo links show` prints too. Whoever
+    /// reads the log and nothing else cannot ask Belvo for the link.
+    pub fn log_tag(&self) -> String {
+        log_tag(&self.0)
+    }
+}
+
+/// The [`LinkId::log_tag`] of an id that is kept as text.
+pub fn log_tag(link_id: &str) -> String {
+    blake3::hash(link_id.as_bytes()).to_hex()[..12].to_owned()
 }
 
 impl FromStr for LinkId {

@@ -142,6 +142,7 @@ fn tell(link: &LinkView, out: &mut impl io::Write) -> io::Result<()> {
     let unknown = || "unknown".to_owned();
     writeln!(out, "link         {}", link.link_id)?;
     for (name, value) in [
+        ("log tag", &Some(link.log_tag.clone())),
         ("external id", &link.external_id),
         ("status", &link.status),
         ("access mode", &link.access_mode),

@@ -33,6 +33,10 @@ pub(super) const SECRETS: [&str; 9] = [
 
 const PREFIX: &str = "VINCULO_";
 
+/// Where systemd keeps the credentials of the running service: so that a command beside it, which nobody told, reads the
+/// same ones.
+const SERVICE_CREDENTIALS: &str = "/run/credentials/vinculo.service";
+
 /// Where a value was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -71,6 +75,8 @@ pub(super) struct Settings {
     keys: BTreeMap<String, Setting>,
     defaults: BTreeMap<String, Value>,
     file: Option<PathBuf>,
+    /// Where systemd has put the credentials of the service.
+    pub(super) credentials: PathBuf,
     /// What could not be laid over: unknown keys, unreadable files.
     pub(super) problems: Vec<Problem>,
 }
@@ -86,7 +92,13 @@ impl Settings {
         let keys = defaults
             .iter()
             .map(|(key, value)| (key.clone(), Setting { value: value.clone(), origin: Origin::Default }));
-        Self { keys: keys.collect(), defaults, file: None, problems: Vec::new() }
+        Self {
+            keys: keys.collect(),
+            defaults,
+            file: None,
+            credentials: SERVICE_CREDENTIALS.into(),
+            problems: Vec::new(),
+        }
     }
 
     /// Lays the file at `path` over what there is.
@@ -118,7 +130,11 @@ impl Settings {
 
     /// Lays the environment over what there is: `VINCULO_SECTION__KEY`.
     pub(super) fn read_environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
-        let mut variables: Vec<_> = variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        let mut variables: Vec<_> = variables.into_iter().collect();
+        if let Some((_, folder)) = variables.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY") {
+            self.credentials = folder.into();
+        }
+        variables.retain(|(name, _)| name.starts_with(PREFIX));
         variables.sort();
         for (name, text) in variables {
             if FLAG_VARIABLES.contains(&name.as_str()) || is_service_link(&name, &text) {

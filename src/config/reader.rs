@@ -195,7 +195,10 @@ impl<'s> Reader<'s> {
     fn secret_file(&mut self, key: &str) -> Option<String> {
         let file_key = format!("{key}_file");
         let setting = self.settings.get(&file_key)?.clone();
-        let path = setting.value.as_str().filter(|path| !path.is_empty()).map(|path| self.root.join(path));
+        let path = setting.value.as_str().filter(|path| !path.is_empty()).map(|path| {
+            let credential = path.strip_prefix("${CREDENTIALS_DIRECTORY}/");
+            credential.map_or_else(|| self.root.join(path), |name| self.settings.credentials.join(name))
+        });
         let text = match path.as_ref().map(fs::read_to_string) {
             Some(Ok(text)) => return Some(text),
             Some(Err(error)) => format!("{} cannot be read: {error}", path.unwrap_or_default().display()),

@@ -130,7 +130,11 @@ impl Directory {
     }
 
     async fn note_not_found(&self, id: LinkId, asked_at: Timestamp) -> Result<(), Error> {
-        tracing::warn!(code = "unknown_link", link_id = %id, "Belvo does not know this link; its rows stay, and nothing of it is asked for");
+        tracing::warn!(
+            code = "unknown_link",
+            link = id.log_tag(),
+            "Belvo does not know this link; its rows stay, and nothing of it is asked for"
+        );
         self.store
             .write(move |tx| {
                 tx.execute(

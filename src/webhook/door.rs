@@ -4,30 +4,54 @@
 //! a forwarded address is believed only from those who were named as proxies.
 
 use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 use ipnet::{IpNet, Ipv4Net};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::config;
 
+/// The values of `Authorization` that are accepted; a reload replaces them. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Senders(Arc<RwLock<Vec<blake3::Hash>>>);
+
+impl Senders {
+    /// Those of `webhook.authorization`.
+    pub fn new(authorization: &[SecretString]) -> Self {
+        Self(Arc::new(RwLock::new(hashes(authorization))))
+    }
+
+    /// From now on these, and no others.
+    pub fn replace(&self, authorization: &[SecretString]) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = hashes(authorization);
+    }
+
+    /// Whether `given` is one of them; every one is compared, whichever fits.
+    fn know(&self, given: &[u8]) -> Choice {
+        let given = blake3::hash(given);
+        let accepted = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        accepted.iter().fold(Choice::from(0), |any, accepted| any | accepted.as_bytes().ct_eq(given.as_bytes()))
+    }
+}
+
+fn hashes(authorization: &[SecretString]) -> Vec<blake3::Hash> {
+    authorization.iter().map(|value| blake3::hash(value.expose_secret().as_bytes())).collect()
+}
+
 /// The settings, ready to compare.
 pub(super) struct Door {
-    accepted: Vec<blake3::Hash>,
+    senders: Senders,
     allowed: Vec<IpNet>,
     proxies: Vec<IpNet>,
 }
 
 impl Door {
-    pub(super) fn new(settings: &config::Webhook) -> Self {
+    pub(super) fn new(settings: &config::Webhook, senders: Senders) -> Self {
         Self {
-            accepted: settings
-                .authorization
-                .iter()
-                .map(|value| blake3::hash(value.expose_secret().as_bytes()))
-                .collect(),
+            senders,
             allowed: settings.allow_ips.iter().map(plain).collect(),
             proxies: settings.trusted_proxies.iter().map(plain).collect(),
         }
@@ -43,12 +67,7 @@ impl Door {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let given = values.next().map_or(&b""[..], |value| value.as_bytes());
         let is_only = values.next().is_none();
-        let given = blake3::hash(given);
-        let matches = self
-            .accepted
-            .iter()
-            .fold(Choice::from(0), |any, accepted| any | accepted.as_bytes().ct_eq(given.as_bytes()));
-        is_only & bool::from(matches)
+        is_only & bool::from(self.senders.know(given))
     }
 
     /// The right-most hop that is no proxy of ours, over all header lines; `None` when a proxy forwards what is no
@@ -96,7 +115,7 @@ mod tests {
     fn door(allowed: &[&str], proxies: &[&str], values: &[&str]) -> Door {
         let nets = |nets: &[&str]| nets.iter().map(|net| plain(&net.parse().unwrap())).collect();
         Door {
-            accepted: values.iter().map(|value| blake3::hash(value.as_bytes())).collect(),
+            senders: Senders::new(&values.iter().map(|value| SecretString::from(*value)).collect::<Vec<_>>()),
             allowed: nets(allowed),
             proxies: nets(proxies),
         }

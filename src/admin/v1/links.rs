@@ -41,6 +41,8 @@ pub(super) fn routes() -> Vec<Route> {
 pub struct LinkView {
     /// The link.
     pub link_id: String,
+    /// What stands for it in the log.
+    pub log_tag: String,
     /// The application's own id.
     pub external_id: Option<String>,
     /// The institution at Belvo.
@@ -166,8 +168,10 @@ pub fn show_link(tx: &Tx<'_>, link_id: &LinkId, now: Timestamp) -> Result<Option
 
 fn read(row: &Row<'_>) -> Result<LinkView, store::Error> {
     let at = |column| row.opt_at(column).map(|at| at.map(|at| at.to_string()));
+    let link_id = row.text(0)?;
     Ok(LinkView {
-        link_id: row.text(0)?,
+        log_tag: belvo::log_tag(&link_id),
+        link_id,
         external_id: row.opt_text(1)?,
         institution: row.opt_text(2)?,
         access_mode: row.opt_text(3)?,
