@@ -110,21 +110,11 @@ impl Count {
     }
 
     fn show_lines(&self, ended: &Receiver<()>) {
-        self.each_line(ended, || self.line());
+        each_line(ended, || self.line());
     }
 
     fn show_json(&self, ended: &Receiver<()>) {
-        self.each_line(ended, || self.json().to_string());
-    }
-
-    fn each_line(&self, ended: &Receiver<()>, line: impl Fn() -> String) {
-        loop {
-            // Nobody reads along when this fails; the work goes on.
-            let _ = writeln!(io::stderr(), "{}", line());
-            if !lasts(ended, BETWEEN_LINES) {
-                return;
-            }
-        }
+        each_line(ended, || self.json().to_string());
     }
 
     fn line(&self) -> String {
@@ -139,6 +129,16 @@ impl Count {
     fn json(&self) -> serde_json::Value {
         let (done, total) = self.read();
         json!({ "progress": { "what": self.what, "done": done, "total": total, "seconds": self.begun.elapsed().as_secs() } })
+    }
+}
+
+fn each_line(ended: &Receiver<()>, line: impl Fn() -> String) {
+    loop {
+        // Nobody reads along when this fails; the work goes on.
+        let _ = writeln!(io::stderr(), "{}", line());
+        if !lasts(ended, BETWEEN_LINES) {
+            return;
+        }
     }
 }
 
