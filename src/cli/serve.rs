@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::work::Signal;
 use super::{Exit, Global, work};
 use crate::admin::Recorder;
 use crate::clock::Clock;
@@ -39,12 +40,9 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let asked_to_end = work::asked_to_end();
         tokio::pin!(asked_to_end);
         notifier.ready();
-        loop {
+        let end = loop {
             tokio::select! {
-                asked = &mut asked_to_end => {
-                    asked?;
-                    break;
-                }
+                asked = &mut asked_to_end => break asked?,
                 _ = reload.recv() => {
                     notifier.reloading();
                     take_over(global, &config, &daemon);
@@ -58,11 +56,15 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
                     }
                 },
             }
-        }
+        };
         notifier.stopping();
         tracing::info!("stopping");
         daemon.stop().await;
-        Ok(Exit::Done)
+        // A service manager asked for the end, and it is a good one; a person at the keyboard broke it off.
+        Ok(match end {
+            Signal::Terminate => Exit::Done,
+            Signal::Interrupt => Exit::Interrupted,
+        })
     })
 }
 

@@ -22,6 +22,7 @@ use route::Route;
 use crate::belvo::Budget;
 use crate::config::{self, Config};
 use crate::erase;
+use crate::features::reference::Reference;
 use crate::operations::{Operations, Order, Refused};
 use crate::publish::BuiltFrom;
 use crate::runs::Reason;
@@ -53,6 +54,7 @@ pub struct Api {
     budget: Budget,
     limit: config::Budget,
     places: Arc<Places>,
+    reference: Arc<Reference>,
     lag_months: u32,
 }
 
@@ -67,7 +69,8 @@ impl Api {
     pub fn new(operations: Operations, budget: Budget, config: &Config) -> Self {
         let places = Places { state: config.state.path.clone(), lake: config.lake.path.clone() };
         let (limit, lag_months) = (config.belvo.budget, config.features.lag_months);
-        Self { operations, budget, limit, places: Arc::new(places), lag_months }
+        let reference = Arc::clone(&config.lake.reference);
+        Self { operations, budget, limit, places: Arc::new(places), reference, lag_months }
     }
 
     /// Takes an order: 202, where its run is followed, and the run.

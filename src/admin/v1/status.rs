@@ -17,6 +17,7 @@ async fn show(State(api): State<Api>) -> Result<Json<Status>, Problem> {
     let (places, now) = (api.places.clone(), api.operations.clock.now());
     let gathering = tokio::task::spawn_blocking(move || Status::gather(&places.state, &places.lake, now));
     let mut status = gathering.await.map_err(|_| store::Error::Closed)??;
+    status.reference = api.reference.expiries();
     status.budget = Some(BudgetUse::of(&api.budget, api.limit));
     Ok(Json(status))
 }
