@@ -15,10 +15,10 @@ program := $(CARGO_TARGET_DIR)/release/vinculo
 ARGS ?=
 deny_version := 0.20.2
 
-.PHONY: help build demo test readers bench lint deny dist env clean
+.PHONY: help build demo test readers schemathesis bench lint deny dist env clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build the program; the last line is its path
 	@$(cargo_env) cargo build --release --locked --bin vinculo
@@ -29,10 +29,10 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 	@'$(program)' demo $(ARGS)
 
 # `readers` runs after all of cargo's tests, so that both summaries stand at the end.
-test: ## run every test, then the readers of the lake (ARGS=name picks tests)
+test: ## run every test, the browser's too, then the readers of the lake and schemathesis (ARGS=name picks tests)
 	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
-	@$(MAKE) --no-print-directory readers
+	@$(MAKE) --no-print-directory readers schemathesis
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
@@ -44,6 +44,12 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
 	  "$$python" tests/readers/check.py "$$folder/demo/lake"
+
+# Belvo's description of its API is not part of this repository; without it that half is skipped, and said so.
+schemathesis: ## throw made-up requests at the API and at the simulated Belvo
+	@$(cargo_env) python=$$(scripts/python-venv.sh schemathesis tests/schemathesis/requirements.txt); \
+	  cargo build --release --locked --bin vinculo; \
+	  "$$python" tests/schemathesis/check.py '$(program)' ../shared/belvo/openapi.yaml
 
 bench: ## measure against DuckDB, a hand-written script and the disk, side by side; prints ratios
 	@$(cargo_env) export VINCULO_BENCH_PYTHON=$$(scripts/python-venv.sh bench bench/requirements.txt); \

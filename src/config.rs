@@ -82,6 +82,11 @@ impl Config {
         ConfigErrors::check(problems).map(|()| config)
     }
 
+    /// The file that is read: the one `named`, or the first that is found.
+    pub fn file(named: Option<&Path>) -> Option<&Path> {
+        named.or_else(|| FILES.iter().map(Path::new).find(|path| path.exists()))
+    }
+
     /// Like [`Config::load`], for one who goes on to look for more mistakes: what is wrong has its default.
     pub fn examine(
         named: Option<&Path>,
@@ -89,7 +94,7 @@ impl Config {
         overrides: &[(&str, &str)],
         needs: Needs,
     ) -> (Self, Vec<Problem>) {
-        let file = named.or_else(|| FILES.iter().map(Path::new).find(|path| path.exists()));
+        let file = Self::file(named);
         let mut settings = Settings::defaults();
         if let Some(file) = file {
             settings.read_file(file);

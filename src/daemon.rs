@@ -504,7 +504,7 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
 }
 
 /// The budget of all calls, which outlives a crash: its ledger lies beside the state.
-fn budget(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Budget> {
+pub(crate) fn budget(settings: &config::Belvo, state: &Path, clock: Clock) -> anyhow::Result<Budget> {
     let ledger = state.with_file_name("budget.ledger");
     Budget::open(settings.budget, settings.reserve, Some(&ledger), clock)
         .with_context(|| format!("the request ledger {} cannot be used", ledger.display()))

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::{Method, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -172,12 +173,41 @@ impl Client {
         serde_json::from_value(status["budget"].clone()).map_err(|_| Error::Lost { listen: self.listen })
     }
 
+    /// The stable codes of what stands in the daemon's way.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn problems(&self) -> Result<Vec<String>, Error> {
+        let (_, bytes) = self.send(Method::GET, "/readyz", None, PATIENCE).await?;
+        let Readiness { problems } = serde_json::from_slice(&bytes).map_err(|_| Error::Lost { listen: self.listen })?;
+        Ok(problems)
+    }
+
     async fn run(&self, method: Method, path: &str, body: Option<Value>, patience: Duration) -> Result<Run, Error> {
         let mut answer = self.call(method, path, body, patience).await?;
         serde_json::from_value(answer["run"].take()).map_err(|_| Error::Lost { listen: self.listen })
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Value>, patience: Duration) -> Result<Value, Error> {
+        let lost = || Error::Lost { listen: self.listen };
+        let (status, bytes) = self.send(method, path, body, patience).await?;
+        match status {
+            StatusCode::UNAUTHORIZED => Err(Error::Refused { listen: self.listen }),
+            _ if status.is_success() => serde_json::from_slice(&bytes).map_err(|_| lost()),
+            _ => {
+                let Said { error: Told { code, message } } = serde_json::from_slice(&bytes).map_err(|_| lost())?;
+                Err(Error::Answered { code, message })
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), Error> {
         let lost = || Error::Lost { listen: self.listen };
         let mut request = self.http.request(method, format!("http://{}{path}", self.listen)).timeout(patience);
         request = request.bearer_auth(self.token.expose_secret());
@@ -189,16 +219,14 @@ impl Client {
         }
         let answer = request.send().await.map_err(|_| lost())?;
         let status = answer.status();
-        let bytes = answer.bytes().await.map_err(|_| lost())?;
-        match status {
-            StatusCode::UNAUTHORIZED => Err(Error::Refused { listen: self.listen }),
-            _ if status.is_success() => serde_json::from_slice(&bytes).map_err(|_| lost()),
-            _ => {
-                let Said { error: Told { code, message } } = serde_json::from_slice(&bytes).map_err(|_| lost())?;
-                Err(Error::Answered { code, message })
-            }
-        }
+        Ok((status, answer.bytes().await.map_err(|_| lost())?))
     }
+}
+
+/// What `/readyz` answers.
+#[derive(Deserialize)]
+struct Readiness {
+    problems: Vec<String>,
 }
 
 /// An error as every path answers it.

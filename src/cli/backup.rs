@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use super::progress::Progress;
 use super::{Exit, Global};
 use crate::backup;
 use crate::clock::Clock;
@@ -18,7 +19,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
+    let progress = Progress::of("backup", global);
     let made = backup::make(&config.state, &args.file, Clock::system().now())?;
+    drop(progress);
     let out = &mut io::stdout().lock();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&made)?)?;

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, Exit};
+use super::{Cli, Exit, Global};
 
 /// What `completions` takes.
 #[derive(Debug, clap::Args)]
@@ -14,10 +14,15 @@ pub struct Args {
     pub shell: Shell,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     // Into memory first: the generator panics on a closed pipe.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "vinculo", &mut script);
-    io::stdout().lock().write_all(&script)?;
+    let out = &mut io::stdout().lock();
+    if global.json {
+        writeln!(out, "{}", serde_json::json!({ "script": String::from_utf8_lossy(&script) }))?;
+    } else {
+        out.write_all(&script)?;
+    }
     Ok(Exit::Done)
 }

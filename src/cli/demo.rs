@@ -2,16 +2,16 @@
 
 use std::env;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::progress::Progress;
 use super::sql::{self, Form};
 use super::{Exit, Global, init, ordered, work};
 use crate::admin::Recorder;
@@ -118,13 +118,13 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let serving = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
         simulation.connect_all();
         let ended = tokio::select! {
-            followed = follow(&daemon, &simulation, args.people) => followed.map(|()| None)?,
+            followed = follow(&daemon, &simulation, args.people, global) => followed.map(|()| None)?,
             signal = work::asked_to_end() => Some(signal?),
         };
         if ended.is_none() {
             let (as_of, lag_months) = (clock.now().to_utc().date_naive(), config.features.lag_months);
             let order = Order::Features(Wanted { as_of, mode: Mode::Strict, lag_months });
-            ordered::follow_here(&daemon, order, Parts::All).await?;
+            ordered::follow_here(&daemon, order, Parts::All, global).await?;
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
             summarize(args, global, &config, &manifest, started.elapsed())?;
             if args.serve {
@@ -190,17 +190,14 @@ fn remove(folder: &Path) -> io::Result<()> {
 }
 
 /// Waits until every webhook is answered and everything is published.
-async fn follow(daemon: &Daemon, simulation: &Simulation, people: u32) -> anyhow::Result<()> {
-    let draw = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(u64::from(people) * 2), draw);
-    bar.set_style(ProgressStyle::with_template("{msg:<28} {bar:40} {pos}/{len}")?);
-    bar.set_message("webhooks and fetches");
+async fn follow(daemon: &Daemon, simulation: &Simulation, people: u32, global: &Global) -> anyhow::Result<()> {
+    let (progress, total) = (Progress::of("webhooks and fetches", global), u64::from(people) * 2);
     let counting = async {
         let mut settled = daemon.settled();
         while settled.changed().await.is_ok() {
             if let Ok(backlog) = daemon.store.read(queue::backlog).await {
                 let unsent = simulation.outstanding_webhooks();
-                bar.set_position((u64::from(people) * 2).saturating_sub(backlog.pending + unsent));
+                progress.set(total.saturating_sub(backlog.pending + unsent), Some(total));
             }
         }
     };
@@ -212,7 +209,7 @@ async fn follow(daemon: &Daemon, simulation: &Simulation, people: u32) -> anyhow
         result = working => result,
         () = counting => Ok(()),
     };
-    bar.finish_and_clear();
+    drop(progress);
     let tally = simulation.webhooks();
     if tally.given_up > 0 {
         bail!("{} of {} webhooks were not taken; the log says why", tally.given_up, tally.scheduled);

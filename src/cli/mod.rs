@@ -17,6 +17,7 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod docs;
+pub mod doctor;
 pub mod erase;
 pub mod exit;
 pub mod features;
@@ -24,7 +25,9 @@ pub mod init;
 pub mod jobs;
 pub mod links;
 pub mod log;
+pub mod man;
 pub mod ordered;
+pub mod progress;
 pub mod publish;
 pub mod rebuild;
 pub mod refresh;
@@ -128,6 +131,8 @@ pub enum Command {
     Docs(docs::Args),
     /// Parse config, jobs and schemas, and print when each job runs next
     Check(check::Args),
+    /// Look for what is wrong, here and outside, and say what mends it
+    Doctor(doctor::Args),
     /// Tell what is tracked, waiting, failing and published
     Status(status::Args),
     /// Copy the state into one file, also while a daemon runs
@@ -136,6 +141,8 @@ pub enum Command {
     Restore(restore::Args),
     /// Print the completions of a shell
     Completions(completions::Args),
+    /// Print the manual page
+    Man(man::Args),
 }
 
 /// Runs the command line of this process.
@@ -161,10 +168,12 @@ pub fn main() -> ExitCode {
         Command::Subject(args) => subject::run(&args, &global),
         Command::Docs(args) => docs::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
+        Command::Doctor(args) => doctor::run(&args, &global),
         Command::Status(args) => status::run(&args, &global),
         Command::Backup(args) => backup::run(&args, &global),
         Command::Restore(args) => restore::run(&args, &global),
-        Command::Completions(args) => completions::run(&args),
+        Command::Completions(args) => completions::run(&args, &global),
+        Command::Man(args) => man::run(&args, &global),
     };
     match result {
         Ok(exit) => exit.into(),
@@ -246,10 +255,12 @@ Commands:
   subject      Print everything held on one link or person
   docs         Print what every table and column means
   check        Parse config, jobs and schemas, and print when each job runs next
+  doctor       Look for what is wrong, here and outside, and say what mends it
   status       Tell what is tracked, waiting, failing and published
   backup       Copy the state into one file, also while a daemon runs
   restore      Put a backup in the place of the state
   completions  Print the completions of a shell
+  man          Print the manual page
   help         Print this message or the help of the given subcommand(s)
 
 Options:

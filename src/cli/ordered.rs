@@ -1,10 +1,9 @@
 //! An order, carried out by the daemon that holds the state, or here when there is none; with the same progress.
 
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, Write as _};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
+use super::progress::Progress;
 use super::work::{self, asked_to_end};
 use super::{Exit, Global};
 use crate::admin::client::Client;
@@ -42,14 +41,14 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
     work::block_on(async {
         if let Some(daemon) = Client::find(&config).await? {
             let run = daemon.order(&order).await?;
-            let (bar, id) = (bar(), run.id.clone());
+            let id = run.id.clone();
             let follow = async {
+                let progress = Progress::of(&run.kind, global);
                 let mut run = run;
                 while run.finished_at.is_none() {
-                    show(&bar, &run);
+                    progress.set(run.progress.ended(), run.progress.total);
                     run = daemon.news(&run.id).await?;
                 }
-                bar.finish_and_clear();
                 anyhow::Ok(Some(run))
             };
             return tokio::select! {
@@ -65,7 +64,7 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
         config.check_folders()?;
         let daemon = Daemon::start(&config, Clock::system(), needed.parts).await?;
         let run = tokio::select! {
-            run = follow_here(&daemon, order, needed.parts) => run.map(Some),
+            run = follow_here(&daemon, order, needed.parts, global) => run.map(Some),
             signal = asked_to_end() => signal.map(|_| None),
         };
         daemon.stop().await;
@@ -77,35 +76,20 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
 ///
 /// # Errors
 /// When the order is not taken.
-pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts) -> anyhow::Result<Run> {
+pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &Global) -> anyhow::Result<Run> {
     let id = daemon.operations.start(order, Reason::Command).await?;
-    let bar = bar();
     let missing = || anyhow::anyhow!("the run {id} is not on record any more");
     let mut run = daemon.operations.runs.get(&id).await?.ok_or_else(missing)?;
+    let progress = Progress::of(&run.kind, global);
     while run.finished_at.is_none() {
-        show(&bar, &run);
+        progress.set(run.progress.ended(), run.progress.total);
         run = daemon.operations.runs.get_news(&id, NEWS_WITHIN).await?.ok_or_else(missing)?;
     }
-    bar.finish_and_clear();
     if parts == Parts::JobsOnRequest {
         // A job only marks what is to be fetched; without a daemon nobody else would fetch it.
         daemon.until_caught_up().await?;
     }
     Ok(run)
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn bar() -> ProgressBar {
-    let draw = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    ProgressBar::with_draw_target(None, draw)
-}
-
-fn show(bar: &ProgressBar, run: &Run) {
-    if let (Some(total), None) = (run.progress.total, bar.length()) {
-        bar.set_style(ProgressStyle::default_bar());
-        bar.set_length(total);
-    }
-    bar.set_position(run.progress.ended());
 }
 
 /// What the end of `run` ends the program with; `None` is a run that a signal left behind.

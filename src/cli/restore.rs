@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::progress::Progress;
 use super::{Exit, Global, ordered, work};
 use crate::backup;
 use crate::clock::Clock;
@@ -22,7 +23,9 @@ pub struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     config.check_folders()?;
+    let progress = Progress::of("restore", global);
     let restored = work::block_on(async { Ok(backup::restore(&config, &args.file, Clock::system().now()).await?) })?;
+    drop(progress);
     // The lake is of the state that was replaced.
     let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global)?;
     run.iter().try_for_each(|run| ordered::complain(run, global))?;

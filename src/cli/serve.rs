@@ -1,5 +1,6 @@
 //! `vinculo serve`: the daemon.
 
+use super::work::Signal;
 use super::{Exit, Global, work};
 use crate::admin::Recorder;
 use crate::clock::Clock;
@@ -23,9 +24,13 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
         if let (Some(webhooks), Some(admin)) = (daemon.webhook_address, daemon.admin_address) {
             tracing::info!(%webhooks, %admin, "ready");
         }
-        work::asked_to_end().await?;
+        let signal = work::asked_to_end().await?;
         tracing::info!("stopping");
         daemon.stop().await;
-        Ok(Exit::Done)
+        // A service manager asked for the end, and it is a good one; a person at the keyboard broke it off.
+        Ok(match signal {
+            Signal::Terminate => Exit::Done,
+            Signal::Interrupt => Exit::Interrupted,
+        })
     })
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 
+use super::progress::Progress;
 use super::{Exit, Global};
 use crate::config::Needs;
 use crate::publish::verify::Damage;
@@ -13,7 +14,9 @@ pub struct Args {}
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
+    let progress = Progress::of("verify", global);
     let report = verify::check(&config.state, &config.lake.path)?;
+    drop(progress);
     let out = &mut io::stdout().lock();
     let exit = if report.ok { Exit::Done } else { Exit::Damaged };
     if global.json {

@@ -190,8 +190,17 @@ impl Served {
     }
 
     /// `kill`, and the exit code.
-    pub(crate) fn terminate(mut self) -> Option<i32> {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+    pub(crate) fn terminate(self) -> Option<i32> {
+        self.end_with("-TERM")
+    }
+
+    /// Ctrl-C, and the exit code.
+    pub(crate) fn interrupt(self) -> Option<i32> {
+        self.end_with("-INT")
+    }
+
+    fn end_with(mut self, signal: &str) -> Option<i32> {
+        let killed = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().unwrap();
         assert!(killed.success());
         self.child.wait().unwrap().code()
     }

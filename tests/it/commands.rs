@@ -2,7 +2,7 @@
 
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 19] = [
     "init",
     "demo",
     "serve",
@@ -18,8 +18,10 @@ const COMMANDS: [&str; 17] = [
     "sql",
     "docs",
     "check",
+    "doctor",
     "status",
     "completions",
+    "man",
 ];
 
 #[test]

@@ -206,7 +206,9 @@ mod tests {
             .collect();
         let mut routed: Vec<_> =
             super::super::all().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
-        routed.iter_mut().for_each(|operation| *operation = operation.replace("GET", "get").replace("POST", "post"));
+        for operation in &mut routed {
+            *operation = operation.replace("GET", "get").replace("POST", "post");
+        }
         documented.sort();
         routed.sort();
         assert_eq!(documented, routed);
