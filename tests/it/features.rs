@@ -9,6 +9,7 @@ use chrono::{NaiveDate, TimeDelta};
 use duckdb::Connection;
 use proptest::prelude::*;
 use serde_json::Value;
+use vinculo::cli::Global;
 use vinculo::cli::ordered::follow_here;
 use vinculo::daemon::Parts;
 use vinculo::features::reference::Reference;
@@ -257,7 +258,8 @@ fn assert_runs_agree(flow: &Flow, rows: &[Row]) {
 
 async fn compute(flow: &Flow, as_of: NaiveDate, mode: Mode) {
     let order = Order::Features(Wanted { as_of, mode, lag_months: 1 });
-    let run = follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+    let global = Global { config: None, json: false, log_level: "info".to_owned(), log_format: None };
+    let run = follow_here(&flow.running.daemon, order, Parts::All, &global).await.unwrap();
     assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), 16), "{run:?}");
 }
 
