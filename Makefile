@@ -30,7 +30,7 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 	@'$(program)' demo $(ARGS)
 
 # What is not cargo's runs after all of its tests, so that all summaries stand at the end.
-test: ## run every test, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
+test: ## run every test, the browser's too, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
 	@scripts/system-packages.sh curl:curl systemd-analyze:systemd
 	@$(cargo_env) promtool=$$(scripts/promtool.sh); export VINCULO_PROMTOOL=$$promtool; \
 	  export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \

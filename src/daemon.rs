@@ -113,7 +113,7 @@ impl Daemon {
         let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         let queue = Queue::open(store.clone(), clock.clone()).await?;
-        let ledger = config.state.path.with_file_name("budget.ledger");
+        let ledger = ledger(&config.state.path);
         // Two states in one folder would each count only their own calls.
         let counts_calls = if parts == Parts::WithoutBelvo { None } else { Some(Ownership::take(&ledger)?) };
         let budget = budget(&config.belvo, &ledger, clock.clone())?;
@@ -552,6 +552,11 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_refreshes_due", "trigger" => trigger).set(u32::try_from(due).unwrap_or(u32::MAX));
     }
+}
+
+/// Where the calls are counted, beside the state.
+pub(crate) fn ledger(state: &Path) -> PathBuf {
+    state.with_file_name("budget.ledger")
 }
 
 /// The budget of all calls, which outlives a crash: its ledger lies beside the state.

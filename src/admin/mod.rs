@@ -53,13 +53,7 @@ pub struct Admin {
 impl Admin {
     /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
     /// say.
-    pub fn new(
-        problems: Problems,
-        recorder: Recorder,
-        settings: &config::Admin,
-        api: Router,
-        pages: Router,
-    ) -> Self {
+    pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router, pages: Router) -> Self {
         let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
         Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
     }
@@ -106,7 +100,11 @@ async fn render_metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "not_found", "there are the dashboard at /, /healthz, /readyz, /metrics and the paths under /v1")
+    error(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there are the dashboard at /, /healthz, /readyz, /metrics and the paths under /v1",
+    )
 }
 
 async fn method_not_allowed() -> Response {

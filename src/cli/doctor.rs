@@ -319,7 +319,7 @@ async fn ask_belvo(config: &Config, report: &mut Report) -> anyhow::Result<()> {
     let folder = config.state.path.parent().unwrap_or(Path::new("/"));
     // The count of calls lies beside the state; before the first start there is none.
     let budget = if folder.is_dir() {
-        daemon::budget(&config.belvo, &config.state.path, clock.clone())?
+        daemon::budget(&config.belvo, &daemon::ledger(&config.state.path), clock.clone())?
     } else {
         belvo::Budget::open(config.belvo.budget, config.belvo.reserve, None, clock.clone())?
     };

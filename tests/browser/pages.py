@@ -66,6 +66,7 @@ def pages(told: dict) -> dict[str, str]:
         "errors": "/errors",
         "data": "/data",
         "table": "/data/salaries",
+        "developer": "/developer",
         "missing": "/links/none",
     }
 
@@ -145,6 +146,21 @@ def pauses_and_makes_a_widget(page: Page, told: dict):
     print("a link was paused, resumed and given a widget URL")
 
 
+def plays_with_the_simulator(page: Page, told: dict):
+    page.goto(told["url"] + "/developer")
+    page.get_by_label("From now on").select_option(label="Belvo asks for patience once (429)")
+    page.get_by_role("button", name="Let it happen").click()
+    expect(page.locator("pre")).to_contain_text("429")
+    page.get_by_label("From now on").select_option(label="all goes well again")
+    page.get_by_role("button", name="Let it happen").click()
+    expect(page.locator("pre")).not_to_contain_text("429")
+    page.get_by_label("Link", exact=True).select_option(index=0)
+    page.get_by_label("It says").select_option(label="new owners")
+    page.get_by_role("button", name="Fire").click()
+    expect(page.get_by_role("link", name="OWNERS · new_owners_available").first).to_be_visible(timeout=30_000)
+    print("a scenario was chosen, and a webhook fired and seen to arrive")
+
+
 def speaks_portuguese_by_keyboard(page: Page, told: dict):
     page.goto(told["url"] + "/")
     page.keyboard.press("Tab")
@@ -194,6 +210,7 @@ def main() -> int:
         replays_the_quarantine(page)
         speaks_portuguese_by_keyboard(page, told)
         pauses_and_makes_a_widget(page, told)
+        plays_with_the_simulator(page, told)
         eyes.check("clicking")
         a_reader_only_reads(browser, told)
         browser.close()

@@ -131,7 +131,9 @@ fn measure(tx: &Tx<'_>, resource: &'static Resource, job: &Job, now: Timestamp) 
          LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
          WHERE l.paused_reason IS NULL AND (CAST($3 AS TEXT) IS NULL OR l.access_mode = $3)",
         args![resource.name, since, job.scope.access_mode.as_deref()],
-        |row| Ok((row.int(0)?.cast_unsigned(), row.int(1)?.cast_unsigned(), row.int(2)?.cast_unsigned(), row.opt_at(3)?)),
+        |row| {
+            Ok((row.int(0)?.cast_unsigned(), row.int(1)?.cast_unsigned(), row.int(2)?.cast_unsigned(), row.opt_at(3)?))
+        },
     )?;
     let (links, in_time, never, oldest) = counted.unwrap_or_default();
     Ok(Freshness { resource: resource.name, target: job.scope.older_than, links, in_time, never, oldest })
@@ -238,12 +240,18 @@ fn calls(board: &Board, stuck: u64, lang: Lang, now: Timestamp) -> Check {
     let (word, says) = match (board.budget.paused_until(), stuck) {
         (Some(until), _) => {
             let until = lang.relative(until, now);
-            (Word::Attention, lang.t(format!("calls pause; they go on {until}"), format!("chamadas em pausa; voltam {until}")))
+            (
+                Word::Attention,
+                lang.t(format!("calls pause; they go on {until}"), format!("chamadas em pausa; voltam {until}")),
+            )
         }
-        (None, 0) => (Word::Healthy, lang.t("calls leave and are answered", "chamadas saem e são respondidas").to_owned()),
+        (None, 0) => {
+            (Word::Healthy, lang.t("calls leave and are answered", "chamadas saem e são respondidas").to_owned())
+        }
         (None, stuck) => {
             let count = lang.number(stuck);
-            let says = lang.t(format!("{count} refreshes wait for a person"), format!("{count} atualizações esperam uma pessoa"));
+            let says = lang
+                .t(format!("{count} refreshes wait for a person"), format!("{count} atualizações esperam uma pessoa"));
             (Word::Attention, says)
         }
     };

@@ -19,11 +19,25 @@ pub(super) enum Tab {
     Schedule,
     Errors,
     Data,
+    Developer,
 }
 
 impl Tab {
-    const ALL: [Self; 7] =
-        [Self::Overview, Self::Links, Self::Runs, Self::Webhooks, Self::Schedule, Self::Errors, Self::Data];
+    const ALL: [Self; 8] = [
+        Self::Overview,
+        Self::Links,
+        Self::Runs,
+        Self::Webhooks,
+        Self::Schedule,
+        Self::Errors,
+        Self::Data,
+        Self::Developer,
+    ];
+
+    /// Whether it is in the menu of `viewer`.
+    fn is_shown(self, viewer: &Viewer) -> bool {
+        self != Self::Developer || viewer.is_simulated
+    }
 
     fn place(self) -> &'static str {
         match self {
@@ -34,6 +48,7 @@ impl Tab {
             Self::Schedule => "/schedule",
             Self::Errors => "/errors",
             Self::Data => "/data",
+            Self::Developer => "/developer",
         }
     }
 
@@ -46,6 +61,7 @@ impl Tab {
             Self::Schedule => lang.t("Schedule", "Agenda"),
             Self::Errors => lang.t("Errors", "Erros"),
             Self::Data => lang.t("Data", "Dados"),
+            Self::Developer => lang.t("Developer", "Desenvolvimento"),
         }
     }
 }
@@ -69,7 +85,7 @@ impl Page<'_> {
             header {
                 a.brand href="/" { (mark()) "vinculo" }
                 nav aria-label=(lang.t("Pages", "Páginas")) {
-                    @for tab in Tab::ALL {
+                    @for tab in Tab::ALL.into_iter().filter(|tab| tab.is_shown(viewer)) {
                         a href=(tab.place()) aria-current=[(tab == self.tab).then_some("page")] { (tab.name(lang)) }
                     }
                 }
@@ -91,7 +107,8 @@ impl Page<'_> {
                 (self.body)
             }
         };
-        let noscript = html! { @if let Some(seconds) = seconds { noscript { meta http-equiv="refresh" content=(seconds); } } };
+        let noscript =
+            html! { @if let Some(seconds) = seconds { noscript { meta http-equiv="refresh" content=(seconds); } } };
         document(lang, self.title, &noscript, &framed)
     }
 }

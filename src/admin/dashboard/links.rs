@@ -53,7 +53,8 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Re
             return Ok((Some(id.to_string()), Vec::new(), None));
         }
         let found = list_links(tx, &wanted, &start, PAGE + 1, now)?;
-        let only = if wanted.external_id.is_some() && start.is_empty() && found.len() == 1 { found.first() } else { None };
+        let only =
+            if wanted.external_id.is_some() && start.is_empty() && found.len() == 1 { found.first() } else { None };
         Ok::<_, Error>((only.map(|link| link.link_id.clone()), found, awaited(tx, &wanted, now)?))
     };
     let (only, mut found, awaited) = board.operations.store.read(read).await?;
@@ -263,9 +264,19 @@ fn months(coverage: Option<&Coverage>, lang: Lang) -> Markup {
     let Some((first, last)) = &coverage.span else {
         return layout::nothing(lang.t("No month with pay.", "Nenhum mês com pagamento."));
     };
-    let many = lang.count(coverage.months as u64, lang.t("month with pay", "mês com pagamento"), lang.t("months with pay", "meses com pagamento"));
+    let many = lang.count(
+        coverage.months as u64,
+        lang.t("month with pay", "mês com pagamento"),
+        lang.t("months with pay", "meses com pagamento"),
+    );
     let summary = format!("{many}, {first} – {last}");
-    let unit = |count: u32| lang.count(u64::from(count), lang.t("job with pay", "emprego com pagamento"), lang.t("jobs with pay", "empregos com pagamento"));
+    let unit = |count: u32| {
+        lang.count(
+            u64::from(count),
+            lang.t("job with pay", "emprego com pagamento"),
+            lang.t("jobs with pay", "empregos com pagamento"),
+        )
+    };
     html! {
         (chart::months(&coverage.years, lang.t("JFMAMJJASOND", "JFMAMJJASOND"), &summary, unit))
         p.quiet { (summary) "." }
@@ -330,7 +341,11 @@ async fn change(
     board.audited(&ordered.0.viewer, about, done).await
 }
 
-async fn widget_of_link(State(board): State<Board>, Path(id): Path<String>, ordered: Ordered) -> Result<Markup, Trouble> {
+async fn widget_of_link(
+    State(board): State<Board>,
+    Path(id): Path<String>,
+    ordered: Ordered,
+) -> Result<Markup, Trouble> {
     let (id, link) = tracked(&board, &id).await?;
     let external_id = link.external_id.unwrap_or_default();
     let locale = Some(ordered.0.viewer.lang.tag().to_owned());
@@ -362,7 +377,11 @@ async fn widget(board: &Board, ordered: &Ordered, request: SessionRequest, back:
         ),
         widget::Error::Belvo(ref failure) => Trouble::new(
             StatusCode::BAD_GATEWAY,
-            format!("No widget URL: {}. {}", plain::what(failure.code, Lang::En), plain::advice(failure.code, Lang::En)),
+            format!(
+                "No widget URL: {}. {}",
+                plain::what(failure.code, Lang::En),
+                plain::advice(failure.code, Lang::En)
+            ),
             format!("Nenhuma URL: {}. {}", plain::what(failure.code, Lang::Pt), plain::advice(failure.code, Lang::Pt)),
         ),
     })?;

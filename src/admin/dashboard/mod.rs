@@ -30,12 +30,14 @@ use crate::store::{self, Tx};
 
 use super::guesses::Guesses;
 use super::role::Tokens;
+use developer::Simulator;
 use lang::Lang;
 use session::{Sessions, Viewer};
 
 mod chart;
 mod coverage;
 mod data;
+mod developer;
 mod errors;
 mod health;
 mod lang;
@@ -69,6 +71,8 @@ pub struct Board {
 struct Settings {
     lake: PathBuf,
     budget: config::Budget,
+    /// Only where Belvo may be a simulated one.
+    simulator: Option<Simulator>,
 }
 
 impl Board {
@@ -77,6 +81,7 @@ impl Board {
         let settings = Settings {
             lake: config.lake.path.clone(),
             budget: config.belvo.budget,
+            simulator: Simulator::of(&config.belvo),
         };
         let (tokens, sessions, guesses) = (Tokens::of(&config.admin), Sessions::default(), Guesses::default());
         Self { operations, budget, problems, tokens, sessions, guesses, settings: Arc::new(settings) }
@@ -161,6 +166,7 @@ pub fn routes(board: Board) -> Router {
         .merge(schedule::routes())
         .merge(errors::routes())
         .merge(data::routes())
+        .merge(developer::routes())
         .route("/assets/style.css", get(|| asset("text/css; charset=utf-8", include_str!("style.css"))))
         .route("/assets/live.js", get(|| asset("text/javascript; charset=utf-8", include_str!("live.js"))))
         .route("/assets/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))))

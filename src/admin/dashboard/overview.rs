@@ -258,7 +258,8 @@ fn hours_back(place: usize, lang: Lang) -> String {
 
 fn calls(board: &Board, calls: &[u64], lang: Lang) -> Markup {
     let (usage, settings) = (board.budget.usage(), board.settings.budget);
-    let per_day = u64::from(settings.requests) * 86_400_000 / u64::try_from(settings.per.as_millis()).unwrap_or(1).max(1);
+    let per_day =
+        u64::from(settings.requests) * 86_400_000 / u64::try_from(settings.per.as_millis()).unwrap_or(1).max(1);
     let total = calls.iter().sum::<u64>();
     let bars: Vec<Bar> = calls
         .iter()
@@ -268,7 +269,10 @@ fn calls(board: &Board, calls: &[u64], lang: Lang) -> Markup {
             label: format!("{}: {}", hours_back(hour, lang), lang.number(calls)),
         })
         .collect();
-    let summary = lang.t("Calls of Belvo's API in each of the last 24 hours", "Chamadas à API da Belvo em cada uma das últimas 24 horas");
+    let summary = lang.t(
+        "Calls of Belvo's API in each of the last 24 hours",
+        "Chamadas à API da Belvo em cada uma das últimas 24 horas",
+    );
     html! {
         section.card {
             h2 { (lang.t("API budget", "Orçamento da API")) " " span.quiet { "24 h" } }
@@ -284,7 +288,8 @@ fn calls(board: &Board, calls: &[u64], lang: Lang) -> Markup {
 }
 
 fn next_jobs(vitals: &Vitals, lang: Lang, now: Timestamp) -> Markup {
-    let mut jobs: Vec<_> = vitals.jobs.iter().filter_map(|job| Some((Timestamp::parse(job.next.first()?)?, job))).collect();
+    let mut jobs: Vec<_> =
+        vitals.jobs.iter().filter_map(|job| Some((Timestamp::parse(job.next.first()?)?, job))).collect();
     jobs.sort_by_key(|(at, _)| *at);
     html! {
         section.card {
@@ -314,11 +319,12 @@ fn strip(runs: &[Run], lang: Lang, now: Timestamp) -> Markup {
         .chain(runs.iter().rev().map(|run| Bar {
             parts: vec![(tone(run), height(run))],
             label: format!(
-                "{} {}: {}",
-                plain::kind(&run.kind, lang),
-                run.name.as_deref().unwrap_or_default(),
-                run.duration_ms.map_or_else(|| lang.t("running", "em andamento").to_owned(), |millis| lang.seconds(millis))
-            ),
+                    "{} {}: {}",
+                    plain::kind(&run.kind, lang),
+                    run.name.as_deref().unwrap_or_default(),
+                    run.duration_ms
+                        .map_or_else(|| lang.t("running", "em andamento").to_owned(), |millis| lang.seconds(millis))
+                ),
         }))
         .collect();
     let count = |word: &str| runs.iter().filter(|run| tone(run) == word).count() as u64;

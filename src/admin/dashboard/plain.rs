@@ -30,80 +30,246 @@ const fn of_ours(
 const BY_ITSELF: (&str, &str) = ("It is tried again by itself.", "É tentado de novo automaticamente.");
 
 static WORDS: &[Words] = &[
-    of_belvo("api_auth", "a Belvo recusa as chaves", "confira belvo.secret_id, belvo.secret_password e se são do belvo.base_url"),
-    of_belvo("api_forbidden", "a Belvo proíbe esta chamada à conta", "peça à Belvo que habilite o recurso e atualize o link"),
+    of_belvo(
+        "api_auth",
+        "a Belvo recusa as chaves",
+        "confira belvo.secret_id, belvo.secret_password e se são do belvo.base_url",
+    ),
+    of_belvo(
+        "api_forbidden",
+        "a Belvo proíbe esta chamada à conta",
+        "peça à Belvo que habilite o recurso e atualize o link",
+    ),
     of_belvo("institution_refuses", "a instituição recusa a Belvo", "é tentado de novo em alguns minutos"),
-    of_belvo("institution_down", "a instituição está fora do ar", "veja a página de status da Belvo; é tentado de novo em alguns minutos"),
+    of_belvo(
+        "institution_down",
+        "a instituição está fora do ar",
+        "veja a página de status da Belvo; é tentado de novo em alguns minutos",
+    ),
     of_belvo("link_cooling", "o link foi atualizado há minutos", "é tentado de novo em alguns minutos"),
-    of_belvo("api_blocked", "o portão da Belvo recusa este endereço", "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir"),
-    of_belvo("rate_limited", "a Belvo pede paciência", "as chamadas param pelo tempo pedido; reduza belvo.budget se repetir"),
-    of_belvo("link_needs_user", "o link precisa do seu usuário", "peça ao usuário que abra o widget em modo de atualização"),
+    of_belvo(
+        "api_blocked",
+        "o portão da Belvo recusa este endereço",
+        "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir",
+    ),
+    of_belvo(
+        "rate_limited",
+        "a Belvo pede paciência",
+        "as chamadas param pelo tempo pedido; reduza belvo.budget se repetir",
+    ),
+    of_belvo(
+        "link_needs_user",
+        "o link precisa do seu usuário",
+        "peça ao usuário que abra o widget em modo de atualização",
+    ),
     of_belvo("link_expired", "as credenciais do link expiraram na Belvo", "peça ao usuário que conecte de novo"),
-    of_belvo("link_deleted", "o link foi apagado na Belvo", "suas linhas ficam; para dados novos, o usuário conecta de novo"),
-    of_belvo("resource_refused", "a instituição não oferece este recurso para o link", "tire-o de fetch_resources do link"),
-    of_belvo("not_found", "a Belvo não o conhece", "é perguntado de novo antes de algo terminar; se ficar assim, o usuário conecta de novo"),
+    of_belvo(
+        "link_deleted",
+        "o link foi apagado na Belvo",
+        "suas linhas ficam; para dados novos, o usuário conecta de novo",
+    ),
+    of_belvo(
+        "resource_refused",
+        "a instituição não oferece este recurso para o link",
+        "tire-o de fetch_resources do link",
+    ),
+    of_belvo(
+        "not_found",
+        "a Belvo não o conhece",
+        "é perguntado de novo antes de algo terminar; se ficar assim, o usuário conecta de novo",
+    ),
     of_belvo("bad_request", "a Belvo acha o pedido errado", "relate isto com o request id da Belvo"),
     of_belvo("api_down", "a Belvo falhou", "é tentado de novo; se ficar assim, relate o request id da Belvo"),
     of_belvo("api_timeout", "a Belvo demorou demais", "é tentado de novo automaticamente"),
     of_belvo("unexpected_status", "uma resposta que não é lista", "confira belvo.base_url; é tentado de novo"),
-    of_belvo("redirected", "a resposta leva a outro lugar e não é seguida", "confira belvo.base_url; é tentado de novo"),
+    of_belvo(
+        "redirected",
+        "a resposta leva a outro lugar e não é seguida",
+        "confira belvo.base_url; é tentado de novo",
+    ),
     of_belvo("unreachable", "sem conexão", "confira belvo.base_url, DNS e a rede; é tentado de novo"),
-    of_belvo("tls_refused", "o certificado do servidor não é confiável; nada foi enviado", "confira belvo.base_url e ca-certificates"),
+    of_belvo(
+        "tls_refused",
+        "o certificado do servidor não é confiável; nada foi enviado",
+        "confira belvo.base_url e ca-certificates",
+    ),
     of_belvo("timeout", "sem resposta a tempo", "é tentado de novo; veja belvo.idle_timeout e belvo.total_timeout"),
     of_belvo("truncated", "a resposta veio cortada e foi descartada", "é tentado de novo automaticamente"),
-    of_belvo("too_large", "a resposta é maior que belvo.max_body", "aumente belvo.max_body ou reduza belvo.page_size e atualize o link"),
+    of_belvo(
+        "too_large",
+        "a resposta é maior que belvo.max_body",
+        "aumente belvo.max_body ou reduza belvo.page_size e atualize o link",
+    ),
     of_belvo("not_json", "a resposta não é JSON", "confira belvo.base_url; é tentado de novo"),
     of_belvo("not_a_list", "a resposta não tem lista de resultados", "confira belvo.base_url; é tentado de novo"),
-    of_belvo("foreign_next", "a próxima página está em outro servidor e não é seguida", "confira belvo.base_url; é tentado de novo"),
+    of_belvo(
+        "foreign_next",
+        "a próxima página está em outro servidor e não é seguida",
+        "confira belvo.base_url; é tentado de novo",
+    ),
     of_belvo("inconsistent_pages", "as páginas não formam uma lista", "é tentado de novo automaticamente"),
-    of_ours(PAUSED, "an operator paused the link", "resume it when it may be asked for again",
-        "um operador pausou o link", "retome-o quando puder ser consultado de novo"),
-    of_ours("interrupted", "it was cut off by the end of the program", "order it again if it still matters",
-        "foi cortada pelo fim do programa", "ordene de novo se ainda importa"),
-    of_ours("panicked", "the work ended unexpectedly", "please report it, with the log around that time",
-        "o trabalho terminou de forma inesperada", "relate isto, com o log daquele momento"),
-    of_ours("panic", "the work ended unexpectedly", "please report it, with the log around that time",
-        "o trabalho terminou de forma inesperada", "relate isto, com o log daquele momento"),
-    of_ours("stopping", "the daemon was stopping", "order it again",
-        "o daemon estava parando", "ordene de novo"),
-    of_ours("failed", "nothing of it was done", "look at the failures of the run",
-        "nada foi feito", "veja as falhas da execução"),
-    of_ours("partly", "a part of it failed", "look at the failures of the run",
-        "uma parte falhou", "veja as falhas da execução"),
-    of_ours("incomplete", "a list has fewer records than a webhook counted", "it is asked for again; the rows stay",
-        "uma lista tem menos registros do que um webhook contou", "é consultada de novo; as linhas ficam"),
-    of_ours("quarantined", "the webhook is still not understood", "upgrade the program, then replay it",
-        "o webhook ainda não é entendido", "atualize o programa e reprocesse"),
-    of_ours("nothing_read", "Belvo read nothing new in time", "look at the link, and ask again later",
-        "a Belvo não leu nada novo a tempo", "veja o link e peça de novo mais tarde"),
-    of_ours("link_unfit", "the link cannot be read again", "look at what the link waits for",
-        "o link não pode ser lido de novo", "veja o que o link espera"),
-    of_ours("foreign_record", "Belvo sent a record of another link", "nothing of it is published; report it to Belvo with the request id",
-        "a Belvo enviou um registro de outro link", "nada dele é publicado; relate à Belvo com o request id"),
-    of_ours("disk_full", "the disk is full", "make room; it goes on by itself",
-        "o disco está cheio", "libere espaço; continua automaticamente"),
-    of_ours("lake_not_writable", "the lake cannot be written", "give the daemon's user the right to write there",
-        "o lake não pode ser gravado", "dê ao usuário do daemon o direito de gravar lá"),
-    of_ours("state_not_writable", "the state takes no writes", "look at the disk and the log; webhooks are answered with 503 meanwhile",
-        "o estado não aceita gravações", "veja o disco e o log; webhooks recebem 503 enquanto isso"),
-    of_ours("publish_failed", "nothing can be published", "look at the log; readers see the last snapshot",
-        "nada pode ser publicado", "veja o log; leitores veem o último snapshot"),
-    of_ours("sink_failed", "a file of the lake could not be written", "look at the log; readers see the last snapshot",
-        "um arquivo do lake não pôde ser gravado", "veja o log; leitores veem o último snapshot"),
-    of_ours("state_older_than_lake", "the lake is newer than the state", "restore the newer state, or run vinculo rebuild",
-        "o lake é mais novo que o estado", "restaure o estado mais novo ou execute vinculo rebuild"),
-    of_ours("damaged", "files are damaged", "run vinculo verify, which names them, then vinculo rebuild",
-        "há arquivos danificados", "execute vinculo verify, que os nomeia, e depois vinculo rebuild"),
-    of_ours("verify_failed", "the files could not be checked", "look at the log",
-        "os arquivos não puderam ser conferidos", "veja o log"),
-    of_ours("features_refused", "the features of that date cannot be computed", "look at the message of the run",
-        "as features dessa data não podem ser calculadas", "veja a mensagem da execução"),
-    of_ours("starting", "the lake is being brought up to date after the start", "wait a moment",
-        "o lake está sendo atualizado após o início", "espere um momento"),
-    of_ours("state_locked", "another program has the state locked", "find out what else opened the state file",
-        "outro programa bloqueia o estado", "descubra o que mais abriu o arquivo de estado"),
-    of_ours("not_an_object", "the body is not a JSON object", "look at who sends it",
-        "o corpo não é um objeto JSON", "veja quem o envia"),
+    of_ours(
+        PAUSED,
+        "an operator paused the link",
+        "resume it when it may be asked for again",
+        "um operador pausou o link",
+        "retome-o quando puder ser consultado de novo",
+    ),
+    of_ours(
+        "interrupted",
+        "it was cut off by the end of the program",
+        "order it again if it still matters",
+        "foi cortada pelo fim do programa",
+        "ordene de novo se ainda importa",
+    ),
+    of_ours(
+        "panicked",
+        "the work ended unexpectedly",
+        "please report it, with the log around that time",
+        "o trabalho terminou de forma inesperada",
+        "relate isto, com o log daquele momento",
+    ),
+    of_ours(
+        "panic",
+        "the work ended unexpectedly",
+        "please report it, with the log around that time",
+        "o trabalho terminou de forma inesperada",
+        "relate isto, com o log daquele momento",
+    ),
+    of_ours("stopping", "the daemon was stopping", "order it again", "o daemon estava parando", "ordene de novo"),
+    of_ours(
+        "failed",
+        "nothing of it was done",
+        "look at the failures of the run",
+        "nada foi feito",
+        "veja as falhas da execução",
+    ),
+    of_ours(
+        "partly",
+        "a part of it failed",
+        "look at the failures of the run",
+        "uma parte falhou",
+        "veja as falhas da execução",
+    ),
+    of_ours(
+        "incomplete",
+        "a list has fewer records than a webhook counted",
+        "it is asked for again; the rows stay",
+        "uma lista tem menos registros do que um webhook contou",
+        "é consultada de novo; as linhas ficam",
+    ),
+    of_ours(
+        "quarantined",
+        "the webhook is still not understood",
+        "upgrade the program, then replay it",
+        "o webhook ainda não é entendido",
+        "atualize o programa e reprocesse",
+    ),
+    of_ours(
+        "nothing_read",
+        "Belvo read nothing new in time",
+        "look at the link, and ask again later",
+        "a Belvo não leu nada novo a tempo",
+        "veja o link e peça de novo mais tarde",
+    ),
+    of_ours(
+        "link_unfit",
+        "the link cannot be read again",
+        "look at what the link waits for",
+        "o link não pode ser lido de novo",
+        "veja o que o link espera",
+    ),
+    of_ours(
+        "foreign_record",
+        "Belvo sent a record of another link",
+        "nothing of it is published; report it to Belvo with the request id",
+        "a Belvo enviou um registro de outro link",
+        "nada dele é publicado; relate à Belvo com o request id",
+    ),
+    of_ours(
+        "disk_full",
+        "the disk is full",
+        "make room; it goes on by itself",
+        "o disco está cheio",
+        "libere espaço; continua automaticamente",
+    ),
+    of_ours(
+        "lake_not_writable",
+        "the lake cannot be written",
+        "give the daemon's user the right to write there",
+        "o lake não pode ser gravado",
+        "dê ao usuário do daemon o direito de gravar lá",
+    ),
+    of_ours(
+        "state_not_writable",
+        "the state takes no writes",
+        "look at the disk and the log; webhooks are answered with 503 meanwhile",
+        "o estado não aceita gravações",
+        "veja o disco e o log; webhooks recebem 503 enquanto isso",
+    ),
+    of_ours(
+        "publish_failed",
+        "nothing can be published",
+        "look at the log; readers see the last snapshot",
+        "nada pode ser publicado",
+        "veja o log; leitores veem o último snapshot",
+    ),
+    of_ours(
+        "sink_failed",
+        "a file of the lake could not be written",
+        "look at the log; readers see the last snapshot",
+        "um arquivo do lake não pôde ser gravado",
+        "veja o log; leitores veem o último snapshot",
+    ),
+    of_ours(
+        "state_older_than_lake",
+        "the lake is newer than the state",
+        "restore the newer state, or run vinculo rebuild",
+        "o lake é mais novo que o estado",
+        "restaure o estado mais novo ou execute vinculo rebuild",
+    ),
+    of_ours(
+        "damaged",
+        "files are damaged",
+        "run vinculo verify, which names them, then vinculo rebuild",
+        "há arquivos danificados",
+        "execute vinculo verify, que os nomeia, e depois vinculo rebuild",
+    ),
+    of_ours(
+        "verify_failed",
+        "the files could not be checked",
+        "look at the log",
+        "os arquivos não puderam ser conferidos",
+        "veja o log",
+    ),
+    of_ours(
+        "features_refused",
+        "the features of that date cannot be computed",
+        "look at the message of the run",
+        "as features dessa data não podem ser calculadas",
+        "veja a mensagem da execução",
+    ),
+    of_ours(
+        "starting",
+        "the lake is being brought up to date after the start",
+        "wait a moment",
+        "o lake está sendo atualizado após o início",
+        "espere um momento",
+    ),
+    of_ours(
+        "state_locked",
+        "another program has the state locked",
+        "find out what else opened the state file",
+        "outro programa bloqueia o estado",
+        "descubra o que mais abriu o arquivo de estado",
+    ),
+    of_ours(
+        "not_an_object",
+        "the body is not a JSON object",
+        "look at who sends it",
+        "o corpo não é um objeto JSON",
+        "veja quem o envia",
+    ),
 ];
 
 /// What happened, in a few words without a full stop.
@@ -120,7 +286,8 @@ pub(super) fn what(code: &str, lang: Lang) -> String {
 /// What a person does about it, as a sentence.
 pub(super) fn advice(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
-    let english = words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(belvo::meaning(code)?.advice));
+    let english =
+        words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(belvo::meaning(code)?.advice));
     let found = match lang {
         Lang::En => english,
         Lang::Pt => words.map(|words| words.pt.1),
@@ -177,12 +344,20 @@ pub(super) fn what_to_do(link: &LinkView, lang: Lang) -> String {
         return sentence(&link.what_to_do);
     }
     let own = match link.status.as_deref() {
-        _ if link.paused_reason.as_deref() == Some(PAUSED) => Some("nada: um operador pausou este link; retome-o quando quiser"),
-        Some("invalid") => Some("as credenciais não servem mais: peça ao usuário que abra o widget em modo de atualização para este link"),
-        Some("token_required") => Some("a instituição quer um novo token: peça ao usuário que abra o widget em modo de atualização para este link"),
+        _ if link.paused_reason.as_deref() == Some(PAUSED) => {
+            Some("nada: um operador pausou este link; retome-o quando quiser")
+        }
+        Some("invalid") => Some(
+            "as credenciais não servem mais: peça ao usuário que abra o widget em modo de atualização para este link",
+        ),
+        Some("token_required") => Some(
+            "a instituição quer um novo token: peça ao usuário que abra o widget em modo de atualização para este link",
+        ),
         Some("unconfirmed") => Some("o usuário não terminou de conectar: peça que abra o widget mais uma vez"),
         Some(DELETING) => Some("nada: a Belvo está apagando este link; suas linhas ficam"),
-        Some(DELETED | NOT_FOUND) => Some("a Belvo não tem mais este link; suas linhas ficam. Para dados novos, o usuário conecta de novo"),
+        Some(DELETED | NOT_FOUND) => {
+            Some("a Belvo não tem mais este link; suas linhas ficam. Para dados novos, o usuário conecta de novo")
+        }
         _ => None,
     };
     if let Some(own) = own {
@@ -254,7 +429,10 @@ mod tests {
             let known = words.en.is_some() || belvo::meaning(words.code).is_some();
             assert!(known, "{} has no English", words.code);
         }
-        assert_eq!(advice("rate_limited", Lang::Pt), "As chamadas param pelo tempo pedido; reduza belvo.budget se repetir.");
+        assert_eq!(
+            advice("rate_limited", Lang::Pt),
+            "As chamadas param pelo tempo pedido; reduza belvo.budget se repetir."
+        );
         assert_eq!(what("never_heard_of", Lang::En), "never heard of");
     }
 }

@@ -122,7 +122,8 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
 }
 
 fn failures(run: &Run, lang: Lang) -> Markup {
-    let own = run.outcome.as_deref().filter(|word| !matches!(*word, "done" | "partly" | "failed" | "skipped" | "noted"));
+    let own =
+        run.outcome.as_deref().filter(|word| !matches!(*word, "done" | "partly" | "failed" | "skipped" | "noted"));
     html! {
         @if own.is_some() || run.message.is_some() || !run.progress.failed.is_empty() {
             section.card {

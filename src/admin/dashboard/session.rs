@@ -97,6 +97,8 @@ pub(super) struct Viewer {
     pub(super) caller: Caller,
     /// What every form that is shown carries.
     pub(super) signature: Arc<str>,
+    /// Whether Belvo is a simulated one.
+    pub(super) is_simulated: bool,
     /// The path and query of the page.
     pub(super) place: String,
 }
@@ -115,7 +117,8 @@ impl FromRequestParts<Board> for Viewer {
         let place = parts.uri.path_and_query().map_or("/", |place| place.as_str()).to_owned();
         let lang = Lang::of(&parts.headers);
         if let Some(Session { caller, signature, .. }) = board.sessions.find(&parts.headers) {
-            return Ok(Self { lang, caller, signature, place });
+            let is_simulated = board.settings.simulator.is_some();
+            return Ok(Self { lang, caller, signature, is_simulated, place });
         }
         let back = if place == "/" || !parts.method.is_safe() {
             String::new()

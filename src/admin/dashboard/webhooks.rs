@@ -32,7 +32,8 @@ pub(super) fn routes() -> Router<Board> {
 
 async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Markup, Trouble> {
     let (lang, now, query) = (viewer.lang, board.operations.clock.now(), query(&uri));
-    let (outcome, link, after) = (query.get("outcome").cloned(), query.get("link").cloned(), query.get("after").cloned());
+    let (outcome, link, after) =
+        (query.get("outcome").cloned(), query.get("link").cloned(), query.get("after").cloned());
     let filter = Filter {
         webhook_type: None,
         outcome: outcome.clone(),
