@@ -44,7 +44,8 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 	  cargo build --release --locked --bin vinculo; \
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
-	  "$$python" tests/readers/check.py "$$folder/demo/lake"
+	  "$$python" tests/readers/check.py "$$folder/demo/lake"; \
+	  "$$python" tests/readers/oracle.py "$$folder/demo/lake"
 
 # ARGS=--write keeps what the notebooks give, after a change that is meant.
 analysts: ## build the dbt package and execute the notebooks against a demo's lake
