@@ -15,10 +15,10 @@ program := $(CARGO_TARGET_DIR)/release/vinculo
 ARGS ?=
 deny_version := 0.20.2
 
-.PHONY: help build demo test readers analysts bench lint deny dist env clean
+.PHONY: help build demo test readers analysts schemathesis bench lint deny dist env clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build the program; the last line is its path
 	@$(cargo_env) cargo build --release --locked --bin vinculo
@@ -28,12 +28,13 @@ demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="-
 	@$(cargo_env) cargo build --release --locked --bin vinculo
 	@'$(program)' demo $(ARGS)
 
-# `readers` and `analysts` run after all of cargo's tests, so that all summaries stand at the end.
-test: ## run every test, then the readers of the lake, dbt and the notebooks (ARGS=name picks tests)
-	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh); \
+# What is not cargo's runs after all of its tests, so that all summaries stand at the end.
+test: ## run every test, then the readers of the lake, dbt, the notebooks and schemathesis (ARGS=name picks tests)
+	@$(cargo_env) export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked $(ARGS)
 	@$(MAKE) --no-print-directory readers
 	@$(MAKE) --no-print-directory analysts
+	@$(MAKE) --no-print-directory schemathesis
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
@@ -46,6 +47,12 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
 	  "$$python" tests/readers/check.py "$$folder/demo/lake"; \
 	  "$$python" tests/readers/oracle.py "$$folder/demo/lake"
+
+# Belvo's description of its API is not part of this repository; without it that half is skipped, and said so.
+schemathesis: ## throw made-up requests at the API and at the simulated Belvo
+	@$(cargo_env) python=$$(scripts/python-venv.sh schemathesis tests/schemathesis/requirements.txt); \
+	  cargo build --release --locked --bin vinculo; \
+	  "$$python" tests/schemathesis/check.py '$(program)' ../shared/belvo/openapi.yaml
 
 # ARGS=--write keeps what the notebooks give, after a change that is meant.
 analysts: ## build the dbt package and execute the notebooks against a demo's lake

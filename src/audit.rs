@@ -1,15 +1,112 @@
-//! What was done with personal data: lines that cannot be changed, taken out or put in between without being noticed.
+//! What was done with personal data, and what was ordered over the API: lines that cannot be changed, taken out or put in
+//! between without being noticed.
 //!
 //! *Takes* actions inside the caller's transaction. *Gives* lines, each under the hash of the one before. *Promises* that
-//! no line names a person: who writes one gives counts and random ids only. Whoever can write the whole file can write
+//! no line names a person: who writes one gives counts, random ids and salted hashes only. Whoever can write the whole file can write
 //! a new chain; note the last hash elsewhere if that matters.
 
+use hmac::{Hmac, KeyInit, Mac};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::sensitive::hex;
-use crate::store::{Error, Tx, args};
+use crate::store::{Error, Row, Tx, args};
+
+/// Action of a line that says who asked for what over the API; it is written before anything is done.
+pub const ASKED: &str = "asked";
+
+/// Action of a line that says what was answered to the line of whose hash it tells.
+pub const ANSWERED: &str = "answered";
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Line {
+    /// Its number.
+    pub seq: i64,
+    /// When it was written.
+    pub at: String,
+    /// What was done: `asked` and `answered` for the API, `erase`, `restore`, `retention`.
+    pub action: String,
+    /// What there is to say of it; other members for each action.
+    pub detail: serde_json::Map<String, Value>,
+    /// Of an answer whose run has ended: what came of the run.
+    pub outcome: Option<String>,
+    /// SHA-256 over the hash of the line before and the rest of this one.
+    pub hash: String,
+}
+
+/// At most `limit` lines, the newest first, from before the line `before` on; of `link` alone, when one is named: those that
+/// asked for something of it.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn list(tx: &Tx<'_>, link: Option<&LinkId>, before: Option<i64>, limit: usize) -> Result<Vec<Line>, Error> {
+    let name = match link {
+        Some(link) => match salt(tx)? {
+            Some(salt) => Some(hash_of_link(&salt, link)),
+            None => return Ok(Vec::new()),
+        },
+        None => None,
+    };
+    let sql = format!(
+        "SELECT seq, at, action, detail, hash FROM audit WHERE seq < $1 {} ORDER BY seq DESC LIMIT $2",
+        if name.is_some() { "AND detail LIKE $3" } else { "" }
+    );
+    let pattern = name.map(|name| format!("%\"link_hash\":\"{name}\"%"));
+    let (before, limit) = (before.unwrap_or(i64::MAX), i64::try_from(limit).unwrap_or(i64::MAX));
+    let mut lines = match &pattern {
+        Some(pattern) => tx.all(&sql, args![before, limit, pattern], read)?,
+        None => tx.all(&sql, args![before, limit], read)?,
+    };
+    for line in lines.iter_mut().filter(|line| line.action == ANSWERED) {
+        let run = line.detail.get("run").and_then(Value::as_str).and_then(|run| run.parse::<i64>().ok());
+        let Some(run) = run else { continue };
+        let outcome = tx.one("SELECT outcome FROM runs WHERE run_id = $1", args![run], |row| row.opt_text(0))?;
+        line.outcome = outcome.flatten();
+    }
+    Ok(lines)
+}
+
+fn read(row: &Row<'_>) -> Result<Line, Error> {
+    Ok(Line {
+        seq: row.int(0)?,
+        at: Timestamp::from_micros(row.int(1)?).to_string(),
+        action: row.text(2)?,
+        detail: serde_json::from_str(row.str(3)?).map_err(|_| Error::Unreadable("a line of the audit"))?,
+        outcome: None,
+        hash: row.text(4)?,
+    })
+}
+
+/// What `link` is called here: an HMAC-SHA-256 under a salt of this state, in hex.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn name_of(tx: &Tx<'_>, link: &LinkId) -> Result<String, Error> {
+    let salt = if let Some(salt) = salt(tx)? {
+        salt
+    } else {
+        let salt = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+        tx.execute("INSERT INTO meta (name, value) VALUES ('audit_salt', $1)", args![&salt])?;
+        salt
+    };
+    Ok(hash_of_link(&salt, link))
+}
+
+fn salt(tx: &Tx<'_>) -> Result<Option<String>, Error> {
+    tx.one("SELECT value FROM meta WHERE name = 'audit_salt'", args![], |row| row.text(0))
+}
+
+fn hash_of_link(salt: &str, link: &LinkId) -> String {
+    // HMAC takes keys of any length, so that this cannot fail.
+    let mut mac = Hmac::<Sha256>::new_from_slice(salt.as_bytes()).unwrap_or_else(|_| unreachable!());
+    mac.update(link.as_str().as_bytes());
+    hex(&mac.finalize().into_bytes())
+}
 
 /// Writes a line and gives its hash.
 ///

@@ -29,6 +29,9 @@ const LIST: &str = "backups.jsonl";
 /// Where the job `backup` puts them, in the folder of the state.
 const FOLDER: &str = "backups";
 
+/// So many of those stay.
+const KEPT: usize = 7;
+
 /// What the end of a backup begins with.
 const MARK: &[u8] = b"\nvinculo-backup ";
 
@@ -124,21 +127,23 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
     }
     let partial = to.with_added_extension("partial");
     let made = write(&state.path, &partial, now).and_then(|end| {
+        let End { made_at, state: held, bytes, .. } = end;
+        let made = Made { file: to.display().to_string(), made_at, state: held, bytes };
+        // Before it is there, so that no crash leaves one that erasures do not know of.
+        note(&state.path, &made)?;
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
         let folder = to.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
-        let End { made_at, state, bytes, .. } = end;
-        Ok(Made { file: to.display().to_string(), made_at, state, bytes })
+        Ok(made)
     });
     if made.is_err() {
         let _ = fs::remove_file(&partial);
     }
-    let made = made?;
-    note(&state.path, &made)?;
-    Ok(made)
+    made
 }
 
-/// Makes a backup in a new file of the folder `backups` beside the state, and gives the number of backups there. Blocks.
+/// Makes a backup in a new file of the folder `backups` beside the state, removes all there but the newest [`KEPT`], and
+/// gives the number of those. Blocks.
 ///
 /// # Errors
 /// As [`make`].
@@ -146,10 +151,34 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
     let folder = state.path.with_file_name(FOLDER);
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(Error::at(&folder))?;
+    // A process that was killed may have left one half done.
+    for partial in files_of(&folder, "partial")? {
+        fs::remove_file(&partial).map_err(Error::at(&partial))?;
+    }
     let name: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
     make(state, &folder.join(format!("{name}.backup")), now)?;
-    let count = fs::read_dir(&folder).map_err(Error::at(&folder))?.flatten();
-    Ok(count.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "backup")).count() as u64)
+    // Their names begin with the time.
+    let backups = files_of(&folder, "backup")?;
+    let (old, kept) = backups.split_at(backups.len().saturating_sub(KEPT));
+    for backup in old {
+        fs::remove_file(backup).map_err(Error::at(backup))?;
+        let _ = fs::remove_file(tombstones::file_of_backup(backup));
+    }
+    if !old.is_empty() {
+        forget(&state.path, old)?;
+    }
+    Ok(kept.len() as u64)
+}
+
+/// The files of this kind in the folder, by name.
+fn files_of(folder: &Path, kind: &str) -> Result<Vec<PathBuf>, Error> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::at(folder))? {
+        files.push(entry.map_err(Error::at(folder))?.path());
+    }
+    files.retain(|path| path.extension().is_some_and(|found| found == kind));
+    files.sort();
+    Ok(files)
 }
 
 fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<End, Error> {
@@ -174,6 +203,19 @@ fn note(state: &Path, made: &Made) -> Result<(), Error> {
     let line = json!(made).to_string() + "\n";
     let file = File::options().create(true).append(true).mode(0o600).open(&path);
     file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all())).map_err(Error::at(&path))
+}
+
+/// Takes backups that are gone from that list.
+fn forget(state: &Path, gone: &[PathBuf]) -> Result<(), Error> {
+    let path = state.with_file_name(LIST);
+    let mut left = made(state);
+    left.retain(|made| !gone.iter().any(|gone| gone.as_path() == Path::new(&made.file)));
+    let text: String = left.iter().map(|made| json!(made).to_string() + "\n").collect();
+    let fresh = path.with_added_extension("new");
+    let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh);
+    file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&fresh, &path))
+        .map_err(Error::at(&path))
 }
 
 /// The backups that were made of the state at `state`, oldest first.
@@ -345,4 +387,33 @@ fn erase_again(
     }
     audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
     Ok(links.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_seven_newest_backups_of_the_job_stay_and_no_half_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let store = Store::open(&path).unwrap();
+        let state = config::State { path: path.clone(), encryption_key: None, encryption_key_previous: None };
+        let named = make(&state, &folder.path().join("named.backup"), Timestamp::from_micros(0)).unwrap();
+        for day in 1..=9 {
+            let now = Timestamp::from_micros(0) + Duration::from_hours(24 * day);
+            fs::create_dir_all(folder.path().join(FOLDER)).unwrap();
+            fs::write(folder.path().join(FOLDER).join("19700101T.backup.partial"), "half").unwrap();
+            assert_eq!(make_another(&state, now).unwrap(), day.min(7));
+        }
+        let files = |kind| files_of(&folder.path().join(FOLDER), kind).unwrap();
+        assert_eq!((files("backup").len(), files("partial").len()), (7, 0));
+        let listed: Vec<PathBuf> = made(&path).into_iter().map(|made| made.file.into()).collect();
+        assert_eq!(listed[0], Path::new(&named.file), "one that somebody named is left alone");
+        assert_eq!(listed[1..], files("backup"));
+        assert!(check(&listed[7]).is_ok());
+        drop(store);
+    }
 }

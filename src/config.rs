@@ -159,9 +159,14 @@ fn folder_of(file: Option<&Path>) -> PathBuf {
 
 fn try_folder(folder: &Path, mode: u32) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
-    let probe = folder.join(format!(".vinculo-probe-{}", std::process::id()));
+    // One name for all, so that what a killed process left is gone after the next start.
+    let probe = folder.join(".vinculo-probe");
     fs::write(&probe, b"probe")?;
-    fs::remove_file(&probe)
+    match fs::remove_file(&probe) {
+        // Another process that tries the folder was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// How to reach Belvo, and how much of it may be used.
@@ -279,8 +284,12 @@ pub struct Webhook {
 pub struct Admin {
     /// Address to bind.
     pub listen: SocketAddr,
-    /// Bearer token of everything but health, readiness and metrics.
+    /// Bearer token of everything but health, readiness and metrics; it has every role.
     pub token: Option<SecretString>,
+    /// Further tokens, which order but erase nothing.
+    pub operate_tokens: Vec<SecretString>,
+    /// Further tokens, which only look.
+    pub read_tokens: Vec<SecretString>,
     /// Host names, without port, that a request may ask for.
     pub allowed_hosts: Vec<String>,
 }
@@ -506,6 +515,24 @@ the configuration has 20 errors:
         assert_eq!(config.pii.pepper.unwrap().expose_secret(), "from-the-environment");
         let twice = errors(&format!("{text}\npepper = \"0123456789abcdef\""), &[], Needs::default());
         assert!(twice.contains("is written together with pepper_file"), "{twice}");
+    }
+
+    #[test]
+    fn each_token_of_the_admin_listener_has_one_role_and_cannot_be_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("tokens");
+        fs::write(&secret, "the-first-of-two-readers\n\nthe-second-of-two-readers\n").unwrap();
+        let text = "[admin]\ntoken = \"one-for-everything\"\noperate_tokens = [\"one-for-operators\"]";
+        let variables = [("VINCULO_ADMIN__READ_TOKENS_FILE", secret.to_str().unwrap())];
+        let admin = load(text, &variables, Needs::default()).unwrap().admin;
+        assert_eq!((admin.operate_tokens.len(), admin.read_tokens.len()), (1, 2));
+        let wrong = "[admin]\ntoken = \"one-for-everything\"\noperate_tokens = [\"short\"]\n\
+                     read_tokens = [\"one-for-everything\"]";
+        insta::assert_snapshot!(errors(wrong, &[], Needs::default()), @"
+        the configuration has 2 errors:
+          vinculo.toml: admin.operate_tokens: is shorter than 16 characters; make one with `openssl rand -base64 32`
+          vinculo.toml: admin.read_tokens: has a token that stands here twice or has another role too; give each its own
+        ");
     }
 
     #[test]

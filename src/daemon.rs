@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Admin, Recorder, v1};
+use crate::admin::{Admin, Recorder, dashboard, v1};
 use crate::belvo::{Budget, Client, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
@@ -34,9 +34,9 @@ use crate::retention::Retention;
 use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
-use crate::store::{Store, args};
+use crate::store::{self, Store, args};
 use crate::widget::Widgets;
-use crate::{backup, delete, recollect, verify, webhook, worker};
+use crate::{backup, chronicle, delete, recollect, verify, webhook, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -235,8 +235,10 @@ impl Daemon {
                 (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
             let settings = config.webhook.clone();
             tasks.spawn(webhook::run(webhooks, settings, queue, store, clock, shutdown.clone()));
+            let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), config);
             let api = v1::Api::new(operations, budget, config);
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, v1::routes(api));
+            let (api, pages) = (v1::routes(api), dashboard::routes(board));
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, api, pages);
             tasks.spawn(async move {
                 if let Err(error) = admin.serve(operators, shutdown).await {
                     tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
@@ -438,7 +440,7 @@ async fn look_around(
     mut published: watch::Receiver<i64>,
     shutdown: CancellationToken,
 ) {
-    let mut trouble = None;
+    let (mut trouble, mut counted) = (None, client.budget().calls());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -456,12 +458,29 @@ async fn look_around(
             Ok(_) => problems.clear(STATE_PROBLEM),
             Err(_) => problems.raise(STATE_PROBLEM),
         }
+        // That the state takes no writes was just told.
+        let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
             _ = published.changed() => problems.clear(STARTING),
             () = tokio::time::sleep(LOOK_AROUND) => {}
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => {
+                // What is not counted now never is.
+                let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
+                return;
+            }
         }
     }
+}
+
+/// Counts the calls since the last count; a count that fails is made up for by the next.
+async fn count_calls(client: &Client, store: &Store, now: Timestamp, counted: &mut u64) -> Result<(), store::Error> {
+    let calls = client.budget().calls();
+    if calls > *counted {
+        let new = calls - *counted;
+        store.write(move |tx| chronicle::note_calls(tx, new, now)).await?;
+        *counted = calls;
+    }
+    Ok(())
 }
 
 /// Shows how the request budget is used, and what waits for it.

@@ -14,6 +14,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::links::{self, DELETED, DELETING};
 use crate::queue::Queue;
 use crate::store::{self, Store, Tx, args};
+use crate::tombstones;
 
 /// How long to wait for the webhook before Belvo is asked, where webhooks can come.
 pub const WITH_WEBHOOKS: Duration = Duration::from_mins(1);
@@ -75,14 +76,14 @@ impl Deleter {
         self.send(link).await
     }
 
-    /// Whether Belvo has said that `link` is gone.
+    /// Whether Belvo has said that `link` is gone, or nobody asks any more because it was erased here.
     ///
     /// # Errors
     /// [`store::Error`].
     pub async fn is_gone(&self, link: &LinkId) -> Result<bool, store::Error> {
         let link = link.clone();
-        let gone = "SELECT 1 FROM links WHERE link_id = $1 AND status = $2";
-        Ok(self.store.read(move |tx| tx.one(gone, args![&link, DELETED], |_| Ok(()))).await?.is_some())
+        let there = "SELECT 1 FROM links WHERE link_id = $1 AND coalesce(status, '') <> $2";
+        Ok(self.store.read(move |tx| tx.one(there, args![&link, DELETED], |_| Ok(()))).await?.is_none())
     }
 
     async fn send(&self, link: &LinkId) -> Result<Deletion, Error> {
@@ -155,6 +156,9 @@ impl Deleter {
 
 /// Writes the wish down before it is sent, and stops what is due of the link.
 fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> Result<(), store::Error> {
+    if tombstones::is_erased(tx, link)? {
+        return Ok(());
+    }
     links::note_wish(tx, link, now)?;
     links::note_status(tx, link, DELETING, now)?;
     tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;

@@ -28,6 +28,7 @@ pub mod worker;
 // What the steps know.
 pub mod audit;
 pub mod belvo;
+pub mod chronicle;
 pub mod clock;
 pub mod columns;
 pub mod json;

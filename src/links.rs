@@ -29,6 +29,9 @@ pub const DELETING: &str = "deleting";
 /// What is said of a link that was deleted at Belvo.
 pub const DELETED: &str = "deleted";
 
+/// Why a link waits that an operator paused. Only an operator ends that: neither Belvo's news nor its `valid` does.
+pub const PAUSED: &str = "paused_by_operator";
+
 /// What Belvo says of a link that works.
 const VALID: &str = "valid";
 
@@ -84,11 +87,47 @@ pub fn note_webhook(
 /// # Errors
 /// [`Error::Database`].
 pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> Result<(), Error> {
-    if is_gone(reason) {
+    if is_gone(reason) || reason == PAUSED {
         return hold(tx, link_id, None);
     }
     tx.execute("UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1", args![link_id, at])?;
     resume(tx, link_id, at)
+}
+
+/// Pauses a link because an operator says so, inside the caller's transaction; false when there is none, or Belvo has it no
+/// more. What is wanted of it meanwhile stays wanted.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn pause_by_operator(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<bool, Error> {
+    let paused = tx.execute(
+        "UPDATE links SET paused_reason = $2, paused_at = $3 WHERE link_id = $1 \
+         AND (paused_reason IS NULL OR paused_reason NOT IN ('link_deleted', 'not_found', $2))",
+        args![link_id, PAUSED, at],
+    )?;
+    hold(tx, link_id, None)?;
+    Ok(paused > 0)
+}
+
+/// Ends what [`pause_by_operator`] began, inside the caller's transaction; false when it had not. A link whose status stops
+/// it goes on waiting for that.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn resume_by_operator(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<bool, Error> {
+    let sql = "SELECT status FROM links WHERE link_id = $1 AND paused_reason = $2";
+    let Some(status) = tx.one(sql, args![link_id, PAUSED], |row| row.opt_text(0))? else { return Ok(false) };
+    tx.execute(
+        "UPDATE refreshes SET blocked_reason = NULL, \
+         due_at = CASE WHEN lease IS NULL AND marks > cleared THEN coalesce(due_at, $2) ELSE due_at END \
+         WHERE link_id = $1 AND blocked_reason = $3",
+        args![link_id, at, PAUSED],
+    )?;
+    tx.execute("UPDATE links SET paused_reason = NULL, paused_at = NULL WHERE link_id = $1", args![link_id])?;
+    if let Some(reason) = status.as_deref().and_then(stops) {
+        pause(tx, link_id, reason, None, at)?;
+    }
+    Ok(true)
 }
 
 /// Tracks a link that an operator names, inside the caller's transaction; what is tracked already stays as it is.
@@ -426,22 +465,22 @@ fn is_gone(reason: &str) -> bool {
 fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: Timestamp) -> Result<(), Error> {
     tx.execute(
         "UPDATE links SET paused_reason = $2, paused_at = $3, last_error_code = $2, last_error_at = $3, \
-         last_error_detail = $4 WHERE link_id = $1",
-        args![link_id, reason, at, detail],
+         last_error_detail = $4 WHERE link_id = $1 AND paused_reason IS DISTINCT FROM $5",
+        args![link_id, reason, at, detail, PAUSED],
     )?;
     hold(tx, link_id, None)
 }
 
 /// Blocks the refreshes of a paused link, or the one of `resource`, inside the caller's transaction; those of a link that
-/// is not paused stay as they are. What a webhook or an operator asked for is still tried, unless the link is gone: Belvo
-/// may hold data of a link whose user has to do something.
+/// is not paused stay as they are. What a webhook or an operator asked for is still tried, unless the link is gone or an
+/// operator paused it: Belvo may hold data of a link whose user has to do something.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Result<(), Error> {
     tx.execute(
         "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority < 2 \
-         AND links.paused_reason NOT IN ('link_deleted', 'not_found') THEN refreshes.due_at ELSE NULL END \
+         AND links.paused_reason NOT IN ('link_deleted', 'not_found', 'paused_by_operator') THEN refreshes.due_at ELSE NULL END \
          FROM links WHERE links.link_id = refreshes.link_id AND refreshes.link_id = $1 AND links.paused_reason IS NOT NULL \
          AND (CAST($2 AS TEXT) IS NULL OR refreshes.resource = $2)",
         args![link_id, resource.map(|resource| resource.name)],
@@ -449,8 +488,12 @@ pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Resul
     Ok(())
 }
 
-/// Ends a pause: what was wanted meanwhile is due at once.
+/// Ends a pause, unless it is an operator's: what was wanted meanwhile is due at once.
 fn resume(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    let is_held = "SELECT 1 FROM links WHERE link_id = $1 AND paused_reason = $2";
+    if tx.one(is_held, args![link_id, PAUSED], |_| Ok(()))?.is_some() {
+        return Ok(());
+    }
     tx.execute(
         "UPDATE refreshes SET blocked_reason = NULL, attempts = 0, \
          due_at = CASE WHEN lease IS NULL AND marks > cleared THEN coalesce(due_at, $2) ELSE due_at END \

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -24,6 +25,7 @@ use crate::resources::{self, Resource};
 use crate::runs::{Failed, Kind, Progress, Reason, Runs};
 use crate::schedule::{self, Asker};
 use crate::store::{self, Store, Tx, args};
+use crate::tombstones;
 use crate::webhook::log::{self, Replayed};
 use crate::widget::Widgets;
 
@@ -90,8 +92,9 @@ pub struct Erasure {
 
 /// Which links to refresh. As JSON `{"link_id": …}`, `{"external_id": …}`, `{"all": true}` or
 /// `{"older_than_seconds": …}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "WhichLinks")]
 pub enum Links {
     /// This one; it is tracked from now on.
     LinkId(String),
@@ -118,6 +121,11 @@ pub enum Refused {
     /// Nothing to refresh.
     #[error("no tracked link fits: name one with its link id, or run `vinculo links sync` first")]
     NoLink,
+    /// The link was erased.
+    #[error(
+        "this link was erased: nothing of it is asked for or written down again; what Belvo still holds is deleted there"
+    )]
+    Erased,
     /// The text names no link.
     #[error("{0}")]
     NotALinkId(#[from] crate::belvo::NotALinkId),
@@ -148,6 +156,7 @@ impl Refused {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoLink => "no_such_link",
+            Self::Erased => "link_erased",
             Self::NotALinkId(_) => "not_a_link_id",
             Self::NoJob { .. } => "no_such_job",
             Self::NoWebhook(_) => "no_such_webhook",
@@ -211,6 +220,10 @@ impl Operations {
             Order::Refresh { links, resources } => return self.refresh(links, resources, reason).await,
             Order::Recollect { links, resources } => return self.recollect(links, resources, reason).await,
             Order::Delete(link) => {
+                let named = link.clone();
+                if self.store.read(move |tx| tombstones::is_erased(tx, &named)).await? {
+                    return Err(Refused::Erased);
+                }
                 let name = Some(link.as_str().to_owned());
                 self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
             }
@@ -394,7 +407,13 @@ impl Operations {
         if let Links::LinkId(id) = &links {
             let link_id: LinkId = id.parse()?;
             let tracked = link_id.clone();
-            self.store.write(move |tx| crate::links::note_wish(tx, &tracked, now)).await?;
+            let note = move |tx: &Tx<'_>| {
+                crate::links::note_wish(tx, &tracked, now)?;
+                tombstones::is_erased(tx, &tracked)
+            };
+            if self.store.write(note).await? {
+                return Err(Refused::Erased);
+            }
             return Ok(resources.into_iter().map(|resource| (link_id.clone(), resource)).collect());
         }
         Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
@@ -596,7 +615,9 @@ fn look(
         match state {
             Some((Some(code), is_idle, has_failed)) if is_idle || has_failed => *failed.entry(code).or_default() += 1,
             Some((_, true, _)) => done += 1,
-            _ => waiting.push((link_id, resource)),
+            Some(_) => waiting.push((link_id, resource)),
+            // It was marked, so that only an erasure can have taken it away.
+            None => *failed.entry(Refused::Erased.code().to_owned()).or_default() += 1,
         }
     }
     Ok((done, failed, waiting))

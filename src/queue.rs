@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::belvo::LinkId;
+use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
 use crate::store::{Error, Store, Tx, args};
@@ -249,6 +250,9 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
             args![link_id, resource, lease, code, at],
         )?,
     };
+    if let (1, Outcome::Postponed { code, at, .. } | Outcome::Blocked { code, at }) = (settled, outcome) {
+        chronicle::note_failure(tx, code, at)?;
+    }
     Ok(settled == 1)
 }
 

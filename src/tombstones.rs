@@ -84,6 +84,24 @@ pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
     Ok(tx.one(sql, args![&hash], |_| Ok(()))?.is_some())
 }
 
+/// Whether a link that was erased is named anywhere in `text`.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn are_named_in(tx: &Tx<'_>, text: &[u8]) -> Result<bool, Error> {
+    for dash in memchr::memchr_iter(b'-', text) {
+        // The first dash of a UUID stands behind eight digits.
+        let uuid = dash.checked_sub(8).and_then(|start| text.get(start..start + 36));
+        let link_id = uuid.and_then(|uuid| str::from_utf8(uuid).ok()).and_then(|uuid| uuid.parse().ok());
+        if let Some(link_id) = link_id
+            && is_erased(tx, &link_id)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Notes that `name` is erased, and gives its tombstone.
 ///
 /// # Errors
@@ -223,6 +241,14 @@ mod tests {
         store.write(|tx| bury(tx, Kind::Link, LINK, Timestamp::from_micros(7)).map(drop)).await.unwrap();
         let id = link.clone();
         assert!(store.read(move |tx| is_erased(tx, &id)).await.unwrap());
+        for (text, is_named) in [
+            (format!("-{LINK}"), true),
+            (format!("{{\"about\":\"{}\"}}", LINK.to_uppercase()), true),
+            (LINK[..35].to_owned(), false),
+            (LINK.replace('2', "3"), false),
+        ] {
+            assert_eq!(store.read(move |tx| are_named_in(tx, text.as_bytes())).await.unwrap(), is_named);
+        }
         let file = file_of(&folder.path().join("state.db"));
         let tombstones = store.read(Tombstones::of).await.unwrap().unwrap();
         tombstones.write(&file).unwrap();

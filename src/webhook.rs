@@ -250,9 +250,12 @@ fn note_refusal(reply: Reply) {
 
 /// Writes the event and what follows from it.
 fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body: &[u8]) -> Result<(), Error> {
-    if let Some(link_id) = &event.link_id
-        && tombstones::is_erased(tx, link_id)?
-    {
+    // What names no link goes to the quarantine as it came: it may name one where nobody looks.
+    let is_erased = match &event.link_id {
+        Some(link_id) => tombstones::is_erased(tx, link_id)?,
+        None => tombstones::are_named_in(tx, body)?,
+    };
+    if is_erased {
         return count_erased(tx, event, received_at);
     }
     let link_id = event.link_id.as_ref().map(crate::belvo::LinkId::as_str);

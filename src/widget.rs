@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use secrecy::ExposeSecret;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
@@ -24,6 +25,7 @@ use crate::queue::{self, Queue, Trigger};
 use crate::resources::{self, Resource};
 use crate::sensitive::Cpf;
 use crate::store::{self, Store, Tx, args};
+use crate::tombstones;
 
 /// What users connect when nothing else is asked for.
 const INSTITUTION: &str = "inss_br_employment";
@@ -47,7 +49,7 @@ const CHUNK: i64 = 500;
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRequest {
     /// Our own id of the user: 3 to 256 letters, digits, dashes and underscores, nothing personal.
@@ -70,7 +72,8 @@ pub struct SessionRequest {
 }
 
 /// A widget session, ready for its user. Its debug form shows no token.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(rename = "WidgetSession")]
 pub struct Session {
     /// Where the user's browser or webview goes. It holds the token.
     pub url: String,
@@ -79,6 +82,7 @@ pub struct Session {
     /// What Belvo gives along.
     pub refresh: String,
     /// When the token ends, unless its user connects earlier.
+    #[schemars(with = "String")]
     pub expires_at: Timestamp,
 }
 
@@ -100,7 +104,7 @@ impl Serialize for Session {
 }
 
 /// One rule that is broken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Violation {
     /// The field of the request, or the key of the configuration, such as `widget.callback_urls.exit`.
     pub field: String,
@@ -457,6 +461,7 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
             let is_there = !matches!(status.as_deref(), Some("deleting" | "deleted"));
             rules.ensure(is_there, "link", "was deleted; ask without a link for a new one");
         }
+        rules.ensure(!tombstones::is_erased(tx, link_id)?, "link", "was erased; ask without a link for a new one");
         if !rules.0.is_empty() {
             return Ok(Err(rules.0));
         }

@@ -1,23 +1,24 @@
-//! The listener for operators: health, readiness, metrics, and the API under `/v1`.
+//! The listener for operators: health, readiness, metrics, the API under `/v1`, and the dashboard.
 //!
-//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics and the routes of the API. *Promises* that
-//! nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
+//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics, the routes of the API and the pages of the
+//! dashboard. *Promises* that nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
 //! (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under `/v1` is answered, not even
-//! that it is not there, without `admin.token`. *Not here*: what the API can do; see [`v1`].
+//! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`], [`role`] and
+//! [`dashboard`], whose pages ask for a session themselves.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use secrecy::ExposeSecret;
 use serde_json::json;
-use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -25,11 +26,17 @@ use crate::config;
 use crate::problems::Problems;
 
 pub mod client;
+pub mod dashboard;
+mod guesses;
 mod metrics;
+pub mod role;
 pub mod status;
 pub mod v1;
 
 pub use metrics::Recorder;
+
+use guesses::Guesses;
+use role::{Caller, Tokens};
 
 /// What the answers are made of. Cheap to clone.
 #[derive(Clone)]
@@ -37,16 +44,24 @@ pub struct Admin {
     problems: Problems,
     recorder: Recorder,
     allowed_hosts: Arc<[String]>,
-    /// Hash of the token, so that comparing takes as long for every guess.
-    token: Option<blake3::Hash>,
+    tokens: Tokens,
+    guesses: Guesses,
     api: Router,
+    pages: Router,
 }
 
 impl Admin {
-    /// Answers from `problems`, `recorder` and `api`, the routes under `/v1`, as `settings` say.
-    pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router) -> Self {
-        let token = settings.token.as_ref().map(|token| blake3::hash(token.expose_secret().as_bytes()));
-        Self { problems, recorder, allowed_hosts: settings.allowed_hosts.as_slice().into(), token, api }
+    /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
+    /// say.
+    pub fn new(
+        problems: Problems,
+        recorder: Recorder,
+        settings: &config::Admin,
+        api: Router,
+        pages: Router,
+    ) -> Self {
+        let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
+        Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
     }
 
     /// Serves `listener` until `shutdown`.
@@ -54,7 +69,8 @@ impl Admin {
     /// # Errors
     /// Those of the listener.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
-        axum::serve(listener, self.routes()).with_graceful_shutdown(shutdown.cancelled_owned()).await
+        let routes = self.routes().into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
     }
 
     fn routes(self) -> Router {
@@ -64,6 +80,7 @@ impl Admin {
             .route("/metrics", get(render_metrics))
             .with_state(self.clone())
             .merge(self.api.clone())
+            .merge(self.pages.clone())
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .layer(middleware::from_fn_with_state(self.clone(), check_token))
@@ -84,34 +101,49 @@ async fn render_metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "not_found", "there are /healthz, /readyz, /metrics and the paths under /v1")
+    error(StatusCode::NOT_FOUND, "not_found", "there are the dashboard at /, /healthz, /readyz, /metrics and the paths under /v1")
 }
 
 async fn method_not_allowed() -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods; see the header Allow")
 }
 
-/// Nothing under `/v1` without the token, and nothing of it is kept by anybody on the way.
+/// Nothing under `/v1` without a token, and nothing of it is kept by anybody on the way. Whose token it was goes along.
 async fn check_token(
     State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     uri: Uri,
-    headers: HeaderMap,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     if uri.path() != "/v1" && !uri.path().starts_with("/v1/") {
         return next.run(request).await;
     }
-    let mut answer = match (admin.token, has_token(admin.token, &headers)) {
-        (_, true) => next.run(request).await,
-        (Some(_), false) => {
-            error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")
+    let given = bearer(request.headers());
+    if let Some(wait) = given.and_then(|_| admin.guesses.wait(peer.ip(), Instant::now())) {
+        ::metrics::counter!("vinculo_admin_refused_total").increment(1);
+        let message = "too many wrong tokens came from this address: wait as long as Retry-After says";
+        let mut answer = error(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", message);
+        answer.headers_mut().insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
+        return answer;
+    }
+    let caller = given.and_then(|token| admin.tokens.recognise(token));
+    if let (Some(token), None) = (given, &caller) {
+        admin.guesses.note(peer.ip(), token, Instant::now());
+    }
+    let mut answer = match caller {
+        Some(caller) => {
+            request.extensions_mut().insert::<Caller>(caller);
+            next.run(request).await
         }
-        (None, false) => error(
+        None if admin.tokens.is_empty() => error(
             StatusCode::UNAUTHORIZED,
             "no_token_configured",
             "set admin.token, of 16 characters or more, in the configuration and start the daemon again",
         ),
+        None => {
+            error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")
+        }
     };
     if answer.status() == StatusCode::UNAUTHORIZED {
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
@@ -123,14 +155,12 @@ async fn check_token(
     answer
 }
 
-/// Whether there is exactly one `Authorization`, and it is `Bearer` and the token.
-fn has_token(token: Option<blake3::Hash>, headers: &HeaderMap) -> bool {
+/// What stands after `Bearer` in the only `Authorization` that there is.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let given = values.next().map_or(&b""[..], |value| value.as_bytes());
-    let is_only = values.next().is_none();
-    let (scheme, given) = given.split_at(given.len().min(b"Bearer ".len()));
-    let is_equal = token.is_some_and(|token| blake3::hash(given).as_bytes().ct_eq(token.as_bytes()).into());
-    is_only & scheme.eq_ignore_ascii_case(b"Bearer ") & is_equal
+    let (only, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, token) = only.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// What changes something does not come from another site's page. A program sends no `Origin`, and passes.
@@ -187,7 +217,7 @@ mod tests {
     const TOKEN: &str = "token-of-the-operator";
 
     struct Served {
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         problems: Problems,
         client: reqwest::Client,
         _end: tokio_util::sync::DropGuard,
@@ -206,10 +236,13 @@ mod tests {
             let settings = config::Admin {
                 listen: address,
                 token: token.map(|token| token.to_owned().into()),
+                operate_tokens: Vec::new(),
+                read_tokens: Vec::new(),
                 allowed_hosts: vec!["127.0.0.1".to_owned(), "::1".to_owned()],
             };
             let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));
-            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api);
+            let pages = Router::new();
+            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api, pages);
             tokio::spawn(admin.serve(listener, end.clone()));
             Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
         }
@@ -277,6 +310,20 @@ mod tests {
         assert_eq!(served.say(Method::GET, "/v1/unknown", &headers).await.0, 404);
         let (status, text) = served.say(Method::DELETE, "/v1/here", &headers).await;
         assert!(status == 405 && text.contains("method_not_allowed"), "{status} {text}");
+    }
+
+    #[tokio::test]
+    async fn who_guesses_tokens_waits_and_who_sends_none_does_not() {
+        let served = Served::start().await;
+        let right = format!("Bearer {TOKEN}");
+        for number in 0..20 {
+            let guess = format!("Bearer token-of-the-operator-{number}");
+            assert_eq!(served.say(Method::GET, "/v1/here", &[("authorization", &guess)]).await.0, 401);
+        }
+        let (status, text) = served.say(Method::GET, "/v1/here", &[("authorization", &right)]).await;
+        assert!(status == 429 && text.contains("too_many_guesses"), "{status} {text}");
+        assert_eq!(served.say(Method::GET, "/v1/here", &[]).await.0, 401);
+        assert_eq!(served.get("/healthz", "127.0.0.1").await.0, 200);
     }
 
     #[tokio::test]

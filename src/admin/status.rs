@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::belvo::Budget;
@@ -18,7 +19,7 @@ use crate::store::{self, Readers, Tx, args};
 use crate::widget;
 
 /// How things stand.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Status {
     /// When this was true.
     pub at: String,
@@ -60,7 +61,7 @@ pub struct Status {
 }
 
 /// How much of the request budget is in use right now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetUse {
     /// Calls within the running window.
     pub in_use: usize,
@@ -85,7 +86,7 @@ impl BudgetUse {
 }
 
 /// The last run of a job.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct JobRun {
     /// The job.
     pub job: String,
@@ -100,7 +101,7 @@ pub struct JobRun {
 }
 
 /// What readers see.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Snapshot {
     /// Its number.
     pub number: u32,
@@ -113,7 +114,7 @@ pub struct Snapshot {
 }
 
 /// How the state is kept.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Durability {
     /// SQLite's journal.
     pub journal_mode: String,
@@ -124,7 +125,7 @@ pub struct Durability {
 }
 
 /// Versions of the libraries that hold data.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Libraries {
     /// SQLite.
     pub sqlite: String,

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,8 @@ struct Shared {
     window: Mutex<Window>,
     ledger: Option<Ledger>,
     clock: Clock,
+    /// Calls since the start.
+    calls: AtomicU64,
 }
 
 impl Budget {
@@ -103,7 +106,7 @@ impl Budget {
             }
             None => None,
         };
-        Ok(Self(Arc::new(Shared { window: Mutex::new(window), ledger, clock })))
+        Ok(Self(Arc::new(Shared { window: Mutex::new(window), ledger, clock, calls: AtomicU64::new(0) })))
     }
 
     /// Waits until a call may leave. Calls of one class leave in the order in which they asked.
@@ -158,6 +161,11 @@ impl Budget {
     pub fn paused_until(&self) -> Option<Timestamp> {
         let left = self.0.lock().paused_until?.checked_duration_since(Instant::now())?;
         (!left.is_zero()).then(|| self.0.clock.now() + left)
+    }
+
+    /// Calls that were let go since this was opened.
+    pub fn calls(&self) -> u64 {
+        self.0.calls.load(Ordering::Relaxed)
     }
 
     /// How it is used now.
@@ -216,6 +224,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut window = self.budget.lock();
         if self.is_used {
+            self.budget.calls.fetch_add(1, Ordering::Relaxed);
             window.answered(self.slot, Instant::now());
         } else {
             window.given_back(self.slot);

@@ -221,6 +221,11 @@ pub fn meaning(code: &str) -> Option<Meaning> {
     Some(Meaning { trouble: own.trouble, what: own.what, advice: own.advice })
 }
 
+/// Every code that [`meaning`] knows.
+pub fn codes() -> impl Iterator<Item = &'static str> {
+    OWN.iter().map(|own| own.code)
+}
+
 /// One of our codes: what happened, what the caller does, whose trouble it is, and what an operator does.
 struct Own {
     code: &'static str,

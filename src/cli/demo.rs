@@ -128,9 +128,11 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
             summarize(args, global, &config, &manifest, started.elapsed())?;
             if args.serve {
+                let address = daemon.admin_address.context("the admin listener is up")?;
                 eprintln!(
-                    "still running; metrics on http://{}/metrics; Ctrl-C ends it",
-                    daemon.admin_address.context("the admin listener is up")?
+                    "still running; dashboard on http://{address}/, where the admin.token of {} signs in; metrics on \
+                     http://{address}/metrics; Ctrl-C ends it",
+                    config_file.display()
                 );
                 work::asked_to_end().await?;
             }

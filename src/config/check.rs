@@ -215,16 +215,36 @@ pub(super) fn admin(read: &mut Reader<'_>, webhook: &Webhook) -> Admin {
     }
     let token = read.secret("admin.token");
     refuse_short(read, "admin.token", token.as_ref());
+    let operate_tokens = tokens(read, "admin.operate_tokens");
+    let read_tokens = tokens(read, "admin.read_tokens");
+    let mut seen: Vec<&str> = token.iter().map(ExposeSecret::expose_secret).collect();
+    for (key, tokens) in [("admin.operate_tokens", &operate_tokens), ("admin.read_tokens", &read_tokens)] {
+        for token in tokens.iter().map(ExposeSecret::expose_secret) {
+            if seen.contains(&token) {
+                read.refuse(key, "has a token that stands here twice or has another role too", "give each its own");
+            }
+            seen.push(token);
+        }
+    }
     let expected = "a list of host names without port";
     Admin {
         listen,
         token,
+        operate_tokens,
+        read_tokens,
         allowed_hosts: read.texts("admin.allowed_hosts", expected, |host| {
             !host.is_empty()
                 && !host.contains(['/', ' ', '@'])
                 && (!host.contains(':') || host.parse::<std::net::Ipv6Addr>().is_ok())
         }),
     }
+}
+
+fn tokens(read: &mut Reader<'_>, key: &str) -> Vec<SecretString> {
+    let tokens = read.secrets(key).into_iter().map(SecretString::from).collect::<Vec<_>>();
+    let shortest = tokens.iter().min_by_key(|token| token.expose_secret().len());
+    refuse_short(read, key, shortest);
+    tokens
 }
 
 pub(super) fn state(read: &mut Reader<'_>) -> State {

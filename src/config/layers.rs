@@ -19,11 +19,13 @@ pub const DEFAULT: &str = include_str!("default.toml");
 pub(super) const FLAG_VARIABLES: [&str; 3] = ["VINCULO_CONFIG", "VINCULO_LOG_LEVEL", "VINCULO_LOG_FORMAT"];
 
 /// Keys whose value must not be shown, and may stand in a file that `<key>_file` names.
-pub(super) const SECRETS: [&str; 7] = [
+pub(super) const SECRETS: [&str; 9] = [
     "belvo.secret_id",
     "belvo.secret_password",
     "webhook.authorization",
     "admin.token",
+    "admin.operate_tokens",
+    "admin.read_tokens",
     "state.encryption_key",
     "state.encryption_key_previous",
     "pii.pepper",

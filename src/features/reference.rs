@@ -82,12 +82,13 @@ pub struct Reference {
 }
 
 /// When a table stops saying anything.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Expiry {
     /// The table, such as `ref_inss`.
     pub table: &'static str,
     /// The last day that it knows; for several regimes, of the one that ends first.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub valid_to: NaiveDate,
 }
 

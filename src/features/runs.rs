@@ -12,7 +12,9 @@ use crate::queue::next_number;
 use crate::store::{self, Row, Store, Tx, args};
 
 /// What may have been known to a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// What was known by the end of the date, in UTC: for decisions and training.

@@ -390,6 +390,9 @@ impl Asked<'_> {
                 "The institution only supports the following resources: EMPLOYMENTS, OWNERS",
             );
         }
+        if !wish.stale_in.as_deref().is_none_or(is_days) {
+            return invalid("stale_in", "The value must be a number of days, such as 365d.");
+        }
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if wish.external_id.as_ref().is_some_and(|id| !(3..=256).contains(&id.len()) || !id.bytes().all(allowed)) {
             return invalid("external_id", "The external id has 3 to 256 letters, digits, dashes and underscores.");
@@ -441,6 +444,10 @@ impl Asked<'_> {
                 );
             }
         };
+        if !self.field("stale_in").is_none_or(is_days) {
+            let message = "The value must be a number of days, such as 365d.";
+            return Answer::error(400, "invalid_choice", message, self.request_id, Some("stale_in"));
+        }
         let link = state.world.link_mut(position);
         if let Some(stale_in) = self.field("stale_in") {
             link.stale_in = Some(stale_in.to_owned());
@@ -823,4 +830,10 @@ impl Simulation {
 /// Bytes of a JSON document that serde made.
 pub(super) fn json_bytes(value: &Value) -> Bytes {
     Bytes::from(value.to_string())
+}
+
+/// Whether `text` is a number of days as Belvo writes them.
+fn is_days(text: &str) -> bool {
+    let digits = text.strip_suffix('d').unwrap_or_default();
+    (1..=3).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit())
 }

@@ -8,12 +8,13 @@ use super::Error;
 
 /// The statements that lead from version n to n + 1, in the SQL that SQLite and PostgreSQL share but for two words:
 /// `{bytes}` and `{counter}`.
-const VERSIONS: [&str; 5] = [
+const VERSIONS: [&str; 6] = [
     include_str!("v1.sql"),
     include_str!("v2.sql"),
     include_str!("v3.sql"),
     include_str!("v4.sql"),
     include_str!("v5.sql"),
+    include_str!("v6.sql"),
 ];
 
 const BYTES: &str = "BLOB";

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -20,7 +21,8 @@ use crate::tombstones;
 const LONGEST_SHOWN: usize = 64;
 
 /// A webhook that came.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Webhook")]
 pub struct Entry {
     /// Its number in the order of arrival.
     pub seq: i64,

@@ -1,24 +1,47 @@
 //! `POST /v1/widget-sessions`, `POST /v1/links/recollect`, `POST /v1/links/{link_id}/delete`: what is asked of Belvo itself,
 //! for a user, at a price, or for good.
 
+use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json, Router};
 use serde_json::json;
 
-use super::links::{ManyWanted, named, which};
+use super::links::{ManyWanted, NO_LINK, named, which};
+use super::route::Route;
 use super::{Api, Problem, body};
+use crate::admin::role::Role;
 use crate::belvo::LinkId;
 use crate::operations::{Order, Refused};
-use crate::widget::{self, SessionRequest};
+use crate::widget::{self, Session, SessionRequest};
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/widget-sessions", post(widget_session))
-        .route("/v1/links/recollect", post(recollect))
-        .route("/v1/links/{link_id}/delete", post(delete))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::post::<Session, _, _>(
+            "/v1/widget-sessions",
+            Role::Operate,
+            "Opens Belvo's widget for a user",
+            StatusCode::CREATED,
+            widget_session,
+        )
+        .body::<SessionRequest>()
+        .fails(&[(502, "Belvo gave no token")]),
+        Route::order(
+            "/v1/links/recollect",
+            Role::Operate,
+            "Asks Belvo to read institutions again, which is on its bill",
+            recollect,
+        )
+        .body::<ManyWanted>()
+        .fails(NO_LINK),
+        Route::order(
+            "/v1/links/{link_id}/delete",
+            Role::Erase,
+            "Deletes a link at Belvo for good; the rows stay",
+            delete,
+        )
+        .fails(&[(409, "it cannot be done now")]),
+    ]
 }
 
 async fn widget_session(State(api): State<Api>, request: Request) -> Result<Response, Problem> {

@@ -1,23 +1,29 @@
 //! `POST /v1/erasures` `{link_id | external_id | person_key, reason, remote?}`: erases one link or person, everywhere. The
 //! run is named by the erasure's id, under which the receipt lies beside the state.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::post;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::route::Route;
 use super::{Api, Problem, body};
+use crate::admin::role::Role;
 use crate::erase::Subject;
 use crate::operations::{Erasure, Order, Refused};
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/erasures", post(erase))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::order("/v1/erasures", Role::Erase, "Erases one link or person, everywhere", erase)
+            .body::<Wish>()
+            .fails(&[(404, "nothing is held of them"), (409, "it cannot be done now")]),
+    ]
 }
 
 /// A wish as it is written.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Erasure")]
 pub struct Wish {
     /// This link,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +34,9 @@ pub struct Wish {
     /// or every link of this person.
     #[serde(skip_serializing_if = "Option::is_none")]
     person_key: Option<String>,
+    /// Why, for the receipt.
     reason: String,
+    /// Whether Belvo deletes its links too.
     #[serde(default)]
     remote: bool,
 }

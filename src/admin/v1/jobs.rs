@@ -1,13 +1,14 @@
 //! `GET /v1/jobs`, `POST /v1/jobs/{name}/run`: the schedule, and one job of it between its slots.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
 
+use super::route::Route;
 use super::{Api, Problem};
+use crate::admin::role::Role;
 use crate::clock::Timestamp;
 use crate::operations::Order;
 use crate::runs::{self, Run};
@@ -17,12 +18,16 @@ use crate::store::{self, Tx};
 /// How many fire times of each job are told.
 const SLOTS: usize = 5;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/jobs", get(list)).route("/v1/jobs/{name}/run", post(run))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get::<Jobs, _, _>("/v1/jobs", "Lists the jobs, when each runs next, and what came of it last", list),
+        Route::order("/v1/jobs/{name}/run", Role::Operate, "Runs a job now", run),
+    ]
 }
 
 /// A job, when it runs next, and what came of it last.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Job")]
 pub struct JobView {
     /// The stem of its file.
     pub name: String,
@@ -64,10 +69,16 @@ pub fn views<'j>(
     jobs.into_iter().map(view).collect()
 }
 
-async fn list(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+/// The schedule.
+#[derive(Serialize, JsonSchema)]
+struct Jobs {
+    jobs: Vec<JobView>,
+}
+
+async fn list(State(api): State<Api>) -> Result<Json<Jobs>, Problem> {
     let (asker, now) = (api.operations.jobs.clone(), api.operations.clock.now());
     let jobs = api.operations.store.read(move |tx| views(tx, asker.jobs(), now)).await?;
-    Ok(Json(json!({ "jobs": jobs })))
+    Ok(Json(Jobs { jobs }))
 }
 
 async fn run(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Problem> {

@@ -1,20 +1,23 @@
 //! `POST /v1/publish`, `POST /v1/rebuild`, `POST /v1/features`: what a command asks for that may not touch the lake beside the daemon.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::post;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::route::Route;
 use super::{Api, Problem, body};
+use crate::admin::role::Role;
 use crate::features::runs::{Mode, Wanted};
 use crate::operations::Order;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/publish", post(publish))
-        .route("/v1/rebuild", post(rebuild))
-        .route("/v1/features", post(features))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::order("/v1/publish", Role::Operate, "Publishes what changed", publish),
+        Route::order("/v1/rebuild", Role::Operate, "Builds the lake anew from the record store", rebuild),
+        Route::order("/v1/features", Role::Operate, "Computes and publishes the features of a date", features)
+            .body::<Asked>(),
+    ]
 }
 
 async fn publish(State(api): State<Api>) -> Result<Response, Problem> {
@@ -26,11 +29,16 @@ async fn rebuild(State(api): State<Api>) -> Result<Response, Problem> {
 }
 
 /// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default strict, and the lag of the configuration.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Asked {
+    /// A date such as 2026-05-31.
+    #[schemars(regex(pattern = r"^\d{4}-\d{2}-\d{2}$"))]
     as_of_date: String,
+    /// Strict, unless told otherwise.
     mode: Option<Mode>,
+    /// Months before the date's own that are not yet complete; those of the configuration unless told otherwise.
+    #[schemars(range(max = 24))]
     lag_months: Option<u32>,
 }
 

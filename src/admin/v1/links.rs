@@ -1,34 +1,43 @@
 //! `GET /v1/links?external_id=&status=`, `GET /v1/links/{link_id}`, `POST /v1/links/{link_id}/refresh`,
 //! `POST /v1/links/refresh`, `POST /v1/links/sync`: the tracked links, how fresh each is, and what to do about it.
 
+use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::Uri;
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::route::Route;
 use super::{Api, Problem, body, query};
+use crate::admin::role::Role;
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
-use crate::links::{DELETED, DELETING, NOT_FOUND};
+use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
 use crate::store::{self, Row, Tx, args};
 use crate::widget;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/links", get(list))
-        .route("/v1/links/refresh", post(refresh_many))
-        .route("/v1/links/sync", post(sync))
-        .route("/v1/links/{link_id}", get(show))
-        .route("/v1/links/{link_id}/refresh", post(refresh))
+/// A failure of what names links.
+pub(super) const NO_LINK: &[(u16, &str)] = &[(404, "no tracked link is meant")];
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get::<Page, _, _>("/v1/links", "Lists the tracked links", list).query::<Wish>(),
+        Route::order("/v1/links/refresh", Role::Operate, "Fetches what Belvo holds of some links", refresh_many)
+            .body::<ManyWanted>()
+            .fails(NO_LINK),
+        Route::order("/v1/links/sync", Role::Operate, "Compares the tracked links with Belvo's list", sync),
+        Route::get::<One, _, _>("/v1/links/{link_id}", "Shows one link: its life, how fresh it is, what to do", show),
+        Route::order("/v1/links/{link_id}/refresh", Role::Operate, "Fetches what Belvo holds of a link", refresh)
+            .optional_body::<Wanted>(),
+    ]
 }
 
 /// A tracked link as an operator sees it. Instants are RFC 3339.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Link")]
 pub struct LinkView {
     /// The link.
     pub link_id: String,
@@ -65,7 +74,8 @@ pub struct LinkView {
 }
 
 /// How a resource of a link stands.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "LinkResource")]
 pub struct ResourceView {
     /// The resource.
     pub resource: String,
@@ -96,7 +106,7 @@ pub struct ResourceView {
 }
 
 /// A failure that still stands.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct LastError {
     /// Its stable code.
     pub code: String,
@@ -278,6 +288,9 @@ struct Advice {
 fn advice(link: &LinkView) -> Advice {
     let person = |text: &str| Advice { needs_person: true, text: text.to_owned() };
     let nobody = |text: String| Advice { needs_person: false, text };
+    if link.paused_reason.as_deref() == Some(PAUSED) {
+        return nobody("nothing: an operator paused this link; resume it when it may be asked for again".to_owned());
+    }
     match link.status.as_deref() {
         Some("invalid") => {
             return person(
@@ -319,16 +332,40 @@ fn advice(link: &LinkView) -> Advice {
     nobody("nothing".to_owned())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Wish {
+    /// Only those of this external id.
     external_id: Option<String>,
+    /// Only those with this status.
     status: Option<String>,
+    /// How many at most.
+    #[schemars(range(min = 1, max = 1000))]
     limit: Option<usize>,
+    /// The `next` of the page before.
     after: Option<String>,
 }
 
-async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> {
+/// A page of the tracked links.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Links")]
+struct Page {
+    links: Vec<LinkView>,
+    /// The `after` of the next page.
+    next: Option<String>,
+    /// The widget session of the external id asked for whose user is still to come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for_user: Option<Awaited>,
+}
+
+/// One link.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OneLink")]
+struct One {
+    link: LinkView,
+}
+
+async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Page>, Problem> {
     let Wish { external_id, status, limit, after } = query(&uri)?;
     let (limit, filter) = (super::limit(limit)?, Filter { external_id, status });
     let now = api.operations.clock.now();
@@ -340,15 +377,11 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> 
     let has_more = links.len() > limit;
     links.truncate(limit);
     let next = links.last().filter(|_| has_more).map(|link| link.link_id.clone());
-    let mut answer = json!({ "links": links, "next": next });
-    if let Some(awaited) = awaited {
-        answer["waiting_for_user"] = json!(awaited);
-    }
-    Ok(Json(answer))
+    Ok(Json(Page { links, next, waiting_for_user: awaited }))
 }
 
 /// A widget session whose user is still to come.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Awaited {
     /// When it was asked for.
     pub asked_at: String,
@@ -375,11 +408,11 @@ pub fn awaited(tx: &Tx<'_>, filter: &Filter, now: Timestamp) -> Result<Option<Aw
     }))
 }
 
-async fn show(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Json<Value>, Problem> {
+async fn show(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Json<One>, Problem> {
     let link_id: LinkId = link_id.parse().map_err(Refused::from)?;
     let now = api.operations.clock.now();
     match api.operations.store.read(move |tx| show_link(tx, &link_id, now)).await? {
-        Some(link) => Ok(Json(json!({ "link": link }))),
+        Some(link) => Ok(Json(One { link })),
         None => Err(not_tracked()),
     }
 }
@@ -389,9 +422,10 @@ fn not_tracked() -> Problem {
 }
 
 /// Which resources to refresh; all, unless told.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
+    /// Names of resources, such as `owners`.
     #[serde(default)]
     resources: Vec<String>,
 }
@@ -410,10 +444,13 @@ async fn refresh(State(api): State<Api>, Path(link_id): Path<String>, request: R
 }
 
 /// Which links and resources to refresh.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ManyWanted {
+    /// Which links.
+    #[schemars(with = "Links", required)]
     pub(super) links: Option<Links>,
+    /// Names of resources, such as `owners`; all, unless told.
     #[serde(default)]
     pub(super) resources: Vec<String>,
 }

@@ -11,10 +11,13 @@ use std::sync::Arc;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
+
+use route::Route;
 
 use crate::belvo::Budget;
 use crate::config::{self, Config};
@@ -24,11 +27,14 @@ use crate::publish::BuiltFrom;
 use crate::runs::Reason;
 use crate::store;
 
+pub mod audit;
 pub mod belvo;
 pub mod erasures;
 pub mod jobs;
 pub mod lake;
 pub mod links;
+pub mod openapi;
+mod route;
 pub mod runs;
 pub mod status;
 pub mod webhooks;
@@ -75,23 +81,45 @@ impl Api {
 
 /// The paths below `/v1`.
 pub fn routes(api: Api) -> Router {
-    Router::new()
-        .route("/v1", get(index))
-        .merge(links::routes())
-        .merge(jobs::routes())
-        .merge(runs::routes())
-        .merge(webhooks::routes())
-        .merge(status::routes())
-        .merge(lake::routes())
-        .merge(belvo::routes())
-        .merge(erasures::routes())
-        .with_state(api)
+    let add = |router: Router<Api>, route: Route| router.route(route.path, route.guarded(&api));
+    all().into_iter().fold(Router::new(), add).with_state(api.clone())
+}
+
+/// Every operation of the API.
+fn all() -> Vec<Route> {
+    let families = [
+        links::routes(),
+        jobs::routes(),
+        runs::routes(),
+        webhooks::routes(),
+        status::routes(),
+        lake::routes(),
+        belvo::routes(),
+        erasures::routes(),
+        audit::routes(),
+        openapi::routes(),
+    ];
+    [Route::get::<Index, _, _>("/v1", "Tells which state this daemon holds", index)]
+        .into_iter()
+        .chain(families.into_iter().flatten())
+        .collect()
+}
+
+/// Which daemon this is.
+#[derive(Serialize, JsonSchema)]
+struct Index {
+    /// `vinculo`.
+    name: &'static str,
+    /// Version of the program.
+    version: &'static str,
+    /// Names the state.
+    state_id: String,
 }
 
 /// Which state this daemon holds, so that a command knows that it has found the right one.
-async fn index(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+async fn index(State(api): State<Api>) -> Result<Json<Index>, Problem> {
     let state = api.operations.store.read(BuiltFrom::of).await?;
-    Ok(Json(json!({ "name": "vinculo", "version": env!("CARGO_PKG_VERSION"), "state_id": state.state_id })))
+    Ok(Json(Index { name: "vinculo", version: env!("CARGO_PKG_VERSION"), state_id: state.state_id }))
 }
 
 /// How many items a page has, as asked for.
@@ -174,6 +202,7 @@ impl From<Refused> for Problem {
             Refused::Store(error) | Refused::Erase(erase::Error::Store(error)) => return error.into(),
             Refused::NotALinkId(_) | Refused::Features(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NoLink
+            | Refused::Erased
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)
             | Refused::Erase(erase::Error::NotHeld(_)) => StatusCode::NOT_FOUND,

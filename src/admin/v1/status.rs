@@ -1,15 +1,16 @@
 //! `GET /v1/status`: how things stand, with what only the running daemon knows.
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
 
+use super::route::Route;
 use super::{Api, Problem};
+
 use crate::admin::status::{BudgetUse, Status};
 use crate::store;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/status", get(show))
+pub(super) fn routes() -> Vec<Route> {
+    vec![Route::get::<Status, _, _>("/v1/status", "Tells how things stand", show)]
 }
 
 async fn show(State(api): State<Api>) -> Result<Json<Status>, Problem> {

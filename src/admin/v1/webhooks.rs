@@ -1,41 +1,67 @@
 //! `GET /v1/webhooks?type=&outcome=&link=`, `GET /v1/webhooks/{seq}`, `POST /v1/webhooks/{seq}/replay`,
 //! `POST /v1/webhooks/replay`: the inbound log and its quarantine.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::Uri;
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::route::Route;
 use super::{Api, Problem, query};
+use crate::admin::role::Role;
 use crate::operations::{Order, Refused, Replay};
-use crate::webhook::log::{self, Filter};
+use crate::webhook::log::{self, Entry, Filter};
 
 /// What became of a webhook.
 const OUTCOMES: [&str; 3] = ["queued", "noted", "quarantined"];
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/webhooks", get(list))
-        .route("/v1/webhooks/replay", post(replay_quarantined))
-        .route("/v1/webhooks/{seq}", get(show))
-        .route("/v1/webhooks/{seq}/replay", post(replay))
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get::<Webhooks, _, _>("/v1/webhooks", "Lists the webhooks that came, the newest first", list)
+            .query::<Wish>(),
+        Route::order("/v1/webhooks/replay", Role::Operate, "Reads the quarantined webhooks again", replay_quarantined),
+        Route::get::<Shown, _, _>("/v1/webhooks/{seq}", "Shows one webhook, its body without personal data", show),
+        Route::order("/v1/webhooks/{seq}/replay", Role::Operate, "Reads one webhook again", replay),
+    ]
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Wish {
+    /// Only those of this `webhook_type`.
     #[serde(rename = "type")]
     webhook_type: Option<String>,
+    /// Only those of which this became: `queued`, `noted` or `quarantined`.
     outcome: Option<String>,
+    /// Only those that name this link.
     link: Option<String>,
+    /// How many at most.
+    #[schemars(range(min = 1, max = 1000))]
     limit: Option<usize>,
+    /// The `next` of the page before.
     after: Option<String>,
 }
 
-async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> {
+/// A page of the log.
+#[derive(Serialize, JsonSchema)]
+struct Webhooks {
+    webhooks: Vec<Entry>,
+    /// The `after` of the next page.
+    next: Option<String>,
+}
+
+/// One webhook.
+#[derive(Serialize, JsonSchema)]
+struct Shown {
+    webhook: Entry,
+    /// Its body, in which every text that may be personal is replaced.
+    body: Value,
+}
+
+async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Webhooks>, Problem> {
     let Wish { webhook_type, outcome, link, limit, after } = query(&uri)?;
     let limit = super::limit(limit)?;
     if outcome.as_deref().is_some_and(|outcome| !OUTCOMES.contains(&outcome)) {
@@ -49,13 +75,13 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Value>, Problem> 
     let has_more = webhooks.len() > limit;
     webhooks.truncate(limit);
     let next = webhooks.last().filter(|_| has_more).map(|last| last.seq.to_string());
-    Ok(Json(json!({ "webhooks": webhooks, "next": next })))
+    Ok(Json(Webhooks { webhooks, next }))
 }
 
-async fn show(State(api): State<Api>, Path(seq): Path<String>) -> Result<Json<Value>, Problem> {
+async fn show(State(api): State<Api>, Path(seq): Path<String>) -> Result<Json<Shown>, Problem> {
     let seq = number(&seq)?;
     match api.operations.store.read(move |tx| log::show(tx, seq)).await? {
-        Some((webhook, body)) => Ok(Json(json!({ "webhook": webhook, "body": body }))),
+        Some((webhook, body)) => Ok(Json(Shown { webhook, body })),
         None => Err(Refused::NoWebhook(seq).into()),
     }
 }

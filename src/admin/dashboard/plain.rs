@@ -1,0 +1,260 @@
+//! Stable codes, states and reasons in plain words, in both languages, and what a person does about each.
+
+use super::lang::Lang;
+use crate::admin::v1::links::LinkView;
+use crate::belvo;
+use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
+
+/// What a code means: English for what [`belvo::meaning`] does not know, then Portuguese, each as what happened and what
+/// to do next.
+struct Words {
+    code: &'static str,
+    en: Option<(&'static str, &'static str)>,
+    pt: (&'static str, &'static str),
+}
+
+const fn of_belvo(code: &'static str, what: &'static str, advice: &'static str) -> Words {
+    Words { code, en: None, pt: (what, advice) }
+}
+
+const fn of_ours(
+    code: &'static str,
+    what: &'static str,
+    advice: &'static str,
+    pt_what: &'static str,
+    pt_advice: &'static str,
+) -> Words {
+    Words { code, en: Some((what, advice)), pt: (pt_what, pt_advice) }
+}
+
+const BY_ITSELF: (&str, &str) = ("It is tried again by itself.", "É tentado de novo automaticamente.");
+
+static WORDS: &[Words] = &[
+    of_belvo("api_auth", "a Belvo recusa as chaves", "confira belvo.secret_id, belvo.secret_password e se são do belvo.base_url"),
+    of_belvo("api_forbidden", "a Belvo proíbe esta chamada à conta", "peça à Belvo que habilite o recurso e atualize o link"),
+    of_belvo("institution_refuses", "a instituição recusa a Belvo", "é tentado de novo em alguns minutos"),
+    of_belvo("institution_down", "a instituição está fora do ar", "veja a página de status da Belvo; é tentado de novo em alguns minutos"),
+    of_belvo("link_cooling", "o link foi atualizado há minutos", "é tentado de novo em alguns minutos"),
+    of_belvo("api_blocked", "o portão da Belvo recusa este endereço", "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir"),
+    of_belvo("rate_limited", "a Belvo pede paciência", "as chamadas param pelo tempo pedido; reduza belvo.budget se repetir"),
+    of_belvo("link_needs_user", "o link precisa do seu usuário", "peça ao usuário que abra o widget em modo de atualização"),
+    of_belvo("link_expired", "as credenciais do link expiraram na Belvo", "peça ao usuário que conecte de novo"),
+    of_belvo("link_deleted", "o link foi apagado na Belvo", "suas linhas ficam; para dados novos, o usuário conecta de novo"),
+    of_belvo("resource_refused", "a instituição não oferece este recurso para o link", "tire-o de fetch_resources do link"),
+    of_belvo("not_found", "a Belvo não o conhece", "é perguntado de novo antes de algo terminar; se ficar assim, o usuário conecta de novo"),
+    of_belvo("bad_request", "a Belvo acha o pedido errado", "relate isto com o request id da Belvo"),
+    of_belvo("api_down", "a Belvo falhou", "é tentado de novo; se ficar assim, relate o request id da Belvo"),
+    of_belvo("api_timeout", "a Belvo demorou demais", "é tentado de novo automaticamente"),
+    of_belvo("unexpected_status", "uma resposta que não é lista", "confira belvo.base_url; é tentado de novo"),
+    of_belvo("redirected", "a resposta leva a outro lugar e não é seguida", "confira belvo.base_url; é tentado de novo"),
+    of_belvo("unreachable", "sem conexão", "confira belvo.base_url, DNS e a rede; é tentado de novo"),
+    of_belvo("tls_refused", "o certificado do servidor não é confiável; nada foi enviado", "confira belvo.base_url e ca-certificates"),
+    of_belvo("timeout", "sem resposta a tempo", "é tentado de novo; veja belvo.idle_timeout e belvo.total_timeout"),
+    of_belvo("truncated", "a resposta veio cortada e foi descartada", "é tentado de novo automaticamente"),
+    of_belvo("too_large", "a resposta é maior que belvo.max_body", "aumente belvo.max_body ou reduza belvo.page_size e atualize o link"),
+    of_belvo("not_json", "a resposta não é JSON", "confira belvo.base_url; é tentado de novo"),
+    of_belvo("not_a_list", "a resposta não tem lista de resultados", "confira belvo.base_url; é tentado de novo"),
+    of_belvo("foreign_next", "a próxima página está em outro servidor e não é seguida", "confira belvo.base_url; é tentado de novo"),
+    of_belvo("inconsistent_pages", "as páginas não formam uma lista", "é tentado de novo automaticamente"),
+    of_ours(PAUSED, "an operator paused the link", "resume it when it may be asked for again",
+        "um operador pausou o link", "retome-o quando puder ser consultado de novo"),
+    of_ours("interrupted", "it was cut off by the end of the program", "order it again if it still matters",
+        "foi cortada pelo fim do programa", "ordene de novo se ainda importa"),
+    of_ours("panicked", "the work ended unexpectedly", "please report it, with the log around that time",
+        "o trabalho terminou de forma inesperada", "relate isto, com o log daquele momento"),
+    of_ours("panic", "the work ended unexpectedly", "please report it, with the log around that time",
+        "o trabalho terminou de forma inesperada", "relate isto, com o log daquele momento"),
+    of_ours("stopping", "the daemon was stopping", "order it again",
+        "o daemon estava parando", "ordene de novo"),
+    of_ours("failed", "nothing of it was done", "look at the failures of the run",
+        "nada foi feito", "veja as falhas da execução"),
+    of_ours("partly", "a part of it failed", "look at the failures of the run",
+        "uma parte falhou", "veja as falhas da execução"),
+    of_ours("incomplete", "a list has fewer records than a webhook counted", "it is asked for again; the rows stay",
+        "uma lista tem menos registros do que um webhook contou", "é consultada de novo; as linhas ficam"),
+    of_ours("quarantined", "the webhook is still not understood", "upgrade the program, then replay it",
+        "o webhook ainda não é entendido", "atualize o programa e reprocesse"),
+    of_ours("nothing_read", "Belvo read nothing new in time", "look at the link, and ask again later",
+        "a Belvo não leu nada novo a tempo", "veja o link e peça de novo mais tarde"),
+    of_ours("link_unfit", "the link cannot be read again", "look at what the link waits for",
+        "o link não pode ser lido de novo", "veja o que o link espera"),
+    of_ours("foreign_record", "Belvo sent a record of another link", "nothing of it is published; report it to Belvo with the request id",
+        "a Belvo enviou um registro de outro link", "nada dele é publicado; relate à Belvo com o request id"),
+    of_ours("disk_full", "the disk is full", "make room; it goes on by itself",
+        "o disco está cheio", "libere espaço; continua automaticamente"),
+    of_ours("lake_not_writable", "the lake cannot be written", "give the daemon's user the right to write there",
+        "o lake não pode ser gravado", "dê ao usuário do daemon o direito de gravar lá"),
+    of_ours("state_not_writable", "the state takes no writes", "look at the disk and the log; webhooks are answered with 503 meanwhile",
+        "o estado não aceita gravações", "veja o disco e o log; webhooks recebem 503 enquanto isso"),
+    of_ours("publish_failed", "nothing can be published", "look at the log; readers see the last snapshot",
+        "nada pode ser publicado", "veja o log; leitores veem o último snapshot"),
+    of_ours("sink_failed", "a file of the lake could not be written", "look at the log; readers see the last snapshot",
+        "um arquivo do lake não pôde ser gravado", "veja o log; leitores veem o último snapshot"),
+    of_ours("state_older_than_lake", "the lake is newer than the state", "restore the newer state, or run vinculo rebuild",
+        "o lake é mais novo que o estado", "restaure o estado mais novo ou execute vinculo rebuild"),
+    of_ours("damaged", "files are damaged", "run vinculo verify, which names them, then vinculo rebuild",
+        "há arquivos danificados", "execute vinculo verify, que os nomeia, e depois vinculo rebuild"),
+    of_ours("verify_failed", "the files could not be checked", "look at the log",
+        "os arquivos não puderam ser conferidos", "veja o log"),
+    of_ours("features_refused", "the features of that date cannot be computed", "look at the message of the run",
+        "as features dessa data não podem ser calculadas", "veja a mensagem da execução"),
+    of_ours("starting", "the lake is being brought up to date after the start", "wait a moment",
+        "o lake está sendo atualizado após o início", "espere um momento"),
+    of_ours("state_locked", "another program has the state locked", "find out what else opened the state file",
+        "outro programa bloqueia o estado", "descubra o que mais abriu o arquivo de estado"),
+    of_ours("not_an_object", "the body is not a JSON object", "look at who sends it",
+        "o corpo não é um objeto JSON", "veja quem o envia"),
+];
+
+/// What happened, in a few words without a full stop.
+pub(super) fn what(code: &str, lang: Lang) -> String {
+    let words = WORDS.iter().find(|words| words.code == code);
+    let english = words.and_then(|words| words.en).map(|(what, _)| what).or_else(|| Some(belvo::meaning(code)?.what));
+    match lang {
+        Lang::En => english.map(str::to_owned),
+        Lang::Pt => words.map(|words| words.pt.0.to_owned()),
+    }
+    .unwrap_or_else(|| code.replace('_', " "))
+}
+
+/// What a person does about it, as a sentence.
+pub(super) fn advice(code: &str, lang: Lang) -> String {
+    let words = WORDS.iter().find(|words| words.code == code);
+    let english = words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(belvo::meaning(code)?.advice));
+    let found = match lang {
+        Lang::En => english,
+        Lang::Pt => words.map(|words| words.pt.1),
+    };
+    found.map_or_else(|| lang.t(BY_ITSELF.0, BY_ITSELF.1).to_owned(), sentence)
+}
+
+/// With a capital at the start and a full stop at the end.
+pub(super) fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first: String = letters.next().map(|first| first.to_uppercase().collect()).unwrap_or_default();
+    let end = if text.ends_with(['.', '!', '?']) { "" } else { "." };
+    format!("{first}{}{end}", letters.as_str())
+}
+
+/// The state of a link as a word, and its tone.
+pub(super) fn status(link: &LinkView, lang: Lang) -> (&'static str, &'static str) {
+    if link.paused_reason.as_deref() == Some(PAUSED) {
+        return ("idle", lang.t("paused", "pausado"));
+    }
+    status_word(link.status.as_deref(), lang)
+}
+
+/// A status of Belvo's as a word, and its tone.
+pub(super) fn status_word(status: Option<&str>, lang: Lang) -> (&'static str, &'static str) {
+    match status {
+        Some("valid") => ("good", lang.t("working", "funcionando")),
+        Some("invalid") => ("warn", lang.t("needs its user", "precisa do usuário")),
+        Some("token_required") => ("warn", lang.t("needs a token", "precisa de um token")),
+        Some("unconfirmed") => ("warn", lang.t("never confirmed", "não confirmado")),
+        Some(DELETING) => ("idle", lang.t("being deleted", "sendo apagado")),
+        Some(DELETED) => ("idle", lang.t("deleted", "apagado")),
+        Some(NOT_FOUND) => ("bad", lang.t("unknown to Belvo", "desconhecido pela Belvo")),
+        Some(_) => ("warn", lang.t("other", "outro")),
+        None => ("idle", lang.t("not looked up yet", "ainda não consultado")),
+    }
+}
+
+/// How a resource of a link stands, as a word and its tone.
+pub(super) fn resource_state(state: &str, lang: Lang) -> (&'static str, &'static str) {
+    match state {
+        "fetched" => ("good", lang.t("fetched", "em dia")),
+        "running" => ("busy", lang.t("being fetched", "sendo buscado")),
+        "waiting" => ("busy", lang.t("waiting its turn", "na fila")),
+        "retrying" => ("warn", lang.t("failed, will retry", "falhou, tentará de novo")),
+        "blocked" => ("bad", lang.t("waits for a person", "espera uma pessoa")),
+        _ => ("idle", lang.t("never fetched", "nunca buscado")),
+    }
+}
+
+/// What a person does about the link. English is what the API and the commands say.
+pub(super) fn what_to_do(link: &LinkView, lang: Lang) -> String {
+    if lang == Lang::En {
+        return sentence(&link.what_to_do);
+    }
+    let own = match link.status.as_deref() {
+        _ if link.paused_reason.as_deref() == Some(PAUSED) => Some("nada: um operador pausou este link; retome-o quando quiser"),
+        Some("invalid") => Some("as credenciais não servem mais: peça ao usuário que abra o widget em modo de atualização para este link"),
+        Some("token_required") => Some("a instituição quer um novo token: peça ao usuário que abra o widget em modo de atualização para este link"),
+        Some("unconfirmed") => Some("o usuário não terminou de conectar: peça que abra o widget mais uma vez"),
+        Some(DELETING) => Some("nada: a Belvo está apagando este link; suas linhas ficam"),
+        Some(DELETED | NOT_FOUND) => Some("a Belvo não tem mais este link; suas linhas ficam. Para dados novos, o usuário conecta de novo"),
+        _ => None,
+    };
+    if let Some(own) = own {
+        return sentence(own);
+    }
+    if let Some(reason) = &link.paused_reason {
+        return format!("O link está pausado ({reason}). {}", advice(reason, lang));
+    }
+    for (state, words) in [("blocked", "está parado"), ("retrying", "falhou e será tentado de novo")] {
+        if let Some(resource) = link.resources.iter().find(|resource| resource.state == state) {
+            let code = resource.blocked_reason.as_deref().or(resource.last_error_code.as_deref()).unwrap_or_default();
+            return format!("{} {words} ({}). {}", resource.resource, what(code, lang), advice(code, lang));
+        }
+    }
+    if link.resources.iter().any(|resource| matches!(resource.state, "waiting" | "running")) {
+        return "Nada: uma busca está a caminho.".to_owned();
+    }
+    if link.resources.iter().any(|resource| resource.state == "never_fetched") {
+        return "Atualize-o: algo dele nunca foi buscado.".to_owned();
+    }
+    "Nada.".to_owned()
+}
+
+/// What a kind of run does.
+pub(super) fn kind(kind: &str, lang: Lang) -> String {
+    match kind {
+        "refresh" => lang.t("refresh", "atualização"),
+        "recollect" => lang.t("read again at Belvo", "nova leitura na Belvo"),
+        "delete" => lang.t("delete at Belvo", "apagar na Belvo"),
+        "erase" => lang.t("erasure", "eliminação"),
+        "publish" => lang.t("publish", "publicação"),
+        "rebuild" => lang.t("rebuild", "reconstrução"),
+        "features" => "features",
+        "sync-links" => lang.t("compare links", "conferência de links"),
+        "replay" => lang.t("replay of webhooks", "reprocessamento de webhooks"),
+        "job" => lang.t("job", "tarefa"),
+        "fetch" => lang.t("fetch", "busca"),
+        "retention" => lang.t("retention", "retenção"),
+        "backup" => "backup",
+        "verify" => lang.t("verify", "verificação"),
+        other => return other.to_owned(),
+    }
+    .to_owned()
+}
+
+/// Why a run began.
+pub(super) fn reason(reason: &str, lang: Lang) -> String {
+    match reason {
+        "api" => lang.t("a person", "uma pessoa"),
+        "command" => lang.t("a command", "um comando"),
+        "schedule" => lang.t("the schedule", "a agenda"),
+        "catch-up" => lang.t("catching up", "recuperação"),
+        other => return other.to_owned(),
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_belvo_has_words_in_both_languages() {
+        for code in belvo::codes() {
+            let words = WORDS.iter().find(|words| words.code == code);
+            assert!(words.is_some_and(|words| words.en.is_none()), "{code} has no Portuguese");
+        }
+        for words in WORDS {
+            let known = words.en.is_some() || belvo::meaning(words.code).is_some();
+            assert!(known, "{} has no English", words.code);
+        }
+        assert_eq!(advice("rate_limited", Lang::Pt), "As chamadas param pelo tempo pedido; reduza belvo.budget se repetir.");
+        assert_eq!(what("never_heard_of", Lang::En), "never heard of");
+    }
+}
