@@ -48,7 +48,8 @@ readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a de
 	  cargo build --release --locked --bin vinculo; \
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  '$(program)' demo --people 100 --dir "$$folder/demo" < /dev/null; \
-	  "$$python" tests/readers/check.py "$$folder/demo/lake"
+	  "$$python" tests/readers/check.py "$$folder/demo/lake"; \
+	  "$$python" tests/readers/oracle.py "$$folder/demo/lake"
 
 soak: ## a day in two minutes: 2,000 links with faults; the numbers are true, and nothing grows
 	@$(cargo_env) cargo test --release --locked --test it a_day_of -- --ignored --nocapture

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -16,7 +17,9 @@ use crate::belvo::{Client, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser, Subject};
-use crate::features::runs as features;
+use crate::features::explain;
+use crate::features::frozen::{self, Frozen, Kept};
+use crate::features::runs::{self as features, Mode};
 use crate::links::Directory;
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
@@ -71,6 +74,8 @@ pub enum Order {
     Rebuild,
     /// To compute features as of a date, and publish them.
     Features(features::Wanted),
+    /// To keep the row of features that a decision used, as it is. The run is named by the decision.
+    Freeze(frozen::Wish),
     /// To compare the tracked links with Belvo's list.
     SyncLinks,
     /// To run this job now.
@@ -146,6 +151,15 @@ pub enum Refused {
     /// The features of that date cannot be computed, or not again.
     #[error("{0}")]
     Features(features::Error),
+    /// There is no such row to keep.
+    #[error("credit_features has no {1} row of this link for {0}: run `vinculo features --as-of {0}` first")]
+    NoRow(NaiveDate, Mode),
+    /// The decision keeps another row.
+    #[error("decision {0} keeps another row already; give the new decision an id of its own")]
+    DecisionTaken(String),
+    /// The published database cannot be read.
+    #[error("the published database cannot be read: {0}; `vinculo verify` says what is wrong with it")]
+    Lake(#[from] duckdb::Error),
     /// The state could not be read or written.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -162,6 +176,9 @@ impl Refused {
             Self::NoWebhook(_) => "no_such_webhook",
             Self::Erase(error) => error.code(),
             Self::Features(_) => "features_refused",
+            Self::NoRow(..) => "no_such_row",
+            Self::DecisionTaken(_) => "decision_taken",
+            Self::Lake(_) => "lake_not_readable",
             Self::Store(error) => error.code(),
         }
     }
@@ -242,6 +259,7 @@ impl Operations {
                 let work = |progress| this.features(run, progress);
                 self.runs.start(Kind::Features, name, reason, work).await?
             }
+            Order::Freeze(wish) => return self.freeze(wish, reason).await,
             Order::SyncLinks => {
                 self.runs.start(Kind::SyncLinks, None, reason, |progress| this.sync_links(progress)).await?
             }
@@ -400,6 +418,36 @@ impl Operations {
             Ok(())
         };
         Ok(self.runs.start(Kind::Erase, name, reason, work).await?.to_string())
+    }
+
+    /// Keeps the row before the order is answered: its run has nothing left to do.
+    async fn freeze(&self, wish: frozen::Wish, reason: Reason) -> Result<String, Refused> {
+        let frozen::Wish { decision_id, link_id, as_of, mode } = wish;
+        let now = self.clock.now();
+        let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
+        let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            publisher.database().map(|file| explain::published(&file, &link, as_of, mode)).transpose()
+        });
+        let read = reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let row = read?.flatten().ok_or(Refused::NoRow(as_of, mode))?;
+        let frozen = Frozen { decision_id: decision_id.clone(), link_id, as_of, mode, frozen_at: now, row };
+        match frozen::keep(&self.store, frozen.clone()).await? {
+            Kept::Now => {}
+            Kept::Erased => return Err(Refused::Erased),
+            Kept::HasOne => {
+                let decision = decision_id.clone();
+                let standing = self.store.read(move |tx| frozen::of(tx, &decision)).await?;
+                if standing.is_none_or(|standing| standing.row != frozen.row) {
+                    return Err(Refused::DecisionTaken(decision_id));
+                }
+            }
+        }
+        let done = |progress: watch::Sender<Progress>| async move {
+            progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+            Ok(())
+        };
+        Ok(self.runs.start(Kind::Freeze, Some(decision_id), reason, done).await?.to_string())
     }
 
     async fn find(&self, links: Links, resources: Vec<&'static Resource>) -> Result<Wanted, Refused> {

@@ -187,6 +187,11 @@ impl Publisher {
         self.lake.current_number()
     }
 
+    /// The database that readers see, in its snapshot; `None` when nothing is published.
+    pub fn database(&self) -> Option<PathBuf> {
+        self.current().map(|snapshot| self.lake.folder(snapshot).join(sinks::duckdb::FILE))
+    }
+
     /// Whether the record store holds changes that no snapshot has. Blocks.
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub enum Kind {
     Rebuild,
     /// Features as of a date.
     Features,
+    /// A row of features that a decision used, kept.
+    Freeze,
     /// A comparison with Belvo's list of links.
     SyncLinks,
     /// Webhooks that are read again.
@@ -59,6 +61,7 @@ impl Kind {
             Self::Publish => "publish",
             Self::Rebuild => "rebuild",
             Self::Features => "features",
+            Self::Freeze => "freeze",
             Self::SyncLinks => "sync-links",
             Self::Replay => "replay",
             Self::Job => "job",

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::status::BudgetUse;
 use super::v1::erasures::Wish;
 use crate::config::Config;
+use crate::features::frozen;
 use crate::features::runs::Wanted;
 use crate::operations::{Order, Replay};
 use crate::publish::BuiltFrom;
@@ -269,6 +270,12 @@ fn request(order: &Order) -> (String, Option<Value>) {
         Order::Features(Wanted { as_of, mode, lag_months }) => {
             let body = json!({ "as_of_date": as_of.to_string(), "mode": mode.name(), "lag_months": lag_months });
             ("/v1/features".to_owned(), Some(body))
+        }
+        Order::Freeze(frozen::Wish { decision_id, link_id, as_of, mode }) => {
+            let body = json!({
+                "decision_id": decision_id, "link_id": link_id, "as_of_date": as_of.to_string(), "mode": mode.name(),
+            });
+            ("/v1/features/freeze".to_owned(), Some(body))
         }
         Order::SyncLinks => ("/v1/links/sync".to_owned(), None),
         Order::Job(name) => {

@@ -48,21 +48,30 @@ const EXCERPT: &str = "SELECT left(link_id, 8) AS link, is_employed AS employed,
 FROM credit_features ORDER BY link_id LIMIT 5";
 
 /// Three people whom a list of payslips would misjudge: at the ceiling of INSS, whose growth is the table's; in two jobs
-/// for most of the year; with a job that the register never closed.
+/// for most of the year; with a job that the register never closed and that has long not been paid.
 const TELLING: &str = "WITH stories AS (
-  SELECT 1 AS n, 'income at the INSS ceiling: its growth is the table''s' AS story, * FROM credit_features
-  WHERE capped_months_12m >= 6
+  SELECT 1 AS n, 'at the INSS ceiling' AS story, tenure_max_months AS weight, *,
+    format('pay +{:.1f} % in a year: the ceiling''s step, {} of 12 months', 100 * income_growth_yoy, capped_months_12m) AS row_says
+  FROM credit_features WHERE capped_months_12m >= 6 AND income_growth_yoy > 0
   UNION ALL
-  SELECT 2, 'two jobs at once, above the ceiling together', * FROM credit_features
-  WHERE concurrent_months_12m >= 6 AND is_employed AND capped_months_12m = 0
+  SELECT 2, 'two jobs at once', income_to_teto, *,
+    format('R$ {} a month, {:.0f} % from the main job; none is capped', round(income_median_3m_brl, 2), 100 * main_job_income_share)
+  FROM credit_features
+  WHERE concurrent_months_12m >= 6 AND is_employed AND capped_months_12m = 0 AND main_job_income_share < 0.9
   UNION ALL
-  SELECT 3, 'a job never closed, and not paid', * FROM credit_features WHERE open_jobs_without_pay > 0
+  SELECT 3, 'a job never closed', months_since_last_job, *,
+    format('open by its dates, unpaid: {:.1f} months without a job', months_since_last_job)
+  FROM credit_features WHERE open_jobs_without_pay > 0 AND NOT is_employed AND paid_months_12m > 0
 )
-SELECT left(link_id, 8) AS link, story, is_employed AS employed, open_jobs AS jobs, round(income_median_3m_brl, 2) AS income_3m,
-  income_to_teto AS to_teto, months_since_last_job AS since_job
+SELECT left(link_id, 8) AS link, story, is_employed AS employed, paid_months_12m AS paid, row_says
 FROM stories
-QUALIFY row_number() OVER (PARTITION BY n ORDER BY income_to_teto DESC NULLS LAST, tenure_max_months DESC, link_id) = 1
+QUALIFY row_number() OVER (PARTITION BY n ORDER BY weight DESC NULLS LAST, link_id) = 1
 ORDER BY n";
+
+/// One of them, to be explained.
+const FIRST: &str = "SELECT link_id, as_of_date FROM credit_features
+WHERE open_jobs_without_pay > 0 AND NOT is_employed AND paid_months_12m > 0
+ORDER BY months_since_last_job DESC, link_id LIMIT 1";
 
 /// What `demo` takes.
 #[derive(Debug, clap::Args)]
@@ -265,6 +274,12 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
     writeln!(out, "Try next:")?;
     writeln!(out, "  {program} sql --config {} \"SELECT * FROM employments LIMIT 5\"", config.display())?;
     writeln!(out, "  {program} sql --config {} \"SELECT * FROM data_dictionary\"", config.display())?;
+    let mut first = Vec::new();
+    sql::query(lake, FIRST, Form::Csv, &mut first)?;
+    if let Some((link, as_of)) = String::from_utf8_lossy(&first).lines().nth(1).and_then(|line| line.split_once(',')) {
+        let config = config.display();
+        writeln!(out, "  {program} features explain --config {config} --link {link} --as-of {as_of}")?;
+    }
     writeln!(out, "  duckdb -readonly {}", lake.join("vinculo.duckdb").display())?;
     writeln!(
         out,

@@ -5,8 +5,10 @@ use std::io::{self, Write};
 use serde_json::json;
 
 use super::{Exit, Global};
+use crate::features::catalog::{self, Macro};
 use crate::features::dictionary::{self, Kind};
 use crate::schema;
+use crate::sinks::duckdb::AS_OF;
 
 /// What `docs` takes.
 #[derive(Debug, clap::Args)]
@@ -31,8 +33,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let out = &mut io::stdout().lock();
     let entries = entries();
     match if global.json { Format::Json } else { args.format } {
-        Format::Md => markdown(&entries, out)?,
-        Format::Json => writeln!(out, "{:#}", as_json(&entries))?,
+        Format::Md => markdown(&entries, &macros(), out)?,
+        Format::Json => writeln!(out, "{:#}", as_json(&entries, &macros()))?,
         Format::Dbt => dbt(&entries, out)?,
     }
     Ok(Exit::Done)
@@ -108,8 +110,15 @@ fn entries() -> Vec<Entry> {
     tables.chain(relations).collect()
 }
 
-fn markdown(entries: &[Entry], out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "# Tables and views of vinculo.duckdb")?;
+/// Every macro of `vinculo.duckdb`.
+fn macros() -> Vec<Macro> {
+    let mut macros = catalog::macros();
+    macros.splice(1..1, catalog::macros_in(AS_OF));
+    macros
+}
+
+fn markdown(entries: &[Entry], macros: &[Macro], out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "# Tables, views and macros of vinculo.duckdb")?;
     for entry in entries {
         let what = if entry.is_view { " (view)" } else { "" };
         writeln!(out, "\n## {}{what}\n\n{}. Key: {}.\n", entry.name, entry.meaning, entry.key.join(", "))?;
@@ -128,10 +137,11 @@ fn markdown(entries: &[Entry], out: &mut impl Write) -> io::Result<()> {
             writeln!(out, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "))?;
         }
     }
-    Ok(())
+    writeln!(out, "\n## Macros\n\n| macro | gives |\n| --- | --- |")?;
+    macros.iter().try_for_each(|Macro { call, meaning, .. }| writeln!(out, "| `{call}` | {meaning} |"))
 }
 
-fn as_json(entries: &[Entry]) -> serde_json::Value {
+fn as_json(entries: &[Entry], macros: &[Macro]) -> serde_json::Value {
     let tables = entries.iter().map(|entry| {
         let columns = entry.columns.iter().map(|field| {
             json!({
@@ -145,7 +155,9 @@ fn as_json(entries: &[Entry]) -> serde_json::Value {
             "meaning": entry.meaning, "columns": columns.collect::<Vec<_>>(),
         })
     });
-    json!({ "tables": tables.collect::<Vec<_>>() })
+    let macros =
+        macros.iter().map(|Macro { name, call, meaning }| json!({ "name": name, "call": call, "meaning": meaning }));
+    json!({ "tables": tables.collect::<Vec<_>>(), "macros": macros.collect::<Vec<_>>() })
 }
 
 /// Names and texts are JSON strings, which YAML reads as they are.
@@ -199,10 +211,16 @@ mod tests {
     fn every_column_of_every_table_is_described_in_every_format() {
         let entries = entries();
         let (mut text, mut yaml) = (Vec::new(), Vec::new());
-        markdown(&entries, &mut text).unwrap();
+        let macros = macros();
+        markdown(&entries, &macros, &mut text).unwrap();
         dbt(&entries, &mut yaml).unwrap();
         let (text, yaml) = (String::from_utf8(text).unwrap(), String::from_utf8(yaml).unwrap());
-        let document = as_json(&entries);
+        let document = as_json(&entries, &macros);
+        for name in ["credit_features", "employments_as_of", "salaries_as_of", "inss_expected"] {
+            let described = macros.iter().find(|described| described.name == name).unwrap();
+            assert!(text.contains(&format!("| `{}` | {} |", described.call, described.meaning)), "{name}");
+            assert!(document["macros"].as_array().unwrap().iter().any(|entry| entry["name"] == name), "{name}");
+        }
         let tables = document["tables"].as_array().unwrap();
         for (entry, table) in entries.iter().zip(tables) {
             assert!(

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use chrono::NaiveDate;
 use serde_json::json;
 
-use super::{Exit, Global, ordered, work};
-use crate::clock::Clock;
+use super::{Exit, Global, ordered};
+use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::features::explain::{self, Explanation};
-use crate::features::frozen::{self, Frozen};
+use crate::features::frozen::{self, Frozen, Wish};
 use crate::features::runs::{self, Mode, Run, Wanted};
 use crate::operations::Order;
 use crate::publish::Lake;
-use crate::store::{Readers, Store};
+use crate::store::Readers;
 
 /// What `features` takes.
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub struct Explain {
 }
 
 /// What `features freeze` takes.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Freeze {
     /// Your id of the decision; the same one cannot be given twice
     #[arg(long, value_name = "X")]
@@ -151,10 +151,16 @@ fn database(config: &Config) -> anyhow::Result<PathBuf> {
 }
 
 fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<Exit> {
-    let (mode, known_at) = runs::clocks(args.as_of, args.mode, Clock::system().now())?;
-    let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
-    let run = Run { as_of: args.as_of, mode, known_at, lag_months, ran_at: known_at, change: 0 };
-    let explanation = explain::explain(&database(config)?, &config.lake.reference, &args.link, &run)?;
+    let file = database(config)?;
+    let run = match published_run(&file, args)? {
+        Some(run) => run,
+        None => {
+            let (mode, known_at) = runs::clocks(args.as_of, args.mode, Clock::system().now())?;
+            let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
+            Run { as_of: args.as_of, mode, known_at, lag_months, ran_at: known_at, change: 0 }
+        }
+    };
+    let explanation = explain::explain(&file, &config.lake.reference, &args.link, &run)?;
     let Some(explanation) = explanation else {
         bail!("there is no link {} in the lake: `vinculo sql \"SELECT link_id FROM links\"` lists them", args.link)
     };
@@ -165,6 +171,17 @@ fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<E
         show(&explanation, out)?;
     }
     Ok(Exit::Done)
+}
+
+/// The run that the published row of the link came from: what is explained is what readers see, with the same clock.
+fn published_run(file: &Path, args: &Explain) -> anyhow::Result<Option<Run>> {
+    let row = explain::published(file, &args.link, args.as_of, args.mode)?;
+    let run = row.and_then(|row| {
+        let known_at = Timestamp::parse(row.get("known_at")?.as_str()?)?;
+        let lag_months = row.get("lag_months")?.as_u64()?.try_into().ok()?;
+        Some(Run { as_of: args.as_of, mode: args.mode, known_at, lag_months, ran_at: known_at, change: 0 })
+    });
+    Ok(run.filter(|run| args.lag_months.is_none_or(|lag_months| lag_months == run.lag_months)))
 }
 
 fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
@@ -198,40 +215,21 @@ fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
 }
 
 fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exit> {
-    let clock = Clock::system();
-    let (mode, _) = runs::clocks(args.as_of, args.mode, clock.now())?;
-    let row = explain::published(&database(config)?, &args.link, args.as_of, mode)?.with_context(|| {
-        let as_of = args.as_of;
-        format!(
-            "credit_features has no {mode} row of this link for {as_of}: run `vinculo features --as-of {as_of}` first"
-        )
-    })?;
-    let frozen = Frozen {
-        decision_id: args.decision_id.clone(),
-        link_id: args.link.clone(),
-        as_of: args.as_of,
-        mode,
-        frozen_at: clock.now(),
-        row,
-    };
-    let store = Store::configured(&config.state)?;
-    let kept = work::block_on(async { Ok(frozen::keep(&store, frozen.clone()).await?) })?;
-    if !kept {
-        let standing = Readers::of(&config.state.path).read(|tx| frozen::of(tx, &args.decision_id))?;
-        let same = standing.is_some_and(|standing| standing.row == frozen.row);
-        if !same {
-            bail!("decision {} keeps another row already; give the new decision an id of its own", args.decision_id);
-        }
-    }
+    let Freeze { decision_id, link, as_of, mode } = args.clone();
+    let order = Order::Freeze(Wish { decision_id, link_id: link, as_of, mode });
+    let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
+    let Some(run) = run else { return Ok(ordered::exit(None)) };
+    ordered::complain(&run, global)?;
+    let kept = Readers::of(&config.state.path).read(|tx| frozen::of(tx, &args.decision_id))?;
+    let Frozen { decision_id, link_id, as_of, mode, row, .. } = kept.context("the row is not on record")?;
     let out = &mut io::stdout().lock();
     if global.json {
         let document = json!({
-            "decision_id": frozen.decision_id, "link_id": frozen.link_id, "as_of_date": frozen.as_of.to_string(),
-            "pit_mode": mode.name(), "row": frozen.row,
+            "decision_id": decision_id, "link_id": link_id, "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "row": row,
         });
         writeln!(out, "{document:#}")?;
     } else {
-        writeln!(out, "decision {} keeps the {mode} row of {} for {}", args.decision_id, args.link, args.as_of)?;
+        writeln!(out, "decision {decision_id} keeps the {mode} row of {link_id} for {as_of}")?;
     }
-    Ok(Exit::Done)
+    Ok(ordered::exit(Some(&run)))
 }

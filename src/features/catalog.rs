@@ -50,6 +50,38 @@ const MACRO_COMMENT: &str = "One explained row for each link as of a date: credi
      lag_months INTEGER). strict, for decisions: known = the date at 23:59:59.999999 UTC. The columns are those of the table \
      credit_features";
 
+/// A macro of `vinculo.duckdb`, as the dictionary shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Macro {
+    /// Its name.
+    pub name: String,
+    /// Its name and parameters.
+    pub call: String,
+    /// Its comment.
+    pub meaning: String,
+}
+
+/// Every macro that this module makes; `credit_features` comes first.
+pub fn macros() -> Vec<Macro> {
+    let row = Macro {
+        name: "credit_features".to_owned(),
+        call: "credit_features(as_of, known, lag_months)".to_owned(),
+        meaning: MACRO_COMMENT.to_owned(),
+    };
+    std::iter::once(row).chain(MACROS.iter().flat_map(|sql| macros_in(sql))).collect()
+}
+
+/// The macros that `sql` makes and comments on.
+pub fn macros_in(sql: &str) -> Vec<Macro> {
+    let comments = sql.split("COMMENT ON MACRO ").skip(1).filter_map(|rest| {
+        let (name, rest) = rest.strip_prefix("TABLE ").unwrap_or(rest).split_once(" IS '")?;
+        let call = sql.split_once(&format!("CREATE MACRO {name}("))?.1.split_once(')')?.0;
+        let meaning = rest.split("';").next()?.replace("''", "'");
+        Some(Macro { name: name.to_owned(), call: format!("{name}({call})"), meaning })
+    });
+    comments.collect()
+}
+
 /// The text of a table macro of the steps of `credit_features`, ending in `row`.
 pub fn steps_macro(name: &str, row: &str) -> String {
     format!("CREATE MACRO {name}(as_of, known, lag_months) AS TABLE WITH {} {row}", STEPS.join(","))
@@ -159,4 +191,18 @@ fn describe(connection: &Connection, relation: &Relation) -> duckdb::Result<()> 
 /// A text as an SQL literal.
 pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_macro_says_what_it_is_and_how_it_is_called() {
+        let macros = macros();
+        assert_eq!(macros.len(), MACROS.len() + 1);
+        let expected = macros.iter().find(|described| described.name == "inss_expected").unwrap();
+        assert_eq!(expected.call, "inss_expected(base, month)");
+        assert!(expected.meaning.starts_with("INSS contribution expected") && expected.meaning.ends_with("the month"));
+    }
 }

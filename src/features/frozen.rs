@@ -5,8 +5,23 @@ use chrono::NaiveDate;
 use serde_json::{Map, Value};
 
 use super::runs::Mode;
+use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::store::{self, Store, Tx, args};
+use crate::tombstones;
+
+/// Which row a decision used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The operator's id of the decision.
+    pub decision_id: String,
+    /// The link.
+    pub link_id: String,
+    /// The date of the row.
+    pub as_of: NaiveDate,
+    /// Its mode.
+    pub mode: Mode,
+}
 
 /// A kept row.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,13 +40,30 @@ pub struct Frozen {
     pub row: Map<String, Value>,
 }
 
-/// Keeps a row; false when the decision has one already, which stays.
+/// What became of a row that was to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It is kept.
+    Now,
+    /// The decision has a row already, which stays.
+    HasOne,
+    /// The link was erased; nothing of it is written down again.
+    Erased,
+}
+
+/// Keeps a row.
 ///
 /// # Errors
 /// [`store::Error`].
-pub async fn keep(store: &Store, frozen: Frozen) -> Result<bool, store::Error> {
+pub async fn keep(store: &Store, frozen: Frozen) -> Result<Kept, store::Error> {
     store
         .write(move |tx| {
+            // The row may come from a snapshot that still shows whom an erasure has just removed here.
+            if let Ok(link_id) = frozen.link_id.parse::<LinkId>()
+                && tombstones::is_erased(tx, &link_id)?
+            {
+                return Ok(Kept::Erased);
+            }
             let Frozen { decision_id, link_id, as_of, mode, frozen_at, row } = &frozen;
             let (date, body) = (as_of.to_string(), Value::Object(row.clone()).to_string());
             let added = tx.execute(
@@ -39,7 +71,7 @@ pub async fn keep(store: &Store, frozen: Frozen) -> Result<bool, store::Error> {
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (decision_id) DO NOTHING",
                 args![decision_id.as_str(), link_id.as_str(), date.as_str(), mode.name(), *frozen_at, body.as_bytes()],
             )?;
-            Ok(added == 1)
+            Ok(if added == 1 { Kept::Now } else { Kept::HasOne })
         })
         .await
 }
@@ -70,20 +102,27 @@ pub fn of(tx: &Tx<'_>, decision_id: &str) -> Result<Option<Frozen>, store::Error
 mod tests {
     use super::*;
 
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
     #[tokio::test]
-    async fn a_decision_keeps_its_first_row() {
+    async fn a_decision_keeps_its_first_row_and_nothing_is_kept_of_an_erased_link() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let frozen = |income: &str| Frozen {
             decision_id: "d-1".into(),
-            link_id: "a".into(),
+            link_id: LINK.into(),
             as_of: NaiveDate::from_ymd_opt(2026, 6, 15).unwrap(),
             mode: Mode::Strict,
             frozen_at: Timestamp::from_micros(7),
             row: Map::from_iter([("income_last_brl".to_owned(), Value::from(income))]),
         };
-        assert!(keep(&store, frozen("1.0000")).await.unwrap());
-        assert!(!keep(&store, frozen("2.0000")).await.unwrap());
+        assert_eq!(keep(&store, frozen("1.0000")).await.unwrap(), Kept::Now);
+        assert_eq!(keep(&store, frozen("2.0000")).await.unwrap(), Kept::HasOne);
         assert_eq!(store.read(|tx| of(tx, "d-1")).await.unwrap(), Some(frozen("1.0000")));
+        let now = Timestamp::from_micros(9);
+        store.write(move |tx| tombstones::bury(tx, tombstones::Kind::Link, LINK, now).map(drop)).await.unwrap();
+        let other = Frozen { decision_id: "d-2".into(), ..frozen("3.0000") };
+        assert_eq!(keep(&store, other).await.unwrap(), Kept::Erased);
+        assert_eq!(store.read(|tx| of(tx, "d-2")).await.unwrap(), None);
     }
 }

@@ -29,6 +29,9 @@ const MEMORY: &str = "96MiB";
 /// another name says `USE` first.
 const VIEWS: [&str; 1] = [include_str!("views/as_of.sql")];
 
+/// The SQL of the macros that show tables as they were known at an instant.
+pub const AS_OF: &str = VIEWS[0];
+
 /// The table that is partitioned by date.
 const FEATURES: &str = "credit_features";
 

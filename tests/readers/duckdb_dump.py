@@ -34,6 +34,17 @@ columns = db.execute(
     "AND table_name IN (SELECT table_name FROM duckdb_tables()) ORDER BY table_name, column_index"
 ).fetchall()
 
+# Whatever else analysts may see: views, their columns, macros.
+described = dict(
+    db.execute(
+        "SELECT 'view ' || view_name, comment FROM duckdb_views() WHERE NOT internal "
+        "UNION ALL SELECT table_name || '.' || column_name, comment FROM duckdb_columns() WHERE NOT internal "
+        "AND table_name IN (SELECT view_name FROM duckdb_views()) "
+        "UNION ALL SELECT 'macro ' || function_name, any_value(comment) FROM duckdb_functions() "
+        "WHERE NOT internal AND function_type IN ('macro', 'table_macro') GROUP BY function_name, function_type"
+    ).fetchall()
+)
+
 views = {}
 for (view,) in db.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
     try:
@@ -65,5 +76,6 @@ for table in tables:
         files = str(lake / "current" / table / "*" / "*.parquet").replace("'", "''")
         save(f"{table}.parquet", f"SELECT * FROM read_parquet('{files}', hive_partitioning = true)")
 
-facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views, "as_of": as_of, "features": features}
+facts = {"version": duckdb.__version__, "tables": tables, "columns": columns, "views": views, "described": described}
+facts |= {"as_of": as_of, "features": features}
 (out / "facts.json").write_text(json.dumps(facts))

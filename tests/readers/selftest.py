@@ -106,6 +106,7 @@ class Case:
         found = "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake' AND table_name <> 'link_health'"
         for table, column in db.execute(found).fetchall():
             db.execute(f"COMMENT ON TABLE {table} IS 'a table'; COMMENT ON COLUMN {table}.{column} IS 'a column'")
+        db.execute("COMMENT ON VIEW link_health IS 'a view'; COMMENT ON COLUMN link_health.link_id IS 'a column'")
         for statement in self.sql:
             db.execute(statement)
         db.close()
@@ -194,6 +195,9 @@ CASES = [
     ("an instant without a zone", typed("known_from", pa.timestamp("us")), "known_from is TIMESTAMP"),
     ("a table without a comment", run_sql("COMMENT ON TABLE owners IS NULL"), "no comment on owners"),
     ("a column without a comment", run_sql("COMMENT ON COLUMN owners.has_email IS ''"), "no comment on owners.has_email"),
+    ("a view without a comment", run_sql("COMMENT ON VIEW link_health IS NULL"), "no comment on view link_health"),
+    ("a view's column without one", run_sql("COMMENT ON COLUMN link_health.link_id IS NULL"), "no comment on link_health.link_id"),
+    ("a macro without one", run_sql("CREATE MACRO bare(x) AS x + 1"), "no comment on macro bare"),
     ("a table that is missing", run_sql("DROP TABLE rejected_records"), "missing: rejected_records"),
     ("a column too many", run_sql("ALTER TABLE owners ADD COLUMN cpf VARCHAR"), "columns and types of owners"),
     ("DuckDB and Parquet that differ", run_sql("UPDATE salaries SET base_amount = 1 WHERE seq = 0"), "pyarrow reads the same"),

@@ -208,8 +208,10 @@ impl From<Refused> for Problem {
             | Refused::Erased
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)
+            | Refused::NoRow(..)
             | Refused::Erase(erase::Error::NotHeld(_)) => StatusCode::NOT_FOUND,
-            Refused::Erase(_) => StatusCode::CONFLICT,
+            Refused::Erase(_) | Refused::DecisionTaken(_) => StatusCode::CONFLICT,
+            Refused::Lake(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, code: refused.code().into(), message: refused.to_string() }
     }
