@@ -86,7 +86,7 @@ async fn two_tables_never_come_from_two_snapshots() {
 /// How often readers look.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Publishes, unless VINCULO_PUBLISHES asks for more, and kills among them.
+/// Publishes, unless `VINCULO_PUBLISHES` asks for more, and kills among them.
 const PUBLISHES: u32 = 40;
 const KILLS: u32 = 4;
 
