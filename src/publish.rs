@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::NaiveDate;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
-use crate::sensitive::Pepper;
+use crate::sensitive::{Pepper, hex};
 use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
@@ -259,6 +260,7 @@ impl Publisher {
             built_from,
             link_buckets: self.settings.link_buckets,
             reference: self.settings.reference.digest().to_owned(),
+            settings: self.settings_digest(),
             tables,
             files,
         }))
@@ -322,11 +324,20 @@ impl Publisher {
             && previous.vinculo_version == env!("CARGO_PKG_VERSION")
             && previous.has_pii() == self.publishes_pii
             && previous.reference == self.settings.reference.digest()
+            && previous.settings == self.settings_digest()
             && self.published_tables().all(|table| {
                 previous
                     .table(&table.name)
                     .is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
             })
+    }
+
+    /// What `pii.pepper` and `belvo.confirm_after` make of a text: another of either makes other rows. The pepper cannot be
+    /// told from it.
+    fn settings_digest(&self) -> String {
+        let confirm_after = self.confirm_after.as_micros().to_string();
+        let keyed = self.pepper.as_ref().map(|pepper| pepper.key_of(&[b"settings of a snapshot"]));
+        hex(&Sha256::digest(format!("{}\n{confirm_after}", keyed.unwrap_or_default()))[..16])
     }
 
     fn published_tables(&self) -> impl Iterator<Item = &'static Table> {

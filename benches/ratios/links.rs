@@ -35,7 +35,7 @@ pub(crate) fn run() -> anyhow::Result<bool> {
         let started = Instant::now();
         let mut sync = Running::start(&["links", "sync"], &settings)?;
         let mut highest = 0.0_f64;
-        while let None = sync.ended()? {
+        while sync.ended()?.is_none() {
             anyhow::ensure!(started.elapsed() < LONGEST, "{what} were not reconciled within {} s", LONGEST.as_secs());
             highest = sync.high_water().unwrap_or_default().max(highest);
             std::thread::sleep(Duration::from_millis(50));

@@ -35,6 +35,9 @@ pub struct Manifest {
     /// Digest of the reference tables.
     #[serde(default)]
     pub reference: String,
+    /// Digest of the settings that rows depend on.
+    #[serde(default)]
+    pub settings: String,
     /// Its tables.
     pub tables: Vec<TableEntry>,
     /// Files that hold all tables, such as `vinculo.duckdb`.

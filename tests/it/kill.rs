@@ -82,9 +82,10 @@ fn every_acked_webhook_was_followed_by_a_list(simulation: &Simulation, found: &T
     for delivery in acked {
         let (link, resource) = (delivery.link.as_deref().unwrap(), delivery.resource.unwrap().name());
         let (_, path) = paths.iter().find(|(name, _)| *name == resource).unwrap();
-        let asked = arrivals
-            .iter()
-            .any(|call| call.path == *path && call.link.as_deref() == Some(link) && call.at >= delivery.sent_at);
+        let asked = arrivals.iter().any(|call| {
+            let names = call.link.iter().chain(&call.together).any(|named| named == link);
+            call.path == *path && names && call.at >= delivery.sent_at
+        });
         assert!(asked, "{link} {resource} was acked and never asked for");
         let sent_at = (anchor.1 + delivery.sent_at.duration_since(anchor.0)).to_string();
         let listed = found["link_snapshots"].iter().any(|row| {

@@ -86,12 +86,12 @@ async fn two_tables_never_come_from_two_snapshots() {
 /// How often readers look.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Publishes, and kills among them.
-const PUBLISHES: u32 = 300;
-const KILLS: u32 = 10;
+/// Publishes, unless `VINCULO_PUBLISHES` asks for more, and kills among them.
+const PUBLISHES: u32 = 40;
+const KILLS: u32 = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn eight_readers_see_whole_snapshots_while_hundreds_are_published_and_the_daemon_is_killed() {
+async fn eight_readers_see_whole_snapshots_while_many_are_published_and_the_daemon_is_killed() {
     let listener = TcpListener::bind(ANY_PORT).await.unwrap();
     let site = Site::new(
         listener.local_addr().unwrap(),
@@ -102,7 +102,7 @@ async fn eight_readers_see_whole_snapshots_while_hundreds_are_published_and_the_
         ],
     );
     let simulation = Simulation::new(simulate::Settings {
-        people: 40,
+        people: 24,
         webhook: Some(site.webhook_url().parse().unwrap()),
         webhook_authorization: AUTHORIZATION.into(),
         webhook_latency: Duration::from_millis(10),
@@ -127,11 +127,12 @@ async fn eight_readers_see_whole_snapshots_while_hundreds_are_published_and_the_
         })
         .collect();
 
+    let publishes = std::env::var("VINCULO_PUBLISHES").ok().and_then(|text| text.parse().ok()).unwrap_or(PUBLISHES);
     let published = || Lake::look(&lake).current().map_or(0, |current| current.snapshot);
     let links = simulation.link_ids();
-    let deadline = Instant::now() + Duration::from_mins(4);
+    let deadline = Instant::now() + Duration::from_secs(10) * publishes;
     let (mut served, mut kills, mut next) = (site.serve(), 0, 0);
-    while published() < PUBLISHES {
+    while published() < publishes {
         assert!(Instant::now() < deadline, "only {} publishes and {kills} kills", published());
         // Something is new all the time: often a look alone, now and then a month.
         simulation.send_again(&links[next % links.len()], Resource::ALL[next % 2], 1);
@@ -139,7 +140,7 @@ async fn eight_readers_see_whole_snapshots_while_hundreds_are_published_and_the_
         if next % 100 == 0 {
             simulation.advance(simulate::Advance { days: 7, ..simulate::Advance::default() });
         }
-        if published() > (kills + 1) * PUBLISHES / (KILLS + 1) {
+        if published() > (kills + 1) * publishes / (KILLS + 1) {
             served.kill();
             served = site.serve();
             kills += 1;
@@ -155,7 +156,7 @@ async fn eight_readers_see_whole_snapshots_while_hundreds_are_published_and_the_
         snapshots.extend(seen);
     }
     println!("{reads} reads of {} among {} snapshots, {kills} kills", snapshots.len(), published());
-    assert!(reads > 1_000 && snapshots.len() > 30, "{reads} reads of {} snapshots", snapshots.len());
+    assert!(reads > publishes && snapshots.len() > 10, "{reads} reads of {} snapshots", snapshots.len());
     if let Some(mut python) = python {
         drop(python.stdin.take());
         let ended = python.wait_with_output().unwrap();

@@ -1,5 +1,6 @@
 //! Every row and every value of every table is what the simulator says of the people.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -141,6 +142,18 @@ async fn the_program_and_belvo_as_two_processes_hold_the_same() {
         let salaries = binary::names_in(&site.lake().join("current/salaries"));
         assert_eq!(salaries.len().to_string(), buckets, "{salaries:?}");
         tables::assert_same(&tables::from_duckdb(&site.lake()), &again, &[]);
+    }
+    // So is another pepper: every person has another key, and none is left of the one before.
+    let persons = |tables: &Tables| -> BTreeSet<_> {
+        let keys = ["links", "owners", "owners_history"].into_iter().flat_map(|name| &tables[name]);
+        keys.filter_map(|row| row["person_key"].clone()).collect()
+    };
+    for (pepper, is_same) in [("another-pepper-for-simulated-people", false), (PEPPER, true)] {
+        let published = binary::run(site.command(&["publish"]).env("VINCULO_PII__PEPPER", pepper));
+        assert_eq!(published.code, Some(0), "{}", published.err);
+        let found = persons(&tables::from_duckdb(&site.lake()));
+        assert_eq!(found.is_disjoint(&persons(&again)), !is_same);
+        assert_eq!(found.len(), persons(&again).len());
     }
     let answer = binary::run(&mut site.command(&["sql", "--json", "SELECT count(*) AS people FROM links"]));
     assert_eq!((answer.code, answer.out.trim()), (Some(0), "{\"people\":500}"), "{}", answer.err);
