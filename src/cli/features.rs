@@ -152,13 +152,12 @@ fn database(config: &Config) -> anyhow::Result<PathBuf> {
 
 fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<Exit> {
     let file = database(config)?;
-    let run = match published_run(&file, args)? {
-        Some(run) => run,
-        None => {
-            let (mode, known_at) = runs::clocks(args.as_of, args.mode, Clock::system().now())?;
-            let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
-            Run { as_of: args.as_of, mode, known_at, lag_months, ran_at: known_at, change: 0 }
-        }
+    let run = if let Some(run) = published_run(&file, args)? {
+        run
+    } else {
+        let (mode, known_at) = runs::clocks(args.as_of, args.mode, Clock::system().now())?;
+        let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
+        Run { as_of: args.as_of, mode, known_at, lag_months, ran_at: known_at, change: 0 }
     };
     let explanation = explain::explain(&file, &config.lake.reference, &args.link, &run)?;
     let Some(explanation) = explanation else {
