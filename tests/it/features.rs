@@ -258,10 +258,14 @@ fn assert_runs_agree(flow: &Flow, rows: &[Row]) {
     }
 }
 
+/// What a command is given beside its own arguments.
+fn global() -> Global {
+    Global { config: None, json: false, log_level: "info".to_owned(), log_format: None }
+}
+
 async fn compute(flow: &Flow, as_of: NaiveDate, mode: Mode) {
     let order = Order::Features(Wanted { as_of, mode, lag_months: 1 });
-    let global = Global { config: None, json: false, log_level: "info".to_owned(), log_format: None };
-    let run = follow_here(&flow.running.daemon, order, Parts::All, &global).await.unwrap();
+    let run = follow_here(&flow.running.daemon, order, Parts::All, &global()).await.unwrap();
     assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), 16), "{run:?}");
 }
 
@@ -390,10 +394,10 @@ async fn who_is_not_kept_any_more_has_no_features_not_even_of_final_dates_and_is
     for link in links.iter().step_by(2) {
         let links = Links::LinkId(link.clone());
         let order = Order::Refresh { links, resources: Vec::new() };
-        follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+        follow_here(&flow.running.daemon, order, Parts::All, &global()).await.unwrap();
     }
     let order = Order::Job("forget".to_owned());
-    let run = follow_here(&flow.running.daemon, order, Parts::All).await.unwrap();
+    let run = follow_here(&flow.running.daemon, order, Parts::All, &global()).await.unwrap();
     assert_eq!(run.outcome.as_deref(), Some("done"), "{run:?}");
     flow.running.until_published().await;
 

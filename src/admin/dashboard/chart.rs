@@ -51,14 +51,13 @@ fn stacked(bar: &Bar, top: u64) -> Vec<(&'static str, u64, u64)> {
 /// A share of a whole, with a mark for each part: `(tone, count)`.
 pub(super) fn share(parts: &[(&'static str, u64)], summary: &str) -> Markup {
     let whole = parts.iter().map(|(_, count)| count).sum::<u64>().max(1);
-    let mut x = 0;
+    let width = |count: u64| (count * 1000 / whole).max(u64::from(count > 0) * 4);
+    let starts = parts.iter().scan(0, |end, &(_, count)| Some(std::mem::replace(end, *end + width(count))));
     html! {
         svg.share viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label=(summary) {
             rect.ground x="0" y="0" width="1000" height="10" {}
-            @for &(tone, count) in parts {
-                @let width = (count * 1000 / whole).max(u64::from(count > 0) * 4);
-                rect class=(tone) x=(x) y="0" width=(width) height="10" {}
-                @let _ = x += width;
+            @for (&(tone, count), x) in parts.iter().zip(starts) {
+                rect class=(tone) x=(x) y="0" width=(width(count)) height="10" {}
             }
         }
     }

@@ -90,7 +90,7 @@ impl Lang {
     }
 
     /// A share in whole percent. What is not all is never shown as all, nor what is something as nothing.
-    pub(super) fn percent(self, part: u64, whole: u64) -> String {
+    pub(super) fn percent(part: u64, whole: u64) -> String {
         if whole == 0 {
             return "–".to_owned();
         }
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(Lang::En.relative(at(0), at(180)), "3 min ago");
         assert_eq!(Lang::Pt.relative(at(0), at(180)), "há 3 min");
         assert_eq!(Lang::En.relative(at(10_800), at(0)), "in 3 h");
-        let shares = [(0, 10), (1, 1000), (999, 1000), (10, 10), (1, 2), (0, 0)].map(|(a, b)| Lang::En.percent(a, b));
+        let shares = [(0, 10), (1, 1000), (999, 1000), (10, 10), (1, 2), (0, 0)].map(|(a, b)| Lang::percent(a, b));
         assert_eq!(shares, ["0\u{202f}%", "1\u{202f}%", "99\u{202f}%", "100\u{202f}%", "50\u{202f}%", "–"]);
         assert_eq!((Lang::En.seconds(1234), Lang::Pt.seconds(1234)), ("1.2 s".to_owned(), "1,2 s".to_owned()));
     }

@@ -180,10 +180,7 @@ pub(super) fn ago(lang: Lang, at: Timestamp, now: Timestamp) -> Markup {
 
 /// The same of an instant in RFC 3339; a dash when there is none.
 pub(super) fn ago_text(lang: Lang, at: Option<&str>, now: Timestamp) -> Markup {
-    match at.and_then(Timestamp::parse) {
-        Some(at) => ago(lang, at, now),
-        None => html! { span.quiet { "–" } },
-    }
+    at.and_then(Timestamp::parse).map_or_else(|| html! { span.quiet { "–" } }, |at| ago(lang, at, now))
 }
 
 /// The page of a run.

@@ -167,14 +167,14 @@ pub fn routes(board: Board) -> Router {
         .merge(errors::routes())
         .merge(data::routes())
         .merge(developer::routes())
-        .route("/assets/style.css", get(|| asset("text/css; charset=utf-8", include_str!("style.css"))))
-        .route("/assets/live.js", get(|| asset("text/javascript; charset=utf-8", include_str!("live.js"))))
-        .route("/assets/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))))
+        .route("/assets/style.css", get(async || asset("text/css; charset=utf-8", include_str!("style.css"))))
+        .route("/assets/live.js", get(async || asset("text/javascript; charset=utf-8", include_str!("live.js"))))
+        .route("/assets/icon.svg", get(async || asset("image/svg+xml", include_str!("icon.svg"))))
         .route_layer(middleware::from_fn(guard))
         .with_state(board)
 }
 
-async fn asset(kind: &'static str, text: &'static str) -> Response {
+fn asset(kind: &'static str, text: &'static str) -> Response {
     // Asked for anew with each page: the next version of the program may have another.
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], text).into_response()
 }

@@ -157,11 +157,11 @@ fn freshness(freshness: &[Freshness], lang: Lang, now: Timestamp) -> Markup {
             }
             @for one in freshness {
                 @let known = one.in_time + one.late();
-                @let summary = format!("{}: {} {}", one.resource, lang.percent(one.in_time, known), lang.t("within target", "dentro da meta"));
+                @let summary = format!("{}: {} {}", one.resource, Lang::percent(one.in_time, known), lang.t("within target", "dentro da meta"));
                 div.measure {
                     p {
                         strong { (one.resource) }
-                        span.figure.small { (lang.percent(one.in_time, known)) }
+                        span.figure.small { (Lang::percent(one.in_time, known)) }
                     }
                     (chart::share(&[("good", one.in_time), ("warn", one.late()), ("idle", one.never)], &summary))
                     p.quiet {
@@ -279,7 +279,7 @@ fn calls(board: &Board, calls: &[u64], lang: Lang) -> Markup {
             p.figure { (lang.number(total)) }
             (chart::bars(&bars, &format!("{summary}: {}", lang.number(total))))
             p.quiet {
-                (lang.t("calls, ", "chamadas, ")) (lang.percent(total, per_day)) (lang.t(" of a day's budget", " do orçamento de um dia"))
+                (lang.t("calls, ", "chamadas, ")) (Lang::percent(total, per_day)) (lang.t(" of a day's budget", " do orçamento de um dia"))
                 " · " (lang.t("now ", "agora ")) (lang.number(usage.in_use as u64)) (lang.t(" of ", " de "))
                 (lang.number(u64::from(settings.requests))) (lang.t(" per ", " por ")) (lang.span(settings.per))
             }
