@@ -38,7 +38,7 @@ use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
 use crate::vitals::Vitals;
-use crate::webhook::Senders;
+use crate::webhook::{Inbox, Senders};
 use crate::widget::Widgets;
 use crate::{backup, chronicle, delete, recollect, verify, webhook, worker};
 
@@ -266,7 +266,8 @@ impl Daemon {
             (daemon.webhook_address, daemon.admin_address) =
                 (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
             let (settings, senders) = (config.webhook.clone(), daemon.senders.clone());
-            let serving = webhook::run(webhooks, settings, senders, queue, store, clock, shutdown.clone());
+            let inbox = Inbox { queue, store, clock, settled };
+            let serving = webhook::run(webhooks, settings, senders, inbox, shutdown.clone());
             spawn("webhooks", Box::pin(serving));
             let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), config);
             let api = v1::Api::new(operations, budget, config);

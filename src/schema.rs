@@ -244,7 +244,7 @@ pub fn load() -> Result<Schema, Problem> {
         let first = schema.tables.len();
         let (required, unpublished) = (file.required.clone(), file.unpublished.clone());
         for table in file.tables {
-            schema.tables.push(checked(resource.name, file.version, table, Some(resource))?);
+            schema.tables.push(checked(resource.name, file.version, table, &[], Some(resource))?);
         }
         schema.records.push(RecordSchema {
             resource,
@@ -256,7 +256,7 @@ pub fn load() -> Result<Schema, Problem> {
     }
     let of_the_store = |file: &'static str, text| {
         let WrittenFile { version, tables, .. } = parse(file, text)?;
-        tables.into_iter().map(|table| checked(file, version, table, None)).collect::<Result<Vec<_>, Problem>>()
+        tables.into_iter().map(|table| checked(file, version, table, &[], None)).collect::<Result<Vec<_>, Problem>>()
     };
     schema.tables.extend(of_the_store("links", include_str!("../schemas/links.toml"))?);
     schema.lake_tables = of_the_store("lake", include_str!("../schemas/lake.toml"))?;
@@ -275,16 +275,13 @@ fn load_pii() -> Result<Schema, Problem> {
     let mut schema = Schema { tables: Vec::new(), lake_tables: Vec::new(), records: Vec::new() };
     let file = parse(FILE, include_str!("../schemas/pii.toml"))?;
     for (table, resource) in file.tables.into_iter().zip([&owners::RESOURCE, &employments::RESOURCE]) {
-        let mut table = checked(FILE, file.version, table, Some(resource))?;
+        // The unmasked twin of a table has all that the table has.
+        let masked = get().tables.iter().find(|masked| masked.name == table.name);
+        let (version, first) = masked.map_or((0, &[][..]), |masked| (masked.version, &masked.columns));
+        let mut table = checked(FILE, file.version + version, table, first, Some(resource))?;
         let problem = |problem: &str| Problem { file: FILE, problem: problem.to_owned() };
         let records = get().records.iter().find(|records| records.resource == resource);
         let records = records.ok_or_else(|| problem("there is no such resource"))?;
-        if let Some(masked) = get().tables.iter().find(|masked| masked.name == table.name) {
-            // The unmasked twin of a table has all that the table has.
-            table.columns.splice(0..0, masked.columns.iter().cloned());
-            table.version += masked.version;
-            (table.arrow, table.batch) = arrow_schemas(&table.columns);
-        }
         table.name = format!("{FILE}/{}", table.name);
         let history = history_of(&table);
         let first = schema.tables.len();
@@ -415,21 +412,21 @@ fn parse(file: &'static str, text: &str) -> Result<WrittenFile, Problem> {
     }
 }
 
+/// The table, whose columns come after the `first` ones.
 fn checked(
     file: &'static str,
     version: u32,
     table: WrittenTable,
+    first: &[Column],
     resource: Option<&Resource>,
 ) -> Result<Table, Problem> {
     let WrittenTable { name, rows, key, meaning, columns } = table;
     let problem = |problem: String| Problem { file, problem: format!("table {name}: {problem}") };
-    let columns = columns
-        .into_iter()
-        .map(|column| {
-            let column_name = column.name.clone();
-            checked_column(column, resource).map_err(|wrong| problem(format!("column {column_name}: {wrong}")))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let own = columns.into_iter().map(|column| {
+        let column_name = column.name.clone();
+        checked_column(column, resource).map_err(|wrong| problem(format!("column {column_name}: {wrong}")))
+    });
+    let columns = first.iter().cloned().map(Ok).chain(own).collect::<Result<Vec<_>, _>>()?;
     if let Some(missing) = key.iter().find(|key| !columns.iter().any(|column| column.name == **key)) {
         return Err(problem(format!("its key names {missing}, which is no column")));
     }

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,20 +51,30 @@ const LEFT_OVER: u64 = 4 << 20;
 /// and for how long.
 const LEFT_OVER_FOR: Duration = Duration::from_secs(2);
 
+/// Where events go.
+pub struct Inbox {
+    /// Told that there is something to fetch.
+    pub queue: Queue,
+    /// Keeps them.
+    pub store: Store,
+    /// Says when they came.
+    pub clock: Clock,
+    /// Told when an event was all that there is to know, and nothing is fetched for it: it wants to be published.
+    pub settled: watch::Sender<()>,
+}
+
 /// Serves `listener` to `senders` until `shutdown`, and then until what was begun is answered, at most ten seconds.
 pub async fn run(
     listener: TcpListener,
     settings: config::Webhook,
     senders: Senders,
-    queue: Queue,
-    store: Store,
-    clock: Clock,
+    inbox: Inbox,
     shutdown: CancellationToken,
 ) {
     let crowd = Arc::new(Crowd::new(settings.max_connections));
     let open = TaskTracker::new();
     let door = Door::new(&settings, senders);
-    let desk = Arc::new(Desk { door, settings, queue, store, clock, open: open.clone() });
+    let desk = Arc::new(Desk { door, settings, inbox, open: open.clone() });
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -127,9 +138,7 @@ async fn serve(stream: TcpStream, peer: IpAddr, desk: Arc<Desk>, guest: Guest, s
 struct Desk {
     door: Door,
     settings: config::Webhook,
-    queue: Queue,
-    store: Store,
-    clock: Clock,
+    inbox: Inbox,
     /// Connections, and the work of those whose client has left.
     open: TaskTracker,
 }
@@ -209,13 +218,18 @@ impl Desk {
         let Some(event) = Event::read(&body) else { return Reply::NotAnObject };
         let desk = Arc::clone(self);
         let kept = self.open.spawn(async move {
-            let received_at = desk.clock.now();
+            let inbox = &desk.inbox;
+            let received_at = inbox.clock.now();
             let (label, outcome) = (event.label(), outcome(&event));
             let reason = event.reason;
             let has_news = event.subject != Subject::Unknown && event.link_id.is_some();
-            desk.store.try_write(move |tx| record(tx, &event, received_at, &body)).await?;
+            let is_all = matches!(event.subject, Subject::Status(_));
+            inbox.store.try_write(move |tx| record(tx, &event, received_at, &body)).await?;
             if has_news {
-                desk.queue.announce();
+                inbox.queue.announce();
+            }
+            if is_all {
+                inbox.settled.send_replace(());
             }
             metrics::counter!("vinculo_webhooks_total", "type" => label, "outcome" => outcome).increment(1);
             if let Some(reason) = reason {
@@ -406,15 +420,9 @@ mod tests {
             let listener = TcpListener::bind(settings.listen).await.unwrap();
             let address = listener.local_addr().unwrap();
             let (shutdown, senders) = (CancellationToken::new(), Senders::new(&settings.authorization));
-            let task = tokio::spawn(run(
-                listener,
-                settings,
-                senders,
-                queue.clone(),
-                store.clone(),
-                Clock::system(),
-                shutdown.clone(),
-            ));
+            let (clock, settled) = (Clock::system(), watch::Sender::new(()));
+            let inbox = Inbox { queue: queue.clone(), store: store.clone(), clock, settled };
+            let task = tokio::spawn(run(listener, settings, senders, inbox, shutdown.clone()));
             Self { address, store, queue, shutdown, task, folder }
         }
 

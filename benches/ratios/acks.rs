@@ -129,7 +129,9 @@ impl Listening {
             let queue = Queue::open(store.clone(), Clock::system()).await?;
             let serving = {
                 let senders = webhook::Senders::new(&webhook.authorization);
-                webhook::run(listener, webhook, senders, queue, store, Clock::system(), shutdown.clone())
+                let (clock, settled) = (Clock::system(), tokio::sync::watch::Sender::new(()));
+                let inbox = webhook::Inbox { queue, store, clock, settled };
+                webhook::run(listener, webhook, senders, inbox, shutdown.clone())
             };
             anyhow::Ok((address, tokio::spawn(serving)))
         })?;
