@@ -286,10 +286,12 @@ fn load_pii() -> Result<Schema, Problem> {
         let history = history_of(&table);
         let first = schema.tables.len();
         schema.tables.extend([table, history]);
+        // No table here has the rows within a record.
+        let outer = |paths: &[String]| paths.iter().filter(|path| !path.contains("[]")).cloned().collect();
         schema.records.push(RecordSchema {
             resource,
-            required: records.required.clone(),
-            unpublished: records.unpublished.clone(),
+            required: outer(&records.required),
+            unpublished: outer(&records.unpublished),
             tables: vec![first],
             history: vec![first + 1],
         });

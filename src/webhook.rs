@@ -59,7 +59,7 @@ pub struct Inbox {
     pub store: Store,
     /// Says when they came.
     pub clock: Clock,
-    /// Told when an event was all that there is to know, and nothing is fetched for it: it wants to be published.
+    /// Told of each: it is news of its link, also where nothing is fetched for it, and wants to be published.
     pub settled: watch::Sender<()>,
 }
 
@@ -223,12 +223,9 @@ impl Desk {
             let (label, outcome) = (event.label(), outcome(&event));
             let reason = event.reason;
             let has_news = event.subject != Subject::Unknown && event.link_id.is_some();
-            let is_all = matches!(event.subject, Subject::Status(_));
             inbox.store.try_write(move |tx| record(tx, &event, received_at, &body)).await?;
             if has_news {
                 inbox.queue.announce();
-            }
-            if is_all {
                 inbox.settled.send_replace(());
             }
             metrics::counter!("vinculo_webhooks_total", "type" => label, "outcome" => outcome).increment(1);

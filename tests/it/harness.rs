@@ -32,7 +32,7 @@ pub(crate) const PEPPER: &str = "it-pepper-for-simulated-people";
 pub(crate) const ENCRYPTION_KEY: &str = "aXQtZW5jcnlwdGlvbi1rZXktb2YtMzItYnl0ZXMhISE=";
 
 /// Nothing here takes so long unless it is stuck.
-const STUCK: Duration = Duration::from_mins(1);
+const STUCK: Duration = Duration::from_mins(3);
 
 /// A configuration for Belvo at `belvo`, with everything else in its own folder.
 pub(crate) fn config_text(belvo: SocketAddr, webhooks: SocketAddr, admin: SocketAddr) -> String {
