@@ -59,11 +59,11 @@ async fn a_link_that_needs_its_user_is_paused_keeps_its_rows_and_goes_on_when_th
     let flow = Flow::start(3).await;
     flow.simulation.connect_all();
     flow.until_idle().await;
-    let before = flow.running.tables();
     let link = flow.simulation.link_ids().remove(0);
     let calls = || flow.simulation.calls(EMPLOYMENTS, Some(&link));
 
     for (code, status) in [("invalid_credentials", "invalid"), ("token_required", "token_required")] {
+        let before = flow.running.tables();
         belvo_sends(&flow, &link, code).await;
         assert_eq!(standing(&flow.running, &link).await, of(status, Some("link_needs_user"), 2));
         let now = flow.running.tables();
@@ -84,6 +84,9 @@ async fn a_link_that_needs_its_user_is_paused_keeps_its_rows_and_goes_on_when_th
         assert_eq!(standing(&flow.running, &link).await, of("valid", None, 0));
         assert_eq!(calls(), calls_before + 1);
     }
+    flow.running.daemon.links.sync().await.unwrap();
+    flow.until_idle().await;
+    tables::assert_true(&flow.running.tables(), &flow.truth(), &["known_from"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
