@@ -142,7 +142,7 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
     made
 }
 
-/// Makes a backup in a new file of the folder `backups` beside the state, removes all there but the newest [`KEPT`], and
+/// Makes a backup in a new file of the folder `backups` beside the state, removes all there but the newest `KEPT`, and
 /// gives the number of those. Blocks.
 ///
 /// # Errors
