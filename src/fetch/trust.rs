@@ -32,7 +32,7 @@ const STRIKES: u32 = 3;
 const REFUSED_FIRST: Duration = Duration::from_hours(1);
 /// and at last.
 const REFUSED_LAST: Duration = Duration::from_hours(24);
-/// Until the next check after one that could not be ended.
+/// Until the next check after one that could not be ended, unless Belvo says how long.
 const CHECK_AGAIN: Duration = Duration::from_secs(30);
 /// Records of a link that is no sample any more, for its size.
 const LARGEST_SAMPLE: usize = 100;
@@ -220,7 +220,11 @@ impl Trust {
                 standing.prove(form, canary.link_id.clone(), &samples);
             }
             (Found::Changed, _) if standing.strikes + 1 < STRIKES => standing.strikes += 1,
-            (Found::Nothing, _) => standing.not_before = Some(Instant::now() + CHECK_AGAIN),
+            (Found::Nothing(wait), _) => {
+                // The samples are as good as before, for as long as samples are.
+                standing.not_before = Some(Instant::now() + wait);
+                standing.samples = samples;
+            }
             _ => standing.refuse(resource),
         }
         metrics::gauge!("vinculo_belvo_many_links", "resource" => resource.name)
@@ -293,13 +297,13 @@ enum Found {
     Changed,
     /// Refused, or not what was asked for.
     Wrong,
-    /// No answer that says anything about it.
-    Nothing,
+    /// No answer that says anything about it; the next may, after so long.
+    Nothing(Duration),
 }
 
 async fn try_form(client: &Client, resource: &Resource, form: Form, samples: &[Sample]) -> Found {
     let ids: Vec<LinkId> = samples.iter().map(|sample| sample.link_id.clone()).collect();
-    let Some(last) = ids.last() else { return Found::Nothing };
+    let Some(last) = ids.last() else { return Found::Nothing(CHECK_AGAIN) };
     let path = format!("{}?{}&page_size={}", resource.endpoint, filter(form, &ids, last), client.page_size());
     match client.get(&path, Leave::for_a_trial()).await {
         Ok(answer) => match Page::read(answer.body, client.base_url()) {
@@ -307,7 +311,8 @@ async fn try_form(client: &Client, resource: &Resource, form: Form, samples: &[S
             Err(_) => Found::Wrong,
         },
         Err(failure) if is_refusal(&failure) || failure.code == "api_blocked" => Found::Wrong,
-        Err(_) => Found::Nothing,
+        Err(Failure { kind: Decision::RetryAfter(wait), .. }) => Found::Nothing(wait),
+        Err(_) => Found::Nothing(CHECK_AGAIN),
     }
 }
 
