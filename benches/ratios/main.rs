@@ -12,16 +12,18 @@ mod flatten;
 mod links;
 mod measure;
 mod memory;
+mod publish;
 mod sync;
 
 /// Measures, prints, and says whether every aim was reached.
 type Part = fn() -> anyhow::Result<bool>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("flatten", flatten::run),
         ("acks", acks::run),
         ("sync", sync::run),
+        ("publish", publish::run),
         ("memory", memory::run),
         ("links", links::run),
         ("features", features::run),
