@@ -5,6 +5,7 @@
 //! same rows; that files whose rows cannot have changed are taken over and not written again; and that readers see the
 //! whole of one snapshot.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -218,7 +219,14 @@ impl Publisher {
                     return Err(Error::OlderState { published, held });
                 }
             }
-            let usable = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
+            let links: Option<i64> = tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?;
+            let links = links.and_then(|links| u64::try_from(links).ok()).unwrap_or_default();
+            let parts = tables::parts(links, self.settings.link_buckets);
+            // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
+            let is_split_well = |previous: &&Manifest| previous.link_parts >= parts / 2;
+            let usable = previous
+                .filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from))
+                .filter(is_split_well);
             if usable.is_some_and(|previous| previous.built_from == built_from) {
                 return Ok(None);
             }
@@ -228,20 +236,20 @@ impl Publisher {
                 staging,
                 previous: usable.map(|previous| (previous, self.lake.folder(previous.snapshot))),
                 buckets: self.settings.link_buckets,
+                parts: usable.map_or(parts, |previous| previous.link_parts),
                 pepper: self.pepper.clone(),
                 confirm_after: self.confirm_after,
                 publishes_pii: self.publishes_pii,
             };
             let tables = stager.stage()?;
             let partitions = partitions::Partitions::read(tx, usable)?;
-            Ok::<_, Error>(Some((built_from, tables, partitions, usable)))
+            Ok::<_, Error>(Some((built_from, tables, partitions, stager.parts, usable)))
         })?;
-        let Some((built_from, mut tables, partitions, usable)) = staged else { return Ok(None) };
+        let Some((built_from, mut tables, partitions, link_parts, usable)) = staged else { return Ok(None) };
         let reference = &self.settings.reference;
         let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
         tables.push(partitions.stage(staging, &tables, earlier, reference)?);
-        let standing = usable.map(|previous| self.standing(previous, &tables));
-        let files = self.run_sinks(staging, &built_from, published_at, &tables, standing, &partitions.errors)?;
+        let files = self.run_sinks(staging, &built_from, published_at, &tables, usable, &partitions.errors)?;
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
@@ -259,6 +267,7 @@ impl Publisher {
             vinculo_version: env!("CARGO_PKG_VERSION").to_owned(),
             built_from,
             link_buckets: self.settings.link_buckets,
+            link_parts,
             reference: self.settings.reference.digest().to_owned(),
             settings: self.settings_digest(),
             tables,
@@ -266,13 +275,17 @@ impl Publisher {
         }))
     }
 
-    /// What of the snapshot before stands in the next one as it is.
-    fn standing(&self, previous: &Manifest, tables: &[TableEntry]) -> sinks::Previous {
-        let is_same =
-            |table: &&TableEntry| previous.table(&table.name).is_some_and(|before| before.files == table.files);
+    /// What of the snapshot before does not stand in the next one.
+    fn before(&self, previous: &Manifest, tables: &[TableEntry]) -> sinks::Previous {
+        let gone = tables.iter().filter_map(|table| {
+            let held: HashSet<&FileEntry> = table.files.iter().collect();
+            let before = previous.table(&table.name)?.files.iter();
+            let gone = before.filter(|file| !held.contains(file)).map(|file| PathBuf::from(&file.path)).collect();
+            Some((table.name.clone(), gone))
+        });
         sinks::Previous {
             folder: self.lake.folder(previous.snapshot),
-            unchanged: tables.iter().filter(is_same).map(|table| table.name.clone()).collect(),
+            gone: gone.collect(),
             sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
         }
     }
@@ -283,9 +296,11 @@ impl Publisher {
         built_from: &BuiltFrom,
         published_at: Timestamp,
         tables: &[TableEntry],
-        previous: Option<sinks::Previous>,
+        previous: Option<&Manifest>,
         errors: &[(String, String, String)],
     ) -> Result<Vec<FileEntry>, Error> {
+        let held: HashSet<&FileEntry> =
+            previous.iter().flat_map(|previous| &previous.tables).flat_map(|table| &table.files).collect();
         let staged_files: Vec<sinks::StagedFile> = tables
             .iter()
             .flat_map(|table| table.files.iter().map(move |file| (table, file)))
@@ -293,6 +308,7 @@ impl Publisher {
                 table: table.name.clone(),
                 path: (&file.path).into(),
                 rows: file.rows.unwrap_or_default(),
+                is_new: !held.contains(file),
             })
             .collect();
         let staged = Staged {
@@ -305,7 +321,7 @@ impl Publisher {
             duckdb_storage_version: &self.settings.duckdb_storage_version,
             reference: &self.settings.reference,
             errors,
-            previous,
+            previous: previous.map(|previous| self.before(previous, tables)),
         };
         let mut files = Vec::new();
         for sink in sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name())) {

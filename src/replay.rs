@@ -56,6 +56,13 @@ pub struct Rows {
     pub history: Vec<Columns>,
 }
 
+impl Rows {
+    /// Those of one table: the current ones are counted first, and then their histories.
+    pub fn of_table(&mut self, table: usize) -> Option<&mut Columns> {
+        self.current.iter_mut().chain(&mut self.history).nth(table)
+    }
+}
+
 /// Replays records of one resource, one after the other.
 pub struct Replay<'p> {
     flattener: Flattener<'p>,

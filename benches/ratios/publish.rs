@@ -97,7 +97,8 @@ async fn with_buckets(buckets: u32) -> anyhow::Result<bool> {
     let mut all_reached = aim_below("unchanged, % of the time for everything", of_full(unchanged), 5.0);
     all_reached &= aim_below("1 % changed, % of the time for everything", of_full(changed), 10.0);
     let share = percent(written as f64, whole as f64);
-    all_reached &= aim_below("1 % changed, % of the bytes written again", share, if buckets == 1 { 100.1 } else { 20.0 });
+    all_reached &=
+        aim_below("1 % changed, % of the bytes written again", share, if buckets == 1 { 100.1 } else { 20.0 });
     Ok(all_reached)
 }
 

@@ -102,31 +102,31 @@ pub fn create_macros(connection: &Connection, reference: &Reference) -> duckdb::
     connection.execute_batch(&steps_macro("credit_features", ROW))
 }
 
-/// Completes a `vinculo.duckdb`: everything of [`create_macros`], the table `credit_features` (empty, unless it is there), `link_errors` with
-/// `errors` (link, resource, code), views, comments, and the lines of the dictionary.
+/// Completes a `vinculo.duckdb`: everything of [`create_macros`], the tables `credit_features` and `link_errors`, both
+/// empty, views, comments, and the lines of the dictionary.
 ///
 /// # Errors
 /// DuckDB's.
-pub fn complete(
-    connection: &Connection,
-    reference: &Reference,
-    errors: &[(String, String, String)],
-) -> duckdb::Result<()> {
+pub fn complete(connection: &Connection, reference: &Reference) -> duckdb::Result<()> {
     create_macros(connection, reference)?;
     for table in ["credit_features", "link_errors"] {
-        // The first may have been taken over from the file before.
-        let sql = created(dictionary::relation(table)).replacen("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1);
-        connection.execute_batch(&sql)?;
-    }
-    let mut insert = connection.prepare("INSERT INTO link_errors VALUES (?, ?, ?)")?;
-    for (link_id, resource, code) in errors {
-        insert.execute(params![link_id, resource, code])?;
+        connection.execute_batch(&created(dictionary::relation(table)))?;
     }
     VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
     connection.execute_batch(&format!("COMMENT ON MACRO TABLE credit_features IS {}", quoted(MACRO_COMMENT)))?;
-    for relation in dictionary::relations() {
-        comment(connection, relation)?;
-        describe(connection, relation)?;
+    dictionary::relations().iter().try_for_each(|relation| comment(connection, relation))?;
+    fill_dictionary(connection, &dictionary::relations().iter().flat_map(lines).collect::<Vec<_>>())
+}
+
+/// Fills `link_errors` with `errors` (link, resource, code), and with nothing else.
+///
+/// # Errors
+/// DuckDB's.
+pub fn set_errors(connection: &Connection, errors: &[(String, String, String)]) -> duckdb::Result<()> {
+    connection.execute_batch("DELETE FROM link_errors")?;
+    let mut insert = connection.prepare("INSERT INTO link_errors VALUES (?, ?, ?)")?;
+    for (link_id, resource, code) in errors {
+        insert.execute(params![link_id, resource, code])?;
     }
     Ok(())
 }
@@ -152,40 +152,72 @@ fn comment(connection: &Connection, relation: &Relation) -> duckdb::Result<()> {
     connection.execute_batch(&statements)
 }
 
-fn describe(connection: &Connection, relation: &Relation) -> duckdb::Result<()> {
-    let mut insert = connection.prepare("INSERT INTO data_dictionary VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?;
-    let nothing: Option<&str> = None;
-    insert.execute(params![
-        relation.name,
-        "",
-        0,
-        nothing,
-        false,
-        relation.meaning,
-        nothing,
-        nothing,
-        nothing,
-        nothing,
-        nothing,
-        nothing
-    ])?;
-    for (position, column) in (1_i32..).zip(&relation.columns) {
-        insert.execute(params![
-            relation.name,
-            column.name,
-            position,
-            column.kind,
-            relation.key.contains(&column.name),
-            column.meaning,
-            column.unit,
-            column.null,
-            column.sensitivity,
-            column.example,
-            column.formula,
-            column.direction.map(dictionary::Direction::name)
-        ])?;
-    }
-    Ok(())
+/// A line of the data dictionary: of a relation as a whole when it has no column.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Line<'a> {
+    /// The table or view.
+    pub table: &'a str,
+    /// The column; empty for the relation.
+    pub column: &'a str,
+    /// Place of the column, from 1 on; 0 for the relation.
+    pub position: i32,
+    /// Its type.
+    pub kind: Option<&'a str>,
+    /// Whether it is a part of the key.
+    pub is_key: bool,
+    /// What it means.
+    pub meaning: &'a str,
+    /// Its unit.
+    pub unit: Option<&'a str>,
+    /// When it is NULL.
+    pub null: Option<&'a str>,
+    /// How sensitive it is.
+    pub sensitivity: Option<&'a str>,
+    /// An example, made up.
+    pub example: Option<&'a str>,
+    /// How a feature is computed.
+    pub formula: Option<&'a str>,
+    /// The direction in which a feature is expected to speak.
+    pub direction: Option<&'a str>,
+}
+
+/// Adds `lines` to the data dictionary, in one statement: hundreds would take longer than all else.
+///
+/// # Errors
+/// DuckDB's.
+pub fn fill_dictionary(connection: &Connection, lines: &[Line<'_>]) -> duckdb::Result<()> {
+    let optional = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), quoted);
+    let rows: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let first = [quoted(line.table), quoted(line.column), line.position.to_string(), optional(line.kind)];
+            let second = [line.is_key.to_string(), quoted(line.meaning)];
+            let last = [line.unit, line.null, line.sensitivity, line.example, line.formula, line.direction];
+            let cells: Vec<String> = first.into_iter().chain(second).chain(last.map(optional)).collect();
+            format!("({})", cells.join(", "))
+        })
+        .collect();
+    connection.execute_batch(&format!("INSERT INTO data_dictionary VALUES {}", rows.join(", ")))
+}
+
+/// What the data dictionary says of a relation.
+fn lines(relation: &'static Relation) -> impl Iterator<Item = Line<'static>> {
+    let whole = Line { table: &relation.name, meaning: &relation.meaning, ..Line::default() };
+    let columns = (1..).zip(&relation.columns).map(|(position, column)| Line {
+        table: &relation.name,
+        column: &column.name,
+        position,
+        kind: Some(&column.kind),
+        is_key: relation.key.contains(&column.name),
+        meaning: &column.meaning,
+        unit: column.unit.as_deref(),
+        null: Some(&column.null),
+        sensitivity: Some(&column.sensitivity),
+        example: Some(&column.example),
+        formula: column.formula.as_deref(),
+        direction: column.direction.map(dictionary::Direction::name),
+    });
+    std::iter::once(whole).chain(columns)
 }
 
 /// A text as an SQL literal.

@@ -9,10 +9,10 @@ use std::sync::LazyLock;
 
 use super::Error;
 use super::snapshots::TableEntry;
-use super::tables::{ChangedRecords, Output, Stager, shows_sightings};
+use super::tables::{ChangedRecords, Output, Stager, Waiting, shows_sightings};
 use crate::columns::Columns;
 use crate::flatten::{Flattener, Plan};
-use crate::replay::{Replay, Rows};
+use crate::replay::Replay;
 use crate::schema::{self, RecordSchema, Table};
 
 /// Its folder in a snapshot.
@@ -40,34 +40,27 @@ impl Stager<'_> {
         let (current, history) = (table(records.tables[0]), table(records.history[0]));
         let mut replay = Replay::new(Flattener::new(plan, self.pepper.clone()), [current], self.confirm_after);
         let changed = if shows_sightings(current) { &sightings } else { &content };
-        let mut outputs = [Output::new(self, current, changed), Output::new(self, history, &content)];
-        let mut waiting: Vec<Rows> = (0..self.buckets).map(|_| replay.rows()).collect();
+        let outputs = vec![Output::new(self, current, changed), Output::new(self, history, &content)];
+        let mut waiting = Waiting::new(self, outputs, &replay);
         let persons = [person_in(current), person_in(history)];
         self.each_record(
             records.resource,
-            |bucket| sightings.contains(&bucket) || content.contains(&bucket),
+            |cell| sightings.contains(&cell) || content.contains(&cell),
             |record| {
-                let bucket = self.bucket(&record.link_id);
                 let lists = self.lists(records.resource, record)?;
                 let mut rows = replay.rows();
                 // What cannot be flattened is listed with the tables for analysts.
                 let _ = replay.append(&record.versions, &record.facts(), &lists, &mut rows);
-                let waiting = &mut waiting[bucket as usize];
-                let kept = waiting.current.iter_mut().chain(&mut waiting.history);
+                let kept = waiting.rows_of(&record.link_id)?;
+                let kept = kept.current.iter_mut().chain(&mut kept.history);
                 let fresh = rows.current.iter().chain(&rows.history);
-                for (((kept, fresh), person), output) in kept.zip(fresh).zip(persons).zip(&mut outputs) {
+                for ((kept, fresh), person) in kept.zip(fresh).zip(persons) {
                     keep_persons(kept, fresh, person);
-                    output.flush(bucket, kept)?;
                 }
-                Ok(())
+                waiting.flush(&record.link_id)
             },
         )?;
-        let mut by_table: [Vec<Columns>; 2] = Default::default();
-        for rows in waiting {
-            let columns = rows.current.into_iter().chain(rows.history);
-            by_table.iter_mut().zip(columns).for_each(|(table, columns)| table.push(columns));
-        }
-        outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
+        waiting.finish()
     }
 }
 

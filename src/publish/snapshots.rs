@@ -3,9 +3,9 @@
 //! *Promises* that what `current` names is whole and never changes, that a crash at any point leaves the old snapshot or
 //! the new one, and that what a crash left behind is gone after the next start.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ pub struct Manifest {
     pub built_from: BuiltFrom,
     /// Partitions of each table.
     pub link_buckets: u32,
+    /// Files of each partition of a large table, at most.
+    #[serde(default = "one")]
+    pub link_parts: u32,
     /// Digest of the reference tables.
     #[serde(default)]
     pub reference: String,
@@ -42,6 +45,11 @@ pub struct Manifest {
     pub tables: Vec<TableEntry>,
     /// Files that hold all tables, such as `vinculo.duckdb`.
     pub files: Vec<FileEntry>,
+}
+
+/// What snapshots have that do not say it.
+fn one() -> u32 {
+    1
 }
 
 /// The state that a snapshot was built from.
@@ -69,7 +77,7 @@ pub struct TableEntry {
 }
 
 /// One file of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileEntry {
     /// Its place, relative to the snapshot.
     pub path: String,
@@ -188,7 +196,8 @@ impl Lake {
         let text = serde_json::to_string_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
         let path = staging.folder.join(verify::MANIFEST);
         fs::write(&path, verify::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
-        seal(&staging.folder, SEALED)?;
+        close(&staging.folder, SEALED)?;
+        make_durable(&staging.folder)?;
         let folder = self.folder(staging.snapshot);
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
@@ -345,28 +354,49 @@ pub fn checksum(path: &Path) -> io::Result<(u64, String)> {
 const SEALED: (u32, u32) = (0o750, 0o440);
 const SEALED_PII: (u32, u32) = (0o700, 0o400);
 
-/// Makes everything below `folder` durable, and its files read-only.
-fn seal(folder: &Path, modes: (u32, u32)) -> Result<(), Error> {
-    for entry in fs::read_dir(folder).map_err(|source| Error::at(folder, source))?.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            let modes = if entry.file_name() == pii::FOLDER { SEALED_PII } else { modes };
-            fs::set_permissions(&path, Permissions::from_mode(modes.0)).map_err(|source| Error::at(&path, source))?;
-            seal(&path, modes)?;
-        } else {
-            let sealed = File::open(&path).and_then(|file| {
-                file.set_permissions(Permissions::from_mode(modes.1))?;
-                file.sync_all()
-            });
-            sealed.map_err(|source| Error::at(&path, source))?;
+/// Makes the files below `folder` read-only, but for those that are so because an earlier snapshot has them too.
+fn close(folder: &Path, modes: (u32, u32)) -> Result<(), Error> {
+    for (path, metadata) in entries(folder)? {
+        let set =
+            |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(|source| Error::at(&path, source));
+        if metadata.is_dir() {
+            let modes = if path.file_name() == Some(pii::FOLDER.as_ref()) { SEALED_PII } else { modes };
+            set(modes.0)?;
+            close(&path, modes)?;
+        } else if !is_taken_over(&metadata) || metadata.mode() & 0o777 != modes.1 {
+            set(modes.1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until everything below `folder` is on the disk. After all modes are set: each would make the disk wait once more.
+fn make_durable(folder: &Path) -> Result<(), Error> {
+    for (path, metadata) in entries(folder)? {
+        if metadata.is_dir() {
+            make_durable(&path)?;
+        } else if !is_taken_over(&metadata) {
+            sync(&path)?;
         }
     }
     sync(folder)
 }
 
-/// A rename or a link lasts once its folder is on the disk.
-fn sync(folder: &Path) -> Result<(), Error> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(|source| Error::at(folder, source))
+/// Whether the file is in another snapshot, too, and so on the disk already.
+fn is_taken_over(metadata: &Metadata) -> bool {
+    metadata.nlink() > 1
+}
+
+fn entries(folder: &Path) -> Result<Vec<(PathBuf, Metadata)>, Error> {
+    let entries = fs::read_dir(folder).and_then(|entries| {
+        entries.map(|entry| entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))).collect::<io::Result<_>>()
+    });
+    entries.map_err(|source| Error::at(folder, source))
+}
+
+/// Waits until a file or folder is on the disk: a rename or a link lasts once its folder is.
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|source| Error::at(path, source))
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 
 use super::Error;
-use super::snapshots::{Manifest, Staging, TableEntry};
+use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
 use crate::clock::Timestamp;
 use crate::columns::Columns;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
@@ -40,28 +40,50 @@ pub(super) struct Stager<'s> {
     /// The last snapshot and its folder, when its files may be taken over.
     pub previous: Option<(&'s Manifest, PathBuf)>,
     pub buckets: u32,
+    /// Files of each bucket, each for a range of links: see [`parts`].
+    pub parts: u32,
     pub pepper: Option<Pepper>,
     pub confirm_after: Duration,
     /// Whether unmasked rows are published too, under `pii/`.
     pub publishes_pii: bool,
 }
 
-/// Buckets in which rows that do not belong to one resource may have changed since the previous snapshot.
+/// Lakes with fewer links are written so fast that files of parts would be in the way only.
+const WORTH_PARTS: u64 = 1_000;
+/// Links of a part: of a lake in which one link in a hundred changed, most parts did not.
+const LINKS_IN_A_PART: u64 = 8;
+const MOST_PARTS: u64 = 128;
+/// Files that a table has at most.
+const MOST_FILES: u64 = 1_024;
+
+/// Into how many files a bucket is split when the lake has so many links, so that a link's news are no reason to write all
+/// others of its bucket again. A power of two.
+pub(super) fn parts(links: u64, buckets: u32) -> u32 {
+    let buckets = u64::from(buckets.max(1));
+    let wanted = if links < WORTH_PARTS { 1 } else { links / (LINKS_IN_A_PART * buckets) };
+    let most = wanted.min(MOST_PARTS).min(MOST_FILES / buckets).max(1);
+    u32::try_from(1 << most.ilog2()).unwrap_or(1)
+}
+
+/// A file of a table: the place of its bucket, after those of all buckets in the parts before.
+pub(super) type Cell = u32;
+
+/// Cells in which rows that do not belong to one resource may have changed since the previous snapshot.
 struct Changed {
     /// Records of any resource, and so what is rejected.
-    records: HashSet<u32>,
+    records: HashSet<Cell>,
     /// Complete lists.
-    lists: HashSet<u32>,
+    lists: HashSet<Cell>,
     /// Links, or complete lists of theirs.
-    links: HashSet<u32>,
+    links: HashSet<Cell>,
 }
 
 /// The same for the rows of one resource: another resource's news is no reason to write its tables again.
 pub(super) struct ChangedRecords {
     /// What records say.
-    pub content: HashSet<u32>,
+    pub content: HashSet<Cell>,
     /// When records were last seen; includes `content`.
-    pub sightings: HashSet<u32>,
+    pub sightings: HashSet<Cell>,
 }
 
 /// What the records of all resources tell besides their own tables.
@@ -96,7 +118,7 @@ impl Stager<'_> {
     /// Writes or takes over each table's files.
     pub(super) fn stage(&self) -> Result<Vec<TableEntry>, Error> {
         let changed = self.changed()?;
-        let rejected_table = Output::new(self, self.schema.table("rejected_records"), &changed.records);
+        let rejected_table = Output::whole(self, self.schema.table("rejected_records"), &changed.records);
         let mut gathered = Gathered { rejected: rejected_table.columns(), persons: HashMap::new() };
         let mut entries = Vec::new();
         for records in &self.schema.records {
@@ -104,7 +126,7 @@ impl Stager<'_> {
         }
         entries.push(self.stage_links(&changed.links, &gathered.persons)?);
         entries.push(self.stage_link_snapshots(&changed.lists)?);
-        entries.push(rejected_table.finish(gathered.rejected)?);
+        entries.push(rejected_table.finish(&mut gathered.rejected)?);
         if self.publishes_pii {
             entries.extend(self.stage_pii()?);
         }
@@ -112,36 +134,32 @@ impl Stager<'_> {
     }
 
     fn changed(&self) -> Result<Changed, Error> {
-        let mut links = self.buckets("SELECT link_id FROM links WHERE changed_seq > $1", None)?;
-        let lists = self.buckets("SELECT link_id FROM refreshes WHERE touched_seq > $1", None)?;
+        let mut links = self.cells("SELECT link_id FROM links WHERE changed_seq > $1", None)?;
+        let lists = self.cells("SELECT link_id FROM refreshes WHERE touched_seq > $1", None)?;
         links.extend(&lists);
-        Ok(Changed {
-            records: self.buckets("SELECT link_id FROM refreshes WHERE content_seq > $1", None)?,
-            lists,
-            links,
-        })
+        Ok(Changed { records: self.cells("SELECT link_id FROM refreshes WHERE content_seq > $1", None)?, lists, links })
     }
 
     pub(super) fn changed_records(&self, resource: &Resource) -> Result<ChangedRecords, Error> {
-        let of = |sql| self.buckets(sql, Some(resource));
+        let of = |sql| self.cells(sql, Some(resource));
         Ok(ChangedRecords {
             content: of("SELECT link_id FROM refreshes WHERE content_seq > $1 AND resource = $2")?,
             sightings: of("SELECT link_id FROM refreshes WHERE sighted_seq > $1 AND resource = $2")?,
         })
     }
 
-    /// The buckets of the links that `sql` gives for the changes since the previous snapshot; all, when none is to be kept.
-    fn buckets(&self, sql: &str, resource: Option<&Resource>) -> Result<HashSet<u32>, Error> {
-        let Some((previous, _)) = &self.previous else { return Ok((0..self.buckets).collect()) };
+    /// The cells of the links that `sql` gives for the changes since the previous snapshot; all, when none is to be kept.
+    fn cells(&self, sql: &str, resource: Option<&Resource>) -> Result<HashSet<Cell>, Error> {
+        let Some((previous, _)) = &self.previous else { return Ok(self.all_cells().collect()) };
         let since = store::Value::from(previous.built_from.change);
         let resource = resource.map(|resource| store::Value::from(resource.name));
         let args: Vec<_> = std::iter::once(since).chain(resource).collect();
-        let mut buckets = HashSet::new();
+        let mut cells = HashSet::new();
         self.tx.each(sql, &args, |row| {
-            buckets.insert(self.bucket(row.str(0)?));
+            cells.insert(self.cell(row.str(0)?));
             Ok::<_, store::Error>(())
         })?;
-        Ok(buckets)
+        Ok(cells)
     }
 
     /// Stages the tables of one resource.
@@ -159,48 +177,39 @@ impl Stager<'_> {
         let current = tables(&records.tables)
             .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }));
         let history = tables(&records.history).map(|table| Output::new(self, table, &content));
-        // The current tables, and then in the same order their histories.
-        let mut outputs: Vec<Output<'_>> = current.chain(history).collect();
-        // For each bucket, the waiting rows of each table.
-        let mut waiting: Vec<Rows> = (0..self.buckets).map(|_| replay.rows()).collect();
+        let mut waiting = Waiting::new(self, current.chain(history).collect(), &replay);
         let names_persons = resource == &owners::RESOURCE;
-        let has_news = |bucket: u32| sightings.contains(&bucket) || changed.records.contains(&bucket);
+        let has_news = |cell: Cell| sightings.contains(&cell) || changed.records.contains(&cell);
         // Who owns a link is needed for `links`, which changes most of the time.
-        let unread: HashSet<u32> = (0..self.buckets)
-            .filter(|&bucket| names_persons && !has_news(bucket))
-            .filter(|&bucket| !self.take_over_persons(bucket, &mut gathered.persons))
+        let unread: HashSet<Cell> = self
+            .all_cells()
+            .filter(|&cell| names_persons && !has_news(cell))
+            .filter(|&cell| !self.take_over_persons(cell, &mut gathered.persons))
             .collect();
-        let is_needed = |bucket: u32| has_news(bucket) || unread.contains(&bucket);
+        let is_needed = |cell: Cell| has_news(cell) || unread.contains(&cell);
         self.each_record(resource, is_needed, |record| {
-            let bucket = self.bucket(&record.link_id);
             let lists = self.lists(resource, record)?;
-            let waiting = &mut waiting[bucket as usize];
-            let first = waiting.current[0].len();
-            let appended = replay.append(&record.versions, &record.facts(), &lists, waiting);
+            let rows = waiting.rows_of(&record.link_id)?;
+            let first = rows.current[0].len();
+            let appended = replay.append(&record.versions, &record.facts(), &lists, rows);
             if names_persons {
-                gathered.note_person(self.schema.table("owners"), record, &waiting.current[0], first);
+                gathered.note_person(self.schema.table("owners"), record, &rows.current[0], first);
             }
             if let Err(rejection) = appended {
-                gathered.note_rejection(bucket, resource, record, &rejection);
+                gathered.note_rejection(self.bucket(&record.link_id), resource, record, &rejection);
             }
-            let columns = waiting.current.iter_mut().chain(&mut waiting.history);
-            outputs.iter_mut().zip(columns).try_for_each(|(output, columns)| output.flush(bucket, columns))
+            waiting.flush(&record.link_id)
         })?;
-        let mut by_table: Vec<Vec<Columns>> = outputs.iter().map(|_| Vec::new()).collect();
-        for rows in waiting {
-            let columns = rows.current.into_iter().chain(rows.history);
-            by_table.iter_mut().zip(columns).for_each(|(table, columns)| table.push(columns));
-        }
-        outputs.into_iter().zip(by_table).map(|(output, columns)| output.finish(columns)).collect()
+        waiting.finish()
     }
 
-    /// Notes who owns the links of a bucket as the file says that is taken over; false when it cannot be read.
-    fn take_over_persons(&self, bucket: u32, persons: &mut HashMap<String, String>) -> bool {
-        let path = path_of(self.schema.table("owners"), bucket);
+    /// Notes who owns the links of a cell as the file says that is taken over; false when it cannot be read.
+    fn take_over_persons(&self, cell: Cell, persons: &mut HashMap<String, String>) -> bool {
+        let path = path_of(self.schema.table("owners"), cell, self.buckets);
         let Some((manifest, folder)) = &self.previous else { return false };
         let files = manifest.table("owners").map_or(&[][..], |entry| &entry.files);
         let mut found = HashMap::new();
-        let is_read = files.iter().filter(|file| path.as_path() == Path::new(&file.path)).all(|file| {
+        let is_read = files.iter().filter(|file| path == file.path).all(|file| {
             read_texts(&folder.join(&file.path), ["link_id", "person_key"], |row| {
                 if let [Some(link_id), Some(person)] = row {
                     found.entry(link_id.to_owned()).or_insert_with(|| person.to_owned());
@@ -214,27 +223,50 @@ impl Stager<'_> {
         is_read
     }
 
-    /// Gives each record of the resource in the buckets that are needed, with its versions, by link and key.
+    /// Gives each record of the resource in the cells that are needed, with its versions, by link and key.
     pub(super) fn each_record(
         &self,
         resource: &Resource,
-        is_needed: impl Fn(u32) -> bool,
+        is_needed: impl Fn(Cell) -> bool,
         mut each: impl FnMut(&Stored) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut gathered: Option<Stored> = None;
-        if !(0..self.buckets).any(&is_needed) {
-            return Ok(());
+        let is_part_needed = |part: u32| (0..self.buckets).any(|bucket| is_needed(part * self.buckets + bucket));
+        let mut part = 0;
+        while part < self.parts {
+            let first = part;
+            while part < self.parts && is_part_needed(part) {
+                part += 1;
+            }
+            if first < part {
+                let (from, to) = (self.start_of(first), self.start_of(part));
+                self.each_record_between(resource, &from, &to, &is_needed, &mut each)?;
+            }
+            part += 1;
         }
+        Ok(())
+    }
+
+    /// The same for the links from `from` on and before `to`.
+    fn each_record_between(
+        &self,
+        resource: &Resource,
+        from: &str,
+        to: &str,
+        is_needed: &impl Fn(Cell) -> bool,
+        each: &mut impl FnMut(&Stored) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut gathered: Option<Stored> = None;
         self.tx.each(
             "SELECT v.link_id, v.record_key, v.known_from, v.fetched_at, v.body, v.is_late, v.record_id, v.created_at, \
              v.collected_at, r.record_id, r.created_at, r.collected_at, v.version \
              FROM record_versions v \
              JOIN records r ON r.link_id = v.link_id AND r.resource = v.resource AND r.record_key = v.record_key \
-             WHERE v.resource = $1 ORDER BY v.link_id, v.resource, v.record_key, v.version",
-            args![resource.name],
+             WHERE v.link_id >= $1 AND v.link_id < $2 AND v.resource = $3 \
+             ORDER BY v.link_id, v.resource, v.record_key, v.version",
+            args![from, to, resource.name],
             |row| {
                 // Before its body is read.
-                if !is_needed(self.bucket(row.str(0)?)) {
+                if !is_needed(self.cell(row.str(0)?)) {
                     return Ok(());
                 }
                 let (link_id, record_key) = (row.str(0)?, row.str(1)?);
@@ -279,8 +311,8 @@ impl Stager<'_> {
         )?)
     }
 
-    fn stage_links(&self, changed: &HashSet<u32>, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
-        let mut output = Output::new(self, self.schema.table("links"), changed);
+    fn stage_links(&self, changed: &HashSet<Cell>, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
+        let mut output = Output::whole(self, self.schema.table("links"), changed);
         let mut waiting = output.columns();
         self.tx.each(
             "SELECT l.link_id, l.external_id, l.institution, l.access_mode, l.status, l.refresh_rate, l.credentials_storage, \
@@ -311,11 +343,11 @@ impl Stager<'_> {
                 output.flush(bucket, columns)
             },
         )?;
-        output.finish(waiting)
+        output.finish(&mut waiting)
     }
 
-    fn stage_link_snapshots(&self, changed: &HashSet<u32>) -> Result<TableEntry, Error> {
-        let mut output = Output::new(self, self.schema.table("link_snapshots"), changed);
+    fn stage_link_snapshots(&self, changed: &HashSet<Cell>) -> Result<TableEntry, Error> {
+        let mut output = Output::whole(self, self.schema.table("link_snapshots"), changed);
         let mut waiting = output.columns();
         let integer = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
         self.tx.each(
@@ -336,7 +368,7 @@ impl Stager<'_> {
                 output.flush(bucket, columns)
             },
         )?;
-        output.finish(waiting)
+        output.finish(&mut waiting)
     }
 
     /// The bucket of a link: the last eight digits of its id, which are random in every kind of UUID, modulo the number
@@ -344,6 +376,74 @@ impl Stager<'_> {
     pub(super) fn bucket(&self, link_id: &str) -> u32 {
         let tail = link_id.get(link_id.len().saturating_sub(8)..).unwrap_or_default();
         u32::from_str_radix(tail, 16).unwrap_or_default() % self.buckets
+    }
+
+    /// The part of a link's bucket: a range of its id's first eight digits, so that parts follow each other as links do.
+    fn part(&self, link_id: &str) -> u32 {
+        let head = u32::from_str_radix(link_id.get(..8).unwrap_or_default(), 16).unwrap_or_default();
+        u32::try_from((u64::from(head) * u64::from(self.parts)) >> 32).unwrap_or_default()
+    }
+
+    /// What stands before every link of the part, and after those of the part before.
+    fn start_of(&self, part: u32) -> String {
+        match (u64::from(part) << 32) / u64::from(self.parts) {
+            start if start > u64::from(u32::MAX) => "g".to_owned(),
+            start => format!("{start:08x}"),
+        }
+    }
+
+    fn cell(&self, link_id: &str) -> Cell {
+        self.part(link_id) * self.buckets + self.bucket(link_id)
+    }
+
+    fn all_cells(&self) -> impl Iterator<Item = Cell> + use<> {
+        0..self.parts * self.buckets
+    }
+}
+
+/// The tables of one resource on their way into their files, link by link in the order of their ids.
+pub(super) struct Waiting<'s> {
+    stager: &'s Stager<'s>,
+    outputs: Vec<Output<'s>>,
+    /// For each bucket, the rows of the part that the links have come to.
+    rows: Vec<Rows>,
+    part: u32,
+}
+
+impl<'s> Waiting<'s> {
+    /// No rows yet. The outputs are those of the current tables, and then in the same order of their histories.
+    pub(super) fn new(stager: &'s Stager<'s>, outputs: Vec<Output<'s>>, replay: &Replay<'_>) -> Self {
+        Self { stager, outputs, rows: (0..stager.buckets).map(|_| replay.rows()).collect(), part: 0 }
+    }
+
+    /// Where the link's rows wait. What waits of the parts before the link's is written first.
+    pub(super) fn rows_of(&mut self, link_id: &str) -> Result<&mut Rows, Error> {
+        let part = self.stager.part(link_id);
+        if part != self.part {
+            for (table, output) in self.outputs.iter_mut().enumerate() {
+                output.end_part(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?;
+                output.part = part;
+            }
+            self.part = part;
+        }
+        Ok(&mut self.rows[self.stager.bucket(link_id) as usize])
+    }
+
+    /// Takes the rows of the link's bucket out of memory when they are many.
+    pub(super) fn flush(&mut self, link_id: &str) -> Result<(), Error> {
+        let bucket = self.stager.bucket(link_id);
+        let rows = &mut self.rows[bucket as usize];
+        let columns = rows.current.iter_mut().chain(&mut rows.history);
+        self.outputs.iter_mut().zip(columns).try_for_each(|(output, columns)| output.flush(bucket, columns))
+    }
+
+    /// Writes what still waits, and says what each table consists of.
+    pub(super) fn finish(mut self) -> Result<Vec<TableEntry>, Error> {
+        let mut entries = Vec::new();
+        for (table, output) in self.outputs.into_iter().enumerate() {
+            entries.push(output.finish(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?);
+        }
+        Ok(entries)
     }
 }
 
@@ -387,52 +487,76 @@ impl Stored {
     }
 }
 
-/// One table on its way into its files, a bucket each.
+/// One table on its way into its files, a cell each.
 pub(super) struct Output<'s> {
     table: &'static Table,
     staging: &'s Staging,
     previous: Option<(&'s TableEntry, &'s PathBuf)>,
-    /// Whether nothing in the bucket changed, so that the previous file is taken over.
+    buckets: u32,
+    /// For each cell, whether nothing in it changed, so that the previous file is taken over.
     is_unchanged: Vec<bool>,
+    /// The part that is written now.
+    part: u32,
     /// None before the first rows that are many enough to be written.
     encoder: Option<Encoder>,
     most_rows: usize,
     most_bytes: usize,
 }
 
+/// What the thread of an [`Encoder`] is told.
+enum Order {
+    /// These rows belong into the file of the cell.
+    Write(Cell, RecordBatch),
+    /// No more rows come for the files so far.
+    Close,
+}
+
 /// Writes the files of one table on a thread of its own: encoding takes about as long as flattening, and both then go on
 /// at the same time. The thread ends with this.
 struct Encoder {
     /// None once there is nothing more to come.
-    batches: Option<SyncSender<(u32, RecordBatch)>>,
+    orders: Option<SyncSender<Order>>,
     /// None once it was waited for.
-    thread: Option<JoinHandle<Result<BTreeMap<u32, u64>, sinks::Error>>>,
+    thread: Option<JoinHandle<Result<BTreeMap<Cell, u64>, sinks::Error>>>,
 }
 
 impl Encoder {
-    fn start(table: &'static Table, folder: &Path) -> Result<Self, Error> {
-        let (batches, coming) = sync_channel::<(u32, RecordBatch)>(WAITING_BATCHES);
+    fn start(table: &'static Table, folder: &Path, buckets: u32) -> Result<Self, Error> {
+        let (orders, coming) = sync_channel::<Order>(WAITING_BATCHES);
         let folder = folder.to_owned();
         let encode = move || {
-            let mut files = BTreeMap::new();
-            for (bucket, batch) in coming {
-                let writer = match files.entry(bucket) {
-                    Entry::Occupied(writer) => writer.into_mut(),
-                    Entry::Vacant(place) => {
-                        place.insert(TableWriter::create(&folder.join(path_of(table, bucket)), table)?)
+            let (mut open, mut rows) = (BTreeMap::<Cell, TableWriter>::new(), BTreeMap::new());
+            let mut close = |open: &mut BTreeMap<Cell, TableWriter>| {
+                std::mem::take(open).into_iter().try_for_each(|(cell, writer)| {
+                    rows.insert(cell, writer.finish()?);
+                    Ok::<_, sinks::Error>(())
+                })
+            };
+            for order in coming {
+                match order {
+                    Order::Write(cell, batch) => {
+                        let writer = match open.entry(cell) {
+                            Entry::Occupied(writer) => writer.into_mut(),
+                            Entry::Vacant(place) => {
+                                let path = folder.join(path_of(table, cell, buckets));
+                                place.insert(TableWriter::create(&path, table)?)
+                            }
+                        };
+                        writer.write(&batch)?;
                     }
-                };
-                writer.write(&batch)?;
+                    Order::Close => close(&mut open)?,
+                }
             }
-            files.into_iter().map(|(bucket, writer)| Ok((bucket, writer.finish()?))).collect()
+            close(&mut open)?;
+            Ok(rows)
         };
         let thread = std::thread::Builder::new().name("lake-encoder".into()).spawn(encode);
         let thread = thread.map_err(|source| Error::at(Path::new("a thread"), source))?;
-        Ok(Self { batches: Some(batches), thread: Some(thread) })
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
-    fn write(&mut self, bucket: u32, batch: RecordBatch) -> Result<(), Error> {
-        match self.batches.as_ref().map(|batches| batches.send((bucket, batch))) {
+    fn tell(&mut self, order: Order) -> Result<(), Error> {
+        match self.orders.as_ref().map(|orders| orders.send(order)) {
             Some(Ok(())) => Ok(()),
             // The thread has failed, and says why.
             _ => self.end().map(drop),
@@ -440,8 +564,8 @@ impl Encoder {
     }
 
     /// Ends the files and gives the rows of each.
-    fn end(&mut self) -> Result<BTreeMap<u32, u64>, Error> {
-        self.batches = None;
+    fn end(&mut self) -> Result<BTreeMap<Cell, u64>, Error> {
+        self.orders = None;
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(rows)) => Ok(rows?),
             Some(Err(panic)) => std::panic::resume_unwind(panic),
@@ -453,7 +577,7 @@ impl Encoder {
 impl Drop for Encoder {
     /// Nothing is written any more afterwards: the folder may be removed.
     fn drop(&mut self) {
-        self.batches = None;
+        self.orders = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -461,8 +585,18 @@ impl Drop for Encoder {
 }
 
 impl<'s> Output<'s> {
-    /// An output of which the `changed` buckets are written.
-    pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<u32>) -> Self {
+    /// An output of which the `changed` cells are written.
+    pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<Cell>) -> Self {
+        Self::with_cells(stager, table, stager.all_cells().map(|cell| !changed.contains(&cell)).collect())
+    }
+
+    /// An output whose buckets are a file each, for small tables of which most rows change together.
+    fn whole(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<Cell>) -> Self {
+        let changed: HashSet<u32> = changed.iter().map(|cell| cell % stager.buckets).collect();
+        Self::with_cells(stager, table, (0..stager.buckets).map(|bucket| !changed.contains(&bucket)).collect())
+    }
+
+    fn with_cells(stager: &'s Stager<'_>, table: &'static Table, is_unchanged: Vec<bool>) -> Self {
         let previous =
             stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
         let share = stager.buckets.max(1) as usize;
@@ -470,7 +604,9 @@ impl<'s> Output<'s> {
             table,
             staging: stager.staging,
             previous,
-            is_unchanged: (0..stager.buckets).map(|bucket| !changed.contains(&bucket)).collect(),
+            buckets: stager.buckets,
+            is_unchanged,
+            part: 0,
             encoder: None,
             most_rows: (WAITING_ROWS / share).max(256),
             most_bytes: (WAITING_BYTES / share).max(1 << 16),
@@ -479,14 +615,13 @@ impl<'s> Output<'s> {
 
     /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
     fn columns(&self) -> Vec<Columns> {
-        self.is_unchanged
-            .iter()
+        (0..self.buckets)
             .map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>()))
             .collect()
     }
 
     /// Takes the rows of a bucket out of memory when they are many.
-    pub(super) fn flush(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
+    fn flush(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
         if columns.len() >= self.most_rows || columns.text_bytes() >= self.most_bytes {
             self.write(bucket, columns)?;
         }
@@ -494,35 +629,47 @@ impl<'s> Output<'s> {
     }
 
     fn write(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
-        if self.is_unchanged[bucket as usize] {
+        let cell = self.part * self.buckets + bucket;
+        if self.is_unchanged[cell as usize] {
             columns.truncate(0);
+            return Ok(());
+        }
+        // Readers learn a table's columns from its first part; others need not be there for no rows.
+        if columns.is_empty() && self.part > 0 {
             return Ok(());
         }
         let batch = columns.take(&self.table.batch).map_err(sinks::Error::from)?;
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
-            none => none.insert(Encoder::start(self.table, &self.staging.folder)?),
+            none => none.insert(Encoder::start(self.table, &self.staging.folder, self.buckets)?),
         };
-        encoder.write(bucket, batch)
+        encoder.tell(Order::Write(cell, batch))
+    }
+
+    /// Writes what still waits of the part, a bucket each, and ends its files.
+    fn end_part<'c>(&mut self, waiting: impl IntoIterator<Item = &'c mut Columns>) -> Result<(), Error> {
+        for (bucket, columns) in (0..).zip(waiting) {
+            self.write(bucket, columns)?;
+        }
+        self.encoder.as_mut().map_or(Ok(()), |encoder| encoder.tell(Order::Close))
     }
 
     /// Writes what still waits, ends the files, takes over the others, and says what the table consists of.
-    pub(super) fn finish(mut self, waiting: impl IntoIterator<Item = Columns>) -> Result<TableEntry, Error> {
-        for (bucket, mut columns) in (0..).zip(waiting) {
-            self.write(bucket, &mut columns)?;
-        }
-        let mut files = Vec::new();
+    fn finish<'c>(mut self, waiting: impl IntoIterator<Item = &'c mut Columns>) -> Result<TableEntry, Error> {
+        self.end_part(waiting)?;
         let written = self.encoder.as_mut().map(Encoder::end).transpose()?.unwrap_or_default();
-        for number in 0..u32::try_from(self.is_unchanged.len()).unwrap_or(u32::MAX) {
-            let path = path_of(self.table, number);
-            if let Some(&rows) = written.get(&number) {
-                files.push(self.staging.checked(&path, Some(rows))?);
-            } else if let Some((previous, folder)) = self.previous {
-                let held = previous.files.iter().filter(|file| path.as_path() == Path::new(&file.path));
-                for file in held {
-                    self.staging.take_over(folder, file)?;
-                    files.push(file.clone());
-                }
+        let previous: HashMap<&str, &FileEntry> =
+            self.previous.iter().flat_map(|(entry, _)| &entry.files).map(|file| (file.path.as_str(), file)).collect();
+        let mut files = Vec::new();
+        for (cell, is_unchanged) in (0..).zip(&self.is_unchanged) {
+            let path = path_of(self.table, cell, self.buckets);
+            if let Some(&rows) = written.get(&cell) {
+                files.push(self.staging.checked(Path::new(&path), Some(rows))?);
+            } else if let (true, Some(file), Some((_, folder))) =
+                (is_unchanged, previous.get(path.as_str()), self.previous)
+            {
+                self.staging.take_over(folder, file)?;
+                files.push((*file).clone());
             }
         }
         Ok(TableEntry {
@@ -535,6 +682,6 @@ impl<'s> Output<'s> {
     }
 }
 
-fn path_of(table: &Table, bucket: u32) -> PathBuf {
-    format!("{}/link_bucket={bucket}/part-0.parquet", table.name).into()
+fn path_of(table: &Table, cell: Cell, buckets: u32) -> String {
+    format!("{}/link_bucket={}/part-{}.parquet", table.name, cell % buckets, cell / buckets)
 }

@@ -1,11 +1,10 @@
 //! Staged Parquet → `vinculo.duckdb`, the same tables in one file that every DuckDB from 1.1 on opens.
 //!
-//! Tables that did not change are taken over with a copy of the file before, whose checksum has to be right; the rest of
-//! the file is always made anew. *Promises* comments on every table and column, no connection to anywhere, and a file that
+//! When little changed, it is a copy of the file before, whose checksum has to be right, with the rows of the Parquet files
+//! that changed instead of those of the files before them. *Promises* comments on every table and column, no connection to anywhere, and a file that
 //! is complete without its log. A file that is taken over may hold pages of rows that are gone: whoever erases publishes
 //! everything.
 
-use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +13,7 @@ use std::path::{Path, PathBuf};
 use duckdb::{Config, Connection, params};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Previous, Sink, Staged};
+use super::{Error, Previous, Sink, Staged, StagedFile};
 use crate::features::catalog;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
@@ -44,59 +43,123 @@ impl Sink for Duckdb {
     }
 
     fn stage(&self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error> {
-        let (connection, standing) = begin(staged)?;
-        let is_new = |table: &&Table| !standing.contains(&table.name);
-        for table in staged.schema.tables.iter().chain(&staged.schema.lake_tables).filter(is_new) {
-            create(&connection, table)?;
-        }
-        for table in staged.schema.tables.iter().filter(is_new) {
-            load(&connection, table, staged)?;
-        }
-        // One transaction: each statement on its own would wait for the disk.
-        connection.execute_batch("BEGIN TRANSACTION")?;
-        describe(&connection, staged.schema)?;
-        connection.execute(
-            "INSERT INTO lake.meta_snapshot VALUES ($1, make_timestamptz($2::BIGINT), $3, $4)",
-            params![staged.snapshot, staged.published_at.as_micros(), staged.state_change, env!("CARGO_PKG_VERSION")],
-        )?;
-        connection.execute_batch("USE lake")?;
-        VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
-        catalog::complete(&connection, staged.reference, staged.errors)?;
-        if !standing.contains(FEATURES) {
-            load_features(&connection, staged)?;
-        }
-        connection.execute_batch("COMMIT; USE memory; CHECKPOINT lake; DETACH lake;")?;
+        let connection = match take_over(staged)? {
+            Some(connection) => connection,
+            None => make(staged)?,
+        };
+        connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
         Ok(vec![FILE.into()])
     }
 }
 
-/// A connection to a file that holds the tables which did not change and nothing else, and the names of these.
-fn begin(staged: &Staged<'_>) -> Result<(Connection, HashSet<String>), Error> {
-    if let Some(previous) = &staged.previous
-        && is_taken_over(previous, staged)?
-    {
-        let taken_over =
-            open(staged).and_then(|connection| Ok((keep_only(&connection, previous, staged)?, connection)));
-        if let Ok((Some(standing), connection)) = taken_over {
-            return Ok((connection, standing));
-        }
-        remove(staged)?;
+/// A new file.
+fn make(staged: &Staged<'_>) -> Result<Connection, Error> {
+    let connection = open(staged)?;
+    // In transactions: each statement on its own would wait for the disk.
+    connection.execute_batch("BEGIN TRANSACTION; USE lake")?;
+    for table in staged.schema.tables.iter().chain(&staged.schema.lake_tables) {
+        create(&connection, table)?;
     }
-    Ok((open(staged)?, HashSet::new()))
+    connection.execute_batch("COMMIT")?;
+    for table in &staged.schema.tables {
+        load(&connection, &table.name, staged, |_| true)?;
+    }
+    connection.execute_batch("BEGIN TRANSACTION")?;
+    catalog::fill_dictionary(&connection, &lines(staged.schema))?;
+    VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
+    catalog::complete(&connection, staged.reference)?;
+    load(&connection, FEATURES, staged, |_| true)?;
+    tell_snapshot(&connection, staged)?;
+    connection.execute_batch("COMMIT")?;
+    Ok(connection)
 }
 
-/// Copies the file before, if it is worth it and what its manifest says it is.
-fn is_taken_over(previous: &Previous, staged: &Staged<'_>) -> Result<bool, Error> {
-    let has_rows = |table: &String| staged.files.iter().any(|file| file.table == *table && file.rows > 0);
-    let Some(expected) = previous.sha256.get(FILE).filter(|_| previous.unchanged.iter().any(has_rows)) else {
-        return Ok(false);
+/// The file before, with what changed; `None` when it is better made anew.
+fn take_over(staged: &Staged<'_>) -> Result<Option<Connection>, Error> {
+    let Some(previous) = &staged.previous else { return Ok(None) };
+    if !is_worth_it(staged) || !copy_file(previous, staged)? {
+        return Ok(None);
+    }
+    let replaced = open(staged).and_then(|connection| Ok((replace_rows(&connection, previous, staged)?, connection)));
+    if let Ok((true, connection)) = replaced {
+        return Ok(Some(connection));
+    }
+    remove(staged)?;
+    Ok(None)
+}
+
+/// Whether most rows stand as they are.
+fn is_worth_it(staged: &Staged<'_>) -> bool {
+    let rows = |is_counted: fn(&StagedFile) -> bool| -> u64 {
+        staged.files.iter().filter(|file| is_counted(file)).map(|file| file.rows).sum()
     };
+    rows(|file| file.is_new) * 2 < rows(|_| true)
+}
+
+/// Copies the file before; false when it is not what its manifest says it is.
+fn copy_file(previous: &Previous, staged: &Staged<'_>) -> Result<bool, Error> {
+    let Some(expected) = previous.sha256.get(FILE) else { return Ok(false) };
     let path = staged.folder.join(FILE);
     let copied = copy(&previous.folder.join(FILE), &path).map_err(|source| Error::File { path, source })?;
     if copied != *expected {
         remove(staged)?;
     }
     Ok(copied == *expected)
+}
+
+/// Replaces the rows of the files that changed; false when the file is of another storage version. What else the file
+/// holds depends on the program, the schemas and the configuration, which are the same.
+fn replace_rows(connection: &Connection, previous: &Previous, staged: &Staged<'_>) -> Result<bool, Error> {
+    let version: String = connection.query_row(
+        "SELECT coalesce(tags['storage_version'], '') FROM duckdb_databases() WHERE database_name = 'lake'",
+        [],
+        |row| row.get(0),
+    )?;
+    if version.trim_end_matches('+') != staged.duckdb_storage_version {
+        return Ok(false);
+    }
+    connection.execute_batch("BEGIN TRANSACTION; USE lake")?;
+    for table in staged.schema.tables.iter().map(|table| table.name.as_str()).chain([FEATURES]) {
+        let gone = previous.gone.get(table).map_or(&[][..], Vec::as_slice);
+        if gone.is_empty() && !staged.files.iter().any(|file| file.table == table && file.is_new) {
+            continue;
+        }
+        let stands = staged.files.iter().any(|file| file.table == table && !file.is_new && file.rows > 0);
+        // A file holds all rows of its links, but only those of its date in the table that has a file for each.
+        if stands && table != FEATURES {
+            let gone: Vec<PathBuf> = gone.iter().map(|path| previous.folder.join(path)).collect();
+            delete(connection, table, &gone)?;
+            load(connection, table, staged, |file| file.is_new)?;
+        } else {
+            connection.execute_batch(&format!("TRUNCATE {table}"))?;
+            load(connection, table, staged, |_| true)?;
+        }
+    }
+    tell_snapshot(connection, staged)?;
+    connection.execute_batch("COMMIT")?;
+    Ok(true)
+}
+
+/// Deletes the rows of all links that the `files` hold.
+fn delete(connection: &Connection, table: &str, files: &[PathBuf]) -> Result<(), Error> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "DELETE FROM {table} WHERE link_id IN (SELECT link_id FROM read_parquet([{}], hive_partitioning = false))",
+        list(files.iter().map(PathBuf::as_path))
+    );
+    Ok(connection.execute_batch(&sql)?)
+}
+
+/// Says which snapshot this is, and what failed until then.
+fn tell_snapshot(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
+    connection.execute_batch("DELETE FROM meta_snapshot")?;
+    connection.execute(
+        "INSERT INTO meta_snapshot VALUES ($1, make_timestamptz($2::BIGINT), $3, $4)",
+        params![staged.snapshot, staged.published_at.as_micros(), staged.state_change, env!("CARGO_PKG_VERSION")],
+    )?;
+    Ok(catalog::set_errors(connection, staged.errors)?)
 }
 
 /// Copies a file, and gives the SHA-256 of what it holds.
@@ -126,46 +189,6 @@ fn remove(staged: &Staged<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Drops everything but the tables that did not change, and names these; `None` when the file is of another storage
-/// version.
-fn keep_only(
-    connection: &Connection,
-    previous: &Previous,
-    staged: &Staged<'_>,
-) -> Result<Option<HashSet<String>>, Error> {
-    let version =
-        names(connection, "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = 'lake'")?;
-    if version.iter().all(|version| version.trim_end_matches('+') != staged.duckdb_storage_version) {
-        return Ok(None);
-    }
-    let mine = "WHERE NOT internal AND database_name = 'lake'";
-    for view in names(connection, &format!("SELECT view_name FROM duckdb_views() {mine}"))? {
-        connection.execute_batch(&format!("DROP VIEW lake.{view}"))?;
-    }
-    for (kind, what) in [("macro", "MACRO"), ("table_macro", "MACRO TABLE")] {
-        let macros =
-            format!("SELECT DISTINCT function_name FROM duckdb_functions() {mine} AND function_type = '{kind}'");
-        for name in names(connection, &macros)? {
-            connection.execute_batch(&format!("DROP {what} lake.{name}"))?;
-        }
-    }
-    let mut standing = HashSet::new();
-    for table in names(connection, &format!("SELECT table_name FROM duckdb_tables() {mine}"))? {
-        if previous.unchanged.contains(&table) {
-            standing.insert(table);
-        } else {
-            connection.execute_batch(&format!("DROP TABLE lake.{table}"))?;
-        }
-    }
-    Ok(Some(standing))
-}
-
-fn names(connection: &Connection, sql: &str) -> Result<Vec<String>, Error> {
-    let mut select = connection.prepare(sql)?;
-    let names = select.query_map([], |row| row.get(0))?;
-    Ok(names.collect::<Result<_, _>>()?)
-}
-
 fn open(staged: &Staged<'_>) -> Result<Connection, Error> {
     let config = Config::default()
         .with("autoinstall_known_extensions", "false")?
@@ -174,10 +197,12 @@ fn open(staged: &Staged<'_>) -> Result<Connection, Error> {
         // More would only wait: one file is read in order, and DuckDB waits for work by asking for it all the time.
         .with("threads", "1")?;
     let connection = Connection::open_in_memory_with_flags(config)?;
-    let folder = quoted(&staged.folder.to_string_lossy());
+    // What is committed goes into the file at once: the log would be written first, and again into the file at the end.
+    let before = staged.previous.as_ref().map(|previous| previous.folder.as_path());
     connection.execute_batch(&format!(
-        "SET temp_directory = {temporary}; SET allowed_directories = [{folder}]; SET enable_external_access = false; \
-         ATTACH {file} AS lake (STORAGE_VERSION {version}); SET lock_configuration = true;",
+        "SET temp_directory = {temporary}; SET allowed_directories = [{folders}]; SET enable_external_access = false; \
+         SET checkpoint_threshold = '1KB'; ATTACH {file} AS lake (STORAGE_VERSION {version}); SET lock_configuration = true;",
+        folders = list([staged.folder].into_iter().chain(before)),
         temporary = quoted(&staged.folder.join("duckdb.tmp").to_string_lossy()),
         file = quoted(&staged.folder.join(FILE).to_string_lossy()),
         version = quoted(staged.duckdb_storage_version),
@@ -202,75 +227,56 @@ fn create(connection: &Connection, table: &Table) -> Result<(), Error> {
     Ok(connection.execute_batch(&statements.join("; "))?)
 }
 
-fn load(connection: &Connection, table: &Table, staged: &Staged<'_>) -> Result<(), Error> {
-    let files: Vec<String> = staged
-        .files
-        .iter()
-        .filter(|file| file.table == table.name && file.rows > 0)
-        .map(|file| quoted(&staged.folder.join(&file.path).to_string_lossy()))
-        .collect();
-    if files.is_empty() {
+/// Loads the staged files of a table that are `wanted`.
+fn load(
+    connection: &Connection,
+    table: &str,
+    staged: &Staged<'_>,
+    is_wanted: impl Fn(&StagedFile) -> bool,
+) -> Result<(), Error> {
+    let files = staged.files.iter().filter(|file| file.table == table && file.rows > 0 && is_wanted(file));
+    let paths: Vec<PathBuf> = files.map(|file| staged.folder.join(&file.path)).collect();
+    if paths.is_empty() {
         return Ok(());
     }
-    let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+    // The key of a date's folder is not a column of its file; that of a bucket is not one of its table.
+    let is_by_date = table == FEATURES;
     let sql = format!(
-        "INSERT INTO lake.{} SELECT {} FROM read_parquet([{}], hive_partitioning = false)",
-        table.name,
-        columns.join(", "),
-        files.join(", ")
+        "INSERT INTO lake.{table} BY NAME SELECT * FROM read_parquet([{}], hive_partitioning = {is_by_date})",
+        list(paths.iter().map(PathBuf::as_path))
     );
-    connection.execute_batch(&sql)?;
-    Ok(())
+    Ok(connection.execute_batch(&sql)?)
 }
 
-/// The partitions of `credit_features`, whose key is not a column of theirs.
-fn load_features(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
-    for file in staged.files.iter().filter(|file| file.table == FEATURES && file.rows > 0) {
-        let path = quoted(&staged.folder.join(&file.path).to_string_lossy());
-        connection.execute_batch(&format!(
-            "INSERT INTO lake.{FEATURES} SELECT link_id, as_of_date, * EXCLUDE (link_id, as_of_date) \
-             FROM read_parquet({path}, hive_partitioning = true)"
-        ))?;
-    }
-    Ok(())
-}
-
-/// Fills the data dictionary.
-fn describe(connection: &Connection, schema: &Schema) -> Result<(), Error> {
-    let mut insert = connection
-        .prepare("INSERT INTO lake.data_dictionary VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)")?;
+/// What the data dictionary says of the tables of the schemas.
+fn lines(schema: &Schema) -> Vec<catalog::Line<'_>> {
+    let mut lines = Vec::new();
     for table in schema.tables.iter().chain(&schema.lake_tables) {
-        let nothing: Option<&str> = None;
-        insert.execute(params![
-            table.name,
-            "",
-            0,
-            nothing,
-            false,
-            table.meaning,
-            nothing,
-            nothing,
-            nothing,
-            nothing
-        ])?;
-        for (position, column) in (1_i32..).zip(&table.columns) {
+        lines.push(catalog::Line { table: &table.name, meaning: &table.meaning, ..catalog::Line::default() });
+        for (position, column) in (1..).zip(&table.columns) {
             let Column { name, kind, meaning, unit, null, sensitivity, example, .. } = column;
-            let is_key = table.is_key(name);
-            insert.execute(params![
-                table.name,
-                name,
+            lines.push(catalog::Line {
+                table: &table.name,
+                column: name,
                 position,
-                kind.duckdb(),
-                is_key,
+                kind: Some(kind.duckdb()),
+                is_key: table.is_key(name),
                 meaning,
-                unit,
-                null,
-                sensitivity,
-                example
-            ])?;
+                unit: unit.as_deref(),
+                null: Some(null),
+                sensitivity: Some(sensitivity),
+                example: Some(example),
+                ..catalog::Line::default()
+            });
         }
     }
-    Ok(())
+    lines
+}
+
+/// Paths as the items of an SQL list.
+fn list<'p>(paths: impl IntoIterator<Item = &'p Path>) -> String {
+    let items: Vec<String> = paths.into_iter().map(|path| quoted(&path.to_string_lossy())).collect();
+    items.join(", ")
 }
 
 /// A text as an SQL literal.

@@ -55,12 +55,12 @@ pub struct Staged<'s> {
     pub previous: Option<Previous>,
 }
 
-/// A published snapshot of which some tables stand in the next one as they are.
+/// A published snapshot of which some files stand in the next one as they are.
 pub struct Previous {
     /// Its folder.
     pub folder: PathBuf,
-    /// The tables whose rows are the same.
-    pub unchanged: Vec<String>,
+    /// Its Parquet files that the next one has not, relative to it, by table.
+    pub gone: HashMap<String, Vec<PathBuf>>,
     /// SHA-256, in hex, of its files that hold all tables, by their place in it.
     pub sha256: HashMap<String, String>,
 }
@@ -74,6 +74,8 @@ pub struct StagedFile {
     pub path: PathBuf,
     /// Its rows.
     pub rows: u64,
+    /// Whether the snapshot before has not the same file.
+    pub is_new: bool,
 }
 
 /// Why a table could not be staged.

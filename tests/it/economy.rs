@@ -207,8 +207,8 @@ fn use_of_the_budget(arrivals: &[Arrival]) -> (f64, usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn news_are_fetched_within_two_seconds_while_everything_else_waits() {
-    let limit = Some(Limit { requests: REQUESTS, per: PER });
-    let budget = [("belvo.budget.requests", "40"), ("belvo.budget.per", "4s"), ("belvo.reserve", "0.05")];
+    let limit = Some(Limit { requests: 20, per: Duration::from_secs(2) });
+    let budget = [("belvo.budget.requests", "20"), ("belvo.budget.per", "2s"), ("belvo.reserve", "0.05")];
     let flow = unheard(120, limit, &["link_in"], &budget).await;
     flow.simulation.clear_faults();
     flow.simulation.arm(Fault::parse("link_in").unwrap());
