@@ -65,6 +65,20 @@ pub(super) fn parts(links: u64, buckets: u32) -> u32 {
     u32::try_from(1 << most.ilog2()).unwrap_or(1)
 }
 
+/// The part of a link's bucket: a range of its id's first eight digits, so that parts follow each other as links do.
+fn part_of(link_id: &str, parts: u32) -> u32 {
+    let head = u32::from_str_radix(link_id.get(..8).unwrap_or_default(), 16).unwrap_or_default();
+    u32::try_from((u64::from(head) * u64::from(parts)) >> 32).unwrap_or_default()
+}
+
+/// What stands before every link of the part, and after those of the part before.
+fn start_of(part: u32, parts: u32) -> String {
+    match (u64::from(part) << 32) / u64::from(parts) {
+        start if start > u64::from(u32::MAX) => "g".to_owned(),
+        start => format!("{start:08x}"),
+    }
+}
+
 /// A file of a table: the place of its bucket, after those of all buckets in the parts before.
 pub(super) type Cell = u32;
 
@@ -238,7 +252,7 @@ impl Stager<'_> {
                 part += 1;
             }
             if first < part {
-                let (from, to) = (self.start_of(first), self.start_of(part));
+                let (from, to) = (start_of(first, self.parts), start_of(part, self.parts));
                 self.each_record_between(resource, &from, &to, &is_needed, &mut each)?;
             }
             part += 1;
@@ -378,22 +392,8 @@ impl Stager<'_> {
         u32::from_str_radix(tail, 16).unwrap_or_default() % self.buckets
     }
 
-    /// The part of a link's bucket: a range of its id's first eight digits, so that parts follow each other as links do.
-    fn part(&self, link_id: &str) -> u32 {
-        let head = u32::from_str_radix(link_id.get(..8).unwrap_or_default(), 16).unwrap_or_default();
-        u32::try_from((u64::from(head) * u64::from(self.parts)) >> 32).unwrap_or_default()
-    }
-
-    /// What stands before every link of the part, and after those of the part before.
-    fn start_of(&self, part: u32) -> String {
-        match (u64::from(part) << 32) / u64::from(self.parts) {
-            start if start > u64::from(u32::MAX) => "g".to_owned(),
-            start => format!("{start:08x}"),
-        }
-    }
-
     fn cell(&self, link_id: &str) -> Cell {
-        self.part(link_id) * self.buckets + self.bucket(link_id)
+        part_of(link_id, self.parts) * self.buckets + self.bucket(link_id)
     }
 
     fn all_cells(&self) -> impl Iterator<Item = Cell> + use<> {
@@ -418,7 +418,7 @@ impl<'s> Waiting<'s> {
 
     /// Where the link's rows wait. What waits of the parts before the link's is written first.
     pub(super) fn rows_of(&mut self, link_id: &str) -> Result<&mut Rows, Error> {
-        let part = self.stager.part(link_id);
+        let part = part_of(link_id, self.stager.parts);
         if part != self.part {
             for (table, output) in self.outputs.iter_mut().enumerate() {
                 output.end_part(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?;
@@ -684,4 +684,40 @@ impl<'s> Output<'s> {
 
 fn path_of(table: &Table, cell: Cell, buckets: u32) -> String {
     format!("{}/link_bucket={}/part-{}.parquet", table.name, cell % buckets, cell / buckets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_lakes_are_one_file_and_no_lake_has_more_files_than_a_table_should() {
+        assert_eq!(parts(0, 1), 1);
+        assert_eq!(parts(999, 1), 1);
+        assert_eq!(parts(1_000, 1), 64);
+        assert_eq!(parts(2_000, 1), 128);
+        assert_eq!(parts(2_000, 16), 8);
+        assert_eq!(parts(1_000_000, 1), 128);
+        assert_eq!(parts(1_000_000, 16), 64);
+        assert_eq!(parts(1_000_000, 64), 16);
+        assert_eq!(parts(1_000_000, 4_096), 1);
+    }
+
+    #[test]
+    fn parts_follow_each_other_as_links_do() {
+        for parts in [1, 2, 8, 128] {
+            let mut before = 0;
+            for head in (0..=u32::MAX).step_by(1 << 23).chain([u32::MAX]) {
+                let link_id = format!("{head:08x}-0000-4000-8000-000000000000");
+                let part = part_of(&link_id, parts);
+                assert!((before..parts).contains(&part));
+                assert!(
+                    start_of(part, parts) <= link_id && link_id < start_of(part + 1, parts),
+                    "{link_id} of {parts}"
+                );
+                before = part;
+            }
+            assert_eq!(before, parts - 1);
+        }
+    }
 }
