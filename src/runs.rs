@@ -113,7 +113,7 @@ impl Progress {
 pub struct Run {
     /// Names it in `/v1/runs/{id}`.
     pub id: String,
-    /// `refresh`, `recollect`, `delete`, `erase`, `publish`, `rebuild`, `sync-links`, `replay` or `job`.
+    /// `refresh`, `recollect`, `delete`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay` or `job`.
     pub kind: String,
     /// The job's name.
     pub name: Option<String>,

@@ -391,6 +391,7 @@ pub(super) fn kind(kind: &str, lang: Lang) -> String {
         "publish" => lang.t("publish", "publicação"),
         "rebuild" => lang.t("rebuild", "reconstrução"),
         "features" => "features",
+        "freeze" => lang.t("features kept for a decision", "features guardadas para uma decisão"),
         "sync-links" => lang.t("compare links", "conferência de links"),
         "replay" => lang.t("replay of webhooks", "reprocessamento de webhooks"),
         "job" => lang.t("job", "tarefa"),
