@@ -13,7 +13,7 @@ use vinculo::flatten::{Flattener, Plan, RecordFacts};
 use vinculo::resources::employments;
 use vinculo::schema;
 use vinculo::simulate;
-use vinculo::sinks::parquet::TableWriter;
+use vinculo::sinks::parquet::{Kit, TableWriter};
 
 use crate::measure::{Cost, aim, cost};
 
@@ -88,7 +88,7 @@ fn flatten(text: &str, out: Option<&Path>) -> anyhow::Result<u64> {
     let mut writers = match out {
         Some(out) => tables
             .iter()
-            .map(|table| Ok(Some(TableWriter::create(&out.join(format!("{}.parquet", table.name)), table)?)))
+            .map(|table| Ok(Some(TableWriter::create(&out.join(format!("{}.parquet", table.name)), Kit::new(table)?)?)))
             .collect::<anyhow::Result<Vec<_>>>()?,
         None => tables.iter().map(|_| None).collect(),
     };

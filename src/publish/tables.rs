@@ -20,7 +20,7 @@ use crate::resources::{Resource, owners};
 use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
 use crate::sinks;
-use crate::sinks::parquet::{TableWriter, read_texts};
+use crate::sinks::parquet::{Kit, TableWriter, read_texts};
 use crate::store::{self, Row, Tx, VersionPlace, args};
 
 /// Rows that wait in memory for a file, over all buckets of a table.
@@ -30,7 +30,7 @@ const WAITING_ROWS: usize = 8_192;
 const WAITING_BYTES: usize = 4 << 20;
 
 /// Batches of a table that wait to be encoded.
-const WAITING_BATCHES: usize = 1;
+const WAITING_BATCHES: usize = 4;
 
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
@@ -526,9 +526,12 @@ impl Encoder {
         let folder = folder.to_owned();
         let encode = move || {
             let (mut open, mut rows) = (BTreeMap::<Cell, TableWriter>::new(), BTreeMap::new());
-            let mut close = |open: &mut BTreeMap<Cell, TableWriter>| {
+            let mut spare: Vec<Kit> = Vec::new();
+            let mut close = |open: &mut BTreeMap<Cell, TableWriter>, spare: &mut Vec<Kit>| {
                 std::mem::take(open).into_iter().try_for_each(|(cell, writer)| {
-                    rows.insert(cell, writer.finish()?);
+                    let (written, kit) = writer.finish()?;
+                    spare.push(kit);
+                    rows.insert(cell, written);
                     Ok::<_, sinks::Error>(())
                 })
             };
@@ -539,15 +542,16 @@ impl Encoder {
                             Entry::Occupied(writer) => writer.into_mut(),
                             Entry::Vacant(place) => {
                                 let path = folder.join(path_of(table, cell, buckets));
-                                place.insert(TableWriter::create(&path, table)?)
+                                let kit = spare.pop().map_or_else(|| Kit::new(table), Ok)?;
+                                place.insert(TableWriter::create(&path, kit)?)
                             }
                         };
                         writer.write(&batch)?;
                     }
-                    Order::Close => close(&mut open)?,
+                    Order::Close => close(&mut open, &mut spare)?,
                 }
             }
-            close(&mut open)?;
+            close(&mut open, &mut spare)?;
             Ok(rows)
         };
         let thread = std::thread::Builder::new().name("lake-encoder".into()).spawn(encode);

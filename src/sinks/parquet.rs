@@ -11,6 +11,7 @@ use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_sch
 use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::TypePtr;
 
 use self::chunk::{Chunk, Codec, compression};
 use super::Error;
@@ -22,12 +23,19 @@ mod runs;
 /// Rows of a row group: as many as DuckDB scans in one piece, and few enough that a writer needs little memory.
 const ROW_GROUP: usize = 122_880;
 
+/// What every file of a table is written with, one after the other: making it takes longer than a small file.
+pub struct Kit {
+    table: &'static Table,
+    schema: TypePtr,
+    properties: Arc<WriterProperties>,
+    columns: Vec<ColumnWriter>,
+    codec: Codec,
+}
+
 /// Writes one file of one table, batch by batch.
 pub struct TableWriter {
     file: SerializedFileWriter<File>,
-    table: &'static Table,
-    columns: Vec<ColumnWriter>,
-    codec: Codec,
+    kit: Kit,
     rows_in_group: usize,
     rows: u64,
 }
@@ -39,15 +47,12 @@ enum ColumnWriter {
     Theirs(Box<Option<ArrowColumnWriter>>),
 }
 
-impl TableWriter {
-    /// Begins the file `path` of `table`, and makes its folder.
+impl Kit {
+    /// What files of `table` are written with.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Parquet`].
-    pub fn create(path: &Path, table: &'static Table) -> Result<Self, Error> {
-        let unwritable = |source| Error::File { path: path.to_owned(), source };
-        fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(unwritable)?;
-        let file = File::create_new(path).map_err(unwritable)?;
+    /// [`Error::Parquet`].
+    pub fn new(table: &'static Table) -> Result<Self, Error> {
         let schema = ArrowSchemaConverter::new().convert(&table.arrow)?;
         let columns = table.columns.iter().zip(schema.columns());
         let columns = columns.map(|(column, descriptor)| {
@@ -57,8 +62,22 @@ impl TableWriter {
             }
         });
         let columns = columns.collect();
-        let file = SerializedFileWriter::new(file, schema.root_schema_ptr(), Arc::new(properties(table)?))?;
-        Ok(Self { file, table, columns, codec: Codec::new()?, rows_in_group: 0, rows: 0 })
+        let (schema, properties) = (schema.root_schema_ptr(), Arc::new(properties(table)?));
+        Ok(Self { table, schema, properties, columns, codec: Codec::new()? })
+    }
+}
+
+impl TableWriter {
+    /// Begins the file `path`, and makes its folder.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Parquet`].
+    pub fn create(path: &Path, kit: Kit) -> Result<Self, Error> {
+        let unwritable = |source| Error::File { path: path.to_owned(), source };
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(unwritable)?;
+        let file = File::create_new(path).map_err(unwritable)?;
+        let file = SerializedFileWriter::new(file, Arc::clone(&kit.schema), Arc::clone(&kit.properties))?;
+        Ok(Self { file, kit, rows_in_group: 0, rows: 0 })
     }
 
     /// Appends a batch.
@@ -78,14 +97,14 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Ends the file and gives its rows.
+    /// Ends the file, and gives its rows and what the next one can be written with.
     ///
     /// # Errors
     /// [`Error::Parquet`].
-    pub fn finish(mut self) -> Result<u64, Error> {
+    pub fn finish(mut self) -> Result<(u64, Kit), Error> {
         self.end_group()?;
         self.file.close()?;
-        Ok(self.rows)
+        Ok((self.rows, self.kit))
     }
 
     fn append(&mut self, batch: &RecordBatch) -> Result<(), Error> {
@@ -94,7 +113,9 @@ impl TableWriter {
         }
         self.rows_in_group += batch.num_rows();
         self.rows += batch.num_rows() as u64;
-        for ((array, field), column) in batch.columns().iter().zip(self.table.arrow.fields()).zip(&mut self.columns) {
+        for ((array, field), column) in
+            batch.columns().iter().zip(self.kit.table.arrow.fields()).zip(&mut self.kit.columns)
+        {
             match column {
                 ColumnWriter::Ours(chunk) => chunk.append(array),
                 ColumnWriter::Theirs(writer) => {
@@ -108,12 +129,12 @@ impl TableWriter {
     }
 
     fn begin_group(&mut self) -> Result<(), Error> {
-        if self.columns.iter().all(|column| matches!(column, ColumnWriter::Ours(_))) {
+        if self.kit.columns.iter().all(|column| matches!(column, ColumnWriter::Ours(_))) {
             return Ok(());
         }
-        let factory = ArrowRowGroupWriterFactory::new(&self.file, Arc::clone(&self.table.arrow));
+        let factory = ArrowRowGroupWriterFactory::new(&self.file, Arc::clone(&self.kit.table.arrow));
         let number = self.file.flushed_row_groups().len();
-        for (column, begun) in self.columns.iter_mut().zip(factory.create_column_writers(number)?) {
+        for (column, begun) in self.kit.columns.iter_mut().zip(factory.create_column_writers(number)?) {
             if let ColumnWriter::Theirs(writer) = column {
                 **writer = Some(begun);
             }
@@ -127,10 +148,10 @@ impl TableWriter {
         }
         self.rows_in_group = 0;
         let mut group = self.file.next_row_group()?;
-        for column in &mut self.columns {
+        for column in &mut self.kit.columns {
             match column {
                 ColumnWriter::Ours(chunk) => {
-                    let (bytes, closed) = chunk.finish(&mut self.codec)?;
+                    let (bytes, closed) = chunk.finish(&mut self.kit.codec)?;
                     group.append_column(&bytes, closed)?;
                 }
                 ColumnWriter::Theirs(writer) => {
