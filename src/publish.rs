@@ -23,6 +23,8 @@ use crate::sensitive::{Pepper, hex};
 use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
+mod cells;
+mod output;
 mod partitions;
 mod pii;
 mod snapshots;
@@ -31,6 +33,7 @@ pub mod verify;
 
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
+use cells::Split;
 use snapshots::Staging;
 
 /// Stands while nothing can be published.
@@ -221,9 +224,9 @@ impl Publisher {
             }
             let links: Option<i64> = tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?;
             let links = links.and_then(|links| u64::try_from(links).ok()).unwrap_or_default();
-            let parts = tables::parts(links, self.settings.link_buckets);
+            let split = Split::of(links, self.settings.link_buckets);
             // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
-            let is_split_well = |previous: &&Manifest| previous.link_parts >= parts / 2;
+            let is_split_well = |previous: &&Manifest| previous.link_parts >= split.parts / 2;
             let usable = previous
                 .filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from))
                 .filter(is_split_well);
@@ -235,15 +238,14 @@ impl Publisher {
                 schema: self.schema,
                 staging,
                 previous: usable.map(|previous| (previous, self.lake.folder(previous.snapshot))),
-                buckets: self.settings.link_buckets,
-                parts: usable.map_or(parts, |previous| previous.link_parts),
+                split: usable.map_or(split, |previous| Split { parts: previous.link_parts, ..split }),
                 pepper: self.pepper.clone(),
                 confirm_after: self.confirm_after,
                 publishes_pii: self.publishes_pii,
             };
             let tables = stager.stage()?;
             let partitions = partitions::Partitions::read(tx, usable)?;
-            Ok::<_, Error>(Some((built_from, tables, partitions, stager.parts, usable)))
+            Ok::<_, Error>(Some((built_from, tables, partitions, stager.split.parts, usable)))
         })?;
         let Some((built_from, mut tables, partitions, link_parts, usable)) = staged else { return Ok(None) };
         let reference = &self.settings.reference;

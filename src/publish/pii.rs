@@ -8,8 +8,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::LazyLock;
 
 use super::Error;
+use super::output::{Output, Waiting};
 use super::snapshots::TableEntry;
-use super::tables::{ChangedRecords, Output, Stager, Waiting, shows_sightings};
+use super::tables::{ChangedRecords, Stager, shows_sightings};
 use crate::columns::Columns;
 use crate::flatten::{Flattener, Plan};
 use crate::replay::Replay;
@@ -41,7 +42,7 @@ impl Stager<'_> {
         let mut replay = Replay::new(Flattener::new(plan, self.pepper.clone()), [current], self.confirm_after);
         let changed = if shows_sightings(current) { &sightings } else { &content };
         let outputs = vec![Output::new(self, current, changed), Output::new(self, history, &content)];
-        let mut waiting = Waiting::new(self, outputs, &replay);
+        let mut waiting = Waiting::new(self.split, outputs, &replay);
         let persons = [person_in(current), person_in(history)];
         self.each_record(
             records.resource,

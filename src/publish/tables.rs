@@ -1,36 +1,23 @@
-//! The record store → staged Parquet, table by table and bucket by bucket.
+//! The record store → staged Parquet, table by table and cell by cell.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
-
 use super::Error;
-use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
+use super::cells::{Cell, Split};
+use super::output::{Output, Waiting};
+use super::snapshots::{Manifest, Staging, TableEntry};
 use crate::clock::Timestamp;
 use crate::columns::Columns;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
 use crate::records::{List, NO_ID, unpack};
-use crate::replay::{Replay, Rows, Version};
+use crate::replay::{Replay, Version};
 use crate::resources::{Resource, owners};
 use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
-use crate::sinks;
-use crate::sinks::parquet::{Kit, TableWriter, read_texts};
+use crate::sinks::parquet::read_texts;
 use crate::store::{self, Row, Tx, VersionPlace, args};
-
-/// Rows that wait in memory for a file, over all buckets of a table.
-const WAITING_ROWS: usize = 8_192;
-
-/// Bytes of text that wait in memory for a file, over all buckets of a table.
-const WAITING_BYTES: usize = 4 << 20;
-
-/// Batches of a table that wait to be encoded.
-const WAITING_BATCHES: usize = 4;
 
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
@@ -39,48 +26,13 @@ pub(super) struct Stager<'s> {
     pub staging: &'s Staging,
     /// The last snapshot and its folder, when its files may be taken over.
     pub previous: Option<(&'s Manifest, PathBuf)>,
-    pub buckets: u32,
-    /// Files of each bucket, each for a range of links: see [`parts`].
-    pub parts: u32,
+    /// Which file of a table holds which links.
+    pub split: Split,
     pub pepper: Option<Pepper>,
     pub confirm_after: Duration,
     /// Whether unmasked rows are published too, under `pii/`.
     pub publishes_pii: bool,
 }
-
-/// Lakes with fewer links are written so fast that files of parts would be in the way only.
-const WORTH_PARTS: u64 = 1_000;
-/// Links of a part: of a lake in which one link in a hundred changed, most parts did not.
-const LINKS_IN_A_PART: u64 = 8;
-const MOST_PARTS: u64 = 128;
-/// Files that a table has at most.
-const MOST_FILES: u64 = 1_024;
-
-/// Into how many files a bucket is split when the lake has so many links, so that a link's news are no reason to write all
-/// others of its bucket again. A power of two.
-pub(super) fn parts(links: u64, buckets: u32) -> u32 {
-    let buckets = u64::from(buckets.max(1));
-    let wanted = if links < WORTH_PARTS { 1 } else { links / (LINKS_IN_A_PART * buckets) };
-    let most = wanted.min(MOST_PARTS).min(MOST_FILES / buckets).max(1);
-    u32::try_from(1 << most.ilog2()).unwrap_or(1)
-}
-
-/// The part of a link's bucket: a range of its id's first eight digits, so that parts follow each other as links do.
-fn part_of(link_id: &str, parts: u32) -> u32 {
-    let head = u32::from_str_radix(link_id.get(..8).unwrap_or_default(), 16).unwrap_or_default();
-    u32::try_from((u64::from(head) * u64::from(parts)) >> 32).unwrap_or_default()
-}
-
-/// What stands before every link of the part, and after those of the part before.
-fn start_of(part: u32, parts: u32) -> String {
-    match (u64::from(part) << 32) / u64::from(parts) {
-        start if start > u64::from(u32::MAX) => "g".to_owned(),
-        start => format!("{start:08x}"),
-    }
-}
-
-/// A file of a table: the place of its bucket, after those of all buckets in the parts before.
-pub(super) type Cell = u32;
 
 /// Cells in which rows that do not belong to one resource may have changed since the previous snapshot.
 struct Changed {
@@ -164,13 +116,13 @@ impl Stager<'_> {
 
     /// The cells of the links that `sql` gives for the changes since the previous snapshot; all, when none is to be kept.
     fn cells(&self, sql: &str, resource: Option<&Resource>) -> Result<HashSet<Cell>, Error> {
-        let Some((previous, _)) = &self.previous else { return Ok(self.all_cells().collect()) };
+        let Some((previous, _)) = &self.previous else { return Ok(self.split.cells().collect()) };
         let since = store::Value::from(previous.built_from.change);
         let resource = resource.map(|resource| store::Value::from(resource.name));
         let args: Vec<_> = std::iter::once(since).chain(resource).collect();
         let mut cells = HashSet::new();
         self.tx.each(sql, &args, |row| {
-            cells.insert(self.cell(row.str(0)?));
+            cells.insert(self.split.cell(row.str(0)?));
             Ok::<_, store::Error>(())
         })?;
         Ok(cells)
@@ -191,12 +143,13 @@ impl Stager<'_> {
         let current = tables(&records.tables)
             .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }));
         let history = tables(&records.history).map(|table| Output::new(self, table, &content));
-        let mut waiting = Waiting::new(self, current.chain(history).collect(), &replay);
+        let mut waiting = Waiting::new(self.split, current.chain(history).collect(), &replay);
         let names_persons = resource == &owners::RESOURCE;
         let has_news = |cell: Cell| sightings.contains(&cell) || changed.records.contains(&cell);
         // Who owns a link is needed for `links`, which changes most of the time.
         let unread: HashSet<Cell> = self
-            .all_cells()
+            .split
+            .cells()
             .filter(|&cell| names_persons && !has_news(cell))
             .filter(|&cell| !self.take_over_persons(cell, &mut gathered.persons))
             .collect();
@@ -210,7 +163,7 @@ impl Stager<'_> {
                 gathered.note_person(self.schema.table("owners"), record, &rows.current[0], first);
             }
             if let Err(rejection) = appended {
-                gathered.note_rejection(self.bucket(&record.link_id), resource, record, &rejection);
+                gathered.note_rejection(self.split.bucket(&record.link_id), resource, record, &rejection);
             }
             waiting.flush(&record.link_id)
         })?;
@@ -219,7 +172,7 @@ impl Stager<'_> {
 
     /// Notes who owns the links of a cell as the file says that is taken over; false when it cannot be read.
     fn take_over_persons(&self, cell: Cell, persons: &mut HashMap<String, String>) -> bool {
-        let path = path_of(self.schema.table("owners"), cell, self.buckets);
+        let path = self.split.path(self.schema.table("owners"), cell);
         let Some((manifest, folder)) = &self.previous else { return false };
         let files = manifest.table("owners").map_or(&[][..], |entry| &entry.files);
         let mut found = HashMap::new();
@@ -244,15 +197,16 @@ impl Stager<'_> {
         is_needed: impl Fn(Cell) -> bool,
         mut each: impl FnMut(&Stored) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let is_part_needed = |part: u32| (0..self.buckets).any(|bucket| is_needed(part * self.buckets + bucket));
+        let split = self.split;
+        let is_part_needed = |part: u32| (0..split.buckets).any(|bucket| is_needed(split.cell_of(part, bucket)));
         let mut part = 0;
-        while part < self.parts {
+        while part < split.parts {
             let first = part;
-            while part < self.parts && is_part_needed(part) {
+            while part < split.parts && is_part_needed(part) {
                 part += 1;
             }
             if first < part {
-                let (from, to) = (start_of(first, self.parts), start_of(part, self.parts));
+                let (from, to) = (split.start_of(first), split.start_of(part));
                 self.each_record_between(resource, &from, &to, &is_needed, &mut each)?;
             }
             part += 1;
@@ -280,7 +234,7 @@ impl Stager<'_> {
             args![from, to, resource.name],
             |row| {
                 // Before its body is read.
-                if !is_needed(self.cell(row.str(0)?)) {
+                if !is_needed(self.split.cell(row.str(0)?)) {
                     return Ok(());
                 }
                 let (link_id, record_key) = (row.str(0)?, row.str(1)?);
@@ -339,7 +293,7 @@ impl Stager<'_> {
             args![],
             |row| {
                 let link_id = row.str(0)?;
-                let bucket = self.bucket(link_id);
+                let bucket = self.split.bucket(link_id);
                 let columns = &mut waiting[bucket as usize];
                 let mut cells = columns.row();
                 cells.text(Some(link_id));
@@ -369,7 +323,7 @@ impl Stager<'_> {
              ORDER BY link_id, resource, fetched_at",
             args![],
             |row| {
-                let bucket = self.bucket(row.str(0)?);
+                let bucket = self.split.bucket(row.str(0)?);
                 let columns = &mut waiting[bucket as usize];
                 let mut cells = columns.row();
                 cells.text(Some(row.str(0)?));
@@ -383,67 +337,6 @@ impl Stager<'_> {
             },
         )?;
         output.finish(&mut waiting)
-    }
-
-    /// The bucket of a link: the last eight digits of its id, which are random in every kind of UUID, modulo the number
-    /// of buckets.
-    pub(super) fn bucket(&self, link_id: &str) -> u32 {
-        let tail = link_id.get(link_id.len().saturating_sub(8)..).unwrap_or_default();
-        u32::from_str_radix(tail, 16).unwrap_or_default() % self.buckets
-    }
-
-    fn cell(&self, link_id: &str) -> Cell {
-        part_of(link_id, self.parts) * self.buckets + self.bucket(link_id)
-    }
-
-    fn all_cells(&self) -> impl Iterator<Item = Cell> + use<> {
-        0..self.parts * self.buckets
-    }
-}
-
-/// The tables of one resource on their way into their files, link by link in the order of their ids.
-pub(super) struct Waiting<'s> {
-    stager: &'s Stager<'s>,
-    outputs: Vec<Output<'s>>,
-    /// For each bucket, the rows of the part that the links have come to.
-    rows: Vec<Rows>,
-    part: u32,
-}
-
-impl<'s> Waiting<'s> {
-    /// No rows yet. The outputs are those of the current tables, and then in the same order of their histories.
-    pub(super) fn new(stager: &'s Stager<'s>, outputs: Vec<Output<'s>>, replay: &Replay<'_>) -> Self {
-        Self { stager, outputs, rows: (0..stager.buckets).map(|_| replay.rows()).collect(), part: 0 }
-    }
-
-    /// Where the link's rows wait. What waits of the parts before the link's is written first.
-    pub(super) fn rows_of(&mut self, link_id: &str) -> Result<&mut Rows, Error> {
-        let part = part_of(link_id, self.stager.parts);
-        if part != self.part {
-            for (table, output) in self.outputs.iter_mut().enumerate() {
-                output.end_part(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?;
-                output.part = part;
-            }
-            self.part = part;
-        }
-        Ok(&mut self.rows[self.stager.bucket(link_id) as usize])
-    }
-
-    /// Takes the rows of the link's bucket out of memory when they are many.
-    pub(super) fn flush(&mut self, link_id: &str) -> Result<(), Error> {
-        let bucket = self.stager.bucket(link_id);
-        let rows = &mut self.rows[bucket as usize];
-        let columns = rows.current.iter_mut().chain(&mut rows.history);
-        self.outputs.iter_mut().zip(columns).try_for_each(|(output, columns)| output.flush(bucket, columns))
-    }
-
-    /// Writes what still waits, and says what each table consists of.
-    pub(super) fn finish(mut self) -> Result<Vec<TableEntry>, Error> {
-        let mut entries = Vec::new();
-        for (table, output) in self.outputs.into_iter().enumerate() {
-            entries.push(output.finish(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?);
-        }
-        Ok(entries)
     }
 }
 
@@ -483,245 +376,6 @@ impl Stored {
             created_at: self.created_at,
             collected_at: self.collected_at,
             known_from: self.versions[0].known_from,
-        }
-    }
-}
-
-/// One table on its way into its files, a cell each.
-pub(super) struct Output<'s> {
-    table: &'static Table,
-    staging: &'s Staging,
-    previous: Option<(&'s TableEntry, &'s PathBuf)>,
-    buckets: u32,
-    /// For each cell, whether nothing in it changed, so that the previous file is taken over.
-    is_unchanged: Vec<bool>,
-    /// The part that is written now.
-    part: u32,
-    /// None before the first rows that are many enough to be written.
-    encoder: Option<Encoder>,
-    most_rows: usize,
-    most_bytes: usize,
-}
-
-/// What the thread of an [`Encoder`] is told.
-enum Order {
-    /// These rows belong into the file of the cell.
-    Write(Cell, RecordBatch),
-    /// No more rows come for the files so far.
-    Close,
-}
-
-/// Writes the files of one table on a thread of its own: encoding takes about as long as flattening, and both then go on
-/// at the same time. The thread ends with this.
-struct Encoder {
-    /// None once there is nothing more to come.
-    orders: Option<SyncSender<Order>>,
-    /// None once it was waited for.
-    thread: Option<JoinHandle<Result<BTreeMap<Cell, u64>, sinks::Error>>>,
-}
-
-impl Encoder {
-    fn start(table: &'static Table, folder: &Path, buckets: u32) -> Result<Self, Error> {
-        let (orders, coming) = sync_channel::<Order>(WAITING_BATCHES);
-        let folder = folder.to_owned();
-        let encode = move || {
-            let (mut open, mut rows) = (BTreeMap::<Cell, TableWriter>::new(), BTreeMap::new());
-            let mut spare: Vec<Kit> = Vec::new();
-            let mut close = |open: &mut BTreeMap<Cell, TableWriter>, spare: &mut Vec<Kit>| {
-                std::mem::take(open).into_iter().try_for_each(|(cell, writer)| {
-                    let (written, kit) = writer.finish()?;
-                    spare.push(kit);
-                    rows.insert(cell, written);
-                    Ok::<_, sinks::Error>(())
-                })
-            };
-            for order in coming {
-                match order {
-                    Order::Write(cell, batch) => {
-                        let writer = match open.entry(cell) {
-                            Entry::Occupied(writer) => writer.into_mut(),
-                            Entry::Vacant(place) => {
-                                let path = folder.join(path_of(table, cell, buckets));
-                                let kit = spare.pop().map_or_else(|| Kit::new(table), Ok)?;
-                                place.insert(TableWriter::create(&path, kit)?)
-                            }
-                        };
-                        writer.write(&batch)?;
-                    }
-                    Order::Close => close(&mut open, &mut spare)?,
-                }
-            }
-            close(&mut open, &mut spare)?;
-            Ok(rows)
-        };
-        let thread = std::thread::Builder::new().name("lake-encoder".into()).spawn(encode);
-        let thread = thread.map_err(|source| Error::at(Path::new("a thread"), source))?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
-    }
-
-    fn tell(&mut self, order: Order) -> Result<(), Error> {
-        match self.orders.as_ref().map(|orders| orders.send(order)) {
-            Some(Ok(())) => Ok(()),
-            // The thread has failed, and says why.
-            _ => self.end().map(drop),
-        }
-    }
-
-    /// Ends the files and gives the rows of each.
-    fn end(&mut self) -> Result<BTreeMap<Cell, u64>, Error> {
-        self.orders = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(rows)) => Ok(rows?),
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => Ok(BTreeMap::new()),
-        }
-    }
-}
-
-impl Drop for Encoder {
-    /// Nothing is written any more afterwards: the folder may be removed.
-    fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-impl<'s> Output<'s> {
-    /// An output of which the `changed` cells are written.
-    pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<Cell>) -> Self {
-        Self::with_cells(stager, table, stager.all_cells().map(|cell| !changed.contains(&cell)).collect())
-    }
-
-    /// An output whose buckets are a file each, for small tables of which most rows change together.
-    fn whole(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<Cell>) -> Self {
-        let changed: HashSet<u32> = changed.iter().map(|cell| cell % stager.buckets).collect();
-        Self::with_cells(stager, table, (0..stager.buckets).map(|bucket| !changed.contains(&bucket)).collect())
-    }
-
-    fn with_cells(stager: &'s Stager<'_>, table: &'static Table, is_unchanged: Vec<bool>) -> Self {
-        let previous =
-            stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
-        let share = stager.buckets.max(1) as usize;
-        Self {
-            table,
-            staging: stager.staging,
-            previous,
-            buckets: stager.buckets,
-            is_unchanged,
-            part: 0,
-            encoder: None,
-            most_rows: (WAITING_ROWS / share).max(256),
-            most_bytes: (WAITING_BYTES / share).max(1 << 16),
-        }
-    }
-
-    /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
-    fn columns(&self) -> Vec<Columns> {
-        (0..self.buckets)
-            .map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>()))
-            .collect()
-    }
-
-    /// Takes the rows of a bucket out of memory when they are many.
-    fn flush(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
-        if columns.len() >= self.most_rows || columns.text_bytes() >= self.most_bytes {
-            self.write(bucket, columns)?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, bucket: u32, columns: &mut Columns) -> Result<(), Error> {
-        let cell = self.part * self.buckets + bucket;
-        if self.is_unchanged[cell as usize] {
-            columns.truncate(0);
-            return Ok(());
-        }
-        // Readers learn a table's columns from its first part; others need not be there for no rows.
-        if columns.is_empty() && self.part > 0 {
-            return Ok(());
-        }
-        let batch = columns.take(&self.table.batch).map_err(sinks::Error::from)?;
-        let encoder = match &mut self.encoder {
-            Some(encoder) => encoder,
-            none => none.insert(Encoder::start(self.table, &self.staging.folder, self.buckets)?),
-        };
-        encoder.tell(Order::Write(cell, batch))
-    }
-
-    /// Writes what still waits of the part, a bucket each, and ends its files.
-    fn end_part<'c>(&mut self, waiting: impl IntoIterator<Item = &'c mut Columns>) -> Result<(), Error> {
-        for (bucket, columns) in (0..).zip(waiting) {
-            self.write(bucket, columns)?;
-        }
-        self.encoder.as_mut().map_or(Ok(()), |encoder| encoder.tell(Order::Close))
-    }
-
-    /// Writes what still waits, ends the files, takes over the others, and says what the table consists of.
-    fn finish<'c>(mut self, waiting: impl IntoIterator<Item = &'c mut Columns>) -> Result<TableEntry, Error> {
-        self.end_part(waiting)?;
-        let written = self.encoder.as_mut().map(Encoder::end).transpose()?.unwrap_or_default();
-        let previous: HashMap<&str, &FileEntry> =
-            self.previous.iter().flat_map(|(entry, _)| &entry.files).map(|file| (file.path.as_str(), file)).collect();
-        let mut files = Vec::new();
-        for (cell, is_unchanged) in (0..).zip(&self.is_unchanged) {
-            let path = path_of(self.table, cell, self.buckets);
-            if let Some(&rows) = written.get(&cell) {
-                files.push(self.staging.checked(Path::new(&path), Some(rows))?);
-            } else if let (true, Some(file), Some((_, folder))) =
-                (is_unchanged, previous.get(path.as_str()), self.previous)
-            {
-                self.staging.take_over(folder, file)?;
-                files.push((*file).clone());
-            }
-        }
-        Ok(TableEntry {
-            name: self.table.name.clone(),
-            schema_version: self.table.version,
-            key: self.table.key.clone(),
-            rows: files.iter().filter_map(|file| file.rows).sum(),
-            files,
-        })
-    }
-}
-
-fn path_of(table: &Table, cell: Cell, buckets: u32) -> String {
-    format!("{}/link_bucket={}/part-{}.parquet", table.name, cell % buckets, cell / buckets)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_lakes_are_one_file_and_no_lake_has_more_files_than_a_table_should() {
-        assert_eq!(parts(0, 1), 1);
-        assert_eq!(parts(999, 1), 1);
-        assert_eq!(parts(1_000, 1), 64);
-        assert_eq!(parts(2_000, 1), 128);
-        assert_eq!(parts(2_000, 16), 8);
-        assert_eq!(parts(1_000_000, 1), 128);
-        assert_eq!(parts(1_000_000, 16), 64);
-        assert_eq!(parts(1_000_000, 64), 16);
-        assert_eq!(parts(1_000_000, 4_096), 1);
-    }
-
-    #[test]
-    fn parts_follow_each_other_as_links_do() {
-        for parts in [1, 2, 8, 128] {
-            let mut before = 0;
-            for head in (0..=u32::MAX).step_by(1 << 23).chain([u32::MAX]) {
-                let link_id = format!("{head:08x}-0000-4000-8000-000000000000");
-                let part = part_of(&link_id, parts);
-                assert!((before..parts).contains(&part));
-                assert!(
-                    start_of(part, parts) <= link_id && link_id < start_of(part + 1, parts),
-                    "{link_id} of {parts}"
-                );
-                before = part;
-            }
-            assert_eq!(before, parts - 1);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Staged Parquet → `vinculo.duckdb`, the same tables in one file that every DuckDB from 1.1 on opens.
 //!
 //! When little changed, it is a copy of the file before, whose checksum has to be right, with the rows of the Parquet files
-//! that changed instead of those of the files before them. *Promises* comments on every table and column, no connection to anywhere, and a file that
-//! is complete without its log. A file that is taken over may hold pages of rows that are gone: whoever erases publishes
-//! everything.
+//! that changed instead of those of the files before them. *Promises* comments on every table and column, no connection to
+//! anywhere, and a file that is complete without its log. A file that is taken over may hold pages of rows that are gone:
+//! whoever erases publishes everything.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
