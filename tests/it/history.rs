@@ -260,7 +260,7 @@ impl Steps {
     fn by_the_daemon(&self, flow: &Flow, at: Timestamp) -> Timestamp {
         let later = self.taken.iter().filter(|step| **step > at).count();
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap();
-        let ahead = flow.running.clock.now().as_micros() - Clock::system().now().as_micros();
+        let ahead = flow.running.clock.ahead();
         Timestamp::from_micros(at.as_micros() + ahead - i64::try_from(later).unwrap() * micros(self.length()))
     }
 }
