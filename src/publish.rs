@@ -222,17 +222,15 @@ impl Publisher {
                     return Err(Error::OlderState { published, held });
                 }
             }
+            let fitting = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
+            if fitting.is_some_and(|previous| previous.built_from == built_from) {
+                return Ok(None);
+            }
             let links: Option<i64> = tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?;
             let links = links.and_then(|links| u64::try_from(links).ok()).unwrap_or_default();
             let split = Split::of(links, self.settings.link_buckets);
             // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
-            let is_split_well = |previous: &&Manifest| previous.link_parts >= split.parts / 2;
-            let usable = previous
-                .filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from))
-                .filter(is_split_well);
-            if usable.is_some_and(|previous| previous.built_from == built_from) {
-                return Ok(None);
-            }
+            let usable = fitting.filter(|previous| previous.link_parts >= split.parts / 2);
             let stager = tables::Stager {
                 tx,
                 schema: self.schema,

@@ -36,24 +36,20 @@ pub(super) struct Waiting<'s> {
     outputs: Vec<Output<'s>>,
     /// For each bucket, the rows of the part that the links have come to.
     rows: Vec<Rows>,
-    part: u32,
 }
 
 impl<'s> Waiting<'s> {
     /// No rows yet. The outputs are those of the current tables, and then in the same order of their histories.
     pub(super) fn new(split: Split, outputs: Vec<Output<'s>>, replay: &Replay<'_>) -> Self {
-        Self { split, outputs, rows: (0..split.buckets).map(|_| replay.rows()).collect(), part: 0 }
+        Self { split, outputs, rows: (0..split.buckets).map(|_| replay.rows()).collect() }
     }
 
     /// Where the link's rows wait. What waits of the parts before the link's is written first.
     pub(super) fn rows_of(&mut self, link_id: &str) -> Result<&mut Rows, Error> {
         let part = self.split.part(link_id);
-        if part != self.part {
-            for (table, output) in self.outputs.iter_mut().enumerate() {
-                output.end_part(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?;
-                output.part = part;
-            }
-            self.part = part;
+        for (table, output) in self.outputs.iter_mut().enumerate().filter(|(_, output)| output.part != part) {
+            output.end_part(self.rows.iter_mut().filter_map(|rows| rows.of_table(table)))?;
+            output.part = part;
         }
         Ok(&mut self.rows[self.split.bucket(link_id) as usize])
     }

@@ -196,8 +196,7 @@ impl Lake {
         let text = serde_json::to_string_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
         let path = staging.folder.join(verify::MANIFEST);
         fs::write(&path, verify::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
-        close(&staging.folder, SEALED)?;
-        make_durable(&staging.folder)?;
+        seal(&staging.folder)?;
         let folder = self.folder(staging.snapshot);
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
@@ -357,37 +356,12 @@ const SYNCS_AT_ONCE: usize = 8;
 const SEALED: (u32, u32) = (0o750, 0o440);
 const SEALED_PII: (u32, u32) = (0o700, 0o400);
 
-/// Makes the files below `folder` read-only, but for those that are so because an earlier snapshot has them too.
-fn close(folder: &Path, modes: (u32, u32)) -> Result<(), Error> {
-    for (path, metadata) in entries(folder)? {
-        let set =
-            |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(|source| Error::at(&path, source));
-        if metadata.is_dir() {
-            let modes = if path.file_name() == Some(pii::FOLDER.as_ref()) { SEALED_PII } else { modes };
-            set(modes.0)?;
-            close(&path, modes)?;
-        } else if !is_taken_over(&metadata) || metadata.mode() & 0o777 != modes.1 {
-            set(modes.1)?;
-        }
-    }
-    Ok(())
-}
-
-/// Waits until everything below `folder` is on the disk. After all modes are set: each would make the disk wait once more.
-fn make_durable(folder: &Path) -> Result<(), Error> {
+/// Makes the files below `folder` read-only, and waits until everything is on the disk.
+fn seal(folder: &Path) -> Result<(), Error> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    let mut looked = 0;
-    while let Some(folder) = folders.get(looked).cloned() {
-        looked += 1;
-        for (path, metadata) in entries(&folder)? {
-            if metadata.is_dir() {
-                folders.push(path);
-            } else if !is_taken_over(&metadata) {
-                files.push(path);
-            }
-        }
-    }
-    // Side by side: the disk then serves several with one write of its journal.
+    close(folder, SEALED, &mut files, &mut folders)?;
+    // After all modes are set, as each would make the disk wait once more; and side by side: the disk then serves several
+    // with one write of its journal.
     std::thread::scope(|scope| {
         let parts = files.chunks(files.len().div_ceil(SYNCS_AT_ONCE).max(1));
         let syncing: Vec<_> =
@@ -397,6 +371,30 @@ fn make_durable(folder: &Path) -> Result<(), Error> {
             .try_for_each(|syncing| syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     folders.iter().rev().try_for_each(|folder| sync(folder))
+}
+
+/// Sets the modes below `folder`, but for files that have theirs because an earlier snapshot has them too. Gathers the
+/// folders, each before those in it, and the other files.
+fn close(folder: &Path, modes: (u32, u32), files: &mut Vec<PathBuf>, folders: &mut Vec<PathBuf>) -> Result<(), Error> {
+    for (path, metadata) in entries(folder)? {
+        let set =
+            |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(|source| Error::at(&path, source));
+        if metadata.is_dir() {
+            let modes = if path.file_name() == Some(pii::FOLDER.as_ref()) { SEALED_PII } else { modes };
+            set(modes.0)?;
+            folders.push(path.clone());
+            close(&path, modes, files, folders)?;
+            continue;
+        }
+        let is_taken_over = is_taken_over(&metadata);
+        if !is_taken_over || metadata.mode() & 0o777 != modes.1 {
+            set(modes.1)?;
+        }
+        if !is_taken_over {
+            files.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// Whether the file is in another snapshot, too, and so on the disk already.
