@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use vinculo::simulate::{SECRET_ID, SECRET_PASSWORD};
@@ -90,6 +91,14 @@ impl Simulator {
         let webhooks = &state["webhooks"];
         anyhow::ensure!(webhooks["failed"] == 0, "the simulator could not deliver {} events", webhooks["failed"]);
         Ok(webhooks["scheduled"] != 0 && webhooks["outstanding"] == 0)
+    }
+
+    /// Waits until it is.
+    pub(crate) async fn until_loaded(&self) -> anyhow::Result<()> {
+        while !self.is_loaded().await? {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     /// What makes the program a client of this.

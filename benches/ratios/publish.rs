@@ -39,9 +39,7 @@ pub(crate) fn run() -> anyhow::Result<bool> {
 
 async fn with_buckets(buckets: u32) -> anyhow::Result<bool> {
     let simulator = Simulator::start(LINKS, &[])?;
-    while !simulator.is_loaded().await? {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    simulator.until_loaded().await?;
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
     let state = format!("sqlite://{}", folder.path().join("state.db").display());
     let lake = folder.path().join("lake").display().to_string();

@@ -31,12 +31,7 @@ const ROUNDS: usize = 5;
 pub(crate) fn run() -> anyhow::Result<bool> {
     let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
     let simulator = Simulator::start(LINKS, &[])?;
-    runtime.block_on(async {
-        while !simulator.is_loaded().await? {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        anyhow::Ok(())
-    })?;
+    runtime.block_on(simulator.until_loaded())?;
     let (mut theirs, mut ours, mut with_duckdb) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         theirs.push(script(&simulator)?);

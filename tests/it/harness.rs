@@ -162,6 +162,22 @@ impl Running {
         }
     }
 
+    /// Waits until every refresh has run, published or not.
+    pub(crate) async fn until_fetched(&self) {
+        let mut settled = self.daemon.settled();
+        loop {
+            settled.mark_unchanged();
+            let pending = self.daemon.store.read(queue::backlog).await.unwrap().pending;
+            if pending == 0 {
+                return;
+            }
+            let heard = tokio::time::timeout(Duration::from_mins(1), settled.changed()).await;
+            assert!(heard.is_ok(), "{pending} refreshes are stuck");
+            // Asking looks at every refresh.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until every change so far is published.
     pub(crate) async fn until_published(&self) {
         assert!(in_time(self.daemon.until_published()).await.is_some(), "nothing was published in {STUCK:?}");

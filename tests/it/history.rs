@@ -10,7 +10,6 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use vinculo::admin::status::Status;
 use vinculo::clock::{Clock, Timestamp};
-use vinculo::queue;
 use vinculo::simulate::{ARCHETYPES, Advance, Fault, Resource};
 
 use crate::harness::{Flow, until_delivered};
@@ -49,7 +48,7 @@ async fn two_hundred_orders_of_webhooks_come_to_what_was_answered() {
         let is_all = step == 2 || step == 16;
         let told = orders.iter_mut().zip(&by_copy).map(|(order, news)| told_of(news, order, is_all));
         flow.running.webhooks(told.collect()).await;
-        until_fetched(&flow).await;
+        flow.running.until_fetched().await;
     }
     let publisher = &flow.running.daemon.publisher;
     vinculo::publish::publish_in_background(publisher, vinculo::publish::Scope::Changed).await.unwrap().unwrap();
@@ -213,26 +212,9 @@ async fn connected(copies: u32, overrides: &[(&str, &str)]) -> Flow {
         }
     }
     until_delivered(&flow.simulation).await;
-    until_fetched(&flow).await;
+    flow.running.until_fetched().await;
     flow.simulation.arm(Fault::parse("lost").unwrap());
     flow
-}
-
-/// Waits until every refresh has run, published or not.
-async fn until_fetched(flow: &Flow) {
-    let daemon = &flow.running.daemon;
-    let mut settled = daemon.settled();
-    loop {
-        settled.mark_unchanged();
-        let pending = daemon.store.read(queue::backlog).await.unwrap().pending;
-        if pending == 0 {
-            return;
-        }
-        let heard = tokio::time::timeout(Duration::from_mins(1), settled.changed()).await;
-        assert!(heard.is_ok(), "{pending} refreshes are stuck");
-        // Asking looks at every refresh.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// How the clocks of Belvo and of the daemon were moved on, and when by the machine's.

@@ -245,12 +245,7 @@ async fn one_link_in_a_hundred_changes_a_fifth_of_the_bytes_at_most_and_all_rows
     flow.simulation.connect_all();
     until_delivered(&flow.simulation).await;
     let daemon = &flow.running.daemon;
-    let until_fetched = async || {
-        while daemon.store.read(queue::backlog).await.unwrap().pending > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    until_fetched().await;
+    flow.running.until_fetched().await;
     publish::publish_in_background(&daemon.publisher, Scope::Changed).await.unwrap().unwrap();
     let before = fs::canonicalize(flow.running.lake().join("current")).unwrap();
 
@@ -268,7 +263,7 @@ async fn one_link_in_a_hundred_changes_a_fifth_of_the_bytes_at_most_and_all_rows
     };
     daemon.store.write(mark).await.unwrap();
     daemon.queue.announce();
-    until_fetched().await;
+    flow.running.until_fetched().await;
     publish::publish_in_background(&daemon.publisher, Scope::Changed).await.unwrap().unwrap();
     let after = fs::canonicalize(flow.running.lake().join("current")).unwrap();
     assert_ne!(before, after);
