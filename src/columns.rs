@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 
 use crate::clock::Timestamp;
-use crate::schema::{DECIMAL_PRECISION, DECIMAL_SCALE, Type};
+use crate::schema::{DECIMAL_PRECISION, DECIMAL_SCALE, Table, Type};
 
 /// Rows of one table, by column. The callers push one cell of each column for each row.
 pub struct Columns {
@@ -209,6 +209,11 @@ impl Columns {
         Self {
             cells: kinds.iter().map(|&kind| Cells { values: Values::of(kind), validity: Validity::new() }).collect(),
         }
+    }
+
+    /// Empty columns of a table.
+    pub fn of_table(table: &Table) -> Self {
+        Self::of(&table.columns.iter().map(|column| column.kind).collect::<Vec<_>>())
     }
 
     /// Number of rows.

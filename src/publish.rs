@@ -5,7 +5,7 @@
 //! same rows; that files whose rows cannot have changed are taken over and not written again; and that readers see the
 //! whole of one snapshot.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::config;
 use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
-use crate::sinks::{self, Staged};
+use crate::sinks::{self, Staged, Target};
 use crate::store::{self, Readers, Tx, args};
 
 mod cells;
@@ -35,6 +35,7 @@ pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry,
 
 use cells::Split;
 use snapshots::Staging;
+use tables::Tables;
 
 /// Stands while nothing can be published.
 const PROBLEM: &str = "publish_failed";
@@ -231,25 +232,57 @@ impl Publisher {
             let split = Split::of(links, self.settings.link_buckets);
             // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
             let usable = fitting.filter(|previous| previous.link_parts >= split.parts / 2);
+            let sinks = self.begin_sinks(tx, staging, usable, links)?;
             let stager = tables::Stager {
                 tx,
                 schema: self.schema,
                 staging,
                 previous: usable.map(|previous| (previous, self.lake.folder(previous.snapshot))),
                 split: usable.map_or(split, |previous| Split { parts: previous.link_parts, ..split }),
+                links,
                 pepper: self.pepper.clone(),
                 confirm_after: self.confirm_after,
                 publishes_pii: self.publishes_pii,
             };
             let tables = stager.stage()?;
             let partitions = partitions::Partitions::read(tx, usable)?;
-            Ok::<_, Error>(Some((built_from, tables, partitions, stager.split.parts, usable)))
+            Ok::<_, Error>(Some((built_from, sinks, tables, partitions, stager.split.parts, usable)))
         })?;
-        let Some((built_from, mut tables, partitions, link_parts, usable)) = staged else { return Ok(None) };
+        let Some((built_from, sinks, tables, partitions, link_parts, usable)) = staged else { return Ok(None) };
+        let Tables { entries: mut tables, few_changed } = tables;
         let reference = &self.settings.reference;
         let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
         tables.push(partitions.stage(staging, &tables, earlier, reference)?);
-        let files = self.run_sinks(staging, &built_from, published_at, &tables, usable, &partitions.errors)?;
+        let standing: HashSet<&FileEntry> =
+            usable.iter().flat_map(|previous| &previous.tables).flat_map(|table| &table.files).collect();
+        let staged_files: Vec<sinks::StagedFile> = tables
+            .iter()
+            .flat_map(|table| table.files.iter().map(move |file| (table, file)))
+            .map(|(table, file)| sinks::StagedFile {
+                table: table.name.clone(),
+                path: (&file.path).into(),
+                rows: file.rows.unwrap_or_default(),
+                is_new: !standing.contains(file),
+            })
+            .collect();
+        let staged = Staged {
+            folder: &staging.folder,
+            schema: self.schema,
+            files: &staged_files,
+            snapshot: staging.snapshot,
+            published_at,
+            state_change: built_from.change,
+            reference,
+            errors: &partitions.errors,
+            gone: usable.map(|previous| self.gone(previous, &tables)).unwrap_or_default(),
+            few_changed,
+        };
+        let mut files = Vec::new();
+        for sink in sinks {
+            for path in sink.stage(&staged)? {
+                files.push(staging.checked(&path, None)?);
+            }
+        }
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
@@ -275,61 +308,48 @@ impl Publisher {
         }))
     }
 
-    /// What of the snapshot before does not stand in the next one.
-    fn before(&self, previous: &Manifest, tables: &[TableEntry]) -> sinks::Previous {
+    /// Lets the sinks begin; with the previous snapshot, if one is given and few of its links changed.
+    fn begin_sinks(
+        &self,
+        tx: &Tx<'_>,
+        staging: &Staging,
+        previous: Option<&Manifest>,
+        links: u64,
+    ) -> Result<Vec<Box<dyn sinks::Begun>>, Error> {
+        let standing = previous.map(|previous| {
+            let changed: Option<i64> = tx.one(
+                "SELECT count(DISTINCT link_id) FROM refreshes WHERE content_seq > $1",
+                args![previous.built_from.change],
+                |row| row.int(0),
+            )?;
+            let is_worth_it = changed.is_some_and(|changed| changed.unsigned_abs() * 2 <= links);
+            Ok::<_, Error>(is_worth_it.then_some(previous))
+        });
+        let standing = standing.transpose()?.flatten();
+        let wanted = sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name()));
+        let begun = wanted.map(|sink| {
+            sink.begin(Target {
+                folder: staging.folder.clone(),
+                duckdb_storage_version: self.settings.duckdb_storage_version.clone(),
+                previous: standing.map(|previous| sinks::Previous {
+                    folder: self.lake.folder(previous.snapshot),
+                    sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
+                }),
+            })
+        });
+        Ok(begun.collect::<Result<_, _>>()?)
+    }
+
+    /// Files of `previous` that are not among those of `tables`.
+    fn gone(&self, previous: &Manifest, tables: &[TableEntry]) -> HashMap<String, Vec<PathBuf>> {
+        let folder = self.lake.folder(previous.snapshot);
         let gone = tables.iter().filter_map(|table| {
             let held: HashSet<&FileEntry> = table.files.iter().collect();
             let before = previous.table(&table.name)?.files.iter();
-            let gone = before.filter(|file| !held.contains(file)).map(|file| PathBuf::from(&file.path)).collect();
+            let gone = before.filter(|file| !held.contains(file)).map(|file| folder.join(&file.path)).collect();
             Some((table.name.clone(), gone))
         });
-        sinks::Previous {
-            folder: self.lake.folder(previous.snapshot),
-            gone: gone.collect(),
-            sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
-        }
-    }
-
-    fn run_sinks(
-        &self,
-        staging: &Staging,
-        built_from: &BuiltFrom,
-        published_at: Timestamp,
-        tables: &[TableEntry],
-        previous: Option<&Manifest>,
-        errors: &[(String, String, String)],
-    ) -> Result<Vec<FileEntry>, Error> {
-        let held: HashSet<&FileEntry> =
-            previous.iter().flat_map(|previous| &previous.tables).flat_map(|table| &table.files).collect();
-        let staged_files: Vec<sinks::StagedFile> = tables
-            .iter()
-            .flat_map(|table| table.files.iter().map(move |file| (table, file)))
-            .map(|(table, file)| sinks::StagedFile {
-                table: table.name.clone(),
-                path: (&file.path).into(),
-                rows: file.rows.unwrap_or_default(),
-                is_new: !held.contains(file),
-            })
-            .collect();
-        let staged = Staged {
-            folder: &staging.folder,
-            schema: self.schema,
-            files: &staged_files,
-            snapshot: staging.snapshot,
-            published_at,
-            state_change: built_from.change,
-            duckdb_storage_version: &self.settings.duckdb_storage_version,
-            reference: &self.settings.reference,
-            errors,
-            previous: previous.map(|previous| self.before(previous, tables)),
-        };
-        let mut files = Vec::new();
-        for sink in sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name())) {
-            for path in sink.stage(&staged)? {
-                files.push(staging.checked(&path, None)?);
-            }
-        }
-        Ok(files)
+        gone.collect()
     }
 
     /// Whether files of `previous` may stand in a snapshot that is made now.

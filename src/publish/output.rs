@@ -14,7 +14,7 @@ use arrow::array::RecordBatch;
 use super::Error;
 use super::cells::{Cell, Split};
 use super::snapshots::{FileEntry, Staging, TableEntry};
-use super::tables::Stager;
+use super::tables::{Changed, Stager};
 use crate::columns::Columns;
 use crate::replay::{Replay, Rows};
 use crate::schema::Table;
@@ -174,14 +174,14 @@ impl Drop for Encoder {
 }
 
 impl<'s> Output<'s> {
-    /// An output of which the `changed` cells are written.
-    pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<Cell>) -> Self {
-        Self::of(stager, table, stager.split, |cell| changed.contains(&cell))
+    /// An output of which the cells are written that `changed`.
+    pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &Changed) -> Self {
+        Self::of(stager, table, stager.split, |cell| changed.cells.contains(&cell))
     }
 
     /// An output whose buckets are a file each, for small tables of which most rows change together.
-    pub(super) fn whole(stager: &'s Stager<'_>, table: &'static Table, changed: &HashSet<Cell>) -> Self {
-        let buckets: HashSet<u32> = changed.iter().map(|cell| cell % stager.split.buckets).collect();
+    pub(super) fn whole(stager: &'s Stager<'_>, table: &'static Table, changed: &Changed) -> Self {
+        let buckets: HashSet<u32> = changed.cells.iter().map(|cell| cell % stager.split.buckets).collect();
         Self::of(stager, table, stager.split.whole(), |bucket| buckets.contains(&bucket))
     }
 
@@ -204,9 +204,7 @@ impl<'s> Output<'s> {
 
     /// Empty columns for each bucket, for [`Output::flush`] and [`Output::finish`].
     pub(super) fn columns(&self) -> Vec<Columns> {
-        (0..self.split.buckets)
-            .map(|_| Columns::of(&self.table.columns.iter().map(|column| column.kind).collect::<Vec<_>>()))
-            .collect()
+        (0..self.split.buckets).map(|_| Columns::of_table(self.table)).collect()
     }
 
     /// Takes the rows of a bucket out of memory when they are many.
@@ -241,6 +239,20 @@ impl<'s> Output<'s> {
             self.write(bucket, columns)?;
         }
         self.encoder.as_mut().map_or(Ok(()), |encoder| encoder.tell(Order::Close))
+    }
+
+    /// Writes the rows of whole cells, and goes on as [`Output::finish`] does.
+    pub(super) fn finish_with(mut self, mut cells: BTreeMap<Cell, Columns>) -> Result<TableEntry, Error> {
+        let table = self.table;
+        let mut first_part: Vec<Columns> = (0..self.split.buckets)
+            .map(|cell| cells.remove(&cell).unwrap_or_else(|| Columns::of_table(table)))
+            .collect();
+        self.end_part(&mut first_part)?;
+        for (cell, mut columns) in cells {
+            self.part = cell / self.split.buckets;
+            self.write(cell % self.split.buckets, &mut columns)?;
+        }
+        self.finish([])
     }
 
     /// Writes what still waits, ends the files, takes over the others, and says what the table consists of.

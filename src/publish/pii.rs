@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use super::Error;
 use super::output::{Output, Waiting};
 use super::snapshots::TableEntry;
-use super::tables::{ChangedRecords, Stager, shows_sightings};
+use super::tables::Stager;
 use crate::columns::Columns;
 use crate::flatten::{Flattener, Plan};
 use crate::replay::Replay;
@@ -36,17 +36,16 @@ impl Stager<'_> {
     }
 
     fn stage_persons(&self, records: &'static RecordSchema, plan: &'static Plan) -> Result<Vec<TableEntry>, Error> {
-        let ChangedRecords { content, sightings } = self.changed_records(records.resource)?;
+        let changed = self.changed_records(records.resource)?;
         let table = |at: usize| &schema::pii().tables[at];
         let (current, history) = (table(records.tables[0]), table(records.history[0]));
         let mut replay = Replay::new(Flattener::new(plan, self.pepper.clone()), [current], self.confirm_after);
-        let changed = if shows_sightings(current) { &sightings } else { &content };
-        let outputs = vec![Output::new(self, current, changed), Output::new(self, history, &content)];
-        let mut waiting = Waiting::new(self.split, outputs, &replay);
+        let outputs = [current, history].map(|table| Output::new(self, table, changed.of(table)));
+        let mut waiting = Waiting::new(self.split, outputs.into(), &replay);
         let persons = [person_in(current), person_in(history)];
         self.each_record(
             records.resource,
-            |cell| sightings.contains(&cell) || content.contains(&cell),
+            |cell| changed.sightings.cells.contains(&cell),
             |record| {
                 let lists = self.lists(records.resource, record)?;
                 let mut rows = replay.rows();

@@ -315,8 +315,15 @@ impl Staging {
     /// [`Error::Folder`].
     pub fn take_over(&self, folder: &Path, file: &FileEntry) -> Result<(), Error> {
         let (from, to) = (folder.join(&file.path), self.folder.join(&file.path));
-        let parent = to.parent().unwrap_or(&self.folder);
-        fs::create_dir_all(parent).and_then(|()| fs::hard_link(&from, &to)).map_err(|source| Error::at(&to, source))
+        let linked = match fs::hard_link(&from, &to) {
+            // The first file in its folder.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = to.parent().unwrap_or(&self.folder);
+                fs::create_dir_all(parent).and_then(|()| fs::hard_link(&from, &to))
+            }
+            linked => linked,
+        };
+        linked.map_err(|source| Error::at(&to, source))
     }
 
     /// Size and checksum of a file of this snapshot.

@@ -1,6 +1,6 @@
 //! The record store → staged Parquet, table by table and cell by cell.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,10 +14,17 @@ use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
 use crate::records::{List, NO_ID, unpack};
 use crate::replay::{Replay, Version};
 use crate::resources::{Resource, owners};
-use crate::schema::{Context, Origin, RecordSchema, Schema, Table};
+use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
+use crate::sinks::FewChanged;
 use crate::sinks::parquet::read_texts;
 use crate::store::{self, Row, Tx, VersionPlace, args};
+
+/// The table of records that cannot be flattened.
+const REJECTED: &str = "rejected_records";
+
+/// How many links are few: their ids fit into memory, and rows can be replaced link by link.
+const MOST_FEW: usize = 10_000;
 
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
@@ -28,36 +35,75 @@ pub(super) struct Stager<'s> {
     pub previous: Option<(&'s Manifest, PathBuf)>,
     /// Which file of a table holds which links.
     pub split: Split,
+    /// Links that there are.
+    pub links: u64,
     pub pepper: Option<Pepper>,
     pub confirm_after: Duration,
     /// Whether unmasked rows are published too, under `pii/`.
     pub publishes_pii: bool,
 }
 
-/// Cells in which rows that do not belong to one resource may have changed since the previous snapshot.
-struct Changed {
-    /// Records of any resource, and so what is rejected.
-    records: HashSet<Cell>,
-    /// Complete lists.
-    lists: HashSet<Cell>,
-    /// Links, or complete lists of theirs.
-    links: HashSet<Cell>,
+/// The staged tables of one snapshot.
+pub(super) struct Tables {
+    pub entries: Vec<TableEntry>,
+    /// By table, when few links may have other rows than in the previous snapshot.
+    pub few_changed: HashMap<String, FewChanged>,
 }
 
-/// The same for the rows of one resource: another resource's news is no reason to write its tables again.
+/// Which links may have other rows of a table than in the previous snapshot.
+#[derive(Clone)]
+pub(super) struct Changed {
+    /// Where such links are.
+    pub cells: HashSet<Cell>,
+    /// The links, when they are few.
+    few: Option<HashSet<String>>,
+}
+
+impl Changed {
+    fn or(mut self, other: &Self) -> Self {
+        self.cells.extend(&other.cells);
+        self.few = self.few.zip(other.few.as_ref()).map(|(links, more)| &links | more);
+        self
+    }
+}
+
+/// What changed of the rows that do not belong to one resource.
+struct ChangedLinks {
+    /// Records of any resource, and so what is rejected.
+    records: Changed,
+    /// Complete lists.
+    lists: Changed,
+    /// Links, or complete lists of theirs.
+    links: Changed,
+}
+
+/// What changed of one resource: another one's news is no reason to write its tables again.
 pub(super) struct ChangedRecords {
     /// What records say.
-    pub content: HashSet<Cell>,
+    pub content: Changed,
     /// When records were last seen; includes `content`.
-    pub sightings: HashSet<Cell>,
+    pub sightings: Changed,
 }
 
-/// What the records of all resources tell besides their own tables.
+impl ChangedRecords {
+    /// What changed of a table.
+    pub(super) fn of(&self, table: &Table) -> &Changed {
+        let of_sightings =
+            |origin: &Origin| matches!(origin, Origin::Context(Context::CreatedAt | Context::CollectedAt));
+        let shows_sightings = table.columns.iter().any(|column| of_sightings(&column.origin));
+        if shows_sightings { &self.sightings } else { &self.content }
+    }
+}
+
+/// What is told besides the files of a resource's tables.
+#[derive(Default)]
 struct Gathered {
-    /// Rows of `rejected_records`, for each bucket.
-    rejected: Vec<Columns>,
+    /// Rows of `rejected_records`, where there are any.
+    rejected: BTreeMap<Cell, Columns>,
     /// The `person_key` of each link.
     persons: HashMap<String, String>,
+    /// As in [`Tables`].
+    few_changed: HashMap<String, FewChanged>,
 }
 
 impl Gathered {
@@ -69,8 +115,16 @@ impl Gathered {
         }
     }
 
-    fn note_rejection(&mut self, bucket: u32, resource: &Resource, record: &Stored, rejection: &Rejection) {
-        let mut cells = self.rejected[bucket as usize].row();
+    fn note_changed(&mut self, split: Split, table: &Table, changed: &Changed) {
+        let Some(few) = &changed.few else { return };
+        let cells: HashSet<Cell> = few.iter().map(|link_id| split.cell(link_id)).collect();
+        let files = cells.into_iter().map(|cell| split.path(table, cell).into()).collect();
+        self.few_changed.insert(table.name.clone(), FewChanged { links: few.iter().cloned().collect(), files });
+    }
+
+    fn note_rejection(&mut self, cell: Cell, resource: &Resource, record: &Stored, rejection: &Rejection) {
+        let columns = self.rejected.entry(cell).or_insert_with(|| Columns::of_table(schema::get().table(REJECTED)));
+        let mut cells = columns.row();
         cells.text(Some(&record.link_id));
         cells.text(Some(resource.name));
         cells.text(Some(record.record_id.as_str()).filter(|id| !id.starts_with(NO_ID)));
@@ -82,78 +136,91 @@ impl Gathered {
 
 impl Stager<'_> {
     /// Writes or takes over each table's files.
-    pub(super) fn stage(&self) -> Result<Vec<TableEntry>, Error> {
-        let changed = self.changed()?;
-        let rejected_table = Output::whole(self, self.schema.table("rejected_records"), &changed.records);
-        let mut gathered = Gathered { rejected: rejected_table.columns(), persons: HashMap::new() };
+    pub(super) fn stage(&self) -> Result<Tables, Error> {
+        let changed = self.changed_links()?;
+        let mut gathered = Gathered::default();
         let mut entries = Vec::new();
         for records in &self.schema.records {
             entries.extend(self.stage_records(records, &changed, &mut gathered)?);
         }
         entries.push(self.stage_links(&changed.links, &gathered.persons)?);
         entries.push(self.stage_link_snapshots(&changed.lists)?);
-        entries.push(rejected_table.finish(&mut gathered.rejected)?);
+        let rejected = Output::new(self, self.schema.table(REJECTED), &changed.records);
+        entries.push(rejected.finish_with(std::mem::take(&mut gathered.rejected))?);
         if self.publishes_pii {
             entries.extend(self.stage_pii()?);
         }
-        Ok(entries)
+        let ChangedLinks { records, lists, links } = changed;
+        let (whole, table) = (self.split.whole(), |name| self.schema.table(name));
+        gathered.note_changed(whole, table("links"), &links);
+        gathered.note_changed(whole, table("link_snapshots"), &lists);
+        gathered.note_changed(self.split, table(REJECTED), &records);
+        Ok(Tables { entries, few_changed: gathered.few_changed })
     }
 
-    fn changed(&self) -> Result<Changed, Error> {
-        let mut links = self.cells("SELECT link_id FROM links WHERE changed_seq > $1", None)?;
-        let lists = self.cells("SELECT link_id FROM refreshes WHERE touched_seq > $1", None)?;
-        links.extend(&lists);
-        Ok(Changed { records: self.cells("SELECT link_id FROM refreshes WHERE content_seq > $1", None)?, lists, links })
+    fn changed_links(&self) -> Result<ChangedLinks, Error> {
+        let links = self.changed("SELECT link_id FROM links WHERE changed_seq > $1", None)?;
+        let lists = self.changed("SELECT link_id FROM refreshes WHERE touched_seq > $1", None)?;
+        let records = self.changed("SELECT link_id FROM refreshes WHERE content_seq > $1", None)?;
+        Ok(ChangedLinks { records, links: links.or(&lists), lists })
     }
 
     pub(super) fn changed_records(&self, resource: &Resource) -> Result<ChangedRecords, Error> {
-        let of = |sql| self.cells(sql, Some(resource));
+        let of = |sql| self.changed(sql, Some(resource));
         Ok(ChangedRecords {
             content: of("SELECT link_id FROM refreshes WHERE content_seq > $1 AND resource = $2")?,
             sightings: of("SELECT link_id FROM refreshes WHERE sighted_seq > $1 AND resource = $2")?,
         })
     }
 
-    /// The cells of the links that `sql` gives for the changes since the previous snapshot; all, when none is to be kept.
-    fn cells(&self, sql: &str, resource: Option<&Resource>) -> Result<HashSet<Cell>, Error> {
-        let Some((previous, _)) = &self.previous else { return Ok(self.split.cells().collect()) };
+    /// The links that `sql` gives for the changes since the previous snapshot; all, when none is to be kept.
+    fn changed(&self, sql: &str, resource: Option<&Resource>) -> Result<Changed, Error> {
+        let Some((previous, _)) = &self.previous else {
+            return Ok(Changed { cells: self.split.cells().collect(), few: None });
+        };
         let since = store::Value::from(previous.built_from.change);
         let resource = resource.map(|resource| store::Value::from(resource.name));
         let args: Vec<_> = std::iter::once(since).chain(resource).collect();
-        let mut cells = HashSet::new();
+        let most = usize::try_from(self.links / 4).map_or(MOST_FEW, |quarter| quarter.min(MOST_FEW));
+        let mut changed = Changed { cells: HashSet::new(), few: Some(HashSet::new()) };
         self.tx.each(sql, &args, |row| {
-            cells.insert(self.split.cell(row.str(0)?));
+            changed.cells.insert(self.split.cell(row.str(0)?));
+            if let Some(few) = &mut changed.few {
+                few.insert(row.text(0)?);
+            }
+            changed.few = changed.few.take().filter(|few| few.len() <= most);
             Ok::<_, store::Error>(())
         })?;
-        Ok(cells)
+        Ok(changed)
     }
 
     /// Stages the tables of one resource.
     fn stage_records(
         &self,
         records: &'static RecordSchema,
-        changed: &Changed,
+        changed_links: &ChangedLinks,
         gathered: &mut Gathered,
     ) -> Result<Vec<TableEntry>, Error> {
         let resource = records.resource;
-        let ChangedRecords { content, sightings } = self.changed_records(resource)?;
+        let changed = self.changed_records(resource)?;
         let flattener = Flattener::new(Plan::for_resource(resource), self.pepper.clone());
         let tables = |places: &'static [usize]| places.iter().map(|&table| &self.schema.tables[table]);
         let mut replay = Replay::new(flattener, tables(&records.tables), self.confirm_after);
-        let current = tables(&records.tables)
-            .map(|table| Output::new(self, table, if shows_sightings(table) { &sightings } else { &content }));
-        let history = tables(&records.history).map(|table| Output::new(self, table, &content));
-        let mut waiting = Waiting::new(self.split, current.chain(history).collect(), &replay);
+        let published = tables(&records.tables).chain(tables(&records.history));
+        let outputs = published.map(|table| {
+            gathered.note_changed(self.split, table, changed.of(table));
+            Output::new(self, table, changed.of(table))
+        });
+        let mut waiting = Waiting::new(self.split, outputs.collect(), &replay);
         let names_persons = resource == &owners::RESOURCE;
-        let has_news = |cell: Cell| sightings.contains(&cell) || changed.records.contains(&cell);
+        let has_news =
+            |cell: Cell| changed.sightings.cells.contains(&cell) || changed_links.records.cells.contains(&cell);
         // Who owns a link is needed for `links`, which changes most of the time.
-        let unread: HashSet<Cell> = self
-            .split
-            .cells()
-            .filter(|&cell| names_persons && !has_news(cell))
-            .filter(|&cell| !self.take_over_persons(cell, &mut gathered.persons))
-            .collect();
-        let is_needed = |cell: Cell| has_news(cell) || unread.contains(&cell);
+        let persons_before = if names_persons { self.persons_before() } else { None };
+        let are_persons_unread = names_persons && persons_before.is_none();
+        let persons_before = persons_before.unwrap_or_default().into_iter();
+        gathered.persons.extend(persons_before.filter(|(link_id, _)| !has_news(self.split.cell(link_id))));
+        let is_needed = |cell: Cell| are_persons_unread || has_news(cell);
         self.each_record(resource, is_needed, |record| {
             let lists = self.lists(resource, record)?;
             let rows = waiting.rows_of(&record.link_id)?;
@@ -163,31 +230,26 @@ impl Stager<'_> {
                 gathered.note_person(self.schema.table("owners"), record, &rows.current[0], first);
             }
             if let Err(rejection) = appended {
-                gathered.note_rejection(self.split.bucket(&record.link_id), resource, record, &rejection);
+                gathered.note_rejection(self.split.cell(&record.link_id), resource, record, &rejection);
             }
             waiting.flush(&record.link_id)
         })?;
         waiting.finish()
     }
 
-    /// Notes who owns the links of a cell as the file says that is taken over; false when it cannot be read.
-    fn take_over_persons(&self, cell: Cell, persons: &mut HashMap<String, String>) -> bool {
-        let path = self.split.path(self.schema.table("owners"), cell);
-        let Some((manifest, folder)) = &self.previous else { return false };
-        let files = manifest.table("owners").map_or(&[][..], |entry| &entry.files);
-        let mut found = HashMap::new();
-        let is_read = files.iter().filter(|file| path == file.path).all(|file| {
-            read_texts(&folder.join(&file.path), ["link_id", "person_key"], |row| {
+    /// Who owns each link, as the previous snapshot says; `None` when it cannot be read.
+    fn persons_before(&self) -> Option<HashMap<String, String>> {
+        let (manifest, folder) = self.previous.as_ref()?;
+        let mut persons = HashMap::new();
+        for file in &manifest.table("links")?.files {
+            let note = |row: [Option<&str>; 2]| {
                 if let [Some(link_id), Some(person)] = row {
-                    found.entry(link_id.to_owned()).or_insert_with(|| person.to_owned());
+                    persons.insert(link_id.to_owned(), person.to_owned());
                 }
-            })
-            .is_ok()
-        });
-        if is_read {
-            persons.extend(found);
+            };
+            read_texts(&folder.join(&file.path), ["link_id", "person_key"], note).ok()?;
         }
-        is_read
+        Some(persons)
     }
 
     /// Gives each record of the resource in the cells that are needed, with its versions, by link and key.
@@ -279,7 +341,7 @@ impl Stager<'_> {
         )?)
     }
 
-    fn stage_links(&self, changed: &HashSet<Cell>, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
+    fn stage_links(&self, changed: &Changed, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
         let mut output = Output::whole(self, self.schema.table("links"), changed);
         let mut waiting = output.columns();
         self.tx.each(
@@ -314,7 +376,7 @@ impl Stager<'_> {
         output.finish(&mut waiting)
     }
 
-    fn stage_link_snapshots(&self, changed: &HashSet<Cell>) -> Result<TableEntry, Error> {
+    fn stage_link_snapshots(&self, changed: &Changed) -> Result<TableEntry, Error> {
         let mut output = Output::whole(self, self.schema.table("link_snapshots"), changed);
         let mut waiting = output.columns();
         let integer = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
@@ -338,12 +400,6 @@ impl Stager<'_> {
         )?;
         output.finish(&mut waiting)
     }
-}
-
-/// Whether the table says when its records were last seen.
-pub(super) fn shows_sightings(table: &Table) -> bool {
-    let of_sightings = |origin: &Origin| matches!(origin, Origin::Context(Context::CreatedAt | Context::CollectedAt));
-    table.columns.iter().any(|column| of_sightings(&column.origin))
 }
 
 /// A record with every content that it ever had.

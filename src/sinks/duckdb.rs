@@ -5,15 +5,17 @@
 //! anywhere, and a file that is complete without its log. A file that is taken over may hold pages of rows that are gone:
 //! whoever erases publishes everything.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use duckdb::{Config, Connection, params};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Previous, Sink, Staged, StagedFile};
+use super::{Begun, Error, Sink, Staged, StagedFile, Target};
 use crate::features::catalog;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
@@ -42,10 +44,55 @@ impl Sink for Duckdb {
         "duckdb"
     }
 
-    fn stage(&self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error> {
-        let connection = match take_over(staged)? {
-            Some(connection) => connection,
-            None => make(staged)?,
+    fn begin(&self, target: Target) -> Result<Box<dyn Begun>, Error> {
+        let target = Arc::new(target);
+        let copying = target.previous.is_some().then(|| {
+            let target = Arc::clone(&target);
+            std::thread::Builder::new().name("lake-copier".into()).spawn(move || take_over(&target))
+        });
+        let unstarted = |source| Error::File { path: target.folder.join(FILE), source };
+        let copying = copying.transpose().map_err(unstarted)?;
+        Ok(Box::new(File { target, copying }))
+    }
+}
+
+/// The file, on its way.
+struct File {
+    target: Arc<Target>,
+    /// Copies the file before: that takes as long as a little Parquet. None when there is none, and once it was waited for.
+    copying: Option<JoinHandle<Result<Option<Connection>, Error>>>,
+}
+
+impl File {
+    /// The copy, opened; `None` when there is none.
+    fn copied(&mut self) -> Result<Option<Connection>, Error> {
+        match self.copying.take().map(JoinHandle::join) {
+            Some(Ok(copied)) => copied,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Some(copying) = self.copying.take() {
+            let _ = copying.join();
+        }
+    }
+}
+
+impl Begun for File {
+    fn stage(mut self: Box<Self>, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error> {
+        // Whatever is wrong with the file before, a new one can be made.
+        let copied = self.copied().ok().flatten();
+        let standing =
+            copied.filter(|copied| is_worth_it(staged) && replace_rows(copied, staged).is_ok_and(|fits| fits));
+        let connection = if let Some(connection) = standing {
+            connection
+        } else {
+            remove(&self.target)?;
+            make(&self.target, staged)?
         };
         connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
         Ok(vec![FILE.into()])
@@ -53,8 +100,8 @@ impl Sink for Duckdb {
 }
 
 /// A new file.
-fn make(staged: &Staged<'_>) -> Result<Connection, Error> {
-    let connection = open(staged)?;
+fn make(target: &Target, staged: &Staged<'_>) -> Result<Connection, Error> {
+    let connection = open(target)?;
     // In transactions: each statement on its own would wait for the disk.
     connection.execute_batch("BEGIN TRANSACTION; USE lake")?;
     for table in staged.schema.tables.iter().chain(&staged.schema.lake_tables) {
@@ -62,30 +109,34 @@ fn make(staged: &Staged<'_>) -> Result<Connection, Error> {
     }
     connection.execute_batch("COMMIT")?;
     for table in &staged.schema.tables {
-        load(&connection, &table.name, staged, |_| true)?;
+        load(&connection, &table.name, staged, |_| true, "")?;
     }
     connection.execute_batch("BEGIN TRANSACTION")?;
     catalog::fill_dictionary(&connection, &lines(staged.schema))?;
     VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
     catalog::complete(&connection, staged.reference)?;
-    load(&connection, FEATURES, staged, |_| true)?;
+    load(&connection, FEATURES, staged, |_| true, "")?;
     tell_snapshot(&connection, staged)?;
     connection.execute_batch("COMMIT")?;
     Ok(connection)
 }
 
-/// The file before, with what changed; `None` when it is better made anew.
-fn take_over(staged: &Staged<'_>) -> Result<Option<Connection>, Error> {
-    let Some(previous) = &staged.previous else { return Ok(None) };
-    if !is_worth_it(staged) || !copy_file(previous, staged)? {
+/// The file before, copied and opened; `None` when it is not what its manifest says it is, or of another storage version.
+fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
+    let Some(previous) = &target.previous else { return Ok(None) };
+    let Some(expected) = previous.sha256.get(FILE) else { return Ok(None) };
+    let path = target.folder.join(FILE);
+    let copied = copy(&previous.folder.join(FILE), &path).map_err(|source| Error::File { path, source })?;
+    if copied != *expected {
         return Ok(None);
     }
-    let replaced = open(staged).and_then(|connection| Ok((replace_rows(&connection, previous, staged)?, connection)));
-    if let Ok((true, connection)) = replaced {
-        return Ok(Some(connection));
-    }
-    remove(staged)?;
-    Ok(None)
+    let connection = open(target)?;
+    let version: String = connection.query_row(
+        "SELECT coalesce(tags['storage_version'], '') FROM duckdb_databases() WHERE database_name = 'lake'",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok((version.trim_end_matches('+') == target.duckdb_storage_version).then_some(connection))
 }
 
 /// Whether most rows stand as they are.
@@ -96,43 +147,36 @@ fn is_worth_it(staged: &Staged<'_>) -> bool {
     rows(|file| file.is_new) * 2 < rows(|_| true)
 }
 
-/// Copies the file before; false when it is not what its manifest says it is.
-fn copy_file(previous: &Previous, staged: &Staged<'_>) -> Result<bool, Error> {
-    let Some(expected) = previous.sha256.get(FILE) else { return Ok(false) };
-    let path = staged.folder.join(FILE);
-    let copied = copy(&previous.folder.join(FILE), &path).map_err(|source| Error::File { path, source })?;
-    if copied != *expected {
-        remove(staged)?;
-    }
-    Ok(copied == *expected)
-}
-
-/// Replaces the rows of the files that changed; false when the file is of another storage version. What else the file
+/// Replaces the rows that changed; false when the tables then have not as many as their Parquet files. What else the file
 /// holds depends on the program, the schemas and the configuration, which are the same.
-fn replace_rows(connection: &Connection, previous: &Previous, staged: &Staged<'_>) -> Result<bool, Error> {
-    let version: String = connection.query_row(
-        "SELECT coalesce(tags['storage_version'], '') FROM duckdb_databases() WHERE database_name = 'lake'",
-        [],
-        |row| row.get(0),
-    )?;
-    if version.trim_end_matches('+') != staged.duckdb_storage_version {
-        return Ok(false);
-    }
-    connection.execute_batch("BEGIN TRANSACTION; USE lake")?;
+fn replace_rows(connection: &Connection, staged: &Staged<'_>) -> Result<bool, Error> {
+    connection.execute_batch("BEGIN TRANSACTION; USE lake; CREATE TEMP TABLE changed (link_id VARCHAR)")?;
     for table in staged.schema.tables.iter().map(|table| table.name.as_str()).chain([FEATURES]) {
-        let gone = previous.gone.get(table).map_or(&[][..], Vec::as_slice);
-        if gone.is_empty() && !staged.files.iter().any(|file| file.table == table && file.is_new) {
+        let files = || staged.files.iter().filter(|file| file.table == table);
+        let gone = staged.gone.get(table).map_or(&[][..], Vec::as_slice);
+        if gone.is_empty() && !files().any(|file| file.is_new) {
             continue;
         }
-        let stands = staged.files.iter().any(|file| file.table == table && !file.is_new && file.rows > 0);
-        // A file holds all rows of its links, but only those of its date in the table that has a file for each.
-        if stands && table != FEATURES {
-            let gone: Vec<PathBuf> = gone.iter().map(|path| previous.folder.join(path)).collect();
-            delete(connection, table, &gone)?;
-            load(connection, table, staged, |file| file.is_new)?;
+        let stands = files().any(|file| !file.is_new && file.rows > 0);
+        if let Some(few) = staged.few_changed.get(table) {
+            connection.execute_batch("DELETE FROM changed")?;
+            let mut changed = connection.appender("changed")?;
+            few.links.iter().try_for_each(|link_id| changed.append_row([link_id]))?;
+            changed.flush()?;
+            let of_changed = "WHERE link_id IN (SELECT link_id FROM changed)";
+            connection.execute_batch(&format!("DELETE FROM {table} {of_changed}"))?;
+            load(connection, table, staged, |file| few.files.contains(&file.path), of_changed)?;
+        } else if stands && table != FEATURES {
+            // A file holds all rows of its links, but only those of its date in the table that has a file for each.
+            delete(connection, table, gone)?;
+            load(connection, table, staged, |file| file.is_new, "")?;
         } else {
             connection.execute_batch(&format!("TRUNCATE {table}"))?;
-            load(connection, table, staged, |_| true)?;
+            load(connection, table, staged, |_| true, "")?;
+        }
+        let rows: u64 = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
+        if rows != files().map(|file| file.rows).sum::<u64>() {
+            return Ok(false);
         }
     }
     tell_snapshot(connection, staged)?;
@@ -164,7 +208,7 @@ fn tell_snapshot(connection: &Connection, staged: &Staged<'_>) -> Result<(), Err
 
 /// Copies a file, and gives the SHA-256 of what it holds.
 fn copy(from: &Path, to: &Path) -> io::Result<String> {
-    let (mut from, mut to) = (File::open(from)?, File::create_new(to)?);
+    let (mut from, mut to) = (fs::File::open(from)?, fs::File::create_new(to)?);
     to.set_permissions(Permissions::from_mode(0o640))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -178,9 +222,9 @@ fn copy(from: &Path, to: &Path) -> io::Result<String> {
     }
 }
 
-fn remove(staged: &Staged<'_>) -> Result<(), Error> {
+fn remove(target: &Target) -> Result<(), Error> {
     for name in [FILE.to_owned(), format!("{FILE}.wal")] {
-        let path = staged.folder.join(name);
+        let path = target.folder.join(name);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::File { path, source }),
             _ => {}
@@ -189,7 +233,7 @@ fn remove(staged: &Staged<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn open(staged: &Staged<'_>) -> Result<Connection, Error> {
+fn open(target: &Target) -> Result<Connection, Error> {
     let config = Config::default()
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
@@ -198,14 +242,14 @@ fn open(staged: &Staged<'_>) -> Result<Connection, Error> {
         .with("threads", "1")?;
     let connection = Connection::open_in_memory_with_flags(config)?;
     // What is committed goes into the file at once: the log would be written first, and again into the file at the end.
-    let before = staged.previous.as_ref().map(|previous| previous.folder.as_path());
+    let before = target.previous.as_ref().map(|previous| previous.folder.as_path());
     connection.execute_batch(&format!(
         "SET temp_directory = {temporary}; SET allowed_directories = [{folders}]; SET enable_external_access = false; \
          SET checkpoint_threshold = '1KB'; ATTACH {file} AS lake (STORAGE_VERSION {version}); SET lock_configuration = true;",
-        folders = list([staged.folder].into_iter().chain(before)),
-        temporary = quoted(&staged.folder.join("duckdb.tmp").to_string_lossy()),
-        file = quoted(&staged.folder.join(FILE).to_string_lossy()),
-        version = quoted(staged.duckdb_storage_version),
+        folders = list([target.folder.as_path()].into_iter().chain(before)),
+        temporary = quoted(&target.folder.join("duckdb.tmp").to_string_lossy()),
+        file = quoted(&target.folder.join(FILE).to_string_lossy()),
+        version = quoted(&target.duckdb_storage_version),
     ))?;
     Ok(connection)
 }
@@ -227,12 +271,13 @@ fn create(connection: &Connection, table: &Table) -> Result<(), Error> {
     Ok(connection.execute_batch(&statements.join("; "))?)
 }
 
-/// Loads the staged files of a table that are `wanted`.
+/// Loads, of the staged files of a table that are wanted, the rows that `condition` leaves.
 fn load(
     connection: &Connection,
     table: &str,
     staged: &Staged<'_>,
     is_wanted: impl Fn(&StagedFile) -> bool,
+    condition: &str,
 ) -> Result<(), Error> {
     let files = staged.files.iter().filter(|file| file.table == table && file.rows > 0 && is_wanted(file));
     let paths: Vec<PathBuf> = files.map(|file| staged.folder.join(&file.path)).collect();
@@ -242,7 +287,7 @@ fn load(
     // The key of a date's folder is not a column of its file; that of a bucket is not one of its table.
     let is_by_date = table == FEATURES;
     let sql = format!(
-        "INSERT INTO lake.{table} BY NAME SELECT * FROM read_parquet([{}], hive_partitioning = {is_by_date})",
+        "INSERT INTO lake.{table} BY NAME SELECT * FROM read_parquet([{}], hive_partitioning = {is_by_date}) {condition}",
         list(paths.iter().map(PathBuf::as_path))
     );
     Ok(connection.execute_batch(&sql)?)

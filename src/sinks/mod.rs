@@ -3,7 +3,7 @@
 //! Parquet is written first and is what every other sink reads: it is the fastest way into DuckDB too. Adding a sink is a
 //! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::clock::Timestamp;
@@ -24,11 +24,38 @@ pub trait Sink: Sync {
     /// Its name in `lake.sinks`.
     fn name(&self) -> &'static str;
 
+    /// Begins with what needs no Parquet, while that is written.
+    ///
+    /// # Errors
+    /// [`Error`]; what is staged is then thrown away.
+    fn begin(&self, target: Target) -> Result<Box<dyn Begun>, Error>;
+}
+
+/// A sink at work on one snapshot. Once it is dropped, it writes no more.
+pub trait Begun {
     /// Writes its files into the staged folder and names them, relative to it.
     ///
     /// # Errors
     /// [`Error`]; what is staged is then thrown away.
-    fn stage(&self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error>;
+    fn stage(self: Box<Self>, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error>;
+}
+
+/// What is known of a snapshot before its Parquet files are written.
+pub struct Target {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Storage version of a DuckDB file.
+    pub duckdb_storage_version: String,
+    /// The snapshot before it, when most of that stands in it, too.
+    pub previous: Option<Previous>,
+}
+
+/// A published snapshot.
+pub struct Previous {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// SHA-256, in hex, of its files that hold all tables, by their place in it.
+    pub sha256: HashMap<String, String>,
 }
 
 /// A snapshot whose Parquet files are all written.
@@ -45,24 +72,22 @@ pub struct Staged<'s> {
     pub published_at: Timestamp,
     /// Number of the last change of the record store that is in it.
     pub state_change: i64,
-    /// Storage version of a DuckDB file.
-    pub duckdb_storage_version: &'s str,
     /// The law's tables.
     pub reference: &'s Reference,
     /// Link, resource and code of each latest refresh that failed.
     pub errors: &'s [(String, String, String)],
-    /// The snapshot before it, unless everything is to be made anew.
-    pub previous: Option<Previous>,
+    /// Parquet files of the snapshot before that this one has not, by table; their whole paths.
+    pub gone: HashMap<String, Vec<PathBuf>>,
+    /// By table, when few links may have other rows than in the snapshot before.
+    pub few_changed: HashMap<String, FewChanged>,
 }
 
-/// A published snapshot of which some files stand in the next one as they are.
-pub struct Previous {
-    /// Its folder.
-    pub folder: PathBuf,
-    /// Its Parquet files that the next one has not, relative to it, by table.
-    pub gone: HashMap<String, Vec<PathBuf>>,
-    /// SHA-256, in hex, of its files that hold all tables, by their place in it.
-    pub sha256: HashMap<String, String>,
+/// The only links that may have other rows of a table than in the snapshot before.
+pub struct FewChanged {
+    /// Their ids.
+    pub links: Vec<String>,
+    /// The Parquet files that hold all rows that they have now, relative to the snapshot.
+    pub files: HashSet<PathBuf>,
 }
 
 /// One Parquet file of a snapshot.
