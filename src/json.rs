@@ -359,6 +359,8 @@ pub struct Name {
     /// The first bytes of `text` and, if it is short enough, its closing quote.
     head: u128,
     mask: u128,
+    /// Whether that is less than all.
+    is_longer: bool,
 }
 
 impl Name {
@@ -369,7 +371,7 @@ impl Name {
         let length = quoted.len().min(16);
         head[..length].copy_from_slice(&quoted.as_bytes()[..length]);
         let mask = if length == 16 { u128::MAX } else { (1 << (8 * length)) - 1 };
-        Self { text: text.to_owned(), head: u128::from_le_bytes(head), mask }
+        Self { text: text.to_owned(), head: u128::from_le_bytes(head), mask, is_longer: quoted.len() > 16 }
     }
 
     /// The key.
@@ -380,8 +382,7 @@ impl Name {
     #[inline]
     fn ends_at_quote(&self, rest: &[u8]) -> bool {
         let Some(first) = rest.first_chunk() else { return self.ends_at_quote_slowly(rest) };
-        u128::from_le_bytes(*first) & self.mask == self.head
-            && (self.mask != u128::MAX || self.ends_at_quote_slowly(rest))
+        u128::from_le_bytes(*first) & self.mask == self.head && (!self.is_longer || self.ends_at_quote_slowly(rest))
     }
 
     fn ends_at_quote_slowly(&self, rest: &[u8]) -> bool {

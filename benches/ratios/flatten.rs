@@ -28,6 +28,10 @@ pub(crate) fn run() -> anyhow::Result<bool> {
     let input = input()?;
     let text = fs::read_to_string(&input)?;
     let folder = tempfile::tempdir()?;
+    // The state knows the link and the key of each record.
+    let ids: Vec<(String, String)> = (0..lines(&text).count())
+        .map(|number| (format!("{:08x}-0000-4000-8000-000000000000", number / 3), format!("{number:032x}")))
+        .collect();
 
     let mut salaries = 0;
     let best = |work: &mut dyn FnMut() -> anyhow::Result<Cost>| -> anyhow::Result<Cost> {
@@ -36,11 +40,11 @@ pub(crate) fn run() -> anyhow::Result<bool> {
         Ok(costs[0])
     };
     let parsing = best(&mut || Ok(cost(|| parse(&text))?.1))?;
-    let flattening = best(&mut || Ok(cost(|| flatten(&text, None))?.1))?;
+    let flattening = best(&mut || Ok(cost(|| flatten(&text, &ids, None))?.1))?;
     let writing = best(&mut || {
         let out = folder.path().join("ours");
         let _ = fs::remove_dir_all(&out);
-        let (rows, cost) = cost(|| flatten(&fs::read_to_string(&input)?, Some(&out)))?;
+        let (rows, cost) = cost(|| flatten(&fs::read_to_string(&input)?, &ids, Some(&out)))?;
         salaries = rows;
         Ok(cost)
     })?;
@@ -79,8 +83,8 @@ fn parse(text: &str) -> anyhow::Result<usize> {
     Ok(text.len())
 }
 
-/// Flattens every line and gives the number of salary rows; writes the tables into `out`, if one is given.
-fn flatten(text: &str, out: Option<&Path>) -> anyhow::Result<u64> {
+/// Flattens every line, a record of the link and key in `ids` each, and gives the number of salary rows; writes the tables into `out`, if one is given.
+fn flatten(text: &str, ids: &[(String, String)], out: Option<&Path>) -> anyhow::Result<u64> {
     let schema = schema::get();
     let tables: Vec<_> = schema.records[0].tables.iter().map(|&table| &schema.tables[table]).collect();
     let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
@@ -109,13 +113,11 @@ fn flatten(text: &str, out: Option<&Path>) -> anyhow::Result<u64> {
         Ok(())
     };
     let known_from = Timestamp::from_micros(1_795_176_000_000_000);
-    for (number, line) in lines(text).enumerate() {
-        let link_id = format!("{:08x}-0000-4000-8000-000000000000", number / 3);
-        let key = format!("{number:032x}");
+    for (line, (link_id, key)) in lines(text).zip(ids) {
         let facts = RecordFacts {
-            link_id: &link_id,
-            record_key: &key,
-            record_id: &link_id,
+            link_id,
+            record_key: key,
+            record_id: link_id,
             created_at: Some(known_from),
             collected_at: Some(known_from),
             known_from,

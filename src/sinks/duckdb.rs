@@ -101,7 +101,8 @@ impl Begun for File {
 
 /// A new file.
 fn make(target: &Target, staged: &Staged<'_>) -> Result<Connection, Error> {
-    let connection = open(target)?;
+    let connection = start()?;
+    attach(&connection, target)?;
     // In transactions: each statement on its own would wait for the disk.
     connection.execute_batch("BEGIN TRANSACTION; USE lake")?;
     for table in staged.schema.tables.iter().chain(&staged.schema.lake_tables) {
@@ -126,11 +127,17 @@ fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
     let Some(previous) = &target.previous else { return Ok(None) };
     let Some(expected) = previous.sha256.get(FILE) else { return Ok(None) };
     let path = target.folder.join(FILE);
-    let copied = copy(&previous.folder.join(FILE), &path).map_err(|source| Error::File { path, source })?;
-    if copied != *expected {
+    // DuckDB needs about as long to start as the copy.
+    let (started, copied) = std::thread::scope(|scope| {
+        let starting = scope.spawn(start);
+        let copied = copy(&previous.folder.join(FILE), &path);
+        (starting.join(), copied)
+    });
+    let connection = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    if copied.map_err(|source| Error::File { path, source })? != *expected {
         return Ok(None);
     }
-    let connection = open(target)?;
+    attach(&connection, target)?;
     let version: String = connection.query_row(
         "SELECT coalesce(tags['storage_version'], '') FROM duckdb_databases() WHERE database_name = 'lake'",
         [],
@@ -206,7 +213,7 @@ fn tell_snapshot(connection: &Connection, staged: &Staged<'_>) -> Result<(), Err
     Ok(catalog::set_errors(connection, staged.errors)?)
 }
 
-/// Copies a file, and gives the SHA-256 of what it holds.
+/// Copies a file to the disk, and gives the SHA-256 of what it holds.
 fn copy(from: &Path, to: &Path) -> io::Result<String> {
     let (mut from, mut to) = (fs::File::open(from)?, fs::File::create_new(to)?);
     to.set_permissions(Permissions::from_mode(0o640))?;
@@ -215,6 +222,8 @@ fn copy(from: &Path, to: &Path) -> io::Result<String> {
     loop {
         let read = from.read(&mut buffer)?;
         if read == 0 {
+            // DuckDB will wait for it when there is nothing else to do.
+            to.sync_data()?;
             return Ok(hex(&hash.finalize()));
         }
         hash.update(&buffer[..read]);
@@ -233,14 +242,19 @@ fn remove(target: &Target) -> Result<(), Error> {
     Ok(())
 }
 
-fn open(target: &Target) -> Result<Connection, Error> {
+/// A DuckDB without a file.
+fn start() -> Result<Connection, Error> {
     let config = Config::default()
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
         .with("memory_limit", MEMORY)?
         // More would only wait: one file is read in order, and DuckDB waits for work by asking for it all the time.
         .with("threads", "1")?;
-    let connection = Connection::open_in_memory_with_flags(config)?;
+    Ok(Connection::open_in_memory_with_flags(config)?)
+}
+
+/// Opens the staged file as the catalog `lake`, and closes the way to everything but it and its Parquet.
+fn attach(connection: &Connection, target: &Target) -> Result<(), Error> {
     // What is committed goes into the file at once: the log would be written first, and again into the file at the end.
     let before = target.previous.as_ref().map(|previous| previous.folder.as_path());
     connection.execute_batch(&format!(
@@ -251,7 +265,7 @@ fn open(target: &Target) -> Result<Connection, Error> {
         file = quoted(&target.folder.join(FILE).to_string_lossy()),
         version = quoted(&target.duckdb_storage_version),
     ))?;
-    Ok(connection)
+    Ok(())
 }
 
 fn create(connection: &Connection, table: &Table) -> Result<(), Error> {

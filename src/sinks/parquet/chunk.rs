@@ -10,6 +10,7 @@ use arrow::array::{Array, AsArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Date32Type, Decimal128Type, Int32Type, TimestampMicrosecondType};
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter};
 use parquet::column::writer::ColumnCloseResult;
@@ -250,7 +251,7 @@ struct Texts {
     /// Where each text ends in `bytes`.
     ends: Vec<usize>,
     bytes: Vec<u8>,
-    numbers: HashMap<Box<[u8]>, u32>,
+    numbers: HashMap<Box<[u8]>, u32, RandomState>,
 }
 
 impl Distinct for Texts {
@@ -306,7 +307,7 @@ fn slice<'b>(ends: &[usize], bytes: &'b [u8], number: u32) -> &'b [u8] {
 #[derive(Default)]
 struct Integers {
     values: Vec<i32>,
-    numbers: HashMap<i32, u32>,
+    numbers: HashMap<i32, u32, RandomState>,
     /// The integers that came lately, each at the place that its last bits say: days and counters lie close together.
     recent: Vec<(i32, u32)>,
 }
