@@ -20,6 +20,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::clock::Clock;
 use crate::config;
@@ -145,6 +147,18 @@ struct Desk {
 
 impl Desk {
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr, heads: &Heads) -> Response<Full<Bytes>> {
+        let span = tracing::debug_span!("webhook", status = Empty, otel.kind = "server");
+        let response = self.answer_inside(request, peer, heads).instrument(span.clone()).await;
+        span.record("status", response.status().as_u16());
+        response
+    }
+
+    async fn answer_inside(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        heads: &Heads,
+    ) -> Response<Full<Bytes>> {
         let started = Instant::now();
         let framing = heads.next();
         let closes = !matches!(framing, Framing::Length(_));
