@@ -21,7 +21,7 @@ fast_build := --config profile.release.package.vinculo.opt-level=0
 deny_version := 0.20.2
 deb_version := 3.8.0
 
-.PHONY: help build demo test readers analysts schemathesis soak bench sizing docs lint deny dist disttest cargo-deb env clean
+.PHONY: help build demo test screenshots readers analysts schemathesis soak bench sizing docs lint deny dist disttest cargo-deb env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,13 @@ test: ## run every test, the browser's too, then the readers of the lake, dbt, t
 	@$(MAKE) --no-print-directory readers
 	@$(MAKE) --no-print-directory analysts
 	@$(MAKE) --no-print-directory schemathesis
+
+# Times and ids in them are of the day: they are taken again when pages look different, and not by `test`.
+screenshots: ## take the pictures of docs/dashboard.md again
+	@scripts/system-packages.sh pngquant:pngquant
+	@$(cargo_env) export VINCULO_BROWSER=$$(scripts/browser-python.sh) VINCULO_SCREENSHOTS='$(CURDIR)/docs/screenshots'; \
+	  cargo test --release --locked --test it every_page_is_sound_in_a_real_browser
+	@pngquant --force --ext .png --speed 1 --strip 32 -- docs/screenshots/*.png
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
