@@ -274,12 +274,7 @@ impl Daemon {
             let (api, pages) = (v1::routes(api), dashboard::routes(board));
             let admin = Admin::new(problems, Recorder::global(), &config.admin, api, pages);
             daemon.tokens = admin.tokens();
-            let serving = async move {
-                if let Err(error) = admin.serve(operators, shutdown).await {
-                    tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
-                }
-            };
-            spawn("admin", Box::pin(serving));
+            spawn("admin", Box::pin(admin.serve(operators, shutdown)));
         }
         Ok(daemon)
     }

@@ -31,6 +31,8 @@ pub mod belvo;
 pub mod chronicle;
 pub mod clock;
 pub mod columns;
+pub mod crowd;
+pub mod guesses;
 pub mod json;
 pub mod links;
 pub mod problems;

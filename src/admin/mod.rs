@@ -6,7 +6,6 @@
 //! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`], [`role`] and
 //! [`dashboard`], whose pages ask for a session themselves.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,11 +22,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
+use crate::guesses::Guesses;
 use crate::problems::Problems;
 
 pub mod client;
+mod connections;
 pub mod dashboard;
-mod guesses;
 pub mod metrics;
 pub mod role;
 pub mod status;
@@ -35,7 +35,6 @@ pub mod v1;
 
 pub use metrics::Recorder;
 
-use guesses::Guesses;
 use role::{Caller, Tokens};
 
 /// What the answers are made of. Cheap to clone.
@@ -64,12 +63,8 @@ impl Admin {
     }
 
     /// Serves `listener` until `shutdown`.
-    ///
-    /// # Errors
-    /// Those of the listener.
-    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
-        let routes = self.routes().into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        connections::serve(listener, self.routes(), shutdown).await;
     }
 
     fn routes(self) -> Router {

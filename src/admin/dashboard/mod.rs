@@ -23,12 +23,12 @@ use serde_json::json;
 use crate::audit;
 use crate::belvo::{Budget, LinkId};
 use crate::config::{self, Config};
+use crate::guesses::Guesses;
 use crate::operations::{Operations, Order, Refused};
 use crate::problems::Problems;
 use crate::runs::Reason;
 use crate::store::{self, Tx};
 
-use super::guesses::Guesses;
 use super::role::Tokens;
 use developer::Simulator;
 use lang::Lang;
