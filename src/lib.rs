@@ -43,6 +43,7 @@ pub mod sensitive;
 pub mod store;
 pub mod tombstones;
 pub mod vitals;
+pub mod wire;
 
 // What people ask of Belvo.
 pub mod delete;

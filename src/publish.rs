@@ -463,7 +463,11 @@ pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> 
         for table in &manifest.tables {
             metrics::gauge!("vinculo_table_rows", "table" => table.name.clone()).set(table.rows as f64);
         }
-        tracing::info!(snapshot = manifest.snapshot, millis = started.elapsed().as_millis(), "published");
+        tracing::info!(
+            snapshot = manifest.snapshot,
+            millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "published"
+        );
     }
     Ok(published)
 }

@@ -1,8 +1,8 @@
 //! The connections of the admin listener.
 //!
 //! *Takes* a bound listener and routes. *Promises* that neither silent nor slow clients keep an operator out: a head and a
-//! body have to come in time, there are no more than [`MOST_CONNECTIONS`], and who says nothing makes room; and that what
-//! was begun is answered when the program stops. *Not here*: who may ask, and what.
+//! body have to come in time, there are no more than [`MOST_CONNECTIONS`], and who says nothing makes room; that a request
+//! which a proxy in front may read otherwise is refused and ends its connection; and that what was begun is answered when the program stops. *Not here*: who may ask, and what.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,8 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{Request, Response, StatusCode};
-use axum::response::IntoResponse as _;
+use axum::http::{HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -27,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error;
 use crate::crowd::{Crowd, Guest};
+use crate::wire::{self, Framing, Heads, Wire};
 
 /// Connections at a time.
 const MOST_CONNECTIONS: usize = 256;
@@ -42,9 +42,6 @@ const LARGEST_BODY: usize = 64 << 10;
 
 /// What is read beyond that, so that its sender reads the answer before the connection ends.
 const LEFT_OVER: usize = 4 << 20;
-
-/// How long an answer has to leave when its connection makes room, or the program stops.
-const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves `routes` on `listener` until `shutdown`, and then until what was begun is answered.
 pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: CancellationToken) {
@@ -76,38 +73,52 @@ pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: Cance
 
 async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, guest: Guest, shutdown: CancellationToken) {
     let _ = stream.set_nodelay(true);
-    let (guest, routes) = (Arc::new(guest), TowerToHyperService::new(routes));
+    let (guest, routes, heads) = (Arc::new(guest), TowerToHyperService::new(routes), Heads::default());
+    let wire = TokioIo::new(Wire::new(stream, heads.clone()));
     let service = service_fn(|request| {
-        let (guest, routes) = (Arc::clone(&guest), routes.clone());
+        let (guest, routes, framing) = (Arc::clone(&guest), routes.clone(), heads.next());
         async move {
             let _busy = guest.busy();
-            match guest.silently(whole(request)).await {
+            let read = match framing {
+                Framing::Doubtful => {
+                    Err(doubtful("send one Content-Length or one Transfer-Encoding, and end lines with CR LF"))
+                }
+                _ if request.headers().get_all(header::HOST).iter().count() > 1 => Err(doubtful("send one Host")),
+                _ => guest.silently(whole(request)).await,
+            };
+            let is_refused = read.is_err();
+            let mut answer = match read {
                 Ok(mut request) => {
                     request.extensions_mut().insert(ConnectInfo(peer));
-                    routes.call(request).await
+                    routes.call(request).await?
                 }
-                Err(refusal) => Ok::<_, Infallible>(refusal),
+                Err(refusal) => refusal,
+            };
+            // Where the next head begins is known only after a length.
+            if is_refused || !matches!(framing, Framing::Length(_)) {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
-        .serve_connection(TokioIo::new(stream), service);
+        .max_buf_size(wire::LARGEST_HEAD)
+        .serve_connection(wire, service);
     tokio::pin!(connection);
-    let is_over = tokio::select! {
+    tokio::select! {
         // What breaks, breaks on the client's side.
         _ = &mut connection => return,
-        () = guest.asked_to_leave() => guest.is_silent(),
-        () = shutdown.cancelled() => false,
-    };
-    connection.as_mut().graceful_shutdown();
-    if is_over {
-        // What is silent may be an answer on its way.
-        let _ = timeout(LEAVE_WITHIN, connection).await;
-    } else {
-        let _ = connection.await;
+        () = guest.asked_to_leave() => {
+            if guest.is_silent() {
+                return;
+            }
+        }
+        () = shutdown.cancelled() => {}
     }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
 }
 
 /// The request with all of its body, or why it is refused.
@@ -128,16 +139,17 @@ async fn whole(request: Request<Incoming>) -> Result<Request<Body>, Response<Bod
     };
     match timeout(BODY_WITHIN, read).await {
         Ok(Ok(())) => Ok(Request::from_parts(head, Bytes::from(bytes).into())),
-        Ok(Err(())) => {
-            Err(error(StatusCode::BAD_REQUEST, "malformed_request", "the body does not end as it should")
-                .into_response())
-        }
+        Ok(Err(())) => Err(doubtful("the body does not end as it should")),
         Err(_) => {
             let seconds = BODY_WITHIN.as_secs();
             let message = format!("send the whole body within {seconds} s");
-            Err(error(StatusCode::REQUEST_TIMEOUT, "too_slow", &message).into_response())
+            Err(error(StatusCode::REQUEST_TIMEOUT, "too_slow", &message))
         }
     }
+}
+
+fn doubtful(message: &str) -> Response<Body> {
+    error(StatusCode::BAD_REQUEST, "malformed_request", message)
 }
 
 #[cfg(test)]
@@ -195,6 +207,28 @@ mod tests {
         let (head, body) = tokio::join!(rest(head), rest(body));
         assert!(head.is_empty() || head.starts_with("HTTP/1.1 408"), "{head}");
         assert!(body.starts_with("HTTP/1.1 408") && body.contains("too_slow"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn what_two_readers_may_read_in_two_is_refused_and_nothing_follows_it() {
+        let (address, _end) = start().await;
+        let hidden = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for head in [
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        ] {
+            let answer = rest(begin(address, &format!("{head}{hidden}")).await).await;
+            assert!(answer.starts_with("HTTP/1.1 400") && !answer.contains("here"), "{head:?} {answer}");
+        }
+        // What is plain may follow each other; what is chunked is the last.
+        let plain = rest(begin(address, &format!("{hidden}{GET}")).await).await;
+        assert_eq!(plain.matches("here").count(), 2, "{plain}");
+        let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n";
+        let answer = rest(begin(address, &format!("{chunked}{hidden}")).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ab"), "{answer}");
     }
 
     #[tokio::test]
