@@ -269,11 +269,17 @@ impl Daemon {
             let inbox = Inbox { queue, store, clock, settled };
             let serving = webhook::run(webhooks, settings, senders, inbox, shutdown.clone());
             spawn("webhooks", Box::pin(serving));
-            let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), config);
+            let board = dashboard::Board::new(
+                operations.clone(),
+                budget.clone(),
+                problems.clone(),
+                daemon.tokens.clone(),
+                config,
+            );
             let api = v1::Api::new(operations, budget, config);
             let (api, pages) = (v1::routes(api), dashboard::routes(board));
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, api, pages);
-            daemon.tokens = admin.tokens();
+            let tokens = daemon.tokens.clone();
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, api, pages);
             spawn("admin", Box::pin(admin.serve(operators, shutdown)));
         }
         Ok(daemon)

@@ -51,15 +51,17 @@ pub struct Admin {
 
 impl Admin {
     /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
-    /// say.
-    pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router, pages: Router) -> Self {
-        let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
+    /// say, to whoever has one of `tokens`.
+    pub fn new(
+        problems: Problems,
+        recorder: Recorder,
+        settings: &config::Admin,
+        tokens: Tokens,
+        api: Router,
+        pages: Router,
+    ) -> Self {
+        let allowed_hosts = settings.allowed_hosts.as_slice().into();
         Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
-    }
-
-    /// The tokens that it accepts; a reload replaces them.
-    pub fn tokens(&self) -> Tokens {
-        self.tokens.clone()
     }
 
     /// Serves `listener` until `shutdown`.
@@ -240,7 +242,7 @@ mod tests {
             };
             let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));
             let pages = Router::new();
-            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api, pages);
+            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, Tokens::of(&settings), api, pages);
             tokio::spawn(admin.serve(listener, end.clone()));
             Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
         }

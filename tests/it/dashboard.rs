@@ -78,6 +78,11 @@ impl Browser {
         browser
     }
 
+    /// How a sign-in with `token` is answered.
+    pub(crate) async fn sign_in(&self, token: &str) -> u16 {
+        self.post("/sign-in", &[("token", token)], &[]).await.status
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.client.get(format!("{}{path}", self.base)), &[]).await
     }

@@ -76,14 +76,15 @@ struct Settings {
 }
 
 impl Board {
-    /// Pages about the daemon of `operations`, whose calls `budget` counts and whose standing problems are `problems`.
-    pub fn new(operations: Operations, budget: Budget, problems: Problems, config: &Config) -> Self {
+    /// Pages about the daemon of `operations`, whose calls `budget` counts and whose standing problems are `problems`, for
+    /// whoever has one of `tokens`.
+    pub fn new(operations: Operations, budget: Budget, problems: Problems, tokens: Tokens, config: &Config) -> Self {
         let settings = Settings {
             lake: config.lake.path.clone(),
             budget: config.belvo.budget,
             simulator: Simulator::of(&config.belvo),
         };
-        let (tokens, sessions, guesses) = (Tokens::of(&config.admin), Sessions::default(), Guesses::default());
+        let (sessions, guesses) = (Sessions::default(), Guesses::default());
         Self { operations, budget, problems, tokens, sessions, guesses, settings: Arc::new(settings) }
     }
 
