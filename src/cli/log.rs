@@ -36,8 +36,12 @@ pub fn start(global: &Global) -> Log {
     let _ = log.try_init();
     Log {
         #[cfg(feature = "otlp")]
-        _traces: traces.unwrap_or_else(|error| {
-            tracing::warn!(code = "no_traces", "no traces are sent: {error}; mend the OTEL_EXPORTER_OTLP_… variables");
+        _traces: traces.unwrap_or_else(|_| {
+            // The error quotes the address, which may hold a password.
+            tracing::warn!(
+                code = "no_traces",
+                "no traces are sent: the collector's address cannot be used; mend the OTEL_EXPORTER_OTLP_… variables"
+            );
             None
         }),
     }

@@ -79,7 +79,8 @@ impl Traces {
             what.target().starts_with("vinculo") && *what.level() <= least
         });
         let ours = ours.with_max_level_hint(LevelFilter::DEBUG);
-        tracing_opentelemetry::layer().with_tracer(self.provider.tracer("vinculo")).with_filter(ours)
+        let layer = tracing_opentelemetry::layer().with_tracer(self.provider.tracer("vinculo"));
+        layer.with_location(false).with_threads(false).with_filter(ours)
     }
 }
 
