@@ -13,19 +13,21 @@ cargo_env := exports=$$(scripts/cargo-env.sh); eval "$$exports";
 program := $(CARGO_TARGET_DIR)/release/vinculo
 # Extra arguments of `demo` and `test`: make demo ARGS="--people 50 --serve", make test ARGS=kill_nine
 ARGS ?=
+# What is compiled in beside what is there as it comes: make build FEATURES=otlp, and so for `dist`.
+FEATURES ?=
 # Unit tests need no speed: without it they are built in half a minute instead of several. What is shipped is what the
-# tests under tests/ call.
+# tests under tests/ call. Features that are off as it comes are tested here, so that they cost no further build.
 fast_build := --config profile.release.package.vinculo.opt-level=0
 deny_version := 0.20.2
 deb_version := 3.8.0
 
-.PHONY: help build demo test readers analysts schemathesis soak bench sizing docs lint deny dist disttest cargo-deb env clean
+.PHONY: help build demo test screenshots readers analysts schemathesis soak bench sizing docs lint deny dist disttest cargo-deb env clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build the program; the last line is its path
-	@$(cargo_env) cargo build --release --locked --bin vinculo
+	@$(cargo_env) cargo build --release --locked --features '$(FEATURES)' --bin vinculo
 	@echo '$(program)'
 
 demo: ## build, then run the whole flow offline on 500 simulated people (ARGS="--people 50 --serve")
@@ -37,11 +39,18 @@ test: ## run every test, the browser's too, then the readers of the lake, dbt, t
 	@scripts/system-packages.sh curl:curl systemd-analyze:systemd
 	@$(cargo_env) promtool=$$(scripts/promtool.sh); export VINCULO_PROMTOOL=$$promtool; \
 	  export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
-	  cargo test --release --locked --lib $(fast_build) $(ARGS); \
+	  cargo test --release --locked --lib --features otlp $(fast_build) $(ARGS); \
 	  cargo test --release --locked --test '*' $(ARGS)
 	@$(MAKE) --no-print-directory readers
 	@$(MAKE) --no-print-directory analysts
 	@$(MAKE) --no-print-directory schemathesis
+
+# Times and ids in them are of the day: they are taken again when pages look different, and not by `test`.
+screenshots: ## take the pictures of docs/dashboard.md again
+	@scripts/system-packages.sh pngquant:pngquant
+	@$(cargo_env) export VINCULO_BROWSER=$$(scripts/browser-python.sh) VINCULO_SCREENSHOTS='$(CURDIR)/docs/screenshots'; \
+	  cargo test --release --locked --test it every_page_is_sound_in_a_real_browser
+	@pngquant --force --ext .png --speed 1 --strip 32 -- docs/screenshots/*.png
 
 readers: ## let DuckDB 1.1.3, 1.5.6, 2.0.0, pyarrow, polars and pandas read a demo's lake
 	@$(cargo_env) python=$$(scripts/readers-python.sh); \
@@ -87,8 +96,8 @@ docs: ## renew docs/reference from the program
 
 lint: deny ## formatting, clippy, rustdoc and the dependency rules, warnings denied
 	@cargo fmt --check
-	@$(cargo_env) cargo clippy --release --locked --all-targets -- -D warnings
-	@$(cargo_env) RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --document-private-items
+	@$(cargo_env) cargo clippy --release --locked --all-targets --features otlp -- -D warnings
+	@$(cargo_env) RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --document-private-items --features otlp
 
 # An unoptimised build of cargo-deny: half a minute instead of six, and it has little to do.
 deny:
@@ -101,7 +110,7 @@ deny:
 	@PATH="$(cache)/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
 
 dist: cargo-deb ## tarball and .deb to ship, with DuckDB compiled in: over an hour of CPU; the last lines are their paths
-	@CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)-dist' cargo build --release --locked --features bundled --bin vinculo
+	@CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)-dist' cargo build --release --locked --features 'bundled $(FEATURES)' --bin vinculo
 	@CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)-dist' CARGO_DEB='$(cache)/tools/bin/cargo-deb' \
 	  packaging/package.sh '$(CARGO_TARGET_DIR)-dist/release/vinculo'
 

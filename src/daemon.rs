@@ -269,17 +269,18 @@ impl Daemon {
             let inbox = Inbox { queue, store, clock, settled };
             let serving = webhook::run(webhooks, settings, senders, inbox, shutdown.clone());
             spawn("webhooks", Box::pin(serving));
-            let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), config);
+            let board = dashboard::Board::new(
+                operations.clone(),
+                budget.clone(),
+                problems.clone(),
+                daemon.tokens.clone(),
+                config,
+            );
             let api = v1::Api::new(operations, budget, config);
             let (api, pages) = (v1::routes(api), dashboard::routes(board));
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, api, pages);
-            daemon.tokens = admin.tokens();
-            let serving = async move {
-                if let Err(error) = admin.serve(operators, shutdown).await {
-                    tracing::error!(code = "admin_failed", "the admin listener ended: {error}");
-                }
-            };
-            spawn("admin", Box::pin(serving));
+            let tokens = daemon.tokens.clone();
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, api, pages);
+            spawn("admin", Box::pin(admin.serve(operators, shutdown)));
         }
         Ok(daemon)
     }

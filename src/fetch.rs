@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::belvo::page::{Next, Page};
 use crate::belvo::{Answer, Class, Client, Failure, Leave, LinkId, Permit};
@@ -132,7 +134,17 @@ impl<'a> List<'a> {
     }
 
     /// Reads until a reading is consistent; with it what Belvo says the list counts.
-    async fn read(mut self) -> Result<(RawPages, Option<u64>), Failure> {
+    async fn read(self) -> Result<(RawPages, Option<u64>), Failure> {
+        let span = tracing::debug_span!("fetch", resource = self.resource.name, records = Empty, code = Empty);
+        let read = self.passes().instrument(span.clone()).await;
+        match &read {
+            Ok((pages, _)) => span.record("records", pages.len()),
+            Err(failure) => span.record("code", failure.code),
+        };
+        read
+    }
+
+    async fn passes(mut self) -> Result<(RawPages, Option<u64>), Failure> {
         let mut before: Option<Vec<String>> = None;
         let mut passes = 0;
         while passes < PASSES {

@@ -31,6 +31,8 @@ pub mod belvo;
 pub mod chronicle;
 pub mod clock;
 pub mod columns;
+pub mod crowd;
+pub mod guesses;
 pub mod json;
 pub mod links;
 pub mod problems;
@@ -41,6 +43,7 @@ pub mod sensitive;
 pub mod store;
 pub mod tombstones;
 pub mod vitals;
+pub mod wire;
 
 // What people ask of Belvo.
 pub mod delete;

@@ -14,6 +14,7 @@ use chrono::NaiveDate;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -148,6 +149,17 @@ impl Publisher {
     /// # Errors
     /// [`Error`]; nothing staged is left behind.
     pub fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let span =
+            tracing::debug_span!("publish", everything = scope == Scope::Everything, snapshot = Empty, code = Empty);
+        let published = span.in_scope(|| self.publish_inside(scope));
+        match &published {
+            Ok(manifest) => span.record("snapshot", manifest.as_ref().map(|manifest| manifest.snapshot)),
+            Err(error) => span.record("code", error.code()),
+        };
+        published
+    }
+
+    fn publish_inside(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
@@ -458,7 +470,9 @@ pub async fn run(
 pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> Result<Option<Manifest>, Error> {
     let started = std::time::Instant::now();
     let publisher = Arc::clone(publisher);
-    let publishing = tokio::task::spawn_blocking(move || publisher.publish(scope));
+    // Who ordered it may be told from the spans around.
+    let span = tracing::Span::current();
+    let publishing = tokio::task::spawn_blocking(move || span.in_scope(|| publisher.publish(scope)));
     let published = publishing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     if let Some(manifest) = &published {
         metrics::histogram!("vinculo_publish_seconds").record(started.elapsed());
@@ -469,7 +483,11 @@ pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> 
         for table in &manifest.tables {
             metrics::gauge!("vinculo_table_rows", "table" => table.name.clone()).set(table.rows as f64);
         }
-        tracing::info!(snapshot = manifest.snapshot, millis = started.elapsed().as_millis(), "published");
+        tracing::info!(
+            snapshot = manifest.snapshot,
+            millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "published"
+        );
     }
     Ok(published)
 }

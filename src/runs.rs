@@ -205,7 +205,7 @@ impl Runs {
         let number = self.store.write(begin).await?.ok_or(Error::Unreadable("a run"))?;
         tracing::info!(run = number, kind = kind.name(), reason = reason.name(), "a run was ordered");
         // Whatever the work logs says of which run it is.
-        let span = tracing::info_span!("run", run = number);
+        let span = tracing::info_span!("run", run = number, kind = kind.name());
         let progress = watch::Sender::new(Progress::default());
         self.lock().insert(number, progress.subscribe());
         let (runs, shutdown, working) =

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
@@ -234,7 +234,8 @@ impl Watch {
         let job = Arc::clone(&self.job);
         // A task of its own, so that a panic ends this run and not the schedule.
         let mut run = JoinSet::new();
-        run.spawn(async move { actions.run(&job).await });
+        let span = tracing::debug_span!("job", job = %job.name);
+        run.spawn(async move { actions.run(&job).await }.instrument(span));
         match run.join_next().await {
             Some(Ok(result)) => result,
             _ => Err(Failed { code: "panicked", message: "the action ended unexpectedly: please report it".into() }),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,27 +20,28 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::clock::Clock;
 use crate::config;
+use crate::crowd::{Crowd, Guest};
+use crate::guesses::Guesses;
 use crate::links;
 use crate::queue::{self, Queue};
 use crate::store::{Error, Store, Tx, WebhookPlace, args};
 use crate::tombstones;
+use crate::wire::{self, Framing, Heads, Wire};
 
-mod crowd;
 mod door;
 mod event;
 pub mod log;
 mod reply;
-mod wire;
 
-use crowd::{Crowd, Guest};
 use door::Door;
 pub use door::Senders;
 use event::{Event, Subject};
 use reply::Reply;
-use wire::{Framing, Heads, Wire};
 
 /// Belvo waits five seconds; what is not durable by then is better refused.
 const DURABLE_WITHIN: Duration = Duration::from_millis(3_800);
@@ -50,6 +51,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LEFT_OVER: u64 = 4 << 20;
 /// and for how long.
 const LEFT_OVER_FOR: Duration = Duration::from_secs(2);
+/// How long whoever tries many values waits for each refusal. It keeps programs busy that try one after the other; what
+/// makes guessing hopeless is the length of the value.
+const SLOW_REFUSAL: Duration = Duration::from_millis(50);
 
 /// Where events go.
 pub struct Inbox {
@@ -74,7 +78,7 @@ pub async fn run(
     let crowd = Arc::new(Crowd::new(settings.max_connections));
     let open = TaskTracker::new();
     let door = Door::new(&settings, senders);
-    let desk = Arc::new(Desk { door, settings, inbox, open: open.clone() });
+    let desk = Arc::new(Desk { door, settings, inbox, guesses: Guesses::default(), open: open.clone() });
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -84,7 +88,7 @@ pub async fn run(
             Ok((stream, peer)) => {
                 let guest = tokio::select! {
                     () = shutdown.cancelled() => break,
-                    guest = crowd.admit() => guest,
+                    guest = crowd.admit(peer.ip()) => guest,
                 };
                 open.spawn(serve(stream, peer.ip(), Arc::clone(&desk), guest, shutdown.clone()));
             }
@@ -111,7 +115,7 @@ async fn serve(stream: TcpStream, peer: IpAddr, desk: Arc<Desk>, guest: Guest, s
         let (desk, heads, guest) = (Arc::clone(&desk), heads.clone(), Arc::clone(&guest));
         async move {
             let _busy = guest.busy();
-            Ok::<_, std::convert::Infallible>(desk.answer(request, peer, &heads).await)
+            Ok::<_, std::convert::Infallible>(desk.answer(request, peer, &heads, &guest).await)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -139,12 +143,32 @@ struct Desk {
     door: Door,
     settings: config::Webhook,
     inbox: Inbox,
+    guesses: Guesses,
     /// Connections, and the work of those whose client has left.
     open: TaskTracker,
 }
 
 impl Desk {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr, heads: &Heads) -> Response<Full<Bytes>> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        heads: &Heads,
+        guest: &Guest,
+    ) -> Response<Full<Bytes>> {
+        let span = tracing::debug_span!("webhook", status = Empty, otel.kind = "server");
+        let response = self.answer_inside(request, peer, heads, guest).instrument(span.clone()).await;
+        span.record("status", response.status().as_u16());
+        response
+    }
+
+    async fn answer_inside(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        heads: &Heads,
+        guest: &Guest,
+    ) -> Response<Full<Bytes>> {
         let started = Instant::now();
         let framing = heads.next();
         let closes = !matches!(framing, Framing::Length(_));
@@ -158,9 +182,12 @@ impl Desk {
                     tokio::spawn(read_left_over(body));
                 }
                 note_refusal(reply);
+                if reply == Reply::Unauthorized {
+                    self.slow_down_guesses(peer, &parts.headers, guest).await;
+                }
                 return reply.into_response(closes || has_body);
             }
-            Ok(()) => match self.body(body).await {
+            Ok(()) => match guest.silently(self.body(body)).await {
                 Ok(body) => self.keep(body).await,
                 Err(reply) => reply,
             },
@@ -190,6 +217,25 @@ impl Desk {
             return Err(Reply::TooLarge);
         }
         if is_json(&head.headers) { Ok(()) } else { Err(Reply::NotJson) }
+    }
+
+    /// Lets whoever tries many values wait for the refusal. A right value never comes here, whatever else came from its
+    /// address.
+    async fn slow_down_guesses(&self, peer: IpAddr, headers: &HeaderMap, guest: &Guest) {
+        let (guesser, now) = (self.door.guesser(peer, headers), Instant::now());
+        let is_slowed = self.guesses.wait(guesser, now).is_some();
+        if let Some(value) = headers.get(AUTHORIZATION)
+            && self.guesses.note(guesser, value.as_bytes(), now)
+        {
+            tracing::warn!(
+                code = "many_guesses",
+                "many different wrong values of Authorization come from one address; its refusals are slowed down, and \
+                 right values are not. When it is Belvo's own, compare webhook.authorization with Belvo's dashboard"
+            );
+        }
+        if is_slowed {
+            guest.silently(tokio::time::sleep(SLOW_REFUSAL)).await;
+        }
     }
 
     async fn body(&self, mut body: Incoming) -> Result<Bytes, Reply> {
@@ -648,6 +694,67 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_tries_many_values_is_refused_slowly_and_a_right_value_from_there_is_not() {
+        let listening = Listening::with(|settings| {
+            settings.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+        })
+        .await;
+        let from = |client: &str, value: &str| {
+            post(value, "{}").replace("Host: a\r\n", &format!("Host: a\r\nX-Forwarded-For: {client}\r\n"))
+        };
+        let took = async |request: String, expected: u16| {
+            let begun = Instant::now();
+            let answer = listening.say(request.as_bytes()).await;
+            assert_eq!(status(&answer), expected, "{answer}");
+            (begun.elapsed(), answer)
+        };
+        let (_, plain) = took(from("192.0.2.7", "Bearer guess"), 401).await;
+        // A sender that was not told of a new value is none who guesses.
+        let mut fastest = Duration::MAX;
+        for _ in 0..50 {
+            fastest = fastest.min(took(from("192.0.2.7", "Bearer guess"), 401).await.0);
+        }
+        assert!(fastest < SLOW_REFUSAL, "{fastest:?}");
+        for number in 1..20 {
+            took(from("192.0.2.7", &format!("Bearer guess {number}")), 401).await;
+        }
+        for value in ["Bearer guess 21", "Bearer guess", "", OLD] {
+            let doubled = if value == OLD { format!("{OLD}\r\nAuthorization: {OLD}") } else { value.to_owned() };
+            let (elapsed, answer) = took(from("192.0.2.7", &doubled), 401).await;
+            assert!(elapsed >= SLOW_REFUSAL, "{value:?} {elapsed:?}");
+            assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, plain.split_once("\r\n\r\n").unwrap().1);
+        }
+        // Others behind the same proxy, and right values from the same address. The fastest of some: a busy machine is
+        // no refusal.
+        for (client, value, expected) in [("192.0.2.8", "Bearer guess", 401), ("192.0.2.7", NEW, 200)] {
+            let mut fastest = Duration::MAX;
+            for _ in 0..20 {
+                fastest = fastest.min(took(from(client, value), expected).await.0);
+            }
+            assert!(fastest < SLOW_REFUSAL, "{client} {value}: {fastest:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whose_refusal_is_slow_keeps_nobody_out() {
+        let listening = Listening::with(|settings| settings.max_connections = 4).await;
+        for number in 0..20 {
+            let guess = post(&format!("Bearer guess {number}"), "{}");
+            assert_eq!(status(&listening.say(guess.as_bytes()).await), 401);
+        }
+        let mut guessing = Vec::new();
+        for number in 0..200 {
+            let mut stream = TcpStream::connect(listening.address).await.unwrap();
+            stream.write_all(post(&format!("Bearer other {number}"), "{}").as_bytes()).await.unwrap();
+            guessing.push(stream);
+        }
+        let begun = Instant::now();
+        assert_eq!(status(&listening.say(post(NEW, &event(LINK)).as_bytes()).await), 200);
+        // One after the other in four places, they would wait for two seconds and a half.
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
     async fn requests_follow_each_other_on_one_connection() {
         let listening = Listening::start().await;
         let mut stream = TcpStream::connect(listening.address).await.unwrap();
@@ -666,14 +773,16 @@ mod tests {
         let listening = Listening::with(|settings| {
             settings.max_connections = 4;
             settings.header_timeout = Duration::from_mins(1);
+            settings.body_timeout = Duration::from_mins(1);
         })
         .await;
         let mut silent = Vec::new();
         for number in 0..20 {
             let mut stream = TcpStream::connect(listening.address).await.unwrap();
-            if number % 2 == 0 {
-                stream.write_all(b"POST /hook HT").await.unwrap();
-            }
+            // Nothing, half a head, or half a body behind the right value.
+            let half = post(OLD, &event(LINK));
+            let begun = ["", "POST /hook HT", &half[..half.len() - 9]][number % 3];
+            stream.write_all(begun.as_bytes()).await.unwrap();
             silent.push(stream);
         }
         let started = Instant::now();

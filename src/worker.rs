@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::belvo::{Class, Decision, Failure, Permit};
 use crate::clock::Clock;
@@ -188,9 +190,11 @@ impl Worker {
 
     /// Runs refreshes that go in one request.
     async fn run_many(&self, refreshes: Vec<Refresh>, permit: Permit) {
+        let resource = refreshes.first().map(|refresh| refresh.resource.name);
+        let span = tracing::debug_span!("refresh", resource, links = refreshes.len());
         let running = tokio::spawn({
             let (refresher, refreshes) = (self.refresher.clone(), refreshes.clone());
-            async move { refresher.run_many(refreshes, permit).await }
+            async move { refresher.run_many(refreshes, permit).await }.instrument(span)
         });
         let Ok(ended) = running.await else {
             tracing::error!(
@@ -213,9 +217,25 @@ impl Worker {
     }
 
     async fn run_next(&self, refresh: Refresh, permit: Permit) {
+        let span = tracing::debug_span!(
+            "refresh",
+            link = refresh.link_id.log_tag(),
+            resource = refresh.resource.name,
+            attempt = refresh.attempts + 1,
+            versions = Empty,
+            code = Empty,
+        );
         let running = tokio::spawn({
             let (refresher, refresh) = (self.refresher.clone(), refresh.clone());
-            async move { refresher.run(&refresh, Some(permit)).await }
+            async move {
+                let result = refresher.run(&refresh, Some(permit)).await;
+                match &result {
+                    Ok(kept) => tracing::Span::current().record("versions", kept.versions),
+                    Err(error) => tracing::Span::current().record("code", error.code()),
+                };
+                result
+            }
+            .instrument(span)
         });
         if let Ok(result) = running.await {
             return self.end(refresh, result).await;

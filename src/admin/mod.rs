@@ -6,7 +6,6 @@
 //! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`], [`role`] and
 //! [`dashboard`], whose pages ask for a session themselves.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,11 +22,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
+use crate::guesses::Guesses;
 use crate::problems::Problems;
 
 pub mod client;
+mod connections;
 pub mod dashboard;
-mod guesses;
 pub mod metrics;
 pub mod role;
 pub mod status;
@@ -35,7 +35,6 @@ pub mod v1;
 
 pub use metrics::Recorder;
 
-use guesses::Guesses;
 use role::{Caller, Tokens};
 
 /// What the answers are made of. Cheap to clone.
@@ -52,24 +51,22 @@ pub struct Admin {
 
 impl Admin {
     /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
-    /// say.
-    pub fn new(problems: Problems, recorder: Recorder, settings: &config::Admin, api: Router, pages: Router) -> Self {
-        let (allowed_hosts, tokens) = (settings.allowed_hosts.as_slice().into(), Tokens::of(settings));
+    /// say, to whoever has one of `tokens`.
+    pub fn new(
+        problems: Problems,
+        recorder: Recorder,
+        settings: &config::Admin,
+        tokens: Tokens,
+        api: Router,
+        pages: Router,
+    ) -> Self {
+        let allowed_hosts = settings.allowed_hosts.as_slice().into();
         Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
     }
 
-    /// The tokens that it accepts; a reload replaces them.
-    pub fn tokens(&self) -> Tokens {
-        self.tokens.clone()
-    }
-
     /// Serves `listener` until `shutdown`.
-    ///
-    /// # Errors
-    /// Those of the listener.
-    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
-        let routes = self.routes().into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        connections::serve(listener, self.routes(), shutdown).await;
     }
 
     fn routes(self) -> Router {
@@ -245,7 +242,7 @@ mod tests {
             };
             let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));
             let pages = Router::new();
-            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, api, pages);
+            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, Tokens::of(&settings), api, pages);
             tokio::spawn(admin.serve(listener, end.clone()));
             Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
         }

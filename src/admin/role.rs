@@ -104,7 +104,11 @@ impl Tokens {
 
     /// Whose token `given` is.
     pub fn recognise(&self, given: &[u8]) -> Option<Caller> {
-        let given = blake3::hash(given);
+        self.whose(blake3::hash(given))
+    }
+
+    /// Whose token has this hash, now.
+    pub(super) fn whose(&self, given: blake3::Hash) -> Option<Caller> {
         // Every token is compared, whichever one fits.
         self.held().iter().fold(None, |found, token| {
             let is_equal = bool::from(given.as_bytes().ct_eq(token.hash.as_bytes()));

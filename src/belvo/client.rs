@@ -17,6 +17,8 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue,
 use reqwest::{Method, Response, redirect, retry, tls};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 use url::Url;
 
 use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
@@ -195,13 +197,15 @@ impl Client {
             None => self.0.budget.acquire(class).await,
         };
         let (left, started_at) = (Instant::now(), self.0.clock.now());
-        let exchange = self.exchange(call, permit, is_trial);
+        let span = tracing::debug_span!("call", method = call.method_name(), outcome = Empty, otel.kind = "client");
+        let exchange = self.exchange(call, permit, is_trial).instrument(span.clone());
         let result = match timeout(self.0.settings.total_timeout, exchange).await {
             Ok(Ok(body)) => Ok(Answer { body, started_at, fetched_at: self.0.clock.now() }),
             Ok(Err(failure)) => Err(failed(failure)),
             Err(_) => Err(failed(Failure::own("timeout", call.path))),
         };
         let outcome = result.as_ref().map_or_else(|failure| failure.code, |_| "ok");
+        span.record("outcome", outcome);
         metrics::counter!("vinculo_belvo_requests_total", "outcome" => outcome).increment(1);
         metrics::histogram!("vinculo_belvo_request_seconds").record(left.elapsed());
         pass.ended(fingerprint(call.path), ending(&result));

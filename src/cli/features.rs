@@ -135,7 +135,7 @@ fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
         writeln!(out, "{document:#}")?;
     } else {
         writeln!(out, "snapshot {:06}: {path}, {rows} rows", manifest.snapshot)?;
-        writeln!(out, "  {mode}, known until {known_at}, {lag_months} months of lag")?;
+        writeln!(out, "  {mode}, known until {known_at}, a lag of {lag_months} month(s)")?;
     }
     Ok(())
 }
@@ -185,7 +185,10 @@ fn published_run(file: &Path, args: &Explain) -> anyhow::Result<Option<Run>> {
 
 fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
     let Explanation { link_id, as_of_date, known_at, pit_mode, lag_months, features, evidence } = explanation;
-    writeln!(out, "{link_id} as of {as_of_date}, {pit_mode}, known until {known_at}, {lag_months} months of lag\n")?;
+    writeln!(
+        out,
+        "{link_id} as of {as_of_date}, {pit_mode}, known until {known_at}, a lag of {lag_months} month(s)\n"
+    )?;
     for feature in features {
         let value = feature.value.as_ref().map_or("NULL".to_owned(), explain::plain);
         writeln!(out, "{:<32} {value}", feature.name)?;

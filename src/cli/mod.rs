@@ -38,6 +38,8 @@ pub mod sql;
 pub mod status;
 pub mod subject;
 pub mod table;
+#[cfg(feature = "otlp")]
+pub mod traces;
 pub mod verify;
 pub mod webhooks;
 pub mod widget;
@@ -148,7 +150,7 @@ pub enum Command {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
-    log::start(&global);
+    let _log = log::start(&global);
     let result = match command {
         Command::Init(args) => init::run(&args, &global),
         Command::Demo(args) => demo::run(&args, &global),

@@ -70,6 +70,11 @@ impl Door {
         is_only & bool::from(self.senders.know(given))
     }
 
+    /// Who tries: the client as far as it is known, else the peer.
+    pub(super) fn guesser(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        self.client(peer, headers).unwrap_or(peer)
+    }
+
     /// The right-most hop that is no proxy of ours, over all header lines; `None` when a proxy forwards what is no
     /// address.
     fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {

@@ -18,8 +18,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 WIDTHS = {360: 800, 1280: 800}
 SCHEMES = ("light", "dark")
 GRAVE = ("serious", "critical")
-# Those that are kept as pictures.
-KEPT = {"overview": "/", "links": "/links"}
+# Those that are kept as pictures, and how much of them.
+KEPT = ("overview", "links", "link", "runs", "webhooks", "schedule", "errors", "data", "developer")
+TALLEST = 1600
 
 
 class Eyes:
@@ -101,10 +102,15 @@ def every_page(browser, told: dict, axe: Axe, folder: Path | None):
                 is_dark = sum(int(part) for part in ground.strip("rgb()").split(",")[:3]) < 384
                 assert is_dark == (scheme == "dark"), f"{where}: the ground is {ground}"
                 if folder and name in KEPT:
-                    page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=name == "overview")
+                    keep(page, folder / f"{name}-{width}-{scheme}.png", width)
                 seen.append(name)
             print(f"{len(seen) + 1} pages at {width} px in {scheme}: sound")
             context.close()
+
+
+def keep(page: Page, picture: Path, width: int):
+    height = page.evaluate("document.documentElement.scrollHeight")
+    page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)})
 
 
 def finds_a_link_and_refreshes_it(page: Page, told: dict):

@@ -2,6 +2,7 @@
 //! `tests/browser` looks at the same pages in a real browser.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
@@ -29,16 +30,16 @@ const FETCH: (&str, &str) = (
 );
 
 /// A browser without a window: it keeps cookies, and follows nothing by itself.
-struct Browser {
+pub(crate) struct Browser {
     base: String,
     client: reqwest::Client,
     cookie: String,
 }
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     headers: HeaderMap,
-    text: String,
+    pub(crate) text: String,
 }
 
 impl Answer {
@@ -55,13 +56,20 @@ impl Answer {
 
 impl Browser {
     fn of(flow: &Flow) -> Self {
+        Self::at(flow.running.daemon.admin_address.unwrap())
+    }
+
+    fn at(admin: SocketAddr) -> Self {
         let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
-        let base = format!("http://{}", flow.running.daemon.admin_address.unwrap());
-        Self { base, client, cookie: String::new() }
+        Self { base: format!("http://{admin}"), client, cookie: String::new() }
     }
 
     async fn signed_in(flow: &Flow, token: &str) -> Self {
-        let mut browser = Self::of(flow);
+        Self::signed_in_at(flow.running.daemon.admin_address.unwrap(), token).await
+    }
+
+    pub(crate) async fn signed_in_at(admin: SocketAddr, token: &str) -> Self {
+        let mut browser = Self::at(admin);
         let answer = browser.post("/sign-in", &[("token", token), ("next", "/runs")], &[]).await;
         assert_eq!((answer.status, answer.place()), (303, "/runs"), "{}", answer.text);
         let cookie = answer.headers[SET_COOKIE].to_str().unwrap();
@@ -70,7 +78,12 @@ impl Browser {
         browser
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    /// How a sign-in with `token` is answered.
+    pub(crate) async fn sign_in(&self, token: &str) -> u16 {
+        self.post("/sign-in", &[("token", token)], &[]).await.status
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.client.get(format!("{}{path}", self.base)), &[]).await
     }
 

@@ -1,11 +1,13 @@
-//! A day in two minutes: what the daemon says is what its state holds, and it needs no more at the end than in the middle.
+//! A day in two minutes: what the daemon says and shows is what its state holds, and it needs no more at the end than in the
+//! middle.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::binary::{Served, Simulate, Site, free_address};
+use crate::binary::{Served, Simulate, Site, free_address, run};
+use crate::dashboard::Browser;
 use crate::harness::{AUTHORIZATION, TOKEN};
 use crate::tables;
 
@@ -49,12 +51,98 @@ async fn ask(site: &Site, path: &str) -> Value {
     serde_json::from_str(&request.send().await.unwrap().text().await.unwrap()).unwrap()
 }
 
+fn state(site: &Site) -> rusqlite::Connection {
+    let path = site.folder.path().join("var/state.db");
+    rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+}
+
 /// One number of the state's own.
 fn count(site: &Site, sql: &str) -> u64 {
-    let state = site.folder.path().join("var/state.db");
-    let state = rusqlite::Connection::open_with_flags(state, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let state = state(site);
     let found: i64 = state.query_row(sql, [], |row| row.get(0)).unwrap();
     found.cast_unsigned()
+}
+
+/// The ids of seven links.
+fn some_links(site: &Site) -> Vec<String> {
+    let state = state(site);
+    let mut found = state.prepare("SELECT link_id FROM links ORDER BY link_id LIMIT 7").unwrap();
+    found.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+/// The numbers of the Overview, as they follow from the state.
+fn expected(site: &Site) -> Vec<(&'static str, Vec<String>)> {
+    let shown = |sql: &str| vinculo::admin::status::grouped(count(site, sql));
+    let of_status = |status: &str| shown(&format!("SELECT count(*) FROM links WHERE status = '{status}'"));
+    let of_outcome = |condition: &str| shown(&format!("SELECT count(*) FROM webhooks WHERE outcome {condition}"));
+    let of_runs = |condition: &str| shown(&format!("SELECT count(*) FROM runs WHERE {condition}"));
+    let waiting = |condition: &str| shown(&format!("SELECT count(*) FROM refreshes WHERE {condition}"));
+    let links = vec![
+        format!("Links {}", shown("SELECT count(*) FROM links")),
+        format!(" working {}", of_status("valid")),
+        format!(" needs its user {}", of_status("invalid")),
+        format!(" {} waiting,", waiting("due_at IS NOT NULL OR lease IS NOT NULL")),
+        format!(" {} waiting for a person", waiting("blocked_reason IS NOT NULL")),
+    ];
+    let (queued, quarantined) = (of_outcome("= 'queued'"), of_outcome("= 'quarantined'"));
+    let webhooks = vec![
+        format!("Webhooks 24 h {}", of_outcome("IS NOT NULL")),
+        format!(
+            "{queued} led to a fetch, {} noted, {quarantined} in quarantine",
+            of_outcome("NOT IN ('queued', 'quarantined')")
+        ),
+    ];
+    let budget = vec![format!("API budget 24 h {}", shown("SELECT sum(calls) FROM belvo_hours"))];
+    let runs = vec![format!("Runs {} of {} well", of_runs("outcome = 'done'"), of_runs("finished_at IS NOT NULL"))];
+    vec![("Links", links), ("Webhooks", webhooks), ("API budget", budget), ("Runs", runs)]
+}
+
+/// Holds the pages against the state and the lake.
+async fn look_at_the_pages(site: &Site) {
+    let browser = Browser::signed_in_at(site.admin, TOKEN).await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // Calls are counted every other second, so that it takes a moment until state and page are of one.
+    let (wanted, overview) = loop {
+        let before = expected(site);
+        let overview = browser.get("/").await.text;
+        if before == expected(site) {
+            break (before, overview);
+        }
+        assert!(Instant::now() < deadline, "the state does not come to rest");
+    };
+    for (title, texts) in wanted {
+        let card = overview.split("<section class=\"card\">").map(words).find(|card| card.starts_with(title));
+        let card = card.unwrap_or_else(|| panic!("no {title} in {overview}"));
+        for text in texts {
+            println!("overview: {text}");
+            assert!(card.contains(&text), "{text:?} is not in {card:?}");
+        }
+    }
+    let data = browser.get("/data").await.text;
+    let lake = tables::connect(&site.lake().join("vinculo.duckdb"));
+    let rows: Vec<(String, u64)> = data
+        .split("<tr>")
+        .filter_map(|row| row.split_once("<td class=\"lead\">"))
+        .map(|(_, row)| words(row))
+        .map(|row| {
+            let mut cells = row.split(' ');
+            (cells.next().unwrap().to_owned(), cells.next().unwrap().replace(',', "").parse().unwrap())
+        })
+        .collect();
+    assert!(rows.len() >= 11, "{data}");
+    for (table, rows) in rows {
+        let held: u64 = lake.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, held, "{table}");
+    }
+}
+
+/// What a page says, without its marks.
+fn words(html: &str) -> String {
+    let texts = html
+        .split('<')
+        .enumerate()
+        .map(|(at, part)| if at == 0 { part } else { part.split_once('>').map_or("", |(_, text)| text) });
+    texts.collect::<Vec<_>>().join(" ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Waits until nothing waits and readers have every answer and every job that the state has; how things stand then.
@@ -117,6 +205,17 @@ async fn a_day_of_two_thousand_links_with_faults_ends_true_and_no_larger() {
         let held: u64 = lake.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
         assert_eq!(rows, held, "{table}");
     }
+
+    // Something of everything on the pages.
+    for link in some_links(&site) {
+        let expired = format!(r#"{{"webhook_type":"LINK","webhook_code":"invalid_credentials","link_id":"{link}"}}"#);
+        assert_eq!(site.webhook(&expired).await.0, 200);
+        assert_eq!(site.webhook(&expired.replace("LINK\"", "PLANETS\"")).await.0, 200);
+    }
+    for _ in 0..3 {
+        assert_eq!(run(&mut site.command(&["publish"])).code, Some(0));
+    }
+    look_at_the_pages(&site).await;
 
     // Flat: neither memory nor handles nor threads follow the number of hours.
     assert!(night.resident_mib <= noon.resident_mib * 6 / 5 + 32, "{noon:?}, then {night:?}");

@@ -12,6 +12,9 @@ use crate::harness::{AUTHORIZATION, PEPPER};
 use crate::scripted::{EMPLOYMENTS, OWNERS};
 use crate::tables;
 
+/// What the faults lead to, each in the log.
+const CODES: [&str; 6] = ["api_down", "truncated", "not_json", "rejected_records", "foreign_record", "foreign_next"];
+
 /// What must not be seen, apart by who may see it.
 #[derive(Default)]
 struct Needles {
@@ -75,6 +78,13 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
     let stranger = reqwest::Client::new().post(site.webhook_url()).header("authorization", format!("Bearer {person}"));
     answers += &stranger.body("{}").send().await.unwrap().text().await.unwrap();
 
+    // On a busy machine more links share a call, and the faults that wait for a later one are still to come.
+    for _ in 0..20 {
+        if CODES.iter().all(|code| site.logs().contains(&format!("\"code\":\"{code}\""))) {
+            break;
+        }
+        run(&mut site.command(&["refresh", "--all"]));
+    }
     let found = until_all_is_fetched(&site);
     for path in ["/healthz", "/readyz", "/metrics", &format!("/{}", person.replace(' ', "%20"))] {
         answers += &site.ask(path).await.1;
@@ -93,7 +103,7 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
         "the log is not talkative: {} lines",
         log.lines().count()
     );
-    for code in ["api_down", "truncated", "not_json", "rejected_records", "foreign_record", "foreign_next"] {
+    for code in CODES {
         let told: BTreeSet<_> = log.split("\"code\":\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert!(told.contains(code), "{code} is not among {told:?}");
     }

@@ -1,13 +1,19 @@
 //! What is shipped beside the program, held against the program.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 use vinculo::admin::metrics::{DESCRIBED, Kind};
+use vinculo::config::{Config, Needs};
+
+use crate::harness::ENCRYPTION_KEY;
 
 const ALERTS: &str = include_str!("../../packaging/prometheus/alerts.yml");
 const DASHBOARD: &str = include_str!("../../packaging/grafana/vinculo.json");
+const CONTAINERFILE: &str = include_str!("../../packaging/Containerfile");
+const COMPOSE: &str = include_str!("../../packaging/compose.yaml");
 
 /// The metrics of this program that an expression for Prometheus names.
 fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
@@ -87,6 +93,49 @@ fn every_job_of_the_package_is_a_file_of_its_configuration() {
         let entry = format!("\"/etc/vinculo/jobs/{name}\"");
         assert!(include_str!("../../Cargo.toml").contains(&entry), "Cargo.toml does not list {entry} in conf-files");
     }
+}
+
+#[test]
+fn the_container_and_compose_set_what_the_program_knows_and_name_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut environment = BTreeMap::new();
+    for line in CONTAINERFILE.lines().chain(COMPOSE.lines()) {
+        let line = line.trim().trim_start_matches("ENV ").trim_end_matches(" \\");
+        let Some((name, value)) = line.split_once(['=', ':']).filter(|(name, _)| name.starts_with("VINCULO_")) else {
+            continue;
+        };
+        let mut value = value.trim().to_owned();
+        if let Some(secret) = value.strip_prefix("/run/secrets/") {
+            assert!(COMPOSE.contains(&format!("  {secret}: {{file: ./secrets/{secret}}}")), "{secret}");
+            let path = folder.path().join(secret);
+            std::fs::write(&path, ENCRYPTION_KEY).unwrap();
+            value = path.display().to_string();
+        }
+        // As Compose does where the operator says nothing.
+        if let Some(default) = value.strip_prefix("${").and_then(|value| Some(value.split_once(":-")?.1)) {
+            value = default.trim_end_matches('}').to_owned();
+        }
+        environment.insert(name.to_owned(), value);
+    }
+    assert!(environment.len() >= 12, "{environment:?}");
+    let jobs = concat!(env!("CARGO_MANIFEST_DIR"), "/jobs").to_owned();
+    assert_eq!(environment.insert("VINCULO_JOBS__DIR".to_owned(), jobs).as_deref(), Some("/etc/vinculo/jobs"));
+    assert!(CONTAINERFILE.contains("\nCOPY jobs /etc/vinculo/jobs\n"));
+    let file = folder.path().join("vinculo.toml");
+    std::fs::write(&file, "").unwrap();
+    let config = Config::load(Some(&file), environment, &[], Needs { belvo: true, webhook: true }).unwrap();
+    assert_eq!(config.state.path, Path::new("/var/lib/vinculo/state/state.db"));
+    assert!(COMPOSE.contains("\"vinculo:/var/lib/vinculo\"") && CONTAINERFILE.contains("VOLUME /var/lib/vinculo"));
+
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let mounted: Vec<_> =
+        COMPOSE.lines().filter_map(|line| line.trim().strip_prefix("- ./")?.split(':').next()).collect();
+    assert_eq!(mounted.len(), 3, "{mounted:?}");
+    for path in mounted {
+        assert!(packaging.join(path).exists(), "{path}");
+    }
+    // The whole repository is the context of the build, and the secrets lie in it.
+    assert!(include_str!("../../.dockerignore").lines().any(|line| line == "packaging/secrets"));
 }
 
 /// Prometheus' own tool, which `make test` brings.

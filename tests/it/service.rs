@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::binary::{Served, Simulate, Site, free_address, run};
+use crate::dashboard::Browser;
 use crate::harness::{AUTHORIZATION, TOKEN};
 
 /// Nothing here takes so long unless it is stuck.
@@ -84,6 +85,8 @@ async fn the_service_manager_is_told_and_a_reload_takes_over_the_secrets_of_the_
 
     // Then the old one goes, and the operators' token with it.
     assert_eq!(question(&site, TOKEN).await, 200);
+    let viewer = Browser::signed_in_at(site.admin, TOKEN).await;
+    assert_eq!(viewer.get("/").await.status, 200);
     let only = text.replace(AUTHORIZATION, new).replace(TOKEN, "another-token-of-operators");
     fs::write(site.config(), only.replace("publish_quiet = \"50ms\"", "publish_quiet = \"60ms\"")).unwrap();
     signal(&served, "-HUP");
@@ -91,6 +94,13 @@ async fn the_service_manager_is_told_and_a_reload_takes_over_the_secrets_of_the_
     manager.until("READY=1");
     assert_eq!((webhook(&site, AUTHORIZATION).await, webhook(&site, new).await), (401, 200));
     assert_eq!((question(&site, TOKEN).await, question(&site, "another-token-of-operators").await), (401, 200));
+    assert_eq!(
+        (viewer.get("/").await.status, viewer.sign_in(TOKEN).await),
+        (303, 401),
+        "the old one is a session's, too"
+    );
+    let viewer = Browser::signed_in_at(site.admin, "another-token-of-operators").await;
+    assert_eq!(viewer.get("/").await.status, 200);
     assert!(site.logs().contains("\"code\":\"restart_needed\",\"sections\":\"lake\""), "{}", site.logs());
 
     // What is wrong changes nothing.

@@ -23,12 +23,12 @@ use serde_json::json;
 use crate::audit;
 use crate::belvo::{Budget, LinkId};
 use crate::config::{self, Config};
+use crate::guesses::Guesses;
 use crate::operations::{Operations, Order, Refused};
 use crate::problems::Problems;
 use crate::runs::Reason;
 use crate::store::{self, Tx};
 
-use super::guesses::Guesses;
 use super::role::Tokens;
 use developer::Simulator;
 use lang::Lang;
@@ -76,14 +76,15 @@ struct Settings {
 }
 
 impl Board {
-    /// Pages about the daemon of `operations`, whose calls `budget` counts and whose standing problems are `problems`.
-    pub fn new(operations: Operations, budget: Budget, problems: Problems, config: &Config) -> Self {
+    /// Pages about the daemon of `operations`, whose calls `budget` counts and whose standing problems are `problems`, for
+    /// whoever has one of `tokens`.
+    pub fn new(operations: Operations, budget: Budget, problems: Problems, tokens: Tokens, config: &Config) -> Self {
         let settings = Settings {
             lake: config.lake.path.clone(),
             budget: config.belvo.budget,
             simulator: Simulator::of(&config.belvo),
         };
-        let (tokens, sessions, guesses) = (Tokens::of(&config.admin), Sessions::default(), Guesses::default());
+        let (sessions, guesses) = (Sessions::default(), Guesses::default());
         Self { operations, budget, problems, tokens, sessions, guesses, settings: Arc::new(settings) }
     }
 

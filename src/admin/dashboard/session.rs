@@ -2,7 +2,7 @@
 //!
 //! *Takes* cookies and the fields of forms. *Gives* a [`Viewer`] to every page, and [`Signed`] or [`Ordered`] fields to
 //! whatever changes something. *Promises* that nothing is shown without a session, that a session dies after
-//! [`LIVES_FOR`], at a sign-out and with the process, that no order is taken which our own page did not show to this very
+//! [`LIVES_FOR`], at a sign-out, with its token and with the process, that no order is taken which our own page did not show to this very
 //! session, nor one of a viewer whose role only looks. *Not here*: whose token it was; see [`role`](crate::admin::role).
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,14 +38,15 @@ pub(super) struct Sessions(Arc<Mutex<HashMap<blake3::Hash, Session>>>);
 
 #[derive(Clone)]
 struct Session {
-    caller: Caller,
+    /// Instead of the token that it was begun with.
+    token: blake3::Hash,
     signature: Arc<str>,
     ends_at: Instant,
 }
 
 impl Sessions {
-    /// Begins a session, and gives the cookie for it.
-    pub(super) fn begin(&self, caller: Caller, is_https: bool) -> String {
+    /// Begins a session of whoever has `token`, and gives the cookie for it.
+    pub(super) fn begin(&self, token: &[u8], is_https: bool) -> String {
         let (id, now) = (secret(), Instant::now());
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, session| session.ends_at > now);
@@ -54,7 +55,8 @@ impl Sessions {
         {
             sessions.remove(&first);
         }
-        let session = Session { caller, signature: secret().into(), ends_at: now + LIVES_FOR };
+        let token = blake3::hash(token);
+        let session = Session { token, signature: secret().into(), ends_at: now + LIVES_FOR };
         sessions.insert(blake3::hash(id.as_bytes()), session);
         let secure = if is_https { "; Secure" } else { "" };
         format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}{secure}", LIVES_FOR.as_secs())
@@ -116,7 +118,10 @@ impl FromRequestParts<Board> for Viewer {
     async fn from_request_parts(parts: &mut Parts, board: &Board) -> Result<Self, Response> {
         let place = parts.uri.path_and_query().map_or("/", |place| place.as_str()).to_owned();
         let lang = Lang::of(&parts.headers);
-        if let Some(Session { caller, signature, .. }) = board.sessions.find(&parts.headers) {
+        // A token that was withdrawn meanwhile shows nothing more, and one that may do less now does less.
+        if let Some(Session { token, signature, .. }) = board.sessions.find(&parts.headers)
+            && let Some(caller) = board.tokens.whose(token)
+        {
             let is_simulated = board.settings.simulator.is_some();
             return Ok(Self { lang, caller, signature, is_simulated, place });
         }

@@ -54,7 +54,7 @@ async fn sign_in(
     };
     tracing::info!(caller = %caller.name, role = %caller.role, "somebody signed in to the dashboard");
     let is_https = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
-    let cookie = board.sessions.begin(caller, is_https);
+    let cookie = board.sessions.begin(field("token").as_bytes(), is_https);
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to(next)).into_response())
 }
 

@@ -12,11 +12,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Largest head; the parser refuses a larger one itself.
-pub(super) const LARGEST_HEAD: usize = 16 << 10;
+pub const LARGEST_HEAD: usize = 16 << 10;
 
 /// The bytes of a connection that the next heads are in. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Heads(Arc<Mutex<Bytes>>);
+pub struct Heads(Arc<Mutex<Bytes>>);
 
 #[derive(Default)]
 struct Bytes {
@@ -30,7 +30,7 @@ struct Bytes {
 impl Heads {
     /// Takes the next head and says whether both sides of a proxy would read it alike. After a head that is not plain,
     /// or one without a length, the connection must end with its answer.
-    pub(super) fn next(&self) -> Framing {
+    pub fn next(&self) -> Framing {
         let mut bytes = self.lock();
         let end = memchr::memmem::find(&bytes.unread, b"\r\n\r\n").map(|at| at + 4);
         let framing = end.map_or(Framing::Doubtful, |end| framing(&bytes.unread[..end]));
@@ -62,7 +62,7 @@ impl Heads {
 
 /// How the end of a body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub enum Framing {
     /// By its length.
     Length(u64),
     /// By an empty chunk.
@@ -99,13 +99,14 @@ fn framing(head: &[u8]) -> Framing {
 }
 
 /// A connection whose bytes are seen on their way in.
-pub(super) struct Wire {
+pub struct Wire {
     stream: TcpStream,
     heads: Heads,
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, heads: Heads) -> Self {
+    /// `stream`, whose heads `heads` judges.
+    pub fn new(stream: TcpStream, heads: Heads) -> Self {
         Self { stream, heads }
     }
 }

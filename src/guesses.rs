@@ -1,6 +1,6 @@
 //! Wrong tokens by address, so that nobody finds a right one by trying.
 //!
-//! *Takes* each wrong token. *Gives* whether an address may try another one now. *Promises* that the same wrong token, sent
+//! *Takes* each wrong token. *Gives* whether an address has tried too many; what follows from that, its listener decides. *Promises* that the same wrong token, sent
 //! again and again by a program that was not told of a new one, counts once; and that no more is remembered than of
 //! [`MOST_ADDRESSES`]. *Not here*: requests without any token, which guess nothing: a page of another site could send
 //! them in the operator's own name.
@@ -21,7 +21,7 @@ const MOST_ADDRESSES: usize = 1024;
 
 /// The wrong tokens of the last minute. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Guesses(Arc<Mutex<HashMap<IpAddr, Tried>>>);
+pub struct Guesses(Arc<Mutex<HashMap<IpAddr, Tried>>>);
 
 /// What one address tried.
 struct Tried {
@@ -30,15 +30,15 @@ struct Tried {
 }
 
 impl Guesses {
-    /// How long `address` has to wait before it may try again; `None` when it may.
-    pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+    /// For how long `address` still counts as one that tried too many; `None` when it does not.
+    pub fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
         let tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let tried = tried.get(&network(address)).filter(|tried| tried.until > now)?;
         (tried.tokens.len() >= MOST_GUESSES).then(|| tried.until - now)
     }
 
-    /// Notes that `address` sent a wrong token.
-    pub(super) fn note(&self, address: IpAddr, token: &[u8], now: Instant) {
+    /// Notes that `address` sent a wrong token. True when that was one too many, once in a [`WINDOW`].
+    pub fn note(&self, address: IpAddr, token: &[u8], now: Instant) -> bool {
         let token = blake3::hash(token);
         let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if tried.len() >= MOST_ADDRESSES {
@@ -53,14 +53,16 @@ impl Guesses {
         if own.until <= now {
             *own = fresh();
         }
-        if own.tokens.len() < MOST_GUESSES && !own.tokens.contains(&token) {
+        let is_new = own.tokens.len() < MOST_GUESSES && !own.tokens.contains(&token);
+        if is_new {
             own.tokens.push(token);
         }
+        is_new && own.tokens.len() == MOST_GUESSES
     }
 }
 
-/// Who has one address of IPv6 has the 2^64 beside it.
-fn network(address: IpAddr) -> IpAddr {
+/// What stands for whoever has `address`: who has one of IPv6 has the 2^64 beside it.
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         v4 @ IpAddr::V4(_) => v4,
@@ -81,8 +83,10 @@ mod tests {
         let (guesser, other) = (address("192.0.2.7"), address("192.0.2.8"));
         for number in 0..MOST_GUESSES {
             assert_eq!(guesses.wait(guesser, now), None, "{number}");
-            guesses.note(guesser, format!("guess {number}").as_bytes(), now);
+            let is_too_many = guesses.note(guesser, format!("guess {number}").as_bytes(), now);
+            assert_eq!(is_too_many, number + 1 == MOST_GUESSES, "{number}");
         }
+        assert!(!guesses.note(guesser, b"one more", now), "it is told once");
         assert_eq!((guesses.wait(guesser, now), guesses.wait(other, now)), (Some(WINDOW), None));
         assert_eq!(guesses.wait(guesser, now + WINDOW), None);
     }
