@@ -150,11 +150,10 @@ impl Stager<'_> {
         if self.publishes_pii {
             entries.extend(self.stage_pii()?);
         }
-        let ChangedLinks { records, lists, links } = changed;
-        let (whole, table) = (self.split.whole(), |name| self.schema.table(name));
-        gathered.note_changed(whole, table("links"), &links);
-        gathered.note_changed(whole, table("link_snapshots"), &lists);
-        gathered.note_changed(self.split, table(REJECTED), &records);
+        // Not those of `links`: its rows show when webhooks came, which alone is no reason to write any.
+        let table = |name| self.schema.table(name);
+        gathered.note_changed(self.split.whole(), table("link_snapshots"), &changed.lists);
+        gathered.note_changed(self.split, table(REJECTED), &changed.records);
         Ok(Tables { entries, few_changed: gathered.few_changed })
     }
 

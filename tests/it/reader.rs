@@ -263,6 +263,8 @@ async fn one_link_in_a_hundred_changes_a_fifth_of_the_bytes_at_most_and_all_rows
         let mark = move |tx: &Tx<'_>| {
             let each =
                 |link| resources::ALL.iter().try_for_each(|&each| queue::mark(tx, link, each, Trigger::Operator, now));
+            // As when Belvo tells of the others what is held already.
+            tx.execute("UPDATE links SET last_webhook_at = coalesce(last_webhook_at, 0) + 1", &[])?;
             links.iter().try_for_each(each)
         };
         daemon.store.write(mark).await.unwrap();
@@ -278,14 +280,15 @@ async fn one_link_in_a_hundred_changes_a_fifth_of_the_bytes_at_most_and_all_rows
         // In a file that was taken over, rows that were replaced have left gaps.
         let database = tables::connect(&after.join("vinculo.duckdb"));
         let gaps = database.query_row("SELECT max(rowid) + 1 - count(*) FROM salaries", [], |row| row.get::<_, i64>(0));
-        assert_ne!(gaps.unwrap(), 0, "month {month}: all of the database was written again");
+        assert!(gaps.unwrap() > 0, "month {month}: all of the database was written again");
         before = after;
     }
 
     let found = flow.running.tables();
     assert_eq!(found["rejected_records"].len(), 3);
     publish::publish_in_background(&daemon.publisher, Scope::Everything).await.unwrap().unwrap();
-    tables::assert_same(&flow.running.tables(), &found, &[]);
+    // A webhook that is no news is shown once its link is written for another reason.
+    tables::assert_same(&flow.running.tables(), &found, &["last_webhook_at"]);
 }
 
 /// Inode and bytes of each Parquet file of a snapshot.
