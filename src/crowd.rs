@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use metrics::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ use crate::guesses::network;
 pub struct Crowd {
     places: Arc<Semaphore>,
     silent: Arc<Mutex<Silent>>,
+    evicted: Counter,
 }
 
 /// Connections without a request under way, in the order in which they fell silent.
@@ -32,6 +34,10 @@ struct Silent {
 impl Silent {
     /// Takes out who has to make room.
     fn pop(&mut self) -> Option<CancellationToken> {
+        // Behind a proxy all are of one address, and nobody has to be looked for.
+        if self.held.len() == 1 {
+            return self.waiting.pop_first().map(|(_, (_, leave))| leave);
+        }
         let rank = |number: u64, address: &IpAddr| (self.held.get(address).copied(), Reverse(number));
         let first = self.waiting.iter().max_by_key(|(number, (address, _))| rank(**number, address));
         let number = *first?.0;
@@ -40,9 +46,9 @@ impl Silent {
 }
 
 impl Crowd {
-    /// A crowd of at most `places`.
-    pub fn new(places: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(places.max(1))), silent: Arc::default() }
+    /// A crowd of at most `places`; `evicted` counts those that made room.
+    pub fn new(places: usize, evicted: Counter) -> Self {
+        Self { places: Arc::new(Semaphore::new(places.max(1))), silent: Arc::default(), evicted }
     }
 
     /// Waits for a place for a connection from `address`; a silent one makes room when there is none.
@@ -51,7 +57,7 @@ impl Crowd {
         if place.is_none() {
             let leaving = lock(&self.silent).pop();
             if let Some(leave) = leaving {
-                metrics::counter!("vinculo_webhook_connections_evicted_total").increment(1);
+                self.evicted.increment(1);
                 leave.cancel();
             }
             place = Arc::clone(&self.places).acquire_owned().await.ok();
@@ -163,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_silent_makes_room_and_the_busy_never() {
-        let crowd = Crowd::new(2);
+        let crowd = Crowd::new(2, Counter::noop());
         let first = Arc::new(crowd.admit(HERE).await);
         let second = Arc::new(crowd.admit(HERE).await);
         let busy = first.busy();
@@ -181,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_flood_from_one_address_drives_out_itself_alone() {
-        let crowd = Crowd::new(8);
+        let crowd = Crowd::new(8, Counter::noop());
         let honest = crowd.admit("192.0.2.1".parse().unwrap()).await;
         let mut flood = Vec::new();
         for number in 0..7 {

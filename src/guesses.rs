@@ -1,9 +1,9 @@
 //! Wrong tokens by address, so that nobody finds a right one by trying.
 //!
-//! *Takes* each wrong token. *Gives* whether an address has tried too many; what follows from that, its listener decides. *Promises* that the same wrong token, sent
-//! again and again by a program that was not told of a new one, counts once; and that no more is remembered than of
-//! [`MOST_ADDRESSES`]. *Not here*: requests without any token, which guess nothing: a page of another site could send
-//! them in the operator's own name.
+//! *Takes* each wrong token. *Gives* whether an address has tried too many; what follows from that, its listener decides.
+//! *Promises* that the same wrong token, sent again and again by a program that was not told of a new one, counts once; and
+//! that no more is remembered than of `MOST_ADDRESSES`. *Not here*: requests without any token, which guess nothing: a page
+//! of another site could send them in the operator's own name.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -37,7 +37,7 @@ impl Guesses {
         (tried.tokens.len() >= MOST_GUESSES).then(|| tried.until - now)
     }
 
-    /// Notes that `address` sent a wrong token. True when that was one too many, once in a [`WINDOW`].
+    /// Notes that `address` sent a wrong token. True when that was one too many, once a minute.
     pub fn note(&self, address: IpAddr, token: &[u8], now: Instant) -> bool {
         let token = blake3::hash(token);
         let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);

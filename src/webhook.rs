@@ -75,7 +75,8 @@ pub async fn run(
     inbox: Inbox,
     shutdown: CancellationToken,
 ) {
-    let crowd = Arc::new(Crowd::new(settings.max_connections));
+    let crowd =
+        Arc::new(Crowd::new(settings.max_connections, metrics::counter!("vinculo_webhook_connections_evicted_total")));
     let open = TaskTracker::new();
     let door = Door::new(&settings, senders);
     let desk = Arc::new(Desk { door, settings, inbox, guesses: Guesses::default(), open: open.clone() });

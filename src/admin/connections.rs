@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use metrics::Counter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +46,8 @@ const LEFT_OVER: usize = 4 << 20;
 
 /// Serves `routes` on `listener` until `shutdown`, and then until what was begun is answered.
 pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: CancellationToken) {
-    let (crowd, open) = (Crowd::new(MOST_CONNECTIONS), TaskTracker::new());
+    // Nothing is lost with an operator's connection, so that nobody counts them.
+    let (crowd, open) = (Crowd::new(MOST_CONNECTIONS, Counter::noop()), TaskTracker::new());
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
