@@ -464,3 +464,21 @@ fn month_of(row: &Row) -> Option<NaiveDate> {
 fn job_month(row: &Row) -> String {
     format!("{} {}", text(row, "employment_key"), text(row, "month"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn the_year_of_the_13th_is_the_last_that_is_complete() {
+        let year = |as_of: &str, lag_months| {
+            let (row, evidence, now) = (Row::new(), BTreeMap::new(), Timestamp::from_micros(0));
+            let as_of = as_of.parse().unwrap();
+            let run = Run { as_of, mode: Mode::Strict, known_at: now, lag_months, ran_at: now, change: 0 };
+            Facts { row: &row, evidence: &evidence, run: &run }.last_year()
+        };
+        let years = [("2026-02-01", 1), ("2026-01-15", 1), ("2025-12-31", 1), ("2025-12-31", 0), ("2024-01-01", 0)];
+        assert_eq!(years.map(|(as_of, lag_months)| year(as_of, lag_months)), [2025, 2025, 2024, 2025, 2023]);
+    }
+}
