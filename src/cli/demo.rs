@@ -48,7 +48,7 @@ const EXCERPT: &str = "SELECT left(link_id, 8) AS link, is_employed AS employed,
 FROM credit_features ORDER BY link_id LIMIT 5";
 
 /// Three people whom a list of payslips would misjudge: at the ceiling of INSS, whose growth is the table's; in two jobs
-/// for most of the year; with a job that the register never closed and that has long not been paid.
+/// for most of the year; with a last job that the register never closed and that has long not been paid.
 const TELLING: &str = "WITH stories AS (
   SELECT 1 AS n, 'at the INSS ceiling' AS story, tenure_max_months AS weight, *,
     format('pay +{:.1f} % in a year: the ceiling''s step, {} of 12 months', 100 * income_growth_yoy, capped_months_12m) AS row_says
@@ -60,8 +60,10 @@ const TELLING: &str = "WITH stories AS (
   WHERE concurrent_months_12m >= 6 AND is_employed AND capped_months_12m = 0 AND main_job_income_share < 0.9
   UNION ALL
   SELECT 3, 'a job never closed', months_since_last_job, *,
-    format('open by its dates, unpaid: {:.1f} months without a job', months_since_last_job)
-  FROM credit_features WHERE open_jobs_without_pay > 0 AND NOT is_employed AND paid_months_12m > 0
+    format('still open by its dates, yet unpaid for {:.1f} months', months_since_last_job)
+  FROM credit_features
+  WHERE open_jobs_without_pay > 0 AND NOT is_employed
+    AND link_id IN (SELECT link_id FROM employments GROUP BY link_id HAVING arg_max(is_open, start_date))
 )
 SELECT left(link_id, 8) AS link, story, is_employed AS employed, paid_months_12m AS paid, row_says
 FROM stories
@@ -70,7 +72,8 @@ ORDER BY n";
 
 /// One of them, to be explained.
 const FIRST: &str = "SELECT link_id, as_of_date FROM credit_features
-WHERE open_jobs_without_pay > 0 AND NOT is_employed AND paid_months_12m > 0
+WHERE open_jobs_without_pay > 0 AND NOT is_employed
+  AND link_id IN (SELECT link_id FROM employments GROUP BY link_id HAVING arg_max(is_open, start_date))
 ORDER BY months_since_last_job DESC, link_id LIMIT 1";
 
 /// What `demo` takes.
@@ -266,7 +269,7 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
     )?;
     writeln!(out, "Tables in {}/current", lake.display())?;
     for table in &manifest.tables {
-        writeln!(out, "  {:<18} {:>10} rows", table.name, grouped(table.rows))?;
+        writeln!(out, "  {:<19} {:>10} rows", table.name, grouped(table.rows))?;
     }
     writeln!(out, "\nWhere do people work, and what do they earn this year?\n\n{answer}")?;
     writeln!(out, "What a credit decision reads (credit_features, one row for each link):\n\n{excerpt}")?;

@@ -5,9 +5,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use chrono::NaiveDate;
-use serde_json::json;
+use chrono::{Months, NaiveDate};
+use serde_json::{Value, json};
 
+use super::table::Table;
 use super::{Exit, Global, ordered};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
@@ -183,37 +184,135 @@ fn published_run(file: &Path, args: &Explain) -> anyhow::Result<Option<Run>> {
     Ok(run.filter(|run| args.lag_months.is_none_or(|lag_months| lag_months == run.lag_months)))
 }
 
+/// Tables of the evidence that people are shown, with their columns; those that are numbers come with `true`.
+const SHOWN: [(&str, &[(&str, bool)]); 3] = [
+    (
+        "jobs",
+        &[
+            ("employment_key", false),
+            ("sector", false),
+            ("start_date", false),
+            ("ended_on", false),
+            ("counted_to", false),
+            ("first_paid_month", false),
+            ("last_paid_month", false),
+            ("is_alive", false),
+            ("is_zombie", false),
+            ("is_main_job", false),
+        ],
+    ),
+    (
+        "job_months",
+        &[("month", false), ("employment_key", false), ("base", true), ("retained", true), ("thirteenth", true)],
+    ),
+    (
+        "person_months",
+        &[
+            ("month", false),
+            ("income", true),
+            ("inss", true),
+            ("jobs_paid", true),
+            ("thirteenth", true),
+            ("is_partial", false),
+            ("minimum_wage", true),
+            ("teto", true),
+        ],
+    ),
+];
+
+/// So many rows of each table are shown: two years of months, and the year before of F24.
+const ROWS_SHOWN: usize = 36;
+
 fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
     let Explanation { link_id, as_of_date, known_at, pit_mode, lag_months, features, evidence } = explanation;
     writeln!(
         out,
         "{link_id} as of {as_of_date}, {pit_mode}, known until {known_at}, a lag of {lag_months} month(s)\n"
     )?;
+    let jobs: Vec<&str> = evidence["jobs"].iter().filter_map(|job| job.get("employment_key")?.as_str()).collect();
     for feature in features {
         let value = feature.value.as_ref().map_or("NULL".to_owned(), explain::plain);
         writeln!(out, "{:<32} {value}", feature.name)?;
         if let Some(why) = &feature.why_null {
             writeln!(out, "    NULL because {why}")?;
-        } else {
-            writeln!(out, "    {}", feature.meaning)?;
+            continue;
         }
-        for (table, rows) in &feature.from {
-            writeln!(out, "    from {table}: {}", rows.join(", "))?;
+        writeln!(out, "    {}", feature.meaning)?;
+        if let Some(formula) = feature.formula {
+            writeln!(out, "    = {formula}")?;
+        }
+        for (table, keys) in &feature.from {
+            writeln!(out, "    from {}", in_short(table, keys, &jobs))?;
         }
     }
-    for (table, rows) in evidence {
-        writeln!(out, "\n{table}")?;
-        for row in rows {
-            let cells: BTreeMap<&String, String> = row
-                .iter()
-                .filter(|(_, value)| !value.is_null())
-                .map(|(name, value)| (name, explain::plain(value)))
-                .collect();
-            let cells: Vec<String> = cells.into_iter().map(|(name, value)| format!("{name} {value}")).collect();
-            writeln!(out, "  {}", cells.join(" · "))?;
+    for (name, columns) in SHOWN {
+        let rows = &evidence[name];
+        let left_out = rows.len().saturating_sub(ROWS_SHOWN);
+        if rows.is_empty() {
+            continue;
         }
+        let which = if left_out > 0 {
+            format!(": the latest {ROWS_SHOWN} of {}; --json shows all", rows.len())
+        } else {
+            String::new()
+        };
+        writeln!(out, "\n{name}{which}")?;
+        let mut table = Table::new(
+            std::iter::once(("job".to_owned(), true))
+                .chain(columns.iter().map(|(name, is_number)| ((*name).to_owned(), *is_number)))
+                .skip(usize::from(name == "person_months")),
+        );
+        for row in &rows[left_out..] {
+            let job = row.get("employment_key").and_then(Value::as_str).map(|key| number_of(key, &jobs));
+            let cells =
+                columns.iter().map(|(name, _)| row.get(*name).filter(|value| !value.is_null()).map(explain::plain));
+            table.push(std::iter::once(job).chain(cells).skip(usize::from(name == "person_months")));
+        }
+        table.write(out)?;
     }
     Ok(())
+}
+
+/// Keys of evidence for people: jobs by their number in the table of jobs, months that follow each other as a span.
+fn in_short(table: &str, keys: &[String], jobs: &[&str]) -> String {
+    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    match table {
+        "jobs" if keys.len() > 1 && keys.len() == jobs.len() => format!("all {} jobs", jobs.len()),
+        "jobs" => {
+            let numbers: Vec<String> = keys.iter().map(|key| number_of(key, jobs)).collect();
+            format!("job {}", numbers.join(", "))
+        }
+        "person_months" => format!("{}: {}", count(keys.len(), "month"), spans(keys.iter().map(String::as_str))),
+        "job_months" => {
+            let mut by_job: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+            for (job, month) in keys.iter().filter_map(|key| key.split_once(' ')) {
+                by_job.entry(jobs.iter().position(|key| *key == job).unwrap_or_default() + 1).or_default().push(month);
+            }
+            let jobs = by_job.into_iter().map(|(job, months)| format!("job {job} in {}", spans(months.into_iter())));
+            jobs.collect::<Vec<_>>().join("; ")
+        }
+        _ => format!("{table}: {}", keys.join(", ")),
+    }
+}
+
+/// The number of a job in the table of jobs.
+fn number_of(key: &str, jobs: &[&str]) -> String {
+    jobs.iter().position(|job| *job == key).map_or_else(|| key.to_owned(), |at| (at + 1).to_string())
+}
+
+/// Months that follow each other as a span: `2025-01 to 2025-10, 2026-02`.
+fn spans<'m>(months: impl Iterator<Item = &'m str>) -> String {
+    let mut months: Vec<NaiveDate> = months.filter_map(|month| month.parse().ok()).collect();
+    months.sort_unstable();
+    let spans: Vec<String> = months
+        .chunk_by(|before, next| *before + Months::new(1) == *next)
+        .map(|span| match span {
+            [only] => only.format("%Y-%m").to_string(),
+            [first, .., last] => format!("{} to {}", first.format("%Y-%m"), last.format("%Y-%m")),
+            [] => String::new(),
+        })
+        .collect();
+    spans.join(", ")
 }
 
 fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exit> {
@@ -234,4 +333,18 @@ fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exi
         writeln!(out, "decision {decision_id} keeps the {mode} row of {link_id} for {as_of}")?;
     }
     Ok(ordered::exit(Some(&run)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn months_that_follow_each_other_are_a_span() {
+        let months = ["2025-11-01", "2025-12-01", "2026-01-01", "2026-03-01"];
+        assert_eq!(spans(months.into_iter()), "2025-11 to 2026-01, 2026-03");
+        let keys = ["b 2025-12-01", "b 2026-01-01", "a 2026-01-01"].map(str::to_owned);
+        assert_eq!(in_short("job_months", &keys, &["a", "b"]), "job 1 in 2026-01; job 2 in 2025-12 to 2026-01");
+        assert_eq!(in_short("jobs", &["b".to_owned()], &["a", "b"]), "job 2");
+    }
 }

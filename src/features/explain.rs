@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use chrono::{Months, NaiveDate};
+use chrono::{Datelike, Months, NaiveDate};
 use duckdb::Connection;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -145,28 +145,36 @@ fn rows(connection: &Connection, sql: &str) -> duckdb::Result<Vec<Map<String, Va
 
 /// What is known of one row.
 struct Facts<'f> {
-    row: &'f Map<String, Value>,
-    evidence: &'f BTreeMap<&'static str, Vec<Map<String, Value>>>,
+    row: &'f Row,
+    evidence: &'f BTreeMap<&'static str, Vec<Row>>,
     run: &'f Run,
 }
 
 /// Which rows a feature is made of.
 enum From {
     Answers,
-    Jobs(fn(&Map<String, Value>) -> bool),
+    Jobs(fn(&Facts<'_>, &Row) -> bool),
+    /// The jobs of which a number is the highest.
+    JobsWithMost(fn(&Row) -> Option<i32>),
+    /// Paid months of jobs of a kind, from the window's end less the number.
+    JobMonths(u32, fn(&Facts<'_>, &Row) -> bool),
+    /// Of each job of a kind, the latest month in the 3-month window of which INSS is known.
+    LatestWithInss(fn(&Facts<'_>, &Row) -> bool),
     /// Person-months from the window's end less the first number to less the second.
     Months(u32, u32, Which),
-    /// All paid person-months.
-    AllMonths,
+    /// The first paid person-month, and the latest.
+    FirstAndLatestPaid,
+    LatestPaid,
     /// The latest full month.
     LatestFull,
     /// Person-months of the year of F29.
     LastYear,
-    /// Months of the main job in the 3-month window.
-    MainJobMonths,
     /// Everything.
     Everything,
 }
+
+/// A row of the evidence.
+type Row = Map<String, Value>;
 
 /// Which person-months.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -191,48 +199,94 @@ impl Facts<'_> {
     }
 
     fn from(&self, name: &str) -> BTreeMap<&'static str, Vec<String>> {
-        sources(name).into_iter().flat_map(|source| self.keys(&source)).filter(|(_, keys)| !keys.is_empty()).collect()
+        let mut from: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        for (table, mut keys) in sources(name).iter().flat_map(|source| self.keys(source)) {
+            keys.retain(|key| !from.get(table).is_some_and(|known| known.contains(key)));
+            if !keys.is_empty() {
+                from.entry(table).or_default().extend(keys);
+            }
+        }
+        from
     }
 
     fn keys(&self, source: &From) -> Vec<(&'static str, Vec<String>)> {
-        let jobs = |wanted: fn(&Map<String, Value>) -> bool| {
-            self.evidence["jobs"].iter().filter(|job| wanted(job)).map(|job| text(job, "employment_key")).collect()
-        };
+        let person_months = |months: Vec<String>| vec![("person_months", months)];
         match source {
             From::Answers => {
                 vec![("answers", self.evidence["answers"].iter().map(|answer| text(answer, "collected_at")).collect())]
             }
-            From::Jobs(wanted) => vec![("jobs", jobs(*wanted))],
+            From::Jobs(wanted) => vec![("jobs", self.jobs(*wanted))],
+            From::JobsWithMost(number) => {
+                let most = self.evidence["jobs"].iter().filter_map(number).max();
+                let jobs = self.evidence["jobs"].iter().filter(|job| most.is_some() && number(job) == most);
+                vec![("jobs", jobs.map(|job| text(job, "employment_key")).collect())]
+            }
+            From::JobMonths(first, wanted) => {
+                let months = self.job_months(*first, "base", *wanted);
+                vec![("job_months", months.map(job_month).collect())]
+            }
+            From::LatestWithInss(wanted) => {
+                let months = self.job_months(2, "retained", *wanted);
+                let latest: BTreeMap<String, String> =
+                    months.map(|row| (text(row, "employment_key"), job_month(row))).collect();
+                vec![("job_months", latest.into_values().collect())]
+            }
             From::Months(first, last, which) => {
                 let Some(window) = self.window(*first, *last) else { return Vec::new() };
-                vec![("person_months", self.months(*which, |month| (window.0..=window.1).contains(&month)))]
+                person_months(self.months(*which, |month| (window.0..=window.1).contains(&month)))
             }
-            From::AllMonths => vec![("person_months", self.months(Which::Paid, |_| true))],
-            From::LatestFull => {
-                let mut months = self.months(Which::Full, |_| true);
+            From::FirstAndLatestPaid => {
+                let mut months = self.months(Which::Paid, |_| true);
                 let latest = months.pop();
-                vec![("person_months", latest.into_iter().collect())]
+                person_months(months.into_iter().take(1).chain(latest).collect())
             }
+            From::LatestPaid => person_months(self.months(Which::Paid, |_| true).pop().into_iter().collect()),
+            From::LatestFull => person_months(self.months(Which::Full, |_| true).pop().into_iter().collect()),
             From::LastYear => {
                 let year = self.last_year();
-                vec![("person_months", self.months(Which::Paid, |month| month.format("%Y").to_string() == year))]
-            }
-            From::MainJobMonths => {
-                let Some((first, last)) = self.window(2, 0) else { return Vec::new() };
-                let main = self.evidence["jobs"].iter().find(|job| is(job, "is_main_job"));
-                let main = main.map(|job| text(job, "employment_key")).unwrap_or_default();
-                let months = self.evidence["job_months"].iter().filter(|row| {
-                    text(row, "employment_key") == main
-                        && month_of(row).is_some_and(|month| (first..=last).contains(&month))
-                });
-                vec![("job_months", months.map(|row| text(row, "month")).collect())]
+                let months = self.evidence["person_months"].iter();
+                let months = months.filter(|row| month_of(row).is_some_and(|month| month.year() == year));
+                person_months(months.map(|row| text(row, "month")).collect())
             }
             From::Everything => {
-                let months = self.evidence["job_months"].iter();
-                let months = months.map(|row| format!("{} {}", text(row, "employment_key"), text(row, "month")));
-                vec![("jobs", jobs(|_| true)), ("job_months", months.collect())]
+                let months = self.evidence["job_months"].iter().map(job_month);
+                vec![("jobs", self.jobs(|_, _| true)), ("job_months", months.collect())]
             }
         }
+    }
+
+    /// The keys of the jobs that are of a kind.
+    fn jobs(&self, wanted: fn(&Self, &Row) -> bool) -> Vec<String> {
+        let jobs = self.evidence["jobs"].iter().filter(|job| wanted(self, job));
+        jobs.map(|job| text(job, "employment_key")).collect()
+    }
+
+    /// Months from the window's end less `first` on in which a job of a kind has `column`.
+    fn job_months(
+        &self,
+        first: u32,
+        column: &'static str,
+        wanted: fn(&Self, &Row) -> bool,
+    ) -> impl Iterator<Item = &Row> {
+        let (jobs, window) = (self.jobs(wanted), self.window(first, 0));
+        self.evidence["job_months"].iter().filter(move |row| {
+            let is_within = |month| window.is_some_and(|(first, last)| (first..=last).contains(&month));
+            !row.get(column).is_none_or(Value::is_null)
+                && month_of(row).is_some_and(is_within)
+                && jobs.contains(&text(row, "employment_key"))
+        })
+    }
+
+    /// Whether a job counts in the months from the window's end less `first` on.
+    fn is_in_window(&self, job: &Row, first: u32) -> bool {
+        let Some((first, last)) = self.window(first, 0) else { return false };
+        let begun = date(job, "start_date").is_some_and(|start| start < last + Months::new(1));
+        begun && date(job, "counted_to").is_some_and(|end| end >= first)
+    }
+
+    /// Whether a day of the job is within so many months before the date.
+    fn is_after(&self, job: &Row, day: &str, months: u32) -> bool {
+        date(job, day) > self.run.as_of.checked_sub_months(Months::new(months))
     }
 
     fn months(&self, which: Which, wanted: impl Fn(NaiveDate) -> bool) -> Vec<String> {
@@ -250,10 +304,10 @@ impl Facts<'_> {
         Some((end.checked_sub_months(Months::new(first))?, end.checked_sub_months(Months::new(last))?))
     }
 
-    fn last_year(&self) -> String {
+    /// The year of F29: that of the last month that may be complete if it is a December, else the year before.
+    fn last_year(&self) -> i32 {
         let last = self.run.as_of.checked_sub_months(Months::new(self.run.lag_months)).unwrap_or(self.run.as_of);
-        let year = if last.format("%m").to_string() == "12" { last } else { last - chrono::TimeDelta::days(366) };
-        year.format("%Y").to_string()
+        if last.month() == 12 { last.year() } else { last.year() - 1 }
     }
 
     fn why_null(&self, column: &Column) -> String {
@@ -295,7 +349,7 @@ impl Facts<'_> {
             "thirteenth_ratio_last_year" => {
                 let year = self.last_year();
                 no_jobs.or_else(|| {
-                    let paid = self.months(Which::Paid, |month| month.format("%Y").to_string() == year);
+                    let paid = self.months(Which::Paid, |month| month.year() == year);
                     paid.is_empty().then(|| format!("no month of {year} is paid"))
                 })
             }
@@ -326,44 +380,68 @@ impl Facts<'_> {
 
 /// What a feature is made of.
 fn sources(name: &str) -> Vec<From> {
-    let all = || From::Jobs(|_| true);
-    let main = || From::Jobs(|job| is(job, "is_main_job"));
+    let alive = || From::Jobs(|_, job| is(job, "is_alive"));
+    let main = || From::Jobs(|_, job| is(job, "is_main_job"));
+    let months = |first| From::Months(first, 0, Which::Paid);
+    let full = |first| From::Months(first, 0, Which::Full);
     match name {
         "has_data" | "data_age_days" => vec![From::Answers],
-        "window_end_month" | "salary_lag_months" | "history_months" => vec![all(), From::AllMonths],
-        "is_employed" | "open_jobs" => vec![From::Jobs(|job| is(job, "is_alive"))],
+        "window_end_month" => vec![alive(), From::LatestPaid],
+        "is_employed" | "open_jobs" => vec![alive()],
         "tenure_current_months"
         | "employer_sector"
         | "cnae_section"
         | "cnae_division"
         | "cbo_major_group"
         | "cbo_family" => vec![main()],
-        "open_jobs_without_pay" => vec![From::Jobs(|job| is(job, "is_zombie"))],
-        "income_last_brl" => vec![From::LatestFull],
-        "income_median_3m_brl" | "income_in_minimum_wages" | "income_to_teto" => vec![From::Months(2, 0, Which::Full)],
-        "income_median_6m_brl" => vec![From::Months(5, 0, Which::Full)],
-        "income_growth_yoy" => vec![From::Months(17, 0, Which::Full)],
-        "income_median_12m_brl" | "income_cv_12m" | "income_slope_12m" | "income_ratio_3m_12m" => {
-            vec![From::Months(11, 0, Which::Full)]
+        "tenure_max_months" => {
+            let days = |job: &Row| {
+                let (start, end) = (date(job, "start_date")?, date(job, "counted_to")?);
+                Some((end.num_days_from_ce() - start.num_days_from_ce()).max(0))
+            };
+            vec![From::JobsWithMost(days)]
         }
+        "months_since_last_job" => {
+            vec![From::JobsWithMost(|job| date(job, "counted_to").map(|day| day.num_days_from_ce()))]
+        }
+        "months_since_first_job" => {
+            vec![From::JobsWithMost(|job| date(job, "start_date").map(|day| -day.num_days_from_ce()))]
+        }
+        "employers_12m" => vec![From::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 12))],
+        "employers_24m" => vec![From::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 24))],
+        "employers_36m" => vec![From::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 36))],
+        "jobs_started_12m" => vec![From::Jobs(|facts, job| facts.is_after(job, "start_date", 12))],
+        "employed_months_36m" | "gap_max_months_36m" | "gap_count_36m" => {
+            vec![From::Jobs(|facts, job| facts.is_in_window(job, 35))]
+        }
+        "open_jobs_without_pay" => vec![From::Jobs(|_, job| is(job, "is_zombie"))],
+        "income_last_brl" => vec![From::LatestFull],
+        "income_median_3m_brl" | "income_in_minimum_wages" | "income_to_teto" => vec![full(2)],
+        "income_median_6m_brl" => vec![full(5)],
+        "income_growth_yoy" => vec![full(5), From::Months(17, 12, Which::Full)],
+        "income_median_12m_brl" | "income_cv_12m" | "income_slope_12m" | "income_ratio_3m_12m" => vec![full(11)],
         "income_mean_12m_zero_filled_brl"
         | "paid_months_12m"
         | "concurrent_months_12m"
-        | "capped_months_12m"
         | "inss_plausible_share_12m"
-        | "inss_zero_months_12m" => vec![From::Months(11, 0, Which::Paid)],
+        | "inss_zero_months_12m" => vec![months(11)],
+        "capped_months_12m" => vec![From::JobMonths(11, |_, _| true)],
         "thirteenth_ratio_last_year" => vec![From::LastYear],
-        "main_job_income_share" => vec![main(), From::MainJobMonths],
+        "main_job_income_share" => vec![main(), From::JobMonths(2, |_, job| is(job, "is_main_job")), full(2)],
         "consignado_margin_upper_brl" => {
-            vec![
-                From::Jobs(|job| is(job, "is_alive") && text(job, "sector") == "PRIVATE"),
-                From::Months(2, 0, Which::Paid),
-            ]
+            vec![From::LatestWithInss(|_, job| is(job, "is_alive") && text(job, "sector") == "PRIVATE")]
         }
-        "salary_coverage_24m" => vec![all(), From::Months(23, 0, Which::Paid)],
-        "dq_flags" => vec![From::Everything],
-        _ => vec![all()],
+        "salary_lag_months" => vec![From::LatestPaid],
+        "history_months" => vec![From::FirstAndLatestPaid],
+        "salary_coverage_24m" => {
+            vec![From::Jobs(|facts, job| facts.is_in_window(job, 23)), From::JobMonths(23, |_, _| true)]
+        }
+        _ => vec![From::Everything],
     }
+}
+
+fn has_employer(job: &Row) -> bool {
+    !job.get("employer_key").is_none_or(Value::is_null)
 }
 
 fn text(row: &Map<String, Value>, name: &str) -> String {
@@ -374,6 +452,33 @@ fn is(row: &Map<String, Value>, name: &str) -> bool {
     row.get(name).and_then(Value::as_str) == Some("true")
 }
 
-fn month_of(row: &Map<String, Value>) -> Option<NaiveDate> {
-    row.get("month")?.as_str()?.parse().ok()
+fn date(row: &Row, name: &str) -> Option<NaiveDate> {
+    row.get(name)?.as_str()?.parse().ok()
+}
+
+fn month_of(row: &Row) -> Option<NaiveDate> {
+    date(row, "month")
+}
+
+/// The key of a month of a job.
+fn job_month(row: &Row) -> String {
+    format!("{} {}", text(row, "employment_key"), text(row, "month"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn the_year_of_the_13th_is_the_last_that_is_complete() {
+        let year = |as_of: &str, lag_months| {
+            let (row, evidence, now) = (Row::new(), BTreeMap::new(), Timestamp::from_micros(0));
+            let as_of = as_of.parse().unwrap();
+            let run = Run { as_of, mode: Mode::Strict, known_at: now, lag_months, ran_at: now, change: 0 };
+            Facts { row: &row, evidence: &evidence, run: &run }.last_year()
+        };
+        let years = [("2026-02-01", 1), ("2026-01-15", 1), ("2025-12-31", 1), ("2025-12-31", 0), ("2024-01-01", 0)];
+        assert_eq!(years.map(|(as_of, lag_months)| year(as_of, lag_months)), [2025, 2025, 2024, 2025, 2023]);
+    }
 }

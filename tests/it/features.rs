@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::{NaiveDate, TimeDelta};
 use duckdb::Connection;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use serde_json::Value;
 use vinculo::cli::Global;
 use vinculo::cli::ordered::follow_here;
@@ -78,12 +79,14 @@ fn is_same(found: &Value, expected: &Value) -> bool {
 #[test]
 fn every_feature_of_the_worked_people_and_traps_is_exact() {
     let connection = people();
-    let mut wrong = Vec::new();
+    let (mut runs, mut wrong) = (BTreeMap::new(), Vec::new());
     for case in expected()["cases"].as_array().unwrap() {
-        let text = |key: &str| case[key].as_str().unwrap();
-        let condition = format!("link_id = '{}'", text("link_id"));
-        let lag_months = case["lag_months"].as_u64().unwrap();
-        let rows = features(&connection, text("as_of"), text("known"), lag_months, &condition);
+        let text = |key: &str| case[key].as_str().unwrap().to_owned();
+        let run = (text("as_of"), text("known"), case["lag_months"].as_u64().unwrap());
+        let (as_of, known, lag_months) = &run;
+        let compute = || features(&connection, as_of, known, *lag_months, "true");
+        let rows = runs.entry(run.clone()).or_insert_with(compute).iter();
+        let rows: Vec<_> = rows.filter(|row| row["link_id"] == case["link_id"]).collect();
         assert_eq!(rows.len(), 1, "{}", text("name"));
         for (column, expected) in case["expected"].as_object().unwrap() {
             if !is_same(&rows[0][column], expected) {
@@ -127,6 +130,46 @@ fn inss_expected_gives_every_check_value_and_changes_within_a_year_on_the_right_
 }
 
 #[test]
+fn each_bracket_knows_what_those_below_it_give() {
+    let connection = people();
+    for check in expected()["ref_inss"].as_array().unwrap() {
+        let (valid_from, bracket) = (check[0].as_str(), check[1].as_i64());
+        let found: String = connection
+            .query_row(
+                "SELECT concat_ws(' ', lower_amount, upper_amount, rate, teto, accumulated_amount) FROM ref_inss \
+                 WHERE valid_from = CAST(? AS DATE) AND bracket = ?",
+                duckdb::params![valid_from, bracket],
+                |row| row.get(0),
+            )
+            .unwrap();
+        let expected: Vec<_> = check.as_array().unwrap()[2..].iter().map(|amount| amount.as_str().unwrap()).collect();
+        assert_eq!(found, expected.join(" "), "{valid_from:?}, bracket {bracket:?}");
+    }
+}
+
+#[test]
+fn a_month_belongs_to_the_row_that_holds_its_first_day() {
+    let connection = people();
+    for (table, changed) in [("ref_minimum_wage", "2000 AS amount"), ("ref_inss", "10000 AS teto")] {
+        let next = format!("DATE '2026-04-02' AS valid_from, {changed}");
+        connection
+            .execute_batch(&format!(
+                "INSERT INTO {table} SELECT * REPLACE ({next}) FROM {table} WHERE valid_from = DATE '2026-01-01'; \
+                 UPDATE {table} SET valid_to = DATE '2026-04-01' WHERE valid_from = DATE '2026-01-01'"
+            ))
+            .unwrap();
+    }
+    // The window of P1 ends with April, 3,000.00; that of P3 with May, 9,000.00.
+    let condition = "link_id IN ('P1', 'P3')";
+    let rows = features(&connection, "2026-06-30", "2026-06-30 23:59:59.999999Z", 1, condition);
+    let found: Vec<_> = ["income_in_minimum_wages", "income_to_teto"]
+        .iter()
+        .flat_map(|column| rows.iter().map(|row| row[*column].as_f64()))
+        .collect();
+    assert_eq!(found, [Some(1.85), Some(4.5), Some(0.354), Some(0.9)]);
+}
+
+#[test]
 fn past_the_last_row_of_a_table_its_features_are_null_and_the_others_are_not() {
     let connection = people();
     connection
@@ -161,8 +204,8 @@ fn the_time_zone_of_the_session_changes_nothing() {
     }
 }
 
-/// What is learnt after the instant `{K}`, as `{seed}` will have it: other amounts, ends, starts and types, rows that are
-/// new and rows that are gone, further answers.
+/// What is learnt after the instant `{K}`, as `{seed}` will have it: other amounts, ends, starts, types and occupations,
+/// rows that are new and rows that are gone, further answers.
 const LEARNT_LATER: &str = "
     CREATE MACRO dice(words, sides) AS CAST(hash(words) % sides AS BIGINT);
 
@@ -194,37 +237,74 @@ const LEARNT_LATER: &str = "
     INSERT INTO employments_history SELECT * REPLACE (employment_key || ' again' AS employment_key,
         TIMESTAMPTZ '{K}' + to_milliseconds(1 + dice(['{seed}', '11'], 900)) AS known_from) FROM employments_history;
 
+    UPDATE occupations_history SET known_to = TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}', '12'], 900))
+        WHERE known_to IS NULL AND known_from <= TIMESTAMPTZ '{K}' AND dice([employment_key, '{seed}', '14'], 2) = 0;
     INSERT INTO occupations_history SELECT * REPLACE (TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}', '12'], 900)) AS known_from,
-        '9' AS cbo_major_group, start_date + 1 AS start_date) FROM occupations_history;
+        NULL AS known_to, '9' AS cbo_major_group, start_date + 1 AS start_date) FROM occupations_history;
     INSERT INTO link_snapshots SELECT * REPLACE (TIMESTAMPTZ '{K}' + to_hours(1 + dice(['{seed}', '13'], 900)) AS collected_at,
         TIMESTAMPTZ '{K}' + to_hours(901) AS fetched_at) FROM link_snapshots;
 ";
+
+/// Fails when what is learnt after the end of the day changes a feature of that day; and when nothing of it would matter to
+/// who looks back later. Leaves the database as it was.
+fn nothing_leaks(connection: &Connection, as_of: NaiveDate, seed: u32, lag_months: u64) -> Result<(), TestCaseError> {
+    let (day, known) = (as_of.to_string(), format!("{as_of} 23:59:59.999999Z"));
+    let later = format!("{} 00:00:00Z", as_of + TimeDelta::days(60));
+    let before = features(connection, &day, &known, lag_months, "true");
+    connection.execute_batch("BEGIN").unwrap();
+    let learnt = LEARNT_LATER.replace("{K}", &known).replace("{seed}", &seed.to_string());
+    connection.execute_batch(&learnt).unwrap();
+    let after = features(connection, &day, &known, lag_months, "true");
+    let mut in_retrospect = features(connection, &day, &later, lag_months, "true");
+    connection.execute_batch("ROLLBACK").unwrap();
+    prop_assert_eq!(&before, &after);
+    for (row, before) in in_retrospect.iter_mut().zip(&before) {
+        for column in ["pit_mode", "data_age_days"] {
+            row[column] = before[column].clone();
+        }
+    }
+    prop_assert_ne!(&before, &in_retrospect);
+    Ok(())
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_was_learnt_later_changes_a_feature(seed in 0..1_000_000_u32, day in 0..120_u32, lag_months in 0..3_u64) {
-        let connection = people();
-        let as_of: String = connection
-            .query_row("SELECT CAST(DATE '2026-03-25' + CAST(? AS INTEGER) AS VARCHAR)", [day], |row| row.get(0))
-            .unwrap();
-        let known = format!("{as_of} 23:59:59.999999Z");
-        let before = features(&connection, &as_of, &known, lag_months, "true");
-        let later = LEARNT_LATER.replace("{K}", &known).replace("{seed}", &seed.to_string());
-        let count = || -> i64 {
-            let sql = "SELECT count(*) FROM salaries_history";
-            connection.query_row(sql, [], |row| row.get(0)).unwrap()
-        };
-        let rows = count();
-        connection.execute_batch(&later).unwrap();
-        prop_assert!(count() > rows || before.iter().all(|row| row["has_data"] == false));
-        let after = features(&connection, &as_of, &known, lag_months, "true");
-        let by_link = |rows: &[Value]| -> BTreeMap<String, Value> {
-            rows.iter().map(|row| (row["link_id"].to_string(), row.clone())).collect()
-        };
-        prop_assert_eq!(by_link(&before), by_link(&after));
+    fn nothing_that_was_learnt_later_changes_a_feature(seed in 0..1_000_000_u32, day in 0..120_i64, lag_months in 0..3_u64) {
+        let as_of = NaiveDate::from_ymd_opt(2026, 3, 25).unwrap() + TimeDelta::days(day);
+        nothing_leaks(&people(), as_of, seed, lag_months)?;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_was_learnt_later_changes_a_feature_of_simulated_people() {
+    let flow = Flow::start_with(16, |_| {}, &[("belvo.confirm_after", "100ms")]).await;
+    let today = || flow.running.daemon.operations.clock.now().to_utc().date_naive();
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let first = today();
+    for _ in 0..3 {
+        flow.simulation.advance(Advance { months: 1, ..Advance::default() });
+        flow.running.clock.advance(Duration::from_hours(24 * 31));
+        flow.until_idle().await;
+    }
+    let connection = Connection::open_in_memory().unwrap();
+    let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
+    connection.execute_batch(&format!("ATTACH '{}' AS lake (READ_ONLY)", file.display())).unwrap();
+    for table in ["links", "link_snapshots", "employments_history", "occupations_history", "salaries_history"] {
+        connection.execute_batch(&format!("CREATE TABLE {table} AS FROM lake.{table}")).unwrap();
+    }
+    catalog::create_macros(&connection, &Reference::compiled()).unwrap();
+    let superseded = "SELECT count(*) FROM salaries_history WHERE known_to IS NOT NULL";
+    assert!(connection.query_row(superseded, [], |row| row.get::<_, i64>(0)).unwrap() > 0, "nothing was corrected");
+
+    let config = ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() };
+    let any = (0..1_000_000_u32, 0..=(today() - first).num_days(), 0..3_u64);
+    let run = TestRunner::new(config).run(&any, |(seed, day, lag_months)| {
+        nothing_leaks(&connection, first + TimeDelta::days(day), seed, lag_months)
+    });
+    run.unwrap();
 }
 
 /// What readers see of features, in DuckDB.
@@ -353,8 +433,26 @@ async fn an_explanation_has_the_published_values_and_a_reason_for_every_null() {
                 assert!(months.contains(month.as_str()), "{link} {}: {month}", feature.name);
             }
         }
-        let median = explanation.features.iter().find(|feature| feature.name == "income_median_3m_brl").unwrap();
+        let feature = |name: &str| explanation.features.iter().find(|feature| feature.name == name).unwrap();
+        let median = feature("income_median_3m_brl");
         assert!(median.value.is_none() || (1..=3).contains(&median.from["person_months"].len()), "{median:?}");
+        // A count names as many rows as it counts.
+        for (name, table) in [
+            ("open_jobs", "jobs"),
+            ("jobs_started_12m", "jobs"),
+            ("open_jobs_without_pay", "jobs"),
+            ("paid_months_12m", "person_months"),
+        ] {
+            let (count, named) = (&feature(name).value, feature(name).from.get(table).map_or(0, Vec::len));
+            assert!(count.as_ref().is_none_or(|count| *count == named), "{link} {name}: {count:?} of {named} rows");
+        }
+        let (count, named) = (&feature("employers_36m").value, feature("employers_36m").from.get("jobs"));
+        assert_eq!(count.as_ref().is_some_and(|count| *count != 0), named.is_some(), "{link}");
+        for key in explanation.features.iter().filter_map(|feature| feature.from.get("job_months")).flatten() {
+            let (job, month) = key.split_once(' ').unwrap();
+            let is_it = |row: &&serde_json::Map<String, Value>| row["employment_key"] == job && row["month"] == month;
+            assert_eq!(explanation.evidence["job_months"].iter().filter(is_it).count(), 1, "{link}: {key}");
+        }
     }
     assert!(explain::explain(&file, &Reference::compiled(), "nobody", &run).unwrap().is_none());
 }

@@ -43,8 +43,17 @@ def main():
     for base, month, contribution in expected["inss_expected"]:
         found = db.execute("SELECT inss_expected(CAST($1 AS DECIMAL(19,4)), CAST($2 AS DATE))", [base, month]).fetchone()[0]
         differences += report(f"inss_expected({base}, {month})", {"": contribution}, {"": as_written(found)})
+    for valid_from, bracket, *amounts in expected["ref_inss"]:
+        columns = "lower_amount, upper_amount, rate, teto, accumulated_amount"
+        found = db.execute(f"SELECT {columns} FROM ref_inss WHERE valid_from = $1 AND bracket = $2", [valid_from, bracket])
+        found = [as_written(amount) for amount in found.fetchone()]
+        differences += report(f"ref_inss {valid_from}, bracket {bracket}", {"": amounts}, {"": found})
+    runs = {}
     for case in expected["cases"]:
-        differences += report(case["name"], case["expected"], features(db, case))
+        run = (case["as_of"], case["known"], case["lag_months"])
+        if run not in runs:
+            runs[run] = features(db, *run)
+        differences += report(case["name"], case["expected"], runs[run][case["link_id"]])
     print(f"features.py: DuckDB {duckdb.__version__}: {len(expected['cases'])} cases, {differences} values differ")
     return 1 if differences else 0
 
@@ -75,15 +84,16 @@ def build(db):
     db.execute((PEOPLE / "people.sql").read_text())
 
 
-def features(db, case):
+def features(db, as_of, known, lag_months):
+    """The rows of a run, by link."""
     result = db.execute(
-        f"SELECT * EXCLUDE (known_at) FROM credit_features(DATE '{case['as_of']}', TIMESTAMPTZ '{case['known']}', {case['lag_months']}) "
-        f"WHERE link_id = '{case['link_id']}'"
+        f"SELECT * EXCLUDE (known_at) FROM credit_features(DATE '{as_of}', TIMESTAMPTZ '{known}', {lag_months})"
     )
     names = [column[0] for column in result.description]
-    rows = result.fetchall()
-    assert len(rows) == 1, f"{len(rows)} rows"
-    return {name: as_written(value) for name, value in zip(names, rows[0])}
+    rows = [{name: as_written(value) for name, value in zip(names, row)} for row in result.fetchall()]
+    by_link = {row["link_id"]: row for row in rows}
+    assert len(by_link) == len(rows), f"{len(rows)} rows of {len(by_link)} links"
+    return by_link
 
 
 def as_written(value):

@@ -1,4 +1,4 @@
--- What state each job is in at the date.
+-- What state each job is in at the date. counted_to: its effective end, or the date.
 SELECT
     employment_key,
     employer_key,
@@ -6,6 +6,7 @@ SELECT
     start_date,
     ended_on,
     effective_end,
+    end_or_date AS counted_to,
     is_alive,
     is_zombie,
     month_date(first_paid) AS first_paid_month,
