@@ -1,10 +1,12 @@
-//! Tables → rows of `credit_features`, a batch of links at a time.
+//! Tables → rows of `credit_features`, batch by batch of links, one on each core.
 //!
 //! *Takes* the Parquet files of a snapshot that is being staged, or an attached `vinculo.duckdb`. *Gives* rows, sorted by
 //! link. *Promises* memory that does not grow with the number of links: the same SQL as the macro sees only the links of
 //! one batch, whose rows lie together in the files.
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use duckdb::{Config, Connection, params};
 
@@ -17,8 +19,14 @@ use super::runs::Run;
 pub const SOURCES: [&str; 5] =
     ["links", "link_snapshots", "employments_history", "salaries_history", "occupations_history"];
 
-/// Links that are computed at once: enough that planning the SQL is a small part, few enough for [`MEMORY`].
-const BATCH: usize = 5_000;
+/// Links of a batch: enough that planning the SQL is a small part, few enough for [`MEMORY`] with [`MOST_WORKERS`] of them.
+const BATCH: usize = 2_500;
+
+/// Links of a batch when there are few in all: each worker then reads its own part of the files.
+const LEAST_BATCH: usize = 100;
+
+/// Batches that are computed at a time: one query does not keep several cores busy, but several queries do.
+const MOST_WORKERS: usize = 4;
 
 /// Memory that DuckDB may use; beyond it, it writes to the working folder.
 const MEMORY: &str = "512MiB";
@@ -62,8 +70,7 @@ impl Computer {
         let columns = &dictionary::relation("credit_features").columns;
         let columns: Vec<String> = columns.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
         connection.execute_batch(&format!(
-            "CREATE TEMP TABLE wanted (link_id VARCHAR); CREATE TEMP TABLE unwanted (link_id VARCHAR); \
-             CREATE TEMP TABLE result ({})",
+            "CREATE TABLE wanted (link_id VARCHAR); CREATE TABLE unwanted (link_id VARCHAR); CREATE TABLE result ({})",
             columns.join(", ")
         ))?;
         let computer = Self { connection, sources };
@@ -79,13 +86,7 @@ impl Computer {
 
     /// Lets the macros see only links for which `condition` holds.
     pub(super) fn look_at(&self, condition: &str) -> duckdb::Result<()> {
-        let views = SOURCES.iter().zip(&self.sources);
-        let statements: Vec<String> = views
-            .map(|(table, source)| {
-                format!("CREATE OR REPLACE VIEW {table} AS SELECT * FROM {source} WHERE {condition}")
-            })
-            .collect();
-        self.connection.execute_batch(&statements.join("; "))
+        look_at(&self.connection, &self.sources, condition)
     }
 
     /// Adds the rows of `run`: of all links but `unwanted`, or only of `wanted`.
@@ -100,17 +101,30 @@ impl Computer {
             None if unwanted.is_empty() => "true",
             None => "link_id NOT IN (SELECT link_id FROM unwanted)",
         };
-        for (from, to) in self.batches(of_run)? {
-            let until = to.map(|to| format!(" AND link_id < {}", quoted(&to))).unwrap_or_default();
-            self.look_at(&format!("{of_run} AND link_id >= {}{until}", quoted(&from)))?;
-            self.connection.execute_batch(&format!(
-                "INSERT INTO result SELECT * FROM credit_features(DATE '{}', make_timestamptz({}::BIGINT), {})",
-                run.as_of,
-                run.known_at.as_micros(),
-                run.lag_months
-            ))?;
-        }
-        Ok(())
+        let batches = self.batches(of_run)?;
+        let (sources, next) = (&self.sources, AtomicUsize::new(0));
+        let insert = format!(
+            "INSERT INTO result SELECT * FROM credit_features(DATE '{}', make_timestamptz({}::BIGINT), {})",
+            run.as_of,
+            run.known_at.as_micros(),
+            run.lag_months
+        );
+        let work = |connection: &Connection| {
+            while let Some((from, to)) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let until = to.as_ref().map(|to| format!(" AND link_id < {}", quoted(to))).unwrap_or_default();
+                look_at(connection, sources, &format!("{of_run} AND link_id >= {}{until}", quoted(from)))?;
+                connection.execute_batch(&insert)?;
+            }
+            Ok(())
+        };
+        let others = workers().min(batches.len()).saturating_sub(1);
+        let others = (0..others).map(|_| self.connection.try_clone()).collect::<duckdb::Result<Vec<_>>>()?;
+        std::thread::scope(|scope| {
+            let others: Vec<_> = others.into_iter().map(|connection| scope.spawn(move || work(&connection))).collect();
+            let mine = work(&self.connection);
+            let results = others.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            results.fold(mine, Result::and)
+        })
     }
 
     /// Adds the rows of an earlier file of the date, for links that still are there and not among `changed`.
@@ -151,8 +165,11 @@ impl Computer {
     fn batches(&self, condition: &str) -> duckdb::Result<Vec<(String, Option<String>)>> {
         let Self { connection, sources: [links, ..] } = self;
         let mut statement = connection.prepare(&format!(
-            "SELECT link_id FROM (SELECT link_id, row_number() OVER (ORDER BY link_id) AS number FROM {links} \
-             WHERE {condition}) WHERE (number - 1) % {BATCH} = 0 ORDER BY link_id"
+            "SELECT link_id FROM (SELECT link_id, row_number() OVER (ORDER BY link_id) AS number, count(*) OVER () AS links \
+             FROM {links} WHERE {condition}) \
+             WHERE (number - 1) % greatest({LEAST_BATCH}, least({BATCH}, (links + {workers} - 1) // {workers})) = 0 \
+             ORDER BY link_id",
+            workers = workers(),
         ))?;
         let firsts = statement.query_map([], |row| row.get(0))?.collect::<duckdb::Result<Vec<String>>>()?;
         let nexts = firsts.iter().skip(1).cloned().map(Some).chain([None]);
@@ -167,14 +184,26 @@ impl Computer {
     }
 }
 
+/// Lets the macros see, on this connection, only links for which `condition` holds.
+fn look_at(connection: &Connection, sources: &[String; 5], condition: &str) -> duckdb::Result<()> {
+    let views = SOURCES.iter().zip(sources).map(|(table, source)| {
+        format!("CREATE OR REPLACE TEMP VIEW {table} AS SELECT * FROM {source} WHERE {condition}")
+    });
+    connection.execute_batch(&views.collect::<Vec<_>>().join("; "))
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(MOST_WORKERS)
+}
+
 /// A connection that reaches `folders` and `lake`, and nothing else.
 fn open(folders: &[&Path], work: Option<&Path>, lake: Option<&Path>) -> duckdb::Result<Connection> {
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
     let config = Config::default()
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
         .with("memory_limit", MEMORY)?
-        .with("threads", threads.to_string())?
+        // Those of the workers are used besides.
+        .with("threads", "1")?
         // Rows are sorted when they are written; before that their order is nobody's business.
         .with("preserve_insertion_order", "false")?;
     let connection = Connection::open_in_memory_with_flags(config)?;
