@@ -83,7 +83,8 @@ fn parse(text: &str) -> anyhow::Result<usize> {
     Ok(text.len())
 }
 
-/// Flattens every line, a record of the link and key in `ids` each, and gives the number of salary rows; writes the tables into `out`, if one is given.
+/// Flattens every line, a record of the link and key in `ids` each, and gives the number of salary rows; writes the tables
+/// into `out`, if one is given.
 fn flatten(text: &str, ids: &[(String, String)], out: Option<&Path>) -> anyhow::Result<u64> {
     let schema = schema::get();
     let tables: Vec<_> = schema.records[0].tables.iter().map(|&table| &schema.tables[table]).collect();

@@ -2,7 +2,8 @@
 //!
 //! *Takes* a bound listener and routes. *Promises* that neither silent nor slow clients keep an operator out: a head and a
 //! body have to come in time, there are no more than [`MOST_CONNECTIONS`], and who says nothing makes room; that a request
-//! which a proxy in front may read otherwise is refused and ends its connection; and that what was begun is answered when the program stops. *Not here*: who may ask, and what.
+//! which a proxy in front may read otherwise is refused and ends its connection; and that what was begun is answered when
+//! the program stops. *Not here*: who may ask, and what.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -51,7 +51,6 @@ pub(super) struct Tables {
 }
 
 /// Which links may have other rows of a table than in the previous snapshot.
-#[derive(Clone)]
 pub(super) struct Changed {
     /// Where such links are.
     pub cells: HashSet<Cell>,
