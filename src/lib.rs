@@ -35,6 +35,7 @@ pub mod crowd;
 pub mod guesses;
 pub mod json;
 pub mod links;
+pub mod listener;
 pub mod problems;
 pub mod resources;
 pub mod runs;

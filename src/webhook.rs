@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -28,10 +27,11 @@ use crate::config;
 use crate::crowd::{Crowd, Guest};
 use crate::guesses::Guesses;
 use crate::links;
+use crate::listener;
 use crate::queue::{self, Queue};
 use crate::store::{Error, Store, Tx, WebhookPlace, args};
 use crate::tombstones;
-use crate::wire::{self, Framing, Heads, Wire};
+use crate::wire::{Framing, Heads};
 
 mod door;
 mod event;
@@ -75,32 +75,15 @@ pub async fn run(
     inbox: Inbox,
     shutdown: CancellationToken,
 ) {
-    let crowd =
-        Arc::new(Crowd::new(settings.max_connections, metrics::counter!("vinculo_webhook_connections_evicted_total")));
+    let evicted = metrics::counter!("vinculo_webhook_connections_evicted_total");
+    let crowd = Crowd::new(settings.max_connections, evicted);
     let open = TaskTracker::new();
     let door = Door::new(&settings, senders);
     let desk = Arc::new(Desk { door, settings, inbox, guesses: Guesses::default(), open: open.clone() });
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let guest = tokio::select! {
-                    () = shutdown.cancelled() => break,
-                    guest = crowd.admit(peer.ip()) => guest,
-                };
-                open.spawn(serve(stream, peer.ip(), Arc::clone(&desk), guest, shutdown.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(code = "accept", "a connection to the webhook listener could not be taken: {error}");
-                // Out of file handles, mostly: others have to end first.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    drop(listener);
+    listener::take(listener, "webhook", &crowd, &shutdown, |stream, peer, guest| {
+        open.spawn(serve(stream, peer.ip(), Arc::clone(&desk), guest, shutdown.clone()));
+    })
+    .await;
     open.close();
     if timeout(DRAIN, open.wait()).await.is_err() {
         tracing::warn!(code = "drain", left = open.len(), "webhook connections were still open at the end");
@@ -108,35 +91,19 @@ pub async fn run(
 }
 
 async fn serve(stream: TcpStream, peer: IpAddr, desk: Arc<Desk>, guest: Guest, shutdown: CancellationToken) {
-    let _ = stream.set_nodelay(true);
-    let heads = Heads::default();
-    let wire = TokioIo::new(Wire::new(stream, heads.clone()));
-    let guest = Arc::new(guest);
+    let (guest, heads) = (Arc::new(guest), Heads::default());
     let service = service_fn(|request| {
         let (desk, heads, guest) = (Arc::clone(&desk), heads.clone(), Arc::clone(&guest));
         async move {
             let _busy = guest.busy();
-            Ok::<_, std::convert::Infallible>(desk.answer(request, peer, &heads, &guest).await)
+            let span = tracing::debug_span!("webhook", status = Empty, otel.kind = "server");
+            let response = desk.answer(request, peer, &heads, &guest).instrument(span.clone()).await;
+            span.record("status", response.status().as_u16());
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(desk.settings.header_timeout)
-        .max_buf_size(wire::LARGEST_HEAD)
-        .serve_connection(wire, service);
-    tokio::pin!(connection);
-    tokio::select! {
-        // What breaks, breaks on the client's side.
-        _ = &mut connection => return,
-        () = guest.asked_to_leave() => {
-            if guest.is_silent() {
-                return;
-            }
-        }
-        () = shutdown.cancelled() => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    let head_within = desk.settings.header_timeout;
+    listener::answer(stream, Arc::clone(&guest), heads.clone(), head_within, service, shutdown).await;
 }
 
 /// What every request needs.
@@ -151,19 +118,6 @@ struct Desk {
 
 impl Desk {
     async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: IpAddr,
-        heads: &Heads,
-        guest: &Guest,
-    ) -> Response<Full<Bytes>> {
-        let span = tracing::debug_span!("webhook", status = Empty, otel.kind = "server");
-        let response = self.answer_inside(request, peer, heads, guest).instrument(span.clone()).await;
-        span.record("status", response.status().as_u16());
-        response
-    }
-
-    async fn answer_inside(
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: IpAddr,

@@ -18,7 +18,6 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics::Counter;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,7 +27,8 @@ use tokio_util::task::TaskTracker;
 
 use super::error;
 use crate::crowd::{Crowd, Guest};
-use crate::wire::{self, Framing, Heads, Wire};
+use crate::listener;
+use crate::wire::{Framing, Heads};
 
 /// Connections at a time.
 const MOST_CONNECTIONS: usize = 256;
@@ -49,35 +49,16 @@ const LEFT_OVER: usize = 4 << 20;
 pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: CancellationToken) {
     // Nothing is lost with an operator's connection, so that nobody counts them.
     let (crowd, open) = (Crowd::new(MOST_CONNECTIONS, Counter::noop()), TaskTracker::new());
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let guest = tokio::select! {
-                    () = shutdown.cancelled() => break,
-                    guest = crowd.admit(peer.ip()) => guest,
-                };
-                open.spawn(connection(stream, peer, routes.clone(), guest, shutdown.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(code = "accept", "a connection to the admin listener could not be taken: {error}");
-                // Out of file handles, mostly: others have to end first.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    drop(listener);
+    listener::take(listener, "admin", &crowd, &shutdown, |stream, peer, guest| {
+        open.spawn(connection(stream, peer, routes.clone(), guest, shutdown.clone()));
+    })
+    .await;
     open.close();
     open.wait().await;
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, guest: Guest, shutdown: CancellationToken) {
-    let _ = stream.set_nodelay(true);
     let (guest, routes, heads) = (Arc::new(guest), TowerToHyperService::new(routes), Heads::default());
-    let wire = TokioIo::new(Wire::new(stream, heads.clone()));
     let service = service_fn(|request| {
         let (guest, routes, framing) = (Arc::clone(&guest), routes.clone(), heads.next());
         async move {
@@ -104,24 +85,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, guest: 
             Ok::<_, Infallible>(answer)
         }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .max_buf_size(wire::LARGEST_HEAD)
-        .serve_connection(wire, service);
-    tokio::pin!(connection);
-    tokio::select! {
-        // What breaks, breaks on the client's side.
-        _ = &mut connection => return,
-        () = guest.asked_to_leave() => {
-            if guest.is_silent() {
-                return;
-            }
-        }
-        () = shutdown.cancelled() => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    listener::answer(stream, Arc::clone(&guest), heads.clone(), HEAD_WITHIN, service, shutdown).await;
 }
 
 /// The request with all of its body, or why it is refused.
