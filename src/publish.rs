@@ -244,7 +244,6 @@ impl Publisher {
             let split = Split::of(links, self.settings.link_buckets);
             // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
             let usable = fitting.filter(|previous| previous.link_parts >= split.parts / 2);
-            let sinks = self.begin_sinks(tx, staging, usable, links)?;
             let stager = tables::Stager {
                 tx,
                 schema: self.schema,
@@ -256,7 +255,9 @@ impl Publisher {
                 confirm_after: self.confirm_after,
                 publishes_pii: self.publishes_pii,
             };
-            let tables = stager.stage()?;
+            let changed = stager.changed_links()?;
+            let sinks = self.begin_sinks(staging, usable.filter(|_| stager.leaves_most(&changed)))?;
+            let tables = stager.stage(&changed)?;
             let partitions = partitions::Partitions::read(tx, usable)?;
             Ok::<_, Error>(Some((built_from, sinks, tables, partitions, stager.split.parts, usable)))
         })?;
@@ -320,36 +321,24 @@ impl Publisher {
         }))
     }
 
-    /// Lets the sinks begin; with the previous snapshot, if one is given and few of its links changed.
+    /// Lets the sinks begin; `previous` is the snapshot before, when most of it stands.
     fn begin_sinks(
         &self,
-        tx: &Tx<'_>,
         staging: &Staging,
         previous: Option<&Manifest>,
-        links: u64,
-    ) -> Result<Vec<Box<dyn sinks::Begun>>, Error> {
-        let standing = previous.map(|previous| {
-            let changed: Option<i64> = tx.one(
-                "SELECT count(DISTINCT link_id) FROM refreshes WHERE content_seq > $1",
-                args![previous.built_from.change],
-                |row| row.int(0),
-            )?;
-            let is_worth_it = changed.is_some_and(|changed| changed.unsigned_abs() * 2 <= links);
-            Ok::<_, Error>(is_worth_it.then_some(previous))
-        });
-        let standing = standing.transpose()?.flatten();
+    ) -> Result<Vec<Box<dyn sinks::Begun>>, sinks::Error> {
         let wanted = sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name()));
         let begun = wanted.map(|sink| {
             sink.begin(Target {
                 folder: staging.folder.clone(),
                 duckdb_storage_version: self.settings.duckdb_storage_version.clone(),
-                previous: standing.map(|previous| sinks::Previous {
+                previous: previous.map(|previous| sinks::Previous {
                     folder: self.lake.folder(previous.snapshot),
                     sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
                 }),
             })
         });
-        Ok(begun.collect::<Result<_, _>>()?)
+        begun.collect()
     }
 
     /// Files of `previous` that are not among those of `tables`.

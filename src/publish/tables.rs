@@ -67,7 +67,7 @@ impl Changed {
 }
 
 /// What changed of the rows that do not belong to one resource.
-struct ChangedLinks {
+pub(super) struct ChangedLinks {
     /// Records of any resource, and so what is rejected.
     records: Changed,
     /// Complete lists.
@@ -135,12 +135,11 @@ impl Gathered {
 
 impl Stager<'_> {
     /// Writes or takes over each table's files.
-    pub(super) fn stage(&self) -> Result<Tables, Error> {
-        let changed = self.changed_links()?;
+    pub(super) fn stage(&self, changed: &ChangedLinks) -> Result<Tables, Error> {
         let mut gathered = Gathered::default();
         let mut entries = Vec::new();
         for records in &self.schema.records {
-            entries.extend(self.stage_records(records, &changed, &mut gathered)?);
+            entries.extend(self.stage_records(records, changed, &mut gathered)?);
         }
         entries.push(self.stage_links(&changed.links, &gathered.persons)?);
         entries.push(self.stage_link_snapshots(&changed.lists)?);
@@ -156,11 +155,17 @@ impl Stager<'_> {
         Ok(Tables { entries, few_changed: gathered.few_changed })
     }
 
-    fn changed_links(&self) -> Result<ChangedLinks, Error> {
+    /// What changed since the previous snapshot.
+    pub(super) fn changed_links(&self) -> Result<ChangedLinks, Error> {
         let links = self.changed("SELECT link_id FROM links WHERE changed_seq > $1", None)?;
         let lists = self.changed("SELECT link_id FROM refreshes WHERE touched_seq > $1", None)?;
         let records = self.changed("SELECT link_id FROM refreshes WHERE content_seq > $1", None)?;
         Ok(ChangedLinks { records, links: links.or(&lists), lists })
+    }
+
+    /// Whether most files of records stand in the next snapshot.
+    pub(super) fn leaves_most(&self, changed: &ChangedLinks) -> bool {
+        changed.records.cells.len() * 2 < self.split.cells().len()
     }
 
     pub(super) fn changed_records(&self, resource: &Resource) -> Result<ChangedRecords, Error> {
