@@ -33,10 +33,13 @@ pub(crate) fn run() -> anyhow::Result<bool> {
     let simulator = Simulator::start(LINKS, &[])?;
     runtime.block_on(simulator.until_loaded())?;
     let (mut theirs, mut ours, mut with_duckdb) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        theirs.push(script(&simulator)?);
-        ours.push(runtime.block_on(sync(&simulator, "parquet"))?);
-        with_duckdb.push(runtime.block_on(sync(&simulator, "parquet,duckdb"))?);
+    // Removed at the end: for some seconds ext4 looks at each inode that was just freed before it gives another.
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
+    for round in 0..ROUNDS {
+        let folder = |side: &str| folder.path().join(format!("{side}-{round}"));
+        theirs.push(script(&simulator, &folder("script"))?);
+        ours.push(runtime.block_on(sync(&simulator, "parquet", &folder("ours")))?);
+        with_duckdb.push(runtime.block_on(sync(&simulator, "parquet,duckdb", &folder("with-duckdb")))?);
     }
     let best =
         |rounds: &[Synced]| rounds.iter().copied().min_by_key(|synced| synced.whole).context("there were rounds");
@@ -81,9 +84,9 @@ impl Synced {
     }
 }
 
-async fn sync(simulator: &Simulator, sinks: &str) -> anyhow::Result<Synced> {
-    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
-    let (state, lake) = (folder.path().join("state.db"), folder.path().join("lake"));
+async fn sync(simulator: &Simulator, sinks: &str, folder: &Path) -> anyhow::Result<Synced> {
+    std::fs::create_dir(folder)?;
+    let (state, lake) = (folder.join("state.db"), folder.join("lake"));
     let state = format!("sqlite://{}", state.display());
     let lake = lake.to_string_lossy();
     let mut settings = simulator.settings().to_vec();
@@ -128,16 +131,15 @@ async fn sync(simulator: &Simulator, sinks: &str) -> anyhow::Result<Synced> {
     Ok(Synced { salaries, fetched, whole, cpu: Some(cpu) })
 }
 
-fn script(simulator: &Simulator) -> anyhow::Result<Synced> {
+fn script(simulator: &Simulator, out: &Path) -> anyhow::Result<Synced> {
     let python =
         std::env::var_os("VINCULO_BENCH_PYTHON").context("VINCULO_BENCH_PYTHON is not set: use `make bench`")?;
-    let out = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/naive_sync.py");
     let output = Command::new(python)
         .arg(script)
         .args(["--base-url", &simulator.base_url, "--id", SECRET_ID, "--password", SECRET_PASSWORD])
         .args(["--links", &LINKS.to_string(), "--out"])
-        .arg(out.path())
+        .arg(out)
         .output()?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said: serde_json::Value = serde_json::from_slice(&output.stdout)?;
