@@ -1,6 +1,7 @@
 //! The record store → staged Parquet, table by table and cell by cell.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const REJECTED: &str = "rejected_records";
 
 /// How many links are few: their ids fit into memory, and rows can be replaced link by link.
 const MOST_FEW: usize = 10_000;
+
+/// Links of a lake of which single ones are read, at most: the ids of a quarter of them fit into memory.
+const MOST_SPANNED: u64 = 100_000;
 
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
@@ -287,13 +291,53 @@ impl Stager<'_> {
             while part < split.parts && is_part_needed(part) {
                 part += 1;
             }
-            if first < part {
-                let (from, to) = (split.start_of(first), split.start_of(part));
+            for (from, to) in self.spans(resource, first..part, &is_needed)? {
                 self.each_record_between(resource, &from, &to, &is_needed, &mut each)?;
             }
             part += 1;
         }
         Ok(())
+    }
+
+    /// From which link to before which one to read, for the cells that are needed of some parts: all at once, unless most
+    /// links are in other buckets, whose versions would be stepped over one by one.
+    fn spans(
+        &self,
+        resource: &Resource,
+        parts: Range<u32>,
+        is_needed: impl Fn(Cell) -> bool,
+    ) -> Result<Vec<(String, String)>, Error> {
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let split = self.split;
+        let (from, to) = (split.start_of(parts.start), split.start_of(parts.end));
+        let cells = split.cell_of(parts.start, 0)..split.cell_of(parts.end, 0);
+        let needed = cells.clone().filter(|&cell| is_needed(cell)).count();
+        if needed * 4 > cells.len() || self.links > MOST_SPANNED {
+            return Ok(vec![(from, to)]);
+        }
+        let mut spans: Vec<(String, String)> = Vec::new();
+        let mut goes_on = false;
+        self.tx.each(
+            "SELECT DISTINCT link_id FROM records WHERE link_id >= $1 AND link_id < $2 AND resource = $3 ORDER BY link_id",
+            args![&from, &to, resource.name],
+            |row| {
+                let link_id = row.str(0)?;
+                match (goes_on, is_needed(split.cell(link_id))) {
+                    (false, true) => spans.push((link_id.to_owned(), to.clone())),
+                    (true, false) => {
+                        if let Some((_, end)) = spans.last_mut() {
+                            link_id.clone_into(end);
+                        }
+                    }
+                    _ => {}
+                }
+                goes_on = is_needed(split.cell(link_id));
+                Ok::<_, store::Error>(())
+            },
+        )?;
+        Ok(spans)
     }
 
     /// The same for the links from `from` on and before `to`.
