@@ -5,7 +5,6 @@
 //! same rows; that files whose rows cannot have changed are taken over and not written again; and that readers see the
 //! whole of one snapshot.
 
-use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,10 +20,11 @@ use crate::config;
 use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
-use crate::sinks::{self, Staged, Target};
+use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
 mod cells;
+mod handover;
 mod output;
 mod partitions;
 mod pii;
@@ -35,8 +35,9 @@ pub mod verify;
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 use cells::Split;
-use snapshots::Staging;
-use tables::Tables;
+use handover::Handover;
+use output::Linker;
+use snapshots::{Sealed, Staging};
 
 /// Stands while nothing can be published.
 const PROBLEM: &str = "publish_failed";
@@ -163,11 +164,10 @@ impl Publisher {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
-        let published = self.stage(&staging, previous.as_ref(), scope).and_then(|manifest| {
-            if let Some(manifest) = &manifest {
-                self.lake.reveal(&staging, manifest)?;
-            }
-            Ok(manifest)
+        let published = self.stage(&staging, previous.as_ref(), scope).and_then(|staged| {
+            let Some((manifest, sealed)) = staged else { return Ok(None) };
+            self.lake.reveal(&staging, &sealed, &manifest)?;
+            Ok(Some(manifest))
         });
         // After the rename there is nothing left to remove.
         let _ = std::fs::remove_dir_all(&staging.folder);
@@ -225,7 +225,12 @@ impl Publisher {
         manifest.map_or(0, |manifest| partitions::rows(&manifest, as_of))
     }
 
-    fn stage(&self, staging: &Staging, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {
+    fn stage(
+        &self,
+        staging: &Staging,
+        previous: Option<&Manifest>,
+        scope: Scope,
+    ) -> Result<Option<(Manifest, Sealed)>, Error> {
         let published_at = self.clock.now();
         let staged = self.readers.read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
@@ -244,11 +249,13 @@ impl Publisher {
             let split = Split::of(links, self.settings.link_buckets);
             // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
             let usable = fitting.filter(|previous| previous.link_parts >= split.parts / 2);
-            let stager = tables::Stager {
+            let earlier = usable.map(|previous| (previous, self.lake.folder(previous.snapshot)));
+            let mut stager = tables::Stager {
                 tx,
                 schema: self.schema,
                 staging,
-                previous: usable.map(|previous| (previous, self.lake.folder(previous.snapshot))),
+                previous: earlier.clone(),
+                linker: earlier.as_ref().map(|(_, folder)| Linker::start(folder, staging)).transpose()?,
                 split: usable.map_or(split, |previous| Split { parts: previous.link_parts, ..split }),
                 links,
                 pepper: self.pepper.clone(),
@@ -256,46 +263,32 @@ impl Publisher {
                 publishes_pii: self.publishes_pii,
             };
             let changed = stager.changed_links()?;
-            let sinks = self.begin_sinks(staging, usable.filter(|_| stager.leaves_most(&changed)))?;
-            let tables = stager.stage(&changed)?;
+            let mut handover = Handover::begin(&self.settings, staging, earlier, stager.leaves_most(&changed))?;
+            let tables = stager.stage(&changed, &mut handover)?;
             let partitions = partitions::Partitions::read(tx, usable)?;
-            Ok::<_, Error>(Some((built_from, sinks, tables, partitions, stager.split.parts, usable)))
+            Ok::<_, Error>(Some((built_from, handover, tables, partitions, stager.split.parts)))
         })?;
-        let Some((built_from, sinks, tables, partitions, link_parts, usable)) = staged else { return Ok(None) };
-        let Tables { entries: mut tables, few_changed } = tables;
+        let Some((built_from, mut handover, mut tables, partitions, link_parts)) = staged else { return Ok(None) };
         let reference = &self.settings.reference;
         let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
-        tables.push(partitions.stage(staging, &tables, earlier, reference)?);
-        let standing: HashSet<&FileEntry> =
-            usable.iter().flat_map(|previous| &previous.tables).flat_map(|table| &table.files).collect();
-        let staged_files: Vec<sinks::StagedFile> = tables
-            .iter()
-            .flat_map(|table| table.files.iter().map(move |file| (table, file)))
-            .map(|(table, file)| sinks::StagedFile {
-                table: table.name.clone(),
-                path: (&file.path).into(),
-                rows: file.rows.unwrap_or_default(),
-                is_new: !standing.contains(file),
-            })
-            .collect();
+        let features = partitions.stage(staging, &tables, earlier, reference)?;
+        handover.take(&features, None);
+        tables.push(features);
         let staged = Staged {
-            folder: &staging.folder,
             schema: self.schema,
-            files: &staged_files,
             snapshot: staging.snapshot,
             published_at,
             state_change: built_from.change,
             reference,
             errors: &partitions.errors,
-            gone: usable.map(|previous| self.gone(previous, &tables)).unwrap_or_default(),
-            few_changed,
         };
-        let mut files = Vec::new();
-        for sink in sinks {
-            for path in sink.stage(&staged)? {
-                files.push(staging.checked(&path, None)?);
-            }
-        }
+        // What is not written any more can be brought to the disk while the sinks finish.
+        let (sealed, files) = std::thread::scope(|scope| {
+            let sealing = scope.spawn(|| staging.seal(&tables));
+            let files = handover.finish(staging, &staged);
+            (sealing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
+        });
+        let (sealed, files) = (sealed?, files?);
         if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
@@ -306,7 +299,7 @@ impl Publisher {
                 table.files.clear();
             }
         }
-        Ok(Some(Manifest {
+        let manifest = Manifest {
             snapshot: staging.snapshot,
             schema_version: self.schema_version(),
             published_at: published_at.to_string(),
@@ -318,39 +311,8 @@ impl Publisher {
             settings: self.settings_digest(),
             tables,
             files,
-        }))
-    }
-
-    /// Lets the sinks begin; `previous` is the snapshot before, when most of it stands.
-    fn begin_sinks(
-        &self,
-        staging: &Staging,
-        previous: Option<&Manifest>,
-    ) -> Result<Vec<Box<dyn sinks::Begun>>, sinks::Error> {
-        let wanted = sinks::ALL.iter().filter(|sink| self.settings.sinks.iter().any(|name| name == sink.name()));
-        let begun = wanted.map(|sink| {
-            sink.begin(Target {
-                folder: staging.folder.clone(),
-                duckdb_storage_version: self.settings.duckdb_storage_version.clone(),
-                previous: previous.map(|previous| sinks::Previous {
-                    folder: self.lake.folder(previous.snapshot),
-                    sha256: previous.files.iter().map(|file| (file.path.clone(), file.sha256.clone())).collect(),
-                }),
-            })
-        });
-        begun.collect()
-    }
-
-    /// Files of `previous` that are not among those of `tables`.
-    fn gone(&self, previous: &Manifest, tables: &[TableEntry]) -> HashMap<String, Vec<PathBuf>> {
-        let folder = self.lake.folder(previous.snapshot);
-        let gone = tables.iter().filter_map(|table| {
-            let held: HashSet<&FileEntry> = table.files.iter().collect();
-            let before = previous.table(&table.name)?.files.iter();
-            let gone = before.filter(|file| !held.contains(file)).map(|file| folder.join(&file.path)).collect();
-            Some((table.name.clone(), gone))
-        });
-        gone.collect()
+        };
+        Ok(Some((manifest, sealed)))
     }
 
     /// Whether files of `previous` may stand in a snapshot that is made now.

@@ -5,8 +5,8 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::path::Path;
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use arrow::array::RecordBatch;
@@ -76,7 +76,8 @@ impl<'s> Waiting<'s> {
 pub(super) struct Output<'s> {
     table: &'static Table,
     staging: &'s Staging,
-    previous: Option<(&'s TableEntry, &'s PathBuf)>,
+    previous: Option<&'s TableEntry>,
+    linker: Option<&'s Linker>,
     split: Split,
     /// For each cell, whether nothing in it changed, so that the previous file is taken over.
     is_unchanged: Vec<bool>,
@@ -173,6 +174,53 @@ impl Drop for Encoder {
     }
 }
 
+/// Takes files over from the snapshot before, on a thread of its own: a lake has a thousand, and each waits for the disk's
+/// folders. The thread ends with this.
+pub(super) struct Linker {
+    /// None once there is nothing more to come.
+    files: Option<Sender<FileEntry>>,
+    /// None once it was waited for.
+    thread: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Linker {
+    /// Takes files of the snapshot in the folder `earlier` over.
+    pub(super) fn start(earlier: &Path, staging: &Staging) -> Result<Self, Error> {
+        let (files, coming) = channel::<FileEntry>();
+        let (earlier, staging) = (earlier.to_owned(), staging.clone());
+        let link = move || coming.iter().try_for_each(|file| staging.take_over(&earlier, &file));
+        let thread = std::thread::Builder::new().name("lake-linker".into()).spawn(link);
+        let thread = thread.map_err(|source| Error::at(Path::new("a thread"), source))?;
+        Ok(Self { files: Some(files), thread: Some(thread) })
+    }
+
+    fn take_over(&self, file: FileEntry) {
+        // A thread that has failed says why when it is waited for.
+        if let Some(files) = &self.files {
+            let _ = files.send(file);
+        }
+    }
+
+    /// Waits until all files are taken over.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        self.files = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(linked)) => linked,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Linker {
+    fn drop(&mut self) {
+        self.files = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 impl<'s> Output<'s> {
     /// An output of which the cells are written that `changed`.
     pub(super) fn new(stager: &'s Stager<'_>, table: &'static Table, changed: &Changed) -> Self {
@@ -186,13 +234,13 @@ impl<'s> Output<'s> {
     }
 
     fn of(stager: &'s Stager<'_>, table: &'static Table, split: Split, is_changed: impl Fn(Cell) -> bool) -> Self {
-        let previous =
-            stager.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
+        let previous = stager.previous.as_ref().and_then(|(manifest, _)| manifest.table(&table.name));
         let share = split.buckets.max(1) as usize;
         Self {
             table,
             staging: stager.staging,
             previous,
+            linker: stager.linker.as_ref(),
             split,
             is_unchanged: split.cells().map(|cell| !is_changed(cell)).collect(),
             part: 0,
@@ -234,7 +282,7 @@ impl<'s> Output<'s> {
     }
 
     /// Writes what still waits of the part, a bucket each, and ends its files.
-    fn end_part<'c>(&mut self, waiting: impl IntoIterator<Item = &'c mut Columns>) -> Result<(), Error> {
+    pub(super) fn end_part<'c>(&mut self, waiting: impl IntoIterator<Item = &'c mut Columns>) -> Result<(), Error> {
         for (bucket, columns) in (0..).zip(waiting) {
             self.write(bucket, columns)?;
         }
@@ -263,17 +311,15 @@ impl<'s> Output<'s> {
         self.end_part(waiting)?;
         let written = self.encoder.as_mut().map(Encoder::end).transpose()?.unwrap_or_default();
         let previous: HashMap<&str, &FileEntry> =
-            self.previous.iter().flat_map(|(entry, _)| &entry.files).map(|file| (file.path.as_str(), file)).collect();
+            self.previous.iter().flat_map(|entry| &entry.files).map(|file| (file.path.as_str(), file)).collect();
         let mut files = Vec::new();
         for (cell, is_unchanged) in (0..).zip(&self.is_unchanged) {
             let path = self.split.path(self.table, cell);
             if let Some(&rows) = written.get(&cell) {
                 files.push(self.staging.checked(Path::new(&path), Some(rows))?);
-            } else if let (true, Some(file), Some((_, folder))) =
-                (is_unchanged, previous.get(path.as_str()), self.previous)
-            {
-                self.staging.take_over(folder, file)?;
-                files.push((*file).clone());
+            } else if let (true, Some(&file), Some(linker)) = (is_unchanged, previous.get(path.as_str()), self.linker) {
+                linker.take_over(file.clone());
+                files.push(file.clone());
             }
         }
         Ok(TableEntry {

@@ -3,6 +3,7 @@
 //! *Promises* that what `current` names is whole and never changes, that a crash at any point leaves the old snapshot or
 //! the new one, and that what a crash left behind is gone after the next start.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
@@ -118,7 +119,7 @@ pub struct Lake {
 }
 
 /// A snapshot that nobody sees yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Staging {
     /// Its number.
     pub snapshot: u32,
@@ -188,15 +189,18 @@ impl Lake {
         Ok(Staging { snapshot, folder })
     }
 
-    /// Makes a staged snapshot what readers see: all of it, by one rename.
+    /// Makes a staged snapshot what readers see: all of it, by one rename. What was `sealed` has not changed since.
     ///
     /// # Errors
     /// [`Error::Folder`]; readers then see what they saw before.
-    pub fn reveal(&self, staging: &Staging, manifest: &Manifest) -> Result<(), Error> {
+    pub(super) fn reveal(&self, staging: &Staging, sealed: &Sealed, manifest: &Manifest) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
         let path = staging.folder.join(verify::MANIFEST);
         fs::write(&path, verify::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
-        seal(&staging.folder)?;
+        let mut others = entries(&staging.folder)?;
+        others.retain(|(path, _)| !sealed.0.contains(path));
+        seal(others)?;
+        sync(&staging.folder)?;
         let folder = self.folder(staging.snapshot);
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
@@ -308,7 +312,31 @@ impl Lake {
     }
 }
 
+/// Folders of a staged snapshot in which everything is read-only and on the disk.
+#[derive(Debug)]
+pub(super) struct Sealed(HashSet<PathBuf>);
+
 impl Staging {
+    /// Makes the files of `tables`, which are all written, read-only, and waits until they are on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub(super) fn seal(&self, tables: &[TableEntry]) -> Result<Sealed, Error> {
+        let names = tables.iter().filter_map(|table| Path::new(&table.name).components().next());
+        let folders: HashSet<PathBuf> = names.map(|name| self.folder.join(name)).collect();
+        let mut found = Vec::new();
+        for folder in &folders {
+            match fs::symlink_metadata(folder) {
+                Ok(metadata) => found.push((folder.clone(), metadata)),
+                // A table without files.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::at(folder, error)),
+            }
+        }
+        seal(found)?;
+        Ok(Sealed(folders))
+    }
+
     /// Takes a file over from the earlier snapshot in `folder`, unchanged, without copying it.
     ///
     /// # Errors
@@ -363,34 +391,33 @@ const SYNCS_AT_ONCE: usize = 8;
 const SEALED: (u32, u32) = (0o750, 0o440);
 const SEALED_PII: (u32, u32) = (0o700, 0o400);
 
-/// Makes the files below `folder` read-only, and waits until everything is on the disk.
-fn seal(folder: &Path) -> Result<(), Error> {
-    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    close(folder, SEALED, &mut files, &mut folders)?;
+/// Makes the files among and below these read-only, and waits until all is on the disk.
+fn seal(found: Vec<(PathBuf, Metadata)>) -> Result<(), Error> {
+    let mut paths = Vec::new();
+    close(found, SEALED, &mut paths)?;
     // After all modes are set, as each would make the disk wait once more; and side by side: the disk then serves several
     // with one write of its journal.
     std::thread::scope(|scope| {
-        let parts = files.chunks(files.len().div_ceil(SYNCS_AT_ONCE).max(1));
+        let parts = paths.chunks(paths.len().div_ceil(SYNCS_AT_ONCE).max(1));
         let syncing: Vec<_> =
-            parts.map(|part| scope.spawn(move || part.iter().try_for_each(|file| sync(file)))).collect();
+            parts.map(|part| scope.spawn(move || part.iter().try_for_each(|path| sync(path)))).collect();
         syncing
             .into_iter()
             .try_for_each(|syncing| syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })?;
-    folders.iter().rev().try_for_each(|folder| sync(folder))
+    })
 }
 
-/// Sets the modes below `folder`, but for files that have theirs because an earlier snapshot has them too. Gathers the
-/// folders, each before those in it, and the other files.
-fn close(folder: &Path, modes: (u32, u32), files: &mut Vec<PathBuf>, folders: &mut Vec<PathBuf>) -> Result<(), Error> {
-    for (path, metadata) in entries(folder)? {
+/// Sets the modes among and below these, but for files that have theirs because an earlier snapshot has them too. Gathers
+/// all but those.
+fn close(found: Vec<(PathBuf, Metadata)>, modes: (u32, u32), paths: &mut Vec<PathBuf>) -> Result<(), Error> {
+    for (path, metadata) in found {
         let set =
             |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(|source| Error::at(&path, source));
         if metadata.is_dir() {
             let modes = if path.file_name() == Some(pii::FOLDER.as_ref()) { SEALED_PII } else { modes };
             set(modes.0)?;
-            folders.push(path.clone());
-            close(&path, modes, files, folders)?;
+            close(entries(&path)?, modes, paths)?;
+            paths.push(path);
             continue;
         }
         let is_taken_over = is_taken_over(&metadata);
@@ -398,7 +425,7 @@ fn close(folder: &Path, modes: (u32, u32), files: &mut Vec<PathBuf>, folders: &m
             set(modes.1)?;
         }
         if !is_taken_over {
-            files.push(path);
+            paths.push(path);
         }
     }
     Ok(())

@@ -1,12 +1,14 @@
 //! The record store → staged Parquet, table by table and cell by cell.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Error;
 use super::cells::{Cell, Split};
-use super::output::{Output, Waiting};
+use super::handover::Handover;
+use super::output::{Linker, Output, Waiting};
 use super::snapshots::{Manifest, Staging, TableEntry};
 use crate::clock::Timestamp;
 use crate::columns::Columns;
@@ -26,6 +28,9 @@ const REJECTED: &str = "rejected_records";
 /// How many links are few: their ids fit into memory, and rows can be replaced link by link.
 const MOST_FEW: usize = 10_000;
 
+/// Links of a lake of which single ones are read, at most: the ids of a quarter of them fit into memory.
+const MOST_SPANNED: u64 = 100_000;
+
 /// Stages every table of one snapshot.
 pub(super) struct Stager<'s> {
     pub tx: &'s Tx<'s>,
@@ -33,6 +38,8 @@ pub(super) struct Stager<'s> {
     pub staging: &'s Staging,
     /// The last snapshot and its folder, when its files may be taken over.
     pub previous: Option<(&'s Manifest, PathBuf)>,
+    /// Takes these over. None when there are none.
+    pub linker: Option<Linker>,
     /// Which file of a table holds which links.
     pub split: Split,
     /// Links that there are.
@@ -41,13 +48,6 @@ pub(super) struct Stager<'s> {
     pub confirm_after: Duration,
     /// Whether unmasked rows are published too, under `pii/`.
     pub publishes_pii: bool,
-}
-
-/// The staged tables of one snapshot.
-pub(super) struct Tables {
-    pub entries: Vec<TableEntry>,
-    /// By table, when few links may have other rows than in the previous snapshot.
-    pub few_changed: HashMap<String, FewChanged>,
 }
 
 /// Which links may have other rows of a table than in the previous snapshot.
@@ -101,7 +101,7 @@ struct Gathered {
     rejected: BTreeMap<Cell, Columns>,
     /// The `person_key` of each link.
     persons: HashMap<String, String>,
-    /// As in [`Tables`].
+    /// By table, when few links may have other rows than in the previous snapshot.
     few_changed: HashMap<String, FewChanged>,
 }
 
@@ -134,25 +134,46 @@ impl Gathered {
 }
 
 impl Stager<'_> {
-    /// Writes or takes over each table's files.
-    pub(super) fn stage(&self, changed: &ChangedLinks) -> Result<Tables, Error> {
+    /// Writes or takes over each table's files, and hands the tables over, but for those under `pii/`.
+    pub(super) fn stage(
+        &mut self,
+        changed: &ChangedLinks,
+        handover: &mut Handover<'_>,
+    ) -> Result<Vec<TableEntry>, Error> {
+        let entries = self.stage_tables(changed, handover)?;
+        self.linker.take().map_or(Ok(()), Linker::finish)?;
+        Ok(entries)
+    }
+
+    fn stage_tables(&self, changed: &ChangedLinks, handover: &mut Handover<'_>) -> Result<Vec<TableEntry>, Error> {
         let mut gathered = Gathered::default();
         let mut entries = Vec::new();
+        let mut hand_over = |gathered: &mut Gathered, staged: Vec<TableEntry>| {
+            for table in &staged {
+                handover.take(table, gathered.few_changed.remove(&table.name));
+            }
+            entries.extend(staged);
+        };
         for records in &self.schema.records {
-            entries.extend(self.stage_records(records, changed, &mut gathered)?);
+            let staged = self.stage_records(records, changed, &mut gathered)?;
+            hand_over(&mut gathered, staged);
         }
-        entries.push(self.stage_links(&changed.links, &gathered.persons)?);
-        entries.push(self.stage_link_snapshots(&changed.lists)?);
-        let rejected = Output::new(self, self.schema.table(REJECTED), &changed.records);
-        entries.push(rejected.finish_with(std::mem::take(&mut gathered.rejected))?);
+        // Not those of `links`: its rows show when webhooks came, which alone is no reason to write any.
+        let [snapshots, rejected] = ["link_snapshots", REJECTED].map(|name| self.schema.table(name));
+        gathered.note_changed(self.split.whole(), snapshots, &changed.lists);
+        gathered.note_changed(self.split, rejected, &changed.records);
+        let links = self.begin_links(&changed.links, &gathered.persons)?;
+        // The rows of `links` are encoded meanwhile.
+        let snapshots = self.begin_link_snapshots(&changed.lists)?;
+        hand_over(&mut gathered, vec![links.finish([])?]);
+        hand_over(&mut gathered, vec![snapshots.finish([])?]);
+        let rejected = Output::new(self, rejected, &changed.records);
+        let rejected = rejected.finish_with(std::mem::take(&mut gathered.rejected))?;
+        hand_over(&mut gathered, vec![rejected]);
         if self.publishes_pii {
             entries.extend(self.stage_pii()?);
         }
-        // Not those of `links`: its rows show when webhooks came, which alone is no reason to write any.
-        let table = |name| self.schema.table(name);
-        gathered.note_changed(self.split.whole(), table("link_snapshots"), &changed.lists);
-        gathered.note_changed(self.split, table(REJECTED), &changed.records);
-        Ok(Tables { entries, few_changed: gathered.few_changed })
+        Ok(entries)
     }
 
     /// What changed since the previous snapshot.
@@ -270,13 +291,53 @@ impl Stager<'_> {
             while part < split.parts && is_part_needed(part) {
                 part += 1;
             }
-            if first < part {
-                let (from, to) = (split.start_of(first), split.start_of(part));
+            for (from, to) in self.spans(resource, first..part, &is_needed)? {
                 self.each_record_between(resource, &from, &to, &is_needed, &mut each)?;
             }
             part += 1;
         }
         Ok(())
+    }
+
+    /// From which link to before which one to read, for the cells that are needed of some parts: all at once, unless most
+    /// links are in other buckets, whose versions would be stepped over one by one.
+    fn spans(
+        &self,
+        resource: &Resource,
+        parts: Range<u32>,
+        is_needed: impl Fn(Cell) -> bool,
+    ) -> Result<Vec<(String, String)>, Error> {
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let split = self.split;
+        let (from, to) = (split.start_of(parts.start), split.start_of(parts.end));
+        let cells = split.cell_of(parts.start, 0)..split.cell_of(parts.end, 0);
+        let needed = cells.clone().filter(|&cell| is_needed(cell)).count();
+        if needed * 4 > cells.len() || self.links > MOST_SPANNED {
+            return Ok(vec![(from, to)]);
+        }
+        let mut spans: Vec<(String, String)> = Vec::new();
+        let mut goes_on = false;
+        self.tx.each(
+            "SELECT DISTINCT link_id FROM records WHERE link_id >= $1 AND link_id < $2 AND resource = $3 ORDER BY link_id",
+            args![&from, &to, resource.name],
+            |row| {
+                let link_id = row.str(0)?;
+                match (goes_on, is_needed(split.cell(link_id))) {
+                    (false, true) => spans.push((link_id.to_owned(), to.clone())),
+                    (true, false) => {
+                        if let Some((_, end)) = spans.last_mut() {
+                            link_id.clone_into(end);
+                        }
+                    }
+                    _ => {}
+                }
+                goes_on = is_needed(split.cell(link_id));
+                Ok::<_, store::Error>(())
+            },
+        )?;
+        Ok(spans)
     }
 
     /// The same for the links from `from` on and before `to`.
@@ -344,7 +405,8 @@ impl Stager<'_> {
         )?)
     }
 
-    fn stage_links(&self, changed: &Changed, persons: &HashMap<String, String>) -> Result<TableEntry, Error> {
+    /// Gives the output of `links`, which all rows were told.
+    fn begin_links(&self, changed: &Changed, persons: &HashMap<String, String>) -> Result<Output<'_>, Error> {
         let mut output = Output::whole(self, self.schema.table("links"), changed);
         let mut waiting = output.columns();
         self.tx.each(
@@ -376,10 +438,12 @@ impl Stager<'_> {
                 output.flush(bucket, columns)
             },
         )?;
-        output.finish(&mut waiting)
+        output.end_part(&mut waiting)?;
+        Ok(output)
     }
 
-    fn stage_link_snapshots(&self, changed: &Changed) -> Result<TableEntry, Error> {
+    /// Gives the output of `link_snapshots`, which all rows were told.
+    fn begin_link_snapshots(&self, changed: &Changed) -> Result<Output<'_>, Error> {
         let mut output = Output::whole(self, self.schema.table("link_snapshots"), changed);
         let mut waiting = output.columns();
         let integer = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
@@ -401,7 +465,8 @@ impl Stager<'_> {
                 output.flush(bucket, columns)
             },
         )?;
-        output.finish(&mut waiting)
+        output.end_part(&mut waiting)?;
+        Ok(output)
     }
 }
 

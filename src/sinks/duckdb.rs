@@ -5,17 +5,18 @@
 //! anywhere, and a file that is complete without its log. A file that is taken over may hold pages of rows that are gone:
 //! whoever erases publishes everything.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use duckdb::{Config, Connection, params};
 use sha2::{Digest, Sha256};
 
-use super::{Begun, Error, Sink, Staged, StagedFile, Target};
+use super::{Begun, Error, Sink, Staged, StagedFile, StagedTable, Target};
 use crate::features::catalog;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
@@ -46,61 +47,94 @@ impl Sink for Duckdb {
 
     fn begin(&self, target: Target) -> Result<Box<dyn Begun>, Error> {
         let target = Arc::new(target);
-        let copying = target.previous.is_some().then(|| {
-            let target = Arc::clone(&target);
-            std::thread::Builder::new().name("lake-copier".into()).spawn(move || take_over(&target))
-        });
+        let replacer = target.previous.is_some().then(|| Replacer::start(Arc::clone(&target)));
         let unstarted = |source| Error::File { path: target.folder.join(FILE), source };
-        let copying = copying.transpose().map_err(unstarted)?;
-        Ok(Box::new(File { target, copying }))
+        let replacer = replacer.transpose().map_err(unstarted)?;
+        Ok(Box::new(File { target, files: Vec::new(), replacer, written: None }))
     }
 }
 
 /// The file, on its way.
 struct File {
     target: Arc<Target>,
-    /// Copies the file before: that takes as long as a little Parquet. None when there is none, and once it was waited for.
-    copying: Option<JoinHandle<Result<Option<Connection>, Error>>>,
+    /// The Parquet files so far.
+    files: Vec<StagedFile>,
+    /// None when there is no file before, and once it was waited for.
+    replacer: Option<Replacer>,
+    /// What wrote the file, which is whole: it takes a while to go.
+    written: Option<Connection>,
 }
 
-impl File {
-    /// The copy, opened; `None` when there is none.
-    fn copied(&mut self) -> Result<Option<Connection>, Error> {
-        match self.copying.take().map(JoinHandle::join) {
-            Some(Ok(copied)) => copied,
+impl Begun for File {
+    fn take(&mut self, table: StagedTable) {
+        self.files.extend_from_slice(&table.files);
+        if let Some(replacer) = &mut self.replacer {
+            replacer.take(table);
+        }
+    }
+
+    fn stage(&mut self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error> {
+        // Whatever is wrong with the file before, a new one can be made.
+        let replaced = self.replacer.take().and_then(|replacer| replacer.finish().ok().flatten());
+        let standing = replaced.filter(|replaced| is_worth_it(&self.files) && complete(replaced, staged).is_ok());
+        let connection = if let Some(connection) = standing {
+            connection
+        } else {
+            remove(&self.target)?;
+            make(&self.target, &self.files, staged)?
+        };
+        connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
+        self.written = Some(connection);
+        Ok(vec![FILE.into()])
+    }
+}
+
+/// Replaces rows in a copy of the file before, table by table, on a thread of its own: others are written meanwhile. The
+/// thread ends with this.
+struct Replacer {
+    /// None once there is nothing more to come.
+    tables: Option<Sender<StagedTable>>,
+    /// None once it was waited for.
+    thread: Option<JoinHandle<Result<Option<Connection>, Error>>>,
+}
+
+impl Replacer {
+    fn start(target: Arc<Target>) -> io::Result<Self> {
+        let (tables, coming) = channel();
+        let thread = std::thread::Builder::new().name("lake-replacer".into());
+        let thread = thread.spawn(move || replace_tables(&target, &coming))?;
+        Ok(Self { tables: Some(tables), thread: Some(thread) })
+    }
+
+    fn take(&mut self, table: StagedTable) {
+        // A thread that has ended says why when it is waited for.
+        if let Some(tables) = &self.tables {
+            let _ = tables.send(table);
+        }
+    }
+
+    /// The copy, with the transaction open in which its rows were replaced; `None` when it is of no use.
+    fn finish(mut self) -> Result<Option<Connection>, Error> {
+        self.tables = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(replaced)) => replaced,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
             None => Ok(None),
         }
     }
 }
 
-impl Drop for File {
+impl Drop for Replacer {
     fn drop(&mut self) {
-        if let Some(copying) = self.copying.take() {
-            let _ = copying.join();
+        self.tables = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 }
 
-impl Begun for File {
-    fn stage(mut self: Box<Self>, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error> {
-        // Whatever is wrong with the file before, a new one can be made.
-        let copied = self.copied().ok().flatten();
-        let standing =
-            copied.filter(|copied| is_worth_it(staged) && replace_rows(copied, staged).is_ok_and(|fits| fits));
-        let connection = if let Some(connection) = standing {
-            connection
-        } else {
-            remove(&self.target)?;
-            make(&self.target, staged)?
-        };
-        connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
-        Ok(vec![FILE.into()])
-    }
-}
-
 /// A new file.
-fn make(target: &Target, staged: &Staged<'_>) -> Result<Connection, Error> {
+fn make(target: &Target, files: &[StagedFile], staged: &Staged<'_>) -> Result<Connection, Error> {
     let connection = start()?;
     attach(&connection, target)?;
     // In transactions: each statement on its own would wait for the disk.
@@ -109,14 +143,15 @@ fn make(target: &Target, staged: &Staged<'_>) -> Result<Connection, Error> {
         create(&connection, table)?;
     }
     connection.execute_batch("COMMIT")?;
+    let files_of = |table| files.iter().filter(move |file: &&StagedFile| file.table == table);
     for table in &staged.schema.tables {
-        load(&connection, &table.name, staged, |_| true, "")?;
+        load(&connection, &target.folder, files_of(table.name.as_str()), "")?;
     }
     connection.execute_batch("BEGIN TRANSACTION")?;
     catalog::fill_dictionary(&connection, &lines(staged.schema))?;
     VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
     catalog::complete(&connection, staged.reference)?;
-    load(&connection, FEATURES, staged, |_| true, "")?;
+    load(&connection, &target.folder, files_of(FEATURES), "")?;
     tell_snapshot(&connection, staged)?;
     connection.execute_batch("COMMIT")?;
     Ok(connection)
@@ -137,6 +172,8 @@ fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
     if copied.map_err(|source| Error::File { path, source })? != *expected {
         return Ok(None);
     }
+    // Its table of symbols costs a column of few rows as much as one of many: most of what writing them takes.
+    connection.execute_batch("SET disabled_compression_methods = 'fsst'")?;
     attach(&connection, target)?;
     let version: String = connection.query_row(
         "SELECT coalesce(tags['storage_version'], '') FROM duckdb_databases() WHERE database_name = 'lake'",
@@ -147,48 +184,58 @@ fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
 }
 
 /// Whether most rows stand as they are.
-fn is_worth_it(staged: &Staged<'_>) -> bool {
+fn is_worth_it(files: &[StagedFile]) -> bool {
     let rows = |is_counted: fn(&StagedFile) -> bool| -> u64 {
-        staged.files.iter().filter(|file| is_counted(file)).map(|file| file.rows).sum()
+        files.iter().filter(|file| is_counted(file)).map(|file| file.rows).sum()
     };
     rows(|file| file.is_new) * 2 < rows(|_| true)
 }
 
-/// Replaces the rows that changed; false when the tables then have not as many as their Parquet files. What else the file
-/// holds depends on the program, the schemas and the configuration, which are the same.
-fn replace_rows(connection: &Connection, staged: &Staged<'_>) -> Result<bool, Error> {
+/// The file before, copied, with the rows that changed replaced in the tables that come, in a transaction that is open;
+/// `None` when it is of no use.
+fn replace_tables(target: &Target, coming: &Receiver<StagedTable>) -> Result<Option<Connection>, Error> {
+    let Some(connection) = take_over(target)? else { return Ok(None) };
     connection.execute_batch("BEGIN TRANSACTION; USE lake; CREATE TEMP TABLE changed (link_id VARCHAR)")?;
-    for table in staged.schema.tables.iter().map(|table| table.name.as_str()).chain([FEATURES]) {
-        let files = || staged.files.iter().filter(|file| file.table == table);
-        let gone = staged.gone.get(table).map_or(&[][..], Vec::as_slice);
-        if gone.is_empty() && !files().any(|file| file.is_new) {
-            continue;
-        }
-        let stands = files().any(|file| !file.is_new && file.rows > 0);
-        if let Some(few) = staged.few_changed.get(table) {
-            connection.execute_batch("DELETE FROM changed")?;
-            let mut changed = connection.appender("changed")?;
-            few.links.iter().try_for_each(|link_id| changed.append_row([link_id]))?;
-            changed.flush()?;
-            let of_changed = "WHERE link_id IN (SELECT link_id FROM changed)";
-            connection.execute_batch(&format!("DELETE FROM {table} {of_changed}"))?;
-            load(connection, table, staged, |file| few.files.contains(&file.path), of_changed)?;
-        } else if stands && table != FEATURES {
-            // A file holds all rows of its links, but only those of its date in the table that has a file for each.
-            delete(connection, table, gone)?;
-            load(connection, table, staged, |file| file.is_new, "")?;
-        } else {
-            connection.execute_batch(&format!("TRUNCATE {table}"))?;
-            load(connection, table, staged, |_| true, "")?;
-        }
-        let rows: u64 = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
-        if rows != files().map(|file| file.rows).sum::<u64>() {
-            return Ok(false);
+    for table in coming {
+        if !replace_rows(&connection, &target.folder, &table)? {
+            return Ok(None);
         }
     }
+    Ok(Some(connection))
+}
+
+/// Replaces the rows of a table that changed; false when it then has not as many as its Parquet files.
+fn replace_rows(connection: &Connection, folder: &Path, staged: &StagedTable) -> Result<bool, Error> {
+    let StagedTable { name: table, files, gone, few_changed } = staged;
+    if gone.is_empty() && !files.iter().any(|file| file.is_new) {
+        return Ok(true);
+    }
+    let stands = files.iter().any(|file| !file.is_new && file.rows > 0);
+    if let Some(few) = few_changed {
+        connection.execute_batch("DELETE FROM changed")?;
+        let mut changed = connection.appender("changed")?;
+        few.links.iter().try_for_each(|link_id| changed.append_row([link_id]))?;
+        changed.flush()?;
+        let of_changed = "WHERE link_id IN (SELECT link_id FROM changed)";
+        connection.execute_batch(&format!("DELETE FROM {table} {of_changed}"))?;
+        load(connection, folder, files.iter().filter(|file| few.files.contains(&file.path)), of_changed)?;
+    } else if stands && table != FEATURES {
+        // A file holds all rows of its links, but only those of its date in the table that has a file for each.
+        delete(connection, table, gone)?;
+        load(connection, folder, files.iter().filter(|file| file.is_new), "")?;
+    } else {
+        connection.execute_batch(&format!("TRUNCATE {table}"))?;
+        load(connection, folder, files, "")?;
+    }
+    let rows: u64 = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
+    Ok(rows == files.iter().map(|file| file.rows).sum::<u64>())
+}
+
+/// Completes a file whose rows are replaced. What else it holds depends on the program, the schemas and the configuration,
+/// which are the same.
+fn complete(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
     tell_snapshot(connection, staged)?;
-    connection.execute_batch("COMMIT")?;
-    Ok(true)
+    Ok(connection.execute_batch("COMMIT")?)
 }
 
 /// Deletes the rows of all links that the `files` hold.
@@ -213,22 +260,25 @@ fn tell_snapshot(connection: &Connection, staged: &Staged<'_>) -> Result<(), Err
     Ok(catalog::set_errors(connection, staged.errors)?)
 }
 
-/// Copies a file to the disk, and gives the SHA-256 of what it holds.
+/// Copies a file to the disk, and gives the SHA-256 of what the copy holds.
 fn copy(from: &Path, to: &Path) -> io::Result<String> {
-    let (mut from, mut to) = (fs::File::open(from)?, fs::File::create_new(to)?);
-    to.set_permissions(Permissions::from_mode(0o640))?;
+    let mut copy = OpenOptions::new().read(true).write(true).create_new(true).open(to)?;
+    copy.set_permissions(Permissions::from_mode(0o640))?;
+    io::copy(&mut fs::File::open(from)?, &mut copy)?;
+    copy.rewind()?;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = from.read(&mut buffer)?;
-        if read == 0 {
-            // DuckDB will wait for it when there is nothing else to do.
-            to.sync_data()?;
-            return Ok(hex(&hash.finalize()));
+    let mut buffer = vec![0; 1 << 18];
+    // DuckDB would wait for the disk when there is nothing else to do.
+    let synced = std::thread::scope(|scope| {
+        let syncing = scope.spawn(|| copy.sync_data());
+        loop {
+            match (&copy).read(&mut buffer)? {
+                0 => return syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                read => hash.update(&buffer[..read]),
+            }
         }
-        hash.update(&buffer[..read]);
-        to.write_all(&buffer[..read])?;
-    }
+    });
+    synced.map(|()| hex(&hash.finalize()))
 }
 
 fn remove(target: &Target) -> Result<(), Error> {
@@ -285,19 +335,16 @@ fn create(connection: &Connection, table: &Table) -> Result<(), Error> {
     Ok(connection.execute_batch(&statements.join("; "))?)
 }
 
-/// Loads, of the staged files of a table that are wanted, the rows that `condition` leaves.
-fn load(
+/// Loads, of files of one table that are staged in `folder`, the rows that `condition` leaves.
+fn load<'f>(
     connection: &Connection,
-    table: &str,
-    staged: &Staged<'_>,
-    is_wanted: impl Fn(&StagedFile) -> bool,
+    folder: &Path,
+    files: impl IntoIterator<Item = &'f StagedFile>,
     condition: &str,
 ) -> Result<(), Error> {
-    let files = staged.files.iter().filter(|file| file.table == table && file.rows > 0 && is_wanted(file));
-    let paths: Vec<PathBuf> = files.map(|file| staged.folder.join(&file.path)).collect();
-    if paths.is_empty() {
-        return Ok(());
-    }
+    let files: Vec<&StagedFile> = files.into_iter().filter(|file| file.rows > 0).collect();
+    let Some(StagedFile { table, .. }) = files.first() else { return Ok(()) };
+    let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
     // The key of a date's folder is not a column of its file; that of a bucket is not one of its table.
     let is_by_date = table == FEATURES;
     let sql = format!(

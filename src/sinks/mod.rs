@@ -4,7 +4,7 @@
 //! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`].
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::clock::Timestamp;
 use crate::features::reference::Reference;
@@ -32,12 +32,15 @@ pub trait Sink: Sync {
 }
 
 /// A sink at work on one snapshot. Once it is dropped, it writes no more.
-pub trait Begun {
-    /// Writes its files into the staged folder and names them, relative to it.
+pub trait Begun: Send {
+    /// Goes on with a table whose Parquet files are all written, while those of others are.
+    fn take(&mut self, table: StagedTable);
+
+    /// Writes its files into the staged folder, and names them, relative to it. Every table was taken before.
     ///
     /// # Errors
     /// [`Error`]; what is staged is then thrown away.
-    fn stage(self: Box<Self>, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error>;
+    fn stage(&mut self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error>;
 }
 
 /// What is known of a snapshot before its Parquet files are written.
@@ -60,12 +63,8 @@ pub struct Previous {
 
 /// A snapshot whose Parquet files are all written.
 pub struct Staged<'s> {
-    /// Its folder.
-    pub folder: &'s Path,
     /// Its tables.
     pub schema: &'s Schema,
-    /// Its Parquet files.
-    pub files: &'s [StagedFile],
     /// Its number.
     pub snapshot: u32,
     /// When it is built.
@@ -76,13 +75,22 @@ pub struct Staged<'s> {
     pub reference: &'s Reference,
     /// Link, resource and code of each latest refresh that failed.
     pub errors: &'s [(String, String, String)],
-    /// Parquet files of the snapshot before that this one has not, by table; their whole paths.
-    pub gone: HashMap<String, Vec<PathBuf>>,
-    /// By table, when few links may have other rows than in the snapshot before.
-    pub few_changed: HashMap<String, FewChanged>,
+}
+
+/// A table whose Parquet files are all written.
+pub struct StagedTable {
+    /// Its name.
+    pub name: String,
+    /// Its Parquet files.
+    pub files: Vec<StagedFile>,
+    /// Those of the snapshot before that this one has not; their whole paths.
+    pub gone: Vec<PathBuf>,
+    /// When few links may have other rows than in the snapshot before.
+    pub few_changed: Option<FewChanged>,
 }
 
 /// The only links that may have other rows of a table than in the snapshot before.
+#[derive(Clone)]
 pub struct FewChanged {
     /// Their ids.
     pub links: Vec<String>,
