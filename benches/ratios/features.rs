@@ -23,6 +23,8 @@ use crate::measure::{aim, aim_below};
 
 const PEOPLE: u32 = 2_000;
 const TIMES: u32 = 50;
+/// How often each side is measured.
+const ROUNDS: usize = 3;
 /// What the statement may use; ours has a fraction of it.
 const MEMORY_OF_THE_STATEMENT: &str = "10GB";
 
@@ -43,20 +45,25 @@ pub(crate) fn run() -> anyhow::Result<bool> {
     // From here on the highest size counts.
     fs::write("/proc/self/clear_refs", "5").context("the kernel forgets the highest size")?;
     let links = PEOPLE * TIMES;
-    let (all, links_computed) = ours(&whole, None)?;
-    anyhow::ensure!(links_computed == u64::from(links), "{links_computed} rows of {links}");
-    let highest = high_water()?;
     let changed: Vec<String> = some_links(&whole, links / 100)?;
-    let (some, count) = ours(&whole, Some(&changed))?;
-    anyhow::ensure!(count == u64::from(links / 100), "{count} rows of changed links");
+    // Each the best of its rounds, which alternate: what else the machine does slows all of them down, or none.
+    let (mut all, mut some) = (Duration::MAX, Duration::MAX);
+    for _ in 0..ROUNDS {
+        all = all.min(ours(&whole, None, links)?);
+        some = some.min(ours(&whole, Some(&changed), links / 100)?);
+    }
+    let highest = high_water()?;
     println!("  {links} links, {rows} salary rows: {:.1} s, highest resident size {highest:.0} MiB", all.as_secs_f64());
     println!("  1 % of the links changed: {:.2} s", some.as_secs_f64());
 
-    let (ours, _) = ours(&tenth, None)?;
-    let statement = statement(&tenth)?;
-    println!("  {} links: {:.1} s, the one statement {:.1} s", links / 10, ours.as_secs_f64(), statement.as_secs_f64());
+    let (mut quick, mut plain) = (Duration::MAX, Duration::MAX);
+    for _ in 0..ROUNDS {
+        quick = quick.min(ours(&tenth, None, links / 10)?);
+        plain = plain.min(statement(&tenth)?);
+    }
+    println!("  {} links: {:.2} s, the one statement {:.2} s", links / 10, quick.as_secs_f64(), plain.as_secs_f64());
     let reached = [
-        aim("the one statement / ours", statement.as_secs_f64() / ours.as_secs_f64(), 5.0),
+        aim("the one statement / ours", plain.as_secs_f64() / quick.as_secs_f64(), 5.0),
         aim_below("highest resident size in MiB", highest, 2048.0),
         aim_below("changed links in % of the whole", 100.0 * some.as_secs_f64() / all.as_secs_f64(), 5.0),
     ];
@@ -96,8 +103,8 @@ fn file(folder: &Path, table: &str) -> PathBuf {
     folder.join(format!("{table}.parquet"))
 }
 
-/// Computes and writes as a publish does, and gives time and rows.
-fn ours(folder: &Path, wanted: Option<&[String]>) -> anyhow::Result<(Duration, u64)> {
+/// Computes `expected` rows and writes them as a publish does, and gives the time.
+fn ours(folder: &Path, wanted: Option<&[String]>, expected: u32) -> anyhow::Result<Duration> {
     let started = Instant::now();
     let computer = Computer::over_parquet(|table| vec![file(folder, table)], folder, &[], &Reference::compiled())?;
     computer.add(&the_run(), wanted, &[])?;
@@ -105,7 +112,8 @@ fn ours(folder: &Path, wanted: Option<&[String]>) -> anyhow::Result<(Duration, u
     let rows = computer.write(&out)?;
     let took = started.elapsed();
     fs::remove_file(out)?;
-    Ok((took, rows))
+    anyhow::ensure!(rows == u64::from(expected), "{rows} rows of {expected} links");
+    Ok(took)
 }
 
 /// Links here and there.

@@ -31,6 +31,9 @@ const MOST_WORKERS: usize = 4;
 /// Memory that DuckDB may use; beyond it, it writes to the working folder.
 const MEMORY: &str = "512MiB";
 
+/// The first link of a batch, and that of the one after.
+type Batch = (String, Option<String>);
+
 /// Computes features of one set of tables.
 pub struct Computer {
     connection: Connection,
@@ -96,12 +99,17 @@ impl Computer {
     pub fn add(&self, run: &Run, wanted: Option<&[String]>, unwanted: &[String]) -> duckdb::Result<()> {
         self.fill("wanted", wanted.unwrap_or_default())?;
         self.fill("unwanted", unwanted)?;
-        let of_run = match wanted {
-            Some(_) => "link_id IN (SELECT link_id FROM wanted) AND link_id NOT IN (SELECT link_id FROM unwanted)",
-            None if unwanted.is_empty() => "true",
-            None => "link_id NOT IN (SELECT link_id FROM unwanted)",
+        // What has nothing to leave out is not asked for: it would be planned and prepared for each table of each batch.
+        let of_run = match (wanted, unwanted) {
+            (Some(_), []) => "link_id IN (SELECT link_id FROM wanted)",
+            (Some(_), _) => "link_id IN (SELECT link_id FROM wanted) AND link_id NOT IN (SELECT link_id FROM unwanted)",
+            (None, []) => "true",
+            (None, _) => "link_id NOT IN (SELECT link_id FROM unwanted)",
         };
-        let batches = self.batches(of_run)?;
+        let batches = match wanted {
+            Some(wanted) => batches_of(wanted),
+            None => self.batches(of_run)?,
+        };
         let (sources, next) = (&self.sources, AtomicUsize::new(0));
         let insert = format!(
             "INSERT INTO result SELECT * FROM credit_features(DATE '{}', make_timestamptz({}::BIGINT), {})",
@@ -161,19 +169,18 @@ impl Computer {
         Ok(rows.cast_unsigned())
     }
 
-    /// First link of each batch, and of the one after.
-    fn batches(&self, condition: &str) -> duckdb::Result<Vec<(String, Option<String>)>> {
+    /// First link of each batch of those for which `condition` holds, and of the one after.
+    fn batches(&self, condition: &str) -> duckdb::Result<Vec<Batch>> {
         let Self { connection, sources: [links, ..] } = self;
+        let count = format!("SELECT count(*) FROM {links} WHERE {condition}");
+        let count: i64 = connection.query_row(&count, [], |row| row.get(0))?;
         let mut statement = connection.prepare(&format!(
-            "SELECT link_id FROM (SELECT link_id, row_number() OVER (ORDER BY link_id) AS number, count(*) OVER () AS links \
-             FROM {links} WHERE {condition}) \
-             WHERE (number - 1) % greatest({LEAST_BATCH}, least({BATCH}, (links + {workers} - 1) // {workers})) = 0 \
-             ORDER BY link_id",
-            workers = workers(),
+            "SELECT link_id FROM (SELECT link_id, row_number() OVER (ORDER BY link_id) AS number FROM {links} WHERE {condition}) \
+             WHERE (number - 1) % {size} = 0 ORDER BY link_id",
+            size = batch_size(usize::try_from(count).unwrap_or_default()),
         ))?;
         let firsts = statement.query_map([], |row| row.get(0))?.collect::<duckdb::Result<Vec<String>>>()?;
-        let nexts = firsts.iter().skip(1).cloned().map(Some).chain([None]);
-        Ok(firsts.iter().cloned().zip(nexts).collect())
+        Ok(with_nexts(&firsts))
     }
 
     fn fill(&self, table: &str, link_ids: &[String]) -> duckdb::Result<()> {
@@ -182,6 +189,24 @@ impl Computer {
         link_ids.iter().try_for_each(|link_id| appender.append_row(params![link_id]))?;
         appender.flush()
     }
+}
+
+/// First link of each batch of these.
+fn batches_of(links: &[String]) -> Vec<Batch> {
+    let mut links: Vec<&String> = links.iter().collect();
+    links.sort_unstable();
+    let firsts: Vec<String> = links.chunks(batch_size(links.len())).map(|batch| batch[0].clone()).collect();
+    with_nexts(&firsts)
+}
+
+fn with_nexts(firsts: &[String]) -> Vec<Batch> {
+    let nexts = firsts.iter().skip(1).cloned().map(Some).chain([None]);
+    firsts.iter().cloned().zip(nexts).collect()
+}
+
+/// Links of a batch when there are `links` in all.
+fn batch_size(links: usize) -> usize {
+    links.div_ceil(workers()).clamp(LEAST_BATCH, BATCH)
 }
 
 /// Lets the macros see, on this connection, only links for which `condition` holds.
@@ -218,4 +243,21 @@ fn open(folders: &[&Path], work: Option<&Path>, lake: Option<&Path>) -> duckdb::
         folders.join(", "),
     ))?;
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_follow_each_other_and_leave_no_link_out() {
+        let links: Vec<String> = (0..1_000).rev().map(|number| format!("{number:04}")).collect();
+        let batches = batches_of(&links);
+        let seen = |link: &String| {
+            batches.iter().filter(|(from, to)| from <= link && to.as_ref().is_none_or(|to| link < to)).count()
+        };
+        assert!(links.iter().all(|link| seen(link) == 1));
+        assert_eq!(batches.len(), workers().min(links.len() / LEAST_BATCH));
+        assert!(batches_of(&[]).is_empty());
+    }
 }

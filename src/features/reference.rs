@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use chrono::{Days, NaiveDate, NaiveTime};
-use duckdb::{Connection, params_from_iter};
+use duckdb::Connection;
 use sha2::{Digest, Sha256};
 
+use super::catalog::quoted;
 use crate::clock::Timestamp;
 use crate::config::Problem;
 use crate::sensitive::hex;
@@ -27,8 +28,8 @@ struct Form {
     columns: &'static [&'static str],
     /// Columns that it may have, and that are not read: they follow from the others.
     ignored: &'static [&'static str],
-    /// The statement that takes a row, with `?` for each of `columns`.
-    insert: &'static str,
+    /// The table that its rows are put into, with those columns in that order.
+    given: &'static str,
     check: fn(&Rows) -> Result<(), String>,
 }
 
@@ -39,8 +40,7 @@ static FORMS: [Form; 3] = [
         table: "ref_inss",
         columns: &["valid_from", "valid_to", "method", "upper_amount", "rate", "act"],
         ignored: &["bracket", "lower_amount", "teto", "accumulated_amount"],
-        insert: "INSERT INTO inss_given SELECT CAST(? AS DATE), CAST(? AS DATE), ?, CAST(? AS DECIMAL(19, 4)), \
-                 CAST(? AS DECIMAL(5, 4)), ?",
+        given: "inss_given",
         check: check_inss,
     },
     Form {
@@ -49,7 +49,7 @@ static FORMS: [Form; 3] = [
         table: "ref_minimum_wage",
         columns: &["valid_from", "valid_to", "amount"],
         ignored: &["act"],
-        insert: "INSERT INTO ref_minimum_wage SELECT CAST(? AS DATE), CAST(? AS DATE), CAST(? AS DECIMAL(19, 4))",
+        given: "ref_minimum_wage",
         check: check_minimum_wage,
     },
     Form {
@@ -58,16 +58,15 @@ static FORMS: [Form; 3] = [
         table: "ref_consignado_margin",
         columns: &["valid_from", "valid_to", "regime", "loan_rate", "card_rate", "benefit_card_rate", "act"],
         ignored: &[],
-        insert: "INSERT INTO ref_consignado_margin SELECT CAST(? AS DATE), CAST(? AS DATE), ?, \
-                 CAST(? AS DECIMAL(5, 4)), CAST(? AS DECIMAL(5, 4)), CAST(? AS DECIMAL(5, 4)), ?",
+        given: "ref_consignado_margin",
         check: check_margins,
     },
 ];
 
-/// Tables that no law changes from year to year: name, columns, rows.
-static LISTS: [(&str, usize, &str); 2] = [
-    ("ref_cnae_sections", 5, include_str!("reference/cnae_sections.csv")),
-    ("ref_cbo_groups", 2, include_str!("reference/cbo_groups.csv")),
+/// Tables that no law changes from year to year: name, rows.
+static LISTS: [(&str, &str); 2] = [
+    ("ref_cnae_sections", include_str!("reference/cnae_sections.csv")),
+    ("ref_cbo_groups", include_str!("reference/cbo_groups.csv")),
 ];
 
 /// Warn this long before the last row of a table ends.
@@ -168,22 +167,24 @@ impl Reference {
              rate DECIMAL(5, 4), act VARCHAR)",
         )?;
         for (form, rows) in FORMS.iter().zip(&self.tables) {
-            let mut insert = connection.prepare(form.insert)?;
-            for row in &rows.rows {
-                insert.execute(params_from_iter(form.columns.iter().map(|&name| row.get(name))))?;
-            }
+            let rows = rows.rows.iter().map(|row| form.columns.iter().map(|&name| row.get(name).cloned()).collect());
+            connection.execute_batch(&inserting(form.given, rows))?;
         }
         connection.execute_batch(include_str!("sql/reference/ref_inss.sql"))?;
         connection.execute_batch("DROP TABLE inss_given")?;
-        for (table, width, text) in &LISTS {
-            let marks = vec!["?"; *width].join(", ");
-            let mut insert = connection.prepare(&format!("INSERT INTO {table} VALUES ({marks})"))?;
-            for cells in text.lines().skip(1).filter_map(cells) {
-                insert.execute(params_from_iter(cells))?;
-            }
-        }
-        Ok(())
+        LISTS.iter().try_for_each(|(table, text)| {
+            connection.execute_batch(&inserting(table, text.lines().skip(1).filter_map(cells)))
+        })
     }
+}
+
+/// The one statement that adds rows of texts to a table, which casts them: a statement for each row takes as long as
+/// computing hundreds of links.
+fn inserting(table: &str, rows: impl Iterator<Item = Vec<Option<String>>>) -> String {
+    let literal = |cell: Option<String>| cell.map_or_else(|| "NULL".to_owned(), |text| quoted(&text));
+    let row = |cells: Vec<Option<String>>| cells.into_iter().map(literal).collect::<Vec<_>>().join(", ");
+    let rows: Vec<String> = rows.map(|cells| format!("({})", row(cells))).collect();
+    format!("INSERT INTO {table} VALUES {}", rows.join(", "))
 }
 
 impl Form {
