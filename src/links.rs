@@ -69,15 +69,21 @@ pub fn note_webhook(
     at: Timestamp,
 ) -> Result<Option<String>, Error> {
     let seq = tx.change()?;
-    let paused = tx.one(
-        "INSERT INTO links (link_id, external_id, first_seen_at, last_webhook_at, lookup_due_at, changed_seq) \
-         VALUES ($1, $2, $3, $3, $3, $4) ON CONFLICT (link_id) DO UPDATE SET last_webhook_at = excluded.last_webhook_at, \
-         external_id = coalesce(links.external_id, excluded.external_id), changed_seq = excluded.changed_seq \
-         RETURNING paused_reason",
+    // Looked at first: RETURNING makes SQLite gather the rows in a table of its own, at twice the cost.
+    let known = tx.one("SELECT paused_reason FROM links WHERE link_id = $1", args![link_id], |row| row.opt_text(0))?;
+    let Some(paused) = known else {
+        tx.execute(
+            "INSERT INTO links (link_id, external_id, first_seen_at, last_webhook_at, lookup_due_at, changed_seq) \
+             VALUES ($1, $2, $3, $3, $3, $4)",
+            args![link_id, external_id, at, seq],
+        )?;
+        return Ok(None);
+    };
+    tx.execute(
+        "UPDATE links SET last_webhook_at = $3, external_id = coalesce(external_id, $2), changed_seq = $4 WHERE link_id = $1",
         args![link_id, external_id, at, seq],
-        |row| row.opt_text(0),
     )?;
-    Ok(paused.flatten())
+    Ok(paused)
 }
 
 /// Notes that Belvo has data of a link that is paused for `reason`, inside the caller's transaction, after

@@ -277,24 +277,22 @@ impl Single {
                  SET value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING CAST(value AS BIGINT)",
             )?
             .query_row([], |row| row.get(0))?;
+        let is_known = |sql: &str| tx.prepare_cached(sql)?.exists([&link]);
+        let are_known = is_known("SELECT paused_reason FROM links WHERE link_id = ?1")?
+            || is_known(
+                "SELECT due_at, priority, attempts, last_started_at FROM refreshes WHERE link_id = ?1 AND resource = 'employments'",
+            )?;
+        anyhow::ensure!(!are_known, "each event has a link of its own");
         tx.prepare_cached(
             "INSERT INTO links (link_id, external_id, first_seen_at, last_webhook_at, lookup_due_at, changed_seq) \
-             VALUES (?1, ?2, ?3, ?3, ?3, ?4) ON CONFLICT (link_id) DO UPDATE SET last_webhook_at = excluded.last_webhook_at, \
-             external_id = coalesce(links.external_id, excluded.external_id), changed_seq = excluded.changed_seq",
+             VALUES (?1, ?2, ?3, ?3, ?3, ?4)",
         )?
         .execute(params![link, external_id, at, seq])?;
-        let is_known = tx
-            .prepare_cached(
-                "SELECT due_at, priority, attempts, last_started_at FROM refreshes WHERE link_id = ?1 AND resource = 'employments'",
-            )?
-            .exists([&link])?;
-        anyhow::ensure!(!is_known, "each event has a link of its own");
         tx.prepare_cached(
-            "INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES (?1, 'employments', 1, ?2, 0)",
+            "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, webhook_count) \
+             VALUES (?1, 'employments', 1, ?2, 0, 2)",
         )?
         .execute(params![link, at])?;
-        tx.prepare_cached("UPDATE refreshes SET webhook_count = 2 WHERE link_id = ?1 AND resource = 'employments'")?
-            .execute([&link])?;
         Ok(tx.commit()?)
     }
 }
