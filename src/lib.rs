@@ -34,6 +34,7 @@ pub mod columns;
 pub mod crowd;
 pub mod guesses;
 pub mod json;
+pub mod lane;
 pub mod links;
 pub mod listener;
 pub mod problems;

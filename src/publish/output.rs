@@ -6,8 +6,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::Receiver;
 
 use arrow::array::RecordBatch;
 
@@ -16,6 +15,7 @@ use super::cells::{Cell, Split};
 use super::snapshots::{FileEntry, Staging, TableEntry};
 use super::tables::{Changed, Stager};
 use crate::columns::Columns;
+use crate::lane::Lane;
 use crate::replay::{Replay, Rows};
 use crate::schema::Table;
 use crate::sinks;
@@ -98,19 +98,13 @@ enum Order {
 }
 
 /// Writes the files of one table on a thread of its own: encoding takes about as long as flattening, and both then go on
-/// at the same time. The thread ends with this.
-struct Encoder {
-    /// None once there is nothing more to come.
-    orders: Option<SyncSender<Order>>,
-    /// None once it was waited for.
-    thread: Option<JoinHandle<Result<BTreeMap<Cell, u64>, sinks::Error>>>,
-}
+/// at the same time. Gives the rows of each file.
+struct Encoder(Lane<Order, Result<BTreeMap<Cell, u64>, sinks::Error>>);
 
 impl Encoder {
     fn start(table: &'static Table, folder: &Path, split: Split) -> Result<Self, Error> {
-        let (orders, coming) = sync_channel::<Order>(WAITING_BATCHES);
         let folder = folder.to_owned();
-        let encode = move || {
+        let encode = move |coming: Receiver<Order>| {
             let (mut open, mut rows) = (BTreeMap::<Cell, TableWriter>::new(), BTreeMap::new());
             let mut spare: Vec<Kit> = Vec::new();
             let mut close = |open: &mut BTreeMap<Cell, TableWriter>, spare: &mut Vec<Kit>| {
@@ -140,85 +134,39 @@ impl Encoder {
             close(&mut open, &mut spare)?;
             Ok(rows)
         };
-        let thread = std::thread::Builder::new().name("lake-encoder".into()).spawn(encode);
-        let thread = thread.map_err(|source| Error::at(Path::new("a thread"), source))?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
-    }
-
-    fn tell(&mut self, order: Order) -> Result<(), Error> {
-        match self.orders.as_ref().map(|orders| orders.send(order)) {
-            Some(Ok(())) => Ok(()),
-            // The thread has failed, and says why.
-            _ => self.end().map(drop),
-        }
-    }
-
-    /// Ends the files and gives the rows of each.
-    fn end(&mut self) -> Result<BTreeMap<Cell, u64>, Error> {
-        self.orders = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(rows)) => Ok(rows?),
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => Ok(BTreeMap::new()),
-        }
-    }
-}
-
-impl Drop for Encoder {
-    /// Nothing is written any more afterwards: the folder may be removed.
-    fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Ok(Self(Lane::start("lake-encoder", WAITING_BATCHES, encode).map_err(no_thread)?))
     }
 }
 
 /// Takes files over from the snapshot before, on a thread of its own: a lake has a thousand, and each waits for the disk's
-/// folders. The thread ends with this.
-pub(super) struct Linker {
-    /// None once there is nothing more to come.
-    files: Option<Sender<FileEntry>>,
-    /// None once it was waited for.
-    thread: Option<JoinHandle<Result<(), Error>>>,
-}
+/// folders.
+pub(super) struct Linker(Lane<FileEntry, Result<(), Error>>);
+
+/// Files that wait to be taken over.
+const WAITING_FILES: usize = 1_024;
 
 impl Linker {
     /// Takes files of the snapshot in the folder `earlier` over.
     pub(super) fn start(earlier: &Path, staging: &Staging) -> Result<Self, Error> {
-        let (files, coming) = channel::<FileEntry>();
         let (earlier, staging) = (earlier.to_owned(), staging.clone());
-        let link = move || coming.iter().try_for_each(|file| staging.take_over(&earlier, &file));
-        let thread = std::thread::Builder::new().name("lake-linker".into()).spawn(link);
-        let thread = thread.map_err(|source| Error::at(Path::new("a thread"), source))?;
-        Ok(Self { files: Some(files), thread: Some(thread) })
+        let link =
+            move |coming: Receiver<FileEntry>| coming.iter().try_for_each(|file| staging.take_over(&earlier, &file));
+        Ok(Self(Lane::start("lake-linker", WAITING_FILES, link).map_err(no_thread)?))
     }
 
     fn take_over(&self, file: FileEntry) {
-        // A thread that has failed says why when it is waited for.
-        if let Some(files) = &self.files {
-            let _ = files.send(file);
-        }
+        // When the thread has failed, it says so at the end.
+        self.0.take(file);
     }
 
     /// Waits until all files are taken over.
-    pub(super) fn finish(mut self) -> Result<(), Error> {
-        self.files = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(linked)) => linked,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => Ok(()),
-        }
+    pub(super) fn finish(self) -> Result<(), Error> {
+        self.0.finish()
     }
 }
 
-impl Drop for Linker {
-    fn drop(&mut self) {
-        self.files = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+fn no_thread(source: std::io::Error) -> Error {
+    Error::at(Path::new("a thread"), source)
 }
 
 impl<'s> Output<'s> {
@@ -274,11 +222,21 @@ impl<'s> Output<'s> {
             return Ok(());
         }
         let batch = columns.take(&self.table.batch).map_err(sinks::Error::from)?;
-        let encoder = match &mut self.encoder {
-            Some(encoder) => encoder,
-            none => none.insert(Encoder::start(self.table, &self.staging.folder, self.split)?),
-        };
-        encoder.tell(Order::Write(cell, batch))
+        if self.encoder.is_none() {
+            self.encoder = Some(Encoder::start(self.table, &self.staging.folder, self.split)?);
+        }
+        self.tell(Order::Write(cell, batch))
+    }
+
+    fn tell(&mut self, order: Order) -> Result<(), Error> {
+        // A thread that takes nothing has failed, and says why.
+        let is_taken = self.encoder.as_ref().is_some_and(|Encoder(lane)| lane.take(order));
+        if is_taken { Ok(()) } else { self.end_encoder().map(drop) }
+    }
+
+    /// Ends the files, and gives the rows of each.
+    fn end_encoder(&mut self) -> Result<BTreeMap<Cell, u64>, Error> {
+        self.encoder.take().map_or_else(|| Ok(BTreeMap::new()), |Encoder(lane)| Ok(lane.finish()?))
     }
 
     /// Writes what still waits of the part, a bucket each, and ends its files.
@@ -286,7 +244,7 @@ impl<'s> Output<'s> {
         for (bucket, columns) in (0..).zip(waiting) {
             self.write(bucket, columns)?;
         }
-        self.encoder.as_mut().map_or(Ok(()), |encoder| encoder.tell(Order::Close))
+        if self.encoder.is_some() { self.tell(Order::Close) } else { Ok(()) }
     }
 
     /// Writes the rows of whole cells, and goes on as [`Output::finish`] does.
@@ -309,7 +267,7 @@ impl<'s> Output<'s> {
         waiting: impl IntoIterator<Item = &'c mut Columns>,
     ) -> Result<TableEntry, Error> {
         self.end_part(waiting)?;
-        let written = self.encoder.as_mut().map(Encoder::end).transpose()?.unwrap_or_default();
+        let written = self.end_encoder()?;
         let previous: HashMap<&str, &FileEntry> =
             self.previous.iter().flat_map(|entry| &entry.files).map(|file| (file.path.as_str(), file)).collect();
         let mut files = Vec::new();

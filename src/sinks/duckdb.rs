@@ -10,14 +10,14 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::Receiver;
 
 use duckdb::{Config, Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::{Begun, Error, Sink, Staged, StagedFile, StagedTable, Target};
 use crate::features::catalog;
+use crate::lane::Lane;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
 
@@ -34,6 +34,9 @@ const VIEWS: [&str; 1] = [include_str!("views/as_of.sql")];
 /// The SQL of the macros that show tables as they were known at an instant.
 pub const AS_OF: &str = VIEWS[0];
 
+/// Tables that may wait for their rows to be replaced: more than there are.
+const WAITING_TABLES: usize = 64;
+
 /// The table that is partitioned by date.
 const FEATURES: &str = "credit_features";
 
@@ -47,7 +50,10 @@ impl Sink for Duckdb {
 
     fn begin(&self, target: Target) -> Result<Box<dyn Begun>, Error> {
         let target = Arc::new(target);
-        let replacer = target.previous.is_some().then(|| Replacer::start(Arc::clone(&target)));
+        let replacer = target.previous.is_some().then(|| {
+            let target = Arc::clone(&target);
+            Lane::start("lake-replacer", WAITING_TABLES, move |coming| replace_tables(&target, &coming))
+        });
         let unstarted = |source| Error::File { path: target.folder.join(FILE), source };
         let replacer = replacer.transpose().map_err(unstarted)?;
         Ok(Box::new(File { target, files: Vec::new(), replacer, written: None }))
@@ -59,8 +65,9 @@ struct File {
     target: Arc<Target>,
     /// The Parquet files so far.
     files: Vec<StagedFile>,
-    /// None when there is no file before, and once it was waited for.
-    replacer: Option<Replacer>,
+    /// Replaces rows in a copy of the file before, table by table, while others are written. None when there is no file
+    /// before, and once it was waited for.
+    replacer: Option<Lane<StagedTable, Result<Option<Connection>, Error>>>,
     /// What wrote the file, which is whole: it takes a while to go.
     written: Option<Connection>,
 }
@@ -68,7 +75,8 @@ struct File {
 impl Begun for File {
     fn take(&mut self, table: StagedTable) {
         self.files.extend_from_slice(&table.files);
-        if let Some(replacer) = &mut self.replacer {
+        if let Some(replacer) = &self.replacer {
+            // When the thread has ended, it says why at the end.
             replacer.take(table);
         }
     }
@@ -86,50 +94,6 @@ impl Begun for File {
         connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
         self.written = Some(connection);
         Ok(vec![FILE.into()])
-    }
-}
-
-/// Replaces rows in a copy of the file before, table by table, on a thread of its own: others are written meanwhile. The
-/// thread ends with this.
-struct Replacer {
-    /// None once there is nothing more to come.
-    tables: Option<Sender<StagedTable>>,
-    /// None once it was waited for.
-    thread: Option<JoinHandle<Result<Option<Connection>, Error>>>,
-}
-
-impl Replacer {
-    fn start(target: Arc<Target>) -> io::Result<Self> {
-        let (tables, coming) = channel();
-        let thread = std::thread::Builder::new().name("lake-replacer".into());
-        let thread = thread.spawn(move || replace_tables(&target, &coming))?;
-        Ok(Self { tables: Some(tables), thread: Some(thread) })
-    }
-
-    fn take(&mut self, table: StagedTable) {
-        // A thread that has ended says why when it is waited for.
-        if let Some(tables) = &self.tables {
-            let _ = tables.send(table);
-        }
-    }
-
-    /// The copy, with the transaction open in which its rows were replaced; `None` when it is of no use.
-    fn finish(mut self) -> Result<Option<Connection>, Error> {
-        self.tables = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(replaced)) => replaced,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => Ok(None),
-        }
-    }
-}
-
-impl Drop for Replacer {
-    fn drop(&mut self) {
-        self.tables = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
