@@ -18,6 +18,8 @@ FEATURES ?=
 # Unit tests need no speed: without it they are built in half a minute instead of several. What is shipped is what the
 # tests under tests/ call. Features that are off as it comes are tested here, so that they cost no further build.
 fast_build := --config profile.release.package.vinculo.opt-level=0
+# Tests that need the machine for themselves: they hold the daemon against the clock.
+alone := budget::
 deny_version := 0.20.2
 deb_version := 3.8.0
 
@@ -40,7 +42,8 @@ test: ## run every test, the browser's too, then the readers of the lake, dbt, t
 	@$(cargo_env) promtool=$$(scripts/promtool.sh); export VINCULO_PROMTOOL=$$promtool; \
 	  export VINCULO_READERS=$$(scripts/readers-python.sh) VINCULO_BROWSER=$$(scripts/browser-python.sh); \
 	  cargo test --release --locked --lib --features otlp $(fast_build) $(ARGS); \
-	  cargo test --release --locked --test '*' $(ARGS)
+	  cargo test --release --locked --test '*' $(or $(ARGS),-- --skip '$(alone)'); \
+	  if [ -z '$(ARGS)' ]; then cargo test --release --locked --test it -- --test-threads 1 '$(alone)'; fi
 	@$(MAKE) --no-print-directory readers
 	@$(MAKE) --no-print-directory analysts
 	@$(MAKE) --no-print-directory schemathesis

@@ -1,5 +1,4 @@
-//! Requests are scarce: many links go in one where Belvo answers that rightly, and one link in each where it does not; and
-//! the budget is used, not only kept.
+//! Requests are scarce: many links go in one where Belvo answers that rightly, and one link in each where it does not.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,10 @@ use crate::scripted::{EMPLOYMENTS, OWNERS};
 use crate::tables::{self, CLOCKS, Row, Tables};
 
 /// What only webhooks tell.
-const UNHEARD: [&str; 2] = ["last_webhook_at", "webhook_count"];
+pub(crate) const UNHEARD: [&str; 2] = ["last_webhook_at", "webhook_count"];
 
 /// A Belvo that has `people` links of which no webhook tells.
-async fn unheard(people: u32, limit: Option<Limit>, faults: &[&str], overrides: &[(&str, &str)]) -> Flow {
+pub(crate) async fn unheard(people: u32, limit: Option<Limit>, faults: &[&str], overrides: &[(&str, &str)]) -> Flow {
     let set = |settings: &mut simulate::Settings| {
         settings.limit = limit;
         settings.faults = faults.iter().map(|fault| Fault::parse(fault).unwrap()).collect();
@@ -31,7 +30,7 @@ async fn unheard(people: u32, limit: Option<Limit>, faults: &[&str], overrides: 
 }
 
 /// Learns of every link, and asks for everything about each.
-async fn sync(flow: &Flow) {
+pub(crate) async fn sync(flow: &Flow) {
     sync_but(0, flow).await;
 }
 
@@ -54,7 +53,7 @@ async fn sync_but(skipped: usize, flow: &Flow) {
 }
 
 /// Calls that listed records, per link and resource.
-fn requests_per_list(flow: &Flow) -> f64 {
+pub(crate) fn requests_per_list(flow: &Flow) -> f64 {
     let lists = flow.simulation.calls(EMPLOYMENTS, None) + flow.simulation.calls(OWNERS, None);
     lists as f64 / (2 * flow.simulation.link_ids().len()) as f64
 }
@@ -70,7 +69,7 @@ async fn two_thousand_links_cost_a_tenth_of_a_request_each() {
 }
 
 /// Every table has as many rows as there are. Cell by cell, smaller crowds are compared.
-fn assert_complete(flow: &Flow) {
+pub(crate) fn assert_complete(flow: &Flow) {
     let truth = flow.truth();
     let current = vinculo::publish::Lake::open(&flow.running.lake()).unwrap().current().unwrap();
     for table in ["links", "employments", "occupations", "salaries", "owners", "link_snapshots"] {
@@ -190,21 +189,6 @@ async fn a_link_whose_answer_is_bad_spoils_no_other() {
     }
 }
 
-const REQUESTS: usize = 40;
-const PER: Duration = Duration::from_secs(4);
-
-/// The part of the budget that was used while work waited, and the calls; fails when any window had more.
-fn use_of_the_budget(arrivals: &[Arrival]) -> (f64, usize) {
-    let mut at: Vec<Instant> = arrivals.iter().map(|arrival| arrival.at).collect();
-    at.sort_unstable();
-    for window in at.windows(REQUESTS + 1) {
-        let width = window[REQUESTS].duration_since(window[0]);
-        assert!(width >= PER, "{} calls in {width:?}", REQUESTS + 1);
-    }
-    let busy = at.last().unwrap().duration_since(at[0]).as_secs_f64();
-    (at.len() as f64 / (REQUESTS as f64 * busy / PER.as_secs_f64()), at.len())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn news_are_fetched_within_two_seconds_while_everything_else_waits() {
     let limit = Some(Limit { requests: 20, per: Duration::from_secs(2) });
@@ -239,55 +223,4 @@ async fn news_are_fetched_within_two_seconds_while_everything_else_waits() {
     println!("{waits:?}");
     assert!(waits[waits.len() * 95 / 100 - 1] <= Duration::from_secs(2), "{waits:?}");
     assert_eq!(flow.simulation.breaches(), 0);
-}
-
-/// One answer in fifty asks for patience.
-const ONE_IN_FIFTY: &str = "status,code=429,share=0.02,retry_after=1";
-
-/// Syncs `people` under the limit, and holds the calls against it as they arrived.
-async fn sync_under_the_limit(people: u32, faults: &[&str]) -> (Flow, f64) {
-    let limit = Some(Limit { requests: REQUESTS, per: PER });
-    let budget = [("belvo.budget.requests", "40"), ("belvo.budget.per", "4s"), ("belvo.reserve", "0.0")];
-    let flow = unheard(people, limit, faults, &budget).await;
-    sync(&flow).await;
-    assert_eq!(flow.simulation.breaches(), 0);
-    let (part, calls) = use_of_the_budget(&flow.simulation.arrivals());
-    let told = format!("{people} links, {faults:?}: {:.1} % of the budget in {calls} calls", part * 100.0);
-    println!("{told}");
-    (flow, part)
-}
-
-/// Syncs `people` under the limit until that uses the budget, three times at most: whatever else the machine does only ever
-/// takes away.
-async fn sync_that_uses_the_budget(people: u32, faults: &[&str]) -> Flow {
-    let mut parts = Vec::new();
-    while parts.len() < 3 {
-        let (flow, part) = sync_under_the_limit(people, faults).await;
-        if part >= 0.95 {
-            return flow;
-        }
-        parts.push(part);
-    }
-    panic!("{people} links, {faults:?}: of the budget only {parts:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_sync_uses_the_budget_and_never_exceeds_it() {
-    assert_complete(&sync_that_uses_the_budget(2_000, &[]).await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_sync_uses_the_budget_while_belvo_asks_for_patience() {
-    let flow = sync_that_uses_the_budget(2_000, &[ONE_IN_FIFTY]).await;
-    assert_complete(&flow);
-    let cost = requests_per_list(&flow);
-    assert!(cost <= 0.1, "{cost:.3} requests per link and resource");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn links_that_are_asked_for_one_by_one_are_whole_and_use_the_budget_too() {
-    for faults in [&["link_in"][..], &["link_in", ONE_IN_FIFTY]] {
-        let flow = sync_that_uses_the_budget(80, faults).await;
-        tables::assert_true(&flow.running.tables(), &flow.truth(), &UNHEARD);
-    }
 }

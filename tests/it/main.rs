@@ -7,6 +7,7 @@ mod answers;
 mod api;
 mod bad_input;
 mod binary;
+mod budget;
 mod coalesce;
 mod commands;
 mod dashboard;
