@@ -318,22 +318,19 @@ impl Stager<'_> {
             return Ok(vec![(from, to)]);
         }
         let mut spans: Vec<(String, String)> = Vec::new();
-        let mut goes_on = false;
+        let mut is_open = false;
         self.tx.each(
             "SELECT DISTINCT link_id FROM records WHERE link_id >= $1 AND link_id < $2 AND resource = $3 ORDER BY link_id",
             args![&from, &to, resource.name],
             |row| {
                 let link_id = row.str(0)?;
-                match (goes_on, is_needed(split.cell(link_id))) {
-                    (false, true) => spans.push((link_id.to_owned(), to.clone())),
-                    (true, false) => {
-                        if let Some((_, end)) = spans.last_mut() {
-                            link_id.clone_into(end);
-                        }
-                    }
+                let is_needed = is_needed(split.cell(link_id));
+                match spans.last_mut() {
+                    Some((_, end)) if is_open && !is_needed => link_id.clone_into(end),
+                    _ if !is_open && is_needed => spans.push((link_id.to_owned(), to.clone())),
                     _ => {}
                 }
-                goes_on = is_needed(split.cell(link_id));
+                is_open = is_needed;
                 Ok::<_, store::Error>(())
             },
         )?;
