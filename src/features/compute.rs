@@ -99,16 +99,17 @@ impl Computer {
     pub fn add(&self, run: &Run, wanted: Option<&[String]>, unwanted: &[String]) -> duckdb::Result<()> {
         self.fill("wanted", wanted.unwrap_or_default())?;
         self.fill("unwanted", unwanted)?;
-        // What has nothing to leave out is not asked for: it would be planned and prepared for each table of each batch.
-        let of_run = match (wanted, unwanted) {
-            (Some(_), []) => "link_id IN (SELECT link_id FROM wanted)",
-            (Some(_), _) => "link_id IN (SELECT link_id FROM wanted) AND link_id NOT IN (SELECT link_id FROM unwanted)",
-            (None, []) => "true",
-            (None, _) => "link_id NOT IN (SELECT link_id FROM unwanted)",
-        };
+        // What leaves nothing out is not asked for: it would be planned and prepared for each table of each batch.
+        let mut of_run = "true".to_owned();
+        if wanted.is_some() {
+            of_run += " AND link_id IN (SELECT link_id FROM wanted)";
+        }
+        if !unwanted.is_empty() {
+            of_run += " AND link_id NOT IN (SELECT link_id FROM unwanted)";
+        }
         let batches = match wanted {
             Some(wanted) => batches_of(wanted),
-            None => self.batches(of_run)?,
+            None => self.batches(&of_run)?,
         };
         let (sources, next) = (&self.sources, AtomicUsize::new(0));
         let insert = format!(
