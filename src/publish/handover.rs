@@ -42,27 +42,23 @@ impl<'s> Handover<'s> {
 
     /// Hands a staged table over.
     pub(super) fn take(&mut self, table: &TableEntry, few_changed: Option<FewChanged>) {
-        let before = self.previous.as_ref().and_then(|(manifest, _)| manifest.table(&table.name));
-        let before: HashSet<&FileEntry> = before.iter().flat_map(|before| &before.files).collect();
+        let previous =
+            self.previous.as_ref().and_then(|(manifest, folder)| Some((manifest.table(&table.name)?, folder)));
         let held: HashSet<&FileEntry> = table.files.iter().collect();
-        let folder = self.previous.as_ref().map(|(_, folder)| folder);
-        let gone = before.difference(&held).zip(folder.into_iter().cycle());
-        let gone: Vec<PathBuf> = gone.map(|(file, folder)| folder.join(&file.path)).collect();
+        let (before, gone) = match previous {
+            Some((before, folder)) => {
+                let gone = before.files.iter().filter(|file| !held.contains(file));
+                (before.files.iter().collect(), gone.map(|file| folder.join(&file.path)).collect())
+            }
+            None => (HashSet::new(), Vec::new()),
+        };
         let files = table.files.iter().map(|file| StagedFile {
-            table: table.name.clone(),
             path: (&file.path).into(),
             rows: file.rows.unwrap_or_default(),
             is_new: !before.contains(file),
         });
-        let files: Vec<StagedFile> = files.collect();
-        for sink in &mut self.sinks {
-            sink.take(StagedTable {
-                name: table.name.clone(),
-                files: files.clone(),
-                gone: gone.clone(),
-                few_changed: few_changed.clone(),
-            });
-        }
+        let staged = StagedTable { name: table.name.clone(), files: files.collect(), gone, few_changed };
+        self.sinks.iter_mut().for_each(|sink| sink.take(staged.clone()));
     }
 
     /// Lets the sinks finish, once every table was handed over.

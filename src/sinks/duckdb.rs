@@ -56,15 +56,15 @@ impl Sink for Duckdb {
         });
         let unstarted = |source| Error::File { path: target.folder.join(FILE), source };
         let replacer = replacer.transpose().map_err(unstarted)?;
-        Ok(Box::new(File { target, files: Vec::new(), replacer, written: None }))
+        Ok(Box::new(File { target, tables: Vec::new(), replacer, written: None }))
     }
 }
 
 /// The file, on its way.
 struct File {
     target: Arc<Target>,
-    /// The Parquet files so far.
-    files: Vec<StagedFile>,
+    /// The tables so far.
+    tables: Vec<StagedTable>,
     /// Replaces rows in a copy of the file before, table by table, while others are written. None when there is no file
     /// before, and once it was waited for.
     replacer: Option<Lane<StagedTable, Result<Option<Connection>, Error>>>,
@@ -74,22 +74,22 @@ struct File {
 
 impl Begun for File {
     fn take(&mut self, table: StagedTable) {
-        self.files.extend_from_slice(&table.files);
         if let Some(replacer) = &self.replacer {
             // When the thread has ended, it says why at the end.
-            replacer.take(table);
+            replacer.take(table.clone());
         }
+        self.tables.push(table);
     }
 
     fn stage(&mut self, staged: &Staged<'_>) -> Result<Vec<PathBuf>, Error> {
         // Whatever is wrong with the file before, a new one can be made.
         let replaced = self.replacer.take().and_then(|replacer| replacer.finish().ok().flatten());
-        let standing = replaced.filter(|replaced| is_worth_it(&self.files) && complete(replaced, staged).is_ok());
+        let standing = replaced.filter(|replaced| is_worth_it(&self.tables) && complete(replaced, staged).is_ok());
         let connection = if let Some(connection) = standing {
             connection
         } else {
             remove(&self.target)?;
-            make(&self.target, &self.files, staged)?
+            make(&self.target, &self.tables, staged)?
         };
         connection.execute_batch("USE memory; CHECKPOINT lake; DETACH lake;")?;
         self.written = Some(connection);
@@ -98,7 +98,7 @@ impl Begun for File {
 }
 
 /// A new file.
-fn make(target: &Target, files: &[StagedFile], staged: &Staged<'_>) -> Result<Connection, Error> {
+fn make(target: &Target, tables: &[StagedTable], staged: &Staged<'_>) -> Result<Connection, Error> {
     let connection = start()?;
     attach(&connection, target)?;
     // In transactions: each statement on its own would wait for the disk.
@@ -107,15 +107,17 @@ fn make(target: &Target, files: &[StagedFile], staged: &Staged<'_>) -> Result<Co
         create(&connection, table)?;
     }
     connection.execute_batch("COMMIT")?;
-    let files_of = |table| files.iter().filter(move |file: &&StagedFile| file.table == table);
-    for table in &staged.schema.tables {
-        load(&connection, &target.folder, files_of(table.name.as_str()), "")?;
-    }
+    // Features stand in a table that is created after those they are computed from.
+    let (features, tables): (Vec<_>, Vec<_>) = tables.iter().partition(|table| table.name == FEATURES);
+    let fill = |tables: &[&StagedTable]| {
+        tables.iter().try_for_each(|table| load(&connection, &target.folder, &table.name, &table.files, ""))
+    };
+    fill(&tables)?;
     connection.execute_batch("BEGIN TRANSACTION")?;
     catalog::fill_dictionary(&connection, &lines(staged.schema))?;
     VIEWS.iter().try_for_each(|sql| connection.execute_batch(sql))?;
     catalog::complete(&connection, staged.reference)?;
-    load(&connection, &target.folder, files_of(FEATURES), "")?;
+    fill(&features)?;
     tell_snapshot(&connection, staged)?;
     connection.execute_batch("COMMIT")?;
     Ok(connection)
@@ -148,9 +150,9 @@ fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
 }
 
 /// Whether most rows stand as they are.
-fn is_worth_it(files: &[StagedFile]) -> bool {
+fn is_worth_it(tables: &[StagedTable]) -> bool {
     let rows = |is_counted: fn(&StagedFile) -> bool| -> u64 {
-        files.iter().filter(|file| is_counted(file)).map(|file| file.rows).sum()
+        tables.iter().flat_map(|table| &table.files).filter(|file| is_counted(file)).map(|file| file.rows).sum()
     };
     rows(|file| file.is_new) * 2 < rows(|_| true)
 }
@@ -182,14 +184,14 @@ fn replace_rows(connection: &Connection, folder: &Path, staged: &StagedTable) ->
         changed.flush()?;
         let of_changed = "WHERE link_id IN (SELECT link_id FROM changed)";
         connection.execute_batch(&format!("DELETE FROM {table} {of_changed}"))?;
-        load(connection, folder, files.iter().filter(|file| few.files.contains(&file.path)), of_changed)?;
+        load(connection, folder, table, files.iter().filter(|file| few.files.contains(&file.path)), of_changed)?;
     } else if stands && table != FEATURES {
         // A file holds all rows of its links, but only those of its date in the table that has a file for each.
         delete(connection, table, gone)?;
-        load(connection, folder, files.iter().filter(|file| file.is_new), "")?;
+        load(connection, folder, table, files.iter().filter(|file| file.is_new), "")?;
     } else {
         connection.execute_batch(&format!("TRUNCATE {table}"))?;
-        load(connection, folder, files, "")?;
+        load(connection, folder, table, files, "")?;
     }
     let rows: u64 = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
     Ok(rows == files.iter().map(|file| file.rows).sum::<u64>())
@@ -299,16 +301,19 @@ fn create(connection: &Connection, table: &Table) -> Result<(), Error> {
     Ok(connection.execute_batch(&statements.join("; "))?)
 }
 
-/// Loads, of files of one table that are staged in `folder`, the rows that `condition` leaves.
+/// Loads, of files of `table` that are staged in `folder`, the rows that `condition` leaves.
 fn load<'f>(
     connection: &Connection,
     folder: &Path,
+    table: &str,
     files: impl IntoIterator<Item = &'f StagedFile>,
     condition: &str,
 ) -> Result<(), Error> {
-    let files: Vec<&StagedFile> = files.into_iter().filter(|file| file.rows > 0).collect();
-    let Some(StagedFile { table, .. }) = files.first() else { return Ok(()) };
-    let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
+    let files = files.into_iter().filter(|file| file.rows > 0);
+    let paths: Vec<PathBuf> = files.map(|file| folder.join(&file.path)).collect();
+    if paths.is_empty() {
+        return Ok(());
+    }
     // The key of a date's folder is not a column of its file; that of a bucket is not one of its table.
     let is_by_date = table == FEATURES;
     let sql = format!(

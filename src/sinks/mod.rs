@@ -78,6 +78,7 @@ pub struct Staged<'s> {
 }
 
 /// A table whose Parquet files are all written.
+#[derive(Clone)]
 pub struct StagedTable {
     /// Its name.
     pub name: String,
@@ -101,8 +102,6 @@ pub struct FewChanged {
 /// One Parquet file of a snapshot.
 #[derive(Debug, Clone)]
 pub struct StagedFile {
-    /// Its table.
-    pub table: String,
     /// Its place, relative to the snapshot.
     pub path: PathBuf,
     /// Its rows.
