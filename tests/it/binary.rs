@@ -213,6 +213,10 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Shown with the failed test only.
+            eprintln!("serve: {:?}\n{}", self.child.try_wait(), fs::read_to_string(&self.log).unwrap_or_default());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
