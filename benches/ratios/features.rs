@@ -8,9 +8,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use arrow::array::RecordBatch;
+use arrow::compute::cast;
 use duckdb::Connection;
 use tempfile::TempDir;
 use vinculo::clock::Timestamp;
@@ -18,6 +21,8 @@ use vinculo::features::catalog;
 use vinculo::features::compute::{Computer, SOURCES};
 use vinculo::features::reference::Reference;
 use vinculo::features::runs::{self, Mode, Run};
+use vinculo::schema::{self, Column};
+use vinculo::sinks::parquet::{Kit, TableWriter};
 
 use crate::measure::{aim, aim_below};
 
@@ -76,27 +81,39 @@ fn the_run() -> Run {
     Run { as_of, mode: Mode::Strict, known_at, lag_months: 1, ran_at: Timestamp::from_micros(0), change: 0 }
 }
 
-/// Writes each source `times` times under other keys, sorted as the lake's files are; gives the salary rows.
+/// Writes each source `times` times under other keys, as the lake's files are written; gives the salary rows.
 fn multiply(lake: &Path, to: &Path, times: u32) -> anyhow::Result<u64> {
     fs::create_dir_all(to)?;
     let connection = Connection::open_in_memory()?;
-    connection.execute_batch(&format!("SET temp_directory = '{}'", to.join("tmp").display()))?;
-    for table in SOURCES {
-        let keys = match table {
-            "links" | "link_snapshots" => "md5(link_id || n) AS link_id",
-            _ => "md5(link_id || n) AS link_id, md5(employment_key || n) AS employment_key",
-        };
-        let order = if keys.contains("employment_key") { "link_id, employment_key" } else { "link_id" };
-        connection.execute_batch(&format!(
-            "COPY (SELECT * EXCLUDE (n) REPLACE ({keys}) FROM read_parquet('{}/{table}/*/*.parquet', hive_partitioning = false), \
-             range({times}) AS r(n) ORDER BY {order}) TO '{}' (FORMAT parquet, COMPRESSION zstd)",
+    connection.execute_batch(&format!("SET temp_directory = '{}'; SET TimeZone = 'UTC'", to.join("tmp").display()))?;
+    let mut salaries = 0;
+    for name in SOURCES {
+        let table = schema::get().table(name);
+        let columns = table.columns.iter().map(|Column { name, .. }| match name.as_str() {
+            "link_id" | "employment_key" => format!("md5({name} || n) AS {name}"),
+            _ => name.clone(),
+        });
+        let mut rows = connection.prepare(&format!(
+            "SELECT {} FROM read_parquet('{}/{name}/*/*.parquet', hive_partitioning = false), range({times}) AS r(n) \
+             ORDER BY {}",
+            columns.collect::<Vec<_>>().join(", "),
             lake.display(),
-            file(to, table).display()
+            if table.is_key("employment_key") { "link_id, employment_key" } else { "link_id" },
         ))?;
+        let mut file = TableWriter::create(&file(to, name), Kit::new(table)?)?;
+        for batch in rows.stream_arrow([])? {
+            let batch = batch?;
+            let columns = batch.columns().iter().zip(table.batch.fields());
+            let columns = columns.map(|(column, field)| cast(column, field.data_type()));
+            let columns = columns.collect::<Result<_, _>>()?;
+            file.write(&RecordBatch::try_new(Arc::clone(&table.batch), columns)?)?;
+        }
+        let (rows, _) = file.finish()?;
+        if name == "salaries_history" {
+            salaries = rows;
+        }
     }
-    let sql = format!("SELECT count(*) FROM '{}'", file(to, "salaries_history").display());
-    let rows: i64 = connection.query_row(&sql, [], |row| row.get(0))?;
-    Ok(rows.cast_unsigned())
+    Ok(salaries)
 }
 
 fn file(folder: &Path, table: &str) -> PathBuf {
