@@ -28,8 +28,11 @@ const LEAST_BATCH: usize = 100;
 /// Batches that are computed at a time: one query does not keep several cores busy, but several queries do.
 const MOST_WORKERS: usize = 4;
 
-/// Memory that DuckDB may use; beyond it, it writes to the working folder.
+/// Memory that DuckDB may use; beyond it, it writes to [`TEMPORARY`].
 const MEMORY: &str = "512MiB";
+
+/// Where it does, in the working folder. Its own: the sink of `vinculo.duckdb` works in the same one.
+const TEMPORARY: &str = "features.tmp";
 
 /// The first link of a batch, and that of the one after.
 type Batch = (String, Option<String>);
@@ -234,7 +237,7 @@ fn open(folders: &[&Path], work: Option<&Path>, lake: Option<&Path>) -> duckdb::
         .with("preserve_insertion_order", "false")?;
     let connection = Connection::open_in_memory_with_flags(config)?;
     let folders: Vec<String> = folders.iter().map(|folder| quoted(&folder.to_string_lossy())).collect();
-    let temporary = work.map(|work| work.join("duckdb.tmp").to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = work.map(|work| work.join(TEMPORARY).to_string_lossy().into_owned()).unwrap_or_default();
     let attach = lake.map(|lake| format!("ATTACH {} AS lake (READ_ONLY);", quoted(&lake.to_string_lossy())));
     connection.execute_batch(&format!(
         "{} SET temp_directory = {}; SET allowed_directories = [{}]; SET enable_external_access = false; \

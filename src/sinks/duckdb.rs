@@ -37,6 +37,10 @@ pub const AS_OF: &str = VIEWS[0];
 /// Tables that may wait for their rows to be replaced: more than there are.
 const WAITING_TABLES: usize = 64;
 
+/// Where DuckDB writes what does not fit into memory, in the staged folder. Its own: DuckDB does not remove one in the end in
+/// which another one was at work.
+const TEMPORARY: &str = "lake.tmp";
+
 /// The table that is partitioned by date.
 const FEATURES: &str = "credit_features";
 
@@ -277,7 +281,7 @@ fn attach(connection: &Connection, target: &Target) -> Result<(), Error> {
         "SET temp_directory = {temporary}; SET allowed_directories = [{folders}]; SET enable_external_access = false; \
          SET checkpoint_threshold = '1KB'; ATTACH {file} AS lake (STORAGE_VERSION {version}); SET lock_configuration = true;",
         folders = list([target.folder.as_path()].into_iter().chain(before)),
-        temporary = quoted(&target.folder.join("duckdb.tmp").to_string_lossy()),
+        temporary = quoted(&target.folder.join(TEMPORARY).to_string_lossy()),
         file = quoted(&target.folder.join(FILE).to_string_lossy()),
         version = quoted(&target.duckdb_storage_version),
     ))?;
