@@ -10,7 +10,7 @@
 //! values, and reaches the driver through [`Tx`] alone.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write as _};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +25,7 @@ mod checkpoint;
 mod copy;
 mod keys;
 mod migrations;
+mod plain;
 mod scrub;
 mod sql;
 
@@ -89,7 +90,7 @@ pub enum Error {
         /// The folder or file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// More writes wait than the writer can take.
     #[error("the state is overloaded: {WAITING_WRITES} writes are waiting")]
@@ -374,13 +375,14 @@ pub fn holder(path: &Path) -> Option<String> {
 
 fn connect(path: &Path) -> Result<Connection, Error> {
     assert!(rusqlite::version_number() >= OLDEST_SOUND_SQLITE, "linked against an SQLite that can lose commits");
-    // Made here, and not by SQLite, so that its mode is right from the first byte.
-    File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| Error::Folder { path: path.to_owned(), source })?;
+    // Made here, and not by SQLite, so that its mode is right from the first byte. One that is there is not even opened:
+    // see `plain`.
+    match File::options().create_new(true).write(true).mode(0o600).open(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::Folder { path: path.to_owned(), source });
+        }
+        _ => {}
+    }
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);

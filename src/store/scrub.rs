@@ -4,8 +4,8 @@
 //! where `secure_delete` does not reach. *Takes* traces: bytes that must not be there any more. *Promises* that afterwards
 //! the log is empty, and that the file was written anew if a trace was still in it.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem::Finder;
 use rusqlite::Connection;
 
-use super::{Error, Store, connect};
+use super::{Error, Store, connect, plain};
 
 /// How long the readers of the moment have to end.
 const READERS_END_WITHIN: Duration = Duration::from_mins(2);
@@ -49,18 +49,18 @@ impl Traces {
         let finders: Vec<Finder<'_>> = self.0.iter().map(Finder::new).collect();
         let mut found = vec![false; finders.len()];
         let overlap = self.0.iter().map(Vec::len).max().unwrap_or_default();
-        let mut file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            file => file?,
-        };
-        let mut buffer = Vec::with_capacity(CHUNK + overlap);
+        let Some(file) = plain::open(path)? else { return Ok(0) };
+        let (mut offset, mut buffer) = (0, Vec::with_capacity(CHUNK + overlap));
         loop {
             let kept = buffer.len();
-            file.by_ref().take(CHUNK as u64).read_to_end(&mut buffer)?;
+            buffer.resize(kept + CHUNK, 0);
+            let read = file.read_at(&mut buffer[kept..], offset)?;
+            buffer.truncate(kept + read);
+            offset += read as u64;
             for (found, finder) in found.iter_mut().zip(&finders).filter(|(found, _)| !**found) {
                 *found = finder.find(&buffer).is_some();
             }
-            if buffer.len() == kept {
+            if read == 0 {
                 return Ok(found.into_iter().filter(|found| *found).count());
             }
             buffer.drain(..buffer.len().saturating_sub(overlap));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -243,6 +243,31 @@ fn command_in(site: &Path, arguments: &[&str]) -> Command {
     let mut command = vinculo();
     command.args(arguments).arg("--config").arg(site.join("vinculo.toml"));
     command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_else_opens_the_state_leaves_the_daemons_log_alone() {
+    let (scene, served) = Scene::set(&[]).await;
+    let state = scene.site.folder.path().join("var/state.db");
+    let log = || fs::metadata(state.with_file_name("state.db-wal")).map(|log| log.ino()).ok();
+    let open_and_close = |when: &str| {
+        let before = log();
+        assert!(before.is_some(), "{when}: the daemon has no log");
+        let connection = rusqlite::Connection::open(&state).unwrap();
+        let links: i64 = connection.query_row("SELECT count(*) FROM links", [], |row| row.get(0)).unwrap();
+        assert!(links + 1 >= PEOPLE.cast_signed(), "{links}");
+        // Whoever finds that nobody else has the state open moves the log into it, and removes the log.
+        drop(connection);
+        assert_eq!(log(), before, "{when}: the daemon's log was removed under it");
+    };
+    open_and_close("after the start");
+    let erased = scene.command(&["erase", "--link", &scene.link, "--reason", "ticket 7"]);
+    assert_eq!(erased.code, Some(0), "{}", erased.err);
+    open_and_close("after an erasure");
+    let made = scene.command(&["backup", scene.site.folder.path().join("made.backup").to_str().unwrap()]);
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    open_and_close("after a backup");
+    assert_eq!(served.terminate(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
