@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Error;
 use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
@@ -57,8 +58,8 @@ impl<'s> Handover<'s> {
             rows: file.rows.unwrap_or_default(),
             is_new: !before.contains(file),
         });
-        let staged = StagedTable { name: table.name.clone(), files: files.collect(), gone, few_changed };
-        self.sinks.iter_mut().for_each(|sink| sink.take(staged.clone()));
+        let staged = Arc::new(StagedTable { name: table.name.clone(), files: files.collect(), gone, few_changed });
+        self.sinks.iter_mut().for_each(|sink| sink.take(Arc::clone(&staged)));
     }
 
     /// Lets the sinks finish, once every table was handed over.

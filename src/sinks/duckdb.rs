@@ -64,23 +64,26 @@ impl Sink for Duckdb {
     }
 }
 
+/// Replaces rows in a copy of the file before, and gives it when it is of use.
+type Replacer = Lane<Arc<StagedTable>, Result<Option<Connection>, Error>>;
+
 /// The file, on its way.
 struct File {
     target: Arc<Target>,
     /// The tables so far.
-    tables: Vec<StagedTable>,
+    tables: Vec<Arc<StagedTable>>,
     /// Replaces rows in a copy of the file before, table by table, while others are written. None when there is no file
     /// before, and once it was waited for.
-    replacer: Option<Lane<StagedTable, Result<Option<Connection>, Error>>>,
+    replacer: Option<Replacer>,
     /// What wrote the file, which is whole: it takes a while to go.
     written: Option<Connection>,
 }
 
 impl Begun for File {
-    fn take(&mut self, table: StagedTable) {
+    fn take(&mut self, table: Arc<StagedTable>) {
         if let Some(replacer) = &self.replacer {
             // When the thread has ended, it says why at the end.
-            replacer.take(table.clone());
+            replacer.take(Arc::clone(&table));
         }
         self.tables.push(table);
     }
@@ -102,7 +105,7 @@ impl Begun for File {
 }
 
 /// A new file.
-fn make(target: &Target, tables: &[StagedTable], staged: &Staged<'_>) -> Result<Connection, Error> {
+fn make(target: &Target, tables: &[Arc<StagedTable>], staged: &Staged<'_>) -> Result<Connection, Error> {
     let connection = start()?;
     attach(&connection, target)?;
     // In transactions: each statement on its own would wait for the disk.
@@ -113,7 +116,7 @@ fn make(target: &Target, tables: &[StagedTable], staged: &Staged<'_>) -> Result<
     connection.execute_batch("COMMIT")?;
     // Features stand in a table that is created after those they are computed from.
     let (features, tables): (Vec<_>, Vec<_>) = tables.iter().partition(|table| table.name == FEATURES);
-    let fill = |tables: &[&StagedTable]| {
+    let fill = |tables: &[&Arc<StagedTable>]| {
         tables.iter().try_for_each(|table| load(&connection, &target.folder, &table.name, &table.files, ""))
     };
     fill(&tables)?;
@@ -154,7 +157,7 @@ fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
 }
 
 /// Whether most rows stand as they are.
-fn is_worth_it(tables: &[StagedTable]) -> bool {
+fn is_worth_it(tables: &[Arc<StagedTable>]) -> bool {
     let rows = |is_counted: fn(&StagedFile) -> bool| -> u64 {
         tables.iter().flat_map(|table| &table.files).filter(|file| is_counted(file)).map(|file| file.rows).sum()
     };
@@ -163,7 +166,7 @@ fn is_worth_it(tables: &[StagedTable]) -> bool {
 
 /// The file before, copied, with the rows that changed replaced in the tables that come, in a transaction that is open;
 /// `None` when it is of no use.
-fn replace_tables(target: &Target, coming: &Receiver<StagedTable>) -> Result<Option<Connection>, Error> {
+fn replace_tables(target: &Target, coming: &Receiver<Arc<StagedTable>>) -> Result<Option<Connection>, Error> {
     let Some(connection) = take_over(target)? else { return Ok(None) };
     connection.execute_batch("BEGIN TRANSACTION; USE lake; CREATE TEMP TABLE changed (link_id VARCHAR)")?;
     for table in coming {

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::features::reference::Reference;
@@ -34,7 +35,7 @@ pub trait Sink: Sync {
 /// A sink at work on one snapshot. Once it is dropped, it writes no more.
 pub trait Begun: Send {
     /// Goes on with a table whose Parquet files are all written, while those of others are.
-    fn take(&mut self, table: StagedTable);
+    fn take(&mut self, table: Arc<StagedTable>);
 
     /// Writes its files into the staged folder, and names them, relative to it. Every table was taken before.
     ///
@@ -78,7 +79,6 @@ pub struct Staged<'s> {
 }
 
 /// A table whose Parquet files are all written.
-#[derive(Clone)]
 pub struct StagedTable {
     /// Its name.
     pub name: String,
@@ -91,7 +91,6 @@ pub struct StagedTable {
 }
 
 /// The only links that may have other rows of a table than in the snapshot before.
-#[derive(Clone)]
 pub struct FewChanged {
     /// Their ids.
     pub links: Vec<String>,
@@ -100,7 +99,7 @@ pub struct FewChanged {
 }
 
 /// One Parquet file of a snapshot.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct StagedFile {
     /// Its place, relative to the snapshot.
     pub path: PathBuf,
