@@ -24,6 +24,7 @@ use crate::sinks::{self, Staged};
 use crate::store::{self, Readers, Tx, args};
 
 mod cells;
+mod delta;
 mod handover;
 mod output;
 mod partitions;
@@ -35,6 +36,7 @@ pub mod verify;
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 use cells::Split;
+use delta::Delta;
 use handover::Handover;
 use output::Linker;
 use snapshots::{Sealed, Staging};
@@ -263,15 +265,19 @@ impl Publisher {
                 publishes_pii: self.publishes_pii,
             };
             let changed = stager.changed_links()?;
-            let mut handover = Handover::begin(&self.settings, staging, earlier, stager.leaves_most(&changed))?;
-            let tables = stager.stage(&changed, &mut handover)?;
             let partitions = partitions::Partitions::read(tx, usable)?;
-            Ok::<_, Error>(Some((built_from, handover, tables, partitions, stager.split.parts)))
+            let delta = partitions.recomputed(earlier.as_ref()).map(|links| Delta::of(links, staging));
+            let mut handover = Handover::begin(&self.settings, staging, earlier, stager.leaves_most(&changed))?;
+            let (tables, delta) = stager.stage(&changed, delta, &mut handover)?;
+            Ok::<_, Error>(Some((built_from, handover, tables, delta, partitions, stager.split.parts)))
         })?;
-        let Some((built_from, mut handover, mut tables, partitions, link_parts)) = staged else { return Ok(None) };
+        let Some((built_from, mut handover, mut tables, delta, partitions, link_parts)) = staged else {
+            return Ok(None);
+        };
         let reference = &self.settings.reference;
         let earlier = previous.map(|previous| (previous, self.lake.folder(previous.snapshot)));
-        let features = partitions.stage(staging, &tables, earlier, reference)?;
+        let features = partitions.stage(staging, &tables, delta.as_ref(), earlier, reference)?;
+        delta.map_or(Ok(()), delta::Files::remove)?;
         handover.take(&features, None);
         tables.push(features);
         let staged = Staged {

@@ -42,25 +42,33 @@ pub struct Computer {
     connection: Connection,
     /// Where the rows of each source are, as SQL.
     sources: [String; 5],
+    /// Where those of the links are that [`Computer::add`] is told, among others perhaps.
+    of_wanted: [String; 5],
+    /// What is kept of earlier files, as SQL.
+    kept: Vec<String>,
 }
 
 impl Computer {
-    /// A computer over Parquet files, which lie in `folders`; `files` names those of a table. Temporary files go into `work`.
+    /// A computer over Parquet files, which lie in `folders`; `files` names those of a table, and `of_wanted` a smaller one, if
+    /// there is one, that has all rows of the links that [`Computer::add`] will be told. Temporary files go into `work`.
     ///
     /// # Errors
     /// DuckDB's.
     pub fn over_parquet(
         files: impl Fn(&str) -> Vec<PathBuf>,
+        of_wanted: impl Fn(&str) -> Option<PathBuf>,
         work: &Path,
         folders: &[&Path],
         reference: &Reference,
     ) -> duckdb::Result<Self> {
         let connection = open(&[&[work], folders].concat(), Some(work), None)?;
-        let sources = SOURCES.map(|table| {
-            let files: Vec<String> = files(table).iter().map(|file| quoted(&file.to_string_lossy())).collect();
+        let read = |files: &[PathBuf]| {
+            let files: Vec<String> = files.iter().map(|file| quoted(&file.to_string_lossy())).collect();
             format!("read_parquet([{}], hive_partitioning = false)", files.join(", "))
-        });
-        Self::prepared(connection, sources, reference)
+        };
+        let sources = SOURCES.map(|table| read(&files(table)));
+        let of_wanted = SOURCES.map(|table| of_wanted(table).map_or_else(|| read(&files(table)), |file| read(&[file])));
+        Self::prepared(connection, sources, of_wanted, reference)
     }
 
     /// A computer over the `vinculo.duckdb` at `file`.
@@ -69,17 +77,23 @@ impl Computer {
     /// DuckDB's.
     pub fn over_duckdb(file: &Path, reference: &Reference) -> duckdb::Result<Self> {
         let connection = open(&[], None, Some(file))?;
-        Self::prepared(connection, SOURCES.map(|table| format!("lake.{table}")), reference)
+        let sources = SOURCES.map(|table| format!("lake.{table}"));
+        Self::prepared(connection, sources.clone(), sources, reference)
     }
 
-    fn prepared(connection: Connection, sources: [String; 5], reference: &Reference) -> duckdb::Result<Self> {
+    fn prepared(
+        connection: Connection,
+        sources: [String; 5],
+        of_wanted: [String; 5],
+        reference: &Reference,
+    ) -> duckdb::Result<Self> {
         let columns = &dictionary::relation("credit_features").columns;
         let columns: Vec<String> = columns.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
         connection.execute_batch(&format!(
             "CREATE TABLE wanted (link_id VARCHAR); CREATE TABLE unwanted (link_id VARCHAR); CREATE TABLE result ({})",
             columns.join(", ")
         ))?;
-        let computer = Self { connection, sources };
+        let computer = Self { connection, sources, of_wanted, kept: Vec::new() };
         computer.look_at("true")?;
         catalog::create_macros(&computer.connection, reference)?;
         Ok(computer)
@@ -100,8 +114,8 @@ impl Computer {
     /// # Errors
     /// DuckDB's.
     pub fn add(&self, run: &Run, wanted: Option<&[String]>, unwanted: &[String]) -> duckdb::Result<()> {
-        self.fill("wanted", wanted.unwrap_or_default())?;
-        self.fill("unwanted", unwanted)?;
+        fill(&self.connection, "wanted", wanted.unwrap_or_default())?;
+        fill(&self.connection, "unwanted", unwanted)?;
         // What leaves nothing out is not asked for: it would be planned and prepared for each table of each batch.
         let mut of_run = "true".to_owned();
         if wanted.is_some() {
@@ -114,7 +128,8 @@ impl Computer {
             Some(wanted) => batches_of(wanted),
             None => self.batches(&of_run)?,
         };
-        let (sources, next) = (&self.sources, AtomicUsize::new(0));
+        let sources = if wanted.is_some() { &self.of_wanted } else { &self.sources };
+        let next = AtomicUsize::new(0);
         let insert = format!(
             "INSERT INTO result SELECT * FROM credit_features(DATE '{}', make_timestamptz({}::BIGINT), {})",
             run.as_of,
@@ -139,43 +154,51 @@ impl Computer {
         })
     }
 
-    /// Adds the rows of an earlier file of the date, for links that still are there and not among `changed`.
+    /// Keeps the rows of an earlier file of the date, for links that still are there and not among `changed`. They are read
+    /// when they are written: most rows of a file only pass from the one before into the next.
     ///
     /// # Errors
     /// DuckDB's.
-    pub fn keep(&self, file: &Path, run: &Run, changed: &[String]) -> duckdb::Result<()> {
-        self.fill("wanted", changed)?;
-        let Self { connection, sources: [links, ..] } = self;
-        connection.execute_batch(&format!(
-            "INSERT INTO result SELECT link_id, DATE '{}', * EXCLUDE (link_id) \
+    pub fn keep(&mut self, file: &Path, run: &Run, changed: &[String]) -> duckdb::Result<()> {
+        let Self { connection, sources: [links, ..], kept, .. } = self;
+        let changed_in_it = format!("changed_{}", kept.len());
+        connection.execute_batch(&format!("CREATE OR REPLACE TABLE {changed_in_it} (link_id VARCHAR)"))?;
+        fill(connection, &changed_in_it, changed)?;
+        kept.push(format!(
+            "SELECT link_id, DATE '{}' AS as_of_date, * EXCLUDE (link_id) \
              FROM read_parquet({}, hive_partitioning = false) WHERE pit_mode = '{}' \
-             AND link_id NOT IN (SELECT link_id FROM wanted) AND link_id IN (SELECT link_id FROM {links})",
+             AND link_id NOT IN (SELECT link_id FROM {changed_in_it}) AND link_id IN (SELECT link_id FROM {links})",
             run.as_of,
             quoted(&file.to_string_lossy()),
             run.mode,
-        ))
+        ));
+        Ok(())
     }
 
-    /// Writes what was added into a Parquet file, forgets it, and gives the number of rows.
+    /// Writes what was added and kept into a Parquet file, forgets it, and gives the number of rows.
     ///
     /// # Errors
     /// DuckDB's.
-    pub fn write(&self, file: &Path) -> duckdb::Result<u64> {
-        self.connection.execute_batch(&format!(
-            "COPY (SELECT * EXCLUDE (as_of_date) FROM result ORDER BY link_id, pit_mode DESC) TO {} \
-             (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{'vinculo.table': 'credit_features', \
-             'vinculo.schema_version': '{}'}})",
-            quoted(&file.to_string_lossy()),
-            dictionary::version(),
-        ))?;
-        let rows: i64 = self.connection.query_row("SELECT count(*) FROM result", [], |row| row.get(0))?;
+    pub fn write(&mut self, file: &Path) -> duckdb::Result<u64> {
+        let rows = std::iter::once("SELECT * FROM result".to_owned()).chain(std::mem::take(&mut self.kept));
+        let rows = self.connection.execute(
+            &format!(
+                "COPY (SELECT * EXCLUDE (as_of_date) FROM ({}) ORDER BY link_id, pit_mode DESC) TO {} \
+                 (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{'vinculo.table': 'credit_features', \
+                 'vinculo.schema_version': '{}'}})",
+                rows.collect::<Vec<_>>().join(" UNION ALL "),
+                quoted(&file.to_string_lossy()),
+                dictionary::version(),
+            ),
+            [],
+        )?;
         self.connection.execute_batch("DELETE FROM result")?;
-        Ok(rows.cast_unsigned())
+        Ok(rows as u64)
     }
 
     /// First link of each batch of those for which `condition` holds, and of the one after.
     fn batches(&self, condition: &str) -> duckdb::Result<Vec<Batch>> {
-        let Self { connection, sources: [links, ..] } = self;
+        let Self { connection, sources: [links, ..], .. } = self;
         let count = format!("SELECT count(*) FROM {links} WHERE {condition}");
         let count: i64 = connection.query_row(&count, [], |row| row.get(0))?;
         let mut statement = connection.prepare(&format!(
@@ -186,13 +209,13 @@ impl Computer {
         let firsts = statement.query_map([], |row| row.get(0))?.collect::<duckdb::Result<Vec<String>>>()?;
         Ok(with_nexts(&firsts))
     }
+}
 
-    fn fill(&self, table: &str, link_ids: &[String]) -> duckdb::Result<()> {
-        self.connection.execute_batch(&format!("DELETE FROM {table}"))?;
-        let mut appender = self.connection.appender(table)?;
-        link_ids.iter().try_for_each(|link_id| appender.append_row(params![link_id]))?;
-        appender.flush()
-    }
+fn fill(connection: &Connection, table: &str, link_ids: &[String]) -> duckdb::Result<()> {
+    connection.execute_batch(&format!("DELETE FROM {table}"))?;
+    let mut appender = connection.appender(table)?;
+    link_ids.iter().try_for_each(|link_id| appender.append_row(params![link_id]))?;
+    appender.flush()
 }
 
 /// First link of each batch of these.

@@ -4,13 +4,15 @@
 //! whose instant had passed when it was last written is taken over as it is, that only links that changed are computed
 //! again in the others, and that no partition has rows of a link whose jobs are not kept any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use chrono::NaiveDate;
 
 use super::Error;
+use super::delta;
 use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
+use super::tables::MOST_FEW;
 use crate::clock::Timestamp;
 use crate::features::compute::Computer;
 use crate::features::dictionary;
@@ -78,11 +80,28 @@ impl Partitions {
         })
     }
 
-    /// Writes or takes over the file of each date. `tables` are staged already; `previous` is the last snapshot.
+    /// The links whose rows are computed anew in files of the `previous` snapshot; `None` when these are not few, or there
+    /// are no such files.
+    pub(super) fn recomputed(&self, previous: Option<&(&Manifest, PathBuf)>) -> Option<BTreeSet<String>> {
+        let changed = self.changed.as_ref().filter(|changed| (1..=MOST_FEW).contains(&changed.len()))?;
+        let (manifest, folder) = previous?;
+        let is_recomputed = |(date, wanted): (&NaiveDate, &Vec<Wanted>)| {
+            let path = path_of(*date);
+            let earlier = Earlier::find(manifest, folder, &path);
+            earlier.is_some_and(|earlier| {
+                wanted.iter().any(|wanted| earlier.has(&wanted.run) && !earlier.is_final(&wanted.run))
+            })
+        };
+        self.dates.iter().any(is_recomputed).then(|| changed.iter().cloned().collect())
+    }
+
+    /// Writes or takes over the file of each date. `tables` are staged already, and `delta` holds the rows of the links that
+    /// are [`recomputed`](Self::recomputed), if these are few; `previous` is the last snapshot.
     pub(super) fn stage(
         &self,
         staging: &Staging,
         tables: &[TableEntry],
+        delta: Option<&delta::Files>,
         previous: Option<(&Manifest, PathBuf)>,
         reference: &Reference,
     ) -> Result<TableEntry, Error> {
@@ -105,9 +124,9 @@ impl Partitions {
                 files.push(earlier.file.clone());
                 continue;
             }
-            let computer = match &computer {
+            let computer = match &mut computer {
                 Some(computer) => computer,
-                None => computer.insert(Self::computer(staging, tables, previous.as_ref(), reference)?),
+                None => computer.insert(Self::computer(staging, tables, delta, previous.as_ref(), reference)?),
             };
             for wanted in wanted {
                 self.add(computer, wanted, earlier.as_ref()).map_err(sinks::Error::from)?;
@@ -130,18 +149,21 @@ impl Partitions {
     fn computer(
         staging: &Staging,
         tables: &[TableEntry],
+        delta: Option<&delta::Files>,
         previous: Option<&(&Manifest, PathBuf)>,
         reference: &Reference,
     ) -> Result<Computer, Error> {
-        let files = |table: &str| {
+        let all = |table: &str| {
             let entry = tables.iter().find(|entry| entry.name == table);
             entry.into_iter().flat_map(|entry| &entry.files).map(|file| staging.folder.join(&file.path)).collect()
         };
+        let of_wanted = |table: &str| delta?.of(table);
         let earlier: Vec<&Path> = previous.iter().map(|(_, folder)| folder.as_path()).collect();
-        Ok(Computer::over_parquet(files, &staging.folder, &earlier, reference).map_err(sinks::Error::from)?)
+        let computer = Computer::over_parquet(all, of_wanted, &staging.folder, &earlier, reference);
+        Ok(computer.map_err(sinks::Error::from)?)
     }
 
-    fn add(&self, computer: &Computer, wanted: &Wanted, earlier: Option<&Earlier<'_>>) -> duckdb::Result<()> {
+    fn add(&self, computer: &mut Computer, wanted: &Wanted, earlier: Option<&Earlier<'_>>) -> duckdb::Result<()> {
         let Wanted { run, later } = wanted;
         match (earlier.filter(|earlier| earlier.has(run)), &self.changed) {
             (Some(earlier), Some(changed)) => {

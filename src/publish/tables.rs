@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use super::Error;
 use super::cells::{Cell, Split};
+use super::delta::{self, Delta};
 use super::handover::Handover;
 use super::output::{Linker, Output, Waiting};
 use super::snapshots::{Manifest, Staging, TableEntry};
 use crate::clock::Timestamp;
 use crate::columns::Columns;
+use crate::features::compute::SOURCES;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
 use crate::records::{List, NO_ID, unpack};
 use crate::replay::{Replay, Version};
@@ -26,7 +28,7 @@ use crate::store::{self, Row, Tx, VersionPlace, args};
 const REJECTED: &str = "rejected_records";
 
 /// How many links are few: their ids fit into memory, and rows can be replaced link by link.
-const MOST_FEW: usize = 10_000;
+pub(super) const MOST_FEW: usize = 10_000;
 
 /// Links of a lake of which single ones are read, at most: the ids of a quarter of them fit into memory.
 const MOST_SPANNED: u64 = 100_000;
@@ -103,6 +105,8 @@ struct Gathered {
     persons: HashMap<String, String>,
     /// By table, when few links may have other rows than in the previous snapshot.
     few_changed: HashMap<String, FewChanged>,
+    /// Rows of the links whose features are computed anew, when these are few.
+    delta: Option<Delta>,
 }
 
 impl Gathered {
@@ -134,19 +138,26 @@ impl Gathered {
 }
 
 impl Stager<'_> {
-    /// Writes or takes over each table's files, and hands the tables over, but for those under `pii/`.
+    /// Writes or takes over each table's files, and hands the tables over, but for those under `pii/`. Gives also the files
+    /// of `delta`, if there is one.
     pub(super) fn stage(
         &mut self,
         changed: &ChangedLinks,
+        delta: Option<Delta>,
         handover: &mut Handover<'_>,
-    ) -> Result<Vec<TableEntry>, Error> {
-        let entries = self.stage_tables(changed, handover)?;
+    ) -> Result<(Vec<TableEntry>, Option<delta::Files>), Error> {
+        let mut gathered = Gathered { delta, ..Gathered::default() };
+        let entries = self.stage_tables(changed, &mut gathered, handover)?;
         self.linker.take().map_or(Ok(()), Linker::finish)?;
-        Ok(entries)
+        Ok((entries, gathered.delta.map(Delta::finish).transpose()?))
     }
 
-    fn stage_tables(&self, changed: &ChangedLinks, handover: &mut Handover<'_>) -> Result<Vec<TableEntry>, Error> {
-        let mut gathered = Gathered::default();
+    fn stage_tables(
+        &self,
+        changed: &ChangedLinks,
+        gathered: &mut Gathered,
+        handover: &mut Handover<'_>,
+    ) -> Result<Vec<TableEntry>, Error> {
         let mut entries = Vec::new();
         let mut hand_over = |gathered: &mut Gathered, staged: Vec<TableEntry>| {
             for table in &staged {
@@ -155,8 +166,8 @@ impl Stager<'_> {
             entries.extend(staged);
         };
         for records in &self.schema.records {
-            let staged = self.stage_records(records, changed, &mut gathered)?;
-            hand_over(&mut gathered, staged);
+            let staged = self.stage_records(records, changed, gathered)?;
+            hand_over(gathered, staged);
         }
         // Not those of `links`: its rows show when webhooks came, which alone is no reason to write any.
         let [snapshots, rejected] = ["link_snapshots", REJECTED].map(|name| self.schema.table(name));
@@ -165,11 +176,11 @@ impl Stager<'_> {
         let links = self.begin_links(&changed.links, &gathered.persons)?;
         // The rows of `links` are encoded meanwhile.
         let snapshots = self.begin_link_snapshots(&changed.lists)?;
-        hand_over(&mut gathered, vec![links.finish([])?]);
-        hand_over(&mut gathered, vec![snapshots.finish([])?]);
+        hand_over(gathered, vec![links.finish([])?]);
+        hand_over(gathered, vec![snapshots.finish([])?]);
         let rejected = Output::new(self, rejected, &changed.records);
         let rejected = rejected.finish_with(std::mem::take(&mut gathered.rejected))?;
-        hand_over(&mut gathered, vec![rejected]);
+        hand_over(gathered, vec![rejected]);
         if self.publishes_pii {
             entries.extend(self.stage_pii()?);
         }
@@ -245,11 +256,18 @@ impl Stager<'_> {
         let persons_before = persons_before.unwrap_or_default().into_iter();
         gathered.persons.extend(persons_before.filter(|(link_id, _)| !has_news(self.split.cell(link_id))));
         let is_needed = |cell: Cell| are_persons_unread || has_news(cell);
+        let histories: Vec<&'static Table> = tables(&records.history).collect();
+        self.begin_delta(&histories, gathered)?;
         self.each_record(resource, is_needed, |record| {
             let lists = self.lists(resource, record)?;
             let rows = waiting.rows_of(&record.link_id)?;
             let first = rows.current[0].len();
+            let firsts: Vec<usize> = rows.history.iter().map(Columns::len).collect();
             let appended = replay.append(&record.versions, &record.facts(), &lists, rows);
+            if let Some(delta) = gathered.delta.as_mut().filter(|delta| delta.has(&record.link_id)) {
+                let rows = histories.iter().zip(&rows.history).zip(firsts);
+                rows.into_iter().try_for_each(|((table, rows), first)| delta.take(table, rows, first))?;
+            }
             if names_persons {
                 gathered.note_person(self.schema.table("owners"), record, &rows.current[0], first);
             }
@@ -258,7 +276,46 @@ impl Stager<'_> {
             }
             waiting.flush(&record.link_id)
         })?;
+        self.complete_delta(records, &mut replay, is_needed, gathered)?;
         waiting.finish()
+    }
+
+    /// Begins the files of those of `histories` that features are computed from.
+    fn begin_delta(&self, histories: &[&'static Table], gathered: &mut Gathered) -> Result<(), Error> {
+        let Some(delta) = &mut gathered.delta else { return Ok(()) };
+        let mut wanted = histories.iter().filter(|table| SOURCES.contains(&table.name.as_str()));
+        wanted.try_for_each(|table| delta.begin(table))
+    }
+
+    /// Adds the rows of the links that did not pass by, because no file that holds them is written: they were asked for, and
+    /// nothing was new.
+    fn complete_delta(
+        &self,
+        records: &'static RecordSchema,
+        replay: &mut Replay<'_>,
+        has_passed: impl Fn(Cell) -> bool,
+        gathered: &mut Gathered,
+    ) -> Result<(), Error> {
+        let Some(delta) = &mut gathered.delta else { return Ok(()) };
+        let resource = records.resource;
+        let missing = delta.links().filter(|link_id| !has_passed(self.split.cell(link_id)));
+        let missing: Vec<String> = missing.map(str::to_owned).collect();
+        let mut rows = replay.rows();
+        for link_id in missing {
+            // No other link stands between these two.
+            let after = format!("{link_id} ");
+            self.each_record_between(resource, &link_id, &after, &|_| true, &mut |record| {
+                // What cannot be flattened is listed already.
+                let _ = replay.append(&record.versions, &record.facts(), &self.lists(resource, record)?, &mut rows);
+                for (&table, rows) in records.history.iter().zip(&mut rows.history) {
+                    delta.take(&self.schema.tables[table], rows, 0)?;
+                    rows.truncate(0);
+                }
+                rows.current.iter_mut().for_each(|rows| rows.truncate(0));
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Who owns each link, as the previous snapshot says; `None` when it cannot be read.
