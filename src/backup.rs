@@ -22,6 +22,7 @@ use crate::publish::{BuiltFrom, checksum};
 use crate::sensitive::{Pepper, hex};
 use crate::store::{self, Readers, Store, Traces, Tx, args};
 use crate::tombstones::{self, Kind, Tombstones};
+use crate::webhook;
 
 /// The list of backups that were made, in the folder of the state.
 const LIST: &str = "backups.jsonl";
@@ -318,6 +319,8 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
         }
     }
     let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
+    // Whom a webhook names is looked for in its row.
+    store.follow_up_by(webhook::follow_up).await?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
     let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
     let erased = match erased.map_err(Error::from).and_then(|erased| erased) {

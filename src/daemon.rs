@@ -38,9 +38,9 @@ use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
 use crate::vitals::Vitals;
-use crate::webhook::{Inbox, Senders};
+use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
-use crate::{backup, chronicle, delete, recollect, verify, webhook, worker};
+use crate::{backup, chronicle, delete, recollect, verify, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -108,6 +108,7 @@ impl Daemon {
     /// When the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
         let store = Store::configured(&config.state)?;
+        store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
         let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?;

@@ -308,13 +308,14 @@ pub struct Backlog {
     pub blocked: u64,
 }
 
-/// Counts what waits.
+/// Counts what waits. A webhook that is received and not followed up counts as what it will want.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn backlog(tx: &Tx<'_>) -> Result<Backlog, Error> {
     let counted = tx.one(
-        "SELECT count(CASE WHEN due_at IS NOT NULL OR lease IS NOT NULL THEN 1 END), \
+        "SELECT count(CASE WHEN due_at IS NOT NULL OR lease IS NOT NULL THEN 1 END) \
+         + (SELECT count(*) FROM webhooks WHERE outcome = 'received'), \
          count(CASE WHEN due_at IS NOT NULL AND attempts > 0 THEN 1 END), count(blocked_reason) FROM refreshes",
         args![],
         |row| Ok([row.int(0)?, row.int(1)?, row.int(2)?].map(|count| u64::try_from(count).unwrap_or(0))),

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use crate::belvo::LinkId;
 use crate::clock::Clock;
 use crate::config;
 use crate::crowd::{Crowd, Guest};
@@ -29,7 +30,7 @@ use crate::guesses::Guesses;
 use crate::links;
 use crate::listener;
 use crate::queue::{self, Queue};
-use crate::store::{Error, Store, Tx, WebhookPlace, args};
+use crate::store::{Error, Row, Store, Tx, WebhookPlace, args};
 use crate::tombstones;
 use crate::wire::{Framing, Heads};
 
@@ -78,6 +79,12 @@ pub async fn run(
     let evicted = metrics::counter!("vinculo_webhook_connections_evicted_total");
     let crowd = Crowd::new(settings.max_connections, evicted);
     let open = TaskTracker::new();
+    open.spawn(tell_of_follow_ups(
+        inbox.store.followed_up(),
+        inbox.queue.clone(),
+        inbox.settled.clone(),
+        shutdown.clone(),
+    ));
     let door = Door::new(&settings, senders);
     let desk = Arc::new(Desk { door, settings, inbox, guesses: Guesses::default(), open: open.clone() });
     listener::take(listener, "webhook", &crowd, &shutdown, |stream, peer, guest| {
@@ -87,6 +94,19 @@ pub async fn run(
     open.close();
     if timeout(DRAIN, open.wait()).await.is_err() {
         tracing::warn!(code = "drain", left = open.len(), "webhook connections were still open at the end");
+    }
+}
+
+/// Tells the queue and the publisher of what follows from webhooks, as soon as it is in the state.
+async fn tell_of_follow_ups(
+    mut followed_up: watch::Receiver<()>,
+    queue: Queue,
+    settled: watch::Sender<()>,
+    shutdown: CancellationToken,
+) {
+    while let Some(Ok(())) = shutdown.run_until_cancelled(followed_up.changed()).await {
+        queue.announce();
+        settled.send_replace(());
     }
 }
 
@@ -223,12 +243,7 @@ impl Desk {
             let received_at = inbox.clock.now();
             let (label, outcome) = (event.label(), outcome(&event));
             let reason = event.reason;
-            let has_news = event.subject != Subject::Unknown && event.link_id.is_some();
-            inbox.store.try_write(move |tx| record(tx, &event, received_at, &body)).await?;
-            if has_news {
-                inbox.queue.announce();
-                inbox.settled.send_replace(());
-            }
+            inbox.store.append(move |tx| record(tx, &event, received_at, &body)).await?;
             metrics::counter!("vinculo_webhooks_total", "type" => label, "outcome" => outcome).increment(1);
             if let Some(reason) = reason {
                 tracing::warn!(
@@ -263,7 +278,10 @@ fn note_refusal(reply: Reply) {
     }
 }
 
-/// Writes the event and what follows from it.
+/// Outcome of a webhook that is durable and not followed up yet.
+const RECEIVED: &str = "received";
+
+/// Keeps the event. What follows from it is done by [`follow_up`].
 fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body: &[u8]) -> Result<(), Error> {
     // What names no link goes to the quarantine as it came: it may name one where nobody looks.
     let is_erased = match &event.link_id {
@@ -273,8 +291,10 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
     if is_erased {
         return count_erased(tx, event, received_at);
     }
-    let link_id = event.link_id.as_ref().map(crate::belvo::LinkId::as_str);
-    let body = WebhookPlace { link_id, received_at: received_at.as_micros() }.seal(tx, body)?;
+    // Of an event with consequences the link is noted together with them.
+    let has_consequences = event.link_id.is_some() && event.subject != Subject::Unknown;
+    let link_id = event.link_id.as_ref().filter(|_| !has_consequences);
+    let place = WebhookPlace { link_id: link_id.map(LinkId::as_str), received_at: received_at.as_micros() };
     tx.execute(
         "INSERT INTO webhooks (received_at, webhook_type, webhook_code, link_id, outcome, reason, body) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -282,13 +302,108 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
             received_at,
             event.webhook_type.as_deref(),
             event.webhook_code.as_deref(),
-            event.link_id.as_ref(),
-            outcome(event),
+            link_id,
+            if has_consequences { RECEIVED } else { outcome(event) },
             event.reason,
-            &*body
+            &*place.seal(tx, body)?
         ],
+    )
+    .map(drop)
+}
+
+/// Webhooks that are followed up at once.
+const PART: i64 = 2_048;
+
+/// A webhook that is durable and not followed up yet.
+struct Received {
+    seq: i64,
+    received_at: crate::clock::Timestamp,
+    event: Event,
+    body: Vec<u8>,
+}
+
+impl Received {
+    fn read(tx: &Tx<'_>, row: &Row<'_>) -> Result<Self, Error> {
+        let received_at = row.at(1)?;
+        let place = WebhookPlace { link_id: None, received_at: received_at.as_micros() };
+        let body = place.open(tx, row.bytes(2)?)?.into_owned();
+        let event = Event::read(&body).ok_or(Error::Unreadable("a webhook"))?;
+        Ok(Self { seq: row.int(0)?, received_at, event, body })
+    }
+
+    fn follow_up(&self, tx: &Tx<'_>) -> Result<(), Error> {
+        let Self { seq, received_at, event, body } = self;
+        if let Some(link_id) = &event.link_id
+            && tombstones::is_erased(tx, link_id)?
+        {
+            tx.execute("DELETE FROM webhooks WHERE seq = $1", args![*seq])?;
+            return count_erased(tx, event, *received_at);
+        }
+        let link_id = event.link_id.as_ref();
+        let place = WebhookPlace { link_id: link_id.map(LinkId::as_str), received_at: received_at.as_micros() };
+        tx.execute(
+            "UPDATE webhooks SET link_id = $2, outcome = $3, body = $4 WHERE seq = $1",
+            args![*seq, link_id, outcome(event), &*place.seal(tx, body)?],
+        )?;
+        follow(tx, event, *received_at)
+    }
+}
+
+/// Does what follows from the oldest webhooks that are only received, and gives their number; see [`Store::follow_up_by`].
+///
+/// # Errors
+/// [`Error::Database`], when the state cannot be written. What cannot be followed up for another reason goes to the
+/// quarantine.
+pub fn follow_up(tx: &Tx<'_>) -> Result<usize, Error> {
+    let (mut received, mut failed) = (Vec::new(), Vec::new());
+    tx.each(
+        "SELECT seq, received_at, body FROM webhooks WHERE outcome = 'received' ORDER BY seq LIMIT $1",
+        args![PART],
+        |row| {
+            match Received::read(tx, row) {
+                Ok(one) => received.push(one),
+                Err(Error::Unreadable(_)) => failed.push(row.int(0)?),
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        },
     )?;
-    follow(tx, event, received_at)
+    // Rows of one link lie together; its events stay in their order.
+    received.sort_by(|a, b| {
+        a.event.link_id.as_ref().map(LinkId::as_str).cmp(&b.event.link_id.as_ref().map(LinkId::as_str))
+    });
+    let count = received.len() + failed.len();
+    let follow_all = |webhooks: &[Received]| {
+        let mut error = None;
+        let is_done = tx.attempt(|| {
+            error = webhooks.iter().try_for_each(|webhook| webhook.follow_up(tx)).err();
+            error.is_none()
+        })?;
+        match error {
+            // Nobody can be served while the state itself fails.
+            Some(error) if !error.is_about_one_write() => Err(error),
+            _ => Ok(is_done),
+        }
+    };
+    if !follow_all(&received)? {
+        for webhook in &received {
+            if !follow_all(std::slice::from_ref(webhook))? {
+                failed.push(webhook.seq);
+            }
+        }
+    }
+    for seq in failed {
+        tracing::error!(
+            code = "not_followed_up",
+            seq,
+            "what a webhook says could not be done, and it is kept in the quarantine: this is a defect to report; \
+             `vinculo webhooks replay` tries it again"
+        );
+        let quarantine =
+            "UPDATE webhooks SET outcome = 'quarantined', reason = 'could not be followed up' WHERE seq = $1";
+        tx.execute(quarantine, args![seq])?;
+    }
+    Ok(count)
 }
 
 /// Does what the event says.
@@ -402,6 +517,7 @@ mod tests {
         async fn with(change: impl FnOnce(&mut config::Webhook)) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
+            store.follow_up_by(follow_up).await.unwrap();
             let queue = Queue::open(store.clone(), Clock::system()).await.unwrap();
             let mut settings = config::Webhook {
                 listen: "127.0.0.1:0".parse().unwrap(),
@@ -444,8 +560,9 @@ mod tests {
             String::from_utf8(answer).unwrap()
         }
 
+        /// After what was acknowledged is followed up.
         async fn count(&self, sql: &'static str) -> i64 {
-            self.store.read(move |tx| tx.one(sql, args![], |row| row.int(0))).await.unwrap().unwrap()
+            self.store.write(move |tx| tx.one(sql, args![], |row| row.int(0))).await.unwrap().unwrap()
         }
     }
 
@@ -612,23 +729,18 @@ mod tests {
             stream.flush().await.unwrap();
             drop(stream);
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let one_is_kept = async {
+            while listening.count("SELECT count(*) FROM webhooks").await == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), one_is_kept).await.expect("what came whole is kept though nobody waits");
         listening.shutdown.cancel();
         timeout(Duration::from_secs(10), listening.task).await.unwrap().unwrap();
-        let kept = listening
-            .store
-            .read(|tx| tx.one("SELECT count(*) FROM webhooks", args![], |row| row.int(0)))
-            .await
-            .unwrap()
-            .unwrap();
-        let marks = listening
-            .store
-            .read(|tx| tx.one("SELECT coalesce(sum(marks), 0) FROM refreshes", args![], |row| row.int(0)))
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(kept, marks, "each is there whole or not at all");
-        assert!(kept > 0, "what came whole is kept though nobody waits");
+        let kept = "SELECT count(*) FROM webhooks";
+        let marks = "SELECT coalesce(sum(marks), 0) FROM refreshes";
+        let count = |sql: &'static str| listening.store.write(move |tx| tx.one(sql, args![], |row| row.int(0)));
+        assert_eq!(count(kept).await.unwrap(), count(marks).await.unwrap(), "each is there whole or not at all");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -782,5 +894,48 @@ mod tests {
         );
         outside.execute_batch("ROLLBACK").unwrap();
         assert_eq!(status(&listening.say(post(OLD, &event(LINK)).as_bytes()).await), 200);
+    }
+
+    /// Appends an event as the listener does, to a state that nobody follows up.
+    async fn append(store: &Store, body: String) {
+        let event = Event::read(body.as_bytes()).unwrap();
+        let received_at = Clock::system().now();
+        store.append(move |tx| record(tx, &event, received_at, body.as_bytes())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_before_a_crash_is_followed_up_at_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let store = Store::open(&path).unwrap();
+        for number in 0..100 {
+            append(&store, event(&format!("2f5d361d-dad6-45d4-a0bf-{:012}", number / 2))).await;
+        }
+        let marks = "SELECT count(*), coalesce(sum(marks), 0) FROM refreshes";
+        let marked = move |tx: &Tx<'_>| tx.one(marks, args![], |row| Ok((row.int(0)?, row.int(1)?)));
+        assert_eq!(store.read(marked).await.unwrap(), Some((0, 0)));
+        assert_eq!(store.read(queue::backlog).await.unwrap().pending, 100);
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+
+        let store = Store::open(&path).unwrap();
+        store.follow_up_by(follow_up).await.unwrap();
+        assert_eq!(store.read(marked).await.unwrap(), Some((50, 100)));
+        let queued = "SELECT count(*) FROM webhooks WHERE outcome = 'queued' AND link_id IS NOT NULL";
+        assert_eq!(store.read(move |tx| tx.one(queued, args![], |row| row.int(0))).await.unwrap(), Some(100));
+    }
+
+    #[tokio::test]
+    async fn a_webhook_that_cannot_be_followed_up_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        append(&store, event(LINK)).await;
+        let damaged = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'received', $1)";
+        store.write(move |tx| tx.execute(damaged, args![b"{".as_slice()])).await.unwrap();
+        store.follow_up_by(follow_up).await.unwrap();
+        let outcomes = store
+            .read(|tx| tx.all("SELECT outcome FROM webhooks ORDER BY seq", args![], |row| row.text(0)))
+            .await
+            .unwrap();
+        assert_eq!(outcomes, ["queued", "quarantined"]);
     }
 }

@@ -5,8 +5,7 @@
 //! in the same transaction (a savepoint each), and that one process at a time owns the state. *Not here*: any table's
 //! meaning. `webhook`, `queue`, `links` and `records` each keep the SQL of their own tables.
 //!
-//! A disk gives a few hundred syncs a second, so the writer takes every waiting write into one transaction and answers
-//! them all after its one sync. The SQL is the part of the language that SQLite and PostgreSQL share, with `$1` for
+//! [`writer`] says how many writes share one sync. The SQL is the part of the language that SQLite and PostgreSQL share, with `$1` for
 //! values, and reaches the driver through [`Tx`] alone.
 
 use std::fs::{self, File};
@@ -14,10 +13,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime;
+use tokio::sync::{mpsc, watch};
 
 use crate::config;
 
@@ -28,21 +28,21 @@ mod migrations;
 mod plain;
 mod scrub;
 mod sql;
+mod writer;
 
 pub use copy::{copy, replace};
 pub use keys::{KeyOf, MasterKeys, VersionPlace, WebhookPlace};
 pub use scrub::{Scrubbed, Traces};
 pub use sql::{Cell, Row, Tx, Value};
+pub use writer::FollowUp;
 
 pub(crate) use sql::args;
 
 use checkpoint::Checkpoints;
+use writer::{Shared, Waiting, Write, Writer};
 
-/// Writes that may wait for the writer; one more is refused by [`Store::try_write`].
+/// Writes that may wait for the writer; one more is refused by [`Store::append`].
 const WAITING_WRITES: usize = 8192;
-
-/// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
-const GATHER_FOR: Duration = Duration::from_millis(10);
 
 /// How long the writer waits for a process outside that has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -101,6 +101,9 @@ pub enum Error {
     /// The writer has ended.
     #[error("the state is closed")]
     Closed,
+    /// The work panicked.
+    #[error("a write to the state panicked, and nothing of it was kept: this is a defect to report")]
+    Panicked,
     /// The database refused.
     #[error("the state database failed: {0}")]
     Database(#[from] rusqlite::Error),
@@ -127,6 +130,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether another write may succeed where this one failed: it is not the state itself that does.
+    pub fn is_about_one_write(&self) -> bool {
+        matches!(self.code(), "state_failed" | "state_unreadable" | "overtaken" | "panic")
+    }
+
     /// The stable code of this failure, for logs, metrics and `status`.
     pub fn code(&self) -> &'static str {
         match self {
@@ -137,6 +145,7 @@ impl Error {
             Self::Overloaded => "overloaded",
             Self::Busy => "state_busy",
             Self::Closed => "state_closed",
+            Self::Panicked => "panic",
             Self::Database(error) => database_code(error),
             Self::NotDurable(code) => code,
             Self::Overtaken(_) => "overtaken",
@@ -163,6 +172,7 @@ fn database_code(error: &rusqlite::Error) -> &'static str {
 #[derive(Clone)]
 pub struct Store {
     writer: mpsc::Sender<Box<dyn Write>>,
+    shared: Arc<Shared>,
     readers: Arc<Readers>,
     _owner: Arc<Ownership>,
 }
@@ -209,15 +219,41 @@ impl Store {
         let (writer, waiting) = mpsc::channel(WAITING_WRITES);
         let without_thread = |source| Error::Folder { path: path.to_owned(), source };
         let checkpoints = Checkpoints::start(path, Arc::clone(&ownership)).map_err(without_thread)?;
-        let thread = std::thread::Builder::new().name("state-writer".into());
-        let (file, owner, masters) = (path.to_owned(), Arc::clone(&ownership), keys.clone());
-        thread
-            .spawn(move || {
-                write_until_closed(connection, &file, masters.as_ref(), waiting, &checkpoints);
-                drop(owner);
-            })
-            .map_err(without_thread)?;
-        Ok(Self { writer, readers: Arc::new(Readers::with_keys(path, keys)), _owner: ownership })
+        let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(without_thread)?;
+        let shared = Arc::new(Shared::default());
+        let state_writer = Writer {
+            connection: Some(connection),
+            path: path.to_owned(),
+            keys: keys.clone(),
+            checkpoints,
+            shared: Arc::clone(&shared),
+        };
+        let owner = Arc::clone(&ownership);
+        let thread = std::thread::Builder::new().name("state-writer".into()).spawn(move || {
+            state_writer.run(waiting, &runtime);
+            drop(owner);
+        });
+        thread.map_err(without_thread)?;
+        Ok(Self { writer, shared, readers: Arc::new(Readers::with_keys(path, keys)), _owner: ownership })
+    }
+
+    /// Follows up by `follow_up` what [`Store::append`] keeps, from now on, and what earlier processes left; ends once that is
+    /// durable. What was set first stays.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`].
+    pub async fn follow_up_by(&self, follow_up: FollowUp) -> Result<(), Error> {
+        let follow_up = *self.shared.follow_up.get_or_init(|| follow_up);
+        self.write(move |tx| {
+            while follow_up(tx)? > 0 {}
+            Ok(())
+        })
+        .await
+    }
+
+    /// Told of each commit in which appended rows were followed up.
+    pub fn followed_up(&self) -> watch::Receiver<()> {
+        self.shared.followed_up.subscribe()
     }
 
     /// Runs `work` in a transaction and gives its result once the disk has it. When `work` fails, or the commit does,
@@ -229,20 +265,22 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::boxed(work);
+        let (write, result) = Waiting::boxed(work, false);
         self.writer.send(write).await.map_err(|_| Error::Closed)?;
         result.await.map_err(|_| Error::Closed)?
     }
 
-    /// Like [`Store::write`], but refuses at once when too many writes are waiting.
+    /// Keeps a row for later: `work` does no more than to append it, and what follows from it is done by whom
+    /// [`Store::follow_up_by`] named, before any other write sees the state, and soon in any case. Gives the result of `work`
+    /// once the disk has the row. Refuses at once when too many writes are waiting.
     ///
     /// # Errors
     /// [`Error::Overloaded`], and those of [`Store::write`].
-    pub async fn try_write<T: Send + 'static>(
+    pub async fn append<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::boxed(work);
+        let (write, result) = Waiting::boxed(work, true);
         self.writer.try_send(write).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
@@ -395,130 +433,6 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     connection.pragma_update(None, "wal_autocheckpoint", checkpoint::PAGES_AT_MOST)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     Ok(connection)
-}
-
-/// One write that waits for its turn and then for its commit.
-trait Write: Send {
-    /// Does the work; false when it failed and must be undone.
-    fn run(&mut self, tx: &Tx<'_>) -> bool;
-    /// Answers the caller, after the commit or instead of it.
-    fn answer(self: Box<Self>, committed: Result<(), &'static str>);
-}
-
-struct Waiting<F, T> {
-    work: Option<F>,
-    result: Option<Result<T, Error>>,
-    caller: oneshot::Sender<Result<T, Error>>,
-}
-
-impl<F, T> Waiting<F, T>
-where
-    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
-    T: Send + 'static,
-{
-    fn boxed(work: F) -> (Box<dyn Write>, oneshot::Receiver<Result<T, Error>>) {
-        let (caller, result) = oneshot::channel();
-        (Box::new(Self { work: Some(work), result: None, caller }), result)
-    }
-}
-
-impl<F, T> Write for Waiting<F, T>
-where
-    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send,
-    T: Send,
-{
-    fn run(&mut self, tx: &Tx<'_>) -> bool {
-        if let Some(work) = self.work.take() {
-            self.result = Some(work(tx));
-        }
-        matches!(self.result, Some(Ok(_)))
-    }
-
-    fn answer(self: Box<Self>, committed: Result<(), &'static str>) {
-        let result = match (committed, self.result) {
-            (Ok(()), Some(result)) => result,
-            (Err(_), Some(Err(own))) => Err(own),
-            (Err(code), _) => Err(Error::NotDurable(code)),
-            (Ok(()), None) => Err(Error::Closed),
-        };
-        // The caller may have left; its write stands all the same.
-        let _ = self.caller.send(result);
-    }
-}
-
-/// The writer: gathers what waits, runs it in one transaction, commits, answers, until every [`Store`] is gone.
-fn write_until_closed(
-    connection: Connection,
-    path: &Path,
-    keys: Option<&MasterKeys>,
-    mut waiting: mpsc::Receiver<Box<dyn Write>>,
-    checkpoints: &Checkpoints,
-) {
-    let mut connection = Some(connection);
-    let mut done: Vec<Box<dyn Write>> = Vec::new();
-    while let Some(first) = waiting.blocking_recv() {
-        let committed = match connection.take().map_or_else(|| connect(path), Ok) {
-            Ok(mut open) => {
-                let committed = write_together(&mut open, keys, first, &mut waiting, &mut done);
-                // After a failed sync the kernel may have dropped the pages and would report the next one as good: only
-                // a new connection knows what the disk really has.
-                connection = committed.is_ok().then_some(open);
-                committed
-            }
-            Err(error) => {
-                done.push(first);
-                Err(error)
-            }
-        };
-        let committed = committed.map_err(|error| {
-            tracing::error!(code = error.code(), "the state could not be written: {error}");
-            error.code()
-        });
-        metrics::histogram!("vinculo_state_writes_per_commit").record(done.len() as f64);
-        for write in done.drain(..) {
-            write.answer(committed);
-        }
-        checkpoints.note_commit();
-    }
-}
-
-/// Every write that was taken is in `done` afterwards, whatever happened.
-fn write_together(
-    connection: &mut Connection,
-    keys: Option<&MasterKeys>,
-    first: Box<dyn Write>,
-    waiting: &mut mpsc::Receiver<Box<dyn Write>>,
-    done: &mut Vec<Box<dyn Write>>,
-) -> Result<(), Error> {
-    let mut next = Some(first);
-    let transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
-        Ok(transaction) => transaction,
-        Err(error) => {
-            done.extend(next);
-            return Err(error.into());
-        }
-    };
-    let started = Instant::now();
-    // Kept statements: for a small write, parsing them anew costs as much as the write.
-    let run = |sql: &str| transaction.prepare_cached(sql)?.execute([]);
-    let tx = Tx::new(&transaction, keys);
-    while let Some(mut write) = next {
-        if let Err(error) = run("SAVEPOINT one_write") {
-            done.push(write);
-            return Err(error.into());
-        }
-        let kept = write.run(&tx);
-        done.push(write);
-        tx.end_write(kept);
-        if !kept {
-            run("ROLLBACK TO one_write")?;
-        }
-        run("RELEASE one_write")?;
-        next = if started.elapsed() < GATHER_FOR { waiting.try_recv().ok() } else { None };
-    }
-    drop(tx);
-    transaction.commit()?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The driver's face: values in, rows out, and nothing that only one database has.
 
 use std::cell::{Cell as StdCell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use aws_lc_rs::aead::RandomizedNonceKey;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -34,12 +35,24 @@ impl<'c> Tx<'c> {
         &self.last_cipher
     }
 
-    /// Ends one of several writes that share a transaction; one that is not kept takes its number back.
-    pub(super) fn end_write(&self, is_kept: bool) {
+    /// Runs one of several pieces of work that share a transaction: one that says false, or panics, leaves nothing of what it
+    /// wrote, and harms no other. Says whether its work is kept.
+    ///
+    /// # Errors
+    /// [`Error::Database`]; the transaction is of no use then.
+    pub fn attempt(&self, work: impl FnOnce() -> bool) -> Result<bool, Error> {
+        // Kept statements: for a small write, parsing them anew costs as much as the write.
+        let run = |sql: &str| self.connection.prepare_cached(sql)?.execute([]);
+        run("SAVEPOINT one_write")?;
+        let is_kept = catch_unwind(AssertUnwindSafe(work)).unwrap_or(false);
         self.last_cipher.take();
         if !is_kept {
+            // Its number is taken back with it.
             self.change.take();
+            run("ROLLBACK TO one_write")?;
         }
+        run("RELEASE one_write")?;
+        Ok(is_kept)
     }
 
     /// The number of this commit, greater than that of every commit before: whoever asks makes it one that the publisher

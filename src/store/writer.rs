@@ -1,0 +1,319 @@
+//! The one writer of the state.
+//!
+//! *Takes* writes, in their order. *Gives* each its result, once the disk has it. *Promises* one sync for all that wait; that
+//! what one write fails at harms no other; and that whatever was appended is followed up before any other write sees the
+//! state, and soon when none comes.
+//!
+//! A disk gives a few hundred syncs a second, so the writer takes every waiting write into one transaction and answers them
+//! all after its one sync. Beyond that, the pages that a transaction touches decide: whoever only appends touches one, and
+//! what follows from it, in tables by random keys, one for each row. So under a flood appended rows are synced and answered
+//! first, and followed up together; without one, they are followed up in the transaction that they came with.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::checkpoint::Checkpoints;
+use super::{Error, MasterKeys, Tx, connect};
+
+/// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
+const GATHER_FOR: Duration = Duration::from_millis(10);
+
+/// So many appended writes are followed up in their own transaction: it costs them nothing.
+const FEW: usize = 32;
+
+/// With so many, everybody's next append waits for their follow-up,
+const MOST: usize = 16_384;
+/// and after so long.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// When nothing was written for so long, appended writes are followed up.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// Does what follows from a part of the appended rows, the oldest first, and gives the number of these; 0 when none is left.
+pub type FollowUp = fn(&Tx<'_>) -> Result<usize, Error>;
+
+/// What the writer and the stores that hand it writes both know.
+#[derive(Default)]
+pub(super) struct Shared {
+    /// How appended rows are followed up, once somebody has said it.
+    pub follow_up: OnceLock<FollowUp>,
+    /// Told of each commit in which some were.
+    pub followed_up: watch::Sender<()>,
+}
+
+/// One write that waits for its turn and then for its commit.
+pub(super) trait Write: Send {
+    /// Whether it only appends, so that it may go ahead of what follows from earlier ones.
+    fn is_append(&self) -> bool;
+    /// Does the work; false when it failed and must be undone.
+    fn run(&mut self, tx: &Tx<'_>) -> bool;
+    /// Answers the caller, after the commit or instead of it.
+    fn answer(self: Box<Self>, committed: Result<(), &'static str>);
+}
+
+pub(super) struct Waiting<F, T> {
+    work: Option<F>,
+    is_append: bool,
+    result: Option<Result<T, Error>>,
+    caller: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<F, T> Waiting<F, T>
+where
+    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    T: Send + 'static,
+{
+    pub(super) fn boxed(work: F, is_append: bool) -> (Box<dyn Write>, oneshot::Receiver<Result<T, Error>>) {
+        let (caller, result) = oneshot::channel();
+        (Box::new(Self { work: Some(work), is_append, result: None, caller }), result)
+    }
+}
+
+impl<F, T> Write for Waiting<F, T>
+where
+    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send,
+    T: Send,
+{
+    fn is_append(&self) -> bool {
+        self.is_append
+    }
+
+    fn run(&mut self, tx: &Tx<'_>) -> bool {
+        if let Some(work) = self.work.take() {
+            self.result = Some(work(tx));
+        }
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), &'static str>) {
+        let result = match (committed, self.result) {
+            (Ok(()), Some(result)) => result,
+            (Err(_), Some(Err(own))) => Err(own),
+            (Err(code), _) => Err(Error::NotDurable(code)),
+            (Ok(()), None) => Err(if self.work.is_some() { Error::Closed } else { Error::Panicked }),
+        };
+        // The caller may have left; its write stands all the same.
+        let _ = self.caller.send(result);
+    }
+}
+
+/// Appended writes that are not followed up.
+#[derive(Clone, Copy)]
+struct Ahead {
+    writes: usize,
+    /// Since when there are any.
+    since: Instant,
+}
+
+/// The writer at work.
+pub(super) struct Writer {
+    /// None after a failure, until the state is opened anew.
+    pub connection: Option<Connection>,
+    pub path: PathBuf,
+    pub keys: Option<MasterKeys>,
+    pub checkpoints: Checkpoints,
+    pub shared: Arc<Shared>,
+}
+
+impl Writer {
+    /// Writes what comes, until every sender is gone; waits on `runtime`, which nobody else uses.
+    pub(super) fn run(mut self, mut coming: mpsc::Receiver<Box<dyn Write>>, runtime: &Runtime) {
+        let mut ahead = Ahead { writes: 0, since: Instant::now() };
+        let mut done: Vec<Box<dyn Write>> = Vec::new();
+        loop {
+            let next = if ahead.writes == 0 {
+                coming.blocking_recv()
+            } else {
+                // Elapsed or closed: either way it is time to follow up.
+                runtime.block_on(async { timeout(QUIET, coming.recv()).await }).ok().flatten()
+            };
+            if next.is_none() && ahead.writes == 0 {
+                return;
+            }
+            let committed = self.write_together(next, &mut coming, &mut done, &mut ahead).map_err(|error| {
+                tracing::error!(code = error.code(), "the state could not be written: {error}");
+                error.code()
+            });
+            metrics::histogram!("vinculo_state_writes_per_commit").record(done.len() as f64);
+            for write in done.drain(..) {
+                write.answer(committed);
+            }
+            self.checkpoints.note_commit();
+        }
+    }
+
+    /// Writes `next` and what else waits in one transaction; without a `next`, only follows up. Every write that was taken is
+    /// in `done` afterwards, whatever happened.
+    fn write_together(
+        &mut self,
+        next: Option<Box<dyn Write>>,
+        coming: &mut mpsc::Receiver<Box<dyn Write>>,
+        done: &mut Vec<Box<dyn Write>>,
+        ahead: &mut Ahead,
+    ) -> Result<(), Error> {
+        done.extend(next);
+        let mut connection = self.connection.take().map_or_else(|| connect(&self.path), Ok)?;
+        let before = *ahead;
+        let written = self.write_on(&mut connection, coming, done, ahead);
+        // After a failed sync the kernel may have dropped the pages and would report the next one as good: only a new
+        // connection knows what the disk really has.
+        match written {
+            Ok(has_followed_up) => {
+                self.connection = Some(connection);
+                if has_followed_up {
+                    self.shared.followed_up.send_replace(());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                *ahead = before;
+                Err(error)
+            }
+        }
+    }
+
+    /// Says whether anything was followed up.
+    fn write_on(
+        &self,
+        connection: &mut Connection,
+        coming: &mut mpsc::Receiver<Box<dyn Write>>,
+        done: &mut Vec<Box<dyn Write>>,
+        ahead: &mut Ahead,
+    ) -> Result<bool, Error> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (started, is_quiet) = (Instant::now(), done.is_empty());
+        let tx = Tx::new(&transaction, self.keys.as_ref());
+        let mut has_followed_up = false;
+        let mut at = 0;
+        while let Some(write) = done.get_mut(at) {
+            if write.is_append() {
+                if ahead.writes == 0 {
+                    ahead.since = started;
+                }
+                ahead.writes += 1;
+            } else {
+                has_followed_up |= self.follow_all_up(&tx, ahead)?;
+            }
+            tx.attempt(|| write.run(&tx))?;
+            at += 1;
+            if started.elapsed() < GATHER_FOR {
+                done.extend(coming.try_recv().ok());
+            }
+        }
+        if is_quiet || ahead.writes <= FEW {
+            has_followed_up |= self.follow_all_up(&tx, ahead)?;
+        } else if ahead.writes >= MOST || ahead.since.elapsed() >= LONGEST {
+            has_followed_up |= self.follow_some_up(&tx, ahead)?;
+        }
+        drop(tx);
+        transaction.commit()?;
+        Ok(has_followed_up)
+    }
+
+    fn follow_all_up(&self, tx: &Tx<'_>, ahead: &mut Ahead) -> Result<bool, Error> {
+        let has_any = ahead.writes > 0;
+        while ahead.writes > 0 {
+            self.follow_some_up(tx, ahead)?;
+        }
+        Ok(has_any)
+    }
+
+    /// Follows a part of the appended rows up; says whether there were any.
+    fn follow_some_up(&self, tx: &Tx<'_>, ahead: &mut Ahead) -> Result<bool, Error> {
+        let done = self.shared.follow_up.get().map_or(Ok(0), |follow_up| follow_up(tx))?;
+        // A write that failed has appended nothing.
+        ahead.writes = if done == 0 { 0 } else { ahead.writes.saturating_sub(done) };
+        Ok(done > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
+
+    use crate::store::{Error, Store, Tx, args};
+
+    /// Rows are values of `meta`; what follows from one that is new is that it is done.
+    fn follow_up(tx: &Tx<'_>) -> Result<usize, Error> {
+        tx.execute(
+            "UPDATE meta SET value = 'done' WHERE name IN (SELECT name FROM meta WHERE value = 'new' LIMIT 70)",
+            args![],
+        )
+    }
+
+    fn count(tx: &Tx<'_>, value: &str) -> Result<Option<i64>, Error> {
+        tx.one("SELECT count(*) FROM meta WHERE value = $1", args![value], |row| row.int(0))
+    }
+
+    async fn open() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        store.follow_up_by(follow_up).await.unwrap();
+        (folder, store)
+    }
+
+    /// Appends rows, all at once.
+    async fn append(store: &Store, rows: usize) {
+        let appending = (0..rows).map(|number| {
+            let store = store.clone();
+            async move {
+                let name = format!("row {number}");
+                let insert = "INSERT INTO meta (name, value) VALUES ($1, 'new')";
+                store.append(move |tx| tx.execute(insert, args![&name])).await.unwrap();
+            }
+        });
+        appending.collect::<JoinSet<_>>().join_all().await;
+    }
+
+    #[tokio::test]
+    async fn whoever_writes_sees_everything_followed_up_that_was_appended_before() {
+        let (_folder, store) = open().await;
+        append(&store, 500).await;
+        let (new, done) = store.write(|tx| Ok((count(tx, "new")?, count(tx, "done")?))).await.unwrap();
+        assert_eq!((new, done), (Some(0), Some(500)));
+    }
+
+    #[tokio::test]
+    async fn what_was_appended_is_followed_up_although_nobody_writes() {
+        let (_folder, store) = open().await;
+        let mut followed_up = store.followed_up();
+        append(&store, 500).await;
+        let all = async {
+            while store.read(|tx| count(tx, "new")).await.unwrap() != Some(0) {
+                followed_up.changed().await.unwrap();
+            }
+        };
+        timeout(Duration::from_secs(10), all).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_few_rows_are_followed_up_in_the_commit_that_they_came_with() {
+        let (_folder, store) = open().await;
+        append(&store, 1).await;
+        assert_eq!(store.read(|tx| count(tx, "done")).await.unwrap(), Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_panics_fails_alone() {
+        let (_folder, store) = open().await;
+        let set = "INSERT INTO meta (name, value) VALUES ($1, 'set')";
+        let panicking = store.write(move |tx| {
+            tx.execute(set, args!["half"])?;
+            if tx.change()? > 0 { panic!("on purpose") } else { Ok(()) }
+        });
+        let other = store.write(move |tx| tx.execute(set, args!["whole"]));
+        let (panicking, other) = tokio::join!(panicking, other);
+        assert!(matches!(panicking, Err(Error::Panicked)), "{panicking:?}");
+        assert_eq!(other.unwrap(), 1);
+        assert_eq!(store.write(|tx| count(tx, "set")).await.unwrap(), Some(1));
+    }
+}
