@@ -262,14 +262,6 @@ impl Columns {
         &mut self.cells[column]
     }
 
-    /// The instant at a row; 1970 where it is NULL.
-    pub fn timestamp(&self, column: usize, row: usize) -> Timestamp {
-        match &self.cells[column].values {
-            Values::Timestamp(values) => Timestamp::from_micros(values[row]),
-            _ => mismatch(),
-        }
-    }
-
     /// Sets the instant of a row that has one.
     pub fn set_timestamp(&mut self, column: usize, row: usize, at: Timestamp) {
         let Values::Timestamp(values) = &mut self.cells[column].values else { mismatch() };

@@ -130,12 +130,6 @@ impl<'p> Flattener<'p> {
         a.compare_with(&self.plan.tables[table].content, row_a, b, row_b).is_eq()
     }
 
-    /// Gives a row the `known_from` of another row of `table`.
-    pub fn keep_known_from(&self, table: usize, from: &Columns, row_from: usize, to: &mut Columns, row_to: usize) {
-        let Some(column) = self.plan.tables[table].known_from else { return };
-        to.set_timestamp(column, row_to, from.timestamp(column, row_from));
-    }
-
     fn append(
         &mut self,
         index: usize,

@@ -1,4 +1,4 @@
-//! Threads that do one thing after the other beside whoever hands them over.
+//! Worker threads that process items in order while their producer carries on.
 //!
 //! *Promises* that a thread ends with its [`Lane`]: whatever it writes to may be removed afterwards.
 

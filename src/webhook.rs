@@ -47,7 +47,7 @@ use reply::Reply;
 /// Belvo waits five seconds; what is not durable by then is better refused.
 const DURABLE_WITHIN: Duration = Duration::from_millis(3_800);
 /// How long the connections that are open may take at the end.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(8);
 /// What is read of a refused body, so that its sender reads the answer before the connection ends,
 const LEFT_OVER: u64 = 4 << 20;
 /// and for how long.
@@ -68,7 +68,7 @@ pub struct Inbox {
     pub settled: watch::Sender<()>,
 }
 
-/// Serves `listener` to `senders` until `shutdown`, and then until what was begun is answered, at most ten seconds.
+/// Serves `listener` to `senders` until `shutdown`, and then until what was begun is answered, at most eight seconds.
 pub async fn run(
     listener: TcpListener,
     settings: config::Webhook,
@@ -315,14 +315,14 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
 const PART: i64 = 2_048;
 
 /// A webhook that is durable and not followed up yet.
-struct Received {
+struct Waiting {
     seq: i64,
     received_at: crate::clock::Timestamp,
     event: Event,
     body: Vec<u8>,
 }
 
-impl Received {
+impl Waiting {
     fn read(tx: &Tx<'_>, row: &Row<'_>) -> Result<Self, Error> {
         let received_at = row.at(1)?;
         let place = WebhookPlace { link_id: None, received_at: received_at.as_micros() };
@@ -360,7 +360,7 @@ pub fn follow_up(tx: &Tx<'_>) -> Result<usize, Error> {
         "SELECT seq, received_at, body FROM webhooks WHERE outcome = 'received' ORDER BY seq LIMIT $1",
         args![PART],
         |row| {
-            match Received::read(tx, row) {
+            match Waiting::read(tx, row) {
                 Ok(one) => received.push(one),
                 Err(Error::Unreadable(_)) => failed.push(row.int(0)?),
                 Err(error) => return Err(error),
@@ -373,7 +373,7 @@ pub fn follow_up(tx: &Tx<'_>) -> Result<usize, Error> {
         a.event.link_id.as_ref().map(LinkId::as_str).cmp(&b.event.link_id.as_ref().map(LinkId::as_str))
     });
     let count = received.len() + failed.len();
-    let follow_all = |webhooks: &[Received]| {
+    let follow_all = |webhooks: &[Waiting]| {
         let mut error = None;
         let is_done = tx.attempt(|| {
             error = webhooks.iter().try_for_each(|webhook| webhook.follow_up(tx)).err();

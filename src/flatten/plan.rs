@@ -66,7 +66,6 @@ pub(super) struct TablePlan {
     /// The remaining columns that come from the record.
     pub content: Vec<usize>,
     pub seq: Option<usize>,
-    pub known_from: Option<usize>,
     /// Columns whose values are listed, with the list.
     pub listed: Vec<(usize, Vec<String>)>,
 }
@@ -194,7 +193,6 @@ impl Slots<'_> {
             },
             content: positions(&|at| !is_fact(at) && !is_key(at) && !table.columns[at].is_volatile),
             seq: fact(&emits, Context::Seq),
-            known_from: fact(&emits, Context::KnownFrom),
             listed: table
                 .columns
                 .iter()

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::schema::Table;
 
-/// Lakes with fewer links are written so fast that files of parts would be in the way only.
+/// Below this many links, splitting buckets into parts gains nothing: all of it is written in no time.
 const WORTH_PARTS: u64 = 1_000;
 /// Links of a part: of a lake in which one link in a hundred changed, most parts did not.
 const LINKS_IN_A_PART: u64 = 8;

@@ -30,7 +30,7 @@ const REJECTED: &str = "rejected_records";
 /// How many links are few: their ids fit into memory, and rows can be replaced link by link.
 pub(super) const MOST_FEW: usize = 10_000;
 
-/// Links of a lake of which single ones are read, at most: the ids of a quarter of them fit into memory.
+/// Above this many links, whole parts are read; below it, the ids of a quarter of them fit into memory.
 const MOST_SPANNED: u64 = 100_000;
 
 /// Stages every table of one snapshot.
@@ -123,6 +123,13 @@ impl Gathered {
         let cells: HashSet<Cell> = few.iter().map(|link_id| split.cell(link_id)).collect();
         let files = cells.into_iter().map(|cell| split.path(table, cell).into()).collect();
         self.few_changed.insert(table.name.clone(), FewChanged { links: few.iter().cloned().collect(), files });
+    }
+
+    /// Begins the files of those of `histories` that features are computed from.
+    fn begin_delta(&mut self, histories: &[&'static Table]) -> Result<(), Error> {
+        let Some(delta) = &mut self.delta else { return Ok(()) };
+        let mut wanted = histories.iter().filter(|table| SOURCES.contains(&table.name.as_str()));
+        wanted.try_for_each(|table| delta.begin(table))
     }
 
     fn note_rejection(&mut self, cell: Cell, resource: &Resource, record: &Stored, rejection: &Rejection) {
@@ -257,7 +264,7 @@ impl Stager<'_> {
         gathered.persons.extend(persons_before.filter(|(link_id, _)| !has_news(self.split.cell(link_id))));
         let is_needed = |cell: Cell| are_persons_unread || has_news(cell);
         let histories: Vec<&'static Table> = tables(&records.history).collect();
-        self.begin_delta(&histories, gathered)?;
+        gathered.begin_delta(&histories)?;
         self.each_record(resource, is_needed, |record| {
             let lists = self.lists(resource, record)?;
             let rows = waiting.rows_of(&record.link_id)?;
@@ -278,13 +285,6 @@ impl Stager<'_> {
         })?;
         self.complete_delta(records, &mut replay, is_needed, gathered)?;
         waiting.finish()
-    }
-
-    /// Begins the files of those of `histories` that features are computed from.
-    fn begin_delta(&self, histories: &[&'static Table], gathered: &mut Gathered) -> Result<(), Error> {
-        let Some(delta) = &mut gathered.delta else { return Ok(()) };
-        let mut wanted = histories.iter().filter(|table| SOURCES.contains(&table.name.as_str()));
-        wanted.try_for_each(|table| delta.begin(table))
     }
 
     /// Adds the rows of the links that did not pass by, because no file that holds them is written: they were asked for, and

@@ -50,7 +50,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pages of the state that the writer keeps in memory: ids come in no order, so that each write touches many.
 const CACHE_KIB: i64 = 16 << 10;
 
-/// What a commit waits for: the disk.
+/// SQLite's `synchronous` setting: a commit returns only once the data is on the disk.
 pub const SYNCHRONOUS: &str = "FULL";
 
 /// The first SQLite without the loss of committed WAL data that reliability depends on.

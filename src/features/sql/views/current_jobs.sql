@@ -20,7 +20,7 @@ SELECT
     e.start_date,
     months_of_days(CAST(make_timestamp(epoch_us(m.published_at)) AS DATE) - e.start_date) AS tenure_months,
     l.month AS last_paid_month,
-    l.base_amount AS last_base_amount
+    TRY_CAST(l.base_amount AS DECIMAL(19, 4)) AS last_base_amount
 FROM employments AS e
 CROSS JOIN meta_snapshot AS m
 LEFT JOIN latest AS l ON l.employment_key = e.employment_key

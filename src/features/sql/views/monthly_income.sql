@@ -3,8 +3,8 @@ CREATE VIEW monthly_income AS
 SELECT
     s.link_id,
     s.reference_month,
-    sum(s.base_amount) AS income_brl,
-    sum(s.retained_amount) AS inss_brl,
+    TRY_CAST(sum(s.base_amount) AS DECIMAL(19, 4)) AS income_brl,
+    TRY_CAST(sum(s.retained_amount) AS DECIMAL(19, 4)) AS inss_brl,
     count(DISTINCT s.employment_key) AS jobs_paid,
     coalesce(bool_or(
         (day(e.start_date) > 1 AND month_number(e.start_date) = month_number(s.reference_month))
