@@ -354,10 +354,11 @@ impl Operations {
         let mut settled = self.settled.subscribe();
         while !asked.is_empty() {
             settled.mark_unchanged();
+            let now = self.clock.now();
             let look = move |tx: &Tx<'_>| {
                 let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
                 for link in asked {
-                    match recollect::result(tx, &link)? {
+                    match recollect::result(tx, &link, now)? {
                         recollect::Seen::Yes => seen += 1,
                         recollect::Seen::GivenUp => missed += 1,
                         recollect::Seen::NotYet => waiting.push(link),
@@ -604,7 +605,8 @@ impl Operations {
     }
 }
 
-/// The tracked links that `links` means, for each of `resources`.
+/// The tracked links that `links` means, for each of `resources`. Who names none in particular does not mean those that an
+/// operator paused.
 ///
 /// # Errors
 /// [`store::Error::Database`].
@@ -624,7 +626,7 @@ pub fn tracked(
             }
             Links::OlderThanSeconds(age) => tx.all(
                 "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                 WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
+                 WHERE (f.last_fetched_at IS NULL OR f.last_fetched_at <= $2) AND l.paused_reason IS DISTINCT FROM $3",
                 args![
                     resource.name,
                     now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
@@ -640,7 +642,9 @@ pub fn tracked(
 type Wanted = Vec<(LinkId, &'static Resource)>;
 
 /// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
-/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`].
+/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A list that lacked a
+/// row is done, too: the order made the refresh more urgent than a second look, so what is only that now was booked by the
+/// list that the order asked for.
 fn look(
     tx: &Tx<'_>,
     wanted: Wanted,
@@ -650,9 +654,10 @@ fn look(
     let (mut done, mut failed, mut waiting) = (0, BTreeMap::new(), Vec::new());
     for (link_id, resource) in wanted {
         let state = tx.one(
-            "SELECT coalesce(last_error_code, blocked_reason), due_at IS NULL AND lease IS NULL, attempts > 0, \
+            "SELECT coalesce(last_error_code, blocked_reason), \
+             lease IS NULL AND (due_at IS NULL OR (priority = $3 AND due_at > $4)), attempts > 0, \
              last_error_at, due_at FROM refreshes WHERE link_id = $1 AND resource = $2",
-            args![&link_id, resource.name],
+            args![&link_id, resource.name, Trigger::Confirm.priority(), now],
             |row| {
                 let (failed_at, due_at) = (row.opt_at(3)?, row.opt_at(4)?);
                 let is_own = failed_at.is_some_and(|at| at >= since);
@@ -699,5 +704,34 @@ mod tests {
         let (done, failed, waiting) = store.read(move |tx| look(tx, wanted, at(100), at(102))).await.unwrap();
         assert_eq!((done, failed), (0, BTreeMap::from([("api_down".to_owned(), 2)])));
         assert_eq!(waiting.into_iter().map(|(link_id, _)| link_id).collect::<Vec<_>>(), [id(1)]);
+    }
+
+    #[tokio::test]
+    async fn a_second_look_in_an_hour_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let link: LinkId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        let (wanted, confirmed) = (vec![(link.clone(), &owners::RESOURCE)], link.clone());
+        let look_at = |seconds| {
+            let wanted = wanted.clone();
+            store.read(move |tx| look(tx, wanted, at(100), at(seconds)))
+        };
+        // A second look was booked already when the order came: what it waits for is the order's own now.
+        let mark = move |tx: &Tx<'_>| {
+            queue::mark_at(tx, &link, &owners::RESOURCE, Trigger::Confirm, at(3700))?;
+            queue::mark(tx, &link, &owners::RESOURCE, Trigger::Operator, at(100))
+        };
+        store.write(mark).await.unwrap();
+        assert_eq!(look_at(101).await.unwrap().2.len(), 1);
+        // Its list lacks a row, and another is to agree in an hour.
+        let listed = move |tx: &Tx<'_>| {
+            tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![at(102)])?;
+            queue::mark_at(tx, &confirmed, &owners::RESOURCE, Trigger::Confirm, at(3702))
+        };
+        store.write(listed).await.unwrap();
+        let (done, failed, waiting) = look_at(103).await.unwrap();
+        assert_eq!((done, failed, waiting.len()), (1, BTreeMap::new(), 0));
+        assert_eq!(look_at(3703).await.unwrap().2.len(), 1, "a second look that is due is under way");
     }
 }
