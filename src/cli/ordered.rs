@@ -83,7 +83,7 @@ pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &G
     let progress = Progress::of(&run.kind, global);
     while run.finished_at.is_none() {
         progress.set(run.progress.ended(), run.progress.total);
-        run = daemon.operations.runs.get_news(&id, NEWS_WITHIN).await?.ok_or_else(missing)?;
+        run = daemon.operations.runs.get_news(&run, NEWS_WITHIN).await?.ok_or_else(missing)?;
     }
     if parts == Parts::JobsOnRequest {
         // A job only marks what is to be fetched; without a daemon nobody else would fetch it.

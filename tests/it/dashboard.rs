@@ -253,8 +253,9 @@ async fn a_paused_link_is_left_alone_until_it_is_resumed() {
     flow.simulation.wait_until_delivered().await;
     let operations = &flow.running.daemon.operations;
     let synced = operations.start(Order::SyncLinks, Reason::Api).await.unwrap();
-    while operations.runs.get(&synced).await.unwrap().unwrap().finished_at.is_none() {
-        operations.runs.get_news(&synced, std::time::Duration::from_secs(1)).await.unwrap();
+    let mut run = operations.runs.get(&synced).await.unwrap().unwrap();
+    while run.finished_at.is_none() {
+        run = operations.runs.get_news(&run, std::time::Duration::from_secs(1)).await.unwrap().unwrap();
     }
     flow.until_idle().await;
     assert_eq!(flow.simulation.calls("/api/owners/", Some(&id)), calls);

@@ -351,12 +351,11 @@ fn words(line: &str) -> Vec<String> {
 async fn carry_out(flow: &Flow, order: Order) -> Run {
     let operations = &flow.running.daemon.operations;
     let id = operations.start(order, Reason::Command).await.unwrap();
-    loop {
-        let run = operations.runs.get_news(&id, Duration::from_secs(10)).await.unwrap().unwrap();
-        if run.finished_at.is_some() {
-            return run;
-        }
+    let mut run = operations.runs.get(&id).await.unwrap().unwrap();
+    while run.finished_at.is_none() {
+        run = operations.runs.get_news(&run, Duration::from_secs(10)).await.unwrap().unwrap();
     }
+    run
 }
 
 async fn status(flow: &Flow, link: &LinkId) -> String {
