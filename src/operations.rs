@@ -111,6 +111,13 @@ pub enum Links {
     OlderThanSeconds(u64),
 }
 
+impl Links {
+    /// Whether it is no mistake when no link fits: there is nothing to do then, and that is good.
+    fn may_be_none(&self) -> bool {
+        matches!(self, Self::All(true) | Self::OlderThanSeconds(_))
+    }
+}
+
 /// Which webhooks to read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
@@ -290,8 +297,9 @@ impl Operations {
         reason: Reason,
     ) -> Result<String, Refused> {
         let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let may_be_none = links.may_be_none();
         let mut wanted = self.find(links, resources).await?;
-        if wanted.is_empty() {
+        if wanted.is_empty() && !may_be_none {
             return Err(Refused::NoLink);
         }
         let since = self.clock.now();
@@ -318,11 +326,12 @@ impl Operations {
         reason: Reason,
     ) -> Result<String, Refused> {
         let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let may_be_none = links.may_be_none();
         let mut wanted: Vec<_> =
             self.find(links, resources.clone()).await?.into_iter().map(|(link_id, _)| link_id).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        if wanted.is_empty() {
+        if wanted.is_empty() && !may_be_none {
             return Err(Refused::NoLink);
         }
         let this = self.clone();

@@ -207,7 +207,7 @@ async fn what_cannot_be_is_refused_with_its_reason() {
         (Method::GET, "/v1/links?limit=0".into(), None, 422, "invalid"),
         (Method::GET, "/v1/links?statu=valid".into(), None, 422, "invalid"),
         (Method::POST, "/v1/links/refresh".into(), None, 422, "invalid"),
-        (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"all":true}}"#), 404, "no_such_link"),
+        (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"external_id":"nobody"}}"#), 404, "no_such_link"),
         (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"all":true},"x":1}"#), 422, "invalid"),
         (Method::POST, "/v1/links/refresh".into(), Some("{"), 400, "bad_json"),
         (Method::POST, format!("/v1/links/{unknown}/refresh"), Some(&large), 413, "too_large"),
@@ -253,7 +253,13 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
             .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", ended.out))
     };
 
-    // Alone.
+    // Alone. That nothing is to be done is no failure; that somebody is not known is one.
+    for sweep in [&["refresh", "--all"][..], &["refresh", "--older-than", "24h"], &["refresh", "--all", "--recollect"]]
+    {
+        let swept = json(sweep, 0);
+        assert_eq!((&swept["refreshed"], &swept["failed"]), (&json!(0), &json!({})), "{sweep:?}");
+    }
+    assert_eq!(json(&["refresh", "--external-id", "nobody"], 1), Value::Null);
     let synced = json(&["links", "sync"], 0);
     assert_eq!((&synced["done"], &synced["reason"]), (&json!(3), &json!("command")));
     assert_eq!(json(&["refresh", "--all"], 0)["refreshed"], json!(6));
