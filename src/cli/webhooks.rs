@@ -30,7 +30,7 @@ pub enum Command {
     List(List),
     /// Show one, its body without anything personal
     Show(Show),
-    /// Read one again, or all in the quarantine
+    /// Read one again, or all in the quarantine [default: all]
     Replay(Again),
 }
 
@@ -62,9 +62,9 @@ pub struct Show {
     pub seq: i64,
 }
 
-/// Which webhooks to read again; exactly one way is given.
+/// Which webhooks to read again; all in the quarantine, unless one is named.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub struct Again {
     /// The one with this number
     #[arg(value_name = "SEQ")]
