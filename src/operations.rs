@@ -20,7 +20,7 @@ use crate::erase::{self, Eraser, Subject};
 use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
-use crate::links::Directory;
+use crate::links::{Directory, PAUSED};
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
@@ -66,6 +66,9 @@ pub enum Order {
     },
     /// To delete this link at Belvo; what is kept here stays.
     Delete(LinkId),
+    /// To ask for nothing of this link any more, as if an operator had paused it; what is kept here stays, and so does the
+    /// link at Belvo.
+    Untrack(LinkId),
     /// To erase one link or person, everywhere. The run is named by the erasure's id.
     Erase(Erasure),
     /// To publish what changed.
@@ -251,6 +254,15 @@ impl Operations {
                 let name = Some(link.as_str().to_owned());
                 self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
             }
+            Order::Untrack(link) => {
+                let named = link.clone();
+                let known = "SELECT 1 FROM links WHERE link_id = $1";
+                if self.store.read(move |tx| tx.one(known, args![&named], |_| Ok(()))).await?.is_none() {
+                    return Err(Refused::NoLink);
+                }
+                let name = Some(link.as_str().to_owned());
+                self.runs.start(Kind::Untrack, name, reason, |progress| this.untrack(link, progress)).await?
+            }
             Order::Erase(erasure) => return self.erase(erasure, reason).await,
             Order::Publish => {
                 let work = |progress| this.publish(Scope::Changed, progress);
@@ -408,6 +420,15 @@ impl Operations {
         progress.send_modify(|progress| progress.done = 1);
         self.settled.send_replace(());
         self.until_published().await
+    }
+
+    /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
+    async fn untrack(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let now = self.clock.now();
+        self.store.write(move |tx| crate::links::pause_by_operator(tx, &link, now)).await?;
+        progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+        self.settled.send_replace(());
+        Ok(())
     }
 
     async fn erase(&self, erasure: Erasure, reason: Reason) -> Result<String, Refused> {
@@ -629,7 +650,10 @@ pub fn tracked(
     for &resource in resources {
         let found = match links {
             Links::LinkId(_) | Links::All(false) => Vec::new(),
-            Links::All(true) => crate::links::all(tx)?,
+            Links::All(true) => {
+                let sql = "SELECT link_id FROM links WHERE paused_reason IS DISTINCT FROM $1";
+                tx.all(sql, args![PAUSED], |row| row.link_id(0))?
+            }
             Links::ExternalId(external_id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
             }
@@ -638,7 +662,8 @@ pub fn tracked(
                  WHERE (f.last_fetched_at IS NULL OR f.last_fetched_at <= $2) AND l.paused_reason IS DISTINCT FROM $3",
                 args![
                     resource.name,
-                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000)),
+                    PAUSED
                 ],
                 |row| row.link_id(0),
             )?,

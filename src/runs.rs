@@ -32,6 +32,8 @@ pub enum Kind {
     Recollect,
     /// A link that Belvo deletes.
     Delete,
+    /// A link of which nothing is asked for any more.
+    Untrack,
     /// One person, who is erased.
     Erase,
     /// A publish of what changed.
@@ -57,6 +59,7 @@ impl Kind {
             Self::Refresh => "refresh",
             Self::Recollect => "recollect",
             Self::Delete => "delete",
+            Self::Untrack => "untrack",
             Self::Erase => "erase",
             Self::Publish => "publish",
             Self::Rebuild => "rebuild",
@@ -113,7 +116,8 @@ impl Progress {
 pub struct Run {
     /// Names it in `/v1/runs/{id}`.
     pub id: String,
-    /// `refresh`, `recollect`, `delete`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay` or `job`.
+    /// `refresh`, `recollect`, `delete`, `untrack`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay`
+    /// or `job`.
     pub kind: String,
     /// The job's name.
     pub name: Option<String>,

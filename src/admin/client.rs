@@ -264,6 +264,7 @@ fn request(order: &Order) -> (String, Option<Value>) {
             ("/v1/links/recollect".to_owned(), Some(json!({ "links": links, "resources": resources })))
         }
         Order::Delete(link) => (format!("/v1/links/{link}/delete"), None),
+        Order::Untrack(link) => (format!("/v1/links/{link}/untrack"), None),
         Order::Erase(erasure) => ("/v1/erasures".to_owned(), Some(json!(Wish::of(erasure)))),
         Order::Publish => ("/v1/publish".to_owned(), None),
         Order::Rebuild => ("/v1/rebuild".to_owned(), None),

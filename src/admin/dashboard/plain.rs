@@ -387,6 +387,7 @@ pub(super) fn kind(kind: &str, lang: Lang) -> String {
         "refresh" => lang.t("refresh", "atualização"),
         "recollect" => lang.t("read again at Belvo", "nova leitura na Belvo"),
         "delete" => lang.t("delete at Belvo", "apagar na Belvo"),
+        "untrack" => lang.t("end of tracking", "fim do acompanhamento"),
         "erase" => lang.t("erasure", "eliminação"),
         "publish" => lang.t("publish", "publicação"),
         "rebuild" => lang.t("rebuild", "reconstrução"),
