@@ -105,7 +105,7 @@ impl Daemon {
     /// Opens state and lake, binds the listeners, and starts the tasks.
     ///
     /// # Errors
-    /// When the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
+    /// When a job is wrong, the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
         let store = Store::configured(&config.state)?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
@@ -144,10 +144,6 @@ impl Daemon {
                 bind(config.admin.listen, "admin.listen").await?,
             )),
             _ => None,
-        };
-        let jobs = match parts {
-            Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
-            Parts::WithoutListeners | Parts::WithoutBelvo => Vec::new(),
         };
         let has_jobs = !jobs.is_empty();
         let (jobs, asked) = Asker::new(jobs);

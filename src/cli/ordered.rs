@@ -60,7 +60,10 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
                 }
             };
         }
-        let config = global.load_config(needed.needs)?;
+        let config = match needed.parts {
+            Parts::JobsOnRequest => global.load_config_with_jobs(needed.needs)?,
+            _ => global.load_config(needed.needs)?,
+        };
         config.check_folders()?;
         let daemon = Daemon::start(&config, Clock::system(), needed.parts).await?;
         let run = tokio::select! {

@@ -22,7 +22,7 @@ const NEEDS: Needs = Needs { belvo: true, webhook: true };
 const NEVER: Duration = Duration::from_hours(24);
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let config = global.load_config(NEEDS)?;
+    let config = global.load_config_with_jobs(NEEDS)?;
     config.check_folders()?;
     if let Some(note) = config.state.unkept_promise() {
         tracing::warn!(code = "bodies_not_encrypted", "{note}");

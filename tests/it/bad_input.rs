@@ -62,6 +62,11 @@ fn a_bad_cron_is_named_with_its_file() {
     fs::write(site.folder.path().join("jobs/nightly.toml"), job).unwrap();
     refused(&serve_ends(&site), 4, &["jobs/nightly.toml", "schedule", "*/15 25 * * *"]);
     refused(&run(&mut site.command(&["check"])), 4, &["jobs/nightly.toml", "schedule"]);
+    refused(&run(&mut site.command(&["jobs", "run", "nightly"])), 4, &["jobs/nightly.toml", "schedule"]);
+    // Together with what is wrong elsewhere, and before anything is made.
+    change(&site, "[belvo]", "[belvo]\npagesize = 10");
+    refused(&serve_ends(&site), 4, &["has 2 errors", "belvo.pagesize", "jobs/nightly.toml"]);
+    assert!(!site.folder.path().join("var").exists() && !site.lake().exists(), "something was made");
 }
 
 #[test]
