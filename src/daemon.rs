@@ -97,7 +97,9 @@ pub enum Parts {
     WithoutListeners,
     /// The same, and the jobs, each of which runs only when it is asked for.
     JobsOnRequest,
-    /// No workers either: what a command needs that works on state and lake alone, and has no keys of Belvo's.
+    /// No workers either: what a command needs that calls Belvo by itself, and counts its calls.
+    WithoutTasks,
+    /// The same, for a command that works on state and lake alone, and has no keys of Belvo's.
     WithoutBelvo,
 }
 
@@ -107,6 +109,11 @@ impl Daemon {
     /// # Errors
     /// When a job is wrong, the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
+        // What is wrong in a file is told before anything is made or held.
+        let jobs = match parts {
+            Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
+            Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
+        };
         let store = Store::configured(&config.state)?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
@@ -183,7 +190,7 @@ impl Daemon {
             shutdown: shutdown.clone(),
             _counts_calls: counts_calls,
         };
-        if parts == Parts::WithoutBelvo {
+        if matches!(parts, Parts::WithoutTasks | Parts::WithoutBelvo) {
             return Ok(daemon);
         }
         problems.raise(STARTING);
