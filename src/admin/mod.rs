@@ -139,7 +139,7 @@ async fn check_token(
         None if admin.tokens.is_empty() => error(
             StatusCode::UNAUTHORIZED,
             "no_token_configured",
-            "set admin.token, of 16 characters or more, in the configuration and start the daemon again",
+            "set admin.token in the configuration and start the daemon again",
         ),
         None => {
             error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")

@@ -76,8 +76,8 @@ fn page(lang: Lang, next: &str, is_wrong: bool, has_no_token: bool) -> Markup {
         @if has_no_token {
             p.notice.bad role="alert" {
                 (lang.t(
-                    "No token is configured, so nobody can sign in: set admin.token, of 16 characters or more, and start the daemon again.",
-                    "Nenhum token está configurado, então ninguém pode entrar: defina admin.token, com 16 caracteres ou mais, e reinicie o daemon.",
+                    "No token is configured, so nobody can sign in: set admin.token and start the daemon again.",
+                    "Nenhum token está configurado, então ninguém pode entrar: defina admin.token e reinicie o daemon.",
                 ))
             }
         } @else if is_wrong {
