@@ -222,7 +222,7 @@ impl Lake {
             let published = self.manifest(number).and_then(|manifest| Timestamp::parse(&manifest.published_at));
             let is_young = published.is_some_and(|published| now.since(published) < keep_for);
             if !is_young && Some(number) != current {
-                remove(&path)?;
+                self.take_away(number)?;
                 dropped += 1;
             }
         }
@@ -271,8 +271,21 @@ impl Lake {
     /// # Errors
     /// [`Error::Folder`].
     pub(super) fn drop_snapshot(&self, number: u32) -> Result<(), Error> {
-        remove(&self.folder(number))?;
+        self.take_away(number)?;
+        sync(&self.staging())?;
         sync(&self.snapshots())
+    }
+
+    /// Removes snapshot `number`. It is out of the readers' sight by one rename, so that nobody meets a part of it; what a
+    /// crash leaves of it is staged, and gone after the next start.
+    fn take_away(&self, number: u32) -> Result<(), Error> {
+        let (folder, aside) = (self.folder(number), self.staging().join(format!("{number:06}.gone")));
+        remove(&aside)?;
+        match fs::rename(&folder, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::at(&folder, source)),
+            Ok(()) => remove(&aside),
+        }
     }
 
     /// Makes the link `name` name `target`, without a moment in which there is none.
