@@ -183,7 +183,7 @@ impl Publisher {
         Ok(published)
     }
 
-    /// Drops the snapshots before the current one, whatever their age, but for those published before `since`. Blocks.
+    /// Drops all snapshots before the current one, whatever their age. Blocks.
     ///
     /// # Errors
     /// [`Error::Folder`].
@@ -381,28 +381,30 @@ pub async fn run(
     problems: Problems,
     shutdown: CancellationToken,
 ) {
-    let mut wait = Duration::ZERO;
+    let mut retry = Duration::ZERO;
     loop {
         changed.mark_unchanged();
-        match publish_in_background(&publisher, Scope::Changed).await {
+        let wait = match publish_in_background(&publisher, Scope::Changed).await {
             Ok(manifest) => {
                 problems.clear(PROBLEM);
-                wait = Duration::MAX;
+                retry = Duration::ZERO;
                 // Told also when there was nothing new: readers then have all there is.
                 published
                     .send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
+                Duration::MAX
             }
             Err(error) => {
                 problems.raise(PROBLEM);
                 metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
-                wait = wait.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
+                retry = retry.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
                 tracing::error!(
                     code = error.code(),
-                    retry_secs = wait.as_secs(),
+                    retry_secs = retry.as_secs(),
                     "nothing was published, and readers see the last snapshot: {error}"
                 );
+                retry
             }
-        }
+        };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = changed.changed() => settle(&mut changed, pace).await,
