@@ -6,7 +6,8 @@
 //! others made; the receipt lists the backups that this program knows of.
 //!
 //! The steps, each durable before the next: the wish is noted (`asked`); rows, keys and bodies go and tombstones come, in
-//! one transaction (`removed`); the lake is built anew and the snapshots that showed the person are dropped (`published`);
+//! one transaction (`removed`); the lake is built anew and every older snapshot is dropped (`published`): which of them
+//! showed the person would have to be told by clocks, which jump;
 //! the log is emptied, the file looked through, and the receipt written (`done`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -217,23 +218,14 @@ pub struct Plan {
     pub external_ids: Vec<String>,
     /// Rows of each table of the state.
     pub rows: BTreeMap<String, u64>,
-    /// Snapshots that may show the links.
+    /// Snapshots that are there, of which none stays.
     pub snapshots: Vec<u32>,
     /// Backups that hold them.
     pub backups: Vec<Made>,
     #[serde(skip)]
     subject: Subject,
     #[serde(skip)]
-    first_seen_at: Timestamp,
-    #[serde(skip)]
     traces: Traces,
-}
-
-impl Plan {
-    /// No snapshot from before this shows the links.
-    pub fn first_seen_at(&self) -> Timestamp {
-        self.first_seen_at
-    }
 }
 
 /// What has to be known to go on after a crash; gone with the rows.
@@ -272,8 +264,6 @@ pub struct Receipt {
     pub published: Option<u32>,
     /// Snapshots that were dropped, file by file.
     pub snapshots: Vec<Forgotten>,
-    /// Since when snapshots may have shown the person, in microseconds since 1970.
-    since: i64,
     /// Whether the state's file was written anew, because emptying its log was not enough.
     pub state_rewritten: bool,
     /// Traces left in the state, because rows of others hold the same bytes.
@@ -329,7 +319,7 @@ impl Eraser {
         let (readers, pepper) = (self.store.readers(), self.pepper.clone());
         let planning = tokio::task::spawn_blocking(move || readers.read(|tx| plan(tx, subject, pepper.as_ref())));
         let mut plan = planning.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        plan.snapshots = self.publisher.would_forget(plan.first_seen_at)?;
+        plan.snapshots = self.publisher.snapshots()?;
         plan.backups = backup::made(&self.state);
         Ok(plan)
     }
@@ -401,7 +391,6 @@ impl Eraser {
             asked_for: plan.subject.kind().name().to_owned(),
             reason: reason.to_owned(),
             links: plan.links.len(),
-            since: plan.first_seen_at.as_micros(),
             ..Receipt::default()
         };
         let (id, wish, text) = (erasure.clone(), json!(wish).to_string(), json!(receipt).to_string());
@@ -507,8 +496,8 @@ impl Eraser {
         let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
         if self.publisher.current().is_some() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
-            let (publisher, since) = (Arc::clone(&self.publisher), Timestamp::from_micros(receipt.since));
-            let forgetting = tokio::task::spawn_blocking(move || publisher.forget(since));
+            let publisher = Arc::clone(&self.publisher);
+            let forgetting = tokio::task::spawn_blocking(move || publisher.forget());
             receipt.snapshots =
                 forgetting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
             receipt.published = self.publisher.current();
@@ -586,23 +575,7 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
     if links.is_empty() {
         return Err(Error::NotHeld(subject.kind().name()));
     }
-    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
-    let mut external_ids = BTreeSet::new();
-    let mut first_seen_at = Timestamp::from_micros(i64::MAX);
-    for link in &links {
-        let seen = tx.one("SELECT external_id, first_seen_at FROM links WHERE link_id = $1", args![link], |row| {
-            Ok((row.opt_text(0)?, row.at(1)?))
-        })?;
-        let Some((external_id, first_seen)) = seen else { continue };
-        first_seen_at = first_seen_at.min(first_seen);
-        if let Some(external_id) = external_id {
-            let sharing =
-                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
-            if sharing.iter().all(|other| ids.contains(other.as_str())) {
-                external_ids.insert(external_id);
-            }
-        }
-    }
+    let external_ids = own_external_ids(tx, &links)?;
     let traces = traces(tx, &links, &external_ids)?;
     let mut rows = BTreeMap::new();
     for table in tx.tables_with("link_id")? {
@@ -622,7 +595,6 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
         snapshots: Vec::new(),
         backups: Vec::new(),
         subject,
-        first_seen_at,
         traces,
     })
 }
