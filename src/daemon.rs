@@ -54,7 +54,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Stands until the lake has what the state had at the start.
 const STARTING: &str = "starting";
 
-/// Stands while the state takes no writes.
+/// Stands while the state takes no writes and its failure says no more than that.
 const STATE_PROBLEM: &str = "state_not_writable";
 
 /// The running parts.
@@ -491,7 +491,7 @@ async fn look_around(
     mut published: watch::Receiver<i64>,
     shutdown: CancellationToken,
 ) {
-    let (mut trouble, mut counted) = (None, client.budget().calls());
+    let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -504,12 +504,9 @@ async fn look_around(
             trouble = now;
         }
         show_what_waits(&client, &store, clock.now()).await;
-        match store.write(|tx| tx.execute("UPDATE meta SET value = value WHERE name = 'schema_version'", args![])).await
-        {
-            Ok(_) => problems.clear(STATE_PROBLEM),
-            Err(_) => problems.raise(STATE_PROBLEM),
-        }
-        vitals.beat();
+        let probe = "UPDATE meta SET value = value WHERE name = 'schema_version'";
+        let answer = store.write(move |tx| tx.execute(probe, args![]).map(drop)).await;
+        hear(&answer, &mut state, &problems, &vitals);
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
@@ -521,6 +518,27 @@ async fn look_around(
                 return;
             }
         }
+    }
+}
+
+/// Tells what the state answered to a write: while it takes none, the failure's own code stands. A state that is closed
+/// answers nobody any more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
+fn hear(answer: &Result<(), store::Error>, standing: &mut Option<&'static str>, problems: &Problems, vitals: &Vitals) {
+    let failed = answer.as_ref().err().map(|error| match error.code() {
+        "state_failed" => STATE_PROBLEM,
+        code => code,
+    });
+    if *standing != failed {
+        if let Some(code) = failed {
+            problems.raise(code);
+        }
+        if let Some(code) = *standing {
+            problems.clear(code);
+        }
+        *standing = failed;
+    }
+    if !matches!(answer, Err(store::Error::Closed)) {
+        vitals.beat();
     }
 }
 
@@ -574,4 +592,24 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{key} {address} cannot be listened on: free the port, or set another one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
+        let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
+        let mut heard = |answer: Result<(), store::Error>| {
+            let before = vitals.answered_at();
+            hear(&answer, &mut standing, &problems, &vitals);
+            (problems.standing(), vitals.answered_at() > before)
+        };
+        assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));
+        assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
+        assert_eq!(heard(Ok(())), (vec![], true));
+    }
 }

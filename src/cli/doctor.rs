@@ -285,7 +285,7 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
         }
         Err(error) => lost(&error, report),
     }
-    match daemon.budget().await {
+    match daemon.live().await.map(|live| live.budget) {
         Ok(Some(budget)) => match budget.paused_until {
             Some(until) => {
                 let what = format!("no call leaves before {until}, though this daemon keeps within Belvo's limit");

@@ -24,6 +24,7 @@ use crate::config::{self, Config};
 use crate::erase;
 use crate::features::reference::Reference;
 use crate::operations::{Operations, Order, Refused};
+use crate::problems::Problems;
 use crate::publish::BuiltFrom;
 use crate::runs::Reason;
 use crate::store;
@@ -52,6 +53,7 @@ const LARGEST_PAGE: usize = 1000;
 pub struct Api {
     operations: Operations,
     budget: Budget,
+    problems: Problems,
     limit: config::Budget,
     places: Arc<Places>,
     reference: Arc<Reference>,
@@ -65,12 +67,12 @@ struct Places {
 }
 
 impl Api {
-    /// An API that orders from `operations`, and tells how much of `budget` is in use.
-    pub fn new(operations: Operations, budget: Budget, config: &Config) -> Self {
+    /// An API that orders from `operations`, and tells how much of `budget` is in use and which `problems` stand.
+    pub fn new(operations: Operations, budget: Budget, problems: Problems, config: &Config) -> Self {
         let places = Places { state: config.state.path.clone(), lake: config.lake.path.clone() };
         let (limit, lag_months) = (config.belvo.budget, config.features.lag_months);
         let reference = Arc::clone(&config.lake.reference);
-        Self { operations, budget, limit, places: Arc::new(places), reference, lag_months }
+        Self { operations, budget, problems, limit, places: Arc::new(places), reference, lag_months }
     }
 
     /// Takes an order: 202, where its run is followed, and the run.
