@@ -143,8 +143,8 @@ impl Daemon {
             &config.state.path,
             clock.clone(),
         );
-        // Before anybody reads or writes.
-        eraser.resume().await?;
+        // Before anybody reads or writes; Belvo, which may take long, is asked by a task.
+        let erasures = eraser.resume().await?;
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
@@ -166,7 +166,7 @@ impl Daemon {
             widgets: widgets.clone(),
             recollector: recollector.clone(),
             deleter: deleter.clone(),
-            eraser,
+            eraser: eraser.clone(),
             publisher: Arc::clone(&publisher),
             jobs,
             clock: clock.clone(),
@@ -235,6 +235,7 @@ impl Daemon {
         spawn("widgets", Box::pin(widgets.run(shutdown.clone())));
         spawn("recollects", Box::pin(recollector.clone().run(shutdown.clone())));
         spawn("deletions", Box::pin(deleter.run(shutdown.clone())));
+        spawn("erasures", Box::pin(eraser.run(erasures, shutdown.clone())));
         spawn("lookups", Box::pin(links.clone().run(settled.clone(), shutdown.clone())));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         spawn(

@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::audit;
 use crate::backup::{self, Made};
-use crate::belvo::LinkId;
 use crate::belvo::links::Deletion;
+use crate::belvo::{Decision, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
 use crate::publish::{self, Forgotten, Publisher, Scope};
@@ -43,6 +44,9 @@ const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
 
 /// Between two looks whether Belvo has.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// An erasure that waits for Belvo is tried again so often.
+const TRY_AGAIN: Duration = Duration::from_mins(1);
 
 /// The folder of receipts, in that of the state.
 const RECEIPTS: &str = "erasures";
@@ -89,6 +93,17 @@ impl Error {
             Self::File { .. } => "receipt_not_writable",
             Self::Publish(error) => error.code(),
             Self::Store(error) => error.code(),
+        }
+    }
+
+    /// Whether Belvo has said no, and would say so again.
+    fn is_refusal(&self) -> bool {
+        let Self::Belvo(error) = self else { return false };
+        match &**error {
+            delete::Error::Belvo(failure) => {
+                !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
+            }
+            delete::Error::Store(_) => false,
         }
     }
 }
@@ -324,53 +339,92 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo refuses is taken back.
+    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo does not take is taken back: whoever
+    /// waits is told.
     ///
     /// # Errors
     /// [`Error`]. After a crash whoever opens the state next finishes it.
     pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
-        loop {
-            match self.step(erasure, &plan.traces).await {
-                Ok(step) if step.is_done() => return Ok(()),
-                Ok(_) => {}
-                Err(error @ Error::Belvo(_)) => {
-                    let id = erasure.to_owned();
-                    let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = 'asked'";
-                    self.store.write(move |tx| tx.execute(take_back, args![&id])).await?;
-                    return Err(error);
-                }
-                Err(error) => return Err(error),
-            }
+        let done = self.go_on(erasure, &plan.traces).await;
+        if let Err(Error::Belvo(_)) = &done {
+            self.take_back(erasure).await?;
         }
+        done
     }
 
-    /// Finishes the erasures that were begun, and gives their number. One that waits for Belvo is left where Belvo is not
-    /// talked to, or does not answer.
+    /// Does all steps of an erasure that are left.
+    async fn go_on(&self, erasure: &str, traces: &Traces) -> Result<(), Error> {
+        while !self.step(erasure, traces).await?.is_done() {}
+        Ok(())
+    }
+
+    /// Forgets a wish of which nothing was done.
+    async fn take_back(&self, erasure: &str) -> Result<(), store::Error> {
+        let id = erasure.to_owned();
+        let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = 'asked'";
+        self.store.write(move |tx| tx.execute(take_back, args![&id])).await.map(drop)
+    }
+
+    /// Finishes the erasures that were begun, but for those that wait for Belvo, which may take long: gives their ids, for
+    /// [`Eraser::run`].
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn resume(&self) -> Result<usize, Error> {
+    pub async fn resume(&self) -> Result<Vec<String>, Error> {
         let begun = self.store.read(|tx| {
-            let sql = "SELECT erasure FROM erasures WHERE step <> 'done' ORDER BY asked_at";
-            tx.all(sql, args![], |row| row.text(0))
+            let sql = "SELECT erasure, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
+            tx.all(sql, args![], |row| Ok((row.text(0)?, row.opt_text(1)?)))
         });
-        let begun = begun.await?;
-        for erasure in &begun {
+        let mut waiting = Vec::new();
+        for (erasure, plan) in begun.await? {
+            // Once something of it was done, its plan is gone, and Belvo has been asked.
+            let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
+            if wish.is_some_and(|wish| wish.is_remote) {
+                if self.deleter.is_none() {
+                    let error = Error::NeedsBelvo;
+                    tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                }
+                waiting.push(erasure);
+                continue;
+            }
             tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and is finished now");
             // What to look for was forgotten with the process: the state's file is written anew instead.
-            loop {
-                match self.step(erasure, &Traces::default()).await {
-                    Ok(step) if step.is_done() => break,
-                    Ok(_) => {}
-                    Err(error @ (Error::Belvo(_) | Error::NeedsBelvo)) => {
-                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+            self.go_on(&erasure, &Traces::default()).await?;
         }
-        Ok(begun.len())
+        Ok(waiting)
+    }
+
+    /// Finishes the erasures `waiting`, which wait for Belvo, and then waits for `shutdown`. While Belvo cannot be asked they
+    /// go on waiting; a wish that it refuses is taken back, as [`Eraser::erase`] does.
+    pub async fn run(self, mut waiting: Vec<String>, shutdown: CancellationToken) {
+        for erasure in &waiting {
+            tracing::warn!(
+                code = "erasure_resumed",
+                erasure,
+                "an erasure was interrupted and goes on: Belvo is asked first"
+            );
+        }
+        let finishing = async {
+            loop {
+                let mut left = Vec::new();
+                for erasure in waiting {
+                    let Err(error) = self.go_on(&erasure, &Traces::default()).await else { continue };
+                    if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
+                        tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
+                    } else {
+                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                        left.push(erasure);
+                    }
+                }
+                if left.is_empty() {
+                    return;
+                }
+                waiting = left;
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        };
+        shutdown.run_until_cancelled(finishing).await;
+        shutdown.cancelled().await;
     }
 
     /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.

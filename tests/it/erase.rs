@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +11,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 use vinculo::config::{Config, Needs};
-use vinculo::erase::{Bodies, each_body};
+use vinculo::erase::{Bodies, Subject, each_body};
 use vinculo::resources;
 use vinculo::simulate::{SECRET_ID, SECRET_PASSWORD};
 use vinculo::store::{Error, Readers, WebhookPlace};
 
 use crate::binary::{Ended, Simulate, Site, free_address, run, vinculo};
-use crate::harness::{AUTHORIZATION, PEPPER};
-use crate::scripted::{EMPLOYMENTS, OWNERS};
+use crate::harness::{ANY_PORT, AUTHORIZATION, PEPPER, Running, TOKEN};
+use crate::scripted::{Answer, Belvo, EMPLOYMENTS, OWNERS};
 use crate::tables::{self, Row, Tables};
 
 const PEOPLE: u64 = 40;
@@ -524,4 +525,73 @@ async fn unmasked_rows_are_for_their_owner_alone_and_only_when_asked_for() {
     assert_eq!(without.code, Some(0), "{}", without.err);
     assert!(!scene.site.lake().join("current/pii").exists(), "it was switched off");
     drop(scene.simulate);
+}
+
+const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+/// A daemon that tracks [`LINK`], and was asked to erase it at Belvo too, and nothing of that is done.
+async fn asked_to_erase_at_belvo(belvo: &Belvo) -> Running {
+    belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+    let running = Running::start(belvo.address, &[]).await;
+    let told = format!(
+        r#"{{"webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"{LINK}","data":{{"total_owners":0}}}}"#
+    );
+    assert_eq!(running.webhook(&told).await, 200);
+    running.until_idle().await;
+    let eraser = &running.daemon.operations.eraser;
+    let plan = eraser.plan(Subject::Link(LINK.parse().unwrap())).await.unwrap();
+    eraser.ask(&plan, "ticket 10", true).await.unwrap();
+    running
+}
+
+async fn count(running: &Running, sql: &'static str) -> i64 {
+    running.daemon.store.read(move |tx| tx.one(sql, &[], |row| row.int(0))).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_that_waits_for_belvo_keeps_no_daemon_from_starting_and_is_taken_back_when_belvo_refuses() {
+    let belvo = Belvo::start().await;
+    let running = asked_to_erase_at_belvo(&belvo).await;
+
+    // Whoever calls here is never answered.
+    let silent = TcpListener::bind(ANY_PORT).unwrap();
+    let starting = running.restart(silent.local_addr().unwrap(), &[]);
+    let running = tokio::time::timeout(Duration::from_mins(1), starting).await.expect("the start waits for Belvo");
+    let health = format!("http://{}/healthz", running.daemon.admin_address.unwrap());
+    assert_eq!(reqwest::get(health).await.unwrap().status().as_u16(), 200);
+    let asked = "SELECT count(*) FROM erasures WHERE step = 'asked'";
+    assert_eq!(count(&running, asked).await, 1, "nobody refused it");
+
+    let refusal =
+        r#"[{"code":"access_to_resource_denied","message":"no","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
+    let denied = Answer { status: 403, headers: Vec::new(), body: refusal.to_owned() };
+    belvo.says_next(&format!("/api/links/{LINK}/"), denied);
+    let running = running.restart(belvo.address, &[]).await;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while count(&running, asked).await > 0 {
+        assert!(Instant::now() < deadline, "the wish stands although Belvo refused it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(
+        count(&running, "SELECT count(*) FROM links WHERE status = 'valid'").await,
+        1,
+        "the link works as before"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_that_waits_for_belvo_is_finished_beside_the_listeners() {
+    let belvo = Belvo::start().await;
+    let running = asked_to_erase_at_belvo(&belvo).await;
+    // Belvo does not know the link any more.
+    let gone = r#"[{"code":"not_found","message":"Not found","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
+    let unknown = Answer { status: 404, headers: Vec::new(), body: gone.to_owned() };
+    belvo.says_next(&format!("/api/links/{LINK}/"), unknown);
+    let running = running.restart(belvo.address, &[]).await;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while count(&running, "SELECT count(*) FROM erasures WHERE step = 'done'").await == 0 {
+        assert!(Instant::now() < deadline, "the erasure is not finished");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(count(&running, "SELECT count(*) FROM links").await, 0);
 }
