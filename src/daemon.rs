@@ -280,10 +280,10 @@ impl Daemon {
                 daemon.tokens.clone(),
                 config,
             );
-            let api = v1::Api::new(operations, budget, config);
+            let (audited, tokens) = ((operations.store.clone(), operations.clock.clone()), daemon.tokens.clone());
+            let api = v1::Api::new(operations, budget, problems.clone(), config);
             let (api, pages) = (v1::routes(api), dashboard::routes(board));
-            let tokens = daemon.tokens.clone();
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, api, pages);
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, audited, api, pages);
             spawn("admin", Box::pin(admin.serve(operators, shutdown)));
         }
         Ok(daemon)

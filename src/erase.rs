@@ -653,6 +653,45 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
     })
 }
 
+/// The `external_id`s of `links` that no other link has.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
+    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
+    let mut external_ids = BTreeSet::new();
+    for link in links {
+        let sql = "SELECT external_id FROM links WHERE link_id = $1";
+        let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
+        let sharing =
+            tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
+        if sharing.iter().all(|other| ids.contains(other.as_str())) {
+            external_ids.insert(external_id);
+        }
+    }
+    Ok(external_ids)
+}
+
+/// Numbers of the webhooks that name one of `names` although nobody knows of which link they are: they were not understood,
+/// and have the name in a place of their own.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
+    let mut traces = Traces::default();
+    names.for_each(|name| traces.add(name.as_bytes()));
+    let mut found = Vec::new();
+    tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
+        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
+        // One that cannot be opened says nothing.
+        if place.open(tx, row.bytes(2)?).is_ok_and(|body| traces.are_in(&body)) {
+            found.push(row.int(0)?);
+        }
+        Ok::<_, store::Error>(())
+    })?;
+    Ok(found)
+}
+
 /// What must not be found in the state's file once it is done.
 fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Result<Traces, store::Error> {
     let mut traces = Traces::default();
@@ -717,16 +756,8 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
             *rows.entry(table.to_owned()).or_insert(0) += count as u64;
         }
     };
-    // Before their key goes: a webhook that was not understood may name the link in a place of its own.
-    let mut names = Traces::default();
-    links.iter().chain(external_ids).for_each(|name| names.add(name.as_bytes()));
-    let unnamed = tx.all("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
-        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
-        // One that cannot be opened says nothing.
-        let names_them = place.open(tx, row.bytes(2)?).is_ok_and(|body| names.are_in(&body));
-        Ok((row.int(0)?, names_them))
-    })?;
-    for (seq, _) in unnamed.into_iter().filter(|(_, names_them)| *names_them) {
+    // Before their key goes.
+    for seq in unnamed_webhooks(tx, links.iter().chain(external_ids))? {
         note("webhooks", tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?);
     }
     for (column, names) in [("link_id", links), ("external_id", external_ids)] {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::status::{BudgetUse, Standing};
 use super::v1::erasures::Wish;
+use super::v1::exports::Export;
 use crate::config::Config;
 use crate::features::frozen;
 use crate::features::runs::Wanted;

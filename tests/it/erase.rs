@@ -89,6 +89,15 @@ impl Scene {
         state.execute("INSERT INTO deletions (link_id, asked_at) VALUES (?1, 7)", [link]).unwrap();
     }
 
+    /// What the audit says of what was asked for `link` and read out of it.
+    async fn audit(&self, link: &str) -> Vec<Value> {
+        let url = format!("http://{}/v1/audit?link={link}", self.site.admin);
+        let answer = reqwest::Client::new().get(url).bearer_auth(TOKEN).send().await.unwrap();
+        let page: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        let lines = page["lines"].as_array().unwrap().iter();
+        lines.filter(|line| line["action"] == "export").cloned().collect()
+    }
+
     /// Where a canary is found among state and lake, raw and decoded.
     fn hits(&self) -> Vec<String> {
         hits(self.site.folder.path(), &self.needles)
@@ -294,6 +303,14 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     let lacks = scene.needles.iter().filter(|needle| !told.out.contains(needle.as_str())).count();
     let cpfs = scene.needles.iter().filter(|needle| needle.len() == 14).count();
     assert_eq!(lacks, 2 * cpfs, "the export lacks something of the person");
+    let held: Value = serde_json::from_str(&told.out).unwrap();
+    let strange = held["state"]["webhooks"].as_array().unwrap().iter().filter(|row| row["link_id"].is_null());
+    let strange: Vec<&Value> = strange.map(|row| &row["body"]["about"]).collect();
+    assert_eq!(strange, [link], "the webhook that nobody understood is missing");
+    let exported = scene.audit(link).await;
+    assert_eq!(exported.len(), 1, "{exported:?}");
+    assert_eq!((&exported[0]["action"], &exported[0]["detail"]["asked_for"]), (&"export".into(), &"link".into()));
+    assert!(!exported[0].to_string().contains(link), "{exported:?}");
     let others: Vec<String> = before["links"].iter().filter_map(|row| row["link_id"].clone()).collect();
     assert!(others.iter().filter(|other| *other != link).all(|other| !told.out.contains(other)), "it tells of others");
 
@@ -357,6 +374,15 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     assert_eq!(restored.code, Some(0), "{}", restored.err);
     let restored: Value = serde_json::from_str(&restored.out).unwrap();
     assert_eq!(restored["restored"]["erased_again"], 1);
+    // Without a daemon the export is noted as well.
+    let lines = || {
+        let state = rusqlite::Connection::open(folder.join("var/state.db")).unwrap();
+        state.query_row("SELECT count(*) FROM audit WHERE action = 'export'", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let before_it = lines();
+    let other = scene.tables()["links"][0]["link_id"].clone().unwrap();
+    assert_eq!(scene.command(&["subject", "--link", &other]).code, Some(0));
+    assert_eq!(lines(), before_it + 1);
     assert_eq!(scene.hits(), Vec::<String>::new());
     tables::assert_same(&scene.tables(), &expected, &["is_stale"]);
     let whole = scene.command(&["verify"]);

@@ -32,6 +32,7 @@ use crate::store;
 pub mod audit;
 pub mod belvo;
 pub mod erasures;
+pub mod exports;
 pub mod jobs;
 pub mod lake;
 pub mod links;
@@ -101,6 +102,7 @@ fn all() -> Vec<Route> {
         lake::routes(),
         belvo::routes(),
         erasures::routes(),
+        exports::routes(),
         audit::routes(),
         openapi::routes(),
     ];
