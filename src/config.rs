@@ -182,7 +182,7 @@ impl Config {
     /// Those that cannot be used.
     pub fn check_folders(&self) -> Result<(), ConfigErrors> {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
-        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o755)].into_iter().filter_map(
+        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o750)].into_iter().filter_map(
             |(key, folder, mode)| {
                 let error = try_folder(folder, mode).err()?;
                 let what = format!("the folder {} cannot be used: {error}", folder.display());
@@ -623,6 +623,18 @@ the configuration has 20 errors:
         assert!(load(&beyond, &[("VINCULO_BELVO__ALLOW_HTTP", "true")], Needs::default()).is_ok());
         // 40 each 10 s can be 120 in Belvo's 30 s.
         assert!(load("[belvo]\nbudget = { requests = 40, per = \"10s\" }", &[], Needs::default()).is_err());
+    }
+
+    #[test]
+    fn the_folders_of_state_and_lake_are_no_business_of_strangers() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = load("", &[], Needs::default()).unwrap();
+        config.state.path = folder.path().join("var/state.db");
+        config.lake.path = folder.path().join("lake");
+        config.check_folders().unwrap();
+        let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("var"), mode("lake")), (0o700, 0o750));
     }
 
     #[test]

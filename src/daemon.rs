@@ -461,7 +461,9 @@ impl DaemonActions {
         let run = runs::schedule(&self.store, wanted, now).await.map_err(refused)?;
         let published = publish::publish_in_background(&self.publisher, Scope::Changed).await;
         published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
-        Ok(self.publisher.feature_rows(run.as_of))
+        let publisher = Arc::clone(&self.publisher);
+        let counting = tokio::task::spawn_blocking(move || publisher.feature_rows(run.as_of));
+        Ok(counting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
     }
 
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.

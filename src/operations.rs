@@ -557,7 +557,9 @@ impl Operations {
     /// Publishes a run of features that is on record, and counts its rows.
     async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
         self.clone().publish(Scope::Changed, progress.clone()).await?;
-        let rows = self.publisher.feature_rows(run.as_of);
+        let publisher = Arc::clone(&self.publisher);
+        let counting = tokio::task::spawn_blocking(move || publisher.feature_rows(run.as_of));
+        let rows = counting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         progress.send_modify(|progress| progress.done = rows);
         Ok(())
     }

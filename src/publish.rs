@@ -17,6 +17,7 @@ use tracing::field::Empty;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config;
+use crate::features::explain;
 use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
@@ -219,10 +220,9 @@ impl Publisher {
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
     }
 
-    /// How many rows of features readers see for a date.
+    /// How many rows of features readers see for a date. Blocks.
     pub fn feature_rows(&self, as_of: NaiveDate) -> u64 {
-        let manifest = self.lake.current();
-        manifest.map_or(0, |manifest| partitions::rows(&manifest, as_of))
+        self.lake.current().map_or(0, |manifest| self.lake.features_at(&manifest, as_of).rows)
     }
 
     fn stage(
@@ -346,6 +346,31 @@ impl Publisher {
 
     fn schema_version(&self) -> u32 {
         self.schema.tables.iter().map(|table| table.version).max().unwrap_or_default()
+    }
+}
+
+/// Where readers find the features of a date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeaturesAt {
+    /// The file, relative to its snapshot.
+    pub path: String,
+    /// Rows of the date in it.
+    pub rows: u64,
+}
+
+impl Lake {
+    /// Where readers find the features of a date in the snapshot of `manifest`: in the Parquet file of the date, or in the
+    /// database when no Parquet is published. Blocks.
+    pub fn features_at(&self, manifest: &Manifest, as_of: NaiveDate) -> FeaturesAt {
+        if let Some(file) = partitions::file(manifest, as_of) {
+            return FeaturesAt { path: file.path.clone(), rows: file.rows.unwrap_or_default() };
+        }
+        let file = self.folder(manifest.snapshot).join(sinks::duckdb::FILE);
+        let rows = explain::count(&file, as_of).unwrap_or_else(|error| {
+            tracing::warn!(code = "lake_not_readable", "the features that are published cannot be counted: {error}");
+            0
+        });
+        FeaturesAt { path: sinks::duckdb::FILE.to_owned(), rows }
     }
 }
 

@@ -205,7 +205,12 @@ impl Lake {
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
         self.point("current", &format!("snapshots/{:06}", staging.snapshot))?;
-        self.point(duckdb::FILE, &format!("current/{}", duckdb::FILE))?;
+        if manifest.files.iter().any(|file| file.path == duckdb::FILE) {
+            self.point(duckdb::FILE, &format!("current/{}", duckdb::FILE))?;
+        } else {
+            // It would name what is not there any more.
+            remove(&self.path.join(duckdb::FILE))?;
+        }
         sync(&self.path)
     }
 
