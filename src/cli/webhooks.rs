@@ -13,7 +13,7 @@ use crate::belvo::LinkId;
 use crate::config::Needs;
 use crate::operations::{Order, Replay};
 use crate::store::Readers;
-use crate::webhook::log::{self, Filter};
+use crate::webhook::log::{self, Filter, OUTCOMES};
 
 /// What `webhooks` takes.
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,7 @@ pub struct List {
     #[arg(long = "type", value_name = "T")]
     pub webhook_type: Option<String>,
     /// Only those with this outcome
-    #[arg(long, value_name = "O", value_parser = PossibleValuesParser::new(["queued", "noted", "quarantined"]))]
+    #[arg(long, value_name = "O", value_parser = PossibleValuesParser::new(OUTCOMES))]
     pub outcome: Option<String>,
     /// Only those of this link
     #[arg(long, value_name = "ID")]

@@ -16,9 +16,7 @@ use super::{
     Webhook, Widget,
 };
 use crate::features::reference::Reference;
-
-/// Names of the sinks that `lake.sinks` may list.
-const SINKS: [&str; 2] = ["parquet", "duckdb"];
+use crate::sinks::NAMES;
 
 /// What Belvo allows each source IP, in any window of [`BELVO_WINDOW`].
 const BELVO_LIMIT: u128 = 80;
@@ -276,7 +274,7 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         read.refuse("lake.url", what, "the default is var/lake");
     }
     let sinks = read
-        .texts("lake.sinks", &format!("a list of sinks; there are {}", listed(SINKS)), |sink| SINKS.contains(&sink));
+        .texts("lake.sinks", &format!("a list of sinks; there are {}", listed(NAMES)), |sink| NAMES.contains(&sink));
     if sinks.is_empty() {
         read.refuse(
             "lake.sinks",

@@ -354,6 +354,8 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     let status = scene.site.status();
     assert_eq!((&status["waiting"], &status["links"]), (&Value::from(0), &Value::from(PEOPLE - 1)));
     assert_eq!(status["webhooks"]["erased"], 2, "{status:#}");
+    let erased = scene.command(&["webhooks", "list", "--outcome", "erased", "--json"]);
+    assert_eq!((erased.code, erased.out.lines().count()), (Some(0), 2), "{}{}", erased.out, erased.err);
     assert_eq!(scene.hits(), Vec::<String>::new());
 
     // Neither does a backup from before, and one from after never had them.
