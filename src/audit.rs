@@ -8,19 +8,25 @@
 use hmac::{Hmac, KeyInit, Mac};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::sensitive::hex;
-use crate::store::{Error, Row, Tx, args};
+use crate::store::{Error, Row, Store, Tx, args};
 
 /// Action of a line that says who asked for what over the API; it is written before anything is done.
 pub const ASKED: &str = "asked";
 
 /// Action of a line that says what was answered to the line of whose hash it tells.
 pub const ANSWERED: &str = "answered";
+
+/// Action of a line that says that everything held on somebody was read out.
+pub const EXPORT: &str = "export";
+
+/// Action of a line that says that somebody sent a wrong token.
+pub const SIGN_IN_FAILED: &str = "sign_in_failed";
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -29,7 +35,7 @@ pub struct Line {
     pub seq: i64,
     /// When it was written.
     pub at: String,
-    /// What was done: `asked` and `answered` for the API, `erase`, `restore`, `retention`.
+    /// What was done: `asked` and `answered` for the API, `erase`, `export`, `restore`, `retention`, `sign_in_failed`.
     pub action: String,
     /// What there is to say of it; other members for each action.
     pub detail: serde_json::Map<String, Value>,
@@ -40,7 +46,7 @@ pub struct Line {
 }
 
 /// At most `limit` lines, the newest first, from before the line `before` on; of `link` alone, when one is named: those that
-/// asked for something of it.
+/// asked for something of it, or say that it was read out.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -56,7 +62,8 @@ pub fn list(tx: &Tx<'_>, link: Option<&LinkId>, before: Option<i64>, limit: usiz
         "SELECT seq, at, action, detail, hash FROM audit WHERE seq < $1 {} ORDER BY seq DESC LIMIT $2",
         if name.is_some() { "AND detail LIKE $3" } else { "" }
     );
-    let pattern = name.map(|name| format!("%\"link_hash\":\"{name}\"%"));
+    // Whatever the member is called: no other one holds such a text.
+    let pattern = name.map(|name| format!("%\"{name}\"%"));
     let (before, limit) = (before.unwrap_or(i64::MAX), i64::try_from(limit).unwrap_or(i64::MAX));
     let mut lines = match &pattern {
         Some(pattern) => tx.all(&sql, args![before, limit, pattern], read)?,
@@ -124,6 +131,24 @@ pub fn note(tx: &Tx<'_>, at: Timestamp, action: &str, detail: &Value) -> Result<
     Ok(hash)
 }
 
+/// Writes that everything held on `links`, which somebody `asked_for`, is read out, and gives the line's hash.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_export(tx: &Tx<'_>, at: Timestamp, asked_for: &str, links: &[LinkId]) -> Result<String, Error> {
+    let hashes = links.iter().map(|link| name_of(tx, link)).collect::<Result<Vec<_>, _>>()?;
+    note(tx, at, EXPORT, &json!({ "asked_for": asked_for, "links": links.len(), "link_hashes": hashes }))
+}
+
+/// Writes that a wrong token came to `door`, `api` or `dashboard`. Nothing is said of whose it was; who calls this sees to
+/// it that many guesses are few lines. A line that cannot be written is told in the log: the token is refused all the same.
+pub async fn note_failed_sign_in(store: &Store, at: Timestamp, door: &'static str) {
+    let noted = store.write(move |tx| note(tx, at, SIGN_IN_FAILED, &json!({ "door": door }))).await;
+    if let Err(error) = noted {
+        tracing::error!(code = error.code(), "a failed sign-in is missing in the audit: {error}");
+    }
+}
+
 /// The number of lines, and the first that is not under the hash of the one before.
 ///
 /// # Errors
@@ -149,10 +174,24 @@ fn hash_of(previous: &str, at: i64, action: &str, detail: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::store::Store;
+
+    #[tokio::test]
+    async fn an_export_is_found_by_each_of_its_links_and_names_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let id = |digit: u8| -> LinkId { format!("00000000-0000-4000-8000-00000000000{digit}").parse().unwrap() };
+        let read = move |tx: &Tx<'_>| {
+            note_export(tx, Timestamp::from_micros(7), "person", &[id(1), id(2)])?;
+            let count = |link: Option<LinkId>| list(tx, link.as_ref(), None, 10).map(|lines| lines.len());
+            let lines = list(tx, None, None, 10)?;
+            Ok((lines, count(Some(id(1)))?, count(Some(id(2)))?, count(Some(id(3)))?))
+        };
+        let (lines, first, second, other) = store.write(read).await.unwrap();
+        assert_eq!((lines.len(), first, second, other), (1, 1, 1, 0));
+        assert_eq!((lines[0].action.as_str(), &lines[0].detail["links"]), (EXPORT, &json!(2)));
+        assert!(!json!(lines).to_string().contains("00000000-0000"), "{lines:?}");
+    }
 
     #[tokio::test]
     async fn a_line_that_was_changed_or_taken_out_breaks_the_chain() {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use crate::features::reference::Reference;
@@ -61,6 +61,9 @@ pub struct Needs {
     /// It takes webhooks: an `Authorization` value must be there.
     pub webhook: bool,
 }
+
+/// Secrets of fewer characters can be guessed.
+const SECRET_LEN: usize = 16;
 
 /// Where a configuration is looked for when no file is named.
 const FILES: [&str; 2] = ["vinculo.toml", "/etc/vinculo/vinculo.toml"];
@@ -159,13 +162,27 @@ impl Config {
         pairs.filter(|((_, ours), (_, theirs))| ours != theirs).map(|((name, _), _)| name).collect()
     }
 
+    /// Keys of the secrets that are so short that they can be guessed. `webhook.authorization` is not among them: that many
+    /// try, so that a short one is refused.
+    pub fn short_secrets(&self) -> Vec<&'static str> {
+        let Admin { token, operate_tokens, read_tokens, .. } = &self.admin;
+        let all = [
+            ("admin.token", token.as_slice()),
+            ("admin.operate_tokens", operate_tokens),
+            ("admin.read_tokens", read_tokens),
+            ("pii.pepper", self.pii.pepper.as_slice()),
+        ];
+        let is_short = |secret: &SecretString| secret.expose_secret().len() < SECRET_LEN;
+        all.into_iter().filter(|(_, secrets)| secrets.iter().any(is_short)).map(|(key, _)| key).collect()
+    }
+
     /// Makes the folders of state and lake where they are missing, and writes a file into each to see that it can.
     ///
     /// # Errors
     /// Those that cannot be used.
     pub fn check_folders(&self) -> Result<(), ConfigErrors> {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
-        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o755)].into_iter().filter_map(
+        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o750)].into_iter().filter_map(
             |(key, folder, mode)| {
                 let error = try_folder(folder, mode).err()?;
                 let what = format!("the folder {} cannot be used: {error}", folder.display());
@@ -532,7 +549,6 @@ the configuration has 20 errors:
 
     #[test]
     fn a_secret_in_a_file_is_trimmed_and_the_later_layer_counts() {
-        use secrecy::ExposeSecret;
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         fs::write(&secret, "from-a-file-of-its-own\n").unwrap();
@@ -548,7 +564,7 @@ the configuration has 20 errors:
     }
 
     #[test]
-    fn each_token_of_the_admin_listener_has_one_role_and_cannot_be_guessed() {
+    fn each_token_of_the_admin_listener_has_one_role_and_is_no_empty_one() {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("tokens");
         fs::write(&secret, "the-first-of-two-readers\n\nthe-second-of-two-readers\n").unwrap();
@@ -556,18 +572,27 @@ the configuration has 20 errors:
         let variables = [("VINCULO_ADMIN__READ_TOKENS_FILE", secret.to_str().unwrap())];
         let admin = load(text, &variables, Needs::default()).unwrap().admin;
         assert_eq!((admin.operate_tokens.len(), admin.read_tokens.len()), (1, 2));
-        let wrong = "[admin]\ntoken = \"one-for-everything\"\noperate_tokens = [\"short\"]\n\
+        let wrong = "[admin]\ntoken = \"one-for-everything\"\noperate_tokens = [\" \"]\n\
                      read_tokens = [\"one-for-everything\"]";
         insta::assert_snapshot!(errors(wrong, &[], Needs::default()), @"
         the configuration has 2 errors:
-          vinculo.toml: admin.operate_tokens: is shorter than 16 characters; make one with `openssl rand -base64 32`
+          vinculo.toml: admin.operate_tokens: has an empty token, which everybody knows; make one with `openssl rand -base64 32`
           vinculo.toml: admin.read_tokens: has a token that stands here twice or has another role too; give each its own
         ");
     }
 
     #[test]
+    fn short_secrets_of_the_operators_own_are_taken_and_named() {
+        let text =
+            "[admin]\ntoken = \"short\"\nread_tokens = [\"one-of-16-letters\", \"brief\"]\n[pii]\npepper = \"salt\"";
+        let config = load(text, &[], Needs::default()).unwrap();
+        assert_eq!(config.short_secrets(), ["admin.token", "admin.read_tokens", "pii.pepper"]);
+        assert_eq!(config.pii.pepper.unwrap().expose_secret(), "salt");
+        assert!(load("", &[], Needs::default()).unwrap().short_secrets().is_empty());
+    }
+
+    #[test]
     fn a_secret_may_be_a_credential_of_the_service() {
-        use secrecy::ExposeSecret;
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("pepper"), "handed-over-by-systemd\n").unwrap();
         let text = "[pii]\npepper_file = \"${CREDENTIALS_DIRECTORY}/pepper\"";
@@ -598,6 +623,18 @@ the configuration has 20 errors:
         assert!(load(&beyond, &[("VINCULO_BELVO__ALLOW_HTTP", "true")], Needs::default()).is_ok());
         // 40 each 10 s can be 120 in Belvo's 30 s.
         assert!(load("[belvo]\nbudget = { requests = 40, per = \"10s\" }", &[], Needs::default()).is_err());
+    }
+
+    #[test]
+    fn the_folders_of_state_and_lake_are_no_business_of_strangers() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = load("", &[], Needs::default()).unwrap();
+        config.state.path = folder.path().join("var/state.db");
+        config.lake.path = folder.path().join("lake");
+        config.check_folders().unwrap();
+        let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("var"), mode("lake")), (0o700, 0o750));
     }
 
     #[test]

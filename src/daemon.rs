@@ -54,7 +54,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Stands until the lake has what the state had at the start.
 const STARTING: &str = "starting";
 
-/// Stands while the state takes no writes.
+/// Stands while the state takes no writes and its failure says no more than that.
 const STATE_PROBLEM: &str = "state_not_writable";
 
 /// The running parts.
@@ -97,7 +97,9 @@ pub enum Parts {
     WithoutListeners,
     /// The same, and the jobs, each of which runs only when it is asked for.
     JobsOnRequest,
-    /// No workers either: what a command needs that works on state and lake alone, and has no keys of Belvo's.
+    /// No workers either: what a command needs that calls Belvo by itself, and counts its calls.
+    WithoutTasks,
+    /// The same, for a command that works on state and lake alone, and has no keys of Belvo's.
     WithoutBelvo,
 }
 
@@ -105,8 +107,13 @@ impl Daemon {
     /// Opens state and lake, binds the listeners, and starts the tasks.
     ///
     /// # Errors
-    /// When the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
+    /// When a job is wrong, the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
+        // What is wrong in a file is told before anything is made or held.
+        let jobs = match parts {
+            Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
+            Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
+        };
         let store = Store::configured(&config.state)?;
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
@@ -137,18 +144,14 @@ impl Daemon {
             &config.state.path,
             clock.clone(),
         );
-        // Before anybody reads or writes.
-        eraser.resume().await?;
+        // Before anybody reads or writes; Belvo, which may take long, is asked by a task.
+        let erasures = eraser.resume().await?;
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
                 bind(config.admin.listen, "admin.listen").await?,
             )),
             _ => None,
-        };
-        let jobs = match parts {
-            Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
-            Parts::WithoutListeners | Parts::WithoutBelvo => Vec::new(),
         };
         let has_jobs = !jobs.is_empty();
         let (jobs, asked) = Asker::new(jobs);
@@ -164,7 +167,7 @@ impl Daemon {
             widgets: widgets.clone(),
             recollector: recollector.clone(),
             deleter: deleter.clone(),
-            eraser,
+            eraser: eraser.clone(),
             publisher: Arc::clone(&publisher),
             jobs,
             clock: clock.clone(),
@@ -188,7 +191,7 @@ impl Daemon {
             shutdown: shutdown.clone(),
             _counts_calls: counts_calls,
         };
-        if parts == Parts::WithoutBelvo {
+        if matches!(parts, Parts::WithoutTasks | Parts::WithoutBelvo) {
             return Ok(daemon);
         }
         problems.raise(STARTING);
@@ -233,6 +236,7 @@ impl Daemon {
         spawn("widgets", Box::pin(widgets.run(shutdown.clone())));
         spawn("recollects", Box::pin(recollector.clone().run(shutdown.clone())));
         spawn("deletions", Box::pin(deleter.run(shutdown.clone())));
+        spawn("erasures", Box::pin(eraser.run(erasures, shutdown.clone())));
         spawn("lookups", Box::pin(links.clone().run(settled.clone(), shutdown.clone())));
         let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
         spawn(
@@ -277,10 +281,10 @@ impl Daemon {
                 daemon.tokens.clone(),
                 config,
             );
-            let api = v1::Api::new(operations, budget, config);
+            let (audited, tokens) = ((operations.store.clone(), operations.clock.clone()), daemon.tokens.clone());
+            let api = v1::Api::new(operations, budget, problems.clone(), config);
             let (api, pages) = (v1::routes(api), dashboard::routes(board));
-            let tokens = daemon.tokens.clone();
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, api, pages);
+            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, audited, api, pages);
             spawn("admin", Box::pin(admin.serve(operators, shutdown)));
         }
         Ok(daemon)
@@ -458,7 +462,9 @@ impl DaemonActions {
         let run = runs::schedule(&self.store, wanted, now).await.map_err(refused)?;
         let published = publish::publish_in_background(&self.publisher, Scope::Changed).await;
         published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
-        Ok(self.publisher.feature_rows(run.as_of))
+        let publisher = Arc::clone(&self.publisher);
+        let counting = tokio::task::spawn_blocking(move || publisher.feature_rows(run.as_of));
+        Ok(counting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
     }
 
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
@@ -489,7 +495,7 @@ async fn look_around(
     mut published: watch::Receiver<i64>,
     shutdown: CancellationToken,
 ) {
-    let (mut trouble, mut counted) = (None, client.budget().calls());
+    let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -502,12 +508,9 @@ async fn look_around(
             trouble = now;
         }
         show_what_waits(&client, &store, clock.now()).await;
-        match store.write(|tx| tx.execute("UPDATE meta SET value = value WHERE name = 'schema_version'", args![])).await
-        {
-            Ok(_) => problems.clear(STATE_PROBLEM),
-            Err(_) => problems.raise(STATE_PROBLEM),
-        }
-        vitals.beat();
+        let probe = "UPDATE meta SET value = value WHERE name = 'schema_version'";
+        let answer = store.write(move |tx| tx.execute(probe, args![]).map(drop)).await;
+        hear(&answer, &mut state, &problems, &vitals);
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
@@ -519,6 +522,27 @@ async fn look_around(
                 return;
             }
         }
+    }
+}
+
+/// Tells what the state answered to a write: while it takes none, the failure's own code stands. A state that is closed
+/// answers nobody any more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
+fn hear(answer: &Result<(), store::Error>, standing: &mut Option<&'static str>, problems: &Problems, vitals: &Vitals) {
+    let failed = answer.as_ref().err().map(|error| match error.code() {
+        "state_failed" => STATE_PROBLEM,
+        code => code,
+    });
+    if *standing != failed {
+        if let Some(code) = failed {
+            problems.raise(code);
+        }
+        if let Some(code) = *standing {
+            problems.clear(code);
+        }
+        *standing = failed;
+    }
+    if !matches!(answer, Err(store::Error::Closed)) {
+        vitals.beat();
     }
 }
 
@@ -572,4 +596,24 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{key} {address} cannot be listened on: free the port, or set another one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
+        let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
+        let mut heard = |answer: Result<(), store::Error>| {
+            let before = vitals.answered_at();
+            hear(&answer, &mut standing, &problems, &vitals);
+            (problems.standing(), vitals.answered_at() > before)
+        };
+        assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));
+        assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
+        assert_eq!(heard(Ok(())), (vec![], true));
+    }
 }

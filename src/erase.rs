@@ -6,7 +6,8 @@
 //! others made; the receipt lists the backups that this program knows of.
 //!
 //! The steps, each durable before the next: the wish is noted (`asked`); rows, keys and bodies go and tombstones come, in
-//! one transaction (`removed`); the lake is built anew and the snapshots that showed the person are dropped (`published`);
+//! one transaction (`removed`); the lake is built anew and every older snapshot is dropped (`published`): which of them
+//! showed the person would have to be told by clocks, which jump;
 //! the log is emptied, the file looked through, and the receipt written (`done`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +21,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::audit;
 use crate::backup::{self, Made};
-use crate::belvo::LinkId;
 use crate::belvo::links::Deletion;
+use crate::belvo::{Decision, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
 use crate::publish::{self, Forgotten, Publisher, Scope};
@@ -42,6 +44,9 @@ const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
 
 /// Between two looks whether Belvo has.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// An erasure that waits for Belvo is tried again so often.
+const TRY_AGAIN: Duration = Duration::from_mins(1);
 
 /// The folder of receipts, in that of the state.
 const RECEIPTS: &str = "erasures";
@@ -88,6 +93,17 @@ impl Error {
             Self::File { .. } => "receipt_not_writable",
             Self::Publish(error) => error.code(),
             Self::Store(error) => error.code(),
+        }
+    }
+
+    /// Whether Belvo has said no, and would say so again.
+    fn is_refusal(&self) -> bool {
+        let Self::Belvo(error) = self else { return false };
+        match &**error {
+            delete::Error::Belvo(failure) => {
+                !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
+            }
+            delete::Error::Store(_) => false,
         }
     }
 }
@@ -217,23 +233,14 @@ pub struct Plan {
     pub external_ids: Vec<String>,
     /// Rows of each table of the state.
     pub rows: BTreeMap<String, u64>,
-    /// Snapshots that may show the links.
+    /// Snapshots that are there, of which none stays.
     pub snapshots: Vec<u32>,
     /// Backups that hold them.
     pub backups: Vec<Made>,
     #[serde(skip)]
     subject: Subject,
     #[serde(skip)]
-    first_seen_at: Timestamp,
-    #[serde(skip)]
     traces: Traces,
-}
-
-impl Plan {
-    /// No snapshot from before this shows the links.
-    pub fn first_seen_at(&self) -> Timestamp {
-        self.first_seen_at
-    }
 }
 
 /// What has to be known to go on after a crash; gone with the rows.
@@ -272,8 +279,6 @@ pub struct Receipt {
     pub published: Option<u32>,
     /// Snapshots that were dropped, file by file.
     pub snapshots: Vec<Forgotten>,
-    /// Since when snapshots may have shown the person, in microseconds since 1970.
-    since: i64,
     /// Whether the state's file was written anew, because emptying its log was not enough.
     pub state_rewritten: bool,
     /// Traces left in the state, because rows of others hold the same bytes.
@@ -329,58 +334,97 @@ impl Eraser {
         let (readers, pepper) = (self.store.readers(), self.pepper.clone());
         let planning = tokio::task::spawn_blocking(move || readers.read(|tx| plan(tx, subject, pepper.as_ref())));
         let mut plan = planning.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        plan.snapshots = self.publisher.would_forget(plan.first_seen_at)?;
+        plan.snapshots = self.publisher.snapshots()?;
         plan.backups = backup::made(&self.state);
         Ok(plan)
     }
 
-    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo refuses is taken back.
+    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo does not take is taken back: whoever
+    /// waits is told.
     ///
     /// # Errors
     /// [`Error`]. After a crash whoever opens the state next finishes it.
     pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
-        loop {
-            match self.step(erasure, &plan.traces).await {
-                Ok(step) if step.is_done() => return Ok(()),
-                Ok(_) => {}
-                Err(error @ Error::Belvo(_)) => {
-                    let id = erasure.to_owned();
-                    let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = 'asked'";
-                    self.store.write(move |tx| tx.execute(take_back, args![&id])).await?;
-                    return Err(error);
-                }
-                Err(error) => return Err(error),
-            }
+        let done = self.go_on(erasure, &plan.traces).await;
+        if let Err(Error::Belvo(_)) = &done {
+            self.take_back(erasure).await?;
         }
+        done
     }
 
-    /// Finishes the erasures that were begun, and gives their number. One that waits for Belvo is left where Belvo is not
-    /// talked to, or does not answer.
+    /// Does all steps of an erasure that are left.
+    async fn go_on(&self, erasure: &str, traces: &Traces) -> Result<(), Error> {
+        while !self.step(erasure, traces).await?.is_done() {}
+        Ok(())
+    }
+
+    /// Forgets a wish of which nothing was done.
+    async fn take_back(&self, erasure: &str) -> Result<(), store::Error> {
+        let id = erasure.to_owned();
+        let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = 'asked'";
+        self.store.write(move |tx| tx.execute(take_back, args![&id])).await.map(drop)
+    }
+
+    /// Finishes the erasures that were begun, but for those that wait for Belvo, which may take long: gives their ids, for
+    /// [`Eraser::run`].
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn resume(&self) -> Result<usize, Error> {
+    pub async fn resume(&self) -> Result<Vec<String>, Error> {
         let begun = self.store.read(|tx| {
-            let sql = "SELECT erasure FROM erasures WHERE step <> 'done' ORDER BY asked_at";
-            tx.all(sql, args![], |row| row.text(0))
+            let sql = "SELECT erasure, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
+            tx.all(sql, args![], |row| Ok((row.text(0)?, row.opt_text(1)?)))
         });
-        let begun = begun.await?;
-        for erasure in &begun {
+        let mut waiting = Vec::new();
+        for (erasure, plan) in begun.await? {
+            // Once something of it was done, its plan is gone, and Belvo has been asked.
+            let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
+            if wish.is_some_and(|wish| wish.is_remote) {
+                if self.deleter.is_none() {
+                    let error = Error::NeedsBelvo;
+                    tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                }
+                waiting.push(erasure);
+                continue;
+            }
             tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and is finished now");
             // What to look for was forgotten with the process: the state's file is written anew instead.
-            loop {
-                match self.step(erasure, &Traces::default()).await {
-                    Ok(step) if step.is_done() => break,
-                    Ok(_) => {}
-                    Err(error @ (Error::Belvo(_) | Error::NeedsBelvo)) => {
-                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+            self.go_on(&erasure, &Traces::default()).await?;
         }
-        Ok(begun.len())
+        Ok(waiting)
+    }
+
+    /// Finishes the erasures `waiting`, which wait for Belvo, and then waits for `shutdown`. While Belvo cannot be asked they
+    /// go on waiting; a wish that it refuses is taken back, as [`Eraser::erase`] does.
+    pub async fn run(self, mut waiting: Vec<String>, shutdown: CancellationToken) {
+        for erasure in &waiting {
+            tracing::warn!(
+                code = "erasure_resumed",
+                erasure,
+                "an erasure was interrupted and goes on: Belvo is asked first"
+            );
+        }
+        let finishing = async {
+            loop {
+                let mut left = Vec::new();
+                for erasure in waiting {
+                    let Err(error) = self.go_on(&erasure, &Traces::default()).await else { continue };
+                    if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
+                        tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
+                    } else {
+                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                        left.push(erasure);
+                    }
+                }
+                if left.is_empty() {
+                    return;
+                }
+                waiting = left;
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        };
+        shutdown.run_until_cancelled(finishing).await;
+        shutdown.cancelled().await;
     }
 
     /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
@@ -401,7 +445,6 @@ impl Eraser {
             asked_for: plan.subject.kind().name().to_owned(),
             reason: reason.to_owned(),
             links: plan.links.len(),
-            since: plan.first_seen_at.as_micros(),
             ..Receipt::default()
         };
         let (id, wish, text) = (erasure.clone(), json!(wish).to_string(), json!(receipt).to_string());
@@ -507,8 +550,8 @@ impl Eraser {
         let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
         if self.publisher.current().is_some() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
-            let (publisher, since) = (Arc::clone(&self.publisher), Timestamp::from_micros(receipt.since));
-            let forgetting = tokio::task::spawn_blocking(move || publisher.forget(since));
+            let publisher = Arc::clone(&self.publisher);
+            let forgetting = tokio::task::spawn_blocking(move || publisher.forget());
             receipt.snapshots =
                 forgetting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
             receipt.published = self.publisher.current();
@@ -586,23 +629,7 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
     if links.is_empty() {
         return Err(Error::NotHeld(subject.kind().name()));
     }
-    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
-    let mut external_ids = BTreeSet::new();
-    let mut first_seen_at = Timestamp::from_micros(i64::MAX);
-    for link in &links {
-        let seen = tx.one("SELECT external_id, first_seen_at FROM links WHERE link_id = $1", args![link], |row| {
-            Ok((row.opt_text(0)?, row.at(1)?))
-        })?;
-        let Some((external_id, first_seen)) = seen else { continue };
-        first_seen_at = first_seen_at.min(first_seen);
-        if let Some(external_id) = external_id {
-            let sharing =
-                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
-            if sharing.iter().all(|other| ids.contains(other.as_str())) {
-                external_ids.insert(external_id);
-            }
-        }
-    }
+    let external_ids = own_external_ids(tx, &links)?;
     let traces = traces(tx, &links, &external_ids)?;
     let mut rows = BTreeMap::new();
     for table in tx.tables_with("link_id")? {
@@ -622,9 +649,47 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
         snapshots: Vec::new(),
         backups: Vec::new(),
         subject,
-        first_seen_at,
         traces,
     })
+}
+
+/// The `external_id`s of `links` that no other link has.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
+    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
+    let mut external_ids = BTreeSet::new();
+    for link in links {
+        let sql = "SELECT external_id FROM links WHERE link_id = $1";
+        let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
+        let sharing =
+            tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
+        if sharing.iter().all(|other| ids.contains(other.as_str())) {
+            external_ids.insert(external_id);
+        }
+    }
+    Ok(external_ids)
+}
+
+/// Numbers of the webhooks that name one of `names` although nobody knows of which link they are: they were not understood,
+/// and have the name in a place of their own.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
+    let mut traces = Traces::default();
+    names.for_each(|name| traces.add(name.as_bytes()));
+    let mut found = Vec::new();
+    tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
+        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
+        // One that cannot be opened says nothing.
+        if place.open(tx, row.bytes(2)?).is_ok_and(|body| traces.are_in(&body)) {
+            found.push(row.int(0)?);
+        }
+        Ok::<_, store::Error>(())
+    })?;
+    Ok(found)
 }
 
 /// What must not be found in the state's file once it is done.
@@ -691,16 +756,8 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
             *rows.entry(table.to_owned()).or_insert(0) += count as u64;
         }
     };
-    // Before their key goes: a webhook that was not understood may name the link in a place of its own.
-    let mut names = Traces::default();
-    links.iter().chain(external_ids).for_each(|name| names.add(name.as_bytes()));
-    let unnamed = tx.all("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
-        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
-        // One that cannot be opened says nothing.
-        let names_them = place.open(tx, row.bytes(2)?).is_ok_and(|body| names.are_in(&body));
-        Ok((row.int(0)?, names_them))
-    })?;
-    for (seq, _) in unnamed.into_iter().filter(|(_, names_them)| *names_them) {
+    // Before their key goes.
+    for seq in unnamed_webhooks(tx, links.iter().chain(external_ids))? {
         note("webhooks", tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?);
     }
     for (column, names) in [("link_id", links), ("external_id", external_ids)] {

@@ -39,6 +39,15 @@ impl Guesses {
 
     /// Notes that `address` sent a wrong token. True when that was one too many, once a minute.
     pub fn note(&self, address: IpAddr, token: &[u8], now: Instant) -> bool {
+        self.enter(address, token, now).is_too_many
+    }
+
+    /// The same; true when it was the first of its address in a minute.
+    pub fn note_first(&self, address: IpAddr, token: &[u8], now: Instant) -> bool {
+        self.enter(address, token, now).is_first
+    }
+
+    fn enter(&self, address: IpAddr, token: &[u8], now: Instant) -> Noted {
         let token = blake3::hash(token);
         let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if tried.len() >= MOST_ADDRESSES {
@@ -54,11 +63,18 @@ impl Guesses {
             *own = fresh();
         }
         let is_new = own.tokens.len() < MOST_GUESSES && !own.tokens.contains(&token);
+        let is_first = own.tokens.is_empty();
         if is_new {
             own.tokens.push(token);
         }
-        is_new && own.tokens.len() == MOST_GUESSES
+        Noted { is_first, is_too_many: is_new && own.tokens.len() == MOST_GUESSES }
     }
+}
+
+/// What a wrong token was to its address.
+struct Noted {
+    is_first: bool,
+    is_too_many: bool,
 }
 
 /// What stands for whoever has `address`: who has one of IPv6 has the 2^64 beside it.
@@ -103,6 +119,17 @@ mod tests {
         }
         assert!(guesses.wait(address("2001:db8::ffff:1"), now).is_some());
         assert_eq!(guesses.wait(address("2001:db8:0:1::1"), now), None);
+    }
+
+    #[test]
+    fn of_many_guesses_one_a_minute_is_the_first_of_its_address() {
+        let (guesses, now) = (Guesses::default(), Instant::now());
+        let first = |address_of: &str, number: usize, now| {
+            guesses.note_first(address(address_of), format!("guess {number}").as_bytes(), now)
+        };
+        let firsts = (0..5 * MOST_GUESSES).filter(|&number| first("192.0.2.7", number, now)).count();
+        assert_eq!((firsts, first("192.0.2.8", 0, now)), (1, true));
+        assert!(first("192.0.2.7", 0, now + WINDOW) && !first("192.0.2.7", 1, now + WINDOW));
     }
 
     #[test]

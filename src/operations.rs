@@ -20,7 +20,7 @@ use crate::erase::{self, Eraser, Subject};
 use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
-use crate::links::Directory;
+use crate::links::{Directory, PAUSED};
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
@@ -66,6 +66,9 @@ pub enum Order {
     },
     /// To delete this link at Belvo; what is kept here stays.
     Delete(LinkId),
+    /// To ask for nothing of this link any more, as if an operator had paused it; what is kept here stays, and so does the
+    /// link at Belvo.
+    Untrack(LinkId),
     /// To erase one link or person, everywhere. The run is named by the erasure's id.
     Erase(Erasure),
     /// To publish what changed.
@@ -109,6 +112,13 @@ pub enum Links {
     All(bool),
     /// Every tracked one that was not fetched for so long.
     OlderThanSeconds(u64),
+}
+
+impl Links {
+    /// Whether it is no mistake when no link fits: there is nothing to do then, and that is good.
+    fn may_be_none(&self) -> bool {
+        matches!(self, Self::All(true) | Self::OlderThanSeconds(_))
+    }
 }
 
 /// Which webhooks to read again.
@@ -244,6 +254,15 @@ impl Operations {
                 let name = Some(link.as_str().to_owned());
                 self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
             }
+            Order::Untrack(link) => {
+                let named = link.clone();
+                let known = "SELECT 1 FROM links WHERE link_id = $1";
+                if self.store.read(move |tx| tx.one(known, args![&named], |_| Ok(()))).await?.is_none() {
+                    return Err(Refused::NoLink);
+                }
+                let name = Some(link.as_str().to_owned());
+                self.runs.start(Kind::Untrack, name, reason, |progress| this.untrack(link, progress)).await?
+            }
             Order::Erase(erasure) => return self.erase(erasure, reason).await,
             Order::Publish => {
                 let work = |progress| this.publish(Scope::Changed, progress);
@@ -290,8 +309,9 @@ impl Operations {
         reason: Reason,
     ) -> Result<String, Refused> {
         let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let may_be_none = links.may_be_none();
         let mut wanted = self.find(links, resources).await?;
-        if wanted.is_empty() {
+        if wanted.is_empty() && !may_be_none {
             return Err(Refused::NoLink);
         }
         let since = self.clock.now();
@@ -318,11 +338,12 @@ impl Operations {
         reason: Reason,
     ) -> Result<String, Refused> {
         let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
+        let may_be_none = links.may_be_none();
         let mut wanted: Vec<_> =
             self.find(links, resources.clone()).await?.into_iter().map(|(link_id, _)| link_id).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        if wanted.is_empty() {
+        if wanted.is_empty() && !may_be_none {
             return Err(Refused::NoLink);
         }
         let this = self.clone();
@@ -354,10 +375,11 @@ impl Operations {
         let mut settled = self.settled.subscribe();
         while !asked.is_empty() {
             settled.mark_unchanged();
+            let now = self.clock.now();
             let look = move |tx: &Tx<'_>| {
                 let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
                 for link in asked {
-                    match recollect::result(tx, &link)? {
+                    match recollect::result(tx, &link, now)? {
                         recollect::Seen::Yes => seen += 1,
                         recollect::Seen::GivenUp => missed += 1,
                         recollect::Seen::NotYet => waiting.push(link),
@@ -398,6 +420,15 @@ impl Operations {
         progress.send_modify(|progress| progress.done = 1);
         self.settled.send_replace(());
         self.until_published().await
+    }
+
+    /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
+    async fn untrack(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let now = self.clock.now();
+        self.store.write(move |tx| crate::links::pause_by_operator(tx, &link, now)).await?;
+        progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+        self.settled.send_replace(());
+        Ok(())
     }
 
     async fn erase(&self, erasure: Erasure, reason: Reason) -> Result<String, Refused> {
@@ -526,7 +557,9 @@ impl Operations {
     /// Publishes a run of features that is on record, and counts its rows.
     async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
         self.clone().publish(Scope::Changed, progress.clone()).await?;
-        let rows = self.publisher.feature_rows(run.as_of);
+        let publisher = Arc::clone(&self.publisher);
+        let counting = tokio::task::spawn_blocking(move || publisher.feature_rows(run.as_of));
+        let rows = counting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         progress.send_modify(|progress| progress.done = rows);
         Ok(())
     }
@@ -604,7 +637,8 @@ impl Operations {
     }
 }
 
-/// The tracked links that `links` means, for each of `resources`.
+/// The tracked links that `links` means, for each of `resources`. Who names none in particular does not mean those that an
+/// operator paused.
 ///
 /// # Errors
 /// [`store::Error::Database`].
@@ -618,16 +652,20 @@ pub fn tracked(
     for &resource in resources {
         let found = match links {
             Links::LinkId(_) | Links::All(false) => Vec::new(),
-            Links::All(true) => crate::links::all(tx)?,
+            Links::All(true) => {
+                let sql = "SELECT link_id FROM links WHERE paused_reason IS DISTINCT FROM $1";
+                tx.all(sql, args![PAUSED], |row| row.link_id(0))?
+            }
             Links::ExternalId(external_id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
             }
             Links::OlderThanSeconds(age) => tx.all(
                 "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                 WHERE f.last_fetched_at IS NULL OR f.last_fetched_at <= $2",
+                 WHERE (f.last_fetched_at IS NULL OR f.last_fetched_at <= $2) AND l.paused_reason IS DISTINCT FROM $3",
                 args![
                     resource.name,
-                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000)),
+                    PAUSED
                 ],
                 |row| row.link_id(0),
             )?,
@@ -640,7 +678,9 @@ pub fn tracked(
 type Wanted = Vec<(LinkId, &'static Resource)>;
 
 /// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
-/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`].
+/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A list that lacked a
+/// row is done, too: the order made the refresh more urgent than a second look, so what is only that now was booked by the
+/// list that the order asked for.
 fn look(
     tx: &Tx<'_>,
     wanted: Wanted,
@@ -650,9 +690,10 @@ fn look(
     let (mut done, mut failed, mut waiting) = (0, BTreeMap::new(), Vec::new());
     for (link_id, resource) in wanted {
         let state = tx.one(
-            "SELECT coalesce(last_error_code, blocked_reason), due_at IS NULL AND lease IS NULL, attempts > 0, \
+            "SELECT coalesce(last_error_code, blocked_reason), \
+             lease IS NULL AND (due_at IS NULL OR (priority = $3 AND due_at > $4)), attempts > 0, \
              last_error_at, due_at FROM refreshes WHERE link_id = $1 AND resource = $2",
-            args![&link_id, resource.name],
+            args![&link_id, resource.name, Trigger::Confirm.priority(), now],
             |row| {
                 let (failed_at, due_at) = (row.opt_at(3)?, row.opt_at(4)?);
                 let is_own = failed_at.is_some_and(|at| at >= since);
@@ -699,5 +740,34 @@ mod tests {
         let (done, failed, waiting) = store.read(move |tx| look(tx, wanted, at(100), at(102))).await.unwrap();
         assert_eq!((done, failed), (0, BTreeMap::from([("api_down".to_owned(), 2)])));
         assert_eq!(waiting.into_iter().map(|(link_id, _)| link_id).collect::<Vec<_>>(), [id(1)]);
+    }
+
+    #[tokio::test]
+    async fn a_second_look_in_an_hour_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let link: LinkId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        let (wanted, confirmed) = (vec![(link.clone(), &owners::RESOURCE)], link.clone());
+        let look_at = |seconds| {
+            let wanted = wanted.clone();
+            store.read(move |tx| look(tx, wanted, at(100), at(seconds)))
+        };
+        // A second look was booked already when the order came: what it waits for is the order's own now.
+        let mark = move |tx: &Tx<'_>| {
+            queue::mark_at(tx, &link, &owners::RESOURCE, Trigger::Confirm, at(3700))?;
+            queue::mark(tx, &link, &owners::RESOURCE, Trigger::Operator, at(100))
+        };
+        store.write(mark).await.unwrap();
+        assert_eq!(look_at(101).await.unwrap().2.len(), 1);
+        // Its list lacks a row, and another is to agree in an hour.
+        let listed = move |tx: &Tx<'_>| {
+            tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![at(102)])?;
+            queue::mark_at(tx, &confirmed, &owners::RESOURCE, Trigger::Confirm, at(3702))
+        };
+        store.write(listed).await.unwrap();
+        let (done, failed, waiting) = look_at(103).await.unwrap();
+        assert_eq!((done, failed, waiting.len()), (1, BTreeMap::new(), 0));
+        assert_eq!(look_at(3703).await.unwrap().2.len(), 1, "a second look that is due is under way");
     }
 }

@@ -17,6 +17,7 @@ use tracing::field::Empty;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config;
+use crate::features::explain;
 use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
@@ -185,21 +186,21 @@ impl Publisher {
         Ok(published)
     }
 
-    /// Drops the snapshots before the current one, whatever their age, but for those published before `since`. Blocks.
+    /// Drops all snapshots before the current one, whatever their age. Blocks.
     ///
     /// # Errors
     /// [`Error::Folder`].
-    pub fn forget(&self, since: Timestamp) -> Result<Vec<Forgotten>, Error> {
+    pub fn forget(&self) -> Result<Vec<Forgotten>, Error> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lake.forget(since)
+        self.lake.forget()
     }
 
-    /// The snapshots that [`Publisher::forget`] would drop once there is a new one.
+    /// The snapshots that are there, which [`Publisher::forget`] would drop once there is a new one.
     ///
     /// # Errors
     /// [`Error::Folder`].
-    pub fn would_forget(&self, since: Timestamp) -> Result<Vec<u32>, Error> {
-        self.lake.published_since(since)
+    pub fn snapshots(&self) -> Result<Vec<u32>, Error> {
+        self.lake.all()
     }
 
     /// The number of the snapshot that readers see; `None` when there is none.
@@ -221,10 +222,9 @@ impl Publisher {
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
     }
 
-    /// How many rows of features readers see for a date.
+    /// How many rows of features readers see for a date. Blocks.
     pub fn feature_rows(&self, as_of: NaiveDate) -> u64 {
-        let manifest = self.lake.current();
-        manifest.map_or(0, |manifest| partitions::rows(&manifest, as_of))
+        self.lake.current().map_or(0, |manifest| self.lake.features_at(&manifest, as_of).rows)
     }
 
     fn stage(
@@ -355,6 +355,31 @@ impl Publisher {
     }
 }
 
+/// Where readers find the features of a date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeaturesAt {
+    /// The file, relative to its snapshot.
+    pub path: String,
+    /// Rows of the date in it.
+    pub rows: u64,
+}
+
+impl Lake {
+    /// Where readers find the features of a date in the snapshot of `manifest`: in the Parquet file of the date, or in the
+    /// database when no Parquet is published. Blocks.
+    pub fn features_at(&self, manifest: &Manifest, as_of: NaiveDate) -> FeaturesAt {
+        if let Some(file) = partitions::file(manifest, as_of) {
+            return FeaturesAt { path: file.path.clone(), rows: file.rows.unwrap_or_default() };
+        }
+        let file = self.folder(manifest.snapshot).join(sinks::duckdb::FILE);
+        let rows = explain::count(&file, as_of).unwrap_or_else(|error| {
+            tracing::warn!(code = "lake_not_readable", "the features that are published cannot be counted: {error}");
+            0
+        });
+        FeaturesAt { path: sinks::duckdb::FILE.to_owned(), rows }
+    }
+}
+
 impl BuiltFrom {
     /// What the state is, and how far it has come.
     ///
@@ -387,28 +412,30 @@ pub async fn run(
     problems: Problems,
     shutdown: CancellationToken,
 ) {
-    let mut wait = Duration::ZERO;
+    let mut retry = Duration::ZERO;
     loop {
         changed.mark_unchanged();
-        match publish_in_background(&publisher, Scope::Changed).await {
+        let wait = match publish_in_background(&publisher, Scope::Changed).await {
             Ok(manifest) => {
                 problems.clear(PROBLEM);
-                wait = Duration::MAX;
+                retry = Duration::ZERO;
                 // Told also when there was nothing new: readers then have all there is.
                 published
                     .send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
+                Duration::MAX
             }
             Err(error) => {
                 problems.raise(PROBLEM);
                 metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
-                wait = wait.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
+                retry = retry.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
                 tracing::error!(
                     code = error.code(),
-                    retry_secs = wait.as_secs(),
+                    retry_secs = retry.as_secs(),
                     "nothing was published, and readers see the last snapshot: {error}"
                 );
+                retry
             }
-        }
+        };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = changed.changed() => settle(&mut changed, pace).await,
@@ -458,6 +485,107 @@ async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
             () = &mut latest => return,
             () = tokio::time::sleep(pace.quiet) => return,
             Ok(()) = changed.changed() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::features::reference::Reference;
+    use crate::store::Store;
+
+    /// A state without links, and the lake of it.
+    struct Place {
+        folder: tempfile::TempDir,
+        store: Store,
+        now: Arc<AtomicI64>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            Self { folder, store, now: Arc::new(AtomicI64::new(1_000_000_000)) }
+        }
+
+        fn lake(&self) -> PathBuf {
+            self.folder.path().join("lake")
+        }
+
+        fn publisher(&self, sinks: &[&str]) -> Publisher {
+            let settings = config::Lake {
+                path: self.lake(),
+                sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect(),
+                link_buckets: 1,
+                keep_snapshots: 10,
+                keep_for: Duration::ZERO,
+                duckdb_storage_version: "v1.0.0".to_owned(),
+                publish_quiet: Duration::ZERO,
+                publish_max_wait: Duration::ZERO,
+                reference: Arc::new(Reference::compiled()),
+            };
+            let now = Arc::clone(&self.now);
+            let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::SeqCst)));
+            Publisher::open(self.store.readers(), settings, Duration::from_hours(1), None, clock).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_publish_that_fails_after_a_good_one_is_tried_again_in_two_seconds() {
+        let place = Place::new();
+        let publisher = Arc::new(place.publisher(&["parquet"]));
+        let (changed, published, problems) = (watch::Sender::new(()), watch::Sender::new(0), Problems::default());
+        let (mut seen, shutdown) = (published.subscribe(), CancellationToken::new());
+        let pace = Pace { quiet: Duration::ZERO, max_wait: Duration::ZERO };
+        tokio::spawn(run(publisher, pace, changed.subscribe(), published, problems.clone(), shutdown.clone()));
+        seen.changed().await.unwrap();
+
+        let staging = place.lake().join(".staging");
+        fs::remove_dir(&staging).unwrap();
+        fs::write(&staging, "no folder").unwrap();
+        changed.send_replace(());
+        while problems.standing().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let failed = std::time::Instant::now();
+        fs::remove_file(&staging).unwrap();
+        fs::create_dir(&staging).unwrap();
+        seen.changed().await.unwrap();
+        assert!(failed.elapsed() < LAST_RETRY / 2, "{:?}", failed.elapsed());
+        assert!(problems.standing().is_empty());
+        shutdown.cancel();
+    }
+
+    #[test]
+    fn an_erasure_leaves_no_older_snapshot_whatever_the_clock_said_when_it_was_published() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet"]);
+        for now in [3_000_000_000, 1_000_000_000, 2_000_000_000] {
+            place.now.store(now, Ordering::SeqCst);
+            publisher.publish(Scope::Everything).unwrap().unwrap();
+        }
+        assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3]);
+        let forgotten = publisher.forget().unwrap();
+        assert_eq!(forgotten.iter().map(|gone| gone.snapshot).collect::<Vec<_>>(), [1, 2]);
+        assert!(forgotten.iter().all(|gone| !gone.files.is_empty()), "{forgotten:?}");
+        assert_eq!(publisher.snapshots().unwrap(), [3]);
+        assert_eq!(fs::read_dir(place.lake().join(".staging")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_lake_without_a_database_has_no_link_to_one() {
+        let place = Place::new();
+        let link = place.lake().join(sinks::duckdb::FILE);
+        for (sinks, has_database) in
+            [(&["parquet"][..], false), (&["parquet", "duckdb"], true), (&["duckdb"], true), (&["parquet"], false)]
+        {
+            place.publisher(sinks).publish(Scope::Everything).unwrap().unwrap();
+            assert_eq!((link.is_symlink(), link.exists()), (has_database, has_database), "{sinks:?}");
+            assert!(verify::verify(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
         }
     }
 }

@@ -38,7 +38,8 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    fn priority(self) -> i64 {
+    /// The number on record; 0 is served first.
+    pub(crate) fn priority(self) -> i64 {
         match self {
             Self::Webhook => 0,
             Self::Operator => 1,

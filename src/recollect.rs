@@ -85,11 +85,11 @@ pub enum Seen {
     GivenUp,
 }
 
-/// What became of the latest ask for `link`.
+/// What became of the latest ask for `link`, as of `now`.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn result(tx: &Tx<'_>, link: &LinkId) -> Result<Seen, Error> {
+pub fn result(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<Seen, Error> {
     let latest = tx.one(
         "SELECT resources, asked_at, change, due_at IS NULL FROM recollects WHERE link_id = $1",
         args![link],
@@ -97,7 +97,7 @@ pub fn result(tx: &Tx<'_>, link: &LinkId) -> Result<Seen, Error> {
     )?;
     let Some((resources, asked_at, change, is_over)) = latest else { return Ok(Seen::GivenUp) };
     for resource in resources.split(',').filter_map(Resource::by_name) {
-        let (is_seen, is_under_way) = standing(tx, link, resource, change, asked_at)?;
+        let (is_seen, is_under_way) = standing(tx, link, resource, change, asked_at, now)?;
         if is_under_way || (!is_seen && !is_over) {
             return Ok(Seen::NotYet);
         }
@@ -331,7 +331,7 @@ fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize
     for (link, resources, asked_at, change, attempts) in due {
         let mut is_waiting = false;
         for resource in resources.split(',').filter_map(Resource::by_name) {
-            let (is_seen, is_under_way) = standing(tx, &link, resource, change, asked_at)?;
+            let (is_seen, is_under_way) = standing(tx, &link, resource, change, asked_at, now)?;
             is_waiting |= !is_seen;
             if !is_seen && !is_under_way {
                 queue::mark(tx, &link, resource, Trigger::Operator, now)?;
@@ -349,19 +349,21 @@ fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize
 }
 
 /// Whether a resource shows what the ask brought, and whether it is to be listed or is being so. It shows it when a later
-/// list differs from what was known at the ask, or when a webhook came and its list is kept.
+/// list differs from what was known at the ask, or when a webhook came and its list is kept. A second look that a list has
+/// booked for later, because it lacked a row, is not about what the ask brought.
 fn standing(
     tx: &Tx<'_>,
     link: &LinkId,
     resource: &Resource,
     change: i64,
     asked_at: Timestamp,
+    now: Timestamp,
 ) -> Result<(bool, bool), Error> {
     let standing = tx.one(
         "SELECT f.sighted_seq > $3 OR (f.last_fetched_at >= $4 AND l.last_webhook_at >= $4), \
-         f.due_at IS NOT NULL OR f.lease IS NOT NULL FROM refreshes f JOIN links l ON l.link_id = f.link_id \
-         WHERE f.link_id = $1 AND f.resource = $2",
-        args![link, resource.name, change, asked_at],
+         f.lease IS NOT NULL OR (f.due_at IS NOT NULL AND (f.priority <> $5 OR f.due_at <= $6)) \
+         FROM refreshes f JOIN links l ON l.link_id = f.link_id WHERE f.link_id = $1 AND f.resource = $2",
+        args![link, resource.name, change, asked_at, Trigger::Confirm.priority(), now],
         |row| Ok((row.opt_int(0)? == Some(1), row.int(1)? == 1)),
     )?;
     Ok(standing.unwrap_or_default())
@@ -496,9 +498,17 @@ mod tests {
             tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![now])
         };
         place.recollector.store.write(told).await.unwrap();
+        // The list lacked a row, and another is to agree in an hour: that is nothing to wait for.
+        let again = now + Duration::from_hours(1);
+        let booked = move |tx: &Tx<'_>| {
+            assert_eq!(result(tx, &link(), now)?, Seen::Yes);
+            queue::mark_at(tx, &link(), &employments::RESOURCE, Trigger::Confirm, again)?;
+            Ok((result(tx, &link(), now)?, result(tx, &link(), again)?))
+        };
+        let results = place.recollector.store.write(booked).await.unwrap();
+        assert_eq!(results, (Seen::Yes, Seen::NotYet));
         place.pass(WITH_WEBHOOKS);
         assert_eq!(place.recollector.follow_up().await.unwrap(), 0);
-        assert!(place.due_refreshes().await.is_empty());
     }
 
     #[tokio::test]

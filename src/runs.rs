@@ -32,6 +32,8 @@ pub enum Kind {
     Recollect,
     /// A link that Belvo deletes.
     Delete,
+    /// A link of which nothing is asked for any more.
+    Untrack,
     /// One person, who is erased.
     Erase,
     /// A publish of what changed.
@@ -57,6 +59,7 @@ impl Kind {
             Self::Refresh => "refresh",
             Self::Recollect => "recollect",
             Self::Delete => "delete",
+            Self::Untrack => "untrack",
             Self::Erase => "erase",
             Self::Publish => "publish",
             Self::Rebuild => "rebuild",
@@ -113,7 +116,8 @@ impl Progress {
 pub struct Run {
     /// Names it in `/v1/runs/{id}`.
     pub id: String,
-    /// `refresh`, `recollect`, `delete`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay` or `job`.
+    /// `refresh`, `recollect`, `delete`, `untrack`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay`
+    /// or `job`.
     pub kind: String,
     /// The job's name.
     pub name: Option<String>,
@@ -276,18 +280,20 @@ impl Runs {
         Ok(found.map(|run| self.brought_up_to_date(run)))
     }
 
-    /// Like [`Runs::get`], once there is news of it, or after `patience` without any.
+    /// The run that was `seen`, once it differs from that, or after `patience` when it does not.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub async fn get_news(&self, id: &str, patience: Duration) -> Result<Option<Run>, Error> {
-        let going = id.parse().ok().and_then(|number: i64| self.lock().get(&number).cloned());
-        if let Some(mut going) = going {
+    pub async fn get_news(&self, seen: &Run, patience: Duration) -> Result<Option<Run>, Error> {
+        let going = seen.id.parse().ok().and_then(|number: i64| self.lock().get(&number).cloned());
+        if let (Some(mut going), None) = (going, &seen.finished_at) {
+            // What was seen is compared: for a copy of the receiver that is kept here, all that ever came is news.
+            let news = going.wait_for(|reached| *reached != seen.progress);
             // An error is its end.
-            let news = tokio::time::timeout(patience, going.changed());
+            let news = tokio::time::timeout(patience, async { news.await.is_ok() });
             let _ = self.shutdown.run_until_cancelled(news).await;
         }
-        self.get(id).await
+        self.get(&seen.id).await
     }
 
     /// What `run`, read from the record, has reached meanwhile.
@@ -409,12 +415,11 @@ mod tests {
     }
 
     async fn ended(runs: &Runs, number: i64) -> Run {
-        loop {
-            let run = runs.get_news(&number.to_string(), Duration::from_secs(10)).await.unwrap().unwrap();
-            if run.finished_at.is_some() {
-                return run;
-            }
+        let mut run = runs.get(&number.to_string()).await.unwrap().unwrap();
+        while run.finished_at.is_none() {
+            run = runs.get_news(&run, Duration::from_secs(10)).await.unwrap().unwrap();
         }
+        run
     }
 
     #[tokio::test]
@@ -431,9 +436,12 @@ mod tests {
         let number = runs.start(Kind::Refresh, None, Reason::Api, work).await.unwrap();
         let mut run = runs.get(&number.to_string()).await.unwrap().unwrap();
         while run.progress.done == 0 {
-            run = runs.get_news(&run.id, Duration::from_secs(10)).await.unwrap().unwrap();
+            run = runs.get_news(&run, Duration::from_secs(10)).await.unwrap().unwrap();
         }
         assert_eq!((run.progress.total, &run.outcome, run.progress.ended()), (Some(2), &None, 1));
+        // As long as nothing happens there is no news, however much there was before.
+        let without_news = tokio::time::timeout(Duration::from_millis(200), runs.get_news(&run, Duration::MAX)).await;
+        assert!(without_news.is_err(), "{without_news:?}");
         go_on.send(()).unwrap();
         let run = ended(&runs, number).await;
         assert_eq!((run.outcome.as_deref(), run.progress.ended(), run.message), (Some("partly"), 2, None));

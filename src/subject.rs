@@ -1,13 +1,16 @@
 //! Everything that is held on one person.
 //!
 //! *Takes* a link, an `external_id` or a person's key. *Gives* the rows of every table of the state that name the links,
-//! each body opened. *Promises* nobody else's rows. *Not here*: what of it is published, which is SQL on the lake.
+//! each body opened, and the webhooks in the quarantine that name them in a place of their own. *Promises* nobody else's
+//! rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
+
+use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::erase::{Error, Subject};
+use crate::erase::{Error, Subject, own_external_ids, unnamed_webhooks};
 use crate::records::unpack;
 use crate::sensitive::Pepper;
 use crate::store::{self, Cell, Readers, Tx, VersionPlace, WebhookPlace, args};
@@ -43,17 +46,13 @@ fn of_state(tx: &Tx<'_>, links: &[String]) -> Result<Map<String, Value>, store::
         external_ids.extend(tx.one(sql, args![link], |row| row.opt_text(0))?.flatten());
     }
     let by_link = tx.tables_with("link_id")?;
-    let mut tables = Map::new();
+    let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let mut gather = |table: &str, sql: &str, names: &[String]| {
-        let mut rows = Vec::new();
         for name in names {
             tx.each(sql, args![name], |row| {
-                rows.push(of_row(tx, table, row.cells()?)?);
+                tables.entry(table.to_owned()).or_default().push(of_row(tx, table, row.cells()?)?);
                 Ok::<_, store::Error>(())
             })?;
-        }
-        if !rows.is_empty() {
-            tables.insert(table.to_owned(), rows.into());
         }
         Ok::<_, store::Error>(())
     };
@@ -64,15 +63,20 @@ fn of_state(tx: &Tx<'_>, links: &[String]) -> Result<Map<String, Value>, store::
     for table in tx.tables_with("external_id")?.iter().filter(|table| !by_link.contains(table)) {
         gather(table, &format!("SELECT * FROM {table} WHERE external_id = $1"), &external_ids)?;
     }
-    Ok(tables)
+    let own = own_external_ids(tx, links)?;
+    for seq in unnamed_webhooks(tx, links.iter().chain(&own))? {
+        gather("webhooks", "SELECT * FROM webhooks WHERE seq = CAST($1 AS BIGINT)", &[seq.to_string()])?;
+    }
+    Ok(tables.into_iter().map(|(table, rows)| (table, rows.into())).collect())
 }
 
 /// A row by its columns, its body opened.
 fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value, store::Error> {
-    let text = |name: &str| match cells.iter().find(|(found, _)| found == name) {
-        Some((_, Cell::Text(text))) => text.as_str(),
-        _ => "",
+    let named = |name: &str| match cells.iter().find(|(found, _)| found == name) {
+        Some((_, Cell::Text(text))) => Some(text.as_str()),
+        _ => None,
     };
+    let text = |name: &str| named(name).unwrap_or_default();
     let int = |name: &str| match cells.iter().find(|(found, _)| found == name) {
         Some((_, Cell::Int(int))) => *int,
         _ => 0,
@@ -87,7 +91,7 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
             };
             unpack(&place.open(tx, stored)?)?
         } else {
-            let place = WebhookPlace { link_id: Some(text("link_id")), received_at: int("received_at") };
+            let place = WebhookPlace { link_id: named("link_id"), received_at: int("received_at") };
             String::from_utf8_lossy(&place.open(tx, stored)?).into_owned()
         };
         // As it came when it is no JSON that can be told again.

@@ -48,9 +48,15 @@ impl Vitals {
         task.await;
     }
 
-    /// The state has answered, be it with an error.
+    /// The state has answered, be it with an error that may pass.
     pub fn beat(&self) {
         self.signs().answered = Instant::now();
+    }
+
+    /// When it last did.
+    #[cfg(test)]
+    pub(crate) fn answered_at(&self) -> Instant {
+        self.signs().answered
     }
 
     /// What is wrong, in words; `None` while all is well.

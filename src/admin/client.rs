@@ -12,8 +12,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::status::BudgetUse;
+use super::status::{BudgetUse, Standing};
 use super::v1::erasures::Wish;
+use super::v1::exports::Export;
 use crate::config::Config;
 use crate::features::frozen;
 use crate::features::runs::Wanted;
@@ -165,13 +166,21 @@ impl Client {
         self.call(Method::POST, "/v1/widget-sessions", Some(json!(request)), PATIENCE).await
     }
 
-    /// How much of Belvo's request budget is in use.
+    /// Has it noted in the audit that something is read out.
     ///
     /// # Errors
     /// As [`Client::order`].
-    pub async fn budget(&self) -> Result<Option<BudgetUse>, Error> {
+    pub async fn note_export(&self, export: &Export) -> Result<(), Error> {
+        self.call(Method::POST, "/v1/exports", Some(json!(export)), PATIENCE).await.map(drop)
+    }
+
+    /// What only the daemon knows of how things stand.
+    ///
+    /// # Errors
+    /// As [`Client::order`].
+    pub async fn live(&self) -> Result<Live, Error> {
         let status = self.call(Method::GET, "/v1/status", None, PATIENCE).await?;
-        serde_json::from_value(status["budget"].clone()).map_err(|_| Error::Lost { listen: self.listen })
+        serde_json::from_value(status).map_err(|_| Error::Lost { listen: self.listen })
     }
 
     /// The stable codes of what stands in the daemon's way.
@@ -224,6 +233,15 @@ impl Client {
     }
 }
 
+/// What only a running daemon knows of how things stand.
+#[derive(Debug, Deserialize)]
+pub struct Live {
+    /// How much of Belvo's request budget is in use.
+    pub budget: Option<BudgetUse>,
+    /// What stands in the way.
+    pub problems: Option<Vec<Standing>>,
+}
+
 /// What `/readyz` answers.
 #[derive(Deserialize)]
 struct Readiness {
@@ -264,6 +282,7 @@ fn request(order: &Order) -> (String, Option<Value>) {
             ("/v1/links/recollect".to_owned(), Some(json!({ "links": links, "resources": resources })))
         }
         Order::Delete(link) => (format!("/v1/links/{link}/delete"), None),
+        Order::Untrack(link) => (format!("/v1/links/{link}/untrack"), None),
         Order::Erase(erasure) => ("/v1/erasures".to_owned(), Some(json!(Wish::of(erasure)))),
         Order::Publish => ("/v1/publish".to_owned(), None),
         Order::Rebuild => ("/v1/rebuild".to_owned(), None),

@@ -21,9 +21,11 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use crate::clock::Clock;
 use crate::guesses::Guesses;
 use crate::problems::Problems;
+use crate::store::Store;
+use crate::{audit, config};
 
 pub mod client;
 mod connections;
@@ -45,23 +47,27 @@ pub struct Admin {
     allowed_hosts: Arc<[String]>,
     tokens: Tokens,
     guesses: Guesses,
+    /// Where failed sign-ins are written down, and when.
+    audited: (Store, Clock),
     api: Router,
     pages: Router,
 }
 
 impl Admin {
     /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
-    /// say, to whoever has one of `tokens`.
+    /// say, to whoever has one of `tokens`. That somebody had a wrong one is noted in the state, at the clock's time, of
+    /// `audited`.
     pub fn new(
         problems: Problems,
         recorder: Recorder,
         settings: &config::Admin,
         tokens: Tokens,
+        audited: (Store, Clock),
         api: Router,
         pages: Router,
     ) -> Self {
         let allowed_hosts = settings.allowed_hosts.as_slice().into();
-        Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), api, pages }
+        Self { problems, recorder, allowed_hosts, tokens, guesses: Guesses::default(), audited, api, pages }
     }
 
     /// Serves `listener` until `shutdown`.
@@ -128,8 +134,11 @@ async fn check_token(
         return answer;
     }
     let caller = given.and_then(|token| admin.tokens.recognise(token));
-    if let (Some(token), None) = (given, &caller) {
-        admin.guesses.note(peer.ip(), token, Instant::now());
+    if let (Some(token), None) = (given, &caller)
+        && admin.guesses.note_first(peer.ip(), token, Instant::now())
+    {
+        let (store, clock) = &admin.audited;
+        audit::note_failed_sign_in(store, clock.now(), "api").await;
     }
     let mut answer = match caller {
         Some(caller) => {
@@ -139,7 +148,7 @@ async fn check_token(
         None if admin.tokens.is_empty() => error(
             StatusCode::UNAUTHORIZED,
             "no_token_configured",
-            "set admin.token, of 16 characters or more, in the configuration and start the daemon again",
+            "set admin.token in the configuration and start the daemon again",
         ),
         None => {
             error(StatusCode::UNAUTHORIZED, "unauthorized", "send the header Authorization: Bearer and the admin.token")
@@ -220,6 +229,8 @@ mod tests {
         address: SocketAddr,
         problems: Problems,
         client: reqwest::Client,
+        store: Store,
+        _folder: tempfile::TempDir,
         _end: tokio_util::sync::DropGuard,
     }
 
@@ -242,9 +253,13 @@ mod tests {
             };
             let api = Router::new().route("/v1/here", get(|| async { "yes" }).post(|| async { "done" }));
             let pages = Router::new();
-            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, Tokens::of(&settings), api, pages);
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let (tokens, audited) = (Tokens::of(&settings), (store.clone(), Clock::system()));
+            let admin = Admin::new(problems.clone(), Recorder::global(), &settings, tokens, audited, api, pages);
             tokio::spawn(admin.serve(listener, end.clone()));
-            Self { address, problems, client: reqwest::Client::new(), _end: end.drop_guard() }
+            let client = reqwest::Client::new();
+            Self { address, problems, client, store, _folder: folder, _end: end.drop_guard() }
         }
 
         async fn get(&self, path: &str, host: &str) -> (u16, String) {
@@ -322,6 +337,10 @@ mod tests {
         }
         let (status, text) = served.say(Method::GET, "/v1/here", &[("authorization", &right)]).await;
         assert!(status == 429 && text.contains("too_many_guesses"), "{status} {text}");
+        // All of them are one line of the audit, which holds nothing of them.
+        let lines = served.store.read(|tx| audit::list(tx, None, None, 10)).await.unwrap();
+        let lines: Vec<_> = lines.into_iter().map(|line| (line.action, json!(line.detail))).collect();
+        assert_eq!(lines, [(audit::SIGN_IN_FAILED.to_owned(), json!({ "door": "api" }))]);
         assert_eq!(served.say(Method::GET, "/v1/here", &[]).await.0, 401);
         assert_eq!(served.get("/healthz", "127.0.0.1").await.0, 200);
     }

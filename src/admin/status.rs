@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::belvo::Budget;
 use crate::clock::Timestamp;
 use crate::config;
 use crate::features::reference::Expiry;
+use crate::problems::Problems;
 use crate::publish::Manifest;
 use crate::queue::{self, Backlog};
 use crate::records::Drift;
@@ -50,6 +52,8 @@ pub struct Status {
     pub jobs: Vec<JobRun>,
     /// How much of Belvo's request budget is in use; absent without a daemon that tells.
     pub budget: Option<BudgetUse>,
+    /// What stands in the way of the daemon's work; absent without a daemon that tells.
+    pub problems: Option<Vec<Standing>>,
     /// What readers see; absent before the first publish.
     pub snapshot: Option<Snapshot>,
     /// Until when each reference table knows the law.
@@ -82,6 +86,27 @@ impl BudgetUse {
             window_ms: u64::try_from(settings.per.as_millis()).unwrap_or(u64::MAX),
             paused_until: budget.paused_until().map(|until| until.to_string()),
         }
+    }
+}
+
+/// Something that stands in the way of the daemon's work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "StandingProblem")]
+pub struct Standing {
+    /// Its stable code, as in `/readyz`.
+    pub code: String,
+    /// Since when.
+    pub since: String,
+}
+
+impl Standing {
+    /// What stands among `problems` at `now`.
+    pub fn of(problems: &Problems, now: Timestamp) -> Vec<Self> {
+        let since = |age: Duration| {
+            let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+            Timestamp::from_micros(now.as_micros().saturating_sub(age)).to_string()
+        };
+        problems.ages().into_iter().map(|(code, age)| Self { code: code.to_owned(), since: since(age) }).collect()
     }
 }
 
@@ -167,6 +192,7 @@ impl Status {
             drift: drift(tx)?,
             jobs: last_runs(tx)?,
             budget: None,
+            problems: None,
             snapshot: Snapshot::read(lake, now),
             reference: Vec::new(),
             durability: Durability {
@@ -273,6 +299,10 @@ impl fmt::Display for Status {
             }
             None => f.write_str("nothing published yet")?,
         }
+        if let Some(problems) = self.problems.as_ref().filter(|problems| !problems.is_empty()) {
+            let codes: Vec<&str> = problems.iter().map(|problem| problem.code.as_str()).collect();
+            write!(f, " · in the way: {}", codes.join(", "))?;
+        }
         if !self.drift.is_empty() {
             write!(f, " · {} values, fields and records that no schema knows", grouped(self.drift.values().sum()))?;
         }
@@ -284,13 +314,13 @@ impl fmt::Display for Status {
 }
 
 /// Seconds below a minute, minutes below a day, hours above.
-fn rounded(seconds: u64) -> std::time::Duration {
+fn rounded(seconds: u64) -> Duration {
     let unit = match seconds {
         0..60 => 1,
         60..86_400 => 60,
         _ => 3600,
     };
-    std::time::Duration::from_secs(seconds / unit * unit)
+    Duration::from_secs(seconds / unit * unit)
 }
 
 /// The number with a comma every three digits.
@@ -329,13 +359,19 @@ mod tests {
             "files":[]}],"files":[]}"#;
         std::fs::create_dir_all(folder.path().join("current")).unwrap();
         std::fs::write(folder.path().join("current/manifest.json"), manifest).unwrap();
-        let status = Status::gather(&state, folder.path(), now).unwrap();
+        let mut status = Status::gather(&state, folder.path(), now).unwrap();
         let line = status.to_string();
         let expected = "links 1 · 1 waiting, 1 retrying, 0 blocked · snapshot 000042 published 1m ago · 80,012 salary rows · held by process ";
         assert_eq!(line, format!("{expected}{}", std::process::id()));
         assert_eq!((status.durability.journal_mode.as_str(), status.durability.synchronous), ("wal", "FULL"));
         assert_eq!(status.errors, BTreeMap::from([("timeout".to_owned(), 1)]));
         assert!(status.libraries.duckdb.starts_with('v'), "{}", status.libraries.duckdb);
+        let problems = Problems::default();
+        problems.raise("disk_full");
+        status.problems = Some(Standing::of(&problems, now));
+        let since = Timestamp::parse(&status.problems.as_ref().unwrap()[0].since).unwrap();
+        assert!(since <= now && now.since(since) < Duration::from_mins(1), "{since}");
+        assert!(status.to_string().contains("salary rows · in the way: disk_full · held by"), "{status}");
         drop(store);
     }
 

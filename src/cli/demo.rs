@@ -31,6 +31,9 @@ const MADE_BY_DEMO: &str = "# Made by `vinculo demo`; the next demo in this fold
 /// What the simulated Belvo sends with its webhooks. The demo listens to this machine alone.
 const AUTHORIZATION: &str = "Bearer demo-webhook-authorization";
 
+/// People who may still connect through the widget while the demo serves.
+const TO_COME: u32 = 10;
+
 /// The pepper of a demo: the same for all, so that two demos give the same rows.
 const PEPPER: &str = "demo-pepper-for-simulated-people";
 
@@ -108,6 +111,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             &[
                 ("belvo.base_url", &base_url),
                 ("belvo.token_url", &base_url),
+                ("belvo.widget_url", &format!("{base_url}/widget/")),
                 ("webhook.listen", "127.0.0.1:0"),
                 ("admin.listen", "127.0.0.1:0"),
             ],
@@ -118,7 +122,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let webhook =
             format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
         let simulation = Simulation::new(simulate::Settings {
-            people: args.people,
+            people: args.people + if args.serve { TO_COME } else { 0 },
             seed: args.seed,
             webhook: Some(webhook.parse()?),
             webhook_authorization: AUTHORIZATION.into(),
@@ -128,7 +132,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             ..simulate::Settings::default()
         });
         let serving = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
-        simulation.connect_all();
+        simulation.connect(0, args.people);
         let ended = tokio::select! {
             followed = follow(&daemon, &simulation, args.people, global) => followed.map(|()| None)?,
             signal = work::asked_to_end() => Some(signal?),
@@ -182,6 +186,14 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
         ("authorization = []", &format!("authorization = [\"{AUTHORIZATION}\"]")),
         ("allow_ips = [\"3.130.254.46\", \"18.220.61.186\", \"18.223.45.212\"]", "allow_ips = [\"127.0.0.1\"]"),
         ("https://api.belvo.com", "http://127.0.0.1:8090"),
+        ("https://widget.belvo.io/", "http://127.0.0.1:8090/widget/"),
+        ("success = \"\"", "success = \"https://demo.example/done\""),
+        ("exit = \"\"", "exit = \"https://demo.example/left\""),
+        ("event = \"\"", "event = \"https://demo.example/error\""),
+        ("company_icon = \"\"", "company_icon = \"https://demo.example/icon.svg\""),
+        ("company_logo = \"\"", "company_logo = \"https://demo.example/logo.svg\""),
+        ("company_name = \"\"", "company_name = \"Demo\""),
+        ("company_terms_url = \"\"", "company_terms_url = \"https://demo.example/terms\""),
         ("url = \"var/lake\"", "url = \"lake\""),
         ("publish_quiet = \"2s\"", "publish_quiet = \"500ms\""),
     ]
@@ -290,4 +302,23 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
         lake.display()
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::widget::{self, SessionRequest};
+
+    #[test]
+    fn what_a_demo_writes_is_right_and_opens_the_simulated_widget() {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path()).unwrap();
+        let file = folder.path().join("vinculo.toml");
+        let config = Config::load(Some(&file), [], &[], Needs { belvo: true, webhook: true }).unwrap();
+        let request = SessionRequest { external_id: "user-1".to_owned(), ..SessionRequest::default() };
+        assert_eq!(widget::check(&request, &config.widget), Ok(()));
+        assert_eq!(config.belvo.widget_url.as_str(), "http://127.0.0.1:8090/widget/");
+        // The next one replaces it.
+        prepare(folder.path()).unwrap();
+    }
 }

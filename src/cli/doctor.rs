@@ -126,6 +126,15 @@ fn secrets(config: &Config, global: &Global, report: &mut Report) {
         let what = "admin.token is empty, so that no command can ask a running daemon and its API answers nobody";
         report.warn("token_missing", what, "put the output of `openssl rand -base64 32` into admin.token");
     }
+    for key in config.short_secrets() {
+        let mend = match key {
+            "pii.pepper" => {
+                "put the output of `openssl rand -base64 32` there and run `vinculo rebuild`: every person_key changes"
+            }
+            _ => "put the output of `openssl rand -base64 32` there, and tell whoever uses it",
+        };
+        report.warn("secret_short", format!("{key} is so short that it can be guessed"), mend);
+    }
     let Some(file) = Config::file(global.config.as_deref()) else { return };
     if mode_of(file).is_some_and(|mode| mode & 0o007 != 0) {
         let what = format!("everybody on this machine may read {}, which holds secrets", file.display());
@@ -276,7 +285,7 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
         }
         Err(error) => lost(&error, report),
     }
-    match daemon.budget().await {
+    match daemon.live().await.map(|live| live.budget) {
         Ok(Some(budget)) => match budget.paused_until {
             Some(until) => {
                 let what = format!("no call leaves before {until}, though this daemon keeps within Belvo's limit");

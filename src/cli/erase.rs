@@ -100,7 +100,7 @@ fn tell_plan(subject: Subject, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
     let mut plan: Plan = Readers::configured(&config.state).read(|tx| plan(tx, subject, pepper.as_ref()))?;
-    plan.snapshots = Lake::look(&config.lake.path).published_since(plan.first_seen_at())?;
+    plan.snapshots = Lake::look(&config.lake.path).all()?;
     plan.backups = backup::made(&config.state.path);
     let out = &mut io::stdout().lock();
     if global.json {

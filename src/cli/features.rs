@@ -16,7 +16,7 @@ use crate::features::explain::{self, Explanation};
 use crate::features::frozen::{self, Frozen, Wish};
 use crate::features::runs::{self, Mode, Run, Wanted};
 use crate::operations::Order;
-use crate::publish::Lake;
+use crate::publish::{FeaturesAt, Lake};
 use crate::store::Readers;
 
 /// What `features` takes.
@@ -123,10 +123,9 @@ fn warn_of_expiry(config: &Config, as_of: NaiveDate) -> io::Result<()> {
 
 fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
     let Run { as_of, mode, known_at, lag_months, .. } = run;
-    let manifest = Lake::open(&config.lake.path)?.current().context("nothing is published")?;
-    let path = format!("credit_features/as_of_date={as_of}/part-0.parquet");
-    let file = manifest.table("credit_features").and_then(|table| table.files.iter().find(|file| file.path == path));
-    let rows = file.and_then(|file| file.rows).unwrap_or_default();
+    let lake = Lake::look(&config.lake.path);
+    let manifest = lake.current().context("nothing is published")?;
+    let FeaturesAt { path, rows } = lake.features_at(&manifest, *as_of);
     let out = &mut io::stdout().lock();
     if global.json {
         let document = json!({

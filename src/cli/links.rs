@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde_json::json;
 
 use super::table::Table;
@@ -32,7 +32,13 @@ pub enum Command {
     Show(Show),
     /// Compare them with Belvo's list
     Sync,
-    /// Delete one at Belvo, with all that it holds of it; what is kept here stays
+    /// Stop tracking one, or delete it at Belvo too; its rows stay
+    #[command(
+        long_about = "Stops tracking a link: what is due of it ends, and neither jobs nor webhooks nor `refresh --all` ask \
+        for it again. That is the pause of its page on the dashboard, whose Resume takes it up again. Its rows stay as they \
+        are, here and in the lake; `vinculo erase` removes those. With --remote Belvo deletes the link, with all that it \
+        holds of it, which cannot be undone."
+    )]
     Delete(Delete),
 }
 
@@ -65,9 +71,12 @@ pub struct Show {
 #[derive(Debug, clap::Args)]
 pub struct Delete {
     /// The link
-    #[arg(long, value_name = "ID")]
-    pub link: LinkId,
-    /// Delete it at Belvo, which cannot be undone
+    #[arg(value_name = "ID", required_unless_present = "link")]
+    pub id: Option<LinkId>,
+    /// The link, too
+    #[arg(long, value_name = "ID", conflicts_with = "id")]
+    pub link: Option<LinkId>,
+    /// Delete it at Belvo too, which cannot be undone
     #[arg(long)]
     pub remote: bool,
 }
@@ -181,21 +190,21 @@ fn sync(global: &Global) -> anyhow::Result<Exit> {
 }
 
 fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
-    if !wish.remote {
-        writeln!(
-            io::stderr(),
-            "error: a link is deleted at Belvo, for good: say --remote to do that; nothing was done"
-        )?;
-        return Ok(Exit::Usage);
-    }
-    let run = ordered::carry_out(Order::Delete(wish.link.clone()), ordered::BELVO, global)?;
+    let link = wish.id.as_ref().or(wish.link.as_ref()).context("name a link")?;
+    let (order, needed) = if wish.remote {
+        (Order::Delete(link.clone()), ordered::BELVO)
+    } else {
+        (Order::Untrack(link.clone()), ordered::STATE_AND_LAKE)
+    };
+    let run = ordered::carry_out(order, needed, global)?;
     if let Some(run) = &run {
         ordered::complain(run, global)?;
         let out = &mut io::stdout().lock();
         if global.json {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {
-            writeln!(out, "{} is deleted at Belvo; its rows here stay", wish.link)?;
+            let what = if wish.remote { "is deleted at Belvo" } else { "is not tracked any more; Belvo still has it" };
+            writeln!(out, "{link} {what}; its rows here stay, `vinculo erase` removes them")?;
         }
     }
     Ok(ordered::exit(run.as_ref()))

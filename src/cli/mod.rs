@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::config::{Config, ConfigErrors, Needs};
+use crate::schedule;
 
 pub mod backup;
 pub mod check;
@@ -196,6 +197,18 @@ impl Global {
     /// Every mistake in it at once.
     pub fn load_config(&self, needs: Needs) -> Result<Config, ConfigErrors> {
         Config::load(self.config.as_deref(), environment(), &[], needs)
+    }
+
+    /// The same for a command that runs jobs, which are read too.
+    ///
+    /// # Errors
+    /// Every mistake in it and in the jobs at once.
+    pub fn load_config_with_jobs(&self, needs: Needs) -> Result<Config, ConfigErrors> {
+        let (config, mut problems) = Config::examine(self.config.as_deref(), environment(), &[], needs);
+        if let Err(ConfigErrors(wrong)) = schedule::load(config.jobs_dir.as_deref()) {
+            problems.extend(wrong);
+        }
+        ConfigErrors::check(problems).map(|()| config)
     }
 }
 

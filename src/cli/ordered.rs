@@ -60,7 +60,10 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
                 }
             };
         }
-        let config = global.load_config(needed.needs)?;
+        let config = match needed.parts {
+            Parts::JobsOnRequest => global.load_config_with_jobs(needed.needs)?,
+            _ => global.load_config(needed.needs)?,
+        };
         config.check_folders()?;
         let daemon = Daemon::start(&config, Clock::system(), needed.parts).await?;
         let run = tokio::select! {
@@ -83,7 +86,7 @@ pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &G
     let progress = Progress::of(&run.kind, global);
     while run.finished_at.is_none() {
         progress.set(run.progress.ended(), run.progress.total);
-        run = daemon.operations.runs.get_news(&id, NEWS_WITHIN).await?.ok_or_else(missing)?;
+        run = daemon.operations.runs.get_news(&run, NEWS_WITHIN).await?.ok_or_else(missing)?;
     }
     if parts == Parts::JobsOnRequest {
         // A job only marks what is to be fetched; without a daemon nobody else would fetch it.
@@ -99,10 +102,18 @@ pub fn exit(run: Option<&Run>) -> Exit {
         Some("done") => Exit::Done,
         Some("partly") => Exit::Partly,
         Some("interrupted") => Exit::Interrupted,
-        Some("failed") => match run.progress.failed.keys().next().map(|code| Exit::of_code(code)) {
-            Some(exit @ (Exit::Credentials | Exit::RateLimited | Exit::Down)) => exit,
-            _ => Exit::Partly,
-        },
+        Some("failed") => {
+            // Nothing was done. Belvo's fault has a code of its own when every failure says so.
+            let mut exits = run.progress.failed.keys().map(|code| Exit::of_code(code));
+            match exits.next() {
+                Some(exit @ (Exit::Credentials | Exit::RateLimited | Exit::Down))
+                    if exits.all(|other| other == exit) =>
+                {
+                    exit
+                }
+                _ => Exit::Failed,
+            }
+        }
         Some(code) => Exit::of_code(code),
         None => Exit::Failed,
     }
@@ -120,5 +131,43 @@ pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
         writeln!(io::stderr(), "{}", serde_json::json!({ "error": message, "code": code, "exit_code": exit }))
     } else {
         writeln!(io::stderr(), "error: {message} ({code})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::runs;
+
+    #[test]
+    fn a_run_that_did_nothing_failed_and_one_that_did_something_is_partly_done() {
+        let ended = |outcome: &str, failed: &[&str]| {
+            let failed: BTreeMap<_, _> = failed.iter().map(|code| ((*code).to_owned(), 1)).collect();
+            let run = Run {
+                id: "1".to_owned(),
+                kind: "refresh".to_owned(),
+                name: None,
+                reason: "command".to_owned(),
+                started_at: String::new(),
+                finished_at: Some(String::new()),
+                duration_ms: Some(0),
+                outcome: Some(outcome.to_owned()),
+                progress: runs::Progress { failed, ..runs::Progress::default() },
+                message: None,
+            };
+            exit(Some(&run))
+        };
+        assert_eq!(ended("done", &[]), Exit::Done);
+        assert_eq!(ended("partly", &["api_auth"]), Exit::Partly);
+        assert_eq!(ended("failed", &["link_needs_user"]), Exit::Failed);
+        assert_eq!(ended("failed", &["api_auth"]), Exit::Credentials);
+        assert_eq!(ended("failed", &["unreachable", "timeout"]), Exit::Down);
+        // Not every one of these is Belvo's fault, and these are not the same one.
+        assert_eq!(ended("failed", &["api_auth", "link_needs_user"]), Exit::Failed);
+        assert_eq!(ended("failed", &["rate_limited", "unreachable"]), Exit::Failed);
+        assert_eq!(ended("disk_full", &[]), Exit::Failed);
+        assert_eq!(exit(None), Exit::Interrupted);
     }
 }

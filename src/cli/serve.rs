@@ -22,7 +22,7 @@ const NEEDS: Needs = Needs { belvo: true, webhook: true };
 const NEVER: Duration = Duration::from_hours(24);
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let config = global.load_config(NEEDS)?;
+    let config = global.load_config_with_jobs(NEEDS)?;
     config.check_folders()?;
     if let Some(note) = config.state.unkept_promise() {
         tracing::warn!(code = "bodies_not_encrypted", "{note}");
@@ -31,14 +31,14 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Recorder::global();
     work::block_on(async {
         let daemon = Daemon::start(&config, Clock::system(), Parts::All).await?;
+        // Before anybody is told that it is ready: who was told may send a signal at once.
+        let (mut reload, asked_to_end) = (signal(SignalKind::hangup())?, work::asked_to_end());
+        tokio::pin!(asked_to_end);
         if let (Some(webhooks), Some(admin)) = (daemon.webhook_address, daemon.admin_address) {
             tracing::info!(%webhooks, %admin, "ready");
         }
         let notifier = Notifier::of(|name| std::env::var(name).ok(), std::process::id());
-        let mut reload = signal(SignalKind::hangup())?;
         let mut pulse = tokio::time::interval(notifier.interval().unwrap_or(NEVER));
-        let asked_to_end = work::asked_to_end();
-        tokio::pin!(asked_to_end);
         notifier.ready();
         let end = loop {
             tokio::select! {

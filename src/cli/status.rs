@@ -3,8 +3,8 @@
 use std::io::{self, Write as _};
 
 use super::{Exit, Global, work};
-use crate::admin::client::Client;
-use crate::admin::status::{BudgetUse, Status};
+use crate::admin::client::{Client, Live};
+use crate::admin::status::Status;
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
 
@@ -26,7 +26,9 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
         )?;
     }
     // Only the daemon knows; without it, or without its token, the rest is told all the same.
-    status.budget = work::block_on(async { Ok(ask_for_budget(&config).await) })?;
+    if let Some(live) = work::block_on(async { Ok(ask_daemon(&config).await) })? {
+        (status.budget, status.problems) = (live.budget, live.problems);
+    }
     if let Some(note) = config.state.unkept_promise() {
         writeln!(io::stderr(), "warning: {note}")?;
     }
@@ -39,6 +41,6 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn ask_for_budget(config: &Config) -> Option<BudgetUse> {
-    Client::find(config).await.ok().flatten()?.budget().await.ok().flatten()
+async fn ask_daemon(config: &Config) -> Option<Live> {
+    Client::find(config).await.ok().flatten()?.live().await.ok()
 }

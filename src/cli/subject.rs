@@ -1,4 +1,4 @@
-//! `vinculo subject`: everything held on one link or person, as JSON.
+//! `vinculo subject`: everything held on one link or person, as JSON. That it was read out is in the audit.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -7,12 +7,15 @@ use serde_json::{Map, Value, json};
 
 use super::erase::Whom;
 use super::sql::{self, Form};
-use super::{Exit, Global};
-use crate::config::Needs;
+use super::{Exit, Global, work};
+use crate::admin::client::Client;
+use crate::admin::v1::exports::Export;
+use crate::clock::Clock;
+use crate::config::{Config, Needs};
 use crate::sensitive::Pepper;
 use crate::sinks::duckdb;
-use crate::store::Readers;
-use crate::{schema, subject};
+use crate::store::{Readers, Store};
+use crate::{audit, schema, subject};
 
 /// What `subject` takes.
 #[derive(Debug, clap::Args)]
@@ -26,11 +29,27 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let readers = Readers::configured(&config.state);
     let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let held = subject::held(&readers, &args.whom.subject()?, pepper.as_ref())?;
+    let subject = args.whom.subject()?;
+    let held = subject::held(&readers, &subject, pepper.as_ref())?;
     let lake = published(&config.lake.path, &held.links)?;
+    // Before anything is told. Nobody reads a person out without a line that says so.
+    let export = Export { asked_for: subject.kind().name().to_owned(), links: held.links.clone() };
+    work::block_on(note(&config, export))?;
     let document = json!({ "links": held.links, "state": held.tables, "lake": lake });
     writeln!(io::stdout().lock(), "{document:#}")?;
     Ok(Exit::Done)
+}
+
+/// Has the daemon that holds the state note the export, or does it here.
+async fn note(config: &Config, export: Export) -> anyhow::Result<()> {
+    if let Some(daemon) = Client::find(config).await? {
+        return Ok(daemon.note_export(&export).await?);
+    }
+    let Export { asked_for, links } = export;
+    let links = links.iter().map(|link| link.parse()).collect::<Result<Vec<_>, _>>()?;
+    let (store, now) = (Store::configured(&config.state)?, Clock::system().now());
+    store.write(move |tx| audit::note_export(tx, now, &asked_for, &links)).await?;
+    Ok(())
 }
 
 /// The rows of the links in each published table.

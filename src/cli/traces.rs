@@ -288,8 +288,9 @@ mod tests {
         daemon.until_idle().await.unwrap();
         let order = Order::Job("reconcile-links".to_owned());
         let run = daemon.operations.start(order, Reason::Api).await.unwrap();
-        while daemon.operations.runs.get(&run).await.unwrap().is_some_and(|run| run.finished_at.is_none()) {
-            daemon.operations.runs.get_news(&run, Duration::from_secs(1)).await.unwrap();
+        let mut run = daemon.operations.runs.get(&run).await.unwrap().unwrap();
+        while run.finished_at.is_none() {
+            run = daemon.operations.runs.get_news(&run, Duration::from_secs(1)).await.unwrap().unwrap();
         }
         let links = simulation.link_ids();
         let mut said = Vec::new();

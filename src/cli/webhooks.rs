@@ -13,7 +13,7 @@ use crate::belvo::LinkId;
 use crate::config::Needs;
 use crate::operations::{Order, Replay};
 use crate::store::Readers;
-use crate::webhook::log::{self, Filter};
+use crate::webhook::log::{self, Filter, OUTCOMES};
 
 /// What `webhooks` takes.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub enum Command {
     List(List),
     /// Show one, its body without anything personal
     Show(Show),
-    /// Read one again, or all in the quarantine
+    /// Read one again, or all in the quarantine [default: all]
     Replay(Again),
 }
 
@@ -41,7 +41,7 @@ pub struct List {
     #[arg(long = "type", value_name = "T")]
     pub webhook_type: Option<String>,
     /// Only those with this outcome
-    #[arg(long, value_name = "O", value_parser = PossibleValuesParser::new(["queued", "noted", "quarantined"]))]
+    #[arg(long, value_name = "O", value_parser = PossibleValuesParser::new(OUTCOMES))]
     pub outcome: Option<String>,
     /// Only those of this link
     #[arg(long, value_name = "ID")]
@@ -62,9 +62,9 @@ pub struct Show {
     pub seq: i64,
 }
 
-/// Which webhooks to read again; exactly one way is given.
+/// Which webhooks to read again; all in the quarantine, unless one is named.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub struct Again {
     /// The one with this number
     #[arg(value_name = "SEQ")]

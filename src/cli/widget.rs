@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         }
         let config = global.load_config(Needs { belvo: true, webhook: false })?;
         config.check_folders()?;
-        let daemon = Daemon::start(&config, Clock::system(), Parts::WithoutBelvo).await?;
+        let daemon = Daemon::start(&config, Clock::system(), Parts::WithoutTasks).await?;
         let session = daemon.operations.widgets.create(request).await;
         daemon.stop().await;
         Ok(json!(session?))

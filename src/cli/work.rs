@@ -18,24 +18,28 @@ pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
     result
 }
 
-/// Waits for the first signal to end. A second one ends the process at once.
+/// Waits for the first signal to end, one that comes from the call on; a second one ends the process at once.
 ///
 /// # Errors
 /// When signals cannot be listened to.
-pub async fn asked_to_end() -> anyhow::Result<Signal> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let first = tokio::select! {
-        _ = interrupt.recv() => Signal::Interrupt,
-        _ = terminate.recv() => Signal::Terminate,
-    };
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        std::process::exit(i32::from(Exit::Interrupted as u8));
-    });
-    Ok(first)
+pub fn asked_to_end() -> impl Future<Output = anyhow::Result<Signal>> {
+    let listening =
+        signal(SignalKind::interrupt()).and_then(|interrupt| Ok((interrupt, signal(SignalKind::terminate())?)));
+    async {
+        let (mut interrupt, mut terminate) = listening?;
+        let first = tokio::select! {
+            _ = interrupt.recv() => Signal::Interrupt,
+            _ = terminate.recv() => Signal::Terminate,
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            std::process::exit(i32::from(Exit::Interrupted as u8));
+        });
+        Ok(first)
+    }
 }
 
 /// Who asked.

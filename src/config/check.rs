@@ -12,19 +12,15 @@ use url::{Host, Url};
 
 use super::reader::{Reader, listed};
 use super::{
-    Admin, Belvo, Branding, Budget, CallbackUrls, Features, Keep, Lake, Needs, Pii, Retention, State, Webhook, Widget,
+    Admin, Belvo, Branding, Budget, CallbackUrls, Features, Keep, Lake, Needs, Pii, Retention, SECRET_LEN, State,
+    Webhook, Widget,
 };
 use crate::features::reference::Reference;
-
-/// Names of the sinks that `lake.sinks` may list.
-const SINKS: [&str; 2] = ["parquet", "duckdb"];
+use crate::sinks::NAMES;
 
 /// What Belvo allows each source IP, in any window of [`BELVO_WINDOW`].
 const BELVO_LIMIT: u128 = 80;
 const BELVO_WINDOW: Duration = Duration::from_secs(30);
-
-/// Shorter secrets can be guessed.
-const SECRET_LEN: usize = 16;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -214,7 +210,6 @@ pub(super) fn admin(read: &mut Reader<'_>, webhook: &Webhook) -> Admin {
         );
     }
     let token = read.secret("admin.token");
-    refuse_short(read, "admin.token", token.as_ref());
     let operate_tokens = tokens(read, "admin.operate_tokens");
     let read_tokens = tokens(read, "admin.read_tokens");
     let mut seen: Vec<&str> = token.iter().map(ExposeSecret::expose_secret).collect();
@@ -241,10 +236,11 @@ pub(super) fn admin(read: &mut Reader<'_>, webhook: &Webhook) -> Admin {
 }
 
 fn tokens(read: &mut Reader<'_>, key: &str) -> Vec<SecretString> {
-    let tokens = read.secrets(key).into_iter().map(SecretString::from).collect::<Vec<_>>();
-    let shortest = tokens.iter().min_by_key(|token| token.expose_secret().len());
-    refuse_short(read, key, shortest);
-    tokens
+    let tokens = read.secrets(key);
+    if tokens.iter().any(|token| token.trim().is_empty()) {
+        read.refuse(key, "has an empty token, which everybody knows", "make one with `openssl rand -base64 32`");
+    }
+    tokens.into_iter().map(SecretString::from).collect()
 }
 
 pub(super) fn state(read: &mut Reader<'_>) -> State {
@@ -278,7 +274,7 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         read.refuse("lake.url", what, "the default is var/lake");
     }
     let sinks = read
-        .texts("lake.sinks", &format!("a list of sinks; there are {}", listed(SINKS)), |sink| SINKS.contains(&sink));
+        .texts("lake.sinks", &format!("a list of sinks; there are {}", listed(NAMES)), |sink| NAMES.contains(&sink));
     if sinks.is_empty() {
         read.refuse(
             "lake.sinks",
@@ -321,10 +317,7 @@ fn is_version(text: &str) -> bool {
 }
 
 pub(super) fn pii(read: &mut Reader<'_>) -> Pii {
-    let publish = read.flag("pii.publish");
-    let pepper = read.secret("pii.pepper");
-    refuse_short(read, "pii.pepper", pepper.as_ref());
-    Pii { publish, pepper }
+    Pii { publish: read.flag("pii.publish"), pepper: read.secret("pii.pepper") }
 }
 
 pub(super) fn retention(read: &mut Reader<'_>) -> Retention {
@@ -373,11 +366,5 @@ pub(super) fn jobs_dir(read: &mut Reader<'_>) -> Option<PathBuf> {
             read.refuse("jobs.dir", "is empty", "write a folder's path; the default is jobs");
             None
         }
-    }
-}
-
-fn refuse_short(read: &mut Reader<'_>, key: &str, secret: Option<&SecretString>) {
-    if secret.is_some_and(|secret| secret.expose_secret().len() < SECRET_LEN) {
-        read.refuse(key, "is shorter than 16 characters", "make one with `openssl rand -base64 32`");
     }
 }

@@ -110,11 +110,24 @@ pub fn published(
     as_of: NaiveDate,
     mode: Mode,
 ) -> duckdb::Result<Option<Map<String, Value>>> {
-    let config =
-        duckdb::Config::default().access_mode(duckdb::AccessMode::ReadOnly)?.enable_autoload_extension(false)?;
-    let connection = Connection::open_with_flags(file, config)?;
+    let connection = open(file)?;
     let condition = format!("link_id = {} AND as_of_date = DATE '{as_of}' AND pit_mode = '{mode}'", quoted(link_id));
     Ok(rows(&connection, &exact("credit_features", &condition))?.pop())
+}
+
+/// How many rows the published database has for a date.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn count(file: &Path, as_of: NaiveDate) -> duckdb::Result<u64> {
+    let sql = format!("SELECT count(*) FROM credit_features WHERE as_of_date = DATE '{as_of}'");
+    open(file)?.query_row(&sql, [], |row| row.get(0))
+}
+
+fn open(file: &Path) -> duckdb::Result<Connection> {
+    let config =
+        duckdb::Config::default().access_mode(duckdb::AccessMode::ReadOnly)?.enable_autoload_extension(false)?;
+    Connection::open_with_flags(file, config)
 }
 
 /// A value without JSON's quotes.

@@ -202,11 +202,10 @@ impl<'m> Earlier<'m> {
     }
 }
 
-/// Rows of the file of a date.
-pub(super) fn rows(manifest: &Manifest, date: NaiveDate) -> u64 {
+/// The Parquet file of a date, when one is published.
+pub(super) fn file(manifest: &Manifest, date: NaiveDate) -> Option<&FileEntry> {
     let path = path_of(date);
-    let files = manifest.table(TABLE).into_iter().flat_map(|table| &table.files);
-    files.filter(|file| Path::new(&file.path) == path).filter_map(|file| file.rows).sum()
+    manifest.table(TABLE)?.files.iter().find(|file| Path::new(&file.path) == path)
 }
 
 fn path_of(date: NaiveDate) -> PathBuf {

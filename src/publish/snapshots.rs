@@ -205,7 +205,12 @@ impl Lake {
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
         self.point("current", &format!("snapshots/{:06}", staging.snapshot))?;
-        self.point(duckdb::FILE, &format!("current/{}", duckdb::FILE))?;
+        if manifest.files.iter().any(|file| file.path == duckdb::FILE) {
+            self.point(duckdb::FILE, &format!("current/{}", duckdb::FILE))?;
+        } else {
+            // It would name what is not there any more.
+            remove(&self.path.join(duckdb::FILE))?;
+        }
         sync(&self.path)
     }
 
@@ -218,38 +223,32 @@ impl Lake {
         numbered.sort_unstable_by(|a, b| b.cmp(a));
         let current = self.current_number();
         let mut dropped = 0;
-        for (number, path) in numbered.into_iter().skip(keep.max(1)) {
+        for (number, _) in numbered.into_iter().skip(keep.max(1)) {
             let published = self.manifest(number).and_then(|manifest| Timestamp::parse(&manifest.published_at));
             let is_young = published.is_some_and(|published| now.since(published) < keep_for);
             if !is_young && Some(number) != current {
-                remove(&path)?;
+                self.take_away(number)?;
                 dropped += 1;
             }
         }
         Ok(dropped)
     }
 
-    /// The snapshots that were published at `since` or later, oldest first; one that does not say when is among them.
+    /// The numbers of the snapshots that are there, oldest first.
     ///
     /// # Errors
     /// [`Error::Folder`].
-    pub fn published_since(&self, since: Timestamp) -> Result<Vec<u32>, Error> {
+    pub fn all(&self) -> Result<Vec<u32>, Error> {
         let mut numbers: Vec<u32> = self.numbered()?.into_iter().map(|(number, _)| number).collect();
         numbers.sort_unstable();
-        numbers.retain(|&number| {
-            let published = self.manifest(number).and_then(|manifest| Timestamp::parse(&manifest.published_at));
-            published.is_none_or(|published| published >= since)
-        });
         Ok(numbers)
     }
 
-    /// Drops the snapshots before the current one that were published at `since` or later.
-    pub(super) fn forget(&self, since: Timestamp) -> Result<Vec<Forgotten>, Error> {
+    /// Drops all snapshots before the current one.
+    pub(super) fn forget(&self) -> Result<Vec<Forgotten>, Error> {
         let current = self.current_number();
         let mut forgotten = Vec::new();
-        for snapshot in
-            self.published_since(since)?.into_iter().filter(|&number| current.is_some_and(|current| number < current))
-        {
+        for snapshot in self.all()?.into_iter().filter(|&number| current.is_some_and(|current| number < current)) {
             let manifest = self.manifest(snapshot);
             let files = manifest.iter().flat_map(|manifest| {
                 manifest
@@ -271,8 +270,21 @@ impl Lake {
     /// # Errors
     /// [`Error::Folder`].
     pub(super) fn drop_snapshot(&self, number: u32) -> Result<(), Error> {
-        remove(&self.folder(number))?;
+        self.take_away(number)?;
+        sync(&self.staging())?;
         sync(&self.snapshots())
+    }
+
+    /// Removes snapshot `number`. It is out of the readers' sight by one rename, so that nobody meets a part of it; what a
+    /// crash leaves of it is staged, and gone after the next start.
+    fn take_away(&self, number: u32) -> Result<(), Error> {
+        let (folder, aside) = (self.folder(number), self.staging().join(format!("{number:06}.gone")));
+        remove(&aside)?;
+        match fs::rename(&folder, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::at(&folder, source)),
+            Ok(()) => remove(&aside),
+        }
     }
 
     /// Makes the link `name` name `target`, without a moment in which there is none.

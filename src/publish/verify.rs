@@ -51,9 +51,21 @@ impl Verified {
         let file = file.strip_prefix(lake).unwrap_or(file).display().to_string();
         self.damage.push(Damage { file, code, what: what.into() });
     }
+
+    /// Counts what was found in the snapshot in `folder`, unless it is gone by now: what was missing in it was dropped.
+    fn add(&mut self, folder: &Path, own: Self) {
+        if !folder.exists() {
+            return;
+        }
+        self.snapshots += 1;
+        self.files += own.files;
+        self.bytes += own.bytes;
+        self.damage.extend(own.damage);
+    }
 }
 
-/// Checks every snapshot of the lake at `path`. A lake that is not there has no snapshot. Blocks.
+/// Checks every snapshot of the lake at `path`. A lake that is not there has no snapshot, and one that a publish beside this
+/// drops meanwhile is none. Blocks.
 ///
 /// # Errors
 /// [`Error::Folder`] when the lake cannot be read at all.
@@ -67,9 +79,16 @@ pub fn verify(path: &Path) -> Result<Verified, Error> {
     numbered.sort_unstable();
     // Snapshots share files; each is read once.
     let mut seen = HashMap::new();
-    for (_, folder) in &numbered {
-        verified.snapshots += 1;
-        verify_snapshot(path, folder, &mut seen, &mut verified);
+    let looked: Vec<_> = numbered
+        .iter()
+        .map(|(_, folder)| {
+            let mut own = Verified::default();
+            verify_snapshot(path, folder, &mut seen, &mut own);
+            (folder, own)
+        })
+        .collect();
+    for (folder, own) in looked {
+        verified.add(folder, own);
     }
     let links = [("current", None), (duckdb::FILE, Some(duckdb::FILE))];
     let has_duckdb = lake.current().is_some_and(|manifest| manifest.files.iter().any(|file| file.path == duckdb::FILE));
@@ -189,6 +208,26 @@ fn is_own(text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_in_a_snapshot_that_was_dropped_meanwhile_is_no_damage() {
+        let lake = tempfile::tempdir().unwrap();
+        let folders = ["000001", "000002"].map(|name| lake.path().join("snapshots").join(name));
+        let looked = folders.each_ref().map(|folder| {
+            fs::create_dir_all(folder).unwrap();
+            let mut own = Verified::default();
+            verify_snapshot(lake.path(), folder, &mut HashMap::new(), &mut own);
+            assert_eq!(own.damage.len(), 1, "it has no manifest");
+            own
+        });
+        fs::remove_dir(&folders[0]).unwrap();
+        let mut verified = Verified::default();
+        for (folder, own) in folders.iter().zip(looked) {
+            verified.add(folder, own);
+        }
+        assert_eq!((verified.snapshots, verified.damage.len()), (1, 1));
+        assert_eq!(verified.damage[0].file, "snapshots/000002/manifest.json");
+    }
 
     #[test]
     fn a_flipped_bit_anywhere_in_a_manifest_is_found() {

@@ -17,6 +17,9 @@ use crate::clock::Timestamp;
 use crate::store::{Error, Row, Tx, WebhookPlace, args};
 use crate::tombstones;
 
+/// What becomes of a webhook: a fetch is due, the link's status is noted, nobody understands it, or it is of an erased link.
+pub const OUTCOMES: [&str; 4] = ["queued", "noted", "quarantined", "erased"];
+
 /// Characters of a text that is shown at most.
 const LONGEST_SHOWN: usize = 64;
 
@@ -36,7 +39,7 @@ pub struct Entry {
     pub link_id: Option<String>,
     /// The external id that it tells.
     pub external_id: Option<String>,
-    /// `queued`, `noted` or `quarantined`.
+    /// One of [`OUTCOMES`]: `queued`, `noted`, `quarantined` or `erased`.
     pub outcome: String,
     /// Why it is in the quarantine.
     pub reason: Option<String>,

@@ -192,6 +192,7 @@ async fn links_are_reconciled_published_and_rebuilt_on_request_and_each_run_is_o
     let status = operator.get("/v1/status").await;
     assert_eq!((&status["links"], &status["budget"]["limit"]), (&json!(2), &json!(1_000_000)));
     assert!(status["budget"]["in_use"].is_u64(), "{status}");
+    assert_eq!(status["problems"], json!([]), "nothing stands in the way");
 }
 
 #[tokio::test]
@@ -207,7 +208,7 @@ async fn what_cannot_be_is_refused_with_its_reason() {
         (Method::GET, "/v1/links?limit=0".into(), None, 422, "invalid"),
         (Method::GET, "/v1/links?statu=valid".into(), None, 422, "invalid"),
         (Method::POST, "/v1/links/refresh".into(), None, 422, "invalid"),
-        (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"all":true}}"#), 404, "no_such_link"),
+        (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"external_id":"nobody"}}"#), 404, "no_such_link"),
         (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"all":true},"x":1}"#), 422, "invalid"),
         (Method::POST, "/v1/links/refresh".into(), Some("{"), 400, "bad_json"),
         (Method::POST, format!("/v1/links/{unknown}/refresh"), Some(&large), 413, "too_large"),
@@ -253,7 +254,13 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
             .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", ended.out))
     };
 
-    // Alone.
+    // Alone. That nothing is to be done is no failure; that somebody is not known is one.
+    for sweep in [&["refresh", "--all"][..], &["refresh", "--older-than", "24h"], &["refresh", "--all", "--recollect"]]
+    {
+        let swept = json(sweep, 0);
+        assert_eq!((&swept["refreshed"], &swept["failed"]), (&json!(0), &json!({})), "{sweep:?}");
+    }
+    assert_eq!(json(&["refresh", "--external-id", "nobody"], 1), Value::Null);
     let synced = json(&["links", "sync"], 0);
     assert_eq!((&synced["done"], &synced["reason"]), (&json!(3), &json!("command")));
     assert_eq!(json(&["refresh", "--all"], 0)["refreshed"], json!(6));
@@ -271,8 +278,11 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
     assert_eq!(json(&["jobs", "run", "compare"], 0)["done"], json!(3));
     assert_eq!(json(&["jobs"], 0)["last_run"]["reason"], json!("api"));
     assert_eq!(json(&["jobs", "run", "nothing"], 1), Value::Null);
-    assert_eq!(json(&["webhooks", "replay", "--quarantined"], 0)["done"], json!(0));
-    assert_eq!(json(&["status"], 0)["budget"]["limit"], json!(1_000_000));
+    for arguments in [&["webhooks", "replay", "--quarantined"][..], &["webhooks", "replay"]] {
+        assert_eq!(json(arguments, 0)["done"], json!(0), "{arguments:?}");
+    }
+    let status = json(&["status"], 0);
+    assert_eq!((&status["budget"]["limit"], &status["problems"]), (&json!(1_000_000), &json!([])));
     let link = json(&["links", "list", "--limit", "1"], 0);
     let id = link["link_id"].as_str().unwrap();
     assert_eq!(json(&["links", "show", id], 0)["what_to_do"], json!("nothing"));

@@ -62,6 +62,11 @@ fn a_bad_cron_is_named_with_its_file() {
     fs::write(site.folder.path().join("jobs/nightly.toml"), job).unwrap();
     refused(&serve_ends(&site), 4, &["jobs/nightly.toml", "schedule", "*/15 25 * * *"]);
     refused(&run(&mut site.command(&["check"])), 4, &["jobs/nightly.toml", "schedule"]);
+    refused(&run(&mut site.command(&["jobs", "run", "nightly"])), 4, &["jobs/nightly.toml", "schedule"]);
+    // Together with what is wrong elsewhere, and before anything is made.
+    change(&site, "[belvo]", "[belvo]\npagesize = 10");
+    refused(&serve_ends(&site), 4, &["has 2 errors", "belvo.pagesize", "jobs/nightly.toml"]);
+    assert!(!site.folder.path().join("var").exists() && !site.lake().exists(), "something was made");
 }
 
 #[test]
@@ -87,9 +92,11 @@ fn a_state_held_by_another_instance_is_left_alone_and_its_holder_named() {
     without_token.env("VINCULO_ADMIN__TOKEN", "");
     refused(&run(&mut without_token), 8, &["admin.token", &served.pid().to_string()]);
     // Another state in the same folder would share the request budget, which one process counts.
-    let mut neighbour = site.command(&["refresh", "--all"]);
-    neighbour.env("VINCULO_STATE__URL", "sqlite://var/other.db");
-    refused(&run(&mut neighbour), 8, &["budget.ledger", &served.pid().to_string()]);
+    for arguments in [&["refresh", "--all"][..], &["widget", "--external-id", "user-1"]] {
+        let mut neighbour = site.command(arguments);
+        neighbour.env("VINCULO_STATE__URL", "sqlite://var/other.db");
+        refused(&run(&mut neighbour), 8, &["budget.ledger", &served.pid().to_string()]);
+    }
     assert_eq!(served.terminate(), Some(0));
     // No stale lock: after a kill it starts at once.
     site.serve().kill();

@@ -1,36 +1,24 @@
 //! The commands as their users type them.
 
+use clap::CommandFactory;
+use vinculo::cli::Cli;
+
 use crate::binary::{run, vinculo};
 
-const COMMANDS: [&str; 19] = [
-    "init",
-    "demo",
-    "serve",
-    "simulate",
-    "refresh",
-    "publish",
-    "rebuild",
-    "features",
-    "links",
-    "widget",
-    "jobs",
-    "webhooks",
-    "sql",
-    "docs",
-    "check",
-    "doctor",
-    "status",
-    "completions",
-    "man",
-];
+/// Every command that there is.
+fn commands() -> Vec<String> {
+    let commands: Vec<String> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    assert!(commands.len() >= 24, "{commands:?}");
+    commands
+}
 
 #[test]
 fn every_command_has_help() {
     let overview = run(vinculo().arg("--help"));
     assert_eq!(overview.code, Some(0));
-    for command in COMMANDS {
+    for command in commands() {
         assert!(overview.out.contains(&format!("\n  {command} ")), "{command} is not in the overview");
-        let help = run(vinculo().args([command, "--help"]));
+        let help = run(vinculo().args([command.as_str(), "--help"]));
         assert_eq!(help.code, Some(0), "{command}: {}", help.err);
         assert!(help.out.contains(&format!("Usage: vinculo {command}")), "{}", help.out);
     }
@@ -41,8 +29,8 @@ fn shells_complete_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let ended = run(vinculo().args(["completions", shell]));
         assert_eq!(ended.code, Some(0), "{shell}: {}", ended.err);
-        for command in COMMANDS {
-            assert!(ended.out.contains(command), "{shell} does not know {command}");
+        for command in commands() {
+            assert!(ended.out.contains(&command), "{shell} does not know {command}");
         }
     }
 }

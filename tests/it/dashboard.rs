@@ -151,6 +151,9 @@ async fn nothing_is_shown_without_a_session_and_every_answer_guards_itself() {
     }
     let wrong = stranger.post("/sign-in", &[("token", "it-token-of-nobody")], &[]).await;
     assert!(wrong.status == 401 && !wrong.headers.contains_key(SET_COOKIE), "{}", wrong.status);
+    assert_eq!(stranger.sign_in("it-token-of-nobody-else").await, 401);
+    let tried = "SELECT count(*) FROM audit WHERE action = 'sign_in_failed' AND detail = '{\"door\":\"dashboard\"}'";
+    assert_eq!(count(&flow, tried).await, 1, "many guesses are one line");
     let elsewhere = stranger.post("/sign-in", &[("token", TOKEN), ("next", "//attacker.example")], &[]).await;
     assert_eq!(elsewhere.place(), "/");
 
@@ -253,8 +256,9 @@ async fn a_paused_link_is_left_alone_until_it_is_resumed() {
     flow.simulation.wait_until_delivered().await;
     let operations = &flow.running.daemon.operations;
     let synced = operations.start(Order::SyncLinks, Reason::Api).await.unwrap();
-    while operations.runs.get(&synced).await.unwrap().unwrap().finished_at.is_none() {
-        operations.runs.get_news(&synced, std::time::Duration::from_secs(1)).await.unwrap();
+    let mut run = operations.runs.get(&synced).await.unwrap().unwrap();
+    while run.finished_at.is_none() {
+        run = operations.runs.get_news(&run, std::time::Duration::from_secs(1)).await.unwrap().unwrap();
     }
     flow.until_idle().await;
     assert_eq!(flow.simulation.calls("/api/owners/", Some(&id)), calls);

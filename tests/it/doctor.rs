@@ -73,6 +73,8 @@ fn a_sound_site_has_no_error_and_each_thing_that_breaks_is_found() {
         ),
         ("VINCULO_ADMIN__LISTEN", taken.as_str(), 1, "port_taken", "error"),
         ("VINCULO_PII__PEPPER", "", 0, "pepper_missing", "warning"),
+        ("VINCULO_PII__PEPPER", "salt", 0, "secret_short", "warning"),
+        ("VINCULO_ADMIN__TOKEN", "token", 0, "secret_short", "warning"),
         ("VINCULO_LAKE__URL", "elsewhere", 0, "nothing_published", "warning"),
     ] {
         let told = Told::by(&site, &[(name, value)]);

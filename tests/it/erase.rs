@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +11,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 use vinculo::config::{Config, Needs};
-use vinculo::erase::{Bodies, each_body};
+use vinculo::erase::{Bodies, Subject, each_body};
 use vinculo::resources;
 use vinculo::simulate::{SECRET_ID, SECRET_PASSWORD};
 use vinculo::store::{Error, Readers, WebhookPlace};
 
 use crate::binary::{Ended, Simulate, Site, free_address, run, vinculo};
-use crate::harness::{AUTHORIZATION, PEPPER};
-use crate::scripted::{EMPLOYMENTS, OWNERS};
+use crate::harness::{ANY_PORT, AUTHORIZATION, PEPPER, Running, TOKEN};
+use crate::scripted::{Answer, Belvo, EMPLOYMENTS, OWNERS};
 use crate::tables::{self, Row, Tables};
 
 const PEOPLE: u64 = 40;
@@ -86,6 +87,15 @@ impl Scene {
             .unwrap();
         // A wish that Belvo refused: the link is still there.
         state.execute("INSERT INTO deletions (link_id, asked_at) VALUES (?1, 7)", [link]).unwrap();
+    }
+
+    /// What the audit says of what was asked for `link` and read out of it.
+    async fn audit(&self, link: &str) -> Vec<Value> {
+        let url = format!("http://{}/v1/audit?link={link}", self.site.admin);
+        let answer = reqwest::Client::new().get(url).bearer_auth(TOKEN).send().await.unwrap();
+        let page: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        let lines = page["lines"].as_array().unwrap().iter();
+        lines.filter(|line| line["action"] == "export").cloned().collect()
     }
 
     /// Where a canary is found among state and lake, raw and decoded.
@@ -293,6 +303,14 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     let lacks = scene.needles.iter().filter(|needle| !told.out.contains(needle.as_str())).count();
     let cpfs = scene.needles.iter().filter(|needle| needle.len() == 14).count();
     assert_eq!(lacks, 2 * cpfs, "the export lacks something of the person");
+    let held: Value = serde_json::from_str(&told.out).unwrap();
+    let strange = held["state"]["webhooks"].as_array().unwrap().iter().filter(|row| row["link_id"].is_null());
+    let strange: Vec<&Value> = strange.map(|row| &row["body"]["about"]).collect();
+    assert_eq!(strange, [link], "the webhook that nobody understood is missing");
+    let exported = scene.audit(link).await;
+    assert_eq!(exported.len(), 1, "{exported:?}");
+    assert_eq!((&exported[0]["action"], &exported[0]["detail"]["asked_for"]), (&"export".into(), &"link".into()));
+    assert!(!exported[0].to_string().contains(link), "{exported:?}");
     let others: Vec<String> = before["links"].iter().filter_map(|row| row["link_id"].clone()).collect();
     assert!(others.iter().filter(|other| *other != link).all(|other| !told.out.contains(other)), "it tells of others");
 
@@ -336,6 +354,8 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     let status = scene.site.status();
     assert_eq!((&status["waiting"], &status["links"]), (&Value::from(0), &Value::from(PEOPLE - 1)));
     assert_eq!(status["webhooks"]["erased"], 2, "{status:#}");
+    let erased = scene.command(&["webhooks", "list", "--outcome", "erased", "--json"]);
+    assert_eq!((erased.code, erased.out.lines().count()), (Some(0), 2), "{}{}", erased.out, erased.err);
     assert_eq!(scene.hits(), Vec::<String>::new());
 
     // Neither does a backup from before, and one from after never had them.
@@ -356,6 +376,15 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     assert_eq!(restored.code, Some(0), "{}", restored.err);
     let restored: Value = serde_json::from_str(&restored.out).unwrap();
     assert_eq!(restored["restored"]["erased_again"], 1);
+    // Without a daemon the export is noted as well.
+    let lines = || {
+        let state = rusqlite::Connection::open(folder.join("var/state.db")).unwrap();
+        state.query_row("SELECT count(*) FROM audit WHERE action = 'export'", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let before_it = lines();
+    let other = scene.tables()["links"][0]["link_id"].clone().unwrap();
+    assert_eq!(scene.command(&["subject", "--link", &other]).code, Some(0));
+    assert_eq!(lines(), before_it + 1);
     assert_eq!(scene.hits(), Vec::<String>::new());
     tables::assert_same(&scene.tables(), &expected, &["is_stale"]);
     let whole = scene.command(&["verify"]);
@@ -524,4 +553,73 @@ async fn unmasked_rows_are_for_their_owner_alone_and_only_when_asked_for() {
     assert_eq!(without.code, Some(0), "{}", without.err);
     assert!(!scene.site.lake().join("current/pii").exists(), "it was switched off");
     drop(scene.simulate);
+}
+
+const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+/// A daemon that tracks [`LINK`], and was asked to erase it at Belvo too, and nothing of that is done.
+async fn asked_to_erase_at_belvo(belvo: &Belvo) -> Running {
+    belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+    let running = Running::start(belvo.address, &[]).await;
+    let told = format!(
+        r#"{{"webhook_type":"OWNERS","webhook_code":"historical_update","link_id":"{LINK}","data":{{"total_owners":0}}}}"#
+    );
+    assert_eq!(running.webhook(&told).await, 200);
+    running.until_idle().await;
+    let eraser = &running.daemon.operations.eraser;
+    let plan = eraser.plan(Subject::Link(LINK.parse().unwrap())).await.unwrap();
+    eraser.ask(&plan, "ticket 10", true).await.unwrap();
+    running
+}
+
+async fn count(running: &Running, sql: &'static str) -> i64 {
+    running.daemon.store.read(move |tx| tx.one(sql, &[], |row| row.int(0))).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_that_waits_for_belvo_keeps_no_daemon_from_starting_and_is_taken_back_when_belvo_refuses() {
+    let belvo = Belvo::start().await;
+    let running = asked_to_erase_at_belvo(&belvo).await;
+
+    // Whoever calls here is never answered.
+    let silent = TcpListener::bind(ANY_PORT).unwrap();
+    let starting = running.restart(silent.local_addr().unwrap(), &[]);
+    let running = tokio::time::timeout(Duration::from_mins(1), starting).await.expect("the start waits for Belvo");
+    let health = format!("http://{}/healthz", running.daemon.admin_address.unwrap());
+    assert_eq!(reqwest::get(health).await.unwrap().status().as_u16(), 200);
+    let asked = "SELECT count(*) FROM erasures WHERE step = 'asked'";
+    assert_eq!(count(&running, asked).await, 1, "nobody refused it");
+
+    let refusal =
+        r#"[{"code":"access_to_resource_denied","message":"no","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
+    let denied = Answer { status: 403, headers: Vec::new(), body: refusal.to_owned() };
+    belvo.says_next(&format!("/api/links/{LINK}/"), denied);
+    let running = running.restart(belvo.address, &[]).await;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while count(&running, asked).await > 0 {
+        assert!(Instant::now() < deadline, "the wish stands although Belvo refused it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(
+        count(&running, "SELECT count(*) FROM links WHERE status = 'valid'").await,
+        1,
+        "the link works as before"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_that_waits_for_belvo_is_finished_beside_the_listeners() {
+    let belvo = Belvo::start().await;
+    let running = asked_to_erase_at_belvo(&belvo).await;
+    // Belvo does not know the link any more.
+    let gone = r#"[{"code":"not_found","message":"Not found","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
+    let unknown = Answer { status: 404, headers: Vec::new(), body: gone.to_owned() };
+    belvo.says_next(&format!("/api/links/{LINK}/"), unknown);
+    let running = running.restart(belvo.address, &[]).await;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while count(&running, "SELECT count(*) FROM erasures WHERE step = 'done'").await == 0 {
+        assert!(Instant::now() < deadline, "the erasure is not finished");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(count(&running, "SELECT count(*) FROM links").await, 0);
 }

@@ -9,7 +9,7 @@ use chrono::{NaiveDate, TimeDelta};
 use duckdb::Connection;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use serde_json::Value;
+use serde_json::{Value, json};
 use vinculo::cli::Global;
 use vinculo::cli::ordered::follow_here;
 use vinculo::daemon::Parts;
@@ -646,4 +646,19 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+#[test]
+fn features_of_a_lake_without_parquet_are_counted_in_its_database() {
+    let simulate = Simulate::start(free_address(), &["--people", "3", "--no-limit"]);
+    let site = Site::new(simulate.address, &[("VINCULO_LAKE__SINKS", "[\"duckdb\"]")]);
+    tokio::runtime::Runtime::new().unwrap().block_on(simulate.tell("connect", "{}"));
+    for arguments in [&["links", "sync"][..], &["refresh", "--all"]] {
+        assert_eq!(run(&mut site.command(arguments)).code, Some(0), "{arguments:?}");
+    }
+    let ended = run(&mut site.command(&["features", "--json"]));
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let told: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!((&told["rows"], &told["path"]), (&json!(3), &json!("vinculo.duckdb")), "{told}");
+    assert!(site.lake().join("current").join(told["path"].as_str().unwrap()).exists());
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -16,6 +16,7 @@ use vinculo::config::{Config, Needs};
 use vinculo::daemon::{Daemon, Parts};
 use vinculo::queue;
 use vinculo::simulate::{self, Simulation};
+use vinculo::store;
 
 use crate::tables::{self, Tables};
 
@@ -132,6 +133,19 @@ impl Running {
         config.check_folders().unwrap();
         let daemon = Daemon::start(&config, clock.clock(), Parts::All).await.unwrap();
         Self { daemon, clock, config, _folder: folder }
+    }
+
+    /// Ends it, and starts it anew in the same folder, for Belvo at `belvo`.
+    pub(crate) async fn restart(self, belvo: SocketAddr, overrides: &[(&str, &str)]) -> Self {
+        let Self { daemon, clock, config, _folder: folder } = self;
+        daemon.stop().await;
+        // The last who writes frees the state, and tells nobody.
+        let deadline = Instant::now() + STUCK;
+        while store::holder(&config.state.path).is_some() {
+            assert!(Instant::now() < deadline, "the state is still held");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Self::start_in(folder, clock, belvo, overrides).await
     }
 
     /// Where webhooks go.

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use vinculo::operations::{Links, Order};
 use vinculo::publish::{self, Scope};
 use vinculo::queue::{self, Trigger};
 use vinculo::resources::Resource;
+use vinculo::runs::Reason;
 use vinculo::schedule::SHIPPED;
 use vinculo::simulate::{Advance, Fault, Limit};
 
@@ -232,6 +234,41 @@ async fn an_old_count_makes_nobody_ask_again_for_an_empty_list() {
     mark(&running, "owners", Trigger::Schedule).await;
     running.until_idle().await;
     assert_eq!(belvo.calls(OWNERS).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_whose_list_lacks_a_row_ends_without_the_second_list_that_is_to_agree() {
+    let job = |id: u32, code: &str| {
+        format!(
+            r#"{{"id":"{id}","link":"{LINK}","collected_at":"2026-11-01T00:00:00Z","created_at":"2026-11-01T00:00:00Z","start_date":"2020-01-01",
+                "end_date":null,"employer_data":{{"name":"EMPRESA","code":"{code}","economic_activity":"6421-2 - BANCOS"}},"occupations":[],"salaries":[]}}"#
+        )
+    };
+    let (first, second) = (job(1, "49430669"), job(2, "60746948"));
+    let belvo = Belvo::start().await;
+    belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+    belvo.lists(EMPLOYMENTS, LINK, page(&[&first, &second]));
+    let running = Running::start(belvo.address, &[]).await;
+    let told = webhook("EMPLOYMENTS", "historical_update", r#"{"total_employments":2}"#);
+    assert_eq!(running.webhook(&told).await, 200);
+    running.until_idle().await;
+
+    belvo.lists(EMPLOYMENTS, LINK, page(&[&first]));
+    let order = Order::Refresh { links: Links::LinkId(LINK.to_owned()), resources: Vec::new() };
+    let operations = &running.daemon.operations;
+    let id = operations.start(order, Reason::Api).await.unwrap();
+    let following = async {
+        let mut run = operations.runs.get(&id).await.unwrap().unwrap();
+        while run.finished_at.is_none() {
+            run = operations.runs.get_news(&run, Duration::from_mins(1)).await.unwrap().unwrap();
+        }
+        run
+    };
+    let run = tokio::time::timeout(Duration::from_mins(1), following).await.expect("it waits for the second list");
+    assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), 2));
+    // The row stays until then.
+    assert_eq!(running.daemon.store.read(queue::backlog).await.unwrap().pending, 1);
+    assert_eq!(running.tables()["employments"].len(), 2);
 }
 
 async fn mark(running: &Running, resource: &str, trigger: Trigger) {

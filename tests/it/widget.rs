@@ -1,5 +1,7 @@
 //! Users connect on the widget's page, and what is asked of Belvo for them comes true without anybody's hand.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
@@ -127,10 +129,6 @@ async fn what_breaks_a_rule_is_refused_before_anything_is_sent() {
     assert_eq!(session, ["url", "access", "refresh", "expires_at"]);
     let unknown = "2f5d361d-dad6-45d4-a0bf-26d479766067";
     assert_ne!(widget(&["--external-id", "user-2", "--link", unknown]).code, Some(0));
-
-    let ended = run(&mut site.command(&["links", "delete", "--link", unknown]));
-    assert_eq!(ended.code, Some(2), "{}", ended.err);
-    assert!(ended.err.contains("--remote"), "{}", ended.err);
 }
 
 #[tokio::test]
@@ -277,6 +275,84 @@ async fn a_link_that_is_deleted_at_belvo_keeps_its_rows_and_is_fetched_no_more()
     assert_eq!(flow.simulation.arrivals().len(), calls + 1);
 }
 
+#[tokio::test]
+async fn a_demo_that_serves_opens_its_widget_and_takes_one_user_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("demo");
+    let mut demo = vinculo()
+        .args(["demo", "--people", "1", "--serve", "--log-level", "error", "--dir"])
+        .arg(&dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(demo.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let dashboard = said.into_iter().find_map(|line| {
+        let (_, after) = line.split_once("dashboard on ")?;
+        Some(after.split(',').next().unwrap().to_owned())
+    });
+    let dashboard = dashboard.expect("the demo does not serve");
+    let config = std::fs::read_to_string(dir.join("vinculo.toml")).unwrap();
+    let token = config.lines().find_map(|line| line.strip_prefix("token = \"")).unwrap().split('"').next().unwrap();
+    let request = reqwest::Client::new().post(format!("{dashboard}v1/widget-sessions")).bearer_auth(token);
+    let request = request.header("content-type", "application/json").body(r#"{"external_id":"user-1"}"#);
+    let answer = request.send().await.unwrap();
+    let (status, text) = (answer.status().as_u16(), answer.text().await.unwrap());
+    assert_eq!(status, 201, "{text}");
+    let session: Value = serde_json::from_str(&text).unwrap();
+    let callback = press(session["url"].as_str().unwrap(), "success").await;
+    assert!(callback.starts_with("https://demo.example/done?link="), "{callback}");
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_deleted_here_keeps_its_rows_and_nothing_of_it_is_asked_for() {
+    let simulate = Simulate::start(free_address(), &["--people", "2", "--no-limit"]);
+    let site = Site::new(simulate.address, &[]);
+    simulate.tell("connect", "{}").await;
+    let command = |arguments: &[&str], code: i32| {
+        let ended = run(&mut site.command(arguments));
+        assert_eq!(ended.code, Some(code), "{arguments:?}: {}{}", ended.out, ended.err);
+        ended.out
+    };
+    command(&["links", "sync"], 0);
+    command(&["refresh", "--all"], 0);
+    let listed = command(&["links", "list", "--json"], 0);
+    let ids: Vec<String> = listed
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["link_id"].as_str().unwrap().to_owned())
+        .collect();
+    let shown = |id: &str| -> Value { serde_json::from_str(&command(&["links", "show", id, "--json"], 0)).unwrap() };
+    let rows = || tables::from_duckdb(&site.lake());
+    let before = rows();
+
+    // Alone, by its place; then beside a daemon, by its option.
+    let told = command(&["links", "delete", &ids[0]], 0);
+    assert!(told.contains("is not tracked any more") && told.contains("vinculo erase"), "{told}");
+    let served = site.serve();
+    command(&["links", "delete", "--link", &ids[1]], 0);
+    for id in &ids {
+        let link = shown(id);
+        assert_eq!((&link["status"], &link["paused_reason"]), (&"valid".into(), &"paused_by_operator".into()));
+    }
+    for sweep in [&["refresh", "--all"][..], &["refresh", "--older-than", "0s"]] {
+        assert_eq!(command(sweep, 0).trim(), "refreshed 0", "{sweep:?}");
+    }
+    // Belvo has them still, and that it says so takes nothing back.
+    command(&["links", "sync"], 0);
+    assert_eq!(site.status()["waiting"], 0);
+    assert_eq!(shown(&ids[0])["paused_reason"], "paused_by_operator");
+    let after = rows();
+    for table in ["employments", "owners", "salaries"] {
+        assert_eq!(after[table], before[table], "{table}");
+    }
+    command(&["links", "delete", "2f5d361d-dad6-45d4-a0bf-26d479766067"], 1);
+    command(&["links", "delete"], 2);
+    command(&["links", "delete", &ids[0], "--link", &ids[0]], 2);
+    assert_eq!(served.terminate(), Some(0));
+}
+
 /// Prose that no test touches goes stale: the configuration and the commands of the README's section, on other ports.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_readmes_way_to_connect_a_user_leads_there() {
@@ -299,7 +375,7 @@ async fn the_readmes_way_to_connect_a_user_leads_there() {
         command.current_dir(folder.path()).args(words);
         command
     };
-    let quiet = || std::process::Stdio::null();
+    let quiet = || Stdio::null();
     let mut running: Vec<_> = commands[..2]
         .iter()
         .map(|words| command(words).arg("--log-level=error").stdout(quiet()).stderr(quiet()).spawn().unwrap())
@@ -351,12 +427,11 @@ fn words(line: &str) -> Vec<String> {
 async fn carry_out(flow: &Flow, order: Order) -> Run {
     let operations = &flow.running.daemon.operations;
     let id = operations.start(order, Reason::Command).await.unwrap();
-    loop {
-        let run = operations.runs.get_news(&id, Duration::from_secs(10)).await.unwrap().unwrap();
-        if run.finished_at.is_some() {
-            return run;
-        }
+    let mut run = operations.runs.get(&id).await.unwrap().unwrap();
+    while run.finished_at.is_none() {
+        run = operations.runs.get_news(&run, Duration::from_secs(10)).await.unwrap().unwrap();
     }
+    run
 }
 
 async fn status(flow: &Flow, link: &LinkId) -> String {

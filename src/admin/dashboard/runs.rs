@@ -112,7 +112,7 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
             }
         }
         (failures(&run, lang))
-        @if run.kind == "delete" && let Some(link) = &run.name {
+        @if matches!(run.kind.as_str(), "delete" | "untrack") && let Some(link) = &run.name {
             p { a href={ "/links/" (escaped(link)) } { "Link " span.id { (link) } } }
         }
         p { a href="/runs" { (lang.t("All runs", "Todas as execuções")) } }

@@ -13,6 +13,8 @@ use maud::{Markup, html};
 use super::lang::{self, Lang};
 use super::session::{Signed, form};
 use super::{Board, Trouble, escaped, layout, own_place, query};
+use crate::audit;
+use crate::operations::Operations;
 
 pub(super) fn routes() -> Router<Board> {
     Router::new()
@@ -46,7 +48,10 @@ async fn sign_in(
     let field = |name: &str| fields.get(name).map_or("", |value| value.trim());
     let next = own_place(field("next"));
     let Some(caller) = board.tokens.recognise(field("token").as_bytes()) else {
-        board.guesses.note(peer.ip(), field("token").as_bytes(), Instant::now());
+        if board.guesses.note_first(peer.ip(), field("token").as_bytes(), Instant::now()) {
+            let Operations { store, clock, .. } = &board.operations;
+            audit::note_failed_sign_in(store, clock.now(), "dashboard").await;
+        }
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
         tracing::warn!(code = "unauthorized", "somebody tried to sign in with a wrong token");
         let page = page(Lang::of(&headers), next, true, board.tokens.is_empty());
@@ -76,8 +81,8 @@ fn page(lang: Lang, next: &str, is_wrong: bool, has_no_token: bool) -> Markup {
         @if has_no_token {
             p.notice.bad role="alert" {
                 (lang.t(
-                    "No token is configured, so nobody can sign in: set admin.token, of 16 characters or more, and start the daemon again.",
-                    "Nenhum token está configurado, então ninguém pode entrar: defina admin.token, com 16 caracteres ou mais, e reinicie o daemon.",
+                    "No token is configured, so nobody can sign in: set admin.token and start the daemon again.",
+                    "Nenhum token está configurado, então ninguém pode entrar: defina admin.token e reinicie o daemon.",
                 ))
             }
         } @else if is_wrong {

@@ -52,7 +52,7 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Ma
     let body = html! {
         ul.filters aria-label=(lang.t("By outcome", "Por resultado")) {
             li { a href="/webhooks" aria-current=[outcome.is_none().then_some("true")] { (lang.t("all", "todos")) } }
-            @for known in ["queued", "noted", "quarantined"] {
+            @for known in log::OUTCOMES {
                 li { a href={ "/webhooks?outcome=" (known) } aria-current=[(outcome.as_deref() == Some(known)).then_some("true")] { (word(known, lang).1) } }
             }
         }

@@ -1,5 +1,6 @@
 //! `GET /v1/links?external_id=&status=`, `GET /v1/links/{link_id}`, `POST /v1/links/{link_id}/refresh`,
-//! `POST /v1/links/refresh`, `POST /v1/links/sync`: the tracked links, how fresh each is, and what to do about it.
+//! `POST /v1/links/{link_id}/untrack`, `POST /v1/links/refresh`, `POST /v1/links/sync`: the tracked links, how fresh each is,
+//! and what to do about it.
 
 use axum::Json;
 use axum::extract::{Path, Request, State};
@@ -32,6 +33,13 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get::<One, _, _>("/v1/links/{link_id}", "Shows one link: its life, how fresh it is, what to do", show),
         Route::order("/v1/links/{link_id}/refresh", Role::Operate, "Fetches what Belvo holds of a link", refresh)
             .optional_body::<Wanted>(),
+        Route::order(
+            "/v1/links/{link_id}/untrack",
+            Role::Operate,
+            "Asks for nothing of a link any more, until a person resumes it; the rows stay",
+            untrack,
+        )
+        .fails(NO_LINK),
     ]
 }
 
@@ -445,6 +453,11 @@ async fn refresh(State(api): State<Api>, Path(link_id): Path<String>, request: R
     }
     let links = Links::LinkId(id.as_str().to_owned());
     api.order(Order::Refresh { links, resources: named(&resources)? }).await
+}
+
+async fn untrack(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Response, Problem> {
+    let link: LinkId = link_id.parse().map_err(Refused::from)?;
+    api.order(Order::Untrack(link)).await
 }
 
 /// Which links and resources to refresh.

@@ -24,6 +24,7 @@ use crate::config::{self, Config};
 use crate::erase;
 use crate::features::reference::Reference;
 use crate::operations::{Operations, Order, Refused};
+use crate::problems::Problems;
 use crate::publish::BuiltFrom;
 use crate::runs::Reason;
 use crate::store;
@@ -31,6 +32,7 @@ use crate::store;
 pub mod audit;
 pub mod belvo;
 pub mod erasures;
+pub mod exports;
 pub mod jobs;
 pub mod lake;
 pub mod links;
@@ -52,6 +54,7 @@ const LARGEST_PAGE: usize = 1000;
 pub struct Api {
     operations: Operations,
     budget: Budget,
+    problems: Problems,
     limit: config::Budget,
     places: Arc<Places>,
     reference: Arc<Reference>,
@@ -65,12 +68,12 @@ struct Places {
 }
 
 impl Api {
-    /// An API that orders from `operations`, and tells how much of `budget` is in use.
-    pub fn new(operations: Operations, budget: Budget, config: &Config) -> Self {
+    /// An API that orders from `operations`, and tells how much of `budget` is in use and which `problems` stand.
+    pub fn new(operations: Operations, budget: Budget, problems: Problems, config: &Config) -> Self {
         let places = Places { state: config.state.path.clone(), lake: config.lake.path.clone() };
         let (limit, lag_months) = (config.belvo.budget, config.features.lag_months);
         let reference = Arc::clone(&config.lake.reference);
-        Self { operations, budget, limit, places: Arc::new(places), reference, lag_months }
+        Self { operations, budget, problems, limit, places: Arc::new(places), reference, lag_months }
     }
 
     /// Takes an order: 202, where its run is followed, and the run.
@@ -99,6 +102,7 @@ fn all() -> Vec<Route> {
         lake::routes(),
         belvo::routes(),
         erasures::routes(),
+        exports::routes(),
         audit::routes(),
         openapi::routes(),
     ];

@@ -65,17 +65,17 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Page>, Problem> {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Patience {
-    /// Seconds that the answer may wait for news of a run that goes on.
+    /// Seconds that the answer may wait for what happens next to a run that goes on.
     #[serde(default)]
     wait: u64,
 }
 
 async fn show(State(api): State<Api>, Path(id): Path<String>, uri: Uri) -> Result<Json<One>, Problem> {
     let Patience { wait } = query(&uri)?;
-    let run = match wait {
-        0 => api.operations.runs.get(&id).await?,
-        _ => api.operations.runs.get_news(&id, Duration::from_secs(wait.min(LONGEST_WAIT))).await?,
-    };
+    let mut run = api.operations.runs.get(&id).await?;
+    if let (Some(seen), 1..) = (&run, wait) {
+        run = api.operations.runs.get_news(seen, Duration::from_secs(wait.min(LONGEST_WAIT))).await?;
+    }
     match run {
         Some(run) => Ok(Json(One { run })),
         None => Err(Problem::missing("no_such_run", "there is no such run; GET /v1/runs lists them")),

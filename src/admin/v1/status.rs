@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::route::Route;
 use super::{Api, Problem};
 
-use crate::admin::status::{BudgetUse, Status};
+use crate::admin::status::{BudgetUse, Standing, Status};
 use crate::store;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -19,5 +19,6 @@ async fn show(State(api): State<Api>) -> Result<Json<Status>, Problem> {
     let mut status = gathering.await.map_err(|_| store::Error::Closed)??;
     status.reference = api.reference.expiries();
     status.budget = Some(BudgetUse::of(&api.budget, api.limit));
+    status.problems = Some(Standing::of(&api.problems, now));
     Ok(Json(status))
 }

@@ -13,10 +13,7 @@ use super::route::Route;
 use super::{Api, Problem, query};
 use crate::admin::role::Role;
 use crate::operations::{Order, Refused, Replay};
-use crate::webhook::log::{self, Entry, Filter};
-
-/// What became of a webhook.
-const OUTCOMES: [&str; 3] = ["queued", "noted", "quarantined"];
+use crate::webhook::log::{self, Entry, Filter, OUTCOMES};
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -34,7 +31,7 @@ struct Wish {
     /// Only those of this `webhook_type`.
     #[serde(rename = "type")]
     webhook_type: Option<String>,
-    /// Only those of which this became: `queued`, `noted` or `quarantined`.
+    /// Only those of which this became: `queued`, `noted`, `quarantined` or `erased`.
     outcome: Option<String>,
     /// Only those that name this link.
     link: Option<String>,
