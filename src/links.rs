@@ -54,8 +54,6 @@ const LONGEST_REST: u32 = 7 * 24;
 
 /// How long Belvo keeps data that is not updated, unless the link says otherwise.
 const USUAL_STALE_IN: Duration = Duration::from_hours(365 * 24);
-/// Nobody knows at which hour it drops them.
-const STALE_IN_SLACK: Duration = Duration::from_hours(24);
 
 /// Notes that a webhook named the link, inside the caller's transaction, and gives why the link is paused, if it is. An
 /// unknown link is tracked from now on, and is looked up at Belvo once.
@@ -251,27 +249,16 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
     tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0))
 }
 
-/// Whether Belvo may have dropped what it held of the link's `resource` by `at`: it drops what was not updated for the
-/// link's `stale_in`, without a word, and an empty list then says nothing about the person.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn may_be_purged(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, at: Timestamp) -> Result<bool, Error> {
-    let known = tx.one(
-        "SELECT l.stale_in, coalesce(f.last_collected_at, l.created_at, l.first_seen_at) FROM links l \
-         LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $2 WHERE l.link_id = $1",
-        args![link_id, resource.name],
-        |row| Ok((row.opt_text(0)?, row.at(1)?)),
-    )?;
-    let Some((stale_in, updated_at)) = known else { return Ok(true) };
-    let keeps = stale_in.as_deref().and_then(days).unwrap_or(USUAL_STALE_IN);
-    Ok(at.since(updated_at) >= keeps.saturating_sub(STALE_IN_SLACK))
-}
+/// For how long Belvo keeps what is not updated of a link whose `stale_in` is this text: `365d` and the like, one to four
+/// digits. What is no such text says nothing, and then it is a year.
+pub fn keeps_for(stale_in: Option<&str>) -> Duration {
+    fn days(text: &str) -> Option<u64> {
+        let digits = text.strip_suffix('d')?;
+        let are_days = (1..=4).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+        are_days.then_some(digits)?.parse().ok().filter(|days| *days > 0)
+    }
 
-/// `365d` and the like.
-fn days(text: &str) -> Option<Duration> {
-    let days: u64 = text.strip_suffix('d')?.parse().ok()?;
-    Some(Duration::from_hours(days.checked_mul(24)?))
+    stale_in.and_then(days).map_or(USUAL_STALE_IN, |days| Duration::from_hours(24 * days))
 }
 
 /// Whether an object told something new.

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -135,8 +135,13 @@ impl Record {
 
 impl Record {
     fn is_older_than(&self, held: &Held) -> bool {
-        self.collected_at.zip(held.collected_at).is_some_and(|(collected, held)| collected < held)
+        is_older(self.collected_at, held.collected_at)
     }
+}
+
+/// Whether Belvo surely read the first before the second.
+fn is_older(collected_at: Option<Timestamp>, than: Option<Timestamp>) -> bool {
+    collected_at.zip(than).is_some_and(|(collected_at, than)| collected_at < than)
 }
 
 /// What came of a list.
@@ -213,13 +218,24 @@ pub fn keep(
     let is_empty = records.is_empty();
     if !is_empty || webhook_count == Some(0) {
         let ends = !is_empty || is_valid(tx, link_id)?;
-        for (key, held) in known.by_key.iter().filter(|(held, _)| !keys.iter().any(|key| key == *held)) {
-            if held.is_gone() {
+        let shown: HashSet<&str> = keys.iter().map(String::as_str).collect();
+        // A record without an id may be any of those that seem to be missing, unless it was one with an id before.
+        let named: HashSet<&String> =
+            known.key_of_id.iter().filter(|(id, _)| !id.starts_with(NO_ID)).map(|(_, key)| key).collect();
+        let mut nameless = records.iter().zip(&keys).filter(|(record, _)| record.id.starts_with(NO_ID));
+        let is_doubtful = nameless.any(|(_, key)| !named.contains(key));
+        for (key, held) in known.by_key.iter().filter(|(key, _)| !shown.contains(key.as_str())) {
+            // What is held was collected after all of this list: it says nothing about what came later.
+            if held.is_gone() || is_older(kept.collected_at, held.collected_at) {
                 continue;
             }
-            let first = first_list_without(tx, link_id, resource, held.seen_fetched_at)?;
+            if is_doubtful {
+                note_shown(tx, link_id, resource, key, listing.fetched_at)?;
+                continue;
+            }
+            let first = first_list_without(tx, link_id, resource, held)?;
             let absent_since = first.unwrap_or(listing.fetched_at);
-            if listing.fetched_at < absent_since + confirm_after {
+            if first.is_none() || listing.fetched_at < absent_since + confirm_after {
                 confirm_at = Some(absent_since + confirm_after);
             } else if ends {
                 end_record(tx, link_id, resource, key, listing)?;
@@ -394,20 +410,30 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
     Ok(Known { by_key: held.into_iter().collect(), key_of_id: ids.into_iter().collect() })
 }
 
-/// The first list after `seen_at` that counts against what it lacks.
+/// The first list since `held` was last seen that counts against it, as it is not in it.
 fn first_list_without(
     tx: &Tx<'_>,
     link_id: &LinkId,
     resource: &Resource,
-    seen_at: Timestamp,
+    held: &Held,
 ) -> Result<Option<Timestamp>, Error> {
     let first = tx.one(
         "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3 \
-         AND (item_count > 0 OR webhook_count = 0)",
-        args![link_id, resource.name, seen_at],
+         AND (item_count > 0 OR webhook_count = 0) \
+         AND (collected_at IS NULL OR CAST($4 AS BIGINT) IS NULL OR collected_at >= $4)",
+        args![link_id, resource.name, held.seen_fetched_at, held.collected_at],
         |row| row.opt_at(0),
     )?;
     Ok(first.flatten())
+}
+
+/// Notes that a list may have shown a record.
+fn note_shown(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, at: Timestamp) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE records SET seen_fetched_at = $4 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+        args![link_id, resource.name, key, at],
+    )
+    .map(drop)
 }
 
 /// The records, in the order of their content; of several with one id the newest.
@@ -421,40 +447,64 @@ fn without_repeats(records: &[Record]) -> Vec<&Record> {
 
 /// The key of each record: by its id, then by what alike records share, and a new one for the rest.
 fn identify(link_id: &LinkId, resource: &Resource, records: &[&Record], known: &Known) -> Vec<String> {
-    let mut keys: Vec<Option<String>> = vec![None; records.len()];
-    let mut free: Vec<(&String, &Held)> = known.by_key.iter().collect();
-    free.sort_by_key(|(key, _)| *key);
-    let mut take = |at: usize, keys: &mut Vec<Option<String>>, wanted: &dyn Fn(&String, &Held) -> bool| {
-        if keys[at].is_none()
-            && let Some(found) = free.iter().position(|(key, held)| wanted(key, held))
-        {
-            keys[at] = Some(free.remove(found).0.clone());
+    let mut held: Vec<(&str, &Held)> = known.by_key.iter().map(|(key, held)| (key.as_str(), held)).collect();
+    held.sort_unstable_by_key(|(key, _)| *key);
+    let mut free: HashSet<&str> = held.iter().map(|(key, _)| *key).collect();
+    let (mut of_id, mut of_likeness) = (HashMap::<&str, Keys<'_>>::new(), HashMap::<&str, Keys<'_>>::new());
+    let mut of_content = HashMap::<(&str, &[u8]), Keys<'_>>::new();
+    for (key, held) in held {
+        of_id.entry(&held.record_id).or_default().push_back(key);
+        of_likeness.entry(&held.likeness).or_default().push_back(key);
+        of_content.entry((&held.likeness, &held.hash)).or_default().push_back(key);
+    }
+
+    let mut keys: Vec<Option<&str>> =
+        records.iter().map(|record| take(of_id.get_mut(&*record.id)?, &mut free)).collect();
+    let rest = |keys: &[Option<&str>]| -> Vec<usize> { (0..keys.len()).filter(|at| keys[*at].is_none()).collect() };
+    for at in rest(&keys) {
+        let key = known.key_of_id.get(&records[at].id).map(String::as_str);
+        keys[at] = key.filter(|key| free.remove(key));
+    }
+    for at in rest(&keys) {
+        let Some(likeness) = &records[at].likeness else { continue };
+        let alike = of_content.get_mut(&(likeness.as_str(), records[at].hash.as_slice()));
+        keys[at] = alike.and_then(|alike| take(alike, &mut free));
+    }
+    for at in rest(&keys) {
+        let Some(likeness) = &records[at].likeness else { continue };
+        keys[at] = of_likeness.get_mut(likeness.as_str()).and_then(|alike| take(alike, &mut free));
+    }
+
+    let mut given: HashSet<String> = known.by_key.keys().cloned().collect();
+    // Numbers that alike records have already need not be tried again.
+    let mut next = HashMap::<&str, u32>::new();
+    let mut new_key = |at: usize| {
+        let record = records[at];
+        let number = record.likeness.as_deref().map(|likeness| next.entry(likeness).or_default());
+        let mut alone = 0;
+        let number = number.unwrap_or(&mut alone);
+        loop {
+            let key = record_key(link_id, resource, record, *number);
+            *number += 1;
+            if given.insert(key.clone()) {
+                return key;
+            }
         }
     };
-    for (at, record) in records.iter().enumerate() {
-        take(at, &mut keys, &|_, held| held.record_id == record.id);
-    }
-    for (at, record) in records.iter().enumerate() {
-        take(at, &mut keys, &|key, _| known.key_of_id.get(&record.id) == Some(key));
-    }
-    for is_same in [true, false] {
-        for (at, record) in records.iter().enumerate() {
-            let Some(likeness) = &record.likeness else { continue };
-            take(at, &mut keys, &|_, held| held.likeness == *likeness && (!is_same || held.hash == record.hash));
+    keys.into_iter().enumerate().map(|(at, key)| key.map_or_else(|| new_key(at), str::to_owned)).collect()
+}
+
+/// Keys of what is alike in something, in order.
+type Keys<'k> = VecDeque<&'k str>;
+
+/// The first of `keys` that is free; it is no more.
+fn take<'k>(keys: &mut Keys<'k>, free: &mut HashSet<&'k str>) -> Option<&'k str> {
+    while let Some(key) = keys.pop_front() {
+        if free.remove(key) {
+            return Some(key);
         }
     }
-    let mut given: Vec<String> = known.by_key.keys().cloned().collect();
-    let new_key = |record: &&Record, given: &mut Vec<String>| {
-        let mut number = 0;
-        let mut key = record_key(link_id, resource, record, number);
-        while given.contains(&key) {
-            number += 1;
-            key = record_key(link_id, resource, record, number);
-        }
-        given.push(key.clone());
-        key
-    };
-    keys.into_iter().zip(records).map(|(key, record)| key.unwrap_or_else(|| new_key(record, &mut given))).collect()
+    None
 }
 
 /// The key of the `n`-th among alike records, in hex: half of the SHA-256 of what they share. It holds nothing personal
@@ -733,6 +783,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::flatten::Inspection;
     use crate::resources::employments;
     use crate::store::Store;
 
@@ -741,6 +792,7 @@ mod tests {
 
     struct Bench {
         store: Store,
+        confirm_after: Duration,
         _folder: tempfile::TempDir,
     }
 
@@ -757,7 +809,7 @@ mod tests {
                 .write(move |tx| queue::mark(tx, &link_id, &employments::RESOURCE, Trigger::Webhook, now))
                 .await
                 .unwrap();
-            Self { store, _folder: folder }
+            Self { store, confirm_after: CONFIRM_AFTER, _folder: folder }
         }
 
         /// A list at `minutes`.
@@ -768,10 +820,11 @@ mod tests {
             let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
             // What the webhook of an empty list counted.
             let webhook_count = listing.records.is_empty().then_some(0);
+            let confirm_after = self.confirm_after;
             self.store
                 .write(move |tx| {
                     let loses_rows = &mut |_: &str, _: &str| false;
-                    keep(tx, &link_id, &employments::RESOURCE, &listing, webhook_count, CONFIRM_AFTER, loses_rows)
+                    keep(tx, &link_id, &employments::RESOURCE, &listing, webhook_count, confirm_after, loses_rows)
                 })
                 .await
                 .unwrap()
@@ -893,6 +946,68 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_older_list_says_nothing_about_what_it_lacks() {
+        let bench = Bench::new().await;
+        let stays = |minute| job(1, "99000042", "2020-01-01", "null", minute);
+        let newer = job(2, "99000077", "2021-01-01", "null", 30);
+        bench.list(0, &[stays(30), newer.clone()]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[stays(20)]).await;
+        assert_eq!(bench.due().await, None, "nothing is missing from an older list");
+        assert_eq!(bench.list(500, &[stays(20)]).await.gone, 0);
+        // Nor is it the first of two that agree.
+        assert_eq!(bench.list(600, &[stays(40)]).await.gone, 0);
+        assert_eq!(bench.due().await, Some(660));
+        assert_eq!(bench.list(660, &[stays(40)]).await.gone, 1);
+    }
+
+    #[tokio::test]
+    async fn one_list_ends_nothing_however_soon_a_second_may_agree() {
+        let bench = Bench { confirm_after: Duration::ZERO, ..Bench::new().await };
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes]).await;
+        assert_eq!(bench.list(10, std::slice::from_ref(&stays)).await.gone, 0);
+        assert_eq!(bench.list(11, std::slice::from_ref(&stays)).await.gone, 1);
+    }
+
+    #[tokio::test]
+    async fn a_record_without_an_id_may_be_any_that_seems_to_be_missing() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes.clone()]).await;
+        let nameless = r#"{"link":null,"collected_at":"2026-01-01T00:00:00.000Z"}"#.to_owned();
+        for minutes in [10, 500] {
+            assert_eq!(bench.list(minutes, &[stays.clone(), nameless.clone()]).await.gone, 0, "at {minutes}");
+        }
+        // Once it has an id again, two lists have to agree as ever; the nameless one is gone after as many.
+        bench.list(600, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.list(700, std::slice::from_ref(&stays)).await.gone, 2);
+    }
+
+    #[tokio::test]
+    async fn twenty_thousand_records_are_told_apart_without_comparing_each_with_each() {
+        let bench = Bench::new().await;
+        // Every tenth is alike in employer and start; later all ids are others, and the order is turned around.
+        let jobs = |first_id: u32, skipped: u32, minute: u32| -> Vec<String> {
+            let alike = |n: u32| format!("99{:06}", if n.is_multiple_of(10) { 0 } else { n });
+            let jobs = (skipped..20_000).map(|n| {
+                let end = format!("\"{:04}-01-01\"", 2000 + n % 1000);
+                job(first_id + n, &alike(n), "2020-01-01", &end, minute)
+            });
+            jobs.collect()
+        };
+        assert_eq!(bench.list(0, &jobs(0, 0, 0)).await.versions, 20_000);
+        let before: HashSet<String> = bench.seen().await.into_iter().map(|(key, ..)| key).collect();
+        let mut turned = jobs(50_000, 0, 1);
+        turned.reverse();
+        let again = bench.list(10, &turned).await;
+        assert_eq!((again.versions, again.gone), (0, 0));
+        assert_eq!(bench.seen().await.into_iter().map(|(key, ..)| key).collect::<HashSet<_>>(), before);
+        bench.list(20, &jobs(50_000, 15_000, 2)).await;
+        assert_eq!(bench.list(80, &jobs(50_000, 15_000, 2)).await.gone, 15_000);
+    }
+
+    #[tokio::test]
     async fn a_missing_job_is_asked_for_again_and_not_for_ever() {
         let bench = Bench::new().await;
         let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
@@ -944,6 +1059,23 @@ mod tests {
         bench.set_status("valid").await;
         let third = bench.list(80 + 24 * 60, &[]).await;
         assert_eq!((third.gone, third.changed), (1, true));
+    }
+
+    #[test]
+    fn a_record_without_a_key_that_belvo_promises_is_rejected_whichever_it_is() {
+        let whole = serde_json::json!({
+            "id": "1", "link": LINK, "created_at": "2026-01-01T00:00:00.000Z", "collected_at": "2026-01-01T00:00:00.000Z",
+            "start_date": "2020-01-01", "end_date": null, "occupations": [], "salaries": [],
+            "employer_data": {"name": "EMPRESA", "code": "99000042", "economic_activity": "6421-2 - BANCOS"},
+        });
+        let inspect = |record: &serde_json::Value| Inspection::of(&employments::RESOURCE).inspect(&record.to_string());
+        inspect(&whole).unwrap();
+        for key in whole.as_object().unwrap().keys() {
+            let mut record = whole.clone();
+            record.as_object_mut().unwrap().remove(key);
+            let rejection = inspect(&record).expect_err(key);
+            assert_eq!((rejection.path.as_str(), rejection.reason), (key.as_str(), "is missing"));
+        }
     }
 
     #[test]
@@ -1028,6 +1160,91 @@ mod tests {
     fn events(jobs: usize) -> impl Strategy<Value = (Vec<Event>, u64)> {
         let event = prop_oneof![3 => Just(Event::Nothing), 2 => Just(Event::Reissued), 1 => Just(Event::Corrected)];
         (proptest::collection::vec(event, jobs), any::<u64>())
+    }
+
+    /// Whether a held record is the listed one.
+    type Way<'w> = &'w dyn Fn(&Record, &String, &Held) -> bool;
+
+    /// What [`identify`] says, found out by comparing each with each.
+    fn identify_slowly(link_id: &LinkId, records: &[&Record], known: &Known) -> Vec<String> {
+        let mut keys: Vec<Option<String>> = vec![None; records.len()];
+        let mut free: Vec<(&String, &Held)> = known.by_key.iter().collect();
+        free.sort_by_key(|(key, _)| *key);
+        let by_id = |record: &Record, _: &String, held: &Held| held.record_id == record.id;
+        let by_old_id = |record: &Record, key: &String, _: &Held| known.key_of_id.get(&record.id) == Some(key);
+        let alike = |record: &Record, held: &Held| record.likeness.as_ref() == Some(&held.likeness);
+        let by_content = |record: &Record, _: &String, held: &Held| alike(record, held) && held.hash == record.hash;
+        let by_likeness = |record: &Record, _: &String, held: &Held| alike(record, held);
+        let ways: [Way<'_>; 4] = [&by_id, &by_old_id, &by_content, &by_likeness];
+        for is_wanted in ways {
+            for (at, record) in records.iter().enumerate() {
+                if keys[at].is_none()
+                    && let Some(found) = free.iter().position(|(key, held)| is_wanted(record, key, held))
+                {
+                    keys[at] = Some(free.remove(found).0.clone());
+                }
+            }
+        }
+        let mut given: Vec<String> = known.by_key.keys().cloned().collect();
+        let new_key = |record: &&Record| {
+            let key = (0..).map(|number| record_key(link_id, &employments::RESOURCE, record, number));
+            let key = key.into_iter().find(|key| !given.contains(key)).unwrap();
+            given.push(key.clone());
+            key
+        };
+        let mut new_key = new_key;
+        keys.into_iter().zip(records).map(|(key, record)| key.unwrap_or_else(|| new_key(record))).collect()
+    }
+
+    /// A record of few ids, likenesses and contents.
+    fn small_record() -> impl Strategy<Value = (u8, Option<u8>, u8)> {
+        (0_u8..8, proptest::option::of(0_u8..3), 0_u8..3)
+    }
+
+    proptest! {
+        #[test]
+        fn records_get_the_keys_that_comparing_each_with_each_gives(
+            held in proptest::collection::vec(small_record(), 0..10),
+            old_ids in proptest::collection::vec((0_u8..12, 0_usize..10), 0..6),
+            listed in proptest::collection::vec(small_record(), 0..10),
+        ) {
+            let link_id: LinkId = LINK.parse().unwrap();
+            let at = Timestamp::from_micros(0);
+            let record = |(id, likeness, content): (u8, Option<u8>, u8)| Record {
+                id: format!("id {id}"),
+                created_at: None,
+                collected_at: None,
+                likeness: likeness.map(|likeness| format!("like {likeness}")),
+                content: content.to_string(),
+                hash: [content; 32],
+                body: Vec::new(),
+            };
+            let mut known = Known { by_key: HashMap::new(), key_of_id: HashMap::new() };
+            for (nth, told) in held.into_iter().enumerate() {
+                let Record { id, likeness, hash, .. } = record(told);
+                let likeness = likeness.unwrap_or_default();
+                let standing = Held {
+                    record_id: id, likeness, hash: hash.to_vec(), version: 1, created_at: None, collected_at: None,
+                    seen_started_at: at, seen_fetched_at: at,
+                };
+                // Some keys are those that records of this likeness would get.
+                let key = if nth % 2 == 0 { format!("key {nth}") } else {
+                    record_key(&link_id, &employments::RESOURCE, &record(told), u32::try_from(nth / 2).unwrap())
+                };
+                known.by_key.insert(key, standing);
+            }
+            let keys: Vec<String> = known.by_key.keys().cloned().collect();
+            for (id, nth) in old_ids {
+                if let Some(key) = keys.get(nth) {
+                    known.key_of_id.insert(format!("id {id}"), key.clone());
+                }
+            }
+            let listed: Vec<Record> = listed.into_iter().map(record).collect();
+            let records = without_repeats(&listed);
+            let found = identify(&link_id, &employments::RESOURCE, &records, &known);
+            prop_assert_eq!(&found, &identify_slowly(&link_id, &records, &known));
+            prop_assert_eq!(found.iter().collect::<HashSet<_>>().len(), found.len());
+        }
     }
 
     proptest! {

@@ -17,14 +17,12 @@ use serde_json::json;
 use crate::audit;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Keep};
+use crate::links;
 use crate::resources::employments;
 use crate::store::{Error, Store, Tx, args};
 
 /// Rows, or links, in one transaction.
 const AT_ONCE: i64 = 500;
-
-/// How long Belvo keeps data of a link that does not say.
-const USUAL_STALE_IN: &str = "365d";
 
 /// Removes what is due. Cheap to clone.
 #[derive(Clone)]
@@ -35,7 +33,37 @@ pub struct Retention {
 }
 
 /// One transaction's worth of work: the number of rows that went; 0 when nothing is left to do.
-type Piece = fn(&Tx<'_>, Timestamp, Keep) -> Result<usize, Error>;
+type Piece = fn(&Tx<'_>, Timestamp, &Kept) -> Result<usize, Error>;
+
+/// How long things are kept, and of whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kept {
+    /// In microseconds.
+    micros: i64,
+    /// Of whom.
+    of: Whose,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Whose {
+    /// Of everybody.
+    All,
+    /// Of the links whose `stale_in` is this; without one, also of what is of no link.
+    Saying(Option<String>),
+}
+
+impl Kept {
+    /// What a link `l` has to say to be meant, in SQL; `$4` and `$5` are [`Kept::all`] and [`Kept::saying`].
+    const MEANS: &str = "($4 = 1 OR l.stale_in IS NOT DISTINCT FROM $5)";
+
+    fn all(&self) -> bool {
+        self.of == Whose::All
+    }
+
+    fn saying(&self) -> Option<&str> {
+        if let Whose::Saying(Some(stale_in)) = &self.of { Some(stale_in) } else { None }
+    }
+}
 
 impl Retention {
     /// One that keeps as `settings` say.
@@ -60,15 +88,15 @@ impl Retention {
         let now = self.clock.now();
         let mut gone = BTreeMap::new();
         for (kind, keep, piece) in kinds {
-            if keep == Keep::Forever {
-                continue;
-            }
-            loop {
-                let rows = self.store.write(move |tx| piece(tx, now, keep)).await?;
-                if rows == 0 {
-                    break;
+            for kept in self.spans(keep).await? {
+                loop {
+                    let kept = kept.clone();
+                    let rows = self.store.write(move |tx| piece(tx, now, &kept)).await?;
+                    if rows == 0 {
+                        break;
+                    }
+                    *gone.entry(kind).or_insert(0_u64) += rows as u64;
                 }
-                *gone.entry(kind).or_insert(0_u64) += rows as u64;
             }
         }
         let total = gone.values().sum();
@@ -80,30 +108,37 @@ impl Retention {
         }
         Ok(total)
     }
-}
 
-/// For how long, in microseconds, as SQL that may ask a link `l`, and as the value of its `$2`.
-fn keep_sql(keep: Keep) -> (String, i64) {
-    match keep {
-        Keep::For(time) => ("$2".to_owned(), i64::try_from(time.as_micros()).unwrap_or(i64::MAX)),
-        Keep::StaleIn => {
-            let day = Duration::from_hours(24).as_micros();
-            let days = format!("CAST(replace(coalesce(l.stale_in, '{USUAL_STALE_IN}'), 'd', '') AS BIGINT)");
-            (format!("({days} * {day})"), 0)
+    /// What `keep` comes to: one length of time, or one for each `stale_in` that links have.
+    async fn spans(&self, keep: Keep) -> Result<Vec<Kept>, Error> {
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        match keep {
+            Keep::Forever => Ok(Vec::new()),
+            Keep::For(time) => Ok(vec![Kept { micros: micros(time), of: Whose::All }]),
+            Keep::StaleIn => {
+                let told = "SELECT DISTINCT stale_in FROM links WHERE stale_in IS NOT NULL";
+                let told = self.store.read(|tx| tx.all(told, args![], |row| row.text(0))).await?;
+                let of = |stale_in: Option<String>| Kept {
+                    micros: micros(links::keeps_for(stale_in.as_deref())),
+                    of: Whose::Saying(stale_in),
+                };
+                Ok([None].into_iter().chain(told.into_iter().map(Some)).map(of).collect())
+            }
         }
-        Keep::Forever => ("$2".to_owned(), i64::MAX),
     }
 }
 
 /// Records of links of which Belvo has read nothing for so long.
-fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
-    let (kept, value) = keep_sql(keep);
+fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    let means = Kept::MEANS;
     let sql = format!(
         "SELECT f.link_id, f.resource FROM refreshes f LEFT JOIN links l ON l.link_id = f.link_id \
-         WHERE coalesce(f.last_collected_at, f.last_fetched_at) < $1 - {kept} \
+         WHERE coalesce(f.last_collected_at, f.last_fetched_at) < $1 - $2 AND {means} \
          AND EXISTS (SELECT 1 FROM records r WHERE r.link_id = f.link_id AND r.resource = f.resource) LIMIT $3"
     );
-    let overdue = tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?)))?;
+    let overdue = tx.all(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()], |row| {
+        Ok((row.text(0)?, row.text(1)?))
+    })?;
     let mut rows = 0;
     for (link_id, resource) in &overdue {
         for table in ["records", "record_ids", "record_versions", "link_snapshots"] {
@@ -126,13 +161,15 @@ fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Erro
 }
 
 /// Records that have been gone for so long.
-fn ended_records(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
-    let (kept, value) = keep_sql(keep);
+fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    let means = Kept::MEANS;
     let sql = format!(
         "SELECT r.link_id, r.resource, r.record_key FROM records r LEFT JOIN links l ON l.link_id = r.link_id \
-         WHERE length(r.content_hash) = 0 AND r.version_at < $1 - {kept} LIMIT $3"
+         WHERE length(r.content_hash) = 0 AND r.version_at < $1 - $2 AND {means} LIMIT $3"
     );
-    let ended = tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?, row.text(2)?)))?;
+    let ended = tx.all(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()], |row| {
+        Ok((row.text(0)?, row.text(1)?, row.text(2)?))
+    })?;
     let mut rows = 0;
     for (link_id, resource, record_key) in &ended {
         for table in ["records", "record_ids", "record_versions"] {
@@ -145,18 +182,19 @@ fn ended_records(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error
 }
 
 /// Versions that a newer one took the place of so long ago, and answers that were late even then.
-fn superseded_versions(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
-    let (kept, value) = keep_sql(keep);
+fn superseded_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    let means = Kept::MEANS;
     let sql = format!(
         "SELECT v.link_id, v.resource, v.record_key, v.version FROM record_versions v \
-         LEFT JOIN links l ON l.link_id = v.link_id WHERE v.fetched_at < $1 - {kept} AND (v.is_late = 1 OR EXISTS \
+         LEFT JOIN links l ON l.link_id = v.link_id WHERE v.fetched_at < $1 - $2 AND {means} AND (v.is_late = 1 OR EXISTS \
          (SELECT 1 FROM record_versions n WHERE n.link_id = v.link_id AND n.resource = v.resource \
          AND n.record_key = v.record_key AND n.is_late = 0 AND n.version > v.version \
-         AND n.fetched_at < $1 - {kept} AND n.version <= (SELECT r.version FROM records r WHERE r.link_id = v.link_id \
+         AND n.fetched_at < $1 - $2 AND n.version <= (SELECT r.version FROM records r WHERE r.link_id = v.link_id \
          AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0))) LIMIT $3"
     );
-    let superseded =
-        tx.all(&sql, args![now, value, AT_ONCE], |row| Ok((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?)))?;
+    let superseded = tx.all(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()], |row| {
+        Ok((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?))
+    })?;
     for (link_id, resource, record_key, version) in &superseded {
         tx.execute(
             "DELETE FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
@@ -168,30 +206,30 @@ fn superseded_versions(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize,
 }
 
 /// Rows of features that decisions kept so long ago.
-fn old_frozen_rows(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
-    let (kept, value) = keep_sql(keep);
+fn old_frozen_rows(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    let means = Kept::MEANS;
     let sql = format!(
         "DELETE FROM frozen_features WHERE decision_id IN (SELECT f.decision_id FROM frozen_features f \
-         LEFT JOIN links l ON l.link_id = f.link_id WHERE f.frozen_at < $1 - {kept} ORDER BY f.decision_id LIMIT $3)"
+         LEFT JOIN links l ON l.link_id = f.link_id WHERE f.frozen_at < $1 - $2 AND {means} ORDER BY f.decision_id LIMIT $3)"
     );
-    tx.execute(&sql, args![now, value, AT_ONCE])
+    tx.execute(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()])
 }
 
-fn old_webhooks(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
-    delete_webhooks(tx, now, keep, "<>")
+fn old_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    delete_webhooks(tx, now, kept, "<>")
 }
 
-fn old_quarantine(tx: &Tx<'_>, now: Timestamp, keep: Keep) -> Result<usize, Error> {
-    delete_webhooks(tx, now, keep, "=")
+fn old_quarantine(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    delete_webhooks(tx, now, kept, "=")
 }
 
-fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, keep: Keep, is_quarantined: &str) -> Result<usize, Error> {
-    let (kept, value) = keep_sql(keep);
+fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept, is_quarantined: &str) -> Result<usize, Error> {
+    let means = Kept::MEANS;
     let sql = format!(
         "DELETE FROM webhooks WHERE seq IN (SELECT w.seq FROM webhooks w LEFT JOIN links l ON l.link_id = w.link_id \
-         WHERE w.outcome {is_quarantined} 'quarantined' AND w.received_at < $1 - {kept} ORDER BY w.seq LIMIT $3)"
+         WHERE w.outcome {is_quarantined} 'quarantined' AND w.received_at < $1 - $2 AND {means} ORDER BY w.seq LIMIT $3)"
     );
-    tx.execute(&sql, args![now, value, AT_ONCE])
+    tx.execute(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()])
 }
 
 /// Tells the publisher that rows of the link may differ now.
@@ -309,6 +347,18 @@ mod tests {
         assert_eq!(place.on_day(31).await, [0, 2, 1, 1, 2]);
         assert_eq!(place.on_day(365).await, [0, 2, 1, 1, 2]);
         assert_eq!(place.on_day(366).await, [0, 0, 0, 0, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_stale_in_that_is_no_number_of_days_is_a_year() {
+        for odd in ["P1Y", "", "d", "1y", "99999d", "-1d", "0d", "30 d", "+30d"] {
+            let place =
+                Place::new(config::Retention { bodies: Keep::StaleIn, history: Keep::StaleIn, ..FOREVER }).await;
+            let say = "UPDATE links SET stale_in = $1 WHERE link_id = 'short'";
+            place.retention.store.write(move |tx| tx.execute(say, args![odd])).await.unwrap();
+            assert_eq!(place.on_day(365).await[0], 2, "{odd:?}: the current version and the one before");
+            assert_eq!(place.on_day(367).await[0], 0, "{odd:?}");
+        }
     }
 
     #[tokio::test]

@@ -18,7 +18,6 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
-use crate::links::SAME_VISIT;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
 use crate::store::{self, Store, args};
@@ -41,9 +40,6 @@ const KEEP: Duration = Duration::from_hours(90 * 24);
 
 /// Marks in one transaction, so that webhooks between two of them are not kept waiting.
 const MARKS_AT_ONCE: usize = 500;
-
-/// So long after a link was made, an empty list of it may still be one that Belvo has not loaded.
-const FIRST_LOAD: Duration = Duration::from_hours(24);
 
 /// What the daemon does for a job; everything but [`Action::Fetch`], which is a matter of the queue alone.
 pub trait Actions: Send + Sync + 'static {
@@ -308,10 +304,8 @@ async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp)
     Ok(marked)
 }
 
-/// The next links after `after`, by id, of which the resource may have changed since it was last listed. Of a single link
-/// nothing does after its first load, for which Belvo has a day. Of a recurrent one nothing does while Belvo, asked not
-/// longer ago than the scope's age, has not been at the institution since it read what is held; but it is not believed for
-/// longer than the link's own rhythm. Paused links, and refreshes that wait for a person, are left alone.
+/// The next links after `after`, by id, whose resource was last listed longer ago than the scope says, or never. Left alone
+/// are resources that Belvo does not read for the link and never did, paused links, and refreshes that wait or run already.
 async fn find_stale(
     scope: &Scope,
     resource: &'static Resource,
@@ -322,22 +316,16 @@ async fn find_stale(
     let before = earlier(now, scope.older_than);
     let access_mode = scope.access_mode.clone();
     let read_by_belvo = format!("%\"{}\"%", resource.webhook_type);
-    let (loaded_by, same_visit) = (earlier(now, FIRST_LOAD), i64::try_from(SAME_VISIT.as_micros()).unwrap_or(0));
     let sql = "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
          WHERE l.link_id > $4 AND (CAST($2 AS TEXT) IS NULL OR l.access_mode = $2) AND l.paused_reason IS NULL \
          AND (l.fetch_resources IS NULL OR l.fetch_resources LIKE $5 OR f.last_collected_at IS NOT NULL) \
          AND (f.link_id IS NULL OR (f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
          AND (f.last_fetched_at IS NULL OR f.last_fetched_at <= $3))) \
-         AND CASE WHEN l.access_mode = 'single' \
-         THEN f.last_fetched_at IS NULL OR (f.last_collected_at IS NULL AND l.first_seen_at > $6) \
-         ELSE NOT coalesce(l.looked_up_at > $3 AND f.last_collected_at >= l.last_accessed_at - $7 \
-         AND f.last_fetched_at > $8 - CASE l.refresh_rate WHEN '6h' THEN 21600000000 WHEN '12h' THEN 43200000000 \
-         WHEN '24h' THEN 86400000000 WHEN '7d' THEN 604800000000 WHEN '30d' THEN 2592000000000 ELSE 0 END, FALSE) END \
-         ORDER BY l.link_id LIMIT $9";
+         ORDER BY l.link_id LIMIT $6";
     let limit = i64::try_from(MARKS_AT_ONCE).unwrap_or(i64::MAX);
     let find = move |tx: &store::Tx<'_>| {
         let mode = access_mode.as_deref();
-        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, loaded_by, same_visit, now, limit];
+        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, limit];
         tx.all(sql, args, |row| row.link_id(0))
     };
     store.read(find).await
@@ -503,7 +491,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fetch_asks_only_for_what_may_have_changed() {
+    async fn a_fetch_asks_for_all_that_its_scope_names() {
         let world = World::at("2026-03-02T12:31:00Z");
         let now = world.now.load(Ordering::Relaxed);
         let fetch = "schedule = \"*/15 * * * *\"\ntimezone = \"UTC\"\naction = \"fetch\"\n\
@@ -511,26 +499,20 @@ mod tests {
         let fetch = Job::parse("fetch", "jobs/fetch.toml", fetch).unwrap();
         world.runs(&fetch).await;
         let hours_ago = move |hours: i64| now - hours * 3_600_000_000;
-        // Belvo was asked an hour ago, and everything was listed 30 hours ago, but where a row says otherwise.
-        let links: [(&str, &str, &str); 11] = [
+        // Belvo was asked an hour ago, and everything was listed 30 hours ago, but where a row says otherwise. Whatever is
+        // known of visits, rhythms and access modes, the scope's word holds.
+        let links: [(&str, &str, &str); 9] = [
             ("1 a visit since", "", "last_accessed_at = $9"),
             ("2 no visit since", "", ""),
-            ("3 asked long ago", "", "looked_up_at = $30"),
+            ("3 listed since", "last_fetched_at = $9", ""),
             ("4 its rhythm is over", "", "refresh_rate = '24h'"),
             ("5 nobody knows its rhythm", "", "refresh_rate = NULL"),
             ("6 paused", "", "last_accessed_at = $9, paused_reason = 'link_needs_user'"),
             ("7 owners are not read", "last_collected_at = NULL", "fetch_resources = '[\"EMPLOYMENTS\"]'"),
             ("8 single and loaded", "", "access_mode = 'single', last_accessed_at = $9"),
-            ("9 single and empty for days", "last_collected_at = NULL", "access_mode = 'single', first_seen_at = $30"),
-            (
-                "a single and empty since today",
-                "last_collected_at = NULL",
-                "access_mode = 'single', first_seen_at = $9",
-            ),
-            ("b single and never listed", "last_fetched_at = NULL, last_collected_at = NULL", "access_mode = 'single'"),
+            ("9 single and never listed", "last_fetched_at = NULL, last_collected_at = NULL", "access_mode = 'single'"),
         ];
-        let told =
-            |text: &str| text.replace("$9", &hours_ago(9).to_string()).replace("$30", &hours_ago(30).to_string());
+        let told = |text: &str| text.replace("$9", &hours_ago(9).to_string());
         for (name, refresh, link) in links {
             let id = format!("{}0000000-0000-4000-8000-000000000000", &name[..1]);
             let mut sql = vec![
@@ -560,7 +542,7 @@ mod tests {
         world.runs(&fetch).await;
         let due = "SELECT substr(link_id, 1, 1) FROM refreshes WHERE due_at IS NOT NULL ORDER BY link_id";
         let due = world.store.readers().read(|tx| tx.all(due, args![], |row| row.text(0))).unwrap();
-        assert_eq!(due, ["1", "3", "4", "5", "a", "b"]);
+        assert_eq!(due, ["1", "2", "4", "5", "8", "9"]);
     }
 
     #[tokio::test]

@@ -281,6 +281,10 @@ impl Widgets {
             .write(move |tx| {
                 let (mut marked, mut made) = (0, None);
                 for link in &found {
+                    // Belvo may still list what was erased here; not even its id comes back.
+                    if tombstones::is_erased(tx, &link.id)? {
+                        continue;
+                    }
                     let known = "SELECT 1 FROM links WHERE link_id = $1";
                     if tx.one(known, args![&link.id], |_| Ok(()))?.is_some() {
                         continue;
@@ -628,6 +632,7 @@ fn micros(time: Duration) -> i64 {
 mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
+    use crate::tombstones::Kind;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
@@ -873,6 +878,25 @@ mod tests {
         place.pass(Duration::from_hours(1));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_session_does_not_bring_back_a_link_that_was_erased() {
+        let script = belvo(concat!(
+            r#"{"id":"2f5d361d-dad6-45d4-a0bf-26d479766067","external_id":"user-1","status":"valid","#,
+            r#""fetch_resources":["EMPLOYMENTS","OWNERS"],"created_at":"2026-11-23T10:01:00Z"}"#
+        ))
+        .await;
+        let place = Place::new(script.client()).await;
+        let now = place.widgets.clock.now();
+        place.widgets.store.write(move |tx| tombstones::bury(tx, Kind::Link, ID, now).map(drop)).await.unwrap();
+        place.widgets.create(request("user-1")).await.unwrap();
+        place.pass(Duration::from_mins(13));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+        assert_eq!(place.marks().await, 0);
+        let named = "SELECT count(*) FROM widget_sessions WHERE link_id IS NOT NULL OR due_at IS NOT NULL";
+        let named = place.widgets.store.read(|tx| tx.one(named, args![], |row| row.int(0))).await;
+        assert_eq!(named.unwrap(), Some(0), "its id is nowhere, and nobody looks again");
     }
 
     #[tokio::test]

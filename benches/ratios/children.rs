@@ -62,11 +62,15 @@ pub(crate) struct Simulator {
 
 impl Simulator {
     pub(crate) fn start(people: u32, more: &[&str]) -> anyhow::Result<Self> {
-        Self::alone(people, &[&["--connect"], more].concat())
+        Self::run(people, more)
     }
 
     /// The same, to whom nobody is connected yet.
     pub(crate) fn alone(people: u32, more: &[&str]) -> anyhow::Result<Self> {
+        Self::run(people, &[&["--no-connect"], more].concat())
+    }
+
+    fn run(people: u32, more: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(PROGRAM)
             .args(["simulate", "--listen", "127.0.0.1:0", "--no-limit", "--json", "--log-level", "error"])
             .args(["--people", &people.to_string(), "--webhook-latency", "1s"])

@@ -10,7 +10,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{Exit, Global, work};
+use super::work::{self, Signal};
+use super::{Exit, Global};
 use crate::simulate::{Fault, SECRET_ID, SECRET_PASSWORD, Settings, Simulation};
 
 /// What `simulate` takes.
@@ -43,10 +44,13 @@ pub struct Args {
     /// Mean time from a link to its webhooks
     #[arg(long, value_name = "D", default_value = "15s", value_parser = humantime::parse_duration)]
     pub webhook_latency: Duration,
-    /// Connect everybody at once, instead of waiting for POST /_sim/connect
+    /// Connect nobody: POST /_sim/connect and the widget do
     #[arg(long)]
+    pub no_connect: bool,
+    /// Connect everybody at once, as without it
+    #[arg(long, hide = true, conflicts_with = "no_connect")]
     pub connect: bool,
-    /// A fault to switch on, such as status,code=429,times=3; may be given several times
+    /// A fault to switch on, such as AP5 or status,code=429,times=3; may be given several times
     #[arg(long, value_name = "F", value_parser = Fault::parse)]
     pub fault: Vec<Fault>,
 }
@@ -80,21 +84,21 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         } else {
             writeln!(out, "a fake Belvo with {} people listens on http://{address}", args.people)?;
             writeln!(out, "  belvo.secret_id = \"{SECRET_ID}\", belvo.secret_password = \"{SECRET_PASSWORD}\"")?;
-            writeln!(
-                out,
-                "  curl -X POST 'http://{address}/_sim/connect' connects them; /_sim/truth is what the tables should hold"
-            )?;
+            if args.no_connect {
+                writeln!(out, "  curl -X POST 'http://{address}/_sim/connect' connects them")?;
+            }
+            writeln!(out, "  http://{address}/_sim/truth is what the tables should hold")?;
         }
         out.flush()?;
         let simulation = Simulation::new(settings);
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
-        if args.connect {
+        if !args.no_connect {
             simulation.connect_all();
         }
-        work::asked_to_end().await?;
+        let signal = work::asked_to_end().await?;
         shutdown.cancel();
         serving.await??;
-        Ok(Exit::Done)
+        Ok(if signal == Signal::Interrupt { Exit::Interrupted } else { Exit::Done })
     })
 }

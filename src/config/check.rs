@@ -70,7 +70,7 @@ pub(super) fn belvo(read: &mut Reader<'_>, needs: Needs) -> Belvo {
         idle_timeout: read.duration("belvo.idle_timeout", MILLISECOND..=HOUR),
         total_timeout: read.duration("belvo.total_timeout", MILLISECOND..=HOUR),
         max_body: read.size("belvo.max_body", ByteSize::kib(1)..=ByteSize::gib(4)),
-        confirm_after: read.duration("belvo.confirm_after", Duration::ZERO..=YEAR),
+        confirm_after: read.duration("belvo.confirm_after", MILLISECOND..=YEAR),
     }
 }
 

@@ -11,7 +11,7 @@
 //! | `POST /_sim/connect` `{first?, count?, again?, access_mode?, external_id?, fetch_resources?}` | makes links, as the widget would; with `again` also for who has one |
 //! | `POST /_sim/advance` `{months?, days?, seconds?}` | moves the clock |
 //! | `POST /_sim/webhooks` `{link, resource, copies?}`, `{link, code}` or `{payload, copies?}` | sends events at once |
-//! | `GET`, `POST`, `DELETE /_sim/faults` | what is on; switch on `{"fault": …}` (or a list of them, or `{"flag": "…"}`); all off |
+//! | `GET`, `POST`, `DELETE /_sim/faults` | what is on; switch on `{"fault": …}` (or a list of them, or `{"flag": "…"}`, or `{"id": "AP5"}`, a row of the fault list); all off |
 //!
 //! `POST … ?wait=true` answers when no webhook is outstanding any more.
 

@@ -2,15 +2,17 @@
 //!
 //! *Takes* a text (`status,code=429,retry_after=7,link=…,times=3`) or the same as a JSON object. *Promises* that each
 //! kind is one line of [`KINDS`]: a name, the rows of the fault list it stands for, what it does, and the function that
-//! does it.
+//! does it; and that each row of that list which Belvo or the network can cause is one line of [`ROWS`], so that `AP5` alone
+//! says as much as a kind with its details.
 //!
 //! Any fault may be narrowed: `link`, `resource`, `on` (a route, such as `token` or `links`), `skip` (so many calls go
-//! well first), `times` (so many are hit; no end otherwise) and `share` (of calls, from 0 to 1).
+//! well first), `times` (so many are hit; no end otherwise), `share` (of calls, from 0 to 1) and `seconds` (for so long from
+//! when it is switched on).
 
 #![allow(clippy::ptr_arg, reason = "all functions of one stage have one signature")]
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -56,7 +58,7 @@ pub const KINDS: &[Kind] = &[
     // answers
     kind(
         "status",
-        "AP1-AP6",
+        "AP1-AP6, AP20",
         A(status),
         "answers `code` (500) with Belvo's body for it; `error` names another code, `message` another text; `retry_after` seconds, or `retry_date` seconds from now as a date; `html=true` sends a page",
     ),
@@ -74,6 +76,12 @@ pub const KINDS: &[Kind] = &[
     kind("next_loop", "AP14", P(next_loop), "`next` is the page itself"),
     kind("next_malformed", "AP14", P(next_malformed), "`next` lacks its `&`, as in Belvo's own example"),
     kind("next_relative", "AP14", P(next_relative), "`next` is a path without a host"),
+    kind(
+        "slip",
+        "AP13",
+        P(slip),
+        "a row left page 1 meanwhile: each later page begins a row further on, and `count` is one less",
+    ),
     kind("wrong_count", "AP13", P(wrong_count), "`count` is `count` (one more than there are)"),
     kind("foreign_record", "AP19", P(foreign_record), "the first record of a page says it belongs to another link"),
     // lists of many links
@@ -111,11 +119,56 @@ pub const KINDS: &[Kind] = &[
     kind("unknown_link", "IN5", E(unknown_link), "events name a link that does not exist"),
     kind("unknown_type", "IN6", E(unknown_type), "events are of a type nobody knows"),
     kind("no_link", "IN6", E(no_link), "events have no `link_id`"),
+    kind(
+        "needs_user",
+        "IN7",
+        E(needs_user),
+        "events say that the link needs its user, and so it does: `code` is invalid_credentials (the default) or token_required",
+    ),
+    kind("again", "IN2", E(keep), "each event is sent once more, `after_ms` (6000) later"),
     kind("hang_up", "IN12", E(keep), "the sender leaves `after_ms` (5) after it has sent"),
     kind("lost", "IN5, TM3", E(lost), "events are never sent"),
 ];
 
 const LINK_IN: &str = "link_in";
+
+/// Rows of the fault list, by id, and the fault that each switches on unless told more.
+pub const ROWS: &[(&str, &str)] = &[
+    ("AP1", "status,code=401"),
+    ("AP2", "status,code=403,html=true"),
+    ("AP3", "status,code=404"),
+    ("AP4", "status,code=428,error=token_required"),
+    ("AP5", "status,code=429,retry_after=7"),
+    ("AP6", "status,code=500"),
+    ("AP7", "html"),
+    ("AP8", "cut"),
+    ("AP9", "silence"),
+    ("AP10", "endless"),
+    ("AP12", "redirect"),
+    ("AP13", "slip,share=0.3"),
+    ("AP14", "next_loop"),
+    ("AP15", "list_empty"),
+    ("AP16", "older"),
+    ("AP17", "unknown_field"),
+    ("AP18", "missing_key"),
+    ("AP19", "foreign_record"),
+    ("AP20", "status,code=503,seconds=1800"),
+    ("IN1", "copies"),
+    ("IN2", "again"),
+    ("IN3", "same_ids"),
+    ("IN4", "moved_fields"),
+    ("IN5", "unknown_link"),
+    ("IN6", "unknown_type"),
+    ("IN7", "needs_user"),
+    ("IN12", "hang_up"),
+];
+
+/// The row that nothing here can cause, and why.
+const NOT_HERE: (&str, &str) = (
+    "AP11",
+    "AP11 is a certificate that is not to be trusted, and the simulator speaks plain HTTP, which has none: put a TLS proxy \
+     with such a certificate before it",
+);
 
 /// A fault that is switched on.
 #[derive(Clone, Debug)]
@@ -124,6 +177,8 @@ pub struct Fault {
     details: Details,
     hits: u32,
     calls: u32,
+    /// When it was read.
+    since: Instant,
 }
 
 /// What was said beside the name.
@@ -158,7 +213,7 @@ pub(super) struct Call<'a> {
 }
 
 impl Fault {
-    /// Reads `name,key=value,…`.
+    /// Reads `name,key=value,…`, in which the name is that of a kind or the id of a row of the fault list.
     ///
     /// # Errors
     /// When the kind is not known, or a part is not `key=value`; the text says which.
@@ -173,26 +228,39 @@ impl Fault {
         Self::named(name, details)
     }
 
-    /// Reads `{"fault": name, key: value, …}`.
+    /// Reads `{"fault": name, key: value, …}`; a row of the fault list may also be called `id`.
     ///
     /// # Errors
     /// As [`Fault::parse`].
     pub fn from_json(value: &Value) -> Result<Self, String> {
         let Value::Object(members) = value else { return Err("a fault is an object with the key `fault`".to_owned()) };
-        let name = members.get("fault").and_then(Value::as_str).ok_or("a fault needs the key `fault`")?;
+        let named = ["fault", "id"].into_iter().find(|key| members.get(*key).is_some_and(Value::is_string));
+        let named = named.ok_or("a fault needs the key `fault`, or `id` with a row of the fault list")?;
+        let name = members.get(named).and_then(Value::as_str).unwrap_or_default();
         let details = members
             .iter()
-            .filter(|(key, value)| *key != "fault" && !value.is_null())
+            .filter(|(key, value)| *key != named && !value.is_null())
             .map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
         Self::named(name, details.collect())
     }
 
-    fn named(name: &str, details: BTreeMap<String, String>) -> Result<Self, String> {
+    fn named(name: &str, mut details: BTreeMap<String, String>) -> Result<Self, String> {
+        if name == NOT_HERE.0 {
+            return Err(NOT_HERE.1.to_owned());
+        }
+        if let Some((_, usual)) = ROWS.iter().find(|(id, _)| *id == name) {
+            let usual = Self::parse(usual)?;
+            for (key, value) in usual.details.0 {
+                details.entry(key).or_insert(value);
+            }
+            return Ok(Self { kind: usual.kind, details: Details(details), hits: 0, calls: 0, since: usual.since });
+        }
         let Some(kind) = KINDS.iter().position(|kind| kind.name == name) else {
-            let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+            let ids = ROWS.iter().map(|(id, _)| *id);
+            let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).chain(ids).collect();
             return Err(format!("there is no fault `{name}`; known are {}", known.join(", ")));
         };
-        Ok(Self { kind, details: Details(details), hits: 0, calls: 0 })
+        Ok(Self { kind, details: Details(details), hits: 0, calls: 0, since: Instant::now() })
     }
 
     fn kind(&self) -> &'static Kind {
@@ -213,6 +281,10 @@ impl Fault {
     /// Counts one call that the fault concerns, and says whether it is hit.
     fn strikes(&mut self) -> bool {
         self.calls += 1;
+        let lasts = self.details.text("seconds").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+        if lasts.is_some_and(|lasts| self.since.elapsed() >= lasts) {
+            return false;
+        }
         if u64::from(self.calls) <= self.details.number("skip", 0) {
             return false;
         }
@@ -230,7 +302,7 @@ impl Fault {
     }
 
     fn lasting(&self) -> bool {
-        ["times", "share", "skip"].iter().all(|key| self.details.text(key).is_none())
+        ["times", "share", "skip", "seconds"].iter().all(|key| self.details.text(key).is_none())
     }
 }
 
@@ -290,7 +362,8 @@ impl Faults {
             .collect();
         let kinds: Vec<Value> =
             KINDS.iter().map(|kind| json!({"fault": kind.name, "rows": kind.rows, "does": kind.does})).collect();
-        json!({"on": on, "kinds": kinds})
+        let rows: Vec<Value> = ROWS.iter().map(|(id, is)| json!({"id": id, "is": is})).collect();
+        json!({"on": on, "kinds": kinds, "rows": rows})
     }
 }
 
@@ -380,6 +453,20 @@ impl Hits {
     }
 }
 
+impl Hits {
+    /// The status that the link of an event has from now on, if the event says that its user is needed.
+    pub(super) fn link_status(&self) -> Option<&'static str> {
+        let fault = self.0.iter().find(|fault| fault.kind().name == "needs_user")?;
+        Some(if fault.details.text("code") == Some("token_required") { "token_required" } else { "invalid" })
+    }
+
+    /// When an event is sent once more, if it is.
+    pub(super) fn again(&self) -> Option<Duration> {
+        let fault = self.0.iter().find(|fault| fault.kind().name == "again")?;
+        Some(Duration::from_millis(fault.details.number("after_ms", 6_000)))
+    }
+}
+
 const ELSEWHERE: &str = "http://elsewhere.invalid/api/br/employments/?page=2";
 
 fn status(answer: &mut Answer, details: &Details) {
@@ -455,6 +542,13 @@ fn next_malformed(page: &mut Page, _: &Details) {
 fn next_relative(page: &mut Page, _: &Details) {
     let path = page.this.splitn(4, '/').nth(3).unwrap_or_default();
     page.next = Some(format!("/{path}{}page=2", if path.contains('?') { "&" } else { "?" }));
+}
+
+fn slip(page: &mut Page, _: &Details) {
+    if page.previous.is_some() && !page.results.is_empty() {
+        page.results.remove(0);
+        page.count = page.count.saturating_sub(1);
+    }
 }
 
 fn wrong_count(page: &mut Page, details: &Details) {
@@ -617,6 +711,16 @@ fn no_link(bodies: &mut Vec<Json>, _: &Details) {
     }
 }
 
+fn needs_user(bodies: &mut Vec<Json>, details: &Details) {
+    let code = if details.text("code") == Some("token_required") { "token_required" } else { "invalid_credentials" };
+    for body in bodies {
+        body.set("webhook_type", "LINK".into());
+        body.set("process_type", "recurrent_update".into());
+        body.set("webhook_code", code.into());
+        body.set("data", super::webhooks::user_problem(code == "token_required"));
+    }
+}
+
 fn lost(bodies: &mut Vec<Json>, _: &Details) {
     bodies.clear();
 }
@@ -635,6 +739,49 @@ mod tests {
         let hits: Vec<usize> = (0..5).map(|_| faults.draw(call).0.len()).collect();
         assert_eq!(hits, [0, 1, 1, 0, 0]);
         assert_eq!(faults.draw(Call { on: "links", ..call }).0.len(), 0);
+    }
+
+    #[test]
+    fn every_row_of_the_fault_list_is_switched_on_by_its_id_and_more_may_be_said() {
+        let wanted = (1..=20).filter(|n| *n != 11).map(|n| format!("AP{n}"));
+        let wanted: Vec<String> = wanted.chain([1, 2, 3, 4, 5, 6, 7, 12].map(|n| format!("IN{n}"))).collect();
+        assert_eq!(ROWS.iter().map(|(id, _)| (*id).to_owned()).collect::<Vec<_>>(), wanted);
+        for (id, is) in ROWS {
+            let fault = Fault::parse(id).unwrap();
+            assert!(
+                fault.kind().rows.split(", ").any(|rows| covers(rows, id)),
+                "{} does not stand for {id}",
+                fault.kind().name
+            );
+            assert_eq!(fault.details.0, Fault::parse(is).unwrap().details.0);
+            for json in [json!({"fault": id}), json!({"id": id})] {
+                let same = Fault::from_json(&json).unwrap();
+                assert_eq!((same.kind, same.details.0), (fault.kind, fault.details.0.clone()), "{id}");
+            }
+        }
+        let more = Fault::parse("AP5,retry_after=1,link=x").unwrap();
+        assert_eq!((more.details.text("retry_after"), more.details.text("code")), (Some("1"), Some("429")));
+        assert!(Fault::parse("AP11").unwrap_err().contains("plain HTTP"));
+    }
+
+    /// Whether `rows`, such as `AP1-AP6`, hold the row `id`.
+    fn covers(rows: &str, id: &str) -> bool {
+        let number = |id: &str| id[2..].parse::<u32>().unwrap();
+        let (first, last) = rows.split_once('-').unwrap_or((rows, rows));
+        first[..2] == id[..2] && (number(first)..=number(last)).contains(&number(id))
+    }
+
+    #[test]
+    fn a_fault_of_some_seconds_is_over_after_them() {
+        let mut faults = Faults::default();
+        let mut fault = Fault::parse("AP20,seconds=60").unwrap();
+        let call = Call { on: "links", link: None, together: &[], resource: None };
+        faults.arm(fault.clone());
+        assert_eq!(faults.draw(call).0.len(), 1);
+        fault.since = Instant::now().checked_sub(Duration::from_mins(1)).unwrap();
+        faults.clear();
+        faults.arm(fault);
+        assert_eq!(faults.draw(call).0.len(), 0);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::clock::Timestamp;
-pub use faults::{Fault, KINDS as FAULT_KINDS, Kind as FaultKind};
+pub use faults::{Fault, KINDS as FAULT_KINDS, Kind as FaultKind, ROWS as FAULT_ROWS};
 pub use limit::Limit;
 pub use links::Resource;
 pub use ndjson::write_ndjson;
@@ -125,7 +125,8 @@ struct State {
     arrivals: Vec<Arrival>,
     answered: Vec<truth::Answered>,
     requests: u64,
-    events: u64,
+    /// Events so far, by the position of the link and their `webhook_type`.
+    events: BTreeMap<(usize, &'static str), u64>,
     /// Widget tokens, and what each may do.
     sessions: BTreeMap<String, token::Session>,
 }
@@ -160,7 +161,7 @@ impl Simulation {
             arrivals: Vec::new(),
             answered: Vec::new(),
             requests: 0,
-            events: 0,
+            events: BTreeMap::new(),
             sessions: BTreeMap::new(),
         };
         let post = webhooks::PostOffice::new(&settings);

@@ -672,6 +672,10 @@ impl Asked<'_> {
             return self.error(400, "invalid_period", "date_from must not be after date_to");
         }
         let mut state = self.simulation.state();
+        let today = state.world.now.to_utc().date_naive().to_string();
+        if self.field("date_to").is_some_and(|to| to > today.as_str()) {
+            return self.error(400, "invalid_period", "date_to must not be in the future");
+        }
         let Some(position) = state.world.find(id) else {
             return Answer::error(400, "does_not_exist", "The link does not exist.", self.request_id, Some("link"));
         };

@@ -580,6 +580,85 @@ async fn the_handle_and_the_paths_below_sim_say_the_same() {
     assert_eq!(running.simulation.arrivals().len(), 1);
 }
 
+#[tokio::test]
+async fn nothing_is_collected_for_days_to_come() {
+    let running = Running::connected(1, |_| ()).await;
+    let link = running.simulation.link_ids().remove(0);
+    let collect = async |date_to: &str| {
+        let answer = running.post("/api/br/employments/", json!({"link": link, "date_to": date_to})).await;
+        (answer.status().as_u16(), answer.json().await[0]["code"].clone())
+    };
+    // The simulated clock says 2026-11-20.
+    assert_eq!(collect("2026-11-21").await, (400, json!("invalid_period")));
+    assert_eq!(collect("2026-11-20").await.0, 201);
+}
+
+#[tokio::test]
+async fn a_row_that_slipped_to_page_1_is_missing_from_the_next() {
+    let running = Running::connected(9, |_| ()).await;
+    let ids = |page: &Value| -> Vec<String> {
+        page["results"].as_array().unwrap().iter().map(|link| link["id"].to_string()).collect()
+    };
+    let (one, two) = ("/api/links/?page_size=4", "/api/links/?page_size=4&page=2");
+    let (first, second) = (running.json(one).await, running.json(two).await);
+    assert_eq!(running.post("/_sim/faults", json!({"fault": "slip"})).await.status(), 200);
+    assert_eq!(running.json(one).await, first);
+    let slipped = running.json(two).await;
+    assert_eq!((ids(&slipped), &slipped["count"]), (ids(&second)[1..].to_vec(), &json!(8)));
+}
+
+#[tokio::test]
+async fn the_id_of_an_event_depends_on_its_link_and_kind_and_on_which_of_them_it_is() {
+    use webhooks::About::Historical;
+
+    let ids = |order: &[(usize, Resource)]| {
+        let simulation = Simulation::new(Settings { people: 3, ..Settings::default() });
+        (0..3).for_each(|person| drop(simulation.state().world.connect(person, links::Wish::default())));
+        let mut counts = BTreeMap::<_, u32>::new();
+        let mut ids = BTreeMap::new();
+        for (link, resource) in order {
+            let body = simulation.write(*link, &Historical(*resource)).bodies.remove(0);
+            let nth = counts.entry((*link, resource.name())).or_default();
+            *nth += 1;
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            ids.insert((*link, resource.name(), *nth), event["webhook_id"].as_str().unwrap().to_owned());
+        }
+        ids
+    };
+    let [jobs, owners] = [Resource::Employments, Resource::Owners];
+    let one = ids(&[(0, jobs), (0, owners), (1, jobs), (0, jobs), (2, owners)]);
+    let other = ids(&[(2, owners), (0, jobs), (1, jobs), (0, jobs), (0, owners)]);
+    assert_eq!(one, other);
+    assert_eq!(one.values().collect::<BTreeSet<_>>().len(), 5);
+}
+
+#[tokio::test]
+async fn an_event_comes_again_later_and_one_tells_of_a_link_that_needs_its_user() {
+    let mut running = Running::start(2, |_| ()).await;
+    running.post("/_sim/faults", json!({"id": "IN2", "after_ms": 5, "resource": "owners"})).await;
+    running.simulation.connect(0, 1);
+    running.simulation.wait_until_delivered().await;
+    let mut events = Vec::new();
+    while let Ok((_, event)) = running.webhooks.try_recv() {
+        events.push(event);
+    }
+    let owners: Vec<&Value> = events.iter().filter(|event| event["webhook_type"] == "OWNERS").collect();
+    assert_eq!((events.len(), owners.len()), (3, 2));
+    assert_eq!(owners[0], owners[1], "the same body");
+
+    running.simulation.clear_faults();
+    running.post("/_sim/faults", json!({"id": "IN7", "code": "token_required", "times": 1})).await;
+    running.simulation.connect(1, 1);
+    running.simulation.wait_until_delivered().await;
+    let links = running.json("/api/links/?status=token_required").await;
+    assert_eq!(links["count"], 1);
+    let mut codes = BTreeSet::new();
+    while let Ok((_, event)) = running.webhooks.try_recv() {
+        codes.insert(event["webhook_code"].to_string());
+    }
+    assert_eq!(codes.into_iter().collect::<Vec<_>>(), ["\"historical_update\"", "\"token_required\""]);
+}
+
 #[test]
 fn the_benchmark_file_is_the_same_twice_and_has_one_record_a_line() {
     let (mut one, mut other) = (Vec::new(), Vec::new());

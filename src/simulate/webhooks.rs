@@ -30,6 +30,15 @@ pub(super) enum About {
 }
 
 impl About {
+    /// The `webhook_type` of its events.
+    fn kind(&self) -> &'static str {
+        match self.resource() {
+            Some(Resource::Employments) => "EMPLOYMENTS",
+            Some(Resource::Owners) => "OWNERS",
+            None => "LINK",
+        }
+    }
+
     fn resource(&self) -> Option<Resource> {
         match self {
             Self::Historical(resource) | Self::New(resource, _) => Some(*resource),
@@ -136,14 +145,22 @@ impl Simulation {
             if !latency.is_zero() {
                 tokio::time::sleep(latency).await;
             }
-            let (bodies, link, hang_up) = simulation.write(position, &about);
-            let extra = bodies.len() as u64;
+            let Written { bodies, link, hang_up, again } = simulation.write(position, &about);
+            let times = if again.is_some() { 2 } else { 1 };
+            let sent = bodies.len() as u64 * times;
             simulation.0.post.count(|tally| {
-                tally.scheduled = tally.scheduled + extra - 1;
-                tally.outstanding = tally.outstanding + extra - 1;
+                tally.scheduled = tally.scheduled + sent - 1;
+                tally.outstanding = tally.outstanding + sent - 1;
             });
-            for body in bodies {
-                simulation.post(body, Some(link.clone()), about.resource(), hang_up);
+            let post = |bodies: &[Vec<u8>]| {
+                for body in bodies {
+                    simulation.post(body.clone(), Some(link.clone()), about.resource(), hang_up);
+                }
+            };
+            post(&bodies);
+            if let Some(after) = again {
+                tokio::time::sleep(after).await;
+                post(&bodies);
             }
         });
     }
@@ -168,19 +185,25 @@ impl Simulation {
     }
 
     /// Lets the data be seen, and writes what is to be sent.
-    fn write(&self, position: usize, about: &About) -> (Vec<Vec<u8>>, String, Option<Duration>) {
+    pub(super) fn write(&self, position: usize, about: &About) -> Written {
         let mut state = self.state();
         let state = &mut *state;
         let total = match about {
             About::Historical(resource) if !state.world.link(position).deleted => state.world.load(position, *resource),
             _ => 0,
         };
-        state.events += 1;
         let link = state.world.link(position);
-        let body = event(self.0.settings.seed, link, about, total, state.events);
+        let nth = state.events.entry((position, about.kind())).or_default();
+        *nth += 1;
+        let body = event(self.0.settings.seed, link, about, total, *nth);
         let hits: Hits =
             state.faults.draw(Call { on: "webhook", link: Some(&link.id), together: &[], resource: about.resource() });
-        (hits.event(body).iter().map(Json::to_bytes).collect(), link.id.clone(), hits.hang_up())
+        let link = link.id.clone();
+        if let Some(status) = hits.link_status() {
+            state.world.set_status(position, status);
+        }
+        let bodies = hits.event(body).iter().map(Json::to_bytes).collect();
+        Written { bodies, link, hang_up: hits.hang_up(), again: hits.again() }
     }
 
     fn post(&self, body: Vec<u8>, link: Option<String>, resource: Option<Resource>, mut hang_up: Option<Duration>) {
@@ -227,7 +250,20 @@ impl Simulation {
     }
 }
 
-/// The body of an event. Both resources of a link come with one `request_id`, as in Belvo's samples.
+/// What is to be sent for one event.
+pub(super) struct Written {
+    /// The bodies of the requests.
+    pub bodies: Vec<Vec<u8>>,
+    /// The link's id.
+    link: String,
+    /// When the sender leaves, if it does.
+    hang_up: Option<Duration>,
+    /// When all of it is sent once more, if it is.
+    again: Option<Duration>,
+}
+
+/// The body of an event, the `nth` of its kind for the link. Both resources of a link come with one `request_id`, as in
+/// Belvo's samples.
 fn event(seed: u64, link: &Link, about: &About, total: usize, nth: u64) -> Json {
     let (kind, process, code, data) = match about {
         About::Historical(Resource::Employments) => {
@@ -242,22 +278,12 @@ fn event(seed: u64, link: &Link, about: &About, total: usize, nth: u64) -> Json 
         About::New(Resource::Owners, changed) => {
             ("OWNERS", "recurrent_update", "new_owners_available", number("new_owners", *changed))
         }
-        About::InvalidCredentials => (
-            "LINK",
-            "recurrent_update",
-            "invalid_credentials",
-            problem("login_error", "Invalid credentials provided to login to the institution", 400),
-        ),
-        About::TokenRequired => (
-            "LINK",
-            "recurrent_update",
-            "token_required",
-            problem("token_required", "A MFA token is required by the institution to login", 428),
-        ),
+        About::InvalidCredentials => ("LINK", "recurrent_update", "invalid_credentials", user_problem(false)),
+        About::TokenRequired => ("LINK", "recurrent_update", "token_required", user_problem(true)),
         About::Deleted => ("LINK", "recurrent_update", "link_deleted", Json::Object(Vec::new())),
     };
     Json::object([
-        ("webhook_id", hex32(seed, link.person, &format!("webhook {kind} {nth}")).into()),
+        ("webhook_id", hex32(seed, link.person, &format!("webhook {kind} {} {nth}", link.ordinal)).into()),
         ("webhook_type", kind.into()),
         ("process_type", process.into()),
         ("webhook_code", code.into()),
@@ -270,6 +296,15 @@ fn event(seed: u64, link: &Link, about: &About, total: usize, nth: u64) -> Json 
 
 fn number(key: &'static str, value: usize) -> Json {
     Json::object([(key, value.into())])
+}
+
+/// What an event says of a link that needs its user: a token, or another password.
+pub(super) fn user_problem(is_token: bool) -> Json {
+    if is_token {
+        problem("token_required", "A MFA token is required by the institution to login", 428)
+    } else {
+        problem("login_error", "Invalid credentials provided to login to the institution", 400)
+    }
 }
 
 fn problem(code: &str, message: &str, status: usize) -> Json {

@@ -232,7 +232,7 @@ impl Simulate {
     /// Starts it on `address`, and waits until it listens.
     pub(crate) fn start(address: SocketAddr, arguments: &[&str]) -> Self {
         let mut command = vinculo();
-        command.args(["simulate", "--listen", &address.to_string()]).args(arguments);
+        command.args(["simulate", "--listen", &address.to_string(), "--no-connect"]).args(arguments);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let deadline = Instant::now() + STUCK;
         while std::net::TcpStream::connect(address).is_err() {

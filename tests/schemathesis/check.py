@@ -52,7 +52,7 @@ def daemon(program, folder):
     (folder / "jobs/compare.toml").write_text(
         'schedule = "0 0 1 1 *"\ntimezone = "America/Sao_Paulo"\naction = "sync-links"\n'
     )
-    simulate = [program, "simulate", "--listen", belvo, "--people", "10", "--no-limit", "--connect"]
+    simulate = [program, "simulate", "--listen", belvo, "--people", "10", "--no-limit"]
     simulate += ["--webhook-latency", "100ms", "--webhook", f"http://{webhooks}/webhooks/belvo"]
     simulate += ["--webhook-authorization", AUTHORIZATION]
     with (
@@ -77,7 +77,7 @@ def simulator(program, folder, file):
     described = folder / "belvo.json"
     # Dates that YAML reads as dates are texts in JSON.
     described.write_text(json.dumps(document, default=str))
-    simulate = [program, "simulate", "--listen", address, "--people", "10", "--no-limit", "--connect"]
+    simulate = [program, "simulate", "--listen", address, "--people", "10", "--no-limit"]
     with Running(simulate, f"http://{address}/_sim/truth", folder / "simulate.log"):
         auth = ["--auth", "simulated-secret-id:simulated-secret-password", "--url", f"http://{address}"]
         return schemathesis("the simulator", ["--checks", CHECKS, *auth], described, folder)
