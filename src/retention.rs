@@ -153,6 +153,7 @@ fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Err
         tx.execute(
             "DELETE FROM link_keys WHERE link_id = $1 \
              AND NOT EXISTS (SELECT 1 FROM record_versions v WHERE v.link_id = $1) \
+             AND NOT EXISTS (SELECT 1 FROM frozen_features z WHERE z.link_id = $1) \
              AND NOT EXISTS (SELECT 1 FROM webhooks w WHERE w.link_id = $1)",
             args![link_id],
         )?;

@@ -4,6 +4,7 @@
 //! each body opened, and the webhooks in the quarantine that name them in a place of their own. *Promises* nobody else's
 //! rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine;
@@ -13,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::erase::{Error, Subject, own_external_ids, unnamed_webhooks};
 use crate::records::unpack;
 use crate::sensitive::Pepper;
-use crate::store::{self, Cell, Readers, Tx, VersionPlace, WebhookPlace, args};
+use crate::store::{self, Cell, FrozenPlace, Readers, Tx, VersionPlace, WebhookPlace, args};
 
 /// What the state holds.
 pub struct Held {
@@ -82,17 +83,27 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
         _ => 0,
     };
     let open = |stored: &[u8]| -> Result<Value, store::Error> {
-        let body = if table == "record_versions" {
-            let place = VersionPlace {
-                link_id: text("link_id"),
-                resource: text("resource"),
-                record_key: text("record_key"),
-                version: int("version"),
-            };
-            unpack(&place.open(tx, stored)?)?
-        } else {
-            let place = WebhookPlace { link_id: named("link_id"), received_at: int("received_at") };
-            String::from_utf8_lossy(&place.open(tx, stored)?).into_owned()
+        let plain = |body: Cow<'_, [u8]>| String::from_utf8_lossy(&body).into_owned();
+        let body = match table {
+            "record_versions" => {
+                let place = VersionPlace {
+                    link_id: text("link_id"),
+                    resource: text("resource"),
+                    record_key: text("record_key"),
+                    version: int("version"),
+                };
+                unpack(&place.open(tx, stored)?)?
+            }
+            "frozen_features" => {
+                let place = FrozenPlace { link_id: text("link_id"), decision_id: text("decision_id") };
+                plain(place.open(tx, stored)?)
+            }
+            "webhooks" => {
+                let place = WebhookPlace { link_id: named("link_id"), received_at: int("received_at") };
+                plain(place.open(tx, stored)?)
+            }
+            // Another table with a body needs to say here how it is opened.
+            _ => return Err(store::Error::Unreadable("a body")),
         };
         // As it came when it is no JSON that can be told again.
         Ok(serde_json::from_str(&body).unwrap_or(Value::String(body)))

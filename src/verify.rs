@@ -12,7 +12,7 @@ use crate::config;
 use crate::publish::verify::{self, Damage};
 use crate::publish::{BuiltFrom, Lake};
 use crate::records::unpack;
-use crate::store::{Error, Readers, Row, VersionPlace, WebhookPlace, args};
+use crate::store::{Error, FrozenPlace, Readers, Row, VersionPlace, WebhookPlace, args};
 
 /// Bodies of each kind that are opened; the database checks every page, and a body is checked whenever it is read.
 const SAMPLE: i64 = 500;
@@ -92,6 +92,14 @@ fn check_state(readers: &Readers) -> Result<State, Error> {
             |row: &Row<'_>| {
                 let link_id = row.opt_text(0)?;
                 let place = WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? };
+                opened(place.open(tx, row.bytes(2)?).map(drop))
+            },
+        )?;
+        tx.each(
+            "SELECT link_id, decision_id, body FROM frozen_features ORDER BY frozen_at DESC LIMIT $1",
+            args![SAMPLE],
+            |row: &Row<'_>| {
+                let place = FrozenPlace { link_id: row.str(0)?, decision_id: row.str(1)? };
                 opened(place.open(tx, row.bytes(2)?).map(drop))
             },
         )?;

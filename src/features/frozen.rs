@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::runs::Mode;
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
-use crate::store::{self, Store, Tx, args};
+use crate::store::{self, FrozenPlace, Store, Tx, args};
 use crate::tombstones;
 
 /// Which row a decision used.
@@ -66,10 +66,12 @@ pub async fn keep(store: &Store, frozen: Frozen) -> Result<Kept, store::Error> {
             }
             let Frozen { decision_id, link_id, as_of, mode, frozen_at, row } = &frozen;
             let (date, body) = (as_of.to_string(), Value::Object(row.clone()).to_string());
+            // Under the link's key, as every answer that it was computed from.
+            let body = FrozenPlace { link_id, decision_id }.seal(tx, body.as_bytes())?;
             let added = tx.execute(
                 "INSERT INTO frozen_features (decision_id, link_id, as_of_date, pit_mode, frozen_at, body) \
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (decision_id) DO NOTHING",
-                args![decision_id.as_str(), link_id.as_str(), date.as_str(), mode.name(), *frozen_at, body.as_bytes()],
+                args![decision_id.as_str(), link_id.as_str(), date.as_str(), mode.name(), *frozen_at, &*body],
             )?;
             Ok(if added == 1 { Kept::Now } else { Kept::HasOne })
         })
@@ -86,13 +88,15 @@ pub fn of(tx: &Tx<'_>, decision_id: &str) -> Result<Option<Frozen>, store::Error
         "SELECT decision_id, link_id, as_of_date, pit_mode, frozen_at, body FROM frozen_features WHERE decision_id = $1",
         args![decision_id],
         |row| {
+            let place = FrozenPlace { link_id: row.str(1)?, decision_id };
+            let body = place.open(tx, row.bytes(5)?)?;
             Ok(Frozen {
                 decision_id: row.text(0)?,
                 link_id: row.text(1)?,
                 as_of: row.str(2)?.parse().map_err(|_| store::Error::Unreadable(WHAT))?,
                 mode: if row.str(3)? == "retro" { Mode::Retro } else { Mode::Strict },
                 frozen_at: row.at(4)?,
-                row: serde_json::from_slice(row.bytes(5)?).map_err(|_| store::Error::Unreadable(WHAT))?,
+                row: serde_json::from_slice(&body).map_err(|_| store::Error::Unreadable(WHAT))?,
             })
         },
     )

@@ -32,6 +32,9 @@ const NOBODY: &str = "";
 /// Bodies that are sealed in one transaction when a state gets its first key.
 const SEALED_AT_ONCE: i64 = 2_000;
 
+/// Tells states in which all bodies are sealed from those that were written while frozen features were not.
+const SEALED_TABLES: &str = "2";
+
 /// The master key, and the one before it while it is being replaced.
 #[derive(Clone)]
 pub struct MasterKeys {
@@ -243,10 +246,13 @@ pub(super) fn settle(connection: &mut Connection, keys: &MasterKeys) -> Result<(
         Some(_) => {}
     }
     transaction.commit()?;
-    let is_sealed = "SELECT count(*) FROM meta WHERE name = 'bodies_sealed'";
-    if connection.query_row(is_sealed, [], |row| row.get::<_, i64>(0))? == 0 {
+    let is_sealed = "SELECT count(*) FROM meta WHERE name = 'bodies_sealed' AND value = $1";
+    if connection.query_row(is_sealed, [SEALED_TABLES], |row| row.get::<_, i64>(0))? == 0 {
         seal_the_open(connection, keys)?;
-        connection.execute("INSERT INTO meta (name, value) VALUES ('bodies_sealed', '1')", [])?;
+        connection.execute(
+            "INSERT INTO meta (name, value) VALUES ('bodies_sealed', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            [SEALED_TABLES],
+        )?;
     }
     Ok(())
 }
@@ -280,7 +286,12 @@ fn seal_the_open(connection: &mut Connection, keys: &MasterKeys) -> Result<(), E
             args![[SEALED].as_slice(), SEALED_AT_ONCE],
             |row| Ok((row.int(0)?, row.opt_text(1)?, row.int(2)?, row.bytes(3)?.to_vec())),
         )?;
-        if versions.is_empty() && webhooks.is_empty() {
+        let frozen = tx.all(
+            "SELECT decision_id, link_id, body FROM frozen_features WHERE substr(body, 1, 1) <> $1 LIMIT $2",
+            args![[SEALED].as_slice(), SEALED_AT_ONCE],
+            |row| Ok((row.text(0)?, row.text(1)?, row.bytes(2)?.to_vec())),
+        )?;
+        if versions.is_empty() && webhooks.is_empty() && frozen.is_empty() {
             return Ok(());
         }
         for (link_id, resource, record_key, version, body) in versions {
@@ -294,6 +305,11 @@ fn seal_the_open(connection: &mut Connection, keys: &MasterKeys) -> Result<(), E
         for (seq, link_id, received_at, body) in webhooks {
             let sealed = WebhookPlace { link_id: link_id.as_deref(), received_at }.seal(&tx, &body)?;
             tx.execute("UPDATE webhooks SET body = $2 WHERE seq = $1", args![seq, &*sealed])?;
+        }
+        for (decision_id, link_id, body) in frozen {
+            let sealed = FrozenPlace { link_id: &link_id, decision_id: &decision_id }.seal(&tx, &body)?;
+            let update = "UPDATE frozen_features SET body = $2 WHERE decision_id = $1";
+            tx.execute(update, args![&decision_id, &*sealed])?;
         }
         drop(tx);
         transaction.commit()?;
@@ -362,6 +378,33 @@ impl WebhookPlace<'_> {
     }
 }
 
+/// Where a row of features is kept that a decision used.
+#[derive(Debug, Clone, Copy)]
+pub struct FrozenPlace<'a> {
+    /// Its link.
+    pub link_id: &'a str,
+    /// The decision.
+    pub decision_id: &'a str,
+}
+
+impl FrozenPlace<'_> {
+    /// The row as it is stored here.
+    ///
+    /// # Errors
+    /// Those of [`Tx::seal`].
+    pub fn seal<'b>(&self, tx: &Tx<'_>, row: &'b [u8]) -> Result<Cow<'b, [u8]>, Error> {
+        tx.seal(KeyOf::Link(self.link_id), &["frozen features", self.decision_id], row)
+    }
+
+    /// The row that is stored here.
+    ///
+    /// # Errors
+    /// Those of [`Tx::open`].
+    pub fn open<'b>(&self, tx: &Tx<'_>, stored: &'b [u8]) -> Result<Cow<'b, [u8]>, Error> {
+        tx.open(KeyOf::Link(self.link_id), &["frozen features", self.decision_id], stored)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
@@ -371,6 +414,7 @@ mod tests {
 
     const BODY: &[u8] = br#"{"name":"PESSOA FICTICIA"}"#;
     const PLACE: VersionPlace<'_> = VersionPlace { link_id: "a", resource: "owners", record_key: "k", version: 1 };
+    const FROZEN: FrozenPlace<'_> = FrozenPlace { link_id: "a", decision_id: "d" };
 
     fn settings(path: &Path, current: Option<u8>, previous: Option<u8>) -> config::State {
         let key = |byte: Option<u8>| byte.map(|byte| SecretString::from(BASE64_STANDARD.encode([byte; KEY_LEN])));
@@ -397,27 +441,35 @@ mod tests {
                 tx.execute(
                     "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)",
                     args![&*body],
+                )?;
+                let row = FROZEN.seal(tx, BODY)?;
+                tx.execute(
+                    "INSERT INTO frozen_features VALUES ('d', 'a', '2026-01-01', 'strict', 0, $1)",
+                    args![&*row],
                 )
             })
             .await
             .unwrap();
     }
 
-    async fn stored(store: &Store) -> [Vec<u8>; 2] {
+    async fn stored(store: &Store) -> [Vec<u8>; 3] {
         store
             .read(|tx| {
                 let one = |sql: &str| Ok::<_, Error>(tx.one(sql, args![], |row| Ok(row.bytes(0)?.to_vec()))?.unwrap());
-                Ok([one("SELECT body FROM record_versions")?, one("SELECT body FROM webhooks")?])
+                let tables = ["record_versions", "webhooks", "frozen_features"];
+                let [record, webhook, frozen] = tables.map(|table| one(&format!("SELECT body FROM {table}")));
+                Ok([record?, webhook?, frozen?])
             })
             .await
             .unwrap()
     }
 
     async fn opened(store: &Store) -> Result<Vec<u8>, Error> {
-        let [record, webhook] = stored(store).await;
+        let [record, webhook, frozen] = stored(store).await;
         let opened = store
             .read(move |tx| {
                 assert_eq!(*WebhookPlace { link_id: None, received_at: 7 }.open(tx, &webhook)?, *BODY);
+                assert_eq!(*FROZEN.open(tx, &frozen)?, *BODY);
                 PLACE.open(tx, &record).map(Cow::into_owned)
             })
             .await?;
@@ -430,7 +482,7 @@ mod tests {
         let store = Store::configured(&settings(&path, Some(1), None)).unwrap();
         keep(&store).await;
         assert_eq!(opened(&store).await.unwrap(), BODY);
-        let [record, _] = stored(&store).await;
+        let [record, ..] = stored(&store).await;
         assert!(!record.windows(6).any(|bytes| bytes == b"PESSOA"));
         store
             .read(move |tx| {
@@ -508,7 +560,7 @@ mod tests {
         let (_folder, path) = place();
         let store = Store::open(&path).unwrap();
         keep(&store).await;
-        assert_eq!(stored(&store).await, [BODY, BODY]);
+        assert_eq!(stored(&store).await, [BODY, BODY, BODY]);
         drop(store);
         let store = until_free(&path, Some(1), None);
         assert_eq!(opened(&store).await.unwrap(), BODY);

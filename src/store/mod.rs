@@ -31,7 +31,7 @@ mod sql;
 mod writer;
 
 pub use copy::{copy, replace};
-pub use keys::{KeyOf, MasterKeys, VersionPlace, WebhookPlace};
+pub use keys::{FrozenPlace, KeyOf, MasterKeys, VersionPlace, WebhookPlace};
 pub use scrub::{Scrubbed, Traces};
 pub use sql::{Cell, Row, Tx, Value};
 pub use writer::FollowUp;

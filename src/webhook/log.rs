@@ -11,14 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::event::{Event, Subject};
-use super::{follow, outcome};
+use super::{RECEIVED, follow, outcome};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::store::{Error, Row, Tx, WebhookPlace, args};
 use crate::tombstones;
 
-/// What becomes of a webhook: a fetch is due, the link's status is noted, nobody understands it, or it is of an erased link.
-pub const OUTCOMES: [&str; 4] = ["queued", "noted", "quarantined", "erased"];
+/// What becomes of a webhook: it is durable and about to be followed up, a fetch is due, the link's status is noted, nobody
+/// understands it, or it is of an erased link.
+pub const OUTCOMES: [&str; 5] = [RECEIVED, "queued", "noted", "quarantined", "erased"];
 
 /// Characters of a text that is shown at most.
 const LONGEST_SHOWN: usize = 64;
@@ -39,7 +40,7 @@ pub struct Entry {
     pub link_id: Option<String>,
     /// The external id that it tells.
     pub external_id: Option<String>,
-    /// One of [`OUTCOMES`]: `queued`, `noted`, `quarantined` or `erased`.
+    /// One of [`OUTCOMES`]: `queued`, `noted`, `quarantined` or `erased`, and `received` until it is followed up, a moment later.
     pub outcome: String,
     /// Why it is in the quarantine.
     pub reason: Option<String>,

@@ -192,7 +192,7 @@ impl Webhooks {
         tx.each(sql, args![first_after(tx, first * HOUR)?, first * HOUR], |row| {
             let outcome = match row.str(1)? {
                 "quarantined" => 2,
-                "queued" => 0,
+                "queued" | "received" => 0,
                 _ => 1,
             };
             let place = usize::try_from(row.int(0)? - first).unwrap_or(usize::MAX);

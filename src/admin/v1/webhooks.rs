@@ -31,7 +31,7 @@ struct Wish {
     /// Only those of this `webhook_type`.
     #[serde(rename = "type")]
     webhook_type: Option<String>,
-    /// Only those of which this became: `queued`, `noted`, `quarantined` or `erased`.
+    /// Only those of which this became: `received`, `queued`, `noted`, `quarantined` or `erased`.
     outcome: Option<String>,
     /// Only those that name this link.
     link: Option<String>,
