@@ -514,6 +514,13 @@ the configuration has 20 errors:
     }
 
     #[test]
+    fn the_two_lists_that_agree_are_never_one() {
+        let told = errors("[belvo]\nconfirm_after = \"0s\"", &[], Needs::default());
+        assert!(told.contains("belvo.confirm_after"), "{told}");
+        load("[belvo]\nconfirm_after = \"100ms\"", &[], Needs::default()).unwrap();
+    }
+
+    #[test]
     fn a_secret_is_never_shown() {
         let text =
             "[belvo]\nsecret_id = 47110815\nsecret_password = [\"geheim\"]\n[webhook]\nauthorization = \"geheim\"";

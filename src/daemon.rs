@@ -300,8 +300,9 @@ impl Daemon {
             settled.mark_unchanged();
             published.mark_unchanged();
             let waiting = self.store.read(|tx| {
-                let lookups =
-                    tx.one("SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL", args![], |row| row.int(0))?;
+                // Whether Belvo knows a link again that it had forgotten is asked for a long time.
+                let sql = "SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL AND coalesce(status, '') <> 'not_found'";
+                let lookups = tx.one(sql, args![], |row| row.int(0))?;
                 Ok(queue::backlog(tx)?.pending > 0 || lookups.unwrap_or_default() > 0)
             });
             let publisher = Arc::clone(&self.publisher);

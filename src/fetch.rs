@@ -79,8 +79,7 @@ impl std::fmt::Debug for RawPages {
     }
 }
 
-/// Lists the link's `resource`. An urgent list may use the reserve of the budget; its first request leaves with
-/// `permit` when there is one.
+/// Lists the link's `resource`, as one of `class`. Its first request leaves with `permit` when there is one.
 ///
 /// # Errors
 /// A [`Failure`] whose `kind` is the next step.
@@ -88,13 +87,10 @@ pub async fn fetch(
     client: &Client,
     resource: &Resource,
     link_id: &LinkId,
-    is_urgent: bool,
+    class: Class,
     permit: Option<Permit>,
 ) -> Result<RawPages, Failure> {
-    List::new(client, resource, format!("link={link_id}"), is_urgent.into(), permit)
-        .read()
-        .await
-        .map(|(pages, _)| pages)
+    List::new(client, resource, format!("link={link_id}"), class, permit).read().await.map(|(pages, _)| pages)
 }
 
 /// One reading of all pages.
@@ -290,7 +286,7 @@ mod tests {
     }
 
     async fn owners_of(script: &Script) -> Result<RawPages, Failure> {
-        fetch(&script.client(), &owners::RESOURCE, &link(), false, None).await
+        fetch(&script.client(), &owners::RESOURCE, &link(), Class::Ordinary, None).await
     }
 
     /// A page of records with these ids; `next` as JSON.

@@ -37,6 +37,7 @@ pub mod json;
 pub mod lane;
 pub mod links;
 pub mod listener;
+pub mod origin;
 pub mod problems;
 pub mod resources;
 pub mod runs;

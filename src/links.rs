@@ -174,8 +174,9 @@ pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Err
     resume(tx, link_id, at)
 }
 
-/// Notes that a refresh of the link stopped with `failure`, inside the transaction that settles it. What its user has to
-/// mend pauses the link; what Belvo does not know is looked up on its own before that is said of the link.
+/// Notes that a refresh of the link failed with `failure`, inside the transaction that settles it. What its user has to
+/// mend pauses the link; what Belvo does not know is looked up on its own before that is said of the link; of what Belvo
+/// refuses the link only bears word.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -279,7 +280,8 @@ struct Known {
     paused_reason: Option<String>,
     paused_at: Option<Timestamp>,
     pauses: u32,
-    last_error_code: Option<String>,
+    /// Whether Belvo ever told of it, or said that there is none.
+    is_told: bool,
 }
 
 /// Keeps what Belvo said of a link when asked at `asked_at`, inside the caller's transaction.
@@ -296,6 +298,9 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) 
          sync_number = coalesce($3, sync_number) WHERE link_id = $1",
         args![&link.id, asked_at, sync],
     )?;
+    if !known.is_told {
+        queue::confirm(tx, &link.id)?;
+    }
     let mut link = link.clone();
     link.external_id = link.external_id.or_else(|| known.object.external_id.clone());
     // Belvo shows a link until it has deleted it; the end of that is seen to elsewhere.
@@ -314,9 +319,7 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) 
     }
     let status = link.status.as_deref();
     if status == Some(VALID) {
-        // Belvo lists a link and has no list of it: that is asked again with each reconciliation.
-        let is_disputed = sync.is_some() && known.last_error_code.as_deref() == Some(NOT_FOUND);
-        if known.paused_reason.is_some() || is_disputed {
+        if known.paused_reason.is_some() {
             resume(tx, &link.id, asked_at)?;
         }
         if known.object.status.as_deref() != status {
@@ -350,7 +353,7 @@ impl Known {
 fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
     tx.one(
         "SELECT institution, access_mode, status, refresh_rate, credentials_storage, stale_in, external_id, fetch_resources, \
-         created_at, last_accessed_at, status_at, paused_reason, paused_at, pauses, last_error_code FROM links WHERE link_id = $1",
+         created_at, last_accessed_at, status_at, paused_reason, paused_at, pauses, looked_up_at IS NOT NULL FROM links WHERE link_id = $1",
         args![link_id],
         |row| {
             Ok(Known {
@@ -371,7 +374,7 @@ fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
                 paused_reason: row.opt_text(11)?,
                 paused_at: row.opt_at(12)?,
                 pauses: u32::try_from(row.int(13)?).unwrap_or(u32::MAX),
-                last_error_code: row.opt_text(14)?,
+                is_told: row.int(14)? == 1,
             })
         },
     )
@@ -472,7 +475,7 @@ fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: 
 /// [`Error::Database`].
 pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Result<(), Error> {
     tx.execute(
-        "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority < 2 \
+        "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority NOT IN (2, 3) \
          AND links.paused_reason NOT IN ('link_deleted', 'not_found', 'paused_by_operator') THEN refreshes.due_at ELSE NULL END \
          FROM links WHERE links.link_id = refreshes.link_id AND refreshes.link_id = $1 AND links.paused_reason IS NOT NULL \
          AND (CAST($2 AS TEXT) IS NULL OR refreshes.resource = $2)",

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::LinkId;
+use crate::belvo::{Class, LinkId};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
@@ -49,6 +49,13 @@ impl Trigger {
     }
 }
 
+/// The priority of news about a link of which Belvo never told: whoever knows a webhook's secret can make such links up, so
+/// they wait in a lane of their own.
+const UNKNOWN: i64 = 4;
+
+/// Lines in which refreshes wait, one for each priority.
+const LINES: usize = 5;
+
 /// One unit of work: a link's resource that somebody wants to be looked at again.
 #[derive(Debug, Clone)]
 pub struct Refresh {
@@ -56,8 +63,10 @@ pub struct Refresh {
     pub link_id: LinkId,
     /// What to list.
     pub resource: &'static Resource,
-    /// Whether a webhook is among those who want it; it may use the reserve of the budget.
+    /// Whether a webhook is among those who want it.
     pub is_urgent: bool,
+    /// Whether Belvo never told of the link.
+    pub is_unknown: bool,
     /// Failed tries before this one.
     pub attempts: u32,
     /// What the latest webhook counted, when one did.
@@ -65,17 +74,28 @@ pub struct Refresh {
     /// Records in the last complete list, when there was one.
     pub last_count: Option<i64>,
     lease: i64,
+    /// Of those who wanted it when it was claimed.
+    priority: i64,
     /// Since when it was due.
     due_at: Timestamp,
 }
 
-/// The two lines in which refreshes wait for the request budget.
+impl Refresh {
+    /// What its calls are for the request budget: what a webhook wants may use the reserve.
+    pub fn class(&self) -> Class {
+        if self.is_unknown { Class::Unknown } else { self.is_urgent.into() }
+    }
+}
+
+/// The lanes in which refreshes wait for the request budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     /// What webhooks want.
     Urgent,
     /// Everything else.
     Ordinary,
+    /// What webhooks want of links of which Belvo never told.
+    Unknown,
 }
 
 impl Lane {
@@ -84,6 +104,7 @@ impl Lane {
         match self {
             Self::Urgent => &[0],
             Self::Ordinary => &[1, 2, 3],
+            Self::Unknown => &[UNKNOWN],
         }
     }
 }
@@ -131,6 +152,9 @@ pub fn mark_at(
     trigger: Trigger,
     not_before: Timestamp,
 ) -> Result<(), Error> {
+    // Nobody but an operator makes a link that may be made up more than that.
+    let is_usual = matches!(trigger, Trigger::Webhook | Trigger::Operator) || news_priority(tx, link_id)? != UNKNOWN;
+    let priority = if is_usual { trigger.priority() } else { UNKNOWN };
     let Some(standing) = Standing::read(tx, link_id, resource)? else {
         // What was erased is not looked at again, whoever asks.
         if tombstones::is_erased(tx, link_id)? {
@@ -138,11 +162,11 @@ pub fn mark_at(
         }
         tx.execute(
             "INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES ($1, $2, 1, $3, $4)",
-            args![link_id, resource.name, not_before, trigger.priority()],
+            args![link_id, resource.name, not_before, priority],
         )?;
         return Ok(());
     };
-    let (due, priority) = standing.after(trigger, not_before);
+    let (due, priority) = standing.after(trigger, priority, not_before);
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL \
          WHERE link_id = $1 AND resource = $2",
@@ -152,7 +176,8 @@ pub fn mark_at(
 }
 
 /// Like [`mark`], for a webhook about a link that is not erased, which counted `count` records. One that counted nothing
-/// voids the count of those before it, unless their fetch is still to begin.
+/// voids the count of those before it, unless their fetch is still to begin. News of a link of which Belvo never told wait
+/// in a lane of their own until it does: see [`confirm`].
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -166,11 +191,14 @@ pub fn mark_news(
     let Some(standing) = Standing::read(tx, link_id, resource)? else {
         tx.execute(
             "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, webhook_count) VALUES ($1, $2, 1, $3, $4, $5)",
-            args![link_id, resource.name, now, Trigger::Webhook.priority(), count],
+            args![link_id, resource.name, now, news_priority(tx, link_id)?, count],
         )?;
         return Ok(());
     };
-    let (due, priority) = standing.after(Trigger::Webhook, now);
+    // What is urgent already stays so, whoever the link is.
+    let is_urgent = standing.due.is_some() && standing.priority == Trigger::Webhook.priority();
+    let priority = if is_urgent { standing.priority } else { news_priority(tx, link_id)? };
+    let (due, priority) = standing.after(Trigger::Webhook, priority, now);
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL, \
          webhook_count = CASE WHEN $5 IS NOT NULL OR marks = cleared THEN $5 ELSE webhook_count END \
@@ -178,6 +206,42 @@ pub fn mark_news(
         args![link_id, resource.name, due, priority, count],
     )?;
     Ok(())
+}
+
+/// The priority of news about the link. A link that a widget session of ours waits for is as good as one that Belvo told of.
+fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<i64, Error> {
+    let is_known = tx.one(
+        "SELECT l.looked_up_at IS NOT NULL \
+         OR EXISTS (SELECT 1 FROM widget_sessions s WHERE s.external_id = l.external_id) FROM links l WHERE l.link_id = $1",
+        args![link_id],
+        |row| Ok(row.int(0)? == 1),
+    )?;
+    Ok(if is_known == Some(false) { UNKNOWN } else { Trigger::Webhook.priority() })
+}
+
+/// Belvo told of the link, inside the caller's transaction: news about it are as urgent as any.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn confirm(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE refreshes SET priority = $2 WHERE link_id = $1 AND priority = $3",
+        args![link_id, Trigger::Webhook.priority(), UNKNOWN],
+    )
+    .map(drop)
+}
+
+/// Refreshes of `resource` that failed with `code` are due now, inside the caller's transaction: another one of them came
+/// through. Gives their number.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: &str, now: Timestamp) -> Result<usize, Error> {
+    tx.execute(
+        "UPDATE refreshes SET due_at = $3 WHERE resource = $1 AND last_error_code = $2 AND attempts > 0 AND due_at > $3 \
+         AND lease IS NULL",
+        args![resource.name, code, now],
+    )
 }
 
 /// What is wanted of a link and resource already.
@@ -204,17 +268,18 @@ impl Standing {
         )
     }
 
-    /// When it is due, and with which priority, once it is wanted again.
-    fn after(&self, trigger: Trigger, not_before: Timestamp) -> (Timestamp, i64) {
+    /// When it is due, and with which priority, once it is wanted again by `trigger` with `priority`.
+    fn after(&self, trigger: Trigger, priority: i64, not_before: Timestamp) -> (Timestamp, i64) {
+        let priority = if self.due.is_some() { self.priority.min(priority) } else { priority };
         let settled = match (trigger, self.last_started) {
             (Trigger::Webhook, Some(started)) => not_before.max(started + SETTLE),
             _ => not_before,
         };
         match self.due {
             // Belvo asked for patience; news do not shorten it.
-            Some(due) if self.attempts > 0 => (due, self.priority.min(trigger.priority())),
-            Some(due) => (due.min(settled), self.priority.min(trigger.priority())),
-            None => (settled, trigger.priority()),
+            Some(due) if self.attempts > 0 => (due, priority),
+            Some(due) => (due.min(settled), priority),
+            None => (settled, priority),
         }
     }
 }
@@ -258,7 +323,8 @@ pub enum Outcome {
 }
 
 /// Ends the lease of `refresh`, inside the transaction that holds what came of it. False when the lease was lost: then
-/// the caller must keep nothing.
+/// the caller must keep nothing. One that came to nothing waits again for whoever wanted it before, and is as urgent, whoever
+/// else has wanted it meanwhile.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -275,14 +341,16 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
             args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE, sighted_seq],
         )?,
         Outcome::Postponed { code, at, until } => tx.execute(
-            "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $6 \
+            "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $6, \
+             priority = CASE WHEN priority < $7 THEN priority ELSE $7 END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, code, at, until],
+            args![link_id, resource, lease, code, at, until, refresh.priority],
         )?,
         Outcome::Released => tx.execute(
-            "UPDATE refreshes SET lease = NULL, due_at = CASE WHEN due_at < $4 THEN due_at ELSE $4 END \
+            "UPDATE refreshes SET lease = NULL, due_at = CASE WHEN due_at < $4 THEN due_at ELSE $4 END, \
+             priority = CASE WHEN priority < $5 THEN priority ELSE $5 END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, refresh.due_at],
+            args![link_id, resource, lease, refresh.due_at, refresh.priority],
         )?,
         Outcome::Blocked { code, at } => tx.execute(
             "UPDATE refreshes SET lease = NULL, attempts = 0, last_error_code = $4, last_error_at = $5, \
@@ -343,19 +411,19 @@ pub struct Due {
 /// # Errors
 /// [`Error::Database`].
 pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
-    let count = |trigger: Trigger| {
+    let count = |priority: i64| {
         tx.one(
             "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL",
-            args![trigger.priority(), now],
+            args![priority, now],
             |row| Ok(u64::try_from(row.int(0)?).unwrap_or(0)),
         )
         .map(Option::unwrap_or_default)
     };
     Ok(Due {
-        webhook: count(Trigger::Webhook)?,
-        operator: count(Trigger::Operator)?,
-        schedule: count(Trigger::Schedule)?,
-        confirm: count(Trigger::Confirm)?,
+        webhook: count(Trigger::Webhook.priority())? + count(UNKNOWN)?,
+        operator: count(Trigger::Operator.priority())?,
+        schedule: count(Trigger::Schedule.priority())?,
+        confirm: count(Trigger::Confirm.priority())?,
     })
 }
 
@@ -367,8 +435,8 @@ pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Erro
     // One step into the index for each.
     let sql = "SELECT min(due_at) FROM refreshes WHERE priority = $1 AND due_at IS NOT NULL AND lease IS NULL";
     let mut oldest = None;
-    for trigger in [Trigger::Webhook, Trigger::Operator, Trigger::Schedule, Trigger::Confirm] {
-        let since = tx.one(sql, args![trigger.priority()], |row| row.opt_at(0))?.flatten();
+    for priority in [Lane::Urgent, Lane::Ordinary, Lane::Unknown].iter().flat_map(|lane| lane.priorities()) {
+        let since = tx.one(sql, args![*priority], |row| row.opt_at(0))?.flatten();
         oldest = since.filter(|since| *since <= now).into_iter().chain(oldest).min();
     }
     Ok(oldest)
@@ -383,7 +451,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The queue in `store`. Leases of a process that is gone are void: this process owns the state.
+    /// The queue in `store`. Leases of a process that is gone are void: this process owns the state. What an earlier version
+    /// blocked until an operator came is tried again.
     ///
     /// # Errors
     /// [`Error::Database`].
@@ -393,6 +462,12 @@ impl Queue {
             .write(move |tx| {
                 tx.execute(
                     "UPDATE refreshes SET lease = NULL, due_at = coalesce(due_at, $1) WHERE lease IS NOT NULL",
+                    args![now],
+                )?;
+                tx.execute(
+                    "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) \
+                     WHERE blocked_reason IN ('api_forbidden', 'bad_request', 'resource_refused', 'too_large', 'not_found') \
+                     AND NOT EXISTS (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
                     args![now],
                 )
             })
@@ -470,7 +545,7 @@ type Chosen = (Vec<Vec<Waiting>>, HashMap<&'static str, usize>);
 /// The refreshes for each request of `wish`, and how many of each resource are due.
 fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
     let limit = i64::try_from(LOOK_AHEAD.max(wish.requests * 2)).unwrap_or(i64::MAX);
-    let mut waiting: [VecDeque<Waiting>; 4] = Default::default();
+    let mut waiting: [VecDeque<Waiting>; LINES] = Default::default();
     let mut due = HashMap::new();
     for (priority, line) in waiting.iter_mut().enumerate() {
         *line = tx
@@ -495,7 +570,9 @@ fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
         let Some(first) = order.iter().find_map(|priority| waiting[*priority].pop_front()) else { break };
         let fit = (wish.fit)(&first.link_id, first.resource);
         let mut request = vec![first];
-        for line in &mut waiting {
+        // A link that may be made up goes with its like only: whatever it does to an answer, it does to those.
+        let company = if wish.lane == Lane::Unknown { LINES - 1..LINES } else { 0..LINES - 1 };
+        for line in &mut waiting[company] {
             let mut others = VecDeque::new();
             while request.len() < fit
                 && let Some(next) = line.pop_front()
@@ -526,11 +603,13 @@ fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Op
             Ok(Refresh {
                 link_id: link_id.clone(),
                 resource,
-                is_urgent: row.int(0)? == Trigger::Webhook.priority(),
+                is_urgent: [Trigger::Webhook.priority(), UNKNOWN].contains(&row.int(0)?),
+                is_unknown: row.int(0)? == UNKNOWN,
                 attempts: u32::try_from(row.int(1)?).unwrap_or(u32::MAX),
                 webhook_count: row.opt_int(2)?,
                 last_count: row.opt_int(3)?,
                 lease,
+                priority: row.int(0)?,
                 due_at: *due_at,
             })
         },
@@ -539,4 +618,130 @@ fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Op
 
 fn read_resource(name: &str) -> Result<&'static Resource, Error> {
     Resource::by_name(name).ok_or(Error::Unreadable("a resource's name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links;
+    use crate::resources::owners;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    struct Place {
+        store: Store,
+        queue: Queue,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        /// A state with one link, of which Belvo told.
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let add = "INSERT INTO links (link_id, first_seen_at, looked_up_at, changed_seq) VALUES ($1, 0, 0, 0)";
+            store.write(move |tx| tx.execute(add, args![LINK])).await.unwrap();
+            let queue = Queue::open(store.clone(), Clock::from_fn(|| at(100))).await.unwrap();
+            Self { store, queue, _folder: folder }
+        }
+
+        async fn write<T: Send + 'static>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static) -> T {
+            let mut work = Some(work);
+            self.store.write(move |tx| work.take().unwrap()(tx)).await.unwrap()
+        }
+
+        /// The requests that a claim of `lane` gives, as ids of links, with what was claimed.
+        async fn claim(&self, lane: Lane) -> Vec<Vec<Refresh>> {
+            let wish = Wish { lane, is_reversed: false, requests: 9, fit: Box::new(|_, _| 50) };
+            self.queue.claim(wish).await.unwrap().requests
+        }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    fn link() -> LinkId {
+        LINK.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_a_webhook_wants_stays_urgent_whoever_else_wants_it_while_it_runs() {
+        for outcome in [Outcome::Postponed { code: "api_down", at: at(50), until: at(60) }, Outcome::Released] {
+            let place = Place::new().await;
+            place.write(|tx| mark_news(tx, &link(), &owners::RESOURCE, Some(1), at(1))).await;
+            let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
+            place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Schedule, at(2))).await;
+            assert!(place.write(move |tx| settle(tx, &refresh, outcome)).await);
+            let again = place.claim(Lane::Urgent).await;
+            assert!(again[0][0].is_urgent, "{outcome:?}");
+        }
+        // Once it has been served, whoever else wanted it meanwhile is as urgent as that is.
+        let place = Place::new().await;
+        place.write(|tx| mark_news(tx, &link(), &owners::RESOURCE, Some(1), at(1))).await;
+        let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
+        place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Schedule, at(2))).await;
+        let listed = Outcome::Listed {
+            started_at: at(40),
+            fetched_at: at(50),
+            collected_at: None,
+            content_seq: None,
+            sighted_seq: None,
+            touched_seq: 1,
+        };
+        place.write(move |tx| settle(tx, &refresh, listed)).await;
+        assert!(place.claim(Lane::Urgent).await.is_empty());
+        assert_eq!(place.claim(Lane::Ordinary).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn news_of_a_link_of_which_belvo_never_told_wait_apart_until_it_does() {
+        let place = Place::new().await;
+        let unknown = || -> LinkId { "00000000-0000-4000-8000-000000000001".parse().unwrap() };
+        let waited_for = || -> LinkId { "00000000-0000-4000-8000-000000000002".parse().unwrap() };
+        place
+            .write(move |tx| {
+                let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ('user-1', 0)";
+                tx.execute(session, args![])?;
+                for (link, user) in [(link(), "user-0"), (unknown(), "user-2"), (waited_for(), "user-1")] {
+                    links::note_webhook(tx, &link, Some(user), at(1))?;
+                    mark_news(tx, &link, &owners::RESOURCE, None, at(1))?;
+                }
+                // A job makes it no more urgent.
+                mark(tx, &unknown(), &owners::RESOURCE, Trigger::Schedule, at(1))
+            })
+            .await;
+        let links = |requests: &[Vec<Refresh>]| -> Vec<LinkId> {
+            let mut links: Vec<LinkId> = requests.iter().flatten().map(|refresh| refresh.link_id.clone()).collect();
+            links.sort();
+            links
+        };
+        assert_eq!(links(&place.claim(Lane::Urgent).await), [waited_for(), link()], "though more would fit");
+        assert!(place.claim(Lane::Ordinary).await.is_empty());
+        let apart = place.claim(Lane::Unknown).await;
+        assert_eq!(links(&apart), [unknown()]);
+        assert_eq!((apart[0][0].class(), apart[0][0].is_urgent), (Class::Unknown, true));
+        let refresh = apart[0][0].clone();
+        place.write(move |tx| settle(tx, &refresh, Outcome::Released)).await;
+        place.write(move |tx| confirm(tx, &unknown())).await;
+        assert!(place.claim(Lane::Unknown).await.is_empty());
+        assert_eq!(place.claim(Lane::Urgent).await[0][0].class(), Class::Urgent);
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_due_once_another_came_through_and_so_is_what_was_blocked_for_ever() {
+        let place = Place::new().await;
+        place.write(|tx| mark_news(tx, &link(), &owners::RESOURCE, None, at(1))).await;
+        let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
+        let refused = Outcome::Postponed { code: "api_forbidden", at: at(50), until: at(9_000) };
+        place.write(move |tx| settle(tx, &refresh, refused)).await;
+        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, "bad_request", at(100))).await, 0);
+        assert!(place.claim(Lane::Urgent).await.is_empty());
+        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, "api_forbidden", at(100))).await, 1);
+        let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
+        let blocked = Outcome::Blocked { code: "api_forbidden", at: at(50) };
+        place.write(move |tx| settle(tx, &refresh, blocked)).await;
+        Queue::open(place.store.clone(), Clock::from_fn(|| at(100))).await.unwrap();
+        assert_eq!(place.claim(Lane::Urgent).await.len(), 1);
+    }
 }

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::belvo::{Client, Failure, LinkId, Permit};
+use crate::belvo::{Class, Client, Failure, LinkId, Permit};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::Inspection;
 use crate::links;
+use crate::origin;
 use crate::queue::{self, Outcome, Refresh};
 use crate::records::{self, Drift, Foreign, Kept, Listing, Record};
 use crate::resources::Resource;
@@ -102,7 +103,7 @@ impl Refresher {
     /// [`Error`]; then nothing was kept, and the lease still stands.
     pub async fn run(&self, refresh: &Refresh, permit: Option<Permit>) -> Result<Kept, Error> {
         let Refresh { link_id, resource, .. } = refresh;
-        let fetched = fetch(&self.client, resource, link_id, refresh.is_urgent, permit).await;
+        let fetched = fetch(&self.client, resource, link_id, refresh.class(), permit).await;
         let pages = fetched.inspect_err(|failure| {
             if !self.is_about_all(failure) {
                 self.trust.keep_alone(resource, link_id);
@@ -135,8 +136,9 @@ impl Refresher {
             return refreshes.into_iter().map(|refresh| (refresh, Err(Error::Alone))).collect();
         };
         let links: Vec<LinkId> = refreshes.iter().map(|refresh| refresh.link_id.clone()).collect();
-        let is_urgent = refreshes.iter().any(|refresh| refresh.is_urgent);
-        let fetched = fetch_many(&self.client, resource, form, &links, &canary, is_urgent.into(), Some(permit)).await;
+        let classes = || refreshes.iter().map(Refresh::class);
+        let class = classes().find(|class| *class != Class::Ordinary).unwrap_or(Class::Ordinary);
+        let fetched = fetch_many(&self.client, resource, form, &links, &canary, class, Some(permit)).await;
         match fetched {
             Ok(lists) => self.keep_many(resource, refreshes, lists).await,
             Err(Useless::Failed(failure)) if self.is_about_all(&failure) => {
@@ -172,7 +174,8 @@ impl Refresher {
 
     /// Whether the failure is about every call, so that asking in another way would help nobody.
     fn is_about_all(&self, failure: &Failure) -> bool {
-        matches!(failure.code, "rate_limited" | "api_blocked" | "api_auth") || self.client.trouble() == Some("api_down")
+        matches!(failure.code, "rate_limited" | "api_blocked" | "api_auth" | origin::MISMATCH)
+            || self.client.trouble() == Some("api_down")
     }
 
     async fn keep_many(
@@ -235,9 +238,14 @@ impl Refresher {
 
     async fn keep(&self, refresh: &Refresh, listing: Listing, drift: &Drift) -> Result<Kept, Error> {
         let (refresh, confirm_after, name) = (refresh.clone(), self.confirm_after, refresh.resource.name);
+        let endpoint = refresh.resource.endpoint;
+        let is_simulated = self.client.is_simulated().unwrap_or_default();
         let kept = self
             .store
             .write(move |tx| {
+                if !origin::agrees(tx, is_simulated)? {
+                    return Ok(None);
+                }
                 let Refresh { link_id, resource, webhook_count, .. } = &refresh;
                 let loses_rows = &mut |old: &str, new: &str| Inspection::loses_rows(resource, old, new);
                 let kept = records::keep(tx, link_id, resource, &listing, *webhook_count, confirm_after, loses_rows)?;
@@ -252,12 +260,17 @@ impl Refresher {
                 };
                 if queue::settle(tx, &refresh, outcome)? {
                     links::note_listed(tx, link_id, resource, listing.records.is_empty(), listing.fetched_at)?;
-                    Ok(kept)
+                    Ok(Some(kept))
                 } else {
                     Err(StoreError::Overtaken("this refresh"))
                 }
             })
             .await?;
+        let Some(kept) = kept else {
+            // Whoever asks now is told at once.
+            self.client.expect_simulated(!is_simulated);
+            return Err(Failure::own(origin::MISMATCH, endpoint).into());
+        };
         if kept.versions > 0 {
             drift.count(name);
         }

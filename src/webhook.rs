@@ -585,7 +585,8 @@ mod tests {
         let answer = listening.say(post(OLD, &event(LINK)).as_bytes()).await;
         assert_eq!(status(&answer), 200, "{answer}");
         assert!(answer.ends_with(r#"{"status":"accepted"}"#));
-        let wish = queue::Wish { lane: queue::Lane::Urgent, is_reversed: false, requests: 10, fit: Box::new(|_, _| 1) };
+        let wish =
+            queue::Wish { lane: queue::Lane::Unknown, is_reversed: false, requests: 10, fit: Box::new(|_, _| 1) };
         let refreshes = listening.queue.claim(wish).await.unwrap().requests.concat();
         assert_eq!(refreshes.len(), 1);
         assert_eq!(

@@ -3,8 +3,9 @@
 //! *Promises* that a refresh that fails is tried again, waits for its user or stops, as its failure says, and holds up no
 //! other; that a panic in one is a failure of that one; and that each failure is logged once, here.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::belvo::{Class, Decision, Failure, Permit};
+use crate::belvo::{Class, Decision, Failure, LinkId, Permit};
 use crate::clock::Clock;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
@@ -24,8 +25,25 @@ use crate::store;
 /// How long running refreshes have to end when the program stops; what does not is done again after the next start.
 const DRAIN: Duration = Duration::from_secs(8);
 
-/// How long to wait after the queue itself failed.
+/// How long to wait after the queue itself failed,
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
+/// and at last, each time twice as long as before.
+const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
+
+/// All that Belvo refuses takes no more than this part of the budget.
+const REFUSED_PART: u32 = 10;
+
+/// The longest wait that their number makes: whoever mends it is found out by one that comes through.
+const LONGEST_REFUSAL: Duration = Duration::from_hours(1);
+
+/// Refused refreshes that keep within the minute whatever the budget is: one of them finds out for all.
+const SCOUTS: usize = 20;
+
+/// Tries after which Belvo is asked whether it knows the link at all.
+const GONE_AFTER: u32 = 2;
+
+/// The part of the workers that links of which Belvo never told occupy for sure.
+const UNKNOWN_PART: usize = 8;
 
 /// The part of the workers that only urgent requests occupy: a slow answer to another holds none of them up.
 const URGENT_PART: usize = 4;
@@ -47,11 +65,67 @@ pub async fn run(
 ) {
     let urgent = Arc::new(Semaphore::new((workers / URGENT_PART).max(1)));
     let any = Arc::new(Semaphore::new((workers - workers / URGENT_PART).max(1)));
-    let worker = Worker { refresher, queue, clock, settled };
+    let unknown = Arc::new(Semaphore::new((workers / UNKNOWN_PART).max(1)));
+    let refusals = Refusals::default();
+    let worker = Worker { refresher, queue, clock, settled, refusals, shutdown };
+    let all = [urgent, Arc::clone(&any)];
+    // Their part of the budget lets little through: waiting for it, they hold no place that others need.
+    let few = Places { first: vec![Arc::clone(&unknown)], more: vec![unknown, Arc::clone(&any)] };
     tokio::join!(
-        worker.clone().serve(Lane::Urgent, vec![urgent, Arc::clone(&any)], shutdown.clone()),
-        worker.clone().serve(Lane::Ordinary, vec![any], shutdown),
+        worker.clone().serve(Lane::Urgent, Places::of(all.to_vec())),
+        worker.clone().serve(Lane::Ordinary, Places::of(vec![any])),
+        worker.clone().serve(Lane::Unknown, few),
     );
+}
+
+/// Where somebody who runs a request may be taken from.
+struct Places {
+    /// For the first request of a claim.
+    first: Vec<Arc<Semaphore>>,
+    /// For others that go with it.
+    more: Vec<Arc<Semaphore>>,
+}
+
+impl Places {
+    fn of(places: Vec<Arc<Semaphore>>) -> Self {
+        Self { first: places.clone(), more: places }
+    }
+}
+
+/// Links that Belvo refuses now, by resource and code, each with its place among them. A restart forgets them, and they
+/// gather again. Cheap to clone.
+#[derive(Clone, Default)]
+struct Refusals(Arc<Mutex<HashMap<Refusal, HashMap<LinkId, usize>>>>);
+
+/// Name of a resource, and why.
+type Refusal = (&'static str, &'static str);
+
+impl Refusals {
+    /// Notes one, and gives its place among those of its kind, and their number.
+    fn note(&self, refresh: &Refresh, code: &'static str) -> (usize, usize) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, links) in all.iter_mut().filter(|((of, other), _)| *of == refresh.resource.name && *other != code) {
+            links.remove(&refresh.link_id);
+        }
+        let links = all.entry((refresh.resource.name, code)).or_default();
+        let next = links.len();
+        let place = *links.entry(refresh.link_id.clone()).or_insert(next);
+        (place, links.len())
+    }
+
+    /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
+    fn end(&self, refresh: &Refresh) -> Vec<&'static str> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut codes = Vec::new();
+        all.retain(|(resource, code), links| {
+            let is_over = *resource == refresh.resource.name && links.contains_key(&refresh.link_id);
+            if is_over && links.len() > 1 {
+                codes.push(*code);
+            }
+            !is_over
+        });
+        codes
+    }
 }
 
 #[derive(Clone)]
@@ -60,21 +134,23 @@ struct Worker {
     queue: Queue,
     clock: Clock,
     settled: watch::Sender<()>,
+    refusals: Refusals,
+    shutdown: CancellationToken,
 }
 
 impl Worker {
     /// Serves a lane: waits for a refresh that is due, then for somebody to run it, then for a place in the budget, and
     /// only then decides which refresh it is, so that nothing that was decided earlier is in the way of what is urgent.
-    async fn serve(self, lane: Lane, places: Vec<Arc<Semaphore>>, shutdown: CancellationToken) {
+    async fn serve(self, lane: Lane, places: Places) {
         let mut running = JoinSet::new();
         let serving = async {
             let (mut news, mut settled) = (self.queue.news(), self.settled.subscribe());
             for turn in 1.. {
                 self.refresher.client.until_open().await;
                 self.until_due(lane, &mut news, &mut settled).await;
-                let place = one_of(&places).await;
+                let place = one_of(&places.first).await;
                 let permit = self.refresher.client.budget().acquire(class(lane)).await;
-                let leaves = self.more_leaves((place, permit), lane, &places);
+                let leaves = self.more_leaves((place, permit), lane, &places.more);
                 let is_reversed = lane == Lane::Ordinary && turn % LAST_FIRST == 0;
                 match self.claim(lane, is_reversed, leaves.len()).await {
                     Ok(claimed) => self.start(claimed, leaves, &mut running),
@@ -91,7 +167,7 @@ impl Worker {
         };
         tokio::select! {
             () = serving => {}
-            () = shutdown.cancelled() => {}
+            () = self.shutdown.cancelled() => {}
         }
         // What was claimed is run to its end, or done again after the next start.
         if tokio::time::timeout(DRAIN, async { while running.join_next().await.is_some() {} }).await.is_err() {
@@ -261,6 +337,7 @@ impl Worker {
                     metrics::counter!("vinculo_late_answers_total", "resource" => resource).increment(kept.late as u64);
                 }
                 tracing::debug!(link = refresh.link_id.log_tag(), resource, versions = kept.versions, "refreshed");
+                self.release(&refresh).await;
             }
             Err(error) => {
                 let outcome = self.failed(&refresh, &error);
@@ -270,28 +347,89 @@ impl Worker {
         }
     }
 
-    /// Gives the refresh back; its link is told what stopped it.
+    /// Lets those be tried at once that were refused as this refresh was, which came through.
+    async fn release(&self, refresh: &Refresh) {
+        for code in self.refusals.end(refresh) {
+            let (resource, now) = (refresh.resource, self.clock.now());
+            match self.refresher.store.write(move |tx| queue::try_again(tx, resource, code, now)).await {
+                Ok(0) => {}
+                Ok(refreshes) => {
+                    tracing::info!(
+                        code,
+                        resource = resource.name,
+                        refreshes,
+                        "Belvo refuses no more; all are asked for"
+                    );
+                    self.queue.announce();
+                }
+                // They are tried again in their own time.
+                Err(error) => tracing::warn!(code = error.code(), "refused refreshes wait longer than needed: {error}"),
+            }
+        }
+    }
+
+    /// How long a refused refresh waits: as its failure says, and longer while so many are refused that asking for them
+    /// again would take what others need. A few go ahead of them all, so that the end of it is found out in time.
+    fn refusal_wait(&self, refresh: &Refresh, failure: &Failure) -> Duration {
+        let (place, refused) = self.refusals.note(refresh, failure.code);
+        let wait = failure.delay(refresh.attempts, &mut rand::rng());
+        if place < SCOUTS {
+            return wait;
+        }
+        let usage = self.refresher.client.usage();
+        let for_them = usage.requests as f64 / f64::from(REFUSED_PART);
+        let of_their_number = Duration::try_from_secs_f64(refused as f64 * usage.per_seconds / for_them);
+        wait.max(of_their_number.unwrap_or(LONGEST_REFUSAL).min(LONGEST_REFUSAL))
+    }
+
+    /// Gives the refresh back, however long that takes; its link is told what went wrong. While it cannot be given back
+    /// nobody else can have it: a full disk that is freed must not need a restart.
     async fn settle(&self, refresh: Refresh, outcome: Outcome, failure: Option<Failure>) {
-        let resource = refresh.resource.name;
+        let mut pause = QUEUE_PAUSE;
+        while let Err(error) = self.try_settle(&refresh, outcome, failure.as_ref()).await {
+            if pause == QUEUE_PAUSE {
+                tracing::error!(
+                    code = error.code(),
+                    resource = refresh.resource.name,
+                    "a refresh could not be given back, which is tried until it can: {error}"
+                );
+            }
+            if self.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                // The next start frees what this process held.
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_QUEUE_PAUSE);
+        }
         if let Outcome::Postponed { code, .. } | Outcome::Blocked { code, .. } = outcome {
+            let resource = refresh.resource.name;
             metrics::counter!("vinculo_refreshes_total", "resource" => resource, "outcome" => code).increment(1);
         }
-        let settled = self.refresher.store.write(move |tx| {
+    }
+
+    async fn try_settle(
+        &self,
+        refresh: &Refresh,
+        outcome: Outcome,
+        failure: Option<&Failure>,
+    ) -> Result<(), store::Error> {
+        let (refresh, failure) = (refresh.clone(), failure.cloned());
+        let write = move |tx: &store::Tx<'_>| {
             let is_ours = queue::settle(tx, &refresh, outcome)?;
-            if let (true, Outcome::Blocked { at, .. }, Some(failure)) = (is_ours, outcome, &failure) {
+            let (at, is_news) = match (outcome, failure.as_ref().map(|failure| failure.kind)) {
+                (Outcome::Blocked { at, .. }, Some(_)) | (Outcome::Postponed { at, .. }, Some(Decision::Refused)) => {
+                    (Some(at), true)
+                }
+                // Belvo may forget a link for a moment.
+                (Outcome::Postponed { at, .. }, Some(Decision::Gone)) => (Some(at), refresh.attempts >= GONE_AFTER),
+                _ => (None, false),
+            };
+            if let (true, true, Some(at), Some(failure)) = (is_ours, is_news, at, &failure) {
                 links::note_failure(tx, &refresh.link_id, failure, at)?;
             }
             // The link may have been paused while this ran.
             links::hold(tx, &refresh.link_id, Some(refresh.resource))
-        });
-        let settled = settled.await;
-        if let Err(error) = settled {
-            tracing::error!(
-                code = error.code(),
-                resource,
-                "a refresh could not be given back, and is done again after a restart: {error}"
-            );
-        }
+        };
+        self.refresher.store.write(write).await
     }
 
     /// Logs the failure and decides what becomes of the refresh.
@@ -306,16 +444,16 @@ impl Worker {
                 let delay = failure.delay(refresh.attempts, &mut rand::rng());
                 let request_id = failure.request_id.as_deref();
                 match failure.kind {
-                    Decision::AskUser | Decision::Never => {
+                    Decision::AskUser => {
                         tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
                         Outcome::Blocked { code: failure.code, at }
                     }
-                    // Belvo may forget a link for a moment: it is asked again before its refreshes stop.
-                    Decision::Gone if refresh.attempts >= 2 => {
-                        tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
-                        Outcome::Blocked { code: failure.code, at }
+                    // Whoever mends it tells nobody here, and the webhook that asked for it does not come again.
+                    Decision::Refused | Decision::Gone => {
+                        tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}");
+                        later(self.refusal_wait(refresh, failure))
                     }
-                    Decision::Retry | Decision::RetryAfter(_) | Decision::Gone | Decision::Stop => {
+                    Decision::Retry | Decision::RetryAfter(_) | Decision::Stop => {
                         if failure.is_worth_a_report(attempt) {
                             tracing::error!(
                                 code = failure.code,
@@ -366,6 +504,7 @@ fn class(lane: Lane) -> Class {
     match lane {
         Lane::Urgent => Class::Urgent,
         Lane::Ordinary => Class::Ordinary,
+        Lane::Unknown => Class::Unknown,
     }
 }
 
@@ -382,5 +521,147 @@ async fn one_of(places: &[Arc<Semaphore>]) -> OwnedSemaphorePermit {
         Some(Ok(Ok(place))) => place,
         // Nobody closes them.
         _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::belvo::scripted::{self, Script};
+    use crate::clock::Timestamp;
+    use crate::fetch::trust::Trust;
+    use crate::refresh::Inspections;
+    use crate::resources::owners;
+    use crate::store::{Store, args};
+
+    fn link(n: u32) -> LinkId {
+        format!("{n:08}-0000-4000-8000-000000000000").parse().unwrap()
+    }
+
+    struct Place {
+        worker: Worker,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        async fn new(client: crate::belvo::Client) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
+            let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+            let refresher = Refresher {
+                client,
+                store,
+                confirm_after: Duration::from_hours(1),
+                inspections: Inspections::default(),
+                trust: Trust::new(100),
+            };
+            let (settled, refusals) = (watch::Sender::new(()), Refusals::default());
+            let worker = Worker { refresher, queue, clock, settled, refusals, shutdown: CancellationToken::new() };
+            Self { worker, _folder: folder }
+        }
+
+        /// A claimed refresh of each of so many links.
+        async fn claimed(&self, links: u32) -> Vec<Refresh> {
+            let mark = move |tx: &store::Tx<'_>| {
+                let at = Timestamp::from_micros(0);
+                (0..links).try_for_each(|n| queue::mark(tx, &link(n), &owners::RESOURCE, queue::Trigger::Webhook, at))
+            };
+            self.worker.refresher.store.write(mark).await.unwrap();
+            let wish = Wish {
+                lane: Lane::Urgent,
+                is_reversed: false,
+                requests: usize::try_from(links).unwrap(),
+                fit: Box::new(|_, _| 1),
+            };
+            self.worker.queue.claim(wish).await.unwrap().requests.into_iter().flatten().collect()
+        }
+
+        async fn count(&self, condition: &'static str) -> i64 {
+            let sql = format!("SELECT count(*) FROM refreshes WHERE {condition}");
+            let read = move |tx: &store::Tx<'_>| tx.one(&sql, args![], |row| row.int(0));
+            self.worker.refresher.store.read(read).await.unwrap().unwrap()
+        }
+    }
+
+    fn nobody() -> crate::belvo::Client {
+        scripted::client("127.0.0.1:9".parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_refresh_that_cannot_be_given_back_is_given_back_as_soon_as_it_can() {
+        let place = Place::new(nobody()).await;
+        let refresh = place.claimed(1).await.remove(0);
+        let rename = |from: &'static str, to: &'static str| {
+            let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+            place.worker.refresher.store.write(move |tx| tx.execute(&sql, args![]))
+        };
+        // As when the disk is full: what the failure is counted in is not there.
+        rename("failures", "gone").await.unwrap();
+        let now = place.worker.clock.now();
+        let outcome = Outcome::Postponed { code: "timeout", at: now, until: now };
+        let mut settling = std::pin::pin!(place.worker.settle(refresh, outcome, None));
+        tokio::select! {
+            biased;
+            () = &mut settling => panic!("it could not be given back"),
+            // The write of the first try is on its way, before that of whoever frees the disk.
+            () = std::future::ready(()) => {}
+        }
+        rename("gone", "failures").await.unwrap();
+        assert_eq!(place.count("lease IS NOT NULL").await, 1);
+        tokio::time::timeout(Duration::from_secs(30), settling).await.expect("it is tried again");
+        assert_eq!(place.count("lease IS NULL AND due_at IS NOT NULL AND last_error_code = 'timeout'").await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_belvo_refuses_is_postponed_and_one_that_comes_through_frees_all() {
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let script = Script::start(move |_| match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0..=2 => scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#),
+            _ => scripted::json(200, r#"{"count":0,"next":null,"results":[]}"#),
+        })
+        .await;
+        let place = Place::new(script.client()).await;
+        for refresh in place.claimed(3).await {
+            let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
+            place.worker.run_next(refresh, permit).await;
+        }
+        let waiting = "lease IS NULL AND blocked_reason IS NULL AND last_error_code = 'api_forbidden' \
+             AND due_at BETWEEN 6000000 AND 7250000";
+        assert_eq!(place.count(waiting).await, 3, "within the minute, however it was refused");
+        // Its turn has come.
+        let free = "UPDATE refreshes SET due_at = 0 WHERE link_id = $1";
+        place.worker.refresher.store.write(move |tx| tx.execute(free, args![&link(1)])).await.unwrap();
+        let wish = Wish { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
+        let mut claimed = place.worker.queue.claim(wish).await.unwrap().requests;
+        assert_eq!(claimed.len(), 1);
+        let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
+        place.worker.run_next(claimed.remove(0).remove(0), permit).await;
+        assert_eq!(place.count("last_error_code = 'api_forbidden' AND due_at = 1000000").await, 2);
+    }
+
+    #[tokio::test]
+    async fn refusals_of_many_links_leave_the_budget_to_others_and_some_go_ahead() {
+        let place = Place::new(nobody()).await;
+        let refresh = place.claimed(1).await.remove(0);
+        let refused = Failure::own("too_large", "/api/owners/");
+        let of = |n| {
+            let mut refresh = refresh.clone();
+            refresh.link_id = link(n);
+            refresh
+        };
+        let mut waits: Vec<Duration> = (0..30_000).map(|n| place.worker.refusal_wait(&of(n), &refused)).collect();
+        let ahead = waits.drain(..SCOUTS).max().unwrap();
+        assert!(ahead < Duration::from_secs(7), "{ahead:?}");
+        // A tenth of 10,000 requests a second.
+        let last = waits.pop().unwrap();
+        assert!((Duration::from_secs(30)..Duration::from_secs(31)).contains(&last), "{last:?}");
+        let first_again = place.worker.refusal_wait(&of(0), &refused);
+        assert!(first_again < Duration::from_secs(7), "{first_again:?}");
+        // The same link refused for another reason counts there alone.
+        let other = Failure::own("not_found", "/api/owners/");
+        place.worker.refusal_wait(&of(3), &other);
+        assert_eq!(place.worker.refusals.end(&of(3)), [""; 0]);
+        assert_eq!(place.worker.refusals.end(&of(4)), ["too_large"]);
     }
 }

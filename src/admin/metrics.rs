@@ -211,6 +211,12 @@ pub static DESCRIBED: &[Description] = &[
         None,
         "1 while Belvo is asked for many links in one request, by `resource`",
     ),
+    Description::new(
+        Kind::Gauge,
+        "vinculo_unknown_links",
+        None,
+        "Links of the last hour that webhooks named and Belvo does not know; from 50 on an alarm, `unknown_links`",
+    ),
     Description::new(Kind::Counter, "vinculo_belvo_requests_total", None, "Calls to Belvo, by `outcome`"),
     Description::new(
         Kind::Histogram,

@@ -21,8 +21,8 @@ use super::ledger::Ledger;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 
-/// No pause is longer, whoever asks for it.
-pub const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+/// No pause is longer, whoever asks for it: a day at Belvo's word costs less than an address that is blocked for good.
+pub const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 
 /// Added to the window, with a thousandth of it: Belvo's clock may run faster than ours.
 const SLACK: Duration = Duration::from_millis(1);
@@ -40,8 +40,10 @@ const SPREAD: f64 = 0.97;
 /// took, while those that left together wait together, and the next pause falls into that wait.
 const HURRY: u32 = 2;
 
-/// Unknown links can be made up by whoever has a webhook's token: looking them up takes no more than this part.
+/// Unknown links can be made up by whoever has a webhook's token: all that is asked of them takes no more than this part,
 const LOOK_UPS: usize = 10;
+/// and lists of them no more than this part of it, because a look-up tells of many in one call.
+const OF_LOOK_UPS: usize = 2;
 
 /// What a call is for; decides when it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub enum Class {
     Urgent,
     /// Looks up a link that somebody named: at most a tenth of the budget.
     LookUp,
+    /// Lists a link that somebody named and of which Belvo never told: at most half of what look-ups may use.
+    Unknown,
 }
 
 impl From<bool> for Class {
@@ -75,7 +79,7 @@ pub struct Usage {
     pub waiting_urgent: usize,
     /// Ordinary calls that wait for a place.
     pub waiting_ordinary: usize,
-    /// Look-ups of links that wait for a place.
+    /// Look-ups of links that wait for a place, and lists of those of which Belvo never told.
     pub waiting_look_ups: usize,
 }
 
@@ -134,6 +138,17 @@ impl Budget {
         }
     }
 
+    /// Waits while no call may leave: a pause may have begun since a call got its place.
+    pub async fn until_unpaused(&self) {
+        loop {
+            let paused_until = self.0.lock().paused_until;
+            match paused_until.filter(|until| *until > Instant::now()) {
+                Some(until) => tokio::time::sleep_until(until.into()).await,
+                None => return,
+            }
+        }
+    }
+
     /// Leave for a call that may leave at this moment.
     pub fn try_acquire(&self, class: Class) -> Option<Permit> {
         let ticket = Ticket::take(&self.0, class);
@@ -184,7 +199,7 @@ impl Budget {
             reserve: window.reserve,
             waiting_urgent: waiting(Class::Urgent),
             waiting_ordinary: waiting(Class::Ordinary),
-            waiting_look_ups: waiting(Class::LookUp),
+            waiting_look_ups: waiting(Class::LookUp) + waiting(Class::Unknown),
         }
     }
 }
@@ -200,6 +215,7 @@ impl Shared {
 pub struct Permit {
     budget: Arc<Shared>,
     slot: usize,
+    class: Class,
     is_used: bool,
 }
 
@@ -210,7 +226,7 @@ impl Permit {
         }
         let is_urgent = if class == Class::Urgent { "true" } else { "false" };
         metrics::counter!("vinculo_belvo_grants_total", "urgent" => is_urgent).increment(1);
-        Self { budget: Arc::clone(budget), slot, is_used: true }
+        Self { budget: Arc::clone(budget), slot, class, is_used: true }
     }
 
     /// There was no call after all: its place is free again at once.
@@ -231,7 +247,7 @@ impl Drop for Permit {
             self.budget.calls.fetch_add(1, Ordering::Relaxed);
             window.answered(self.slot, Instant::now());
         } else {
-            window.given_back(self.slot);
+            window.given_back(self.slot, self.class);
         }
         if let Some(ledger) = &self.budget.ledger {
             if self.is_used {
@@ -291,7 +307,7 @@ struct Window {
     paused_until: Option<Instant>,
     slow_until: Option<Instant>,
     /// Those who wait, by class.
-    lines: [VecDeque<(u64, Arc<Notify>)>; 3],
+    lines: [VecDeque<(u64, Arc<Notify>)>; 4],
     tickets: u64,
     /// Urgent calls since the last ordinary one, while an ordinary one waited.
     urgent_in_a_row: u32,
@@ -301,8 +317,10 @@ struct Window {
     was_full: bool,
     /// Until when ordinary calls are not spread, because a pause took time from them.
     hurry_until: Option<Instant>,
-    /// When the look-ups of this window leave it.
+    /// When the look-ups of this window leave it, and the lists of unknown links,
     look_ups: VecDeque<Instant>,
+    /// and of these the lists.
+    unknown: VecDeque<Instant>,
 }
 
 impl Window {
@@ -325,13 +343,14 @@ impl Window {
             cooling: VecDeque::new(),
             paused_until: None,
             slow_until: None,
-            lines: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
+            lines: [const { VecDeque::new() }; 4],
             tickets: 0,
             urgent_in_a_row: 0,
             next_ordinary: None,
             was_full: false,
             hurry_until: None,
             look_ups: VecDeque::new(),
+            unknown: VecDeque::new(),
         }
     }
 
@@ -391,6 +410,9 @@ impl Window {
             Class::Urgent => is_ordinarys_turn,
             Class::Ordinary => !is_ordinarys_turn && !self.line(Class::Urgent).is_empty(),
             Class::LookUp => is_ordinarys_turn || !self.line(Class::Urgent).is_empty(),
+            Class::Unknown => {
+                is_ordinarys_turn || !self.line(Class::Urgent).is_empty() || !self.line(Class::LookUp).is_empty()
+            }
         };
         if !is_first || goes_behind {
             return Verdict::WhenWoken;
@@ -416,7 +438,7 @@ impl Window {
         let not_yet = match class {
             Class::Urgent => None,
             Class::Ordinary => self.spread(share, is_ordinarys_turn, now),
-            Class::LookUp => self.look_up(limit, now),
+            Class::LookUp | Class::Unknown => self.look_up(limit, class, now),
         };
         if let Some(instant) = not_yet {
             return Verdict::NotBefore(instant);
@@ -424,7 +446,7 @@ impl Window {
         self.urgent_in_a_row = match class {
             Class::Urgent if !self.line(Class::Ordinary).is_empty() => self.urgent_in_a_row + 1,
             Class::Urgent | Class::Ordinary => 0,
-            Class::LookUp => self.urgent_in_a_row,
+            Class::LookUp | Class::Unknown => self.urgent_in_a_row,
         };
         self.open += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -451,21 +473,47 @@ impl Window {
         None
     }
 
-    /// Counts a look-up; the instant before which there may be no more of them.
-    fn look_up(&mut self, limit: usize, now: Instant) -> Option<Instant> {
-        while self.look_ups.pop_front_if(|over| *over <= now).is_some() {}
+    /// Counts a look-up, or a list of an unknown link; the instant before which there may be no more of them. Once half of
+    /// their part is used, the rest is spread: whoever waits for the next one waits a moment with many others, and not a
+    /// window because each had a look-up of its own.
+    fn look_up(&mut self, limit: usize, class: Class, now: Instant) -> Option<Instant> {
+        for over in [&mut self.look_ups, &mut self.unknown] {
+            while over.pop_front_if(|over| *over <= now).is_some() {}
+        }
         let most = (limit / LOOK_UPS).max(1);
         if self.look_ups.len() >= most {
             return self.look_ups.get(self.look_ups.len() - most).copied();
         }
+        if class == Class::Unknown {
+            let most = (most / OF_LOOK_UPS).max(1);
+            if self.unknown.len() >= most {
+                return self.unknown.get(self.unknown.len() - most).copied();
+            }
+        } else if self.look_ups.len() >= most.div_ceil(2)
+            && let Some(latest) = self.look_ups.back().and_then(|over| over.checked_sub(self.per))
+        {
+            let next = latest + self.per / u32::try_from(most).unwrap_or(u32::MAX);
+            if next > now {
+                return Some(next);
+            }
+        }
         self.look_ups.push_back(now + self.per);
+        if class == Class::Unknown {
+            self.unknown.push_back(now + self.per);
+        }
         None
     }
 
     /// A slot that was granted and never used.
-    fn given_back(&mut self, slot: usize) {
+    fn given_back(&mut self, slot: usize, class: Class) {
         self.open -= 1;
         self.free.push(slot);
+        if matches!(class, Class::LookUp | Class::Unknown) {
+            self.look_ups.pop_back();
+        }
+        if class == Class::Unknown {
+            self.unknown.pop_back();
+        }
         self.wake();
     }
 
@@ -659,12 +707,32 @@ mod tests {
 
     #[test]
     fn looking_up_links_takes_a_tenth_of_the_budget_at_most() {
-        let mut window = window(30, 0.0);
+        let mut window = window(40, 0.0);
         let now = Instant::now();
-        assert_eq!((0..10).filter(|_| is_granted(&ask(&mut window, Class::LookUp, now))).count(), 3);
-        assert_eq!(ask(&mut window, Class::LookUp, now), Verdict::NotBefore(now + 100 * MS));
+        assert_eq!((0..10).filter(|_| is_granted(&ask(&mut window, Class::LookUp, now))).count(), 2);
+        assert_eq!(ask(&mut window, Class::LookUp, now), Verdict::NotBefore(now + 25 * MS), "the rest is spread");
+        assert!(is_granted(&ask(&mut window, Class::LookUp, now + 25 * MS)));
+        assert!(is_granted(&ask(&mut window, Class::LookUp, now + 50 * MS)));
+        assert_eq!(ask(&mut window, Class::LookUp, now + 75 * MS), Verdict::NotBefore(now + 100 * MS));
         assert!(is_granted(&ask(&mut window, Class::Ordinary, now)), "others go on");
         assert!(is_granted(&ask(&mut window, Class::LookUp, now + 100 * MS)));
+    }
+
+    #[test]
+    fn lists_of_unknown_links_take_half_of_what_look_ups_may_and_go_behind_them() {
+        let mut window = window(40, 0.0);
+        let now = Instant::now();
+        assert_eq!((0..10).filter(|_| is_granted(&ask(&mut window, Class::Unknown, now))).count(), 2);
+        assert_eq!(ask(&mut window, Class::Unknown, now + 99 * MS), Verdict::NotBefore(now + 100 * MS));
+        let later = now + 200 * MS;
+        let waiting = window.queue(Class::LookUp, Arc::default());
+        assert_eq!(ask(&mut window, Class::Unknown, later), Verdict::WhenWoken);
+        let Verdict::Granted(slot) = window.decide(waiting, Class::LookUp, later) else { panic!("it is free") };
+        window.leave(waiting, Class::LookUp);
+        assert!(is_granted(&ask(&mut window, Class::Unknown, later)));
+        // What was not used counts for nobody.
+        window.given_back(slot, Class::LookUp);
+        assert!(is_granted(&ask(&mut window, Class::LookUp, later)));
     }
 
     #[test]

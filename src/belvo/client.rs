@@ -33,6 +33,8 @@ const ERROR_BODY: usize = 64 << 10;
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
 /// and when it asks for patience without saying how long: calls keep within the budget, so that others were too many.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
+/// The header in which a simulated Belvo says that it is one.
+const SIMULATED: &str = "x-vinculo-simulated";
 /// Longest pause of that kind.
 const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 
@@ -48,6 +50,16 @@ struct Inner {
     gate: Gate,
     clock: Clock,
     cool_downs: std::sync::Mutex<u32>,
+    origin: std::sync::Mutex<Origin>,
+}
+
+/// Whether answers come from a simulated Belvo.
+#[derive(Default)]
+struct Origin {
+    /// What is expected, once it is known.
+    is_simulated: Option<bool>,
+    /// Whether the latest answer was of the other kind.
+    is_mixed: bool,
 }
 
 /// A body with status 200.
@@ -167,6 +179,7 @@ impl Client {
             gate: Gate::new(),
             clock,
             cool_downs: std::sync::Mutex::default(),
+            origin: std::sync::Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -196,6 +209,8 @@ impl Client {
             Some(permit) => permit,
             None => self.0.budget.acquire(class).await,
         };
+        // Belvo may have asked for patience since the place was taken.
+        self.0.budget.until_unpaused().await;
         let (left, started_at) = (Instant::now(), self.0.clock.now());
         let span = tracing::debug_span!("call", method = call.method_name(), outcome = Empty, otel.kind = "client");
         let exchange = self.exchange(call, permit, is_trial).instrument(span.clone());
@@ -221,9 +236,25 @@ impl Client {
         }
     }
 
-    /// Why calls pause now: `api_auth`, `api_down` or `rate_limited`; `None` when they go.
+    /// Why calls pause now, or come to nothing: `simulated_mismatch`, `api_auth`, `api_down` or `rate_limited`; `None` when
+    /// they go.
     pub fn trouble(&self) -> Option<&'static str> {
+        if self.lock_origin().is_mixed {
+            return Some("simulated_mismatch");
+        }
         self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
+    }
+
+    /// Whether answers come from a simulated Belvo; `None` before the first.
+    pub fn is_simulated(&self) -> Option<bool> {
+        self.lock_origin().is_simulated
+    }
+
+    /// From now on only answers of a simulated Belvo are taken, or only those of a real one.
+    pub fn expect_simulated(&self, is_simulated: bool) {
+        let mut origin = self.lock_origin();
+        origin.is_mixed |= origin.is_simulated.is_some_and(|found| found != is_simulated);
+        origin.is_simulated = Some(is_simulated);
     }
 
     /// The budget of all calls.
@@ -271,17 +302,20 @@ impl Client {
             Ok(Err(error)) => return Err(Failure::own(transport_code(&error, "unreachable"), path)),
             Err(_) => return Err(Failure::own("timeout", path)),
         };
-        let patience = retry_after(response.headers(), self.0.clock.now());
         let status = response.status().as_u16();
-        if call.expects.contains(&status) && patience.is_none() {
-            *self.lock_cool_downs() = 0;
-            return self
-                .body(response, settings.max_body)
-                .await
-                .map_err(|code| Failure::own(code, path).with_status(status));
+        let patience = retry_after(response.headers(), self.0.clock.now());
+        // The pause begins with the headers: other calls must not leave while the body drips in.
+        let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE)));
+        if let Some(wait) = wait {
+            self.0.budget.pause(wait);
         }
         if call.expects.contains(&status) {
-            self.0.budget.pause(patience.unwrap_or_default());
+            if wait.is_none() {
+                *self.lock_cool_downs() = 0;
+            }
+            if !call.is_for_token && !self.is_of_one_origin(&response) {
+                return Err(Failure::own("simulated_mismatch", path).with_status(status));
+            }
             return self
                 .body(response, settings.max_body)
                 .await
@@ -293,7 +327,16 @@ impl Client {
         if is_trial && failure.code == "api_blocked" && patience.is_none() {
             return Err(failure);
         }
-        Err(self.cool_down(failure, patience))
+        Err(self.cool_down(failure, wait))
+    }
+
+    /// Whether the answer is simulated as all others are, or is not, as no other is.
+    fn is_of_one_origin(&self, response: &Response) -> bool {
+        let is_simulated = response.headers().get(SIMULATED).is_some_and(|value| value == "true");
+        let mut origin = self.lock_origin();
+        let expected = *origin.is_simulated.get_or_insert(is_simulated);
+        origin.is_mixed = expected != is_simulated;
+        !origin.is_mixed
     }
 
     fn request(&self, call: &Call<'_>) -> reqwest::RequestBuilder {
@@ -342,15 +385,18 @@ impl Client {
         body
     }
 
-    /// Lets every call pause when the answer was about all of them.
-    fn cool_down(&self, failure: Failure, patience: Option<Duration>) -> Failure {
+    /// Lets every call pause when the answer was about all of them; `wait` is the pause that began with its headers.
+    fn cool_down(&self, failure: Failure, wait: Option<Duration>) -> Failure {
         let is_about_all = matches!(failure.code, "rate_limited" | "api_blocked");
-        if !is_about_all && patience.is_none() {
+        if !is_about_all && wait.is_none() {
             return failure;
         }
-        let first = if failure.code == "api_blocked" { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
-        let wait = patience.unwrap_or_else(|| self.next_cool_down(first));
-        self.0.budget.pause(wait);
+        let wait = wait.unwrap_or_else(|| {
+            let first = if failure.code == "api_blocked" { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
+            let wait = self.next_cool_down(first);
+            self.0.budget.pause(wait);
+            wait
+        });
         if failure.code == "api_blocked" {
             self.0.budget.slow_down(wait * 10);
         }
@@ -367,6 +413,10 @@ impl Client {
             *cool_downs = (*cool_downs + 1).min(16);
         }
         (first * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
+    }
+
+    fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {
+        self.0.origin.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_cool_downs(&self) -> std::sync::MutexGuard<'_, u32> {
@@ -525,6 +575,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pause_begins_with_the_headers_and_holds_whoever_has_a_place_already() {
+        let head = b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-length: 99\r\n\r\n[";
+        let script = Script::silent(head.to_vec(), true).await;
+        let client = script.client();
+        let permit = client.budget().acquire(Class::Urgent).await;
+        let calling = tokio::spawn({
+            let client = client.clone();
+            async move { client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err() }
+        });
+        let started = Instant::now();
+        while client.budget().paused_until().is_none() {
+            assert!(started.elapsed() < Duration::from_secs(5), "the body is waited for");
+            tokio::task::yield_now().await;
+        }
+        assert!(!calling.is_finished(), "the rest of the body is still to come");
+        assert_eq!(calling.await.unwrap().code, "rate_limited");
+        let second = client.get("/", Leave::with(Class::Urgent, permit));
+        assert!(timeout(Duration::from_millis(100), second).await.is_err(), "it left within the pause");
+        assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn simulated_and_real_answers_do_not_mix() {
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let script = Script::start(move |_| {
+            let said = if calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1 { "x-other" } else { SIMULATED };
+            format!("HTTP/1.1 200 OK\r\n{said}: true\r\ncontent-length: 2\r\n\r\n{{}}").into_bytes()
+        })
+        .await;
+        let client = script.client();
+        let get = async || client.get("/", Leave::of(Class::Ordinary)).await.map(drop).map_err(|failure| failure.code);
+        assert_eq!((get().await, client.is_simulated(), client.trouble()), (Ok(()), Some(true), None));
+        assert_eq!((get().await, client.trouble()), (Err("simulated_mismatch"), Some("simulated_mismatch")));
+        assert_eq!((get().await, client.trouble()), (Ok(()), None));
+        client.expect_simulated(false);
+        assert_eq!(client.trouble(), Some("simulated_mismatch"), "the state holds real ones");
+        assert_eq!(get().await, Err("simulated_mismatch"));
+    }
+
+    #[tokio::test]
     async fn a_forbidden_page_cools_everything_down_and_a_forbidden_resource_does_not() {
         let script = Script::start(|_| scripted::json(403, "<html><center>openresty</center></html>")).await;
         let client = script.client();
@@ -535,7 +625,7 @@ mod tests {
         assert_eq!(client.trouble(), Some("rate_limited"));
         let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
         let client = script.client();
-        assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind, Decision::Never);
+        assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind, Decision::Refused);
         assert_eq!(client.trouble(), None);
     }
 
@@ -563,7 +653,8 @@ mod tests {
         for (value, date, expected) in [
             ("7", None, Some(7)),
             ("0", None, Some(1)),
-            ("86400", None, Some(3600)),
+            ("86400", None, Some(86_400)),
+            ("90000", None, Some(86_400)),
             ("Sun, 06 Nov 1994 08:50:07 GMT", None, Some(30)),
             ("Sun, 06 Nov 1994 08:50:07 GMT", Some("Sun, 06 Nov 1994 08:50:02 GMT"), Some(5)),
             (date, Some("nonsense"), Some(1)),

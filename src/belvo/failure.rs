@@ -9,8 +9,8 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 use serde::Deserialize;
 
-use self::Decision::{AskUser, Gone, Never, Retry, Stop};
-use self::Pace::{Quick, Slow};
+use self::Decision::{AskUser, Gone, Refused, Retry, Stop};
+use self::Pace::{Patient, Quick, Slow};
 use self::Trouble::{Account, Down, Keys, Limit, Link};
 
 /// Failures in a row after which Belvo should be told.
@@ -29,8 +29,9 @@ pub enum Decision {
     Gone,
     /// The keys are refused: every call pauses, and an operator is needed.
     Stop,
-    /// Trying again gives the same: this link or resource stops, and its operator is told.
-    Never,
+    /// Belvo refuses this very call, and no user can mend that: its operator is told, and it is asked again, more and more
+    /// seldom, because whoever mends it at Belvo tells nobody here.
+    Refused,
 }
 
 /// How soon a retry is worth it.
@@ -40,6 +41,8 @@ pub(super) enum Pace {
     Quick,
     /// Minutes.
     Slow,
+    /// Within the minute at first, and then more and more seldom, for what only somebody elsewhere can mend.
+    Patient,
     /// As many minutes as Belvo named.
     Minutes(u64),
 }
@@ -76,7 +79,7 @@ impl Failure {
             request_id: None,
             method: "GET",
             path: without_query(path),
-            pace: Quick,
+            pace: if matches!(kind, Refused | Gone) { Patient } else { Quick },
         }
     }
 
@@ -127,7 +130,8 @@ impl Failure {
     }
 
     /// How long to wait before the next try after `attempts` failed ones. Belvo's own schedule with some jitter on top,
-    /// then every minute, later every five; minutes to an hour when an institution is down.
+    /// then every minute, later every five; minutes to an hour when an institution is down; up to a minute for ten minutes,
+    /// then up to an hour, when Belvo refuses the call itself.
     pub fn delay(&self, attempts: u32, rng: &mut impl Rng) -> Duration {
         if let Decision::RetryAfter(wait) = self.kind {
             return wait + spread(wait.min(Duration::from_secs(30)), rng);
@@ -137,7 +141,14 @@ impl Failure {
             (Quick, 5..=14) => 48,
             (Quick, _) => 240,
             (Slow, 0..=3) => 300 << attempts,
-            (Slow, _) => 3600,
+            (Patient, 0) => 5,
+            (Patient, 1) => 15,
+            (Patient, 2) => 30,
+            // With its jitter still within the minute in which all is right again, for ten minutes.
+            (Patient, 3..=14) => 45,
+            (Patient, 15..=18) => 300,
+            (Patient, 19..=26) => 900,
+            (Slow | Patient, _) => 3600,
             (Pace::Minutes(minutes), _) => 60 * minutes,
         };
         let wait = Duration::from_secs(seconds);
@@ -244,7 +255,7 @@ macro_rules! own {
 
 own! {
     "api_auth", Stop, Keys, "Belvo refuses the keys", "check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url";
-    "api_forbidden", Never, Account, "Belvo forbids this call to the account", "ask Belvo to enable the resource, then refresh the link";
+    "api_forbidden", Refused, Account, "Belvo forbids this call to the account", "ask Belvo to enable the resource; it is asked for again by itself, at last once an hour";
     "institution_refuses", Retry, Down, "the institution refuses Belvo", "it is tried again in some minutes";
     "institution_down", Retry, Down, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
     "link_cooling", Retry, Down, "the link was refreshed minutes ago", "it is tried again in some minutes";
@@ -253,9 +264,9 @@ own! {
     "link_needs_user", AskUser, Link, "the link needs its user", "let the user open the widget in update mode";
     "link_expired", AskUser, Link, "the link's credentials have expired at Belvo", "let the user connect again";
     "link_deleted", AskUser, Link, "the link was deleted at Belvo", "its rows stay; let the user connect again for new data";
-    "resource_refused", Never, Link, "the institution does not offer this resource for the link", "leave it out of the link's fetch_resources";
+    "resource_refused", Refused, Link, "the institution does not offer this resource for the link", "leave it out of the link's fetch_resources; it is asked for again by itself, at last once an hour";
     "not_found", Gone, Link, "Belvo does not know it", "it is asked for again before anything ends; let the user connect again when it stays";
-    "bad_request", Never, Link, "Belvo finds the request wrong", "report this with Belvo's request id";
+    "bad_request", Refused, Link, "Belvo finds the request wrong", "report this with Belvo's request id; it is asked for again by itself, at last once an hour";
     "api_down", Retry, Down, "Belvo failed", "it is tried again by itself; report Belvo's request id when it stays";
     "api_timeout", Retry, Down, "Belvo took too long", "it is tried again by itself";
     "unexpected_status", Retry, Down, "an answer that is no list", "check belvo.base_url; it is tried again by itself";
@@ -264,10 +275,11 @@ own! {
     "tls_refused", Retry, Down, "the server's certificate is not trusted, so nothing was sent", "check belvo.base_url and ca-certificates";
     "timeout", Retry, Down, "no answer in time", "it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout";
     "truncated", Retry, Down, "the answer was cut short and thrown away", "it is tried again by itself";
-    "too_large", Never, Link, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size, then refresh the link";
+    "too_large", Refused, Link, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size";
     "not_json", Retry, Down, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
     "not_a_list", Retry, Down, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
     "foreign_next", Retry, Down, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
+    "simulated_mismatch", Refused, Down, "a simulated Belvo and a real one do not share a state", "check belvo.base_url, or use another state and lake; nothing of the answer was kept";
     "inconsistent_pages", Retry, Down, "the pages do not make one list", "it is tried again by itself";
 }
 
@@ -290,19 +302,19 @@ macro_rules! rules {
 
 rules! {
     400, "activation_failed", AskUser, Quick, "link_needs_user";
-    400, "blank", Never, Quick, "bad_request";
-    400, "does_not_exist", Never, Quick, "bad_request";
-    400, "duplicated", Never, Quick, "bad_request";
-    400, "null", Never, Quick, "bad_request";
-    400, "required", Never, Quick, "bad_request";
-    400, "invalid", Never, Quick, "bad_request";
-    400, "invalid_choice", Never, Quick, "bad_request";
-    400, "not_a_list", Never, Quick, "bad_request";
-    400, "parse_error", Never, Quick, "bad_request";
-    400, "validation_error", Never, Quick, "bad_request";
-    400, "invalid_credentials_storage", Never, Quick, "bad_request";
-    400, "invalid_fetch_resources", Never, Quick, "bad_request";
-    400, "invalid_period", Never, Quick, "bad_request";
+    400, "blank", Refused, Patient, "bad_request";
+    400, "does_not_exist", Refused, Patient, "bad_request";
+    400, "duplicated", Refused, Patient, "bad_request";
+    400, "null", Refused, Patient, "bad_request";
+    400, "required", Refused, Patient, "bad_request";
+    400, "invalid", Refused, Patient, "bad_request";
+    400, "invalid_choice", Refused, Patient, "bad_request";
+    400, "not_a_list", Refused, Patient, "bad_request";
+    400, "parse_error", Refused, Patient, "bad_request";
+    400, "validation_error", Refused, Patient, "bad_request";
+    400, "invalid_credentials_storage", Refused, Patient, "bad_request";
+    400, "invalid_fetch_resources", Refused, Patient, "bad_request";
+    400, "invalid_period", Refused, Patient, "bad_request";
     400, "institution_down", Retry, Slow, "institution_down";
     400, "institution_unavailable", Retry, Slow, "institution_down";
     400, "institution_inactive", Retry, Slow, "institution_down";
@@ -313,18 +325,18 @@ rules! {
     400, "too_many_sessions", Retry, Quick, "institution_refuses";
     400, "unavailable_data", Retry, Slow, "institution_down";
     400, "unconfirmed_link", AskUser, Quick, "link_needs_user";
-    400, "unsupported_operation", Never, Quick, "resource_refused";
-    400, "operational_limits_reached", Never, Quick, "resource_refused";
+    400, "unsupported_operation", Refused, Patient, "resource_refused";
+    400, "operational_limits_reached", Refused, Patient, "resource_refused";
     401, "authentication_failed", Stop, Quick, "api_auth";
-    401, "consent_without_accounts", Never, Quick, "resource_refused";
-    403, "access_to_production_denied", Never, Quick, "api_forbidden";
-    403, "access_to_resource_denied", Never, Quick, "api_forbidden";
+    401, "consent_without_accounts", Refused, Patient, "resource_refused";
+    403, "access_to_production_denied", Refused, Patient, "api_forbidden";
+    403, "access_to_resource_denied", Refused, Patient, "api_forbidden";
     403, "permission_denied", Retry, Slow, "institution_refuses";
-    403, "quota_limit_reached", Never, Quick, "api_forbidden";
+    403, "quota_limit_reached", Refused, Patient, "api_forbidden";
     403, "forbidden_by_host", Retry, Slow, "institution_refuses";
-    404, "not_found", Gone, Quick, "not_found";
+    404, "not_found", Gone, Patient, "not_found";
     404, "expired_credentials", AskUser, Quick, "link_expired";
-    405, "method_not_allowed", Never, Quick, "bad_request";
+    405, "method_not_allowed", Refused, Patient, "bad_request";
     408, "request_timeout", Retry, Quick, "api_timeout";
     409, "link_refreshed", Retry, Slow, "link_cooling";
     428, "activation_required", AskUser, Quick, "link_needs_user";
@@ -356,15 +368,15 @@ fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
 fn fallback(status: u16, is_belvos_json: bool) -> Rule {
     let (kind, pace, code) = match status {
         401 => (Stop, Quick, "api_auth"),
-        403 if is_belvos_json => (Never, Quick, "api_forbidden"),
+        403 if is_belvos_json => (Refused, Patient, "api_forbidden"),
         403 => (Retry, Quick, "api_blocked"),
-        404 | 410 => (Gone, Quick, "not_found"),
+        404 | 410 => (Gone, Patient, "not_found"),
         408 => (Retry, Quick, "api_timeout"),
         409 => (Retry, Slow, "link_cooling"),
         425 | 500..=599 => (Retry, Quick, "api_down"),
         428 => (AskUser, Quick, "link_needs_user"),
         429 => (Retry, Quick, "rate_limited"),
-        400..=499 => (Never, Quick, "bad_request"),
+        400..=499 => (Refused, Patient, "bad_request"),
         300..=399 => (Retry, Quick, "redirected"),
         _ => (Retry, Quick, "unexpected_status"),
     };
@@ -456,16 +468,16 @@ mod tests {
         assert_eq!(codes.len(), 42);
         for (status, body, kind, code) in [
             (403, "<html><center>openresty</center></html>", Retry, "api_blocked"),
-            (403, r#"[{"code":"waf","message":"no"}]"#, Never, "api_forbidden"),
+            (403, r#"[{"code":"waf","message":"no"}]"#, Refused, "api_forbidden"),
             (429, "", Retry, "rate_limited"),
             (401, "<html>", Stop, "api_auth"),
             (404, "", Gone, "not_found"),
-            (400, r#"[{"code":null,"message":"x","field":"link"}]"#, Never, "bad_request"),
+            (400, r#"[{"code":null,"message":"x","field":"link"}]"#, Refused, "bad_request"),
             (428, "[]", AskUser, "link_needs_user"),
             (502, "<html>", Retry, "api_down"),
             (302, "", Retry, "redirected"),
             (204, "", Retry, "unexpected_status"),
-            (418, "", Never, "bad_request"),
+            (418, "", Refused, "bad_request"),
             (400, r#"{"code":"invalid_link"}"#, AskUser, "link_needs_user"),
         ] {
             let failure = answered(status, body);
@@ -513,7 +525,16 @@ mod tests {
         let mut rng = rand::rng();
         let quick = Failure::own("api_down", "/");
         let slow = answered(400, &body("institution_down", ""));
+        let patient = answered(403, &body("access_to_resource_denied", ""));
         for (failure, attempts, least) in [
+            (&patient, 0, 5),
+            (&patient, 1, 15),
+            (&patient, 2, 30),
+            (&patient, 3, 45),
+            (&patient, 14, 45),
+            (&patient, 15, 300),
+            (&patient, 19, 900),
+            (&patient, 999, 3600),
             (&quick, 0, 3),
             (&quick, 1, 6),
             (&quick, 2, 12),

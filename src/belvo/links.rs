@@ -8,7 +8,8 @@ use super::page::{Next, Page};
 use super::{Class, Client, Decision, Failure, Leave, LinkId};
 use crate::clock::Timestamp;
 
-const PATH: &str = "/api/links/";
+/// Where they are listed.
+pub(crate) const PATH: &str = "/api/links/";
 
 /// Most ids in one call: the longest address that is known to work.
 pub const MOST_IDS: usize = 50;
@@ -77,21 +78,29 @@ pub struct LinkPage {
 /// # Errors
 /// A [`Failure`].
 pub async fn list_page(client: &Client, page: u32, page_size: u32) -> Result<LinkPage, Failure> {
-    let number = if page > 1 { format!("&page={page}") } else { String::new() };
-    call(client, &format!("{PATH}?page_size={page_size}{number}"), Class::Ordinary).await
+    list_page_with(client, page, page_size, Leave::of(Class::Ordinary)).await
 }
 
-/// The links among `ids`, at most [`MOST_IDS`], that Belvo knows.
+/// The same, asked for with `leave`.
+///
+/// # Errors
+/// A [`Failure`].
+pub async fn list_page_with(client: &Client, page: u32, page_size: u32, leave: Leave) -> Result<LinkPage, Failure> {
+    let number = if page > 1 { format!("&page={page}") } else { String::new() };
+    call(client, &format!("{PATH}?page_size={page_size}{number}"), leave).await
+}
+
+/// The links among `ids`, at most [`MOST_IDS`], that Belvo knows, asked for with `leave`.
 ///
 /// # Errors
 /// A [`Failure`]; `inconsistent_pages` when one page does not hold them.
-pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, Failure> {
+pub async fn by_ids(client: &Client, ids: &[LinkId], leave: Leave) -> Result<Vec<LinkObject>, Failure> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let list: Vec<&str> = ids.iter().map(LinkId::as_str).collect();
     let path = format!("{PATH}?id__in={}&page_size={}", list.join(","), ids.len().max(MOST_IDS));
-    let page = call(client, &path, Class::LookUp).await?;
+    let page = call(client, &path, leave).await?;
     if page.has_next {
         return Err(inconsistent());
     }
@@ -104,7 +113,8 @@ pub async fn by_ids(client: &Client, ids: &[LinkId]) -> Result<Vec<LinkObject>, 
 /// A [`Failure`]; `inconsistent_pages` when one page does not hold them.
 pub async fn by_external_id(client: &Client, external_id: &str) -> Result<Vec<LinkObject>, Failure> {
     let id: String = url::form_urlencoded::byte_serialize(external_id.as_bytes()).collect();
-    let page = call(client, &format!("{PATH}?external_id={id}&page_size={MOST_IDS}"), Class::Ordinary).await?;
+    let page =
+        call(client, &format!("{PATH}?external_id={id}&page_size={MOST_IDS}"), Leave::of(Class::Ordinary)).await?;
     if page.has_next {
         return Err(Failure::own("inconsistent_pages", PATH));
     }
@@ -172,8 +182,13 @@ pub(crate) fn inconsistent() -> Failure {
     Failure::own("inconsistent_pages", PATH)
 }
 
-async fn call(client: &Client, path: &str, class: Class) -> Result<LinkPage, Failure> {
-    let answer = client.get(path, Leave::of(class)).await?;
+/// What is said of a link that was asked for with others and was not among those that Belvo told of.
+pub(crate) fn not_found() -> Failure {
+    Failure::own("not_found", PATH)
+}
+
+async fn call(client: &Client, path: &str, leave: Leave) -> Result<LinkPage, Failure> {
+    let answer = client.get(path, leave).await?;
     let page = Page::read(answer.body, client.base_url()).map_err(|code| Failure::own(code, path).with_status(200))?;
     if page.next == Next::Foreign {
         return Err(Failure::own("foreign_next", path).with_status(200));
@@ -251,7 +266,8 @@ mod tests {
         let client = script.client();
         let id: LinkId = ID.parse().unwrap();
         assert_eq!(get(&client, &id).await.unwrap().id, id);
-        assert_eq!(by_ids(&client, std::slice::from_ref(&id)).await.unwrap().len(), 1);
+        let leave = Leave::of(Class::LookUp);
+        assert_eq!(by_ids(&client, std::slice::from_ref(&id), leave).await.unwrap().len(), 1);
         assert!(list_page(&client, 1, 100).await.unwrap().has_next);
         let last = list_page(&client, 2, 100).await.unwrap();
         assert_eq!((last.links.len(), last.unreadable, last.has_next), (0, 1, false));

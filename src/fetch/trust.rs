@@ -318,7 +318,7 @@ async fn try_form(client: &Client, resource: &Resource, form: Form, samples: &[S
 
 /// Whether the failure is about the request, and not about the moment.
 pub fn is_refusal(failure: &Failure) -> bool {
-    matches!(failure.kind, Decision::Never | Decision::Gone | Decision::AskUser)
+    matches!(failure.kind, Decision::Refused | Decision::Gone | Decision::AskUser)
 }
 
 fn judge(page: &Page, form: Form, samples: &[Sample]) -> Found {

@@ -2,19 +2,24 @@
 //!
 //! *Takes* lookups that are due. *Gives* what Belvo says to [`super::keep`]. *Promises* that a reconciliation holds one
 //! page in memory, however many links there are: which links a list showed is marked in the state; that a link is called
-//! gone only when Belvo does not know it when asked for it alone; and that an unknown link is asked for once.
+//! gone only when Belvo does not know it when asked for it alone, and is asked for again, with others, in case Belvo had
+//! forgotten it for a while; and that whoever names links that do not exist keeps nobody else's waiting: those are asked for
+//! last, one by one, when nothing new waits.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{DELETED, DELETING, NOT_FOUND, News, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
-use crate::belvo::{self, Client, Decision, Failure, LinkId};
+use crate::belvo::{self, Class, Client, Decision, Failure, Leave, LinkId};
+use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
+use crate::origin;
 use crate::queue::Queue;
-use crate::store::{Error, Store, args};
+use crate::store::{Error, Store, Tx, args};
 
 /// New links are gathered for so long, because one call can look up many.
 const GATHER_FOR: Duration = Duration::from_millis(200);
@@ -24,6 +29,36 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// How often a page of the whole list is asked for again before the reconciliation fails.
 const MOST_RETRIES: u32 = 5;
+
+/// Belvo's whole list is read for many that wait at most this often.
+const LIST_EVERY: Duration = Duration::from_mins(1);
+
+/// Pages of it that are read at most.
+const MOST_PAGES: u32 = 10_000;
+
+/// Unknown links are counted at most this often.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// A link that its id alone can tell of is asked for in its turn; should that never come, then with others after so long.
+const ALONE_WITHIN: Duration = Duration::from_mins(10);
+
+/// Links that are kept in mind to be asked for alone; those beyond come again later.
+const MOST_ALONE: usize = 10_000;
+
+/// How often a link that Belvo had told of and does not know is asked for again, in ever longer times, before that is left to
+/// the reconciliations,
+const MOST_AGAIN: u32 = 20;
+/// and one of which it never told.
+const MOST_AGAIN_UNKNOWN: u32 = 6;
+
+/// So many links of the last hour that nobody knows are more than a mistake.
+const MANY_UNKNOWN: i64 = 50;
+
+/// For how long a link that nobody knows counts.
+const UNKNOWN_COUNTS: Duration = Duration::from_hours(1);
+
+/// How long Belvo may take to tell of a new link before it counts as one that nobody knows.
+const TOLD_WITHIN: Duration = Duration::from_mins(1);
 
 /// Lookups that one transaction asks for, so that webhooks between two of them are not kept waiting.
 const LOOKUPS_AT_ONCE: i64 = 5_000;
@@ -39,6 +74,30 @@ pub struct Synced {
     pub changed: u64,
     /// Tracked links that the list lacked; each is looked up on its own now.
     pub missing: u64,
+}
+
+/// A link whose lookup is due.
+#[derive(Clone)]
+struct Wanted {
+    id: LinkId,
+    attempts: u32,
+    /// Whether Belvo said before that it does not know it.
+    is_missing: bool,
+}
+
+/// What the lookups remember from one to the next.
+#[derive(Default)]
+struct Memory {
+    /// Links that an answer for many lacked, and that are still to be asked for alone.
+    alone: VecDeque<Wanted>,
+    /// Pages of Belvo's whole list, when it was last read.
+    pages: usize,
+    /// When it may be read again.
+    list_from: Option<Instant>,
+    /// Whether many links that nobody knows were named,
+    is_alarmed: bool,
+    /// and when they are counted again.
+    count_from: Option<Instant>,
 }
 
 /// Looks up tracked links at Belvo, many in one call, and reconciles them with Belvo's list.
@@ -58,13 +117,24 @@ impl Directory {
 
     /// Looks up links as they become known, until `shutdown`. `settled` is told of each answer.
     pub async fn run(self, settled: watch::Sender<()>, shutdown: CancellationToken) {
-        let mut news = self.queue.news();
+        let (mut news, mut ended, mut memory) = (self.queue.news(), settled.subscribe(), Memory::default());
         let looking = async {
+            if let Err(error) = origin::recall(&self.store, &self.client).await {
+                tracing::error!(
+                    code = error.code(),
+                    "the state does not say whether it is of a simulated Belvo: {error}"
+                );
+            }
             loop {
                 news.mark_unchanged();
-                let looked_up = self.look_up_due().await;
+                ended.mark_unchanged();
+                let looked_up = self.look_up_due(&mut memory).await;
+                if let Err(error) = self.watch_unknown(&mut memory).await {
+                    tracing::error!(code = error.code(), "unknown links could not be counted: {error}");
+                }
                 match looked_up {
-                    Ok(0) => {}
+                    Ok(0) if memory.alone.is_empty() => {}
+                    Ok(0) => continue,
                     Ok(_) => {
                         settled.send_replace(());
                         continue;
@@ -74,6 +144,8 @@ impl Directory {
                 let wait = self.until_due().await;
                 tokio::select! {
                     _ = news.changed() => tokio::time::sleep(GATHER_FOR).await,
+                    // What a refresh came to may say that its link is to be looked up.
+                    _ = ended.changed() => tokio::time::sleep(GATHER_FOR).await,
                     () = tokio::time::sleep(wait) => {}
                 }
             }
@@ -84,62 +156,234 @@ impl Directory {
         }
     }
 
-    /// Looks up the links that are due, at most as many as fit one call, and gives their number.
-    async fn look_up_due(&self) -> Result<usize, Error> {
-        let now = self.clock.now();
-        let due = self
-            .store
-            .read(move |tx| {
-                tx.all(
-                    "SELECT link_id, lookup_attempts FROM links WHERE lookup_due_at <= $1 ORDER BY lookup_due_at LIMIT $2",
-                    args![now, i64::try_from(MOST_IDS).unwrap_or(i64::MAX)],
-                    |row| Ok((row.link_id(0)?, u32::try_from(row.int(1)?).unwrap_or(u32::MAX))),
-                )
-            })
-            .await?;
-        let ids: Vec<LinkId> = due.iter().map(|(id, _)| id.clone()).collect();
-        if ids.is_empty() {
+    /// Looks up links that are due with one call, and gives how many that were: as many as fit it, all of them by Belvo's
+    /// whole list when that takes fewer calls, or one that many could not tell of when nothing else is due.
+    async fn look_up_due(&self, memory: &mut Memory) -> Result<usize, Error> {
+        if self.due().await?.1 == 0 {
+            let Some(one) = memory.alone.pop_front() else { return Ok(0) };
+            return self.look_up_alone(one).await;
+        }
+        // Whoever becomes due while this waits goes with it.
+        let permit = self.client.budget().acquire(Class::LookUp).await;
+        let (due, waiting) = self.due().await?;
+        if due.is_empty() {
+            permit.unused();
             return Ok(0);
         }
-        let found = match belvo::links::by_ids(&self.client, &ids).await {
-            Ok(found) => found,
+        let leave = Leave::with(Class::LookUp, permit);
+        let may_list = memory.list_from.is_none_or(|from| from <= Instant::now());
+        if may_list && waiting > MOST_IDS * memory.pages.max(1) {
+            memory.list_from = Some(Instant::now() + LIST_EVERY);
+            return self.look_up_by_list(leave, memory).await;
+        }
+        let (ids, now): (Vec<LinkId>, _) = (due.iter().map(|wanted| wanted.id.clone()).collect(), self.clock.now());
+        let (found, is_answered) = match belvo::links::by_ids(&self.client, &ids, leave).await {
+            Ok(found) => (found, true),
             // Whatever this filter gives, one link at a time is what every server answers.
-            Err(failure) if matches!(failure.kind, Decision::Never | Decision::Gone) => Vec::new(),
+            Err(failure) if matches!(failure.kind, Decision::Refused | Decision::Gone) => (Vec::new(), false),
             Err(failure) => return self.postpone(due, &failure).await,
         };
         let (known, rest): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|(id, _)| found.iter().any(|link| link.id == *id));
-        let known: Vec<LinkObject> =
-            found.into_iter().filter(|link| known.iter().any(|(id, _)| link.id == *id)).collect();
-        self.keep_all(known, now).await?;
-        for (id, attempts) in rest {
-            let now = self.clock.now();
-            match belvo::links::get(&self.client, &id).await {
-                Ok(link) => self.keep_all(vec![link], now).await?,
-                Err(failure) if failure.kind == Decision::Gone => self.note_not_found(id, now).await?,
-                Err(failure) => drop(self.postpone(vec![(id, attempts)], &failure).await?),
-            }
+            due.into_iter().partition(|wanted| found.iter().any(|link| link.id == wanted.id));
+        let found = found.into_iter().filter(|link| known.iter().any(|wanted| wanted.id == link.id)).collect();
+        if !self.keep_all(found, now).await? {
+            return self.postpone([known, rest].concat(), &Failure::own(origin::MISMATCH, belvo::links::PATH)).await;
         }
+        let (missing, alone): (Vec<_>, Vec<_>) = rest.into_iter().partition(|wanted| is_answered && wanted.is_missing);
+        for wanted in missing {
+            self.note_not_found(wanted, &belvo::links::not_found(), now).await?;
+        }
+        self.leave_for_later(alone.iter().map(|wanted| wanted.id.clone()).collect()).await?;
+        memory.alone.extend(alone.into_iter().take(MOST_ALONE.saturating_sub(memory.alone.len())));
         // A link that works again may have refreshes that waited for it.
         self.queue.announce();
         Ok(ids.len())
     }
 
-    async fn keep_all(&self, links: Vec<LinkObject>, asked_at: Timestamp) -> Result<(), Error> {
-        self.store.write(move |tx| links.iter().try_for_each(|link| keep(tx, link, asked_at, None).map(drop))).await
+    /// The links that are due, those that were asked for least first, at most as many as fit one call; and how many are.
+    async fn due(&self) -> Result<(Vec<Wanted>, usize), Error> {
+        let now = self.clock.now();
+        let read = move |tx: &Tx<'_>| {
+            let due = tx.all(
+                "SELECT link_id, lookup_attempts, coalesce(status, '') = $3 FROM links WHERE lookup_due_at <= $1 \
+                 ORDER BY lookup_attempts, lookup_due_at LIMIT $2",
+                args![now, i64::try_from(MOST_IDS).unwrap_or(i64::MAX), NOT_FOUND],
+                |row| {
+                    let attempts = u32::try_from(row.int(1)?).unwrap_or(u32::MAX);
+                    Ok(Wanted { id: row.link_id(0)?, attempts, is_missing: row.int(2)? == 1 })
+                },
+            )?;
+            let count = "SELECT count(*) FROM links WHERE lookup_due_at <= $1";
+            let waiting = if due.len() < MOST_IDS { None } else { tx.one(count, args![now], |row| row.int(0))? };
+            let waiting = waiting.and_then(|waiting| usize::try_from(waiting).ok());
+            let waiting = waiting.unwrap_or(due.len());
+            Ok((due, waiting))
+        };
+        self.store.read(read).await
     }
 
-    async fn note_not_found(&self, id: LinkId, asked_at: Timestamp) -> Result<(), Error> {
-        tracing::warn!(
-            code = "unknown_link",
-            link = id.log_tag(),
-            "Belvo does not know this link; its rows stay, and nothing of it is asked for"
-        );
+    /// Keeps what Belvo's whole list says of links that are due. Those that it lacks stay due: rows come and go between two
+    /// pages.
+    async fn look_up_by_list(&self, leave: Leave, memory: &mut Memory) -> Result<usize, Error> {
+        let (mut leave, mut kept, mut before) = (Some(leave), 0, Vec::new());
+        for number in 1..=MOST_PAGES {
+            let asked_at = self.clock.now();
+            let leave = leave.take().unwrap_or_else(|| Leave::of(Class::LookUp));
+            let page = match belvo::links::list_page_with(&self.client, number, self.client.page_size(), leave).await {
+                Ok(page) => page,
+                Err(failure) => {
+                    tracing::warn!(code = failure.code, page = number, request_id = failure.request_id, "{failure}");
+                    break;
+                }
+            };
+            let (has_next, links) = (page.has_next, page.links);
+            let shown: Vec<LinkId> = links.iter().map(|link| link.id.clone()).collect();
+            memory.pages = usize::try_from(number).unwrap_or(usize::MAX);
+            kept += self.keep_due(links, asked_at).await?;
+            // A page that leads on and shows nothing new leads nowhere.
+            if !has_next || shown == before {
+                break;
+            }
+            before = shown;
+        }
+        self.queue.announce();
+        // At least one, so that what is left is looked at again at once.
+        Ok(kept.max(1))
+    }
+
+    /// Keeps those of `links` that are due, and gives their number.
+    async fn keep_due(&self, links: Vec<LinkObject>, asked_at: Timestamp) -> Result<usize, Error> {
+        let is_simulated = self.client.is_simulated().unwrap_or_default();
+        self.store
+            .write(move |tx| {
+                let mut kept = 0;
+                if !origin::agrees(tx, is_simulated)? {
+                    return Ok(kept);
+                }
+                for link in &links {
+                    let is_due = "SELECT 1 FROM links WHERE link_id = $1 AND lookup_due_at <= $2";
+                    if tx.one(is_due, args![&link.id, asked_at], |_| Ok(()))?.is_some() {
+                        keep(tx, link, asked_at, None)?;
+                        kept += 1;
+                    }
+                }
+                Ok(kept)
+            })
+            .await
+    }
+
+    /// Looks up one link by its id.
+    async fn look_up_alone(&self, wanted: Wanted) -> Result<usize, Error> {
+        let now = self.clock.now();
+        match belvo::links::get(&self.client, &wanted.id).await {
+            Ok(link) => {
+                if !self.keep_all(vec![link], now).await? {
+                    let failure = Failure::own(origin::MISMATCH, belvo::links::PATH);
+                    return self.postpone(vec![wanted], &failure).await;
+                }
+            }
+            Err(failure) if failure.kind == Decision::Gone => self.note_not_found(wanted, &failure, now).await?,
+            Err(failure) => {
+                self.postpone(vec![wanted], &failure).await?;
+            }
+        }
+        self.queue.announce();
+        Ok(1)
+    }
+
+    /// These are asked for alone, from the memory; should it be lost, they are due again after a while.
+    async fn leave_for_later(&self, ids: Vec<LinkId>) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let until = self.clock.now() + ALONE_WITHIN;
+        self.store
+            .write(move |tx| {
+                let sql =
+                    "UPDATE links SET lookup_due_at = $2, lookup_attempts = lookup_attempts + 1 WHERE link_id = $1";
+                ids.iter().try_for_each(|id| tx.execute(sql, args![id, until]).map(drop))
+            })
+            .await
+    }
+
+    /// Raises the alarm when many links were named that nobody knows, as by whoever got hold of a webhook's secret, and
+    /// ends it. It stands in the log, in the metrics and among the failures that `status` counts. The daemon stays ready: all
+    /// others are served, and nobody gains a replica that is taken out of service.
+    async fn watch_unknown(&self, memory: &mut Memory) -> Result<(), Error> {
+        if memory.count_from.is_some_and(|from| from > Instant::now()) {
+            return Ok(());
+        }
+        memory.count_from = Some(Instant::now() + COUNT_EVERY);
+        let now = self.clock.now();
+        let ago = |time: Duration| now.as_micros() - i64::try_from(time.as_micros()).unwrap_or(0);
+        let (from, told_by) = (ago(UNKNOWN_COUNTS), ago(TOLD_WITHIN));
+        let count = move |tx: &Tx<'_>| {
+            tx.one(
+                "SELECT count(*) FROM links WHERE first_seen_at > $1 AND created_at IS NULL AND institution IS NULL \
+                 AND (status = $3 OR (looked_up_at IS NULL AND first_seen_at < $2))",
+                args![from, told_by, NOT_FOUND],
+                |row| row.int(0),
+            )
+        };
+        let unknown = self.store.read(count).await?.unwrap_or_default();
+        metrics::gauge!("vinculo_unknown_links").set(u32::try_from(unknown).unwrap_or(u32::MAX));
+        let is_alarmed = unknown >= MANY_UNKNOWN;
+        if is_alarmed && !memory.is_alarmed {
+            tracing::error!(
+                code = "unknown_links",
+                links = unknown,
+                "webhooks name many links that Belvo does not know; they get a small part of the requests. If nobody tests, \
+                 change the value of webhook.authorization"
+            );
+            self.store.write(move |tx| chronicle::note_failure(tx, "unknown_links", now)).await?;
+        } else if memory.is_alarmed && !is_alarmed {
+            tracing::info!(links = unknown, "hardly any webhook names links that Belvo does not know any more");
+        }
+        memory.is_alarmed = is_alarmed;
+        Ok(())
+    }
+
+    /// Keeps what Belvo says of `links`; false when it is not the Belvo whose answers the state holds.
+    async fn keep_all(&self, links: Vec<LinkObject>, asked_at: Timestamp) -> Result<bool, Error> {
+        let is_simulated = self.client.is_simulated().unwrap_or_default();
+        self.store
+            .write(move |tx| {
+                if !links.is_empty() && !origin::agrees(tx, is_simulated)? {
+                    return Ok(false);
+                }
+                links.iter().try_for_each(|link| keep(tx, link, asked_at, None).map(drop))?;
+                Ok(true)
+            })
+            .await
+    }
+
+    /// Notes that Belvo does not know the link, and when to ask again.
+    async fn note_not_found(&self, wanted: Wanted, failure: &Failure, asked_at: Timestamp) -> Result<(), Error> {
+        let Wanted { id, attempts, is_missing } = wanted;
+        if !is_missing {
+            tracing::warn!(
+                code = "unknown_link",
+                link = id.log_tag(),
+                "Belvo does not know this link; its rows stay, and nothing of it is asked for"
+            );
+        }
+        let again = asked_at + failure.delay(attempts, &mut rand::rng());
         self.store
             .write(move |tx| {
                 tx.execute(
-                    "UPDATE links SET looked_up_at = $2, lookup_due_at = NULL, lookup_attempts = 0 WHERE link_id = $1",
-                    args![&id, asked_at],
+                    "UPDATE links SET looked_up_at = $2, lookup_attempts = lookup_attempts + 1, \
+                     lookup_due_at = CASE WHEN $4 < CASE WHEN created_at IS NULL AND institution IS NULL THEN $6 ELSE $5 END \
+                     AND coalesce(status, '') NOT IN ($7, $8) THEN $3 END WHERE link_id = $1",
+                    args![
+                        &id,
+                        asked_at,
+                        again,
+                        i64::from(attempts),
+                        i64::from(MOST_AGAIN),
+                        i64::from(MOST_AGAIN_UNKNOWN),
+                        DELETING,
+                        DELETED
+                    ],
                 )?;
                 let known = "SELECT coalesce(status, '') FROM links WHERE link_id = $1";
                 // That it was to be deleted says more.
@@ -152,13 +396,13 @@ impl Directory {
             .await
     }
 
-    async fn postpone(&self, due: Vec<(LinkId, u32)>, failure: &Failure) -> Result<usize, Error> {
-        let attempts = due.iter().map(|(_, attempts)| *attempts).max().unwrap_or_default();
+    async fn postpone(&self, due: Vec<Wanted>, failure: &Failure) -> Result<usize, Error> {
+        let attempts = due.iter().map(|wanted| wanted.attempts).max().unwrap_or_default();
         let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
         tracing::warn!(code = failure.code, links = due.len(), request_id = failure.request_id, "{failure}");
         self.store
             .write(move |tx| {
-                due.iter().try_for_each(|(id, _)| {
+                due.iter().try_for_each(|Wanted { id, .. }| {
                     tx.execute(
                         "UPDATE links SET lookup_due_at = $2, lookup_attempts = lookup_attempts + 1 WHERE link_id = $1",
                         args![id, until],
@@ -198,7 +442,9 @@ impl Directory {
                 );
             }
             let (has_next, rows) = (page.has_next, page.links.len() + page.unreadable);
-            let (counted, repeated) = self.keep_page(page.links, asked_at, sync).await?;
+            let kept = self.keep_page(page.links, asked_at, sync).await?;
+            let (counted, repeated) =
+                kept.ok_or_else(|| Failure::own(origin::MISMATCH, belvo::links::PATH).with_status(200))?;
             synced.listed += counted.listed;
             synced.new += counted.new;
             synced.changed += counted.changed;
@@ -243,15 +489,20 @@ impl Directory {
         }
     }
 
-    /// Keeps a page of reconciliation `sync`; its counts, and how many links an earlier page had shown.
+    /// Keeps a page of reconciliation `sync`; its counts, and how many links an earlier page had shown. `None` when it is not
+    /// the Belvo whose answers the state holds.
     async fn keep_page(
         &self,
         links: Vec<LinkObject>,
         asked_at: Timestamp,
         sync: i64,
-    ) -> Result<(Synced, usize), Error> {
+    ) -> Result<Option<(Synced, usize)>, Error> {
+        let is_simulated = self.client.is_simulated().unwrap_or_default();
         self.store
             .write(move |tx| {
+                if !origin::agrees(tx, is_simulated)? {
+                    return Ok(None);
+                }
                 let (mut counted, mut repeated) = (Synced::default(), 0);
                 for link in &links {
                     let sql = "SELECT 1 FROM links WHERE link_id = $1 AND sync_number = $2";
@@ -266,7 +517,7 @@ impl Directory {
                         News::Same => {}
                     }
                 }
-                Ok((counted, repeated))
+                Ok(Some((counted, repeated)))
             })
             .await
     }

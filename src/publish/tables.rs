@@ -469,7 +469,7 @@ impl Stager<'_> {
              max(CASE WHEN f.resource = 'employments' THEN f.last_collected_at END), \
              max(CASE WHEN f.resource = 'owners' THEN f.last_collected_at END), \
              max(f.last_fetched_at), l.last_webhook_at, min(f.due_at), \
-             max(CASE WHEN f.marks > f.cleared AND f.priority < 2 THEN 1 ELSE 0 END) \
+             max(CASE WHEN f.marks > f.cleared AND f.priority NOT IN (2, 3) THEN 1 ELSE 0 END) \
              FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id GROUP BY l.link_id ORDER BY l.link_id",
             args![],
             |row| {

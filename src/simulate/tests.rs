@@ -613,9 +613,9 @@ async fn the_id_of_an_event_depends_on_its_link_and_kind_and_on_which_of_them_it
 
     let ids = |order: &[(usize, Resource)]| {
         let simulation = Simulation::new(Settings { people: 3, ..Settings::default() });
-        (0..3).for_each(|person| {
+        for person in 0..3 {
             simulation.state().world.connect(person, links::Wish::default());
-        });
+        }
         let mut counts = BTreeMap::<_, u32>::new();
         let mut ids = BTreeMap::new();
         for (link, resource) in order {

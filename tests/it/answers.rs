@@ -16,7 +16,7 @@ use crate::harness::{ANY_PORT, Serving};
 enum Then {
     /// It is tried again by itself.
     Again,
-    /// It waits for an operator; the link's other resources go on.
+    /// Its operator is told by the link, and it is tried again, more and more seldom; the link's other resources go on.
     Operator,
     /// The link waits for its user, with this status.
     User(&'static str),
@@ -138,7 +138,7 @@ fn play(belvo: SocketAddr, ((status, code, _, ours, then, exit), link): &Case) -
     match then {
         Again => assert_eq!((blocked, waits, paused), (None, true, None), "{about}"),
         Operator => {
-            assert_eq!((blocked.as_deref(), waits, paused), (Some(*ours), false, None), "{about}");
+            assert_eq!((blocked, waits, paused), (None, true, None), "{about}");
             assert_eq!(link_error.as_deref(), Some(*ours), "{about}");
         }
         User(then) => {

@@ -229,10 +229,15 @@ pub(crate) struct Simulate {
 }
 
 impl Simulate {
-    /// Starts it on `address`, and waits until it listens.
+    /// Starts it on `address` with nobody connected, and waits until it listens.
     pub(crate) fn start(address: SocketAddr, arguments: &[&str]) -> Self {
+        Self::connected(address, &[&["--no-connect"], arguments].concat())
+    }
+
+    /// The same, with everybody connected.
+    pub(crate) fn connected(address: SocketAddr, arguments: &[&str]) -> Self {
         let mut command = vinculo();
-        command.args(["simulate", "--listen", &address.to_string(), "--no-connect"]).args(arguments);
+        command.args(["simulate", "--listen", &address.to_string()]).args(arguments);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let deadline = Instant::now() + STUCK;
         while std::net::TcpStream::connect(address).is_err() {
@@ -240,6 +245,13 @@ impl Simulate {
             std::thread::sleep(Duration::from_millis(10));
         }
         Self { child, address }
+    }
+
+    /// Ctrl-C, and the exit code.
+    pub(crate) fn interrupt(mut self) -> Option<i32> {
+        let killed = Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status().unwrap();
+        assert!(killed.success());
+        self.child.wait().unwrap().code()
     }
 
     /// `GET /_sim/{path}`.

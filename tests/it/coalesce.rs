@@ -1,6 +1,6 @@
 //! Any number of webhooks before a fetch cost one fetch; one that comes after it began costs another.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vinculo::simulate::Resource;
@@ -50,7 +50,9 @@ async fn the_same_body_after_its_fetch_began_costs_one_more() {
     flow.running.clock.advance(SETTLED);
     assert_eq!(flow.running.webhook(&body).await, 200);
     // Belvo sees the call as it begins, and answers half a second later.
+    let deadline = Instant::now() + Duration::from_secs(30);
     while fetches() == 0 {
+        assert!(Instant::now() < deadline, "it is never asked for");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(flow.running.webhook(&body).await, 200);

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use vinculo::cli::Cli;
 
-use crate::binary::{run, vinculo};
+use crate::binary::{Simulate, free_address, run, vinculo};
 
 /// Every command that there is.
 fn commands() -> Vec<String> {
@@ -93,4 +93,24 @@ fn the_commands_in_the_readme_are_commands() {
             assert!(help.out.contains(option), "the README shows `vinculo {line}`, and {command} has no {option}");
         }
     }
+}
+
+#[test]
+fn the_simulator_has_its_people_connected_unless_told_otherwise_and_says_that_it_was_interrupted() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let links = |simulate: &Simulate| -> u64 {
+        let state: serde_json::Value = serde_json::from_str(&runtime.block_on(simulate.ask("state"))).unwrap();
+        state["links"].as_u64().unwrap()
+    };
+    let connected = Simulate::connected(free_address(), &["--people", "3", "--fault", "AP5,times=1"]);
+    // It listens before it has connected them.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while links(&connected) != 3 {
+        assert!(std::time::Instant::now() < deadline, "{} links", links(&connected));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(links(&Simulate::start(free_address(), &["--people", "3"])), 0);
+    assert_eq!(connected.interrupt(), Some(130));
+    let refused = run(vinculo().args(["simulate", "--fault", "AP11"]));
+    assert!(refused.code == Some(2) && refused.err.contains("plain HTTP"), "{refused:?}");
 }

@@ -114,11 +114,13 @@ impl Browser {
     /// Follows the run that an order led to, and gives its page when it has ended.
     async fn follow(&self, ordered: &Answer) -> String {
         assert!(ordered.status == 303 && ordered.place().starts_with("/runs/"), "{} {}", ordered.status, ordered.text);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
         loop {
             let page = self.get(ordered.place()).await.text;
             if !page.contains("data-live") {
                 return page;
             }
+            assert!(std::time::Instant::now() < deadline, "the run goes on and on: {page}");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }
@@ -315,7 +317,9 @@ async fn no_page_shows_a_person_and_the_numbers_are_those_of_the_state() {
     );
     // Calls are counted every other second.
     let calls = i64::try_from(flow.running.daemon.operations.client.budget().calls()).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while count(&flow, "SELECT coalesce(sum(calls), 0) FROM belvo_hours").await < calls {
+        assert!(std::time::Instant::now() < deadline, "{calls} calls are never counted");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     let overview = browser.get("/").await.text;

@@ -121,8 +121,10 @@ async fn links_that_are_empty_deleted_or_erased_spoil_no_answer_for_many() {
         let order = Order::Erase(Erasure { subject, reason: "ticket 1".into(), is_remote: false });
         runs.push(daemon.operations.start(order, Reason::Command).await.unwrap());
     }
+    let deadline = Instant::now() + Duration::from_mins(1);
     for run in runs {
         while daemon.operations.runs.get(&run).await.unwrap().unwrap().finished_at.is_none() {
+            assert!(Instant::now() < deadline, "run {run} goes on and on");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -197,6 +199,26 @@ async fn a_link_whose_answer_is_bad_spoils_no_other() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         println!("{fault}: 199 others after {:?}", started.elapsed());
+        flow.running.until_published().await;
+        let jobs = |mut tables: Tables, but: &str| {
+            tables.retain(|name, rows| {
+                rows.retain(|row| row.get("link_id").is_none_or(|link| link.as_deref() != Some(but)));
+                ["employments", "occupations", "salaries"].contains(&name.as_str())
+            });
+            tables
+        };
+        tables::assert_true(&jobs(flow.running.tables(), &bad), &jobs(flow.truth(), &bad), &UNHEARD);
+        // Nor is it lost itself.
+        flow.simulation.clear_faults();
+        flow.running.clock.advance(Duration::from_hours(2));
+        let now = vinculo::clock::Timestamp::from_micros(0);
+        let id: LinkId = bad.parse().unwrap();
+        let mark =
+            move |tx: &store::Tx<'_>| queue::mark(tx, &id, &resources::employments::RESOURCE, Trigger::Operator, now);
+        daemon.store.write(mark).await.unwrap();
+        daemon.queue.announce();
+        flow.running.until_idle().await;
+        tables::assert_true(&jobs(flow.running.tables(), ""), &jobs(flow.truth(), ""), &["known_from"]);
     }
 }
 

@@ -12,8 +12,8 @@ use vinculo::runs::Reason;
 use vinculo::schedule::SHIPPED;
 use vinculo::simulate::{Advance, Fault, Limit};
 
-use crate::harness::{Flow, Running};
-use crate::scripted::{Belvo, EMPLOYMENTS, OWNERS, page};
+use crate::harness::{Flow, Running, until_delivered};
+use crate::scripted::{Answer, Belvo, EMPLOYMENTS, OWNERS, page};
 use crate::tables::{self, CLOCKS};
 
 const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
@@ -319,4 +319,189 @@ async fn an_empty_list_of_a_link_that_needs_its_user_is_confirmed_when_it_is_val
         0,
         "two lists agree, a webhook counted none, and the link is valid"
     );
+}
+
+/// Waits until `is_so` for the state; what is waited for is told when it takes too long.
+async fn until(running: &Running, what: &str, sql: &str) {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        let sql = sql.to_owned();
+        let found = running.daemon.store.read(move |tx| tx.one(&sql, &[], |row| row.int(0))).await.unwrap();
+        if found == Some(1) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {found:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belvo_refuses_is_right_within_the_minute_in_which_it_refuses_no_more() {
+    let owner = page(&[&format!(
+        r#"{{"id":"1","link":"{LINK}","collected_at":"2026-11-01T00:00:00Z","internal_identification":null,
+            "display_name":null,"email":null,"phone_number":null,"address":null}}"#
+    )]);
+    for (status, code, ours) in [
+        (403, "access_to_resource_denied", "api_forbidden"),
+        (400, "validation_error", "bad_request"),
+        (400, "unsupported_operation", "resource_refused"),
+        (404, "not_found", "not_found"),
+    ] {
+        let belvo = Belvo::start().await;
+        belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+        belvo.lists(OWNERS, LINK, owner.clone());
+        // As often as it takes until it was asked for in vain for minutes.
+        for _ in 0..5 {
+            let body = format!(r#"[{{"code":"{code}","message":"no"}}]"#);
+            belvo.says_next(OWNERS, Answer { status, headers: Vec::new(), body });
+        }
+        let running = Running::start(belvo.address, &[]).await;
+        assert_eq!(running.webhook(&webhook("OWNERS", "historical_update", r#"{"total_owners":1}"#)).await, 200);
+        for attempt in 1..=5 {
+            let waits = format!(
+                "SELECT attempts = {attempt} AND lease IS NULL AND blocked_reason IS NULL AND last_error_code = '{ours}' \
+                 AND due_at <= last_error_at + 60000000 FROM refreshes"
+            );
+            until(&running, &format!("{code}, try {attempt}"), &waits).await;
+            if attempt < 5 {
+                running.clock.advance(Duration::from_mins(1));
+                running.daemon.queue.announce();
+            }
+        }
+        let told = "SELECT last_error_code = '{ours}' AND paused_reason IS NULL FROM links".replace("{ours}", ours);
+        until(&running, &format!("{code}: the link bears word of it"), &told).await;
+        running.clock.advance(Duration::from_mins(1));
+        running.daemon.queue.announce();
+        running.until_idle().await;
+        assert_eq!(running.tables()["owners"].len(), 1, "{code}");
+        assert_eq!(belvo.calls(OWNERS).len(), 6, "{code}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_belvo_forgets_for_a_while_is_found_again_without_a_reconciliation() {
+    let belvo = Belvo::start().await;
+    belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+    belvo.lists(OWNERS, LINK, page(&[&format!(r#"{{"id":"1","link":"{LINK}"}}"#)]));
+    let running = Running::start(belvo.address, &[]).await;
+    let told = webhook("OWNERS", "historical_update", r#"{"total_owners":1}"#);
+    assert_eq!(running.webhook(&told).await, 200);
+    running.until_idle().await;
+
+    // Neither its list nor the link itself, with others or alone.
+    let unknown = || Answer { status: 404, headers: Vec::new(), body: r#"[{"code":"not_found"}]"#.into() };
+    (0..3).for_each(|_| belvo.says_next(OWNERS, unknown()));
+    belvo.says_next("/api/links/", Answer::ok(page(&[])));
+    belvo.says_next(&format!("/api/links/{LINK}/"), unknown());
+    running.clock.advance(queue::SETTLE);
+    assert_eq!(running.webhook(&told).await, 200);
+    for attempt in 1..=2 {
+        let waits = format!("SELECT attempts = {attempt} AND lease IS NULL FROM refreshes");
+        until(&running, &format!("try {attempt}"), &waits).await;
+        running.clock.advance(Duration::from_mins(1));
+        running.daemon.queue.announce();
+    }
+    let gone = "SELECT status = 'not_found' AND paused_reason = 'not_found' AND lookup_due_at IS NOT NULL FROM links";
+    until(&running, "it is called gone, and asked for again", gone).await;
+    running.clock.advance(Duration::from_mins(1));
+    running.daemon.queue.announce();
+    until(&running, "it is found again", "SELECT status = 'valid' AND paused_reason IS NULL FROM links").await;
+    running.until_idle().await;
+    assert_eq!(standing(&running, LINK).await, of("valid", None, 0));
+    assert_eq!(belvo.calls(OWNERS).len(), 5, "and so is what the webhook told of");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_unknown_links_take_a_small_part_of_the_budget_raise_an_alarm_and_hold_nobody_up() {
+    const PER: Duration = Duration::from_secs(2);
+    let budget = [("belvo.budget.requests", "40"), ("belvo.budget.per", "2s"), ("belvo.reserve", "0.05")];
+    let flow = Flow::start_with(6, |_| {}, &budget).await;
+    flow.simulation.connect(0, 5);
+    flow.until_idle().await;
+    let known = flow.simulation.link_ids();
+    flow.running.clock.advance(queue::SETTLE);
+    let begun = Instant::now();
+    let event = |n: u32| {
+        let link = format!("{n:08}-0000-4000-8000-000000000000");
+        webhook("EMPLOYMENTS", "historical_update", r#"{"total_employments":1}"#).replace(LINK, &link)
+    };
+    flow.running.webhooks((0..30).map(|n| (10 * n..10 * (n + 1)).map(event).collect()).collect()).await;
+    // Whoever is known is served at once, and whoever is new as soon as Belvo tells of it.
+    for link in &known {
+        assert!(flow.simulation.send_again(link, vinculo::simulate::Resource::Owners, 1));
+    }
+    flow.simulation.connect(5, 1);
+    let told = Instant::now();
+    until_delivered(&flow.simulation).await;
+    let new = flow.simulation.link_ids().into_iter().find(|link| !known.contains(link)).unwrap();
+    let served = |link: &str| {
+        let arrivals = flow.simulation.arrivals();
+        let is_its = |path: &str, of: &&vinculo::simulate::Arrival| {
+            of.at >= told
+                && of.path == path
+                && (of.link.as_deref() == Some(link) || of.together.iter().any(|id| id == link))
+        };
+        arrivals.iter().find(|of| is_its(OWNERS, of)).map(|of| of.at)
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut late = Vec::new();
+    for link in known.iter().chain([&new]) {
+        let at = loop {
+            if let Some(at) = served(link) {
+                break at;
+            }
+            assert!(Instant::now() < deadline, "{link} is never served");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        late.push(at.duration_since(told));
+    }
+    println!("served after {late:?}");
+    assert!(late[..5].iter().all(|late| *late <= Duration::from_secs(2)), "{late:?}");
+    assert!(late[5] <= Duration::from_secs(8), "{late:?}");
+    // What is unknown goes on being asked for, at its pace.
+    let is_about_unknown = |of: &vinculo::simulate::Arrival| {
+        let is_unknown = |link: &String| link.ends_with("-0000-4000-8000-000000000000");
+        of.path.starts_with("/api/links/") || of.link.iter().chain(&of.together).any(is_unknown)
+    };
+    let about_unknown = || -> Vec<Instant> {
+        let arrivals = flow.simulation.arrivals().into_iter().filter(|of| of.at >= begun && is_about_unknown(of));
+        arrivals.map(|of| of.at).collect()
+    };
+    while about_unknown().len() < 15 {
+        assert!(Instant::now() < deadline, "they are looked up: {:?}", about_unknown().len());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let at = about_unknown();
+    for window in at.windows(5) {
+        // But for how long each was on its way.
+        assert!(window[4].duration_since(window[0]) >= PER * 9 / 10, "more than a tenth of the budget: {at:?}");
+    }
+    flow.running.clock.advance(Duration::from_secs(61));
+    until(&flow.running, "the alarm", "SELECT count(*) = 1 FROM failures WHERE code = 'unknown_links'").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_state_never_holds_simulated_and_real_links() {
+    // A Belvo that does not say that it is simulated, and a state that knows one that does.
+    let belvo = Belvo::start().await;
+    belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+    let owner = format!(r#"{{"id":"1","link":"{LINK}","collected_at":"2026-11-01T00:00:00Z"}}"#);
+    belvo.lists(OWNERS, LINK, page(&[&owner]));
+    let running = Running::start(belvo.address, &[]).await;
+    let note = "INSERT INTO meta (name, value) VALUES ('is_simulated', 'true')";
+    running.daemon.store.write(move |tx| tx.execute(note, &[])).await.unwrap();
+    assert_eq!(running.webhook(&webhook("OWNERS", "historical_update", r#"{"total_owners":1}"#)).await, 200);
+    let refused =
+        "SELECT count(*) = 1 FROM refreshes WHERE last_error_code = 'simulated_mismatch' AND last_fetched_at IS NULL";
+    until(&running, "the list is refused", refused).await;
+    assert_eq!(running.daemon.links.sync().await.unwrap_err().code(), "simulated_mismatch");
+    let url = format!("http://{}/readyz", running.daemon.admin_address.unwrap());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !reqwest::get(&url).await.unwrap().text().await.unwrap().contains("simulated_mismatch") {
+        assert!(Instant::now() < deadline, "no problem is raised");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let kept = "SELECT (SELECT count(*) FROM records) + (SELECT count(*) FROM link_snapshots) \
+         + (SELECT count(*) FROM links WHERE looked_up_at IS NOT NULL) = 0";
+    until(&running, "nothing is kept", kept).await;
 }

@@ -38,7 +38,7 @@ static WORDS: &[Words] = &[
     of_belvo(
         "api_forbidden",
         "a Belvo proíbe esta chamada à conta",
-        "peça à Belvo que habilite o recurso e atualize o link",
+        "peça à Belvo que habilite o recurso; é pedido de novo por si só",
     ),
     of_belvo("institution_refuses", "a instituição recusa a Belvo", "é tentado de novo em alguns minutos"),
     of_belvo(
@@ -77,6 +77,11 @@ static WORDS: &[Words] = &[
         "not_found",
         "a Belvo não o conhece",
         "é perguntado de novo antes de algo terminar; se ficar assim, o usuário conecta de novo",
+    ),
+    of_belvo(
+        "simulated_mismatch",
+        "uma Belvo simulada e uma real não dividem um estado",
+        "confira belvo.base_url, ou use outro estado e outro lake; nada da resposta foi guardado",
     ),
     of_belvo("bad_request", "a Belvo acha o pedido errado", "relate isto com o request id da Belvo"),
     of_belvo("api_down", "a Belvo falhou", "é tentado de novo; se ficar assim, relate o request id da Belvo"),
