@@ -33,7 +33,7 @@ const REFUSED_FIRST: Duration = Duration::from_hours(1);
 /// and at last.
 const REFUSED_LAST: Duration = Duration::from_hours(24);
 /// Until the next check after one that could not be ended, unless Belvo says how long.
-const CHECK_AGAIN: Duration = Duration::from_secs(30);
+const CHECK_AGAIN: Duration = Duration::from_secs(5);
 /// Records of a link that is no sample any more, for its size.
 const LARGEST_SAMPLE: usize = 100;
 /// The part of a page that many links should fill: several pages cost twice as many requests.
