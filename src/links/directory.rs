@@ -30,8 +30,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// How often a page of the whole list is asked for again before the reconciliation fails.
 const MOST_RETRIES: u32 = 5;
 
-/// Belvo's whole list is read for many that wait at most this often.
-const LIST_EVERY: Duration = Duration::from_mins(1);
+/// Belvo's whole list is tried again so long after it could not be read.
+const LIST_AGAIN: Duration = Duration::from_secs(30);
 
 /// Pages of it that are read at most.
 const MOST_PAGES: u32 = 10_000;
@@ -159,21 +159,20 @@ impl Directory {
     /// Looks up links that are due with one call, and gives how many that were: as many as fit it, all of them by Belvo's
     /// whole list when that takes fewer calls, or one that many could not tell of when nothing else is due.
     async fn look_up_due(&self, memory: &mut Memory) -> Result<usize, Error> {
-        if self.due().await?.1 == 0 {
+        if self.due().await?.0.is_empty() {
             let Some(one) = memory.alone.pop_front() else { return Ok(0) };
             return self.look_up_alone(one).await;
         }
         // Whoever becomes due while this waits goes with it.
         let permit = self.client.budget().acquire(Class::LookUp).await;
-        let (due, waiting) = self.due().await?;
+        let (due, new) = self.due().await?;
         if due.is_empty() {
             permit.unused();
             return Ok(0);
         }
         let leave = Leave::with(Class::LookUp, permit);
         let may_list = memory.list_from.is_none_or(|from| from <= Instant::now());
-        if may_list && waiting > MOST_IDS * memory.pages.max(1) {
-            memory.list_from = Some(Instant::now() + LIST_EVERY);
+        if may_list && new > MOST_IDS * memory.pages.max(1) {
             return self.look_up_by_list(leave, memory).await;
         }
         let (ids, now): (Vec<LinkId>, _) = (due.iter().map(|wanted| wanted.id.clone()).collect(), self.clock.now());
@@ -200,7 +199,8 @@ impl Directory {
         Ok(ids.len())
     }
 
-    /// The links that are due, those that were asked for least first, at most as many as fit one call; and how many are.
+    /// The links that are due, those that were asked for least first, at most as many as fit one call; and how many were never
+    /// asked for, when these are more.
     async fn due(&self) -> Result<(Vec<Wanted>, usize), Error> {
         let now = self.clock.now();
         let read = move |tx: &Tx<'_>| {
@@ -213,19 +213,19 @@ impl Directory {
                     Ok(Wanted { id: row.link_id(0)?, attempts, is_missing: row.int(2)? == 1 })
                 },
             )?;
-            let count = "SELECT count(*) FROM links WHERE lookup_due_at <= $1";
-            let waiting = if due.len() < MOST_IDS { None } else { tx.one(count, args![now], |row| row.int(0))? };
-            let waiting = waiting.and_then(|waiting| usize::try_from(waiting).ok());
-            let waiting = waiting.unwrap_or(due.len());
-            Ok((due, waiting))
+            let count = "SELECT count(*) FROM links WHERE lookup_due_at <= $1 AND lookup_attempts = 0";
+            let new = if due.len() < MOST_IDS { None } else { tx.one(count, args![now], |row| row.int(0))? };
+            let new = new.and_then(|new| usize::try_from(new).ok()).unwrap_or_default();
+            Ok((due, new))
         };
         self.store.read(read).await
     }
 
-    /// Keeps what Belvo's whole list says of links that are due. Those that it lacks stay due: rows come and go between two
-    /// pages.
+    /// Keeps what Belvo's whole list says of links that are due. Those that it lacks stay due, because rows come and go between
+    /// two pages, behind those that become due later: so the list is not read twice for the same.
     async fn look_up_by_list(&self, leave: Leave, memory: &mut Memory) -> Result<usize, Error> {
         let (mut leave, mut kept, mut before) = (Some(leave), 0, Vec::new());
+        let begun_at = self.clock.now();
         for number in 1..=MOST_PAGES {
             let asked_at = self.clock.now();
             let leave = leave.take().unwrap_or_else(|| Leave::of(Class::LookUp));
@@ -233,6 +233,7 @@ impl Directory {
                 Ok(page) => page,
                 Err(failure) => {
                     tracing::warn!(code = failure.code, page = number, request_id = failure.request_id, "{failure}");
+                    memory.list_from = Some(Instant::now() + LIST_AGAIN);
                     break;
                 }
             };
@@ -246,6 +247,8 @@ impl Directory {
             }
             before = shown;
         }
+        let asked_for = "UPDATE links SET lookup_attempts = 1 WHERE lookup_due_at <= $1 AND lookup_attempts = 0";
+        self.store.write(move |tx| tx.execute(asked_for, args![begun_at])).await?;
         self.queue.announce();
         // At least one, so that what is left is looked at again at once.
         Ok(kept.max(1))
@@ -564,5 +567,63 @@ impl SyncError {
             Self::Belvo(failure) => failure.code,
             Self::Store(error) => error.code(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::belvo::scripted::{self, Script};
+    use crate::links::note_webhook;
+
+    #[tokio::test]
+    async fn many_new_links_are_told_of_by_one_list_and_those_that_it_lacks_come_behind_the_next() {
+        let id = |n: u32| format!("{n:08}-0000-4000-8000-000000000000");
+        let script = Script::start(move |head| {
+            let told: Vec<String> = match head {
+                // Belvo knows the even ones.
+                head if head.contains("id__in=") => {
+                    (0..200).step_by(2).map(id).filter(|id| head.contains(id)).collect()
+                }
+                head if head.starts_with("GET /api/links/?page_size=") => (0..80).step_by(2).map(id).collect(),
+                _ => return scripted::json(404, r#"[{"code":"not_found"}]"#),
+            };
+            let told: Vec<String> = told
+                .iter()
+                .map(|id| format!(r#"{{"id":"{id}","institution":"inss_br_employment","status":"valid"}}"#))
+                .collect();
+            scripted::json(200, &format!(r#"{{"results":[{}],"next":null}}"#, told.join(",")))
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let now = Timestamp::from_micros(1_000_000);
+        let clock = Clock::from_fn(move || now);
+        let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+        let directory = Directory::new(script.client(), store.clone(), queue, clock);
+        let hear = async |from: u32, to: u32| {
+            let hear = move |tx: &Tx<'_>| {
+                (from..to).try_for_each(|n| note_webhook(tx, &id(n).parse().unwrap(), None, now).map(drop))
+            };
+            store.write(hear).await.unwrap();
+        };
+        let count = async |condition: &str| {
+            let sql = format!("SELECT count(*) FROM links WHERE {condition}");
+            store.read(move |tx| tx.one(&sql, args![], |row| row.int(0))).await.unwrap().unwrap()
+        };
+        hear(0, 80).await;
+        let mut memory = Memory::default();
+        assert_eq!(directory.look_up_due(&mut memory).await.unwrap(), 40);
+        assert_eq!(script.requests().len(), 1, "the list alone");
+        assert_eq!((count("status = 'valid'").await, count("lookup_attempts = 1").await), (40, 40));
+        // Whoever comes later goes first, and a list is not worth it for the others.
+        hear(80, 90).await;
+        assert_eq!(directory.look_up_due(&mut memory).await.unwrap(), 50);
+        assert!(script.requests()[1].contains("id__in=") && script.requests()[1].contains(&id(88)));
+        assert_eq!((count("status = 'valid'").await, memory.alone.len()), (45, 45));
+        // One at a time, each 404 is believed of an id that was asked for alone.
+        while directory.look_up_due(&mut memory).await.unwrap() > 0 {}
+        assert_eq!((count("status = 'valid'").await, count("status = 'not_found'").await), (45, 45));
+        assert_eq!(script.requests().len(), 2 + 45);
     }
 }
