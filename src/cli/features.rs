@@ -320,7 +320,7 @@ fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exi
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
     let Some(run) = run else { return Ok(ordered::exit(None)) };
     ordered::complain(&run, global)?;
-    let kept = Readers::of(&config.state.path).read(|tx| frozen::of(tx, &args.decision_id))?;
+    let kept = Readers::configured(&config.state).read(|tx| frozen::of(tx, &args.decision_id))?;
     let Frozen { decision_id, link_id, as_of, mode, row, .. } = kept.context("the row is not on record")?;
     let out = &mut io::stdout().lock();
     if global.json {

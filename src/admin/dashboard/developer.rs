@@ -149,7 +149,7 @@ async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
         }
         section.card {
             h2 { (lang.t("What goes wrong now", "O que dá errado agora")) }
-            pre tabindex="0" { code { (serde_json::to_string_pretty(&faults).unwrap_or_default()) } }
+            pre tabindex="0" { code { (serde_json::to_string_pretty(&faults["on"]).unwrap_or_default()) } }
         }
         div.table { table {
             caption { (lang.t("People who connected", "Pessoas conectadas")) }
