@@ -5,8 +5,8 @@
 //! in the same transaction (a savepoint each), and that one process at a time owns the state. *Not here*: any table's
 //! meaning. `webhook`, `queue`, `links` and `records` each keep the SQL of their own tables.
 //!
-//! [`writer`] says how many writes share one sync. The SQL is the part of the language that SQLite and PostgreSQL share, with `$1` for
-//! values, and reaches the driver through [`Tx`] alone.
+//! How many writes share one sync is decided in `store/writer.rs`. The SQL is the part of the language that SQLite and
+//! PostgreSQL share, with `$1` for values, and reaches the driver through [`Tx`] alone.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};

@@ -35,6 +35,9 @@ const LONGEST: Duration = Duration::from_millis(500);
 /// When nothing was written for so long, appended writes are followed up.
 const QUIET: Duration = Duration::from_millis(5);
 
+/// The same after a commit failed: what is wrong with the state lasts for longer.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// Does what follows from a part of the appended rows, the oldest first, and gives the number of these; 0 when none is left.
 pub type FollowUp = fn(&Tx<'_>) -> Result<usize, Error>;
 
@@ -126,20 +129,29 @@ impl Writer {
     pub(super) fn run(mut self, mut coming: mpsc::Receiver<Box<dyn Write>>, runtime: &Runtime) {
         let mut ahead = Ahead { writes: 0, since: Instant::now() };
         let mut done: Vec<Box<dyn Write>> = Vec::new();
+        let mut wait = QUIET;
         loop {
             let next = if ahead.writes == 0 {
                 coming.blocking_recv()
             } else {
-                // Elapsed or closed: either way it is time to follow up.
-                runtime.block_on(async { timeout(QUIET, coming.recv()).await }).ok().flatten()
+                runtime.block_on(async { timeout(wait, coming.recv()).await }).ok().flatten()
             };
-            if next.is_none() && ahead.writes == 0 {
+            if next.is_none() && coming.is_closed() && coming.is_empty() && (ahead.writes == 0 || wait == AFTER_FAILURE)
+            {
+                // What cannot be followed up now is at the next start.
                 return;
             }
+            let is_quiet = next.is_none();
             let committed = self.write_together(next, &mut coming, &mut done, &mut ahead).map_err(|error| {
                 tracing::error!(code = error.code(), "the state could not be written: {error}");
                 error.code()
             });
+            wait = match committed {
+                Err(_) => AFTER_FAILURE,
+                // Part after part is followed up, unless somebody comes in between.
+                Ok(()) if is_quiet => Duration::ZERO,
+                Ok(()) => QUIET,
+            };
             metrics::histogram!("vinculo_state_writes_per_commit").record(done.len() as f64);
             for write in done.drain(..) {
                 write.answer(committed);
@@ -206,9 +218,9 @@ impl Writer {
                 done.extend(coming.try_recv().ok());
             }
         }
-        if is_quiet || ahead.writes <= FEW {
+        if ahead.writes <= FEW {
             has_followed_up |= self.follow_all_up(&tx, ahead)?;
-        } else if ahead.writes >= MOST || ahead.since.elapsed() >= LONGEST {
+        } else if is_quiet || ahead.writes >= MOST || ahead.since.elapsed() >= LONGEST {
             has_followed_up |= self.follow_some_up(&tx, ahead)?;
         }
         drop(tx);
@@ -293,6 +305,22 @@ mod tests {
             }
         };
         timeout(Duration::from_secs(10), all).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_state_that_cannot_be_followed_up_is_left_for_the_next_start() {
+        let (folder, store) = open().await;
+        let path = folder.path().join("state.db");
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+        let store = Store::open(&path).unwrap();
+        // Once rows are there, nothing follows from them.
+        let fails = |tx: &Tx<'_>| if count(tx, "new")? > Some(0) { Err(Error::Busy) } else { Ok(0) };
+        store.follow_up_by(fails).await.unwrap();
+        let insert = "INSERT INTO meta (name, value) VALUES ('row', 'new')";
+        let kept = store.append(move |tx| tx.execute(insert, args![])).await;
+        assert!(matches!(kept, Err(Error::NotDurable("state_busy"))), "{kept:?}");
+        let closing = tokio::task::spawn_blocking(move || store.close());
+        timeout(Duration::from_secs(10), closing).await.unwrap().unwrap();
     }
 
     #[tokio::test]
