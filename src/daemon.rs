@@ -40,7 +40,7 @@ use crate::store::{self, Ownership, Store, args};
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
-use crate::{backup, chronicle, delete, recollect, verify, worker};
+use crate::{backup, chronicle, delete, origin, recollect, verify, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -127,6 +127,8 @@ impl Daemon {
         let budget = budget(&config.belvo, &ledger, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
+        // Before the first answer: the client judges each by it.
+        origin::recall(&store, &client).await?;
         let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
         // Where nothing listens, no webhook tells that Belvo is done.
         let (read_within, deleted_within) = match parts {

@@ -29,6 +29,7 @@ use crate::belvo::links::Deletion;
 use crate::belvo::{Decision, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
+use crate::origin;
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::records::unpack;
 use crate::resources::owners;
@@ -101,7 +102,8 @@ impl Error {
         let Self::Belvo(error) = self else { return false };
         match &**error {
             delete::Error::Belvo(failure) => {
-                !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
+                failure.code != origin::MISMATCH
+                    && !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
             }
             delete::Error::Store(_) => false,
         }

@@ -98,15 +98,14 @@ pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> 
     resume(tx, link_id, at)
 }
 
-/// Pauses a link because an operator says so, inside the caller's transaction; false when there is none, or Belvo has it no
-/// more. What is wanted of it meanwhile stays wanted.
+/// Pauses a link because an operator says so, inside the caller's transaction; false when there is none, or it was deleted. What is wanted of it meanwhile stays wanted.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn pause_by_operator(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<bool, Error> {
     let paused = tx.execute(
         "UPDATE links SET paused_reason = $2, paused_at = $3 WHERE link_id = $1 \
-         AND (paused_reason IS NULL OR paused_reason NOT IN ('link_deleted', 'not_found', $2))",
+         AND (paused_reason IS NULL OR paused_reason NOT IN ('link_deleted', $2))",
         args![link_id, PAUSED, at],
     )?;
     hold(tx, link_id, None)?;
@@ -280,8 +279,6 @@ struct Known {
     paused_reason: Option<String>,
     paused_at: Option<Timestamp>,
     pauses: u32,
-    /// Whether Belvo ever told of it, or said that there is none.
-    is_told: bool,
 }
 
 /// Keeps what Belvo said of a link when asked at `asked_at`, inside the caller's transaction.
@@ -298,9 +295,7 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) 
          sync_number = coalesce($3, sync_number) WHERE link_id = $1",
         args![&link.id, asked_at, sync],
     )?;
-    if !known.is_told {
-        queue::confirm(tx, &link.id)?;
-    }
+    queue::confirm(tx, &link.id)?;
     let mut link = link.clone();
     link.external_id = link.external_id.or_else(|| known.object.external_id.clone());
     // Belvo shows a link until it has deleted it; the end of that is seen to elsewhere.
@@ -353,7 +348,7 @@ impl Known {
 fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
     tx.one(
         "SELECT institution, access_mode, status, refresh_rate, credentials_storage, stale_in, external_id, fetch_resources, \
-         created_at, last_accessed_at, status_at, paused_reason, paused_at, pauses, looked_up_at IS NOT NULL FROM links WHERE link_id = $1",
+         created_at, last_accessed_at, status_at, paused_reason, paused_at, pauses FROM links WHERE link_id = $1",
         args![link_id],
         |row| {
             Ok(Known {
@@ -374,7 +369,6 @@ fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
                 paused_reason: row.opt_text(11)?,
                 paused_at: row.opt_at(12)?,
                 pauses: u32::try_from(row.int(13)?).unwrap_or(u32::MAX),
-                is_told: row.int(14)? == 1,
             })
         },
     )

@@ -152,8 +152,8 @@ pub fn mark_at(
     trigger: Trigger,
     not_before: Timestamp,
 ) -> Result<(), Error> {
-    // Nobody but an operator makes a link that may be made up more than that.
-    let is_usual = matches!(trigger, Trigger::Webhook | Trigger::Operator) || news_priority(tx, link_id)? != UNKNOWN;
+    // Of a link that may be made up a job's wish counts no more than the link's own news. A second look follows a list.
+    let is_usual = trigger != Trigger::Schedule || news_priority(tx, link_id)? != UNKNOWN;
     let priority = if is_usual { trigger.priority() } else { UNKNOWN };
     let Some(standing) = Standing::read(tx, link_id, resource)? else {
         // What was erased is not looked at again, whoever asks.
@@ -208,11 +208,14 @@ pub fn mark_news(
     Ok(())
 }
 
-/// The priority of news about the link. A link that a widget session of ours waits for is as good as one that Belvo told of.
+/// The priority of news about the link. A link that a widget session of ours waits for is as good as one that Belvo told of;
+/// one at a time, because whoever forges news can name the session's user, too.
 fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<i64, Error> {
     let is_known = tx.one(
-        "SELECT l.looked_up_at IS NOT NULL \
-         OR EXISTS (SELECT 1 FROM widget_sessions s WHERE s.external_id = l.external_id) FROM links l WHERE l.link_id = $1",
+        "SELECT l.looked_up_at IS NOT NULL OR (\
+         EXISTS (SELECT 1 FROM widget_sessions s WHERE s.external_id = l.external_id AND s.due_at IS NOT NULL AND s.link_id IS NULL) \
+         AND NOT EXISTS (SELECT 1 FROM links o WHERE o.external_id = l.external_id AND o.looked_up_at IS NULL AND o.link_id <> l.link_id)) \
+         FROM links l WHERE l.link_id = $1",
         args![link_id],
         |row| Ok(row.int(0)? == 1),
     )?;
@@ -244,25 +247,33 @@ pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: &str, now: Timestamp) -
     )
 }
 
+/// Codes of what Belvo refuses for as long as somebody has not mended it, or does not know.
+const REFUSED: [&str; 5] = ["api_forbidden", "bad_request", "resource_refused", "too_large", "not_found"];
+
 /// What is wanted of a link and resource already.
 struct Standing {
     due: Option<Timestamp>,
     priority: i64,
     attempts: i64,
     last_started: Option<Timestamp>,
+    /// Whether Belvo refused it, or did not know it, when it was last asked.
+    is_refused: bool,
 }
 
 impl Standing {
     fn read(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
         tx.one(
-            "SELECT due_at, priority, attempts, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
+            "SELECT due_at, priority, attempts, last_started_at, last_error_code FROM refreshes \
+             WHERE link_id = $1 AND resource = $2",
             args![link_id, resource.name],
             |row| {
+                let code = row.opt_text(4)?;
                 Ok(Self {
                     due: row.opt_at(0)?,
                     priority: row.int(1)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
+                    is_refused: code.is_some_and(|code| REFUSED.contains(&code.as_str())),
                 })
             },
         )
@@ -275,9 +286,11 @@ impl Standing {
             (Trigger::Webhook, Some(started)) => not_before.max(started + SETTLE),
             _ => not_before,
         };
+        // What Belvo refused may be mended: whoever says so is believed at once. A job says nothing.
+        let is_mended = self.is_refused && matches!(trigger, Trigger::Webhook | Trigger::Operator);
         match self.due {
             // Belvo asked for patience; news do not shorten it.
-            Some(due) if self.attempts > 0 => (due, priority),
+            Some(due) if self.attempts > 0 && !is_mended => (due, priority),
             Some(due) => (due.min(settled), priority),
             None => (settled, priority),
         }
@@ -699,11 +712,15 @@ mod tests {
         let place = Place::new().await;
         let unknown = || -> LinkId { "00000000-0000-4000-8000-000000000001".parse().unwrap() };
         let waited_for = || -> LinkId { "00000000-0000-4000-8000-000000000002".parse().unwrap() };
+        let forged = || -> LinkId { "00000000-0000-4000-8000-000000000003".parse().unwrap() };
         place
             .write(move |tx| {
-                let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ('user-1', 0)";
-                tx.execute(session, args![])?;
-                for (link, user) in [(link(), "user-0"), (unknown(), "user-2"), (waited_for(), "user-1")] {
+                // One session waits for its link, and one has waited.
+                let sessions = "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ('user-1', 0, 9), ('user-2', 0, NULL)";
+                tx.execute(sessions, args![])?;
+                for (link, user) in
+                    [(link(), "user-0"), (unknown(), "user-2"), (waited_for(), "user-1"), (forged(), "user-1")]
+                {
                     links::note_webhook(tx, &link, Some(user), at(1))?;
                     mark_news(tx, &link, &owners::RESOURCE, None, at(1))?;
                 }
@@ -719,9 +736,9 @@ mod tests {
         assert_eq!(links(&place.claim(Lane::Urgent).await), [waited_for(), link()], "though more would fit");
         assert!(place.claim(Lane::Ordinary).await.is_empty());
         let apart = place.claim(Lane::Unknown).await;
-        assert_eq!(links(&apart), [unknown()]);
-        assert_eq!((apart[0][0].class(), apart[0][0].is_urgent), (Class::Unknown, true));
-        let refresh = apart[0][0].clone();
+        assert_eq!(links(&apart), [unknown(), forged()]);
+        let refresh = apart.into_iter().flatten().find(|refresh| refresh.link_id == unknown()).unwrap();
+        assert_eq!((refresh.class(), refresh.is_urgent), (Class::Unknown, true));
         place.write(move |tx| settle(tx, &refresh, Outcome::Released)).await;
         place.write(move |tx| confirm(tx, &unknown())).await;
         assert!(place.claim(Lane::Unknown).await.is_empty());
@@ -743,5 +760,26 @@ mod tests {
         place.write(move |tx| settle(tx, &refresh, blocked)).await;
         Queue::open(place.store.clone(), Clock::from_fn(|| at(100))).await.unwrap();
         assert_eq!(place.claim(Lane::Urgent).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_says_that_something_is_mended_is_believed_at_once_but_not_when_belvo_asked_for_patience() {
+        for (code, trigger, is_due) in [
+            ("api_forbidden", Trigger::Operator, true),
+            ("not_found", Trigger::Webhook, true),
+            ("api_forbidden", Trigger::Schedule, false),
+            ("rate_limited", Trigger::Operator, false),
+        ] {
+            let place = Place::new().await;
+            place.write(|tx| mark_news(tx, &link(), &owners::RESOURCE, None, at(1))).await;
+            let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
+            let failed = Outcome::Postponed { code, at: at(50), until: at(9_000) };
+            place.write(move |tx| settle(tx, &refresh, failed)).await;
+            // Five seconds after it was last asked for.
+            place.write(|tx| tx.execute("UPDATE refreshes SET last_started_at = 0", args![]).map(drop)).await;
+            place.write(move |tx| mark(tx, &link(), &owners::RESOURCE, trigger, at(100))).await;
+            let due = place.write(|tx| tx.one("SELECT due_at FROM refreshes", args![], |row| row.at(0))).await;
+            assert_eq!(due.is_some_and(|due| due < at(9_000)), is_due, "{code} {trigger:?}");
+        }
     }
 }

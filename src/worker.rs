@@ -33,10 +33,13 @@ const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
 /// All that Belvo refuses takes no more than this part of the budget.
 const REFUSED_PART: u32 = 10;
 
-/// The longest wait that their number makes: whoever mends it is found out by one that comes through.
-const LONGEST_REFUSAL: Duration = Duration::from_hours(1);
+/// The longest wait that their number makes.
+const LONGEST_REFUSAL: Duration = Duration::from_hours(24);
 
-/// Refused refreshes that keep within the minute whatever the budget is: one of them finds out for all.
+/// The code of what Belvo refuses to the account, whatever the link.
+const OF_THE_ACCOUNT: &str = "api_forbidden";
+
+/// Refused refreshes that wait no longer than their own failure says, however many there are.
 const SCOUTS: usize = 20;
 
 /// Tries after which Belvo is asked whether it knows the link at all.
@@ -347,9 +350,10 @@ impl Worker {
         }
     }
 
-    /// Lets those be tried at once that were refused as this refresh was, which came through.
+    /// Lets those be tried at once that were refused as this refresh was, which came through: when it was the account that
+    /// was refused. Of other refusals each link has its own.
     async fn release(&self, refresh: &Refresh) {
-        for code in self.refusals.end(refresh) {
+        for code in self.refusals.end(refresh).into_iter().filter(|code| *code == OF_THE_ACCOUNT) {
             let (resource, now) = (refresh.resource, self.clock.now());
             match self.refresher.store.write(move |tx| queue::try_again(tx, resource, code, now)).await {
                 Ok(0) => {}
@@ -393,6 +397,10 @@ impl Worker {
                     resource = refresh.resource.name,
                     "a refresh could not be given back, which is tried until it can: {error}"
                 );
+            }
+            // What fails for this write alone fails again; the others need its place.
+            if error.is_about_one_write() && pause == LONGEST_QUEUE_PAUSE {
+                return;
             }
             if self.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 // The next start frees what this process held.

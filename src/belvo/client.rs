@@ -37,6 +37,8 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 const SIMULATED: &str = "x-vinculo-simulated";
 /// Longest pause of that kind.
 const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
+/// No budget is halved for longer than this, however long a pause was.
+const LONGEST_SLOW_DOWN: Duration = Duration::from_hours(10);
 
 /// A connection to Belvo. Cheap to clone.
 #[derive(Clone)]
@@ -321,6 +323,10 @@ impl Client {
                 .await
                 .map_err(|code| Failure::own(code, path).with_status(status));
         }
+        // Another Belvo's word that it does not know something is none of ours. What stands before Belvo says no such thing.
+        if status == 404 && !call.is_for_token && !self.is_of_one_origin(&response) {
+            return Err(Failure::own("simulated_mismatch", path).with_status(status));
+        }
         let said = self.error_body(response).await;
         let failure = Failure::of_answer(path, status, &said);
         // The gate refuses what it does not know; whether it is about this address, the next ordinary call will tell.
@@ -398,7 +404,7 @@ impl Client {
             wait
         });
         if failure.code == "api_blocked" {
-            self.0.budget.slow_down(wait * 10);
+            self.0.budget.slow_down((wait * 10).min(LONGEST_SLOW_DOWN));
         }
         if is_about_all {
             tracing::warn!(code = failure.code, seconds = wait.as_secs(), "all calls to Belvo pause: {failure}");

@@ -119,12 +119,6 @@ impl Directory {
     pub async fn run(self, settled: watch::Sender<()>, shutdown: CancellationToken) {
         let (mut news, mut ended, mut memory) = (self.queue.news(), settled.subscribe(), Memory::default());
         let looking = async {
-            if let Err(error) = origin::recall(&self.store, &self.client).await {
-                tracing::error!(
-                    code = error.code(),
-                    "the state does not say whether it is of a simulated Belvo: {error}"
-                );
-            }
             loop {
                 news.mark_unchanged();
                 ended.mark_unchanged();
@@ -173,13 +167,17 @@ impl Directory {
         let leave = Leave::with(Class::LookUp, permit);
         let may_list = memory.list_from.is_none_or(|from| from <= Instant::now());
         if may_list && new > MOST_IDS * memory.pages.max(1) {
-            return self.look_up_by_list(leave, memory).await;
+            return self.look_up_by_list(leave, new, memory).await;
         }
         let (ids, now): (Vec<LinkId>, _) = (due.iter().map(|wanted| wanted.id.clone()).collect(), self.clock.now());
         let (found, is_answered) = match belvo::links::by_ids(&self.client, &ids, leave).await {
             Ok(found) => (found, true),
             // Whatever this filter gives, one link at a time is what every server answers.
-            Err(failure) if matches!(failure.kind, Decision::Refused | Decision::Gone) => (Vec::new(), false),
+            Err(failure)
+                if matches!(failure.kind, Decision::Refused | Decision::Gone) && failure.code != origin::MISMATCH =>
+            {
+                (Vec::new(), false)
+            }
             Err(failure) => return self.postpone(due, &failure).await,
         };
         let (known, rest): (Vec<_>, Vec<_>) =
@@ -222,8 +220,9 @@ impl Directory {
     }
 
     /// Keeps what Belvo's whole list says of links that are due. Those that it lacks stay due, because rows come and go between
-    /// two pages, behind those that become due later: so the list is not read twice for the same.
-    async fn look_up_by_list(&self, leave: Leave, memory: &mut Memory) -> Result<usize, Error> {
+    /// two pages, behind those that become due later: so the list is not read twice for the same. It is left as soon as asking
+    /// for the `new` ones by their ids would have taken fewer calls.
+    async fn look_up_by_list(&self, leave: Leave, new: usize, memory: &mut Memory) -> Result<usize, Error> {
         let (mut leave, mut kept, mut before) = (Some(leave), 0, Vec::new());
         let begun_at = self.clock.now();
         for number in 1..=MOST_PAGES {
@@ -240,6 +239,14 @@ impl Directory {
             let (has_next, links) = (page.has_next, page.links);
             let shown: Vec<LinkId> = links.iter().map(|link| link.id.clone()).collect();
             memory.pages = usize::try_from(number).unwrap_or(usize::MAX);
+            if has_next && memory.pages * MOST_IDS >= new {
+                // There are more pages than these: by their ids from now on.
+                memory.pages += 1;
+                memory.list_from = Some(Instant::now() + LIST_AGAIN);
+                kept += self.keep_due(links, asked_at).await?;
+                self.queue.announce();
+                return Ok(kept.max(1));
+            }
             kept += self.keep_due(links, asked_at).await?;
             // A page that leads on and shows nothing new leads nowhere.
             if !has_next || shown == before {

@@ -36,7 +36,7 @@ const LONGEST: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_millis(5);
 
 /// The same after a commit failed: what is wrong with the state lasts for longer.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// Does what follows from a part of the appended rows, the oldest first, and gives the number of these; 0 when none is left.
 pub type FollowUp = fn(&Tx<'_>) -> Result<usize, Error>;
@@ -184,7 +184,8 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                *ahead = before;
+                // Whether the commit is on the disk is not known: rows that may be there are looked for.
+                ahead.writes = before.writes + done.iter().filter(|write| write.is_append()).count();
                 Err(error)
             }
         }
