@@ -438,7 +438,10 @@ pub async fn run(
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            _ = changed.changed() => settle(&mut changed, pace).await,
+            _ = changed.changed() => {
+                // Whoever stops does not wait for a pause to pass: what is new is published after the next start.
+                let _ = shutdown.run_until_cancelled(settle(&mut changed, pace)).await;
+            }
             () = shutdown.cancelled() => return,
         }
         if shutdown.is_cancelled() {
