@@ -26,10 +26,9 @@ use tokio_util::sync::CancellationToken;
 use crate::audit;
 use crate::backup::{self, Made};
 use crate::belvo::links::Deletion;
-use crate::belvo::{Decision, LinkId};
+use crate::belvo::{Decision, LinkId, SIMULATED_MISMATCH};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
-use crate::origin;
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::records::unpack;
 use crate::resources::owners;
@@ -102,7 +101,7 @@ impl Error {
         let Self::Belvo(error) = self else { return false };
         match &**error {
             delete::Error::Belvo(failure) => {
-                failure.code != origin::MISMATCH
+                failure.code != SIMULATED_MISMATCH
                     && !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
             }
             delete::Error::Store(_) => false,

@@ -6,9 +6,6 @@
 use crate::belvo::Client;
 use crate::store::{Error, Store, Tx, args};
 
-/// The stable code of an answer that is refused for it.
-pub const MISMATCH: &str = "simulated_mismatch";
-
 /// Whether an answer that is simulated, or is not, may be kept, inside the transaction that keeps it.
 ///
 /// # Errors

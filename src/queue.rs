@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::{Class, LinkId};
+use crate::belvo::{self, Class, LinkId};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
@@ -247,9 +247,6 @@ pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: &str, now: Timestamp) -
     )
 }
 
-/// Codes of what Belvo refuses for as long as somebody has not mended it, or does not know.
-const REFUSED: [&str; 5] = ["api_forbidden", "bad_request", "resource_refused", "too_large", "not_found"];
-
 /// What is wanted of a link and resource already.
 struct Standing {
     due: Option<Timestamp>,
@@ -273,7 +270,7 @@ impl Standing {
                     priority: row.int(1)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
-                    is_refused: code.is_some_and(|code| REFUSED.contains(&code.as_str())),
+                    is_refused: code.is_some_and(|code| belvo::is_refusal(&code)),
                 })
             },
         )
@@ -477,12 +474,15 @@ impl Queue {
                     "UPDATE refreshes SET lease = NULL, due_at = coalesce(due_at, $1) WHERE lease IS NOT NULL",
                     args![now],
                 )?;
-                tx.execute(
-                    "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) \
-                     WHERE blocked_reason IN ('api_forbidden', 'bad_request', 'resource_refused', 'too_large', 'not_found') \
-                     AND NOT EXISTS (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
-                    args![now],
-                )
+                for refusal in belvo::codes().filter(|code| belvo::is_refusal(code)) {
+                    tx.execute(
+                        "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) WHERE blocked_reason = $2 \
+                         AND NOT EXISTS \
+                         (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
+                        args![now, refusal],
+                    )?;
+                }
+                Ok(())
             })
             .await?;
         Ok(Self { store, clock, news: watch::Sender::new(()) })

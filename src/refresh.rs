@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::belvo::{Class, Client, Failure, LinkId, Permit};
+use crate::belvo::{Class, Client, Failure, LinkId, Permit, SIMULATED_MISMATCH};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
@@ -174,7 +174,7 @@ impl Refresher {
 
     /// Whether the failure is about every call, so that asking in another way would help nobody.
     fn is_about_all(&self, failure: &Failure) -> bool {
-        matches!(failure.code, "rate_limited" | "api_blocked" | "api_auth" | origin::MISMATCH)
+        matches!(failure.code, "rate_limited" | "api_blocked" | "api_auth" | SIMULATED_MISMATCH)
             || self.client.trouble() == Some("api_down")
     }
 
@@ -269,7 +269,7 @@ impl Refresher {
         let Some(kept) = kept else {
             // Whoever asks now is told at once.
             self.client.expect_simulated(!is_simulated);
-            return Err(Failure::own(origin::MISMATCH, endpoint).into());
+            return Err(Failure::own(SIMULATED_MISMATCH, endpoint).into());
         };
         if kept.versions > 0 {
             drift.count(name);

@@ -22,7 +22,7 @@ use tracing::field::Empty;
 use url::Url;
 
 use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
-use super::failure::Failure;
+use super::failure::{Failure, SIMULATED_MISMATCH};
 use super::gate::{Ending, Gate};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -242,7 +242,7 @@ impl Client {
     /// they go.
     pub fn trouble(&self) -> Option<&'static str> {
         if self.lock_origin().is_mixed {
-            return Some("simulated_mismatch");
+            return Some(SIMULATED_MISMATCH);
         }
         self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
     }
@@ -316,7 +316,7 @@ impl Client {
                 *self.lock_cool_downs() = 0;
             }
             if !call.is_for_token && !self.is_of_one_origin(&response) {
-                return Err(Failure::own("simulated_mismatch", path).with_status(status));
+                return Err(Failure::own(SIMULATED_MISMATCH, path).with_status(status));
             }
             return self
                 .body(response, settings.max_body)
@@ -325,7 +325,7 @@ impl Client {
         }
         // Another Belvo's word that it does not know something is none of ours. What stands before Belvo says no such thing.
         if status == 404 && !call.is_for_token && !self.is_of_one_origin(&response) {
-            return Err(Failure::own("simulated_mismatch", path).with_status(status));
+            return Err(Failure::own(SIMULATED_MISMATCH, path).with_status(status));
         }
         let said = self.error_body(response).await;
         let failure = Failure::of_answer(path, status, &said);

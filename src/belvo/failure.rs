@@ -13,6 +13,9 @@ use self::Decision::{AskUser, Gone, Refused, Retry, Stop};
 use self::Pace::{Patient, Quick, Slow};
 use self::Trouble::{Account, Down, Keys, Limit, Link};
 
+/// The code of an answer of a simulated Belvo where a real one is expected, or the other way round.
+pub const SIMULATED_MISMATCH: &str = "simulated_mismatch";
+
 /// Failures in a row after which Belvo should be told.
 const REPORTED_AFTER: u32 = 3;
 
@@ -232,6 +235,11 @@ pub fn meaning(code: &str) -> Option<Meaning> {
     Some(Meaning { trouble: own.trouble, what: own.what, advice: own.advice })
 }
 
+/// Whether `code` is of what Belvo refuses, or does not know, until somebody has mended it.
+pub fn is_refusal(code: &str) -> bool {
+    OWN.iter().any(|own| own.code == code && matches!(own.kind, Refused | Gone))
+}
+
 /// Every code that [`meaning`] knows.
 pub fn codes() -> impl Iterator<Item = &'static str> {
     OWN.iter().map(|own| own.code)
@@ -247,7 +255,7 @@ struct Own {
 }
 
 macro_rules! own {
-    ($($code:literal, $kind:expr, $trouble:expr, $what:literal, $advice:literal;)*) => {
+    ($($code:expr, $kind:expr, $trouble:expr, $what:literal, $advice:literal;)*) => {
         /// Every code that a [`Failure`] can have.
         static OWN: &[Own] = &[$(Own { code: $code, kind: $kind, trouble: $trouble, what: $what, advice: $advice }),*];
     };
@@ -279,7 +287,7 @@ own! {
     "not_json", Retry, Down, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
     "not_a_list", Retry, Down, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
     "foreign_next", Retry, Down, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
-    "simulated_mismatch", Refused, Down, "a simulated Belvo and a real one do not share a state", "check belvo.base_url, or use another state and lake; nothing of the answer was kept";
+    SIMULATED_MISMATCH, Refused, Down, "a simulated Belvo and a real one do not share a state", "check belvo.base_url, or use another state and lake; nothing of the answer was kept";
     "inconsistent_pages", Retry, Down, "the pages do not make one list", "it is tried again by itself";
 }
 

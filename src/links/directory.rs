@@ -174,7 +174,8 @@ impl Directory {
             Ok(found) => (found, true),
             // Whatever this filter gives, one link at a time is what every server answers.
             Err(failure)
-                if matches!(failure.kind, Decision::Refused | Decision::Gone) && failure.code != origin::MISMATCH =>
+                if matches!(failure.kind, Decision::Refused | Decision::Gone)
+                    && failure.code != belvo::SIMULATED_MISMATCH =>
             {
                 (Vec::new(), false)
             }
@@ -184,7 +185,9 @@ impl Directory {
             due.into_iter().partition(|wanted| found.iter().any(|link| link.id == wanted.id));
         let found = found.into_iter().filter(|link| known.iter().any(|wanted| wanted.id == link.id)).collect();
         if !self.keep_all(found, now).await? {
-            return self.postpone([known, rest].concat(), &Failure::own(origin::MISMATCH, belvo::links::PATH)).await;
+            return self
+                .postpone([known, rest].concat(), &Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH))
+                .await;
         }
         let (missing, alone): (Vec<_>, Vec<_>) = rest.into_iter().partition(|wanted| is_answered && wanted.is_missing);
         for wanted in missing {
@@ -288,7 +291,7 @@ impl Directory {
         match belvo::links::get(&self.client, &wanted.id).await {
             Ok(link) => {
                 if !self.keep_all(vec![link], now).await? {
-                    let failure = Failure::own(origin::MISMATCH, belvo::links::PATH);
+                    let failure = Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH);
                     return self.postpone(vec![wanted], &failure).await;
                 }
             }
@@ -454,7 +457,7 @@ impl Directory {
             let (has_next, rows) = (page.has_next, page.links.len() + page.unreadable);
             let kept = self.keep_page(page.links, asked_at, sync).await?;
             let (counted, repeated) =
-                kept.ok_or_else(|| Failure::own(origin::MISMATCH, belvo::links::PATH).with_status(200))?;
+                kept.ok_or_else(|| Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH).with_status(200))?;
             synced.listed += counted.listed;
             synced.new += counted.new;
             synced.changed += counted.changed;

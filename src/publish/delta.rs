@@ -39,7 +39,7 @@ struct Passing {
     writer: TableWriter,
 }
 
-/// The files of a [`Delta`]; they go with this.
+/// The files of a [`Delta`], until [`Files::remove`].
 pub(super) struct Files(PathBuf);
 
 impl Delta {
@@ -63,6 +63,11 @@ impl Delta {
         let writer = TableWriter::create(&path(&self.folder, &table.name), Kit::new(table)?)?;
         self.passing.insert(&table.name, Passing { table, waiting: Columns::of_table(table), writer });
         Ok(())
+    }
+
+    /// Whether the file of `table` was begun.
+    pub(super) fn has_begun(&self, table: &Table) -> bool {
+        self.passing.contains_key(table.name.as_str())
     }
 
     /// Takes the rows of `table` from `first` on, if its file was begun.

@@ -269,11 +269,12 @@ impl Stager<'_> {
             let lists = self.lists(resource, record)?;
             let rows = waiting.rows_of(&record.link_id)?;
             let first = rows.current[0].len();
-            let firsts: Vec<usize> = rows.history.iter().map(Columns::len).collect();
+            let mut delta = gathered.delta.as_mut().filter(|delta| delta.has(&record.link_id));
+            let firsts: Option<Vec<usize>> = delta.as_ref().map(|_| rows.history.iter().map(Columns::len).collect());
             let appended = replay.append(&record.versions, &record.facts(), &lists, rows);
-            if let Some(delta) = gathered.delta.as_mut().filter(|delta| delta.has(&record.link_id)) {
-                let rows = histories.iter().zip(&rows.history).zip(firsts);
-                rows.into_iter().try_for_each(|((table, rows), first)| delta.take(table, rows, first))?;
+            if let Some((delta, firsts)) = delta.as_mut().zip(firsts) {
+                let mut rows = histories.iter().zip(&rows.history).zip(firsts);
+                rows.try_for_each(|((table, rows), first)| delta.take(table, rows, first))?;
             }
             if names_persons {
                 gathered.note_person(self.schema.table("owners"), record, &rows.current[0], first);
@@ -296,7 +297,8 @@ impl Stager<'_> {
         has_passed: impl Fn(Cell) -> bool,
         gathered: &mut Gathered,
     ) -> Result<(), Error> {
-        let Some(delta) = &mut gathered.delta else { return Ok(()) };
+        let is_begun = |delta: &Delta| records.history.iter().any(|&table| delta.has_begun(&self.schema.tables[table]));
+        let Some(delta) = gathered.delta.as_mut().filter(|delta| is_begun(delta)) else { return Ok(()) };
         let resource = records.resource;
         let missing = delta.links().filter(|link_id| !has_passed(self.split.cell(link_id)));
         let missing: Vec<String> = missing.map(str::to_owned).collect();
