@@ -4,6 +4,7 @@
 //! quick: every step is a part of the one question, asked again wherever it is named, over all links at once, joined by the
 //! keys of the tables. It is compared on a tenth of the links, because all of them do not fit into this machine's memory.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use duckdb::Connection;
 use tempfile::TempDir;
 use vinculo::clock::Timestamp;
 use vinculo::features::catalog;
-use vinculo::features::compute::{Computer, SOURCES};
+use vinculo::features::compute::{self, Computer, SOURCES};
 use vinculo::features::reference::Reference;
 use vinculo::features::runs::{self, Mode, Run};
 use vinculo::schema::{self, Column, Table};
-use vinculo::sinks::parquet::{Kit, TableWriter};
+use vinculo::sinks::parquet::{self, Kit, TableWriter};
 
 use crate::measure::{aim, aim_below};
 
@@ -133,12 +134,21 @@ fn ours(folder: &Path, changed: Option<&Changed>, links: u32) -> anyhow::Result<
     }
     let of_wanted = |table: &str| changed?.file(folder, table);
     let all = |table: &str| vec![file(folder, table)];
-    let mut computer = Computer::over_parquet(all, of_wanted, folder, &[], &Reference::compiled())?;
-    if let Some(changed) = changed {
-        computer.keep(&earlier, &the_run(), &changed.links)?;
-    }
+    let computer = Computer::over_parquet(all, of_wanted, folder, &Reference::compiled())?;
     computer.add(&the_run(), changed.map(|changed| changed.links.as_slice()), &[])?;
-    let rows = computer.write(&out)?;
+    let rows = match changed {
+        None => computer.write(&out)?,
+        Some(changed) => {
+            let computed = folder.join("computed.parquet");
+            computer.write(&computed)?;
+            let all_but: HashSet<&[u8]> = changed.links.iter().map(String::as_bytes).collect();
+            let files = [earlier.as_path(), &computed];
+            let rows =
+                parquet::splice(files, &out, compute::KEY, compute::order, |[link_id, _]| !all_but.contains(link_id))?;
+            fs::remove_file(&computed)?;
+            rows
+        }
+    };
     let took = started.elapsed();
     anyhow::ensure!(rows == u64::from(links), "{rows} rows of {links} links");
     fs::rename(out, earlier)?;

@@ -4,9 +4,10 @@
 //! link. *Promises* memory that does not grow with the number of links: the same SQL as the macro sees only the links of
 //! one batch, whose rows lie together in the files.
 
+use std::cmp::Ordering;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicUsize};
 
 use duckdb::{Config, Connection, params};
 
@@ -34,6 +35,14 @@ const MEMORY: &str = "512MiB";
 /// Where it does, in the working folder. Its own: the sink of `vinculo.duckdb` works in the same one.
 const TEMPORARY: &str = "features.tmp";
 
+/// What tells the rows of a file that [`Computer::write`] wrote apart.
+pub const KEY: [&str; 2] = ["link_id", "pit_mode"];
+
+/// The order in which they stand there, by the texts of [`KEY`]: what was known before what is known now.
+pub fn order(a: [&[u8]; 2], b: [&[u8]; 2]) -> Ordering {
+    a[0].cmp(b[0]).then_with(|| b[1].cmp(a[1]))
+}
+
 /// The first link of a batch, and that of the one after.
 type Batch = (String, Option<String>);
 
@@ -44,13 +53,11 @@ pub struct Computer {
     sources: [String; 5],
     /// Where those of the links are that [`Computer::add`] is told, among others perhaps.
     of_wanted: [String; 5],
-    /// What is kept of earlier files, as SQL.
-    kept: Vec<String>,
 }
 
 impl Computer {
-    /// A computer over Parquet files, which lie in `folders`; `files` names those of a table, and `of_wanted` a smaller one, if
-    /// there is one, that has all rows of the links that [`Computer::add`] will be told. Temporary files go into `work`.
+    /// A computer over Parquet files in the folder `work`, where temporary files go, too; `files` names those of a table, and
+    /// `of_wanted` a smaller one, if there is one, that has all rows of the links that [`Computer::add`] will be told.
     ///
     /// # Errors
     /// DuckDB's.
@@ -58,10 +65,9 @@ impl Computer {
         files: impl Fn(&str) -> Vec<PathBuf>,
         of_wanted: impl Fn(&str) -> Option<PathBuf>,
         work: &Path,
-        folders: &[&Path],
         reference: &Reference,
     ) -> duckdb::Result<Self> {
-        let connection = open(&[&[work], folders].concat(), Some(work), None)?;
+        let connection = open(Some(work), None)?;
         let read = |files: &[PathBuf]| {
             let files: Vec<String> = files.iter().map(|file| quoted(&file.to_string_lossy())).collect();
             format!("read_parquet([{}], hive_partitioning = false)", files.join(", "))
@@ -76,7 +82,7 @@ impl Computer {
     /// # Errors
     /// DuckDB's.
     pub fn over_duckdb(file: &Path, reference: &Reference) -> duckdb::Result<Self> {
-        let connection = open(&[], None, Some(file))?;
+        let connection = open(None, Some(file))?;
         let sources = SOURCES.map(|table| format!("lake.{table}"));
         Self::prepared(connection, sources.clone(), sources, reference)
     }
@@ -93,7 +99,7 @@ impl Computer {
             "CREATE TABLE wanted (link_id VARCHAR); CREATE TABLE unwanted (link_id VARCHAR); CREATE TABLE result ({})",
             columns.join(", ")
         ))?;
-        let computer = Self { connection, sources, of_wanted, kept: Vec::new() };
+        let computer = Self { connection, sources, of_wanted };
         computer.look_at("true")?;
         catalog::create_macros(&computer.connection, reference)?;
         Ok(computer)
@@ -137,7 +143,7 @@ impl Computer {
             run.lag_months
         );
         let work = |connection: &Connection| {
-            while let Some((from, to)) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some((from, to)) = batches.get(next.fetch_add(1, atomic::Ordering::Relaxed)) {
                 let until = to.as_ref().map(|to| format!(" AND link_id < {}", quoted(to))).unwrap_or_default();
                 look_at(connection, sources, &format!("{of_run} AND link_id >= {}{until}", quoted(from)))?;
                 connection.execute_batch(&insert)?;
@@ -154,40 +160,19 @@ impl Computer {
         })
     }
 
-    /// Keeps the rows of an earlier file of the date, for links that still are there and not among `changed`. They are read
-    /// when they are written: most rows of a file only pass from the one before into the next.
+    /// Writes what was added into a Parquet file, in the order of [`order`], forgets it, and gives the number of rows.
     ///
     /// # Errors
     /// DuckDB's.
-    pub fn keep(&mut self, file: &Path, run: &Run, changed: &[String]) -> duckdb::Result<()> {
-        let Self { connection, sources: [links, ..], kept, .. } = self;
-        let changed_in_it = format!("changed_{}", kept.len());
-        connection.execute_batch(&format!("CREATE OR REPLACE TABLE {changed_in_it} (link_id VARCHAR)"))?;
-        fill(connection, &changed_in_it, changed)?;
-        kept.push(format!(
-            "SELECT link_id, DATE '{}' AS as_of_date, * EXCLUDE (link_id) \
-             FROM read_parquet({}, hive_partitioning = false) WHERE pit_mode = '{}' \
-             AND link_id NOT IN (SELECT link_id FROM {changed_in_it}) AND link_id IN (SELECT link_id FROM {links})",
-            run.as_of,
-            quoted(&file.to_string_lossy()),
-            run.mode,
-        ));
-        Ok(())
-    }
-
-    /// Writes what was added and kept into a Parquet file, forgets it, and gives the number of rows.
-    ///
-    /// # Errors
-    /// DuckDB's.
-    pub fn write(&mut self, file: &Path) -> duckdb::Result<u64> {
+    pub fn write(&self, file: &Path) -> duckdb::Result<u64> {
         // Level 1, as the lake's own writer uses: more costs time and saves next to nothing.
-        let rows = std::iter::once("SELECT * FROM result".to_owned()).chain(std::mem::take(&mut self.kept));
         let rows = self.connection.execute(
             &format!(
-                "COPY (SELECT * EXCLUDE (as_of_date) FROM ({}) ORDER BY link_id, pit_mode DESC) TO {} \
+                "COPY (SELECT * EXCLUDE (as_of_date) FROM result ORDER BY {}, {} DESC) TO {} \
                  (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, KV_METADATA {{'vinculo.table': 'credit_features', \
                  'vinculo.schema_version': '{}'}})",
-                rows.collect::<Vec<_>>().join(" UNION ALL "),
+                KEY[0],
+                KEY[1],
                 quoted(&file.to_string_lossy()),
                 dictionary::version(),
             ),
@@ -249,8 +234,8 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).min(MOST_WORKERS)
 }
 
-/// A connection that reaches `folders` and `lake`, and nothing else.
-fn open(folders: &[&Path], work: Option<&Path>, lake: Option<&Path>) -> duckdb::Result<Connection> {
+/// A connection that reaches the folder `work` and the file `lake`, and nothing else.
+fn open(work: Option<&Path>, lake: Option<&Path>) -> duckdb::Result<Connection> {
     let config = Config::default()
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
@@ -260,15 +245,15 @@ fn open(folders: &[&Path], work: Option<&Path>, lake: Option<&Path>) -> duckdb::
         // Rows are sorted when they are written; before that their order is nobody's business.
         .with("preserve_insertion_order", "false")?;
     let connection = Connection::open_in_memory_with_flags(config)?;
-    let folders: Vec<String> = folders.iter().map(|folder| quoted(&folder.to_string_lossy())).collect();
-    let temporary = work.map(|work| work.join(TEMPORARY).to_string_lossy().into_owned()).unwrap_or_default();
-    let attach = lake.map(|lake| format!("ATTACH {} AS lake (READ_ONLY);", quoted(&lake.to_string_lossy())));
+    let path = |path: &Path| quoted(&path.to_string_lossy());
+    let temporary = work.map(|work| work.join(TEMPORARY)).unwrap_or_default();
+    let attach = lake.map(|lake| format!("ATTACH {} AS lake (READ_ONLY);", path(lake)));
     connection.execute_batch(&format!(
         "{} SET temp_directory = {}; SET allowed_directories = [{}]; SET enable_external_access = false; \
          SET lock_configuration = true;",
         attach.unwrap_or_default(),
-        quoted(&temporary),
-        folders.join(", "),
+        path(&temporary),
+        work.map(path).unwrap_or_default(),
     ))?;
     Ok(connection)
 }

@@ -4,7 +4,8 @@
 //! whose instant had passed when it was last written is taken over as it is, that only links that changed are computed
 //! again in the others, and that no partition has rows of a link whose jobs are not kept any more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use chrono::NaiveDate;
@@ -14,12 +15,12 @@ use super::delta;
 use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
 use super::tables::MOST_FEW;
 use crate::clock::Timestamp;
-use crate::features::compute::Computer;
+use crate::features::compute::{self, Computer};
 use crate::features::dictionary;
 use crate::features::reference::Reference;
 use crate::features::runs::{self, Mode, Run};
 use crate::resources::employments;
-use crate::sinks;
+use crate::sinks::{self, parquet};
 use crate::store::{self, Tx, args};
 
 const TABLE: &str = "credit_features";
@@ -126,15 +127,19 @@ impl Partitions {
             }
             let computer = match &mut computer {
                 Some(computer) => computer,
-                None => computer.insert(Self::computer(staging, tables, delta, previous.as_ref(), reference)?),
+                None => computer.insert(Self::computer(staging, tables, delta, reference)?),
             };
+            let mut kept = Vec::new();
             for wanted in wanted {
-                self.add(computer, wanted, earlier.as_ref()).map_err(sinks::Error::from)?;
+                kept.extend(self.add(computer, wanted, earlier.as_ref()).map_err(sinks::Error::from)?);
             }
             let whole = staging.folder.join(&path);
             let folder = whole.parent().unwrap_or(&staging.folder);
-            std::fs::create_dir_all(folder).map_err(|source| Error::at(folder, source))?;
-            let rows = computer.write(&whole).map_err(sinks::Error::from)?;
+            fs::create_dir_all(folder).map_err(|source| Error::at(folder, source))?;
+            let rows = match earlier.filter(|_| !kept.is_empty()) {
+                Some(earlier) => Self::splice(computer, &earlier, &kept, &whole)?,
+                None => computer.write(&whole).map_err(sinks::Error::from)?,
+            };
             files.push(staging.checked(&path, Some(rows))?);
         }
         Ok(TableEntry {
@@ -150,7 +155,6 @@ impl Partitions {
         staging: &Staging,
         tables: &[TableEntry],
         delta: Option<&delta::Files>,
-        previous: Option<&(&Manifest, PathBuf)>,
         reference: &Reference,
     ) -> Result<Computer, Error> {
         let all = |table: &str| {
@@ -158,22 +162,46 @@ impl Partitions {
             entry.into_iter().flat_map(|entry| &entry.files).map(|file| staging.folder.join(&file.path)).collect()
         };
         let of_wanted = |table: &str| delta?.of(table);
-        let earlier: Vec<&Path> = previous.iter().map(|(_, folder)| folder.as_path()).collect();
-        let computer = Computer::over_parquet(all, of_wanted, &staging.folder, &earlier, reference);
-        Ok(computer.map_err(sinks::Error::from)?)
+        Ok(Computer::over_parquet(all, of_wanted, &staging.folder, reference).map_err(sinks::Error::from)?)
     }
 
-    fn add(&self, computer: &mut Computer, wanted: &Wanted, earlier: Option<&Earlier<'_>>) -> duckdb::Result<()> {
+    /// Computes the rows of a run; says which of the earlier file stay as they are, if any do.
+    fn add<'s>(
+        &'s self,
+        computer: &Computer,
+        wanted: &Wanted,
+        earlier: Option<&Earlier<'_>>,
+    ) -> duckdb::Result<Option<Kept<'s>>> {
         let Wanted { run, later } = wanted;
-        match (earlier.filter(|earlier| earlier.has(run)), &self.changed) {
-            (Some(earlier), Some(changed)) => {
-                let changed = if earlier.is_final(run) { &self.forgotten } else { changed };
-                computer.keep(&earlier.folder.join(&earlier.file.path), run, changed)?;
-                computer.add(run, Some(changed), later)
-            }
-            _ => computer.add(run, None, later),
-        }
+        let Some((earlier, changed)) = earlier.filter(|earlier| earlier.has(run)).zip(self.changed.as_ref()) else {
+            computer.add(run, None, later)?;
+            return Ok(None);
+        };
+        let changed = if earlier.is_final(run) { &self.forgotten } else { changed };
+        computer.add(run, Some(changed), later)?;
+        Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
+
+    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. A link that was erased
+    /// meanwhile stays until all is published anew, as it does in the other tables.
+    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept<'_>], whole: &Path) -> Result<u64, Error> {
+        let computed = whole.with_extension("computed");
+        computer.write(&computed).map_err(sinks::Error::from)?;
+        let stays = |[link_id, mode]: parquet::Key<'_>| {
+            kept.iter().any(|kept| kept.mode.name().as_bytes() == mode && !kept.all_but.contains(link_id))
+        };
+        let files = [&*earlier.folder.join(&earlier.file.path), &*computed];
+        let rows = parquet::splice(files, whole, compute::KEY, compute::order, stays)?;
+        fs::remove_file(&computed).map_err(|source| Error::at(&computed, source))?;
+        Ok(rows)
+    }
+}
+
+/// The rows of the file before that stay in a date's file: those of one mode,
+struct Kept<'l> {
+    mode: Mode,
+    /// but for those of these links.
+    all_but: HashSet<&'l [u8]>,
 }
 
 /// The file of a date in the previous snapshot.

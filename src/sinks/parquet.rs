@@ -19,6 +19,9 @@ use crate::schema::{Column, Table, Type};
 
 mod chunk;
 mod runs;
+mod splice;
+
+pub use splice::{Key, splice};
 
 /// Rows of a row group: as many as DuckDB scans in one piece, and few enough that a writer needs little memory.
 const ROW_GROUP: usize = 122_880;
@@ -31,6 +34,9 @@ pub struct Kit {
     columns: Vec<ColumnWriter>,
     codec: Codec,
 }
+
+/// Who wrote a file, as it says itself.
+const CREATED_BY: &str = concat!("vinculo ", env!("CARGO_PKG_VERSION"));
 
 /// Writes one file of one table, batch by batch.
 pub struct TableWriter {
@@ -188,7 +194,7 @@ fn properties(table: &Table) -> Result<WriterProperties, Error> {
     let mut properties = WriterProperties::builder()
         .set_compression(compression()?)
         .set_statistics_enabled(EnabledStatistics::None)
-        .set_created_by(concat!("vinculo ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_created_by(CREATED_BY.to_owned())
         .set_key_value_metadata(Some(vec![
             KeyValue::new("vinculo.table".to_owned(), table.name.clone()),
             KeyValue::new("vinculo.schema_version".to_owned(), table.version.to_string()),

@@ -1,0 +1,416 @@
+//! A sorted file and the rows that are new → the sorted file with them, where most rows only pass by.
+//!
+//! Whoever sorts and writes a million rows because ten thousand are new does a hundred times the work. Here each column is
+//! carried over by itself, as it is stored, without a look at what it means, and on all cores.
+//!
+//! *Takes* two files with the same columns, each sorted by a key of two texts. *Gives* a third. *Promises* memory for a few
+//! row groups, however long the files are. *Not here*: which rows are new, and who wrote them.
+
+use std::cmp::Ordering;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use bytes::Bytes;
+use parquet::basic::Type;
+use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
+use parquet::column::writer::{ColumnCloseResult, get_column_writer, get_typed_column_writer};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
+};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
+use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::{ColumnDescPtr, ColumnPath};
+
+use super::chunk::compression;
+use super::{CREATED_BY, Error, ROW_GROUP};
+
+/// What tells rows apart.
+pub type Key<'k> = [&'k [u8]; 2];
+
+/// Writes into `out` all rows of `new`, and those of `earlier` for whose key `stays` holds. The texts of a row's key are in
+/// the columns `key`, and rows stand in `order` in all three files. Gives the number of rows.
+///
+/// # Errors
+/// [`Error::File`]; [`Error::Parquet`] also when the files do not have the same columns, or one has a row without a key.
+pub fn splice(
+    [earlier, new]: [&Path; 2],
+    out: &Path,
+    key: [&str; 2],
+    order: impl Fn(Key<'_>, Key<'_>) -> Ordering,
+    stays: impl Fn(Key<'_>) -> bool,
+) -> std::result::Result<u64, Error> {
+    let [earlier, new] = [open(earlier)?, open(new)?];
+    let (metadata, other) = (earlier.metadata().file_metadata(), new.metadata().file_metadata());
+    if metadata.schema() != other.schema() {
+        return Err(damaged("the new rows have other columns than those before").into());
+    }
+    let schema = metadata.schema_descr_ptr();
+    let properties = WriterProperties::builder()
+        .set_compression(compression()?)
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_column_statistics_enabled(ColumnPath::from(key[0]), EnabledStatistics::Chunk)
+        .set_created_by(CREATED_BY.to_owned())
+        .set_key_value_metadata(metadata.key_value_metadata().cloned());
+    let properties: WriterPropertiesPtr = Arc::new(properties.build());
+
+    let mut keys = [Keys::of(&earlier, key)?, Keys::of(&new, key)?];
+    let columns = schema.columns().iter().enumerate();
+    let columns = columns.map(|(at, column)| columns_of(column, [&earlier, &new], at));
+    let mut columns = columns.collect::<Result<Vec<_>>>()?;
+    let file = File::create_new(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
+    let mut file = SerializedFileWriter::new(file, schema.root_schema_ptr(), Arc::clone(&properties))?;
+    let mut rows = 0;
+    loop {
+        let (steps, count) = steps(&mut keys, &order, &stays)?;
+        if count == 0 {
+            break;
+        }
+        rows += count as u64;
+        let mut group = file.next_row_group()?;
+        for (bytes, closed) in carry_over(&mut columns, &steps, &properties)? {
+            group.append_column(&bytes, closed)?;
+        }
+        group.close()?;
+    }
+    file.close()?;
+    Ok(rows)
+}
+
+type Source = Arc<SerializedFileReader<Shared>>;
+
+fn open(path: &Path) -> std::result::Result<Source, Error> {
+    let file = File::open(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+    Ok(Arc::new(SerializedFileReader::new(Shared(Arc::new(file)))?))
+}
+
+/// A file that several threads read at a time; a [`File`] by itself is read at the one place where all of them left it.
+struct Shared(Arc<File>);
+
+/// A [`Shared`] file, from a place on.
+struct Onward {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Length for Shared {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+impl ChunkReader for Shared {
+    type T = BufReader<Onward>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        Ok(BufReader::new(Onward { file: Arc::clone(&self.0), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        let mut bytes = vec![0; length];
+        self.0.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+impl Read for Onward {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(bytes, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+fn damaged(what: &str) -> ParquetError {
+    ParquetError::General(what.to_owned())
+}
+
+/// Rows of one file that follow each other, on their way into the next row group or out of sight.
+struct Step {
+    from: usize,
+    rows: usize,
+    is_kept: bool,
+}
+
+/// What the next row group is made of, and how many rows that are.
+fn steps(
+    keys: &mut [Keys; 2],
+    order: &impl Fn(Key<'_>, Key<'_>) -> Ordering,
+    stays: &impl Fn(Key<'_>) -> bool,
+) -> Result<(Vec<Step>, usize)> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut count = 0;
+    while count < ROW_GROUP {
+        let [earlier, new] = keys.each_mut().map(Keys::peek);
+        let (from, is_kept) = match (earlier?, new?) {
+            (None, None) => break,
+            (Some(earlier), _) if !stays(earlier) => (0, false),
+            (Some(earlier), Some(new)) => (usize::from(order(new, earlier).is_lt()), true),
+            (Some(_), None) => (0, true),
+            (None, Some(_)) => (1, true),
+        };
+        keys[from].pass();
+        count += usize::from(is_kept);
+        match steps.last_mut() {
+            Some(step) if (step.from, step.is_kept) == (from, is_kept) => step.rows += 1,
+            _ => steps.push(Step { from, rows: 1, is_kept }),
+        }
+    }
+    Ok((steps, count))
+}
+
+/// The keys of a file, row by row; those of one row group are in memory.
+struct Keys {
+    columns: [Cells<ByteArrayType>; 2],
+    texts: [Vec<ByteArray>; 2],
+    at: usize,
+}
+
+impl Keys {
+    fn of(source: &Source, key: [&str; 2]) -> Result<Self> {
+        let columns = source.metadata().file_metadata().schema_descr().columns();
+        let [first, second] = key.map(|name| {
+            let at = columns.iter().position(|column| column.name() == name);
+            let at = at.filter(|&at| columns[at].physical_type() == Type::BYTE_ARRAY);
+            at.map(|at| Cells::of(source, at)).ok_or_else(|| damaged("there is no key"))
+        });
+        Ok(Self { columns: [first?, second?], texts: Default::default(), at: 0 })
+    }
+
+    /// The key of the next row; `None` after the last.
+    fn peek(&mut self) -> Result<Option<Key<'_>>> {
+        if self.at == self.texts[0].len() {
+            self.at = 0;
+            for (cells, texts) in self.columns.iter_mut().zip(&mut self.texts) {
+                let rows = cells.left_in_group()?;
+                let mut cut = Cut::default();
+                cells.read(rows, &mut cut)?;
+                if cut.values.len() != rows {
+                    return Err(damaged("a row has no key"));
+                }
+                *texts = cut.values;
+            }
+        }
+        let text = |column: usize| self.texts[column].get(self.at).map(ByteArray::data);
+        Ok(text(0).zip(text(1)).map(|(first, second)| [first, second]))
+    }
+
+    fn pass(&mut self) {
+        self.at += 1;
+    }
+}
+
+/// The cells of one column of a file, read from the first to the last.
+struct Cells<T: DataType> {
+    source: Source,
+    column: usize,
+    /// The row group after the one that is being read.
+    next_group: usize,
+    reader: Option<ColumnReaderImpl<T>>,
+    /// Rows of the group that are not read.
+    left: usize,
+}
+
+impl<T: DataType> Cells<T> {
+    fn of(source: &Source, column: usize) -> Self {
+        Self { source: Arc::clone(source), column, next_group: 0, reader: None, left: 0 }
+    }
+
+    /// Rows that are left of a row group, which is the next one when none are of this; 0 at the end of the file.
+    fn left_in_group(&mut self) -> Result<usize> {
+        while self.left == 0 && self.next_group < self.source.num_row_groups() {
+            let group = self.source.get_row_group(self.next_group)?;
+            self.left = usize::try_from(group.metadata().num_rows()).unwrap_or_default();
+            self.reader = Some(get_typed_column_reader(group.get_column_reader(self.column)?));
+            self.next_group += 1;
+        }
+        Ok(self.left)
+    }
+
+    /// Appends the next `rows`.
+    fn read(&mut self, rows: usize, into: &mut Cut<T>) -> Result<()> {
+        let Cut { definitions, repetitions, values } = into;
+        self.each_part(rows, |reader, part| {
+            Ok(reader.read_records(part, Some(definitions), Some(repetitions), values)?.0)
+        })
+    }
+
+    /// Passes by the next `rows`.
+    fn skip(&mut self, rows: usize) -> Result<()> {
+        self.each_part(rows, ColumnReaderImpl::skip_records)
+    }
+
+    fn each_part(
+        &mut self,
+        mut rows: usize,
+        mut work: impl FnMut(&mut ColumnReaderImpl<T>, usize) -> Result<usize>,
+    ) -> Result<()> {
+        while rows > 0 {
+            let part = rows.min(self.left_in_group()?);
+            let done = self.reader.as_mut().map_or(Ok(0), |reader| work(reader, part))?;
+            if part == 0 || done != part {
+                return Err(damaged("a column has fewer rows than its file"));
+            }
+            self.left -= part;
+            rows -= part;
+        }
+        Ok(())
+    }
+}
+
+/// Cells as Parquet has them.
+struct Cut<T: DataType> {
+    /// For each value or NULL, how much of its path is there.
+    definitions: Vec<i16>,
+    /// For each value or NULL of a column of lists, which list it goes on with.
+    repetitions: Vec<i16>,
+    /// What is not NULL.
+    values: Vec<T::T>,
+}
+
+impl<T: DataType> Default for Cut<T> {
+    fn default() -> Self {
+        Self { definitions: Vec::new(), repetitions: Vec::new(), values: Vec::new() }
+    }
+}
+
+/// A column on its way.
+trait Column: Send {
+    /// Its part of the row group that `steps` make.
+    fn carry_over(&mut self, steps: &[Step], properties: &WriterPropertiesPtr) -> Result<(Bytes, ColumnCloseResult)>;
+}
+
+struct Typed<T: DataType> {
+    descriptor: ColumnDescPtr,
+    sources: [Cells<T>; 2],
+}
+
+impl<T: DataType> Column for Typed<T> {
+    fn carry_over(&mut self, steps: &[Step], properties: &WriterPropertiesPtr) -> Result<(Bytes, ColumnCloseResult)> {
+        let mut cells = Cut::default();
+        for step in steps {
+            let source = &mut self.sources[step.from];
+            if step.is_kept { source.read(step.rows, &mut cells)? } else { source.skip(step.rows)? }
+        }
+        let mut sink = TrackedWrite::new(Vec::new());
+        let pages = Box::new(SerializedPageWriter::new(&mut sink));
+        let writer = get_column_writer(Arc::clone(&self.descriptor), Arc::clone(properties), pages);
+        let mut writer = get_typed_column_writer::<T>(writer);
+        let Cut { definitions, repetitions, values } = &cells;
+        let definitions = (self.descriptor.max_def_level() > 0).then_some(definitions.as_slice());
+        let repetitions = (self.descriptor.max_rep_level() > 0).then_some(repetitions.as_slice());
+        writer.write_batch(values, definitions, repetitions)?;
+        let closed = writer.close()?;
+        Ok((Bytes::from(sink.into_inner()?), closed))
+    }
+}
+
+/// The column at place `at` of both files.
+fn columns_of(descriptor: &ColumnDescPtr, sources: [&Source; 2], at: usize) -> Result<Box<dyn Column>> {
+    fn typed<T: DataType>(descriptor: &ColumnDescPtr, sources: [&Source; 2], at: usize) -> Box<dyn Column> {
+        Box::new(Typed::<T> {
+            descriptor: Arc::clone(descriptor),
+            sources: sources.map(|source| Cells::of(source, at)),
+        })
+    }
+    Ok(match descriptor.physical_type() {
+        Type::BOOLEAN => typed::<BoolType>(descriptor, sources, at),
+        Type::INT32 => typed::<Int32Type>(descriptor, sources, at),
+        Type::INT64 => typed::<Int64Type>(descriptor, sources, at),
+        Type::FLOAT => typed::<FloatType>(descriptor, sources, at),
+        Type::DOUBLE => typed::<DoubleType>(descriptor, sources, at),
+        Type::BYTE_ARRAY => typed::<ByteArrayType>(descriptor, sources, at),
+        Type::FIXED_LEN_BYTE_ARRAY => typed::<FixedLenByteArrayType>(descriptor, sources, at),
+        Type::INT96 => return Err(damaged("a column of an old kind of instants cannot be carried over")),
+    })
+}
+
+/// The row group that `steps` make, column by column.
+fn carry_over(
+    columns: &mut [Box<dyn Column>],
+    steps: &[Step],
+    properties: &WriterPropertiesPtr,
+) -> Result<Vec<(Bytes, ColumnCloseResult)>> {
+    let mut done: Vec<_> = columns.iter().map(|_| None).collect();
+    let left = Mutex::new(columns.iter_mut().zip(&mut done));
+    let work = || {
+        loop {
+            // Not in the loop's head, where the others would wait until the column is done.
+            let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((column, done)) = next else { return };
+            *done = Some(column.carry_over(steps, properties));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    done.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use duckdb::Connection;
+
+    use super::*;
+
+    /// Rows of a range of numbers, with a column of each type that features have.
+    fn rows(sign: &str, numbers: &str, condition: &str) -> String {
+        format!(
+            "SELECT lpad(n::VARCHAR, 6, '0') AS link_id, mode, CASE WHEN n % 7 > 0 THEN {sign}n::INTEGER END AS whole, \
+             CASE WHEN n % 5 > 0 THEN '{sign}' || n % 50 END AS text, ({sign}n / 8)::DECIMAL(19, 4) AS amount, \
+             ({sign}n / 8)::DECIMAL(25, 4) AS large, n % 3 = 0 AS flag, {sign}sqrt(n) AS real, \
+             make_timestamptz({sign}n) AS instant, NULL::DATE AS never, \
+             CASE WHEN n % 11 > 0 THEN list_transform(range(n % 4), lambda x: nullif(x, 2)::VARCHAR) END AS list \
+             FROM {numbers} AS numbers(n), (VALUES ('strict'), ('retro')) AS modes(mode) WHERE {condition}"
+        )
+    }
+
+    #[test]
+    fn new_rows_stand_among_those_that_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let [earlier, new, out] = ["earlier", "new", "out"].map(|name| folder.path().join(name));
+        let connection = Connection::open_in_memory().unwrap();
+        // More than one row group of the result, of many in the file before.
+        let before = rows("", "range(70000)", "n % 3 < 2 AND (n % 100 > 0 OR mode = 'strict')");
+        let now = rows("-", "range(70100)", "n % 50 = 1 AND (n % 4 > 0 OR mode = 'retro') OR n > 69_900");
+        for (sql, file) in [(&before, &earlier), (&now, &new)] {
+            let write = format!(
+                "COPY ({sql} ORDER BY link_id, mode DESC) TO '{}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 4096)",
+                file.display()
+            );
+            connection.execute_batch(&write).unwrap();
+        }
+        let count = splice(
+            [&earlier, &new],
+            &out,
+            ["link_id", "mode"],
+            |a, b| a[0].cmp(b[0]).then_with(|| b[1].cmp(a[1])),
+            |[link_id, _]| !link_id.ends_with(b"1") && link_id <= b"069900".as_slice(),
+        );
+        let expected = format!("{before} AND n % 10 <> 1 AND n <= 69_900 UNION ALL {now}");
+        let out = format!(
+            "SELECT * EXCLUDE (file_row_number) FROM read_parquet('{}', file_row_number = true)",
+            out.display()
+        );
+        let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap();
+        assert_eq!(count.unwrap(), one(&format!("SELECT count(*) FROM ({expected})")));
+        assert_eq!(one(&format!("SELECT count(*) FROM ({out} EXCEPT ALL ({expected}))")), 0);
+        let types = |sql: &str| format!("SELECT string_agg(column_name || column_type) FROM (DESCRIBE {sql})");
+        let types = |sql: &str| connection.query_row(&types(sql), [], |row| row.get::<_, String>(0)).unwrap();
+        assert_eq!(types(&out), types(&expected));
+        let unordered = out.replace("* EXCLUDE (file_row_number)", "link_id, mode, file_row_number AS at");
+        let unordered = format!(
+            "SELECT count(*) FROM ({unordered}) a JOIN ({unordered}) b ON b.at = a.at + 1 \
+             WHERE (a.link_id, b.mode) >= (b.link_id, a.mode)"
+        );
+        assert_eq!(one(&unordered), 0);
+    }
+}
