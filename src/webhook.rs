@@ -311,9 +311,6 @@ fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body
     .map(drop)
 }
 
-/// Webhooks that are followed up at once.
-const PART: i64 = 2_048;
-
 /// A webhook that is durable and not followed up yet.
 struct Waiting {
     seq: i64,
@@ -349,16 +346,17 @@ impl Waiting {
     }
 }
 
-/// Does what follows from the oldest webhooks that are only received, and gives their number; see [`Store::follow_up_by`].
+/// Does what follows from the oldest webhooks that are only received, `most` at a time, and gives their number; see
+/// [`Store::follow_up_by`].
 ///
 /// # Errors
 /// [`Error::Database`], when the state cannot be written. What cannot be followed up for another reason goes to the
 /// quarantine.
-pub fn follow_up(tx: &Tx<'_>) -> Result<usize, Error> {
+pub fn follow_up(tx: &Tx<'_>, most: usize) -> Result<usize, Error> {
     let (mut received, mut failed) = (Vec::new(), Vec::new());
     tx.each(
         "SELECT seq, received_at, body FROM webhooks WHERE outcome = 'received' ORDER BY seq LIMIT $1",
-        args![PART],
+        args![i64::try_from(most).unwrap_or(i64::MAX)],
         |row| {
             match Waiting::read(tx, row) {
                 Ok(one) => received.push(one),

@@ -245,7 +245,7 @@ impl Store {
     pub async fn follow_up_by(&self, follow_up: FollowUp) -> Result<(), Error> {
         let follow_up = *self.shared.follow_up.get_or_init(|| follow_up);
         self.write(move |tx| {
-            while follow_up(tx)? > 0 {}
+            while follow_up(tx, writer::PART)? > 0 {}
             Ok(())
         })
         .await

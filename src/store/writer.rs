@@ -24,13 +24,21 @@ use super::{Error, MasterKeys, Tx, connect};
 /// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
 const GATHER_FOR: Duration = Duration::from_millis(10);
 
-/// So many appended writes are followed up in their own transaction: it costs them nothing.
-const FEW: usize = 32;
+/// How many appended writes are followed up in one transaction, as long as they do not come in a flood: those that came in it,
+/// and what waits from a burst, bit by bit, so that nobody's next append waits for long.
+const BIT: usize = 128;
 
-/// With so many, everybody's next append waits for their follow-up,
+/// More appended writes than this in [`SPAN`] are a flood.
+const FLOOD: usize = 500;
+const SPAN: Duration = Duration::from_millis(100);
+
+/// With so many waiting, everybody's next append waits for the follow-up of a part also in a flood,
 const MOST: usize = 16_384;
 /// and after so long.
 const LONGEST: Duration = Duration::from_millis(500);
+
+/// How many are followed up together in a flood, and when whoever waits needs all.
+pub(super) const PART: usize = 2_048;
 
 /// When nothing was written for so long, appended writes are followed up.
 const QUIET: Duration = Duration::from_millis(5);
@@ -38,8 +46,9 @@ const QUIET: Duration = Duration::from_millis(5);
 /// The same after a commit failed: what is wrong with the state lasts for longer.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
-/// Does what follows from a part of the appended rows, the oldest first, and gives the number of these; 0 when none is left.
-pub type FollowUp = fn(&Tx<'_>) -> Result<usize, Error>;
+/// Does what follows from so many of the appended rows at most, the oldest first, and gives the number of these; 0 when none is
+/// left.
+pub type FollowUp = fn(&Tx<'_>, usize) -> Result<usize, Error>;
 
 /// What the writer and the stores that hand it writes both know.
 #[derive(Default)]
@@ -112,6 +121,24 @@ struct Ahead {
     writes: usize,
     /// Since when there are any.
     since: Instant,
+    pace: Pace,
+}
+
+/// How fast appended writes come.
+#[derive(Clone, Copy)]
+struct Pace {
+    since: Instant,
+    writes: usize,
+    is_flood: bool,
+}
+
+impl Pace {
+    fn note(&mut self, writes: usize) {
+        self.writes += writes;
+        if self.since.elapsed() >= SPAN {
+            *self = Self { since: Instant::now(), writes: 0, is_flood: self.writes > FLOOD };
+        }
+    }
 }
 
 /// The writer at work.
@@ -127,7 +154,8 @@ pub(super) struct Writer {
 impl Writer {
     /// Writes what comes, until every sender is gone; waits on `runtime`, which nobody else uses.
     pub(super) fn run(mut self, mut coming: mpsc::Receiver<Box<dyn Write>>, runtime: &Runtime) {
-        let mut ahead = Ahead { writes: 0, since: Instant::now() };
+        let now = Instant::now();
+        let mut ahead = Ahead { writes: 0, since: now, pace: Pace { since: now, writes: 0, is_flood: false } };
         let mut done: Vec<Box<dyn Write>> = Vec::new();
         let mut wait = QUIET;
         loop {
@@ -200,7 +228,7 @@ impl Writer {
         ahead: &mut Ahead,
     ) -> Result<bool, Error> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (started, is_quiet) = (Instant::now(), done.is_empty());
+        let started = Instant::now();
         let tx = Tx::new(&transaction, self.keys.as_ref());
         let mut has_followed_up = false;
         let mut at = 0;
@@ -219,10 +247,16 @@ impl Writer {
                 done.extend(coming.try_recv().ok());
             }
         }
-        if ahead.writes <= FEW {
-            has_followed_up |= self.follow_all_up(&tx, ahead)?;
-        } else if is_quiet || ahead.writes >= MOST || ahead.since.elapsed() >= LONGEST {
-            has_followed_up |= self.follow_some_up(&tx, ahead)?;
+        ahead.pace.note(done.len());
+        let part = match ahead.writes {
+            0 => 0,
+            _ if done.is_empty() || !ahead.pace.is_flood => BIT,
+            MOST.. => PART,
+            _ if ahead.since.elapsed() >= LONGEST => PART,
+            _ => 0,
+        };
+        if part > 0 {
+            has_followed_up |= self.follow_some_up(&tx, ahead, part)?;
         }
         drop(tx);
         transaction.commit()?;
@@ -232,14 +266,14 @@ impl Writer {
     fn follow_all_up(&self, tx: &Tx<'_>, ahead: &mut Ahead) -> Result<bool, Error> {
         let has_any = ahead.writes > 0;
         while ahead.writes > 0 {
-            self.follow_some_up(tx, ahead)?;
+            self.follow_some_up(tx, ahead, PART)?;
         }
         Ok(has_any)
     }
 
-    /// Follows a part of the appended rows up; says whether there were any.
-    fn follow_some_up(&self, tx: &Tx<'_>, ahead: &mut Ahead) -> Result<bool, Error> {
-        let done = self.shared.follow_up.get().map_or(Ok(0), |follow_up| follow_up(tx))?;
+    /// Follows up to `part` of the appended rows up; says whether there were any.
+    fn follow_some_up(&self, tx: &Tx<'_>, ahead: &mut Ahead, part: usize) -> Result<bool, Error> {
+        let done = self.shared.follow_up.get().map_or(Ok(0), |follow_up| follow_up(tx, part))?;
         // A write that failed has appended nothing.
         ahead.writes = if done == 0 { 0 } else { ahead.writes.saturating_sub(done) };
         Ok(done > 0)
@@ -256,10 +290,11 @@ mod tests {
     use crate::store::{Error, Store, Tx, args};
 
     /// Rows are values of `meta`; what follows from one that is new is that it is done.
-    fn follow_up(tx: &Tx<'_>) -> Result<usize, Error> {
+    fn follow_up(tx: &Tx<'_>, most: usize) -> Result<usize, Error> {
+        let most = i64::try_from(most.min(70)).unwrap_or_default();
         tx.execute(
-            "UPDATE meta SET value = 'done' WHERE name IN (SELECT name FROM meta WHERE value = 'new' LIMIT 70)",
-            args![],
+            "UPDATE meta SET value = 'done' WHERE name IN (SELECT name FROM meta WHERE value = 'new' LIMIT $1)",
+            args![most],
         )
     }
 
@@ -315,7 +350,7 @@ mod tests {
         tokio::task::spawn_blocking(move || store.close()).await.unwrap();
         let store = Store::open(&path).unwrap();
         // Once rows are there, nothing follows from them.
-        let fails = |tx: &Tx<'_>| if count(tx, "new")? > Some(0) { Err(Error::Busy) } else { Ok(0) };
+        let fails = |tx: &Tx<'_>, _most: usize| if count(tx, "new")? > Some(0) { Err(Error::Busy) } else { Ok(0) };
         store.follow_up_by(fails).await.unwrap();
         let insert = "INSERT INTO meta (name, value) VALUES ('row', 'new')";
         let kept = store.append(move |tx| tx.execute(insert, args![])).await;

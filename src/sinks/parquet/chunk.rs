@@ -5,12 +5,15 @@
 //! comes as the number of a text already.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash};
+use std::ops::Range;
 
 use arrow::array::{Array, AsArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Date32Type, Decimal128Type, Int32Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter};
 use parquet::column::writer::ColumnCloseResult;
@@ -30,7 +33,7 @@ const PAGE_ROWS: u32 = 20_480;
 /// Bytes of values in a page, before compression.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// A dictionary with more than this share of the cells, and of more bytes than a page, only costs.
+/// A dictionary only costs, unless its values come so often on the average.
 const WORTH_A_DICTIONARY: usize = 2;
 
 /// The cells of one column of the row group that is being written.
@@ -45,14 +48,12 @@ pub(super) struct Chunk {
 }
 
 enum Values {
-    /// Texts, as numbers in a dictionary.
     Texts(Dictionary<Texts>),
-    /// Dates and integers, as numbers in a dictionary.
-    Integers(Dictionary<Integers>),
-    /// Instants, one after the other.
-    Instants { bytes: Vec<u8>, range: Option<(i64, i64)> },
-    /// Amounts, one after the other.
-    Decimals { bytes: Vec<u8> },
+    /// Dates and integers.
+    Integers(Dictionary<Numbers<i32>>),
+    Instants(Dictionary<Numbers<i64>>),
+    /// Amounts, one after the other: too many are met once only.
+    Decimals(Vec<u8>),
 }
 
 impl Chunk {
@@ -61,8 +62,8 @@ impl Chunk {
         let values = match kind {
             Type::Text => Values::Texts(Dictionary::default()),
             Type::Date | Type::Integer => Values::Integers(Dictionary::default()),
-            Type::Timestamp => Values::Instants { bytes: Vec::new(), range: None },
-            Type::Decimal => Values::Decimals { bytes: Vec::new() },
+            Type::Timestamp => Values::Instants(Dictionary::default()),
+            Type::Decimal => Values::Decimals(Vec::new()),
             Type::Boolean | Type::TextList => return None,
         };
         Some(Self { column, has_statistics, presence: Runs::default(), rows: 0, nulls: 0, values })
@@ -72,53 +73,41 @@ impl Chunk {
     pub(super) fn append(&mut self, array: &dyn Array) {
         self.rows += length(array.len());
         self.nulls += length(array.null_count());
-        note(&mut self.presence, array.nulls(), array.len());
-        let is_valid = |row| array.nulls().is_none_or(|nulls| nulls.is_valid(row));
+        let nulls = array.nulls().filter(|nulls| nulls.null_count() > 0);
+        note(&mut self.presence, nulls, array.len());
         match &mut self.values {
             Values::Texts(dictionary) => {
                 let array = array.as_dictionary::<Int32Type>();
                 let texts = array.values().as_string::<i32>();
-                // What each text of the batch is in the dictionary, once it was met.
-                let mut known = vec![None; texts.len()];
-                let mut last = None;
-                for (row, &key) in array.keys().values().iter().enumerate() {
-                    if array.null_count() > 0 && !is_valid(row) {
-                        continue;
+                dictionary.values.known.clear();
+                dictionary.values.known.resize(texts.len(), NONE);
+                dictionary.append(array.keys().values(), nulls, |distinct, key| {
+                    let at = usize::try_from(key).unwrap_or_default();
+                    if distinct.known[at] == NONE {
+                        distinct.known[at] = distinct.number(texts.value(at).as_bytes());
                     }
-                    let number = match last {
-                        Some((last, number)) if last == key => number,
-                        _ => {
-                            let at = usize::try_from(key).unwrap_or_default();
-                            *known[at].get_or_insert_with(|| dictionary.values.number(texts.value(at).as_bytes()))
-                        }
-                    };
-                    last = Some((key, number));
-                    dictionary.cells.push(number, 1);
-                }
+                    distinct.known[at]
+                });
             }
             Values::Integers(dictionary) => {
                 let integers = match array.data_type() {
                     arrow::datatypes::DataType::Date32 => array.as_primitive::<Date32Type>().values(),
                     _ => array.as_primitive::<Int32Type>().values(),
                 };
-                for (_, &integer) in integers.iter().enumerate().filter(|&(row, _)| is_valid(row)) {
-                    dictionary.cells.push(dictionary.values.number(integer), 1);
-                }
+                dictionary.append(integers, nulls, Numbers::number);
             }
-            Values::Instants { bytes, range } => {
+            Values::Instants(dictionary) => {
                 let instants = array.as_primitive::<TimestampMicrosecondType>().values();
-                bytes.reserve(instants.len() * size_of::<i64>());
-                for (_, &instant) in instants.iter().enumerate().filter(|&(row, _)| is_valid(row)) {
-                    bytes.extend_from_slice(&instant.to_le_bytes());
-                    *range =
-                        Some(range.map_or((instant, instant), |(least, most)| (least.min(instant), most.max(instant))));
-                }
+                dictionary.append(instants, nulls, Numbers::number);
             }
-            Values::Decimals { bytes } => {
+            Values::Decimals(bytes) => {
                 let amounts = array.as_primitive::<Decimal128Type>().values();
-                bytes.reserve(amounts.len() * DECIMAL_BYTES);
-                for (_, &amount) in amounts.iter().enumerate().filter(|&(row, _)| is_valid(row)) {
-                    bytes.extend_from_slice(&amount.to_be_bytes()[size_of::<i128>() - DECIMAL_BYTES..]);
+                for present in present(nulls, amounts.len()) {
+                    let start = bytes.len();
+                    bytes.resize(start + present.len() * DECIMAL_BYTES, 0);
+                    for (bytes, amount) in bytes[start..].chunks_exact_mut(DECIMAL_BYTES).zip(&amounts[present]) {
+                        bytes.copy_from_slice(&amount.to_be_bytes()[size_of::<i128>() - DECIMAL_BYTES..]);
+                    }
                 }
             }
         }
@@ -130,27 +119,10 @@ impl Chunk {
         let mut cells =
             Cells { presence: self.column.max_def_level() > 0, cursor: self.presence.cursor(), rows: self.rows };
         match &self.values {
-            Values::Texts(dictionary) if dictionary.is_worth_it() => {
-                pages.write_dictionary(dictionary.values.plain(), dictionary.values.len())?;
-                dictionary.write_cells(&mut cells, &mut pages)?;
-            }
-            Values::Texts(dictionary) => {
-                let mut numbers = dictionary.cells.cursor();
-                let longest = dictionary.values.longest() + 4;
-                while let Some((present, mut page)) = cells.page(longest) {
-                    for (number, count) in numbers.take(present) {
-                        (0..count).for_each(|_| dictionary.values.push_plain(number, &mut page.bytes));
-                    }
-                    pages.write(page, Encoding::PLAIN)?;
-                }
-            }
-            Values::Integers(dictionary) => {
-                let plain = dictionary.values.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                pages.write_dictionary(plain, dictionary.values.values.len())?;
-                dictionary.write_cells(&mut cells, &mut pages)?;
-            }
-            Values::Instants { bytes, .. } => pages.write_plain(&mut cells, bytes, size_of::<i64>())?,
-            Values::Decimals { bytes } => pages.write_plain(&mut cells, bytes, DECIMAL_BYTES)?,
+            Values::Texts(dictionary) => dictionary.write(&mut cells, &mut pages)?,
+            Values::Integers(dictionary) => dictionary.write(&mut cells, &mut pages)?,
+            Values::Instants(dictionary) => dictionary.write(&mut cells, &mut pages)?,
+            Values::Decimals(bytes) => pages.write_plain(&mut cells, bytes, DECIMAL_BYTES)?,
         }
         let closed = pages.finish(&self.column, self.rows, self.statistics())?;
         self.clear();
@@ -171,10 +143,11 @@ impl Chunk {
                 let values = &dictionary.values.values;
                 Statistics::int32(values.iter().min().copied(), values.iter().max().copied(), None, nulls, false)
             }
-            Values::Instants { range, .. } => {
-                Statistics::int64(range.map(|range| range.0), range.map(|range| range.1), None, nulls, false)
+            Values::Instants(dictionary) => {
+                let values = &dictionary.values.values;
+                Statistics::int64(values.iter().min().copied(), values.iter().max().copied(), None, nulls, false)
             }
-            Values::Decimals { .. } => return None,
+            Values::Decimals(_) => return None,
         })
     }
 
@@ -182,13 +155,10 @@ impl Chunk {
         self.presence.clear();
         (self.rows, self.nulls) = (0, 0);
         match &mut self.values {
-            Values::Texts(dictionary) => *dictionary = Dictionary::default(),
-            Values::Integers(dictionary) => *dictionary = Dictionary::default(),
-            Values::Instants { bytes, range } => {
-                bytes.clear();
-                *range = None;
-            }
-            Values::Decimals { bytes } => bytes.clear(),
+            Values::Texts(dictionary) => dictionary.clear(),
+            Values::Integers(dictionary) => dictionary.clear(),
+            Values::Instants(dictionary) => dictionary.clear(),
+            Values::Decimals(bytes) => bytes.clear(),
         }
     }
 }
@@ -197,14 +167,20 @@ impl Chunk {
 const DECIMAL_BYTES: usize = 9;
 
 fn note(presence: &mut Runs, nulls: Option<&NullBuffer>, rows: usize) {
-    let Some(nulls) = nulls else { return presence.push(1, length(rows)) };
     let mut row = 0;
-    for (start, end) in nulls.valid_slices() {
-        presence.push(0, length(start - row));
-        presence.push(1, length(end - start));
-        row = end;
+    for present in present(nulls, rows) {
+        presence.push(0, length(present.start - row));
+        presence.push(1, length(present.len()));
+        row = present.end;
     }
     presence.push(0, length(rows - row));
+}
+
+/// The rows that are not NULL, as runs.
+fn present(nulls: Option<&NullBuffer>, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let all = if nulls.is_none() { Some(0..rows) } else { None };
+    let some = nulls.into_iter().flat_map(|nulls| nulls.valid_slices().map(|(start, end)| start..end));
+    all.into_iter().chain(some)
 }
 
 /// A number of rows; a row group has far fewer than would not fit.
@@ -221,28 +197,76 @@ struct Dictionary<V> {
 }
 
 impl<V: Distinct> Dictionary<V> {
-    fn write_cells(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
-        let bits = runs::bits_for(length(self.values.len()).saturating_sub(1));
+    /// Appends the cells that are not NULL; `number` gives the number of each, for equal ones that follow each other once.
+    fn append<C: Copy + PartialEq>(
+        &mut self,
+        cells: &[C],
+        nulls: Option<&NullBuffer>,
+        mut number: impl FnMut(&mut V, C) -> u32,
+    ) {
+        for present in present(nulls, cells.len()) {
+            for equal in cells[present].chunk_by(|a, b| a == b) {
+                self.cells.push(number(&mut self.values, equal[0]), length(equal.len()));
+            }
+        }
+    }
+
+    fn write(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
+        if self.is_worth_it() { self.write_numbers(cells, pages) } else { self.write_values(cells, pages) }
+    }
+
+    /// The values once, and a number for each cell.
+    fn write_numbers(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
+        let count = length(self.values.len());
+        let mut plain = pages.codec.page();
+        (0..count).for_each(|number| self.values.push_plain(number, &mut plain));
+        pages.write_dictionary(plain, count)?;
+        let bits = runs::bits_for(count.saturating_sub(1));
         let mut numbers = self.cells.cursor();
-        while let Some((present, mut page)) = cells.page(1) {
+        while let Some((present, mut page)) = cells.page(1, pages.codec.page()) {
             page.bytes.push(bits);
             runs::encode(numbers.take(present), bits, &mut page.bytes);
             pages.write(page, Encoding::RLE_DICTIONARY)?;
         }
         Ok(())
     }
-}
 
-impl Dictionary<Texts> {
+    /// The value of each cell.
+    fn write_values(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
+        let longest = (0..length(self.values.len())).map(|number| self.values.plain_size(number)).max();
+        let mut numbers = self.cells.cursor();
+        while let Some((present, mut page)) = cells.page(longest.unwrap_or(1), pages.codec.page()) {
+            for (number, count) in numbers.take(present) {
+                (0..count).for_each(|_| self.values.push_plain(number, &mut page.bytes));
+            }
+            pages.write(page, Encoding::PLAIN)?;
+        }
+        Ok(())
+    }
+
     fn is_worth_it(&self) -> bool {
         let cells: usize = self.cells.cursor().take(u32::MAX).map(|(_, count)| count as usize).sum();
-        self.values.bytes.len() <= PAGE_BYTES || self.values.len() * WORTH_A_DICTIONARY <= cells
+        self.values.len() * WORTH_A_DICTIONARY <= cells
+    }
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.cells.clear();
     }
 }
 
 /// Distinct values, numbered in the order in which they came.
 trait Distinct {
     fn len(&self) -> usize;
+
+    /// Bytes of one value, as Parquet has it.
+    fn plain_size(&self, number: u32) -> usize;
+
+    /// Appends one value as Parquet has it.
+    fn push_plain(&self, number: u32, out: &mut Vec<u8>);
+
+    /// Forgets all, but not the memory: the next row group has as many.
+    fn clear(&mut self);
 }
 
 /// Distinct texts.
@@ -251,24 +275,48 @@ struct Texts {
     /// Where each text ends in `bytes`.
     ends: Vec<usize>,
     bytes: Vec<u8>,
-    numbers: HashMap<Box<[u8]>, u32, RandomState>,
+    hashes: Vec<u64>,
+    numbers: HashTable<u32>,
+    hasher: RandomState,
+    /// The number of each text of the batch that is being appended, once it was met.
+    known: Vec<u32>,
 }
 
 impl Distinct for Texts {
     fn len(&self) -> usize {
         self.ends.len()
     }
+
+    fn plain_size(&self, number: u32) -> usize {
+        size_of::<u32>() + self.at(number).len()
+    }
+
+    fn push_plain(&self, number: u32, out: &mut Vec<u8>) {
+        let text = self.at(number);
+        out.extend_from_slice(&length(text.len()).to_le_bytes());
+        out.extend_from_slice(text);
+    }
+
+    fn clear(&mut self) {
+        self.ends.clear();
+        self.bytes.clear();
+        self.hashes.clear();
+        self.numbers.clear();
+    }
 }
 
 impl Texts {
     fn number(&mut self, text: &[u8]) -> u32 {
-        if let Some(&number) = self.numbers.get(text) {
+        let Self { ends, bytes, hashes, numbers, hasher, .. } = self;
+        let hash = hasher.hash_one(text);
+        if let Some(&number) = numbers.find(hash, |&number| slice(ends, bytes, number) == text) {
             return number;
         }
-        let number = length(self.ends.len());
-        self.numbers.insert(text.into(), number);
-        self.bytes.extend_from_slice(text);
-        self.ends.push(self.bytes.len());
+        let number = length(ends.len());
+        numbers.insert_unique(hash, number, |&number| hashes[number as usize]);
+        hashes.push(hash);
+        bytes.extend_from_slice(text);
+        ends.push(bytes.len());
         number
     }
 
@@ -280,22 +328,6 @@ impl Texts {
         let all = || (0..length(self.len())).map(|number| self.at(number));
         all().min().zip(all().max())
     }
-
-    fn longest(&self) -> usize {
-        (0..length(self.len())).map(|number| self.at(number).len()).max().unwrap_or_default()
-    }
-
-    fn push_plain(&self, number: u32, out: &mut Vec<u8>) {
-        let text = self.at(number);
-        out.extend_from_slice(&length(text.len()).to_le_bytes());
-        out.extend_from_slice(text);
-    }
-
-    fn plain(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.bytes.len() + 4 * self.len());
-        (0..length(self.len())).for_each(|number| self.push_plain(number, &mut out));
-        out
-    }
 }
 
 fn slice<'b>(ends: &[usize], bytes: &'b [u8], number: u32) -> &'b [u8] {
@@ -303,42 +335,86 @@ fn slice<'b>(ends: &[usize], bytes: &'b [u8], number: u32) -> &'b [u8] {
     &bytes[number.checked_sub(1).map_or(0, |before| ends[before])..ends[number]]
 }
 
-/// Distinct integers.
+/// Distinct integers of one width.
 #[derive(Default)]
-struct Integers {
-    values: Vec<i32>,
-    numbers: HashMap<i32, u32, RandomState>,
+struct Numbers<N> {
+    values: Vec<N>,
+    known: HashMap<N, u32, RandomState>,
     /// The integers that came lately, each at the place that its last bits say: days and counters lie close together.
-    recent: Vec<(i32, u32)>,
+    recent: Vec<(N, u32)>,
 }
 
 /// How many integers are remembered.
 const RECENT: usize = 1 << 12;
 
-impl Distinct for Integers {
-    fn len(&self) -> usize {
-        self.values.len()
+/// An integer as columns have it.
+trait Number: Copy + Eq + Hash + Default {
+    /// Its last bits.
+    fn place(self) -> usize;
+
+    /// Its bytes, as Parquet has them.
+    fn push(self, out: &mut Vec<u8>);
+}
+
+impl Number for i32 {
+    fn place(self) -> usize {
+        self.cast_unsigned() as usize % RECENT
+    }
+
+    fn push(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_le_bytes());
     }
 }
 
-impl Integers {
+impl Number for i64 {
+    #[expect(clippy::cast_possible_truncation, reason = "only the last bits count")]
+    fn place(self) -> usize {
+        self.cast_unsigned() as usize % RECENT
+    }
+
+    fn push(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_le_bytes());
+    }
+}
+
+impl<N: Number> Distinct for Numbers<N> {
+    fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    fn plain_size(&self, _number: u32) -> usize {
+        size_of::<N>()
+    }
+
+    fn push_plain(&self, number: u32, out: &mut Vec<u8>) {
+        self.values[number as usize].push(out);
+    }
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.known.clear();
+        self.recent.clear();
+    }
+}
+
+impl<N: Number> Numbers<N> {
     #[inline]
-    fn number(&mut self, value: i32) -> u32 {
-        let place = value.cast_unsigned() as usize % RECENT;
+    fn number(&mut self, value: N) -> u32 {
+        let place = value.place();
         match self.recent.get(place) {
             Some(&(known, number)) if known == value && number != NONE => number,
             _ => {
                 let number = self.look_up(value);
-                self.recent.resize(RECENT, (0, NONE));
+                self.recent.resize(RECENT, (N::default(), NONE));
                 self.recent[place] = (value, number);
                 number
             }
         }
     }
 
-    fn look_up(&mut self, value: i32) -> u32 {
-        let Self { values, numbers, .. } = self;
-        *numbers.entry(value).or_insert_with(|| {
+    fn look_up(&mut self, value: N) -> u32 {
+        let Self { values, known, .. } = self;
+        *known.entry(value).or_insert_with(|| {
             values.push(value);
             length(values.len() - 1)
         })
@@ -363,9 +439,9 @@ struct RawPage {
 }
 
 impl Cells<'_> {
-    /// The next page, with its levels written, and the number of its cells that are not NULL, which take up to `width`
-    /// bytes each; `None` after the last.
-    fn page(&mut self, width: usize) -> Option<(u32, RawPage)> {
+    /// The next page, with its levels written into `bytes`, and the number of its cells that are not NULL, which take up to
+    /// `width` bytes each; `None` after the last.
+    fn page(&mut self, width: usize, mut bytes: Vec<u8>) -> Option<(u32, RawPage)> {
         let rows = self.rows.min(PAGE_ROWS).min(length(PAGE_BYTES / width).max(1));
         if rows == 0 {
             return None;
@@ -373,7 +449,6 @@ impl Cells<'_> {
         self.rows -= rows;
         let mut present = 0;
         let levels = self.cursor.take(rows).inspect(|&(is_present, count)| present += is_present * count);
-        let mut bytes = Vec::new();
         if self.presence {
             bytes.extend_from_slice(&[0; 4]);
             runs::encode(levels, 1, &mut bytes);
@@ -410,11 +485,10 @@ impl<'c> Pages<'c> {
         }
     }
 
-    fn write_dictionary(&mut self, plain: Vec<u8>, values: usize) -> Result<()> {
+    fn write_dictionary(&mut self, plain: Vec<u8>, values: u32) -> Result<()> {
         let size = plain.len();
-        let buf = self.codec.compress(&plain)?;
-        let page =
-            Page::DictionaryPage { buf, num_values: length(values), encoding: Encoding::PLAIN, is_sorted: false };
+        let buf = self.codec.compress(plain)?;
+        let page = Page::DictionaryPage { buf, num_values: values, encoding: Encoding::PLAIN, is_sorted: false };
         self.has_dictionary = true;
         self.put(page, size).map(drop)
     }
@@ -422,7 +496,7 @@ impl<'c> Pages<'c> {
     /// Cells of `width` bytes each, one after the other.
     fn write_plain(&mut self, cells: &mut Cells<'_>, values: &[u8], width: usize) -> Result<()> {
         let mut rest = values;
-        while let Some((present, mut page)) = cells.page(width) {
+        while let Some((present, mut page)) = cells.page(width, self.codec.page()) {
             let (cells, after) = rest.split_at(present as usize * width);
             page.bytes.extend_from_slice(cells);
             rest = after;
@@ -434,15 +508,16 @@ impl<'c> Pages<'c> {
     fn write(&mut self, page: RawPage, encoding: Encoding) -> Result<()> {
         let RawPage { rows, bytes } = page;
         self.encoding = encoding;
+        let uncompressed = bytes.len();
         let page = Page::DataPage {
-            buf: self.codec.compress(&bytes)?,
+            buf: self.codec.compress(bytes)?,
             num_values: rows,
             encoding,
             def_level_encoding: Encoding::RLE,
             rep_level_encoding: Encoding::RLE,
             statistics: None,
         };
-        let (offset, size) = self.put(page, bytes.len())?;
+        let (offset, size) = self.put(page, uncompressed)?;
         self.data_offset.get_or_insert(offset);
         self.offsets.append_row_count(i64::from(rows));
         self.offsets.append_offset_and_size(offset, size);
@@ -511,14 +586,30 @@ pub(super) fn compression() -> Result<Compression> {
 }
 
 /// Compresses pages, one after the other.
-pub(super) struct Codec(zstd::bulk::Compressor<'static>);
+pub(super) struct Codec {
+    compressor: zstd::bulk::Compressor<'static>,
+    /// The last page that was compressed, whose memory the next one takes.
+    page: Vec<u8>,
+    compressed: Vec<u8>,
+}
 
 impl Codec {
     pub(super) fn new() -> Result<Self> {
-        Ok(Self(zstd::bulk::Compressor::new(ZSTD_LEVEL)?))
+        let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+        Ok(Self { compressor, page: Vec::new(), compressed: Vec::new() })
     }
 
-    fn compress(&mut self, page: &[u8]) -> Result<Bytes> {
-        Ok(self.0.compress(page)?.into())
+    /// An empty page.
+    fn page(&mut self) -> Vec<u8> {
+        self.page.clear();
+        std::mem::take(&mut self.page)
+    }
+
+    fn compress(&mut self, page: Vec<u8>) -> Result<Bytes> {
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(page.len()));
+        self.compressor.compress_to_buffer(&page, &mut self.compressed)?;
+        self.page = page;
+        Ok(Bytes::copy_from_slice(&self.compressed))
     }
 }

@@ -65,8 +65,12 @@ pub(super) fn encode(runs: impl Iterator<Item = (u32, u32)>, bits: u8, out: &mut
     let mut packed: Vec<u32> = Vec::new();
     for (number, count) in runs {
         let mut count = count as usize;
+        if count < GROUP {
+            (0..count).for_each(|_| packed.push(number));
+            continue;
+        }
         // A group that was begun has to be full before a run.
-        let filler = count.min((GROUP - packed.len() % GROUP) % GROUP);
+        let filler = (GROUP - packed.len() % GROUP) % GROUP;
         packed.extend(std::iter::repeat_n(number, filler));
         count -= filler;
         if count >= GROUP {
@@ -92,12 +96,15 @@ fn pack(numbers: &mut Vec<u32>, bits: u8, out: &mut Vec<u8>) {
     for &number in &*numbers {
         pending |= u64::from(number) << pending_bits;
         pending_bits += u32::from(bits);
-        while pending_bits >= 8 {
-            out.push(pending.to_le_bytes()[0]);
-            pending >>= 8;
-            pending_bits -= 8;
+        if pending_bits >= u32::BITS {
+            let [word @ .., _, _, _, _] = pending.to_le_bytes();
+            out.extend_from_slice(&word);
+            pending >>= u32::BITS;
+            pending_bits -= u32::BITS;
         }
     }
+    // Eight numbers make whole bytes.
+    out.extend_from_slice(&pending.to_le_bytes()[..pending_bits as usize / 8]);
     numbers.clear();
 }
 
