@@ -49,7 +49,7 @@ pub struct TableWriter {
 /// The column of the row group that is being written.
 enum ColumnWriter {
     Ours(Chunk),
-    /// Of a type that is rare and small: flags and lists.
+    /// Of a type that is rare: lists.
     Theirs(Box<Option<ArrowColumnWriter>>),
 }
 

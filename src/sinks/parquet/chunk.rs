@@ -54,6 +54,8 @@ enum Values {
     Instants(Dictionary<Numbers<i64>>),
     /// Amounts, one after the other: too many are met once only.
     Decimals(Vec<u8>),
+    /// Flags, 1 for true.
+    Flags(Runs),
 }
 
 impl Chunk {
@@ -64,7 +66,8 @@ impl Chunk {
             Type::Date | Type::Integer => Values::Integers(Dictionary::default()),
             Type::Timestamp => Values::Instants(Dictionary::default()),
             Type::Decimal => Values::Decimals(Vec::new()),
-            Type::Boolean | Type::TextList => return None,
+            Type::Boolean => Values::Flags(Runs::default()),
+            Type::TextList => return None,
         };
         Some(Self { column, has_statistics, presence: Runs::default(), rows: 0, nulls: 0, values })
     }
@@ -100,6 +103,12 @@ impl Chunk {
                 let instants = array.as_primitive::<TimestampMicrosecondType>().values();
                 dictionary.append(instants, nulls, Numbers::number);
             }
+            Values::Flags(flags) => {
+                let array = array.as_boolean().values();
+                for row in present(nulls, array.len()).flatten() {
+                    flags.push(u32::from(array.value(row)), 1);
+                }
+            }
             Values::Decimals(bytes) => {
                 let amounts = array.as_primitive::<Decimal128Type>().values();
                 for present in present(nulls, amounts.len()) {
@@ -123,6 +132,7 @@ impl Chunk {
             Values::Integers(dictionary) => dictionary.write(&mut cells, &mut pages)?,
             Values::Instants(dictionary) => dictionary.write(&mut cells, &mut pages)?,
             Values::Decimals(bytes) => pages.write_plain(&mut cells, bytes, DECIMAL_BYTES)?,
+            Values::Flags(flags) => pages.write_flags(&mut cells, flags)?,
         }
         let closed = pages.finish(&self.column, self.rows, self.statistics())?;
         self.clear();
@@ -147,7 +157,7 @@ impl Chunk {
                 let values = &dictionary.values.values;
                 Statistics::int64(values.iter().min().copied(), values.iter().max().copied(), None, nulls, false)
             }
-            Values::Decimals(_) => return None,
+            Values::Decimals(_) | Values::Flags(_) => return None,
         })
     }
 
@@ -159,6 +169,7 @@ impl Chunk {
             Values::Integers(dictionary) => dictionary.clear(),
             Values::Instants(dictionary) => dictionary.clear(),
             Values::Decimals(bytes) => bytes.clear(),
+            Values::Flags(flags) => flags.clear(),
         }
     }
 }
@@ -500,6 +511,16 @@ impl<'c> Pages<'c> {
             let (cells, after) = rest.split_at(present as usize * width);
             page.bytes.extend_from_slice(cells);
             rest = after;
+            self.write(page, Encoding::PLAIN)?;
+        }
+        Ok(())
+    }
+
+    /// Flags, eight in a byte.
+    fn write_flags(&mut self, cells: &mut Cells<'_>, flags: &Runs) -> Result<()> {
+        let mut flags = flags.cursor();
+        while let Some((present, mut page)) = cells.page(1, self.codec.page()) {
+            runs::pack_flags(flags.take(present), &mut page.bytes);
             self.write(page, Encoding::PLAIN)?;
         }
         Ok(())

@@ -108,6 +108,24 @@ fn pack(numbers: &mut Vec<u32>, bits: u8, out: &mut Vec<u8>) {
     numbers.clear();
 }
 
+/// Appends runs of 0 and 1 as bits, the first of a byte in its last place.
+pub(super) fn pack_flags(runs: impl Iterator<Item = (u32, u32)>, out: &mut Vec<u8>) {
+    let (mut byte, mut place) = (0_u8, 0);
+    for (flag, count) in runs {
+        for _ in 0..count {
+            byte |= u8::from(flag > 0) << place;
+            place += 1;
+            if place == u8::BITS {
+                out.push(byte);
+                (byte, place) = (0, 0);
+            }
+        }
+    }
+    if place > 0 {
+        out.push(byte);
+    }
+}
+
 fn varint(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push(number.to_le_bytes()[0] | 0x80);
@@ -174,6 +192,18 @@ mod tests {
             }
             prop_assert_eq!(read, expected);
         }
+    }
+
+    #[test]
+    fn flags_are_bits() {
+        let packed = |runs: &[(u32, u32)]| {
+            let mut out = Vec::new();
+            pack_flags(runs.iter().copied(), &mut out);
+            out
+        };
+        assert_eq!(packed(&[]), []);
+        assert_eq!(packed(&[(1, 8)]), [0xFF]);
+        assert_eq!(packed(&[(0, 1), (1, 2), (0, 7), (1, 1)]), [0b110, 0b100]);
     }
 
     #[test]
