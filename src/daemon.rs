@@ -48,7 +48,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(9);
 /// How often it is looked whether something outside stands in the way.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
 
-/// Whoever waits for the end of much work asks at most this often, because asking looks at every refresh.
+/// How often to ask whether all work is done: the question reads every refresh.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Stands until the lake has what the state had at the start.

@@ -1,8 +1,8 @@
 //! Deletes links at Belvo, with all that it holds of them. What is kept here stays; erasing that is another command.
 //!
-//! *Takes* a link. *Gives* the word that Belvo deletes it, and later that it is gone. *Promises* that from the first word on
-//! nothing of the link is fetched; that the end is believed only when Belvo says it, by a webhook or by not knowing the link
-//! any more; and that a wish which a crash or the network cut off is sent again.
+//! *Takes* a link. *Gives* Belvo's answer that it is deleting the link, and later that the link is gone. *Promises* that
+//! nothing of the link is fetched from the request on; that the link counts as gone only when Belvo says so, by a webhook or by
+//! not knowing it any more; and that a request which a crash or the network cut off is sent again.
 
 use std::time::Duration;
 

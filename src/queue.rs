@@ -270,7 +270,7 @@ impl Standing {
                     priority: row.int(1)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
-                    is_refused: code.is_some_and(|code| belvo::is_refusal(&code)),
+                    is_refused: code.is_some_and(|code| belvo::refused_codes().any(|refused| refused == code)),
                 })
             },
         )
@@ -474,15 +474,14 @@ impl Queue {
                     "UPDATE refreshes SET lease = NULL, due_at = coalesce(due_at, $1) WHERE lease IS NOT NULL",
                     args![now],
                 )?;
-                for refusal in belvo::codes().filter(|code| belvo::is_refusal(code)) {
-                    tx.execute(
-                        "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) WHERE blocked_reason = $2 \
-                         AND NOT EXISTS \
-                         (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
-                        args![now, refusal],
-                    )?;
-                }
-                Ok(())
+                let refused: Vec<String> = belvo::refused_codes().map(|code| format!("'{code}'")).collect();
+                let wake = format!(
+                    "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) WHERE blocked_reason IN ({}) \
+                     AND NOT EXISTS \
+                     (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
+                    refused.join(", ")
+                );
+                tx.execute(&wake, args![now])
             })
             .await?;
         Ok(Self { store, clock, news: watch::Sender::new(()) })

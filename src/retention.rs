@@ -4,10 +4,10 @@
 //! before its time, that what is deleted is overwritten, and that the log is emptied of it. Deleting in small pieces keeps
 //! webhooks from waiting. *Not here*: when; a job says that.
 //!
-//! The lake is a function of what is kept. When bodies go, so do their rows, the answers that they came with (who is not
-//! known any more was not asked; otherwise features would show a person without a job), and the rows of features that
-//! decisions kept; when history goes, the rows that stay are known since the oldest version that is left, and kept rows of
-//! features go as old versions do.
+//! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
+//! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
+//! would show a person without a job. When history goes, a row that stays is known since its oldest version that is left, and
+//! the feature rows that decisions kept go like old versions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -166,7 +166,7 @@ impl Watch {
         }
     }
 
-    /// Ends on paper what a process that is gone had begun.
+    /// Records as interrupted the run that an earlier process began and never ended.
     async fn begin(&self) -> Result<(), store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
         let sql =

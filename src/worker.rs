@@ -25,9 +25,9 @@ use crate::store;
 /// How long running refreshes have to end when the program stops; what does not is done again after the next start.
 const DRAIN: Duration = Duration::from_secs(8);
 
-/// How long to wait after the queue itself failed,
+/// How long to wait after the queue itself failed; doubled with each failure in a row.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
-/// and at last, each time twice as long as before.
+/// How long that wait is at most.
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
 
 /// All that Belvo refuses takes no more than this part of the budget.

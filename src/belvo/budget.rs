@@ -1,12 +1,14 @@
 //! The request budget: all of it, and never one call more in any window, counted where calls arrive.
 //!
-//! *Takes* the wish to call. *Gives* a [`Permit`] when a call may leave. A call arrives somewhere between its permit and
-//! the first byte of its answer, so its place is taken from the one until a whole window after the other. *Promises* to
-//! serve in order, the urgent first, to keep a part for them, to starve nobody, and to hold across a restart. *Not here*:
-//! what a call is.
+//! *Takes* requests for leave to call. *Gives* a [`Permit`] when a call may leave. *Promises* to serve urgent calls first and
+//! otherwise in order, to keep a reserve for urgent calls, to starve nobody, and to hold across a restart. *Not here*: what a
+//! call is.
 //!
-//! What leaves at once comes free at once, a window later: an urgent call in between would find nothing. So ordinary calls
-//! are spread over the window once a first part of it is used.
+//! A call arrives at some moment between its permit and the first byte of its answer, so it occupies its place from the
+//! permit until a whole window after that byte.
+//!
+//! Calls that leave together also free their places together, a window later, and an urgent call in between would find none.
+//! So ordinary calls are spread over the window once a first part of the budget is used.
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,13 +38,13 @@ const AT_ONCE: u32 = 3;
 /// The spread is a little faster than places come free, so that the window decides and not our own timers.
 const SPREAD: f64 = 0.97;
 
-/// Windows after a pause in which calls leave as soon as they may: spread out, they would lose once more what the pause
-/// took, while those that left together wait together, and the next pause falls into that wait.
+/// Windows after a pause in which ordinary calls are not spread: spreading them would lose as much again as the pause did.
 const HURRY: u32 = 2;
 
-/// Unknown links can be made up by whoever has a webhook's token: all that is asked of them takes no more than this part,
+/// Calls about links of which Belvo never told take at most one in so many of the budget: whoever has a webhook's token can
+/// make such links up.
 const LOOK_UPS: usize = 10;
-/// and lists of them no more than this part of it, because a look-up tells of many in one call.
+/// Of those calls, at most one in so many lists a link's records; a look-up tells of many links in one call.
 const OF_LOOK_UPS: usize = 2;
 
 /// What a call is for; decides when it leaves.

@@ -235,9 +235,11 @@ pub fn meaning(code: &str) -> Option<Meaning> {
     Some(Meaning { trouble: own.trouble, what: own.what, advice: own.advice })
 }
 
-/// Whether `code` is of what Belvo refuses, or does not know, until somebody has mended it.
-pub fn is_refusal(code: &str) -> bool {
-    OWN.iter().any(|own| own.code == code && matches!(own.kind, Refused | Gone))
+/// The codes of what Belvo refuses, or does not know, until somebody has mended it.
+pub fn refused_codes() -> impl Iterator<Item = &'static str> {
+    // What is not taken from another Belvo is no refusal of Belvo's.
+    let refused = OWN.iter().filter(|own| matches!(own.kind, Refused | Gone) && own.code != SIMULATED_MISMATCH);
+    refused.map(|own| own.code)
 }
 
 /// Every code that [`meaning`] knows.

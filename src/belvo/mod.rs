@@ -17,7 +17,7 @@ pub mod token;
 
 pub use budget::{Budget, Class, Permit, Usage};
 pub use client::{Answer, Client, Leave};
-pub use failure::{Decision, Failure, Meaning, SIMULATED_MISMATCH, Trouble, advice, codes, is_refusal, meaning};
+pub use failure::{Decision, Failure, Meaning, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, refused_codes};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

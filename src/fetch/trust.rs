@@ -18,9 +18,9 @@ use crate::belvo::page::{Next, Page};
 use crate::belvo::{Client, Decision, Failure, Leave, LinkId};
 use crate::resources::Resource;
 
-/// The check costs up to two requests, so it is made when at least so many refreshes of a resource wait,
+/// Refreshes of a resource that must wait before the first check is made, because it costs up to two requests.
 const WORTH_A_CHECK: usize = 32;
-/// or so many where it was proven before.
+/// The same once a check has succeeded before.
 const WORTH_ANOTHER: usize = 2;
 /// A proof is made anew after so long.
 const PROOF_HOLDS: Duration = Duration::from_hours(1);
@@ -28,9 +28,9 @@ const PROOF_HOLDS: Duration = Duration::from_hours(1);
 const SAMPLE_HOLDS: Duration = Duration::from_mins(1);
 /// Answers in a row that were not right, after which the filter counts as refused.
 const STRIKES: u32 = 3;
-/// How long a refusal holds at first,
+/// How long the first refusal holds; each further one holds four times as long.
 const REFUSED_FIRST: Duration = Duration::from_hours(1);
-/// and at last.
+/// How long a refusal holds at most.
 const REFUSED_LAST: Duration = Duration::from_hours(24);
 /// Until the next check after one that could not be ended, unless Belvo says how long.
 const CHECK_AGAIN: Duration = Duration::from_secs(5);

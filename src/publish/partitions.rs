@@ -12,7 +12,7 @@ use chrono::NaiveDate;
 
 use super::Error;
 use super::delta;
-use super::snapshots::{FileEntry, Manifest, Staging, TableEntry};
+use super::snapshots::{FileEntry, Manifest, Staging, TableEntry, checksum};
 use super::tables::MOST_FEW;
 use crate::clock::Timestamp;
 use crate::features::compute::{self, Computer};
@@ -53,7 +53,9 @@ impl Partitions {
                 tx.all("SELECT link_id FROM links WHERE first_seen_at > $1", args![until], |row| row.text(0))?;
             dates.entry(run.as_of).or_default().push(Wanted { run, later });
         }
-        let changed = previous.map(|previous| {
+        // Whom an erasure has removed, no partition says.
+        let erasing = tx.one("SELECT 1 FROM erasures WHERE step = 'removed'", args![], |_| Ok(()))?;
+        let changed = previous.filter(|_| erasing.is_none()).map(|previous| {
             tx.all(
                 "SELECT link_id FROM links WHERE changed_seq > $1 UNION SELECT link_id FROM refreshes WHERE touched_seq > $1",
                 args![previous.built_from.change],
@@ -125,6 +127,7 @@ impl Partitions {
                 files.push(earlier.file.clone());
                 continue;
             }
+            let earlier = earlier.filter(Earlier::is_undamaged);
             let computer = match &mut computer {
                 Some(computer) => computer,
                 None => computer.insert(Self::computer(staging, tables, delta, reference)?),
@@ -182,8 +185,7 @@ impl Partitions {
         Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
 
-    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. A link that was erased
-    /// meanwhile stays until all is published anew, as it does in the other tables.
+    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows.
     fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept<'_>], whole: &Path) -> Result<u64, Error> {
         let computed = whole.with_extension("computed");
         computer.write(&computed).map_err(sinks::Error::from)?;
@@ -222,6 +224,17 @@ impl<'m> Earlier<'m> {
     /// Whether the run was known when the file was written.
     fn has(&self, run: &Run) -> bool {
         run.change <= self.change
+    }
+
+    /// Whether the file is as it was published. One that is not is made anew.
+    fn is_undamaged(&self) -> bool {
+        let path = self.folder.join(&self.file.path);
+        let is_undamaged = checksum(&path).is_ok_and(|(_, sha256)| sha256 == self.file.sha256);
+        if !is_undamaged {
+            let path = path.display();
+            tracing::warn!(code = "damaged_snapshot", "{path} is damaged, and its date is computed anew");
+        }
+        is_undamaged
     }
 
     /// Whether nothing that comes now can be part of the run.

@@ -7,7 +7,8 @@
 //! A disk gives a few hundred syncs a second, so the writer takes every waiting write into one transaction and answers them
 //! all after its one sync. Beyond that, the pages that a transaction touches decide: whoever only appends touches one, and
 //! what follows from it, in tables by random keys, one for each row. So under a flood appended rows are synced and answered
-//! first, and followed up together; without one, they are followed up in the transaction that they came with.
+//! first, and followed up together; without one, each transaction follows up as many as came in it, the oldest first, and some
+//! more when a burst has left any.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -24,21 +25,24 @@ use super::{Error, MasterKeys, Tx, connect};
 /// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
 const GATHER_FOR: Duration = Duration::from_millis(10);
 
-/// How many appended writes are followed up in one transaction, as long as they do not come in a flood: those that came in it,
-/// and what waits from a burst, bit by bit, so that nobody's next append waits for long.
+/// How many earlier appended writes a transaction follows up besides its own: what waits from a burst is done bit by bit, so
+/// that nobody's next append waits for long.
 const BIT: usize = 128;
 
-/// More appended writes than this in [`SPAN`] are a flood.
-const FLOOD: usize = 500;
+/// The same when nothing comes.
+const QUIET_BIT: usize = 512;
+
+/// With more appended writes a second than this, they are answered first and followed up together later,
+const FLOOD: f64 = 5_000.0;
+/// as counted over at least so long.
 const SPAN: Duration = Duration::from_millis(100);
 
-/// With so many waiting, everybody's next append waits for the follow-up of a part also in a flood,
-const MOST: usize = 16_384;
-/// and after so long.
-const LONGEST: Duration = Duration::from_millis(500);
-
-/// How many are followed up together in a flood, and when whoever waits needs all.
+/// In a flood, so many are followed up together,
 pub(super) const PART: usize = 2_048;
+/// once the oldest has waited for so long,
+const LONGEST: Duration = Duration::from_millis(500);
+/// or so many wait. Whoever needs all to be followed up would wait for too long.
+const MOST: usize = 16_384;
 
 /// When nothing was written for so long, appended writes are followed up.
 const QUIET: Duration = Duration::from_millis(5);
@@ -128,16 +132,31 @@ struct Ahead {
 #[derive(Clone, Copy)]
 struct Pace {
     since: Instant,
-    writes: usize,
+    writes: u32,
     is_flood: bool,
 }
 
 impl Pace {
     fn note(&mut self, writes: usize) {
-        self.writes += writes;
-        if self.since.elapsed() >= SPAN {
-            *self = Self { since: Instant::now(), writes: 0, is_flood: self.writes > FLOOD };
+        self.writes = self.writes.saturating_add(u32::try_from(writes).unwrap_or(u32::MAX));
+        let took = self.since.elapsed();
+        if took >= SPAN {
+            let is_flood = f64::from(self.writes) / took.as_secs_f64() > FLOOD;
+            *self = Self { since: Instant::now(), writes: 0, is_flood };
         }
+    }
+}
+
+/// How many appended writes a transaction follows up in which `came` of them came, when `waiting` wait, the oldest for `waited`.
+fn part(waiting: usize, came: usize, is_flood: bool, waited: Duration) -> usize {
+    if waiting >= MOST || is_flood && waited >= LONGEST {
+        PART
+    } else if came == 0 {
+        QUIET_BIT.min(waiting)
+    } else if is_flood {
+        0
+    } else {
+        waiting.min(came + BIT)
     }
 }
 
@@ -247,15 +266,11 @@ impl Writer {
                 done.extend(coming.try_recv().ok());
             }
         }
-        ahead.pace.note(done.len());
-        let part = match ahead.writes {
-            0 => 0,
-            _ if done.is_empty() || !ahead.pace.is_flood => BIT,
-            MOST.. => PART,
-            _ if ahead.since.elapsed() >= LONGEST => PART,
-            _ => 0,
-        };
-        if part > 0 {
+        let came = done.iter().filter(|write| write.is_append()).count();
+        ahead.pace.note(came);
+        let is_last = done.is_empty() && coming.is_closed();
+        let part = if is_last { PART } else { part(ahead.writes, came, ahead.pace.is_flood, ahead.since.elapsed()) };
+        if part > 0 && ahead.writes > 0 {
             has_followed_up |= self.follow_some_up(&tx, ahead, part)?;
         }
         drop(tx);
@@ -271,7 +286,7 @@ impl Writer {
         Ok(has_any)
     }
 
-    /// Follows up to `part` of the appended rows up; says whether there were any.
+    /// Follows up `part` of the appended rows at most; says whether there were any.
     fn follow_some_up(&self, tx: &Tx<'_>, ahead: &mut Ahead, part: usize) -> Result<bool, Error> {
         let done = self.shared.follow_up.get().map_or(Ok(0), |follow_up| follow_up(tx, part))?;
         // A write that failed has appended nothing.
@@ -282,11 +297,12 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use tokio::task::JoinSet;
     use tokio::time::timeout;
 
+    use super::{PART, Pace, QUIET_BIT, part};
     use crate::store::{Error, Store, Tx, args};
 
     /// Rows are values of `meta`; what follows from one that is new is that it is done.
@@ -320,6 +336,39 @@ mod tests {
             }
         });
         appending.collect::<JoinSet<_>>().join_all().await;
+    }
+
+    #[test]
+    fn appended_rows_are_followed_up_at_once_bit_by_bit_or_in_a_flood_a_moment_later() {
+        let (new, old) = (Duration::from_millis(20), Duration::from_millis(700));
+        for (waiting, came, is_flood, waited, expected) in [
+            (0, 0, false, old, 0),
+            (3, 3, false, new, 3),
+            // What waits gets less, however many come.
+            (900, 200, false, old, 328),
+            (20_000, 1, false, old, PART),
+            (900, 200, true, new, 0),
+            (900, 200, true, old, PART),
+            (20_000, 200, true, new, PART),
+            // Nobody comes.
+            (300, 0, true, new, 300),
+            (3_000, 0, false, old, QUIET_BIT),
+        ] {
+            assert_eq!(part(waiting, came, is_flood, waited), expected, "{waiting} {came} {is_flood} {waited:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_is_a_rate_and_no_stall() {
+        let pace = |seconds: f64, writes| {
+            let since = Instant::now().checked_sub(Duration::from_secs_f64(seconds)).unwrap();
+            let mut pace = Pace { since, writes: 0, is_flood: false };
+            pace.note(writes);
+            pace.is_flood
+        };
+        assert!(pace(0.1, 1_000));
+        assert!(!pace(0.1, 300));
+        assert!(!pace(2.0, 1_000), "a stall of two seconds at 500 a second");
     }
 
     #[tokio::test]

@@ -127,10 +127,11 @@ impl Chunk {
         let mut pages = Pages::new(codec);
         let mut cells =
             Cells { presence: self.column.max_def_level() > 0, cursor: self.presence.cursor(), rows: self.rows };
+        let present = (self.rows - self.nulls) as usize;
         match &self.values {
-            Values::Texts(dictionary) => dictionary.write(&mut cells, &mut pages)?,
-            Values::Integers(dictionary) => dictionary.write(&mut cells, &mut pages)?,
-            Values::Instants(dictionary) => dictionary.write(&mut cells, &mut pages)?,
+            Values::Texts(dictionary) => dictionary.write(present, &mut cells, &mut pages)?,
+            Values::Integers(dictionary) => dictionary.write(present, &mut cells, &mut pages)?,
+            Values::Instants(dictionary) => dictionary.write(present, &mut cells, &mut pages)?,
             Values::Decimals(bytes) => pages.write_plain(&mut cells, bytes, DECIMAL_BYTES)?,
             Values::Flags(flags) => pages.write_flags(&mut cells, flags)?,
         }
@@ -222,8 +223,13 @@ impl<V: Distinct> Dictionary<V> {
         }
     }
 
-    fn write(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
-        if self.is_worth_it() { self.write_numbers(cells, pages) } else { self.write_values(cells, pages) }
+    /// Writes all cells, of which `present` are not NULL.
+    fn write(&self, present: usize, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
+        if self.values.len() * WORTH_A_DICTIONARY <= present {
+            self.write_numbers(cells, pages)
+        } else {
+            self.write_values(cells, pages)
+        }
     }
 
     /// The values once, and a number for each cell.
@@ -234,7 +240,7 @@ impl<V: Distinct> Dictionary<V> {
         pages.write_dictionary(plain, count)?;
         let bits = runs::bits_for(count.saturating_sub(1));
         let mut numbers = self.cells.cursor();
-        while let Some((present, mut page)) = cells.page(1, pages.codec.page()) {
+        while let Some((present, mut page)) = cells.page(1, pages.codec) {
             page.bytes.push(bits);
             runs::encode(numbers.take(present), bits, &mut page.bytes);
             pages.write(page, Encoding::RLE_DICTIONARY)?;
@@ -246,18 +252,13 @@ impl<V: Distinct> Dictionary<V> {
     fn write_values(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
         let longest = (0..length(self.values.len())).map(|number| self.values.plain_size(number)).max();
         let mut numbers = self.cells.cursor();
-        while let Some((present, mut page)) = cells.page(longest.unwrap_or(1), pages.codec.page()) {
+        while let Some((present, mut page)) = cells.page(longest.unwrap_or(1), pages.codec) {
             for (number, count) in numbers.take(present) {
                 (0..count).for_each(|_| self.values.push_plain(number, &mut page.bytes));
             }
             pages.write(page, Encoding::PLAIN)?;
         }
         Ok(())
-    }
-
-    fn is_worth_it(&self) -> bool {
-        let cells: usize = self.cells.cursor().take(u32::MAX).map(|(_, count)| count as usize).sum();
-        self.values.len() * WORTH_A_DICTIONARY <= cells
     }
 
     fn clear(&mut self) {
@@ -450,9 +451,9 @@ struct RawPage {
 }
 
 impl Cells<'_> {
-    /// The next page, with its levels written into `bytes`, and the number of its cells that are not NULL, which take up to
-    /// `width` bytes each; `None` after the last.
-    fn page(&mut self, width: usize, mut bytes: Vec<u8>) -> Option<(u32, RawPage)> {
+    /// The next page, with its levels written, and the number of its cells that are not NULL, which take up to `width`
+    /// bytes each; `None` after the last.
+    fn page(&mut self, width: usize, codec: &mut Codec) -> Option<(u32, RawPage)> {
         let rows = self.rows.min(PAGE_ROWS).min(length(PAGE_BYTES / width).max(1));
         if rows == 0 {
             return None;
@@ -460,6 +461,7 @@ impl Cells<'_> {
         self.rows -= rows;
         let mut present = 0;
         let levels = self.cursor.take(rows).inspect(|&(is_present, count)| present += is_present * count);
+        let mut bytes = codec.page();
         if self.presence {
             bytes.extend_from_slice(&[0; 4]);
             runs::encode(levels, 1, &mut bytes);
@@ -507,7 +509,7 @@ impl<'c> Pages<'c> {
     /// Cells of `width` bytes each, one after the other.
     fn write_plain(&mut self, cells: &mut Cells<'_>, values: &[u8], width: usize) -> Result<()> {
         let mut rest = values;
-        while let Some((present, mut page)) = cells.page(width, self.codec.page()) {
+        while let Some((present, mut page)) = cells.page(width, self.codec) {
             let (cells, after) = rest.split_at(present as usize * width);
             page.bytes.extend_from_slice(cells);
             rest = after;
@@ -519,7 +521,7 @@ impl<'c> Pages<'c> {
     /// Flags, eight in a byte.
     fn write_flags(&mut self, cells: &mut Cells<'_>, flags: &Runs) -> Result<()> {
         let mut flags = flags.cursor();
-        while let Some((present, mut page)) = cells.page(1, self.codec.page()) {
+        while let Some((present, mut page)) = cells.page(1, self.codec) {
             runs::pack_flags(flags.take(present), &mut page.bytes);
             self.write(page, Encoding::PLAIN)?;
         }

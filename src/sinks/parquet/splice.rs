@@ -1,7 +1,7 @@
 //! A sorted file and the rows that are new → the sorted file with them, where most rows only pass by.
 //!
 //! Whoever sorts and writes a million rows because ten thousand are new does a hundred times the work. Here each column is
-//! carried over by itself, as it is stored, without a look at what it means, and on all cores.
+//! carried over by itself, without a look at what it means, and several at a time.
 //!
 //! *Takes* two files with the same columns, each sorted by a key of two texts. *Gives* a third. *Promises* memory for a few
 //! row groups, however long the files are. *Not here*: which rows are new, and who wrote them.
@@ -30,14 +30,18 @@ use parquet::schema::types::{ColumnDescPtr, ColumnPath};
 use super::chunk::compression;
 use super::{CREATED_BY, Error, ROW_GROUP};
 
+/// Columns that are carried over at a time; each is in memory for one row group.
+const MOST_WORKERS: usize = 4;
+
 /// What tells rows apart.
 pub type Key<'k> = [&'k [u8]; 2];
 
-/// Writes into `out` all rows of `new`, and those of `earlier` for whose key `stays` holds. The texts of a row's key are in
-/// the columns `key`, and rows stand in `order` in all three files. Gives the number of rows.
+/// Writes into `out` all rows of `new`, and those of `earlier` for whose key `stays` holds, which is not for any in `new`. The
+/// texts of a row's key are in the columns `key`, and rows stand in `order` in all three files. Gives the number of rows.
 ///
 /// # Errors
-/// [`Error::File`]; [`Error::Parquet`] also when the files do not have the same columns, or one has a row without a key.
+/// [`Error::File`]; [`Error::Parquet`] also when the files do not have the same columns, or one has a row without a key, or
+/// both have a row with the same one.
 pub fn splice(
     [earlier, new]: [&Path; 2],
     out: &Path,
@@ -67,7 +71,7 @@ pub fn splice(
     let mut file = SerializedFileWriter::new(file, schema.root_schema_ptr(), Arc::clone(&properties))?;
     let mut rows = 0;
     loop {
-        let (steps, count) = steps(&mut keys, &order, &stays)?;
+        let (steps, count) = next_group(&mut keys, &order, &stays)?;
         if count == 0 {
             break;
         }
@@ -138,7 +142,7 @@ struct Step {
 }
 
 /// What the next row group is made of, and how many rows that are.
-fn steps(
+fn next_group(
     keys: &mut [Keys; 2],
     order: &impl Fn(Key<'_>, Key<'_>) -> Ordering,
     stays: &impl Fn(Key<'_>) -> bool,
@@ -150,7 +154,11 @@ fn steps(
         let (from, is_kept) = match (earlier?, new?) {
             (None, None) => break,
             (Some(earlier), _) if !stays(earlier) => (0, false),
-            (Some(earlier), Some(new)) => (usize::from(order(new, earlier).is_lt()), true),
+            (Some(earlier), Some(new)) => match order(earlier, new) {
+                Ordering::Less => (0, true),
+                Ordering::Greater => (1, true),
+                Ordering::Equal => return Err(damaged("a row stays and is new, too")),
+            },
             (Some(_), None) => (0, true),
             (None, Some(_)) => (1, true),
         };
@@ -347,7 +355,7 @@ fn carry_over(
         }
     };
     thread::scope(|scope| {
-        for _ in 1..thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 1..thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS) {
             scope.spawn(work);
         }
         work();
@@ -373,44 +381,79 @@ mod tests {
         )
     }
 
-    #[test]
-    fn new_rows_stand_among_those_that_stay() {
-        let folder = tempfile::tempdir().unwrap();
-        let [earlier, new, out] = ["earlier", "new", "out"].map(|name| folder.path().join(name));
-        let connection = Connection::open_in_memory().unwrap();
-        // More than one row group of the result, of many in the file before.
-        let before = rows("", "range(70000)", "n % 3 < 2 AND (n % 100 > 0 OR mode = 'strict')");
-        let now = rows("-", "range(70100)", "n % 50 = 1 AND (n % 4 > 0 OR mode = 'retro') OR n > 69_900");
-        for (sql, file) in [(&before, &earlier), (&now, &new)] {
+    fn by_link_and_mode(a: Key<'_>, b: Key<'_>) -> Ordering {
+        a[0].cmp(b[0]).then_with(|| b[1].cmp(a[1]))
+    }
+
+    /// Two files and what they are spliced into, and the number of rows.
+    fn spliced(
+        connection: &Connection,
+        folder: &Path,
+        [before, now]: [&str; 2],
+        stays: impl Fn(Key<'_>) -> bool,
+    ) -> (String, std::result::Result<u64, Error>) {
+        let [earlier, new, out] = ["earlier", "new", "out"].map(|name| folder.join(name));
+        for (sql, file) in [(before, &earlier), (now, &new)] {
             let write = format!(
                 "COPY ({sql} ORDER BY link_id, mode DESC) TO '{}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 4096)",
                 file.display()
             );
             connection.execute_batch(&write).unwrap();
         }
-        let count = splice(
-            [&earlier, &new],
-            &out,
-            ["link_id", "mode"],
-            |a, b| a[0].cmp(b[0]).then_with(|| b[1].cmp(a[1])),
-            |[link_id, _]| !link_id.ends_with(b"1") && link_id <= b"069900".as_slice(),
-        );
-        let expected = format!("{before} AND n % 10 <> 1 AND n <= 69_900 UNION ALL {now}");
-        let out = format!(
-            "SELECT * EXCLUDE (file_row_number) FROM read_parquet('{}', file_row_number = true)",
-            out.display()
-        );
+        let count = splice([&earlier, &new], &out, ["link_id", "mode"], by_link_and_mode, stays);
+        (out.display().to_string(), count)
+    }
+
+    #[test]
+    fn new_rows_stand_among_those_that_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = Connection::open_in_memory().unwrap();
         let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap();
-        assert_eq!(count.unwrap(), one(&format!("SELECT count(*) FROM ({expected})")));
+        // Of some links one row only is new, and the other goes.
+        let before = rows("", "range(140000)", "n % 3 < 2 AND (n % 100 > 0 OR mode = 'strict')");
+        let now = rows("-", "range(140100)", "n % 10 = 1 AND (n % 40 > 1 OR mode = 'retro') OR n > 139_900");
+        let stays = |[link_id, _]: Key<'_>| !link_id.ends_with(b"1") && link_id <= b"139900".as_slice();
+        let (out, count) = spliced(&connection, folder.path(), [&before, &now], stays);
+        let expected = format!("{before} AND n % 10 <> 1 AND n <= 139_900 UNION ALL {now}");
+        let groups = format!("SELECT count(DISTINCT row_group_id) FROM parquet_metadata('{out}')");
+        assert_eq!(one(&groups), 2, "readers go on in the middle of their row groups");
+        let out = format!("SELECT * EXCLUDE (file_row_number) FROM read_parquet('{out}', file_row_number = true)");
+        for count in [count.unwrap(), one(&format!("SELECT count(*) FROM ({out})"))] {
+            assert_eq!(count, one(&format!("SELECT count(*) FROM ({expected})")));
+        }
         assert_eq!(one(&format!("SELECT count(*) FROM ({out} EXCEPT ALL ({expected}))")), 0);
-        let types = |sql: &str| format!("SELECT string_agg(column_name || column_type) FROM (DESCRIBE {sql})");
-        let types = |sql: &str| connection.query_row(&types(sql), [], |row| row.get::<_, String>(0)).unwrap();
+        let types = |sql: &str| {
+            let types = format!("SELECT string_agg(column_name || column_type) FROM (DESCRIBE {sql})");
+            connection.query_row(&types, [], |row| row.get::<_, String>(0)).unwrap()
+        };
         assert_eq!(types(&out), types(&expected));
-        let unordered = out.replace("* EXCLUDE (file_row_number)", "link_id, mode, file_row_number AS at");
+        let numbered = out.replace("* EXCLUDE (file_row_number)", "link_id, mode, file_row_number AS at");
         let unordered = format!(
-            "SELECT count(*) FROM ({unordered}) a JOIN ({unordered}) b ON b.at = a.at + 1 \
+            "SELECT count(*) FROM ({numbered}) a JOIN ({numbered}) b ON b.at = a.at + 1 \
              WHERE (a.link_id, b.mode) >= (b.link_id, a.mode)"
         );
         assert_eq!(one(&unordered), 0);
+    }
+
+    #[test]
+    fn either_file_may_have_no_rows_and_no_row_may_stand_in_both() {
+        let connection = Connection::open_in_memory().unwrap();
+        let (some, none) = (rows("", "range(7)", "true"), rows("", "range(7)", "false"));
+        for (before, now, stay, expected) in [
+            (&some, &none, true, Some(14)),
+            (&some, &none, false, Some(0)),
+            (&none, &some, true, Some(14)),
+            (&none, &none, true, Some(0)),
+            (&some, &some, false, Some(14)),
+            (&some, &some, true, None),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let (out, count) = spliced(&connection, folder.path(), [before, now], |_| stay);
+            assert_eq!(count.ok(), expected);
+            if let Some(expected) = expected {
+                let sql = format!("SELECT count(*) FROM read_parquet('{out}')");
+                assert_eq!(connection.query_row(&sql, [], |row| row.get::<_, u64>(0)).unwrap(), expected);
+            }
+        }
     }
 }
