@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use bytes::Bytes;
-use parquet::basic::Type;
+use parquet::basic::{Repetition, Type};
 use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
 use parquet::column::writer::{ColumnCloseResult, get_column_writer, get_typed_column_writer};
 use parquet::data_type::{
@@ -25,7 +25,7 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
-use parquet::schema::types::{ColumnDescPtr, ColumnPath};
+use parquet::schema::types::{ColumnDescPtr, ColumnPath, SchemaDescriptor, Type as Schema, TypePtr};
 
 use super::chunk::compression;
 use super::{CREATED_BY, Error, ROW_GROUP};
@@ -50,11 +50,9 @@ pub fn splice(
     stays: impl Fn(Key<'_>) -> bool,
 ) -> std::result::Result<u64, Error> {
     let [earlier, new] = [open(earlier)?, open(new)?];
-    let (metadata, other) = (earlier.metadata().file_metadata(), new.metadata().file_metadata());
-    if metadata.schema() != other.schema() {
-        return Err(damaged("the new rows have other columns than those before").into());
-    }
-    let schema = metadata.schema_descr_ptr();
+    let metadata = new.metadata().file_metadata();
+    let roots = [&earlier, &new].map(|file| file.metadata().file_metadata().schema_descr().root_schema_ptr());
+    let schema = SchemaDescriptor::new(common(&roots[0], &roots[1])?);
     let properties = WriterProperties::builder()
         .set_compression(compression()?)
         .set_statistics_enabled(EnabledStatistics::None)
@@ -64,8 +62,12 @@ pub fn splice(
     let properties: WriterPropertiesPtr = Arc::new(properties.build());
 
     let mut keys = [Keys::of(&earlier, key)?, Keys::of(&new, key)?];
-    let columns = schema.columns().iter().enumerate();
-    let columns = columns.map(|(at, column)| columns_of(column, [&earlier, &new], at));
+    let columns = schema.columns().iter().enumerate().map(|(at, column)| {
+        let wider = may_be_null(schema.root_schema(), column.path());
+        let levels = |root: &Schema| levels(&may_be_null(root, column.path()), &wider);
+        let sources = [(&earlier, levels(&roots[0])), (&new, levels(&roots[1]))];
+        columns_of(column, sources.map(|(source, levels)| Place { source, column: at, levels }))
+    });
     let mut columns = columns.collect::<Result<Vec<_>>>()?;
     let file = File::create_new(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
     let mut file = SerializedFileWriter::new(file, schema.root_schema_ptr(), Arc::clone(&properties))?;
@@ -84,6 +86,82 @@ pub fn splice(
     }
     file.close()?;
     Ok(rows)
+}
+
+/// The columns of two files whose writers said of different columns that they are never NULL: DuckDB says so of those that
+/// were not, in that file.
+fn common(a: &TypePtr, b: &TypePtr) -> Result<TypePtr> {
+    let (of_a, of_b) = (a.get_basic_info(), b.get_basic_info());
+    let is_alike = |a: &Schema, b: &Schema| match (a, b) {
+        (
+            Schema::PrimitiveType { physical_type, type_length, scale, precision, .. },
+            Schema::PrimitiveType {
+                physical_type: b_type,
+                type_length: b_length,
+                scale: b_scale,
+                precision: b_precision,
+                ..
+            },
+        ) => (physical_type, type_length, scale, precision) == (b_type, b_length, b_scale, b_precision),
+        (Schema::GroupType { fields, .. }, Schema::GroupType { fields: b_fields, .. }) => {
+            fields.len() == b_fields.len()
+        }
+        _ => false,
+    };
+    let are_alike = is_alike(a, b)
+        && a.name() == b.name()
+        && of_a.converted_type() == of_b.converted_type()
+        && of_a.logical_type_ref() == of_b.logical_type_ref()
+        && (a.is_schema()
+            || (of_a.repetition() == Repetition::REPEATED) == (of_b.repetition() == Repetition::REPEATED));
+    if !are_alike {
+        return Err(damaged("the new rows have other columns than those before"));
+    }
+    let wider = if a.is_optional() { a } else { b };
+    if a.is_primitive() {
+        return Ok(Arc::clone(wider));
+    }
+    let fields = a.get_fields().iter().zip(b.get_fields()).map(|(a, b)| common(a, b)).collect::<Result<_>>()?;
+    let group = Schema::group_type_builder(a.name())
+        .with_fields(fields)
+        .with_converted_type(of_a.converted_type())
+        .with_logical_type(of_a.logical_type_ref().cloned());
+    let group = if a.is_schema() { group } else { group.with_repetition(wider.get_basic_info().repetition()) };
+    Ok(Arc::new(group.build()?))
+}
+
+/// Of each step of the way to a column, whether it need not be there.
+fn may_be_null(root: &Schema, path: &ColumnPath) -> Vec<bool> {
+    let mut steps = Vec::new();
+    let mut at = root;
+    for name in path.parts() {
+        let Some(next) = at.get_fields().iter().find(|field| field.name() == name) else { break };
+        steps.push(next.get_basic_info().repetition() != Repetition::REQUIRED);
+        at = next;
+    }
+    steps
+}
+
+/// What each definition level of a column is in a file with more steps that need not be there.
+fn levels(steps: &[bool], wider: &[bool]) -> Vec<i16> {
+    let mut level = 0;
+    let mut levels = Vec::new();
+    for (may_be_null, wider) in steps.iter().zip(wider) {
+        if *may_be_null {
+            levels.push(level);
+        }
+        level += i16::from(*wider);
+    }
+    levels.push(level);
+    levels
+}
+
+/// A column of a file.
+struct Place<'s> {
+    source: &'s Source,
+    column: usize,
+    /// See [`levels`].
+    levels: Vec<i16>,
 }
 
 type Source = Arc<SerializedFileReader<Shared>>;
@@ -185,7 +263,8 @@ impl Keys {
         let [first, second] = key.map(|name| {
             let at = columns.iter().position(|column| column.name() == name);
             let at = at.filter(|&at| columns[at].physical_type() == Type::BYTE_ARRAY);
-            at.map(|at| Cells::of(source, at)).ok_or_else(|| damaged("there is no key"))
+            let place = |column| Place { source, column, levels: vec![0, 1] };
+            at.map(|at| Cells::of(place(at))).ok_or_else(|| damaged("there is no key"))
         });
         Ok(Self { columns: [first?, second?], texts: Default::default(), at: 0 })
     }
@@ -217,6 +296,7 @@ impl Keys {
 struct Cells<T: DataType> {
     source: Source,
     column: usize,
+    levels: Vec<i16>,
     /// The row group after the one that is being read.
     next_group: usize,
     reader: Option<ColumnReaderImpl<T>>,
@@ -225,8 +305,8 @@ struct Cells<T: DataType> {
 }
 
 impl<T: DataType> Cells<T> {
-    fn of(source: &Source, column: usize) -> Self {
-        Self { source: Arc::clone(source), column, next_group: 0, reader: None, left: 0 }
+    fn of(Place { source, column, levels }: Place<'_>) -> Self {
+        Self { source: Arc::clone(source), column, levels, next_group: 0, reader: None, left: 0 }
     }
 
     /// Rows that are left of a row group, which is the next one when none are of this; 0 at the end of the file.
@@ -243,9 +323,19 @@ impl<T: DataType> Cells<T> {
     /// Appends the next `rows`.
     fn read(&mut self, rows: usize, into: &mut Cut<T>) -> Result<()> {
         let Cut { definitions, repetitions, values } = into;
-        self.each_part(rows, |reader, part| {
-            Ok(reader.read_records(part, Some(definitions), Some(repetitions), values)?.0)
-        })
+        let levels = std::mem::take(&mut self.levels);
+        let read = self.each_part(rows, |reader, part| {
+            let first = definitions.len();
+            let (records, _, count) = reader.read_records(part, Some(definitions), Some(repetitions), values)?;
+            // Of a column that is never NULL there is none.
+            definitions.resize(first + count, 0);
+            for level in &mut definitions[first..] {
+                *level = usize::try_from(*level).ok().and_then(|level| levels.get(level)).copied().unwrap_or_default();
+            }
+            Ok(records)
+        });
+        self.levels = levels;
+        read
     }
 
     /// Passes by the next `rows`.
@@ -318,22 +408,19 @@ impl<T: DataType> Column for Typed<T> {
     }
 }
 
-/// The column at place `at` of both files.
-fn columns_of(descriptor: &ColumnDescPtr, sources: [&Source; 2], at: usize) -> Result<Box<dyn Column>> {
-    fn typed<T: DataType>(descriptor: &ColumnDescPtr, sources: [&Source; 2], at: usize) -> Box<dyn Column> {
-        Box::new(Typed::<T> {
-            descriptor: Arc::clone(descriptor),
-            sources: sources.map(|source| Cells::of(source, at)),
-        })
+/// The column at its places in both files.
+fn columns_of(descriptor: &ColumnDescPtr, places: [Place<'_>; 2]) -> Result<Box<dyn Column>> {
+    fn typed<T: DataType>(descriptor: &ColumnDescPtr, places: [Place<'_>; 2]) -> Box<dyn Column> {
+        Box::new(Typed::<T> { descriptor: Arc::clone(descriptor), sources: places.map(Cells::of) })
     }
     Ok(match descriptor.physical_type() {
-        Type::BOOLEAN => typed::<BoolType>(descriptor, sources, at),
-        Type::INT32 => typed::<Int32Type>(descriptor, sources, at),
-        Type::INT64 => typed::<Int64Type>(descriptor, sources, at),
-        Type::FLOAT => typed::<FloatType>(descriptor, sources, at),
-        Type::DOUBLE => typed::<DoubleType>(descriptor, sources, at),
-        Type::BYTE_ARRAY => typed::<ByteArrayType>(descriptor, sources, at),
-        Type::FIXED_LEN_BYTE_ARRAY => typed::<FixedLenByteArrayType>(descriptor, sources, at),
+        Type::BOOLEAN => typed::<BoolType>(descriptor, places),
+        Type::INT32 => typed::<Int32Type>(descriptor, places),
+        Type::INT64 => typed::<Int64Type>(descriptor, places),
+        Type::FLOAT => typed::<FloatType>(descriptor, places),
+        Type::DOUBLE => typed::<DoubleType>(descriptor, places),
+        Type::BYTE_ARRAY => typed::<ByteArrayType>(descriptor, places),
+        Type::FIXED_LEN_BYTE_ARRAY => typed::<FixedLenByteArrayType>(descriptor, places),
         Type::INT96 => return Err(damaged("a column of an old kind of instants cannot be carried over")),
     })
 }
@@ -376,7 +463,8 @@ mod tests {
              CASE WHEN n % 5 > 0 THEN '{sign}' || n % 50 END AS text, ({sign}n / 8)::DECIMAL(19, 4) AS amount, \
              ({sign}n / 8)::DECIMAL(25, 4) AS large, n % 3 = 0 AS flag, {sign}sqrt(n) AS real, \
              make_timestamptz({sign}n) AS instant, NULL::DATE AS never, \
-             CASE WHEN n % 11 > 0 THEN list_transform(range(n % 4), lambda x: nullif(x, 2)::VARCHAR) END AS list \
+             CASE WHEN n % 11 > 0 THEN list_transform(range(n % 4), lambda x: nullif(x, 2)::VARCHAR) END AS list, \
+             CASE WHEN '{sign}' = '' THEN n END AS once, CASE WHEN '{sign}' <> '' THEN [n::VARCHAR] END AS now \
              FROM {numbers} AS numbers(n), (VALUES ('strict'), ('retro')) AS modes(mode) WHERE {condition}"
         )
     }
@@ -394,8 +482,9 @@ mod tests {
     ) -> (String, std::result::Result<u64, Error>) {
         let [earlier, new, out] = ["earlier", "new", "out"].map(|name| folder.join(name));
         for (sql, file) in [(before, &earlier), (now, &new)] {
+            // Of a table DuckDB knows which columns are never NULL, and writes it into the file.
             let write = format!(
-                "COPY ({sql} ORDER BY link_id, mode DESC) TO '{}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 4096)",
+                "CREATE OR REPLACE TABLE t AS {sql}; COPY (FROM t ORDER BY link_id, mode DESC) TO '{}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 4096)",
                 file.display()
             );
             connection.execute_batch(&write).unwrap();
@@ -414,6 +503,12 @@ mod tests {
         let now = rows("-", "range(140100)", "n % 10 = 1 AND (n % 40 > 1 OR mode = 'retro') OR n > 139_900");
         let stays = |[link_id, _]: Key<'_>| !link_id.ends_with(b"1") && link_id <= b"139900".as_slice();
         let (out, count) = spliced(&connection, folder.path(), [&before, &now], stays);
+        let [earlier, new] = ["earlier", "new"].map(|name| folder.path().join(name).display().to_string());
+        let other = format!(
+            "SELECT count(*) FROM parquet_schema('{earlier}') e JOIN parquet_schema('{new}') n USING (name) \
+             WHERE e.repetition_type <> n.repetition_type AND e.name IN ('once', 'now')"
+        );
+        assert_eq!(one(&other), 2, "each file says of another column that it is never NULL");
         let expected = format!("{before} AND n % 10 <> 1 AND n <= 139_900 UNION ALL {now}");
         let groups = format!("SELECT count(DISTINCT row_group_id) FROM parquet_metadata('{out}')");
         assert_eq!(one(&groups), 2, "readers go on in the middle of their row groups");
@@ -433,6 +528,11 @@ mod tests {
              WHERE (a.link_id, b.mode) >= (b.link_id, a.mode)"
         );
         assert_eq!(one(&unordered), 0);
+
+        // And what was spliced can be spliced again.
+        let [out, new, again] = ["out", "new", "again"].map(|name| folder.path().join(name));
+        let count = splice([&out, &new], &again, ["link_id", "mode"], by_link_and_mode, |key| key[0].is_empty());
+        assert_eq!(count.unwrap(), one(&format!("SELECT count(*) FROM ({now})")));
     }
 
     #[test]
