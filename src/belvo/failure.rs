@@ -164,6 +164,11 @@ impl Failure {
         attempt == REPORTED_AFTER && matches!(self.code, "api_down" | "api_timeout")
     }
 
+    /// Whether Belvo refuses the call, or does not know what it is about.
+    pub fn is_refused(&self) -> bool {
+        is_refused(self.kind, self.code)
+    }
+
     /// What an operator does about it.
     pub fn advice(&self) -> &'static str {
         advice(self.code)
@@ -237,9 +242,12 @@ pub fn meaning(code: &str) -> Option<Meaning> {
 
 /// The codes of what Belvo refuses, or does not know, until somebody has mended it.
 pub fn refused_codes() -> impl Iterator<Item = &'static str> {
-    // What is not taken from another Belvo is no refusal of Belvo's.
-    let refused = OWN.iter().filter(|own| matches!(own.kind, Refused | Gone) && own.code != SIMULATED_MISMATCH);
-    refused.map(|own| own.code)
+    OWN.iter().filter(|own| is_refused(own.kind, own.code)).map(|own| own.code)
+}
+
+/// What is not taken from another Belvo is no refusal of Belvo's.
+fn is_refused(kind: Decision, code: &str) -> bool {
+    matches!(kind, Refused | Gone) && code != SIMULATED_MISMATCH
 }
 
 /// Every code that [`meaning`] knows.

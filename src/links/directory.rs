@@ -173,12 +173,7 @@ impl Directory {
         let (found, is_answered) = match belvo::links::by_ids(&self.client, &ids, leave).await {
             Ok(found) => (found, true),
             // Whatever this filter gives, one link at a time is what every server answers.
-            Err(failure)
-                if matches!(failure.kind, Decision::Refused | Decision::Gone)
-                    && failure.code != belvo::SIMULATED_MISMATCH =>
-            {
-                (Vec::new(), false)
-            }
+            Err(failure) if failure.is_refused() => (Vec::new(), false),
             Err(failure) => return self.postpone(due, &failure).await,
         };
         let (known, rest): (Vec<_>, Vec<_>) =

@@ -269,10 +269,10 @@ impl Stager<'_> {
             let lists = self.lists(resource, record)?;
             let rows = waiting.rows_of(&record.link_id)?;
             let first = rows.current[0].len();
-            let mut delta = gathered.delta.as_mut().filter(|delta| delta.has(&record.link_id));
-            let firsts: Option<Vec<usize>> = delta.as_ref().map(|_| rows.history.iter().map(Columns::len).collect());
+            let delta = gathered.delta.as_mut().filter(|delta| delta.has(&record.link_id));
+            let delta = delta.map(|delta| (delta, rows.history.iter().map(Columns::len).collect::<Vec<_>>()));
             let appended = replay.append(&record.versions, &record.facts(), &lists, rows);
-            if let Some((delta, firsts)) = delta.as_mut().zip(firsts) {
+            if let Some((delta, firsts)) = delta {
                 let mut rows = histories.iter().zip(&rows.history).zip(firsts);
                 rows.try_for_each(|((table, rows), first)| delta.take(table, rows, first))?;
             }

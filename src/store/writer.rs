@@ -120,7 +120,6 @@ where
 }
 
 /// Appended writes that are not followed up.
-#[derive(Clone, Copy)]
 struct Ahead {
     writes: usize,
     /// Since when there are any.
@@ -129,19 +128,18 @@ struct Ahead {
 }
 
 /// How fast appended writes come.
-#[derive(Clone, Copy)]
 struct Pace {
     since: Instant,
-    writes: u32,
+    writes: usize,
     is_flood: bool,
 }
 
 impl Pace {
     fn note(&mut self, writes: usize) {
-        self.writes = self.writes.saturating_add(u32::try_from(writes).unwrap_or(u32::MAX));
+        self.writes += writes;
         let took = self.since.elapsed();
         if took >= SPAN {
-            let is_flood = f64::from(self.writes) / took.as_secs_f64() > FLOOD;
+            let is_flood = self.writes as f64 / took.as_secs_f64() > FLOOD;
             *self = Self { since: Instant::now(), writes: 0, is_flood };
         }
     }
@@ -218,7 +216,7 @@ impl Writer {
     ) -> Result<(), Error> {
         done.extend(next);
         let mut connection = self.connection.take().map_or_else(|| connect(&self.path), Ok)?;
-        let before = *ahead;
+        let before = ahead.writes;
         let written = self.write_on(&mut connection, coming, done, ahead);
         // After a failed sync the kernel may have dropped the pages and would report the next one as good: only a new
         // connection knows what the disk really has.
@@ -232,7 +230,7 @@ impl Writer {
             }
             Err(error) => {
                 // Whether the commit is on the disk is not known: rows that may be there are looked for.
-                ahead.writes = before.writes + done.iter().filter(|write| write.is_append()).count();
+                ahead.writes = before + done.iter().filter(|write| write.is_append()).count();
                 Err(error)
             }
         }

@@ -132,8 +132,20 @@ impl Chunk {
             Values::Texts(dictionary) => dictionary.write(present, &mut cells, &mut pages)?,
             Values::Integers(dictionary) => dictionary.write(present, &mut cells, &mut pages)?,
             Values::Instants(dictionary) => dictionary.write(present, &mut cells, &mut pages)?,
-            Values::Decimals(bytes) => pages.write_plain(&mut cells, bytes, DECIMAL_BYTES)?,
-            Values::Flags(flags) => pages.write_flags(&mut cells, flags)?,
+            Values::Decimals(bytes) => {
+                let mut rest = bytes.as_slice();
+                pages.write_cells(&mut cells, DECIMAL_BYTES, Encoding::PLAIN, |present, page| {
+                    let (amounts, after) = rest.split_at(present as usize * DECIMAL_BYTES);
+                    page.extend_from_slice(amounts);
+                    rest = after;
+                })?;
+            }
+            Values::Flags(flags) => {
+                let mut flags = flags.cursor();
+                pages.write_cells(&mut cells, 1, Encoding::PLAIN, |present, page| {
+                    runs::pack_flags(flags.take(present), page);
+                })?;
+            }
         }
         let closed = pages.finish(&self.column, self.rows, self.statistics())?;
         self.clear();
@@ -190,7 +202,7 @@ fn note(presence: &mut Runs, nulls: Option<&NullBuffer>, rows: usize) {
 
 /// The rows that are not NULL, as runs.
 fn present(nulls: Option<&NullBuffer>, rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let all = if nulls.is_none() { Some(0..rows) } else { None };
+    let all = nulls.is_none().then_some(0..rows);
     let some = nulls.into_iter().flat_map(|nulls| nulls.valid_slices().map(|(start, end)| start..end));
     all.into_iter().chain(some)
 }
@@ -240,25 +252,21 @@ impl<V: Distinct> Dictionary<V> {
         pages.write_dictionary(plain, count)?;
         let bits = runs::bits_for(count.saturating_sub(1));
         let mut numbers = self.cells.cursor();
-        while let Some((present, mut page)) = cells.page(1, pages.codec) {
-            page.bytes.push(bits);
-            runs::encode(numbers.take(present), bits, &mut page.bytes);
-            pages.write(page, Encoding::RLE_DICTIONARY)?;
-        }
-        Ok(())
+        pages.write_cells(cells, 1, Encoding::RLE_DICTIONARY, |present, page| {
+            page.push(bits);
+            runs::encode(numbers.take(present), bits, page);
+        })
     }
 
     /// The value of each cell.
     fn write_values(&self, cells: &mut Cells<'_>, pages: &mut Pages<'_>) -> Result<()> {
         let longest = (0..length(self.values.len())).map(|number| self.values.plain_size(number)).max();
         let mut numbers = self.cells.cursor();
-        while let Some((present, mut page)) = cells.page(longest.unwrap_or(1), pages.codec) {
+        pages.write_cells(cells, longest.unwrap_or(1), Encoding::PLAIN, |present, page| {
             for (number, count) in numbers.take(present) {
-                (0..count).for_each(|_| self.values.push_plain(number, &mut page.bytes));
+                (0..count).for_each(|_| self.values.push_plain(number, page));
             }
-            pages.write(page, Encoding::PLAIN)?;
-        }
-        Ok(())
+        })
     }
 
     fn clear(&mut self) {
@@ -506,24 +514,18 @@ impl<'c> Pages<'c> {
         self.put(page, size).map(drop)
     }
 
-    /// Cells of `width` bytes each, one after the other.
-    fn write_plain(&mut self, cells: &mut Cells<'_>, values: &[u8], width: usize) -> Result<()> {
-        let mut rest = values;
+    /// Writes all cells, which take up to `width` bytes each: `append` appends the next ones that are not NULL, as many as it
+    /// is told, to a page.
+    fn write_cells(
+        &mut self,
+        cells: &mut Cells<'_>,
+        width: usize,
+        encoding: Encoding,
+        mut append: impl FnMut(u32, &mut Vec<u8>),
+    ) -> Result<()> {
         while let Some((present, mut page)) = cells.page(width, self.codec) {
-            let (cells, after) = rest.split_at(present as usize * width);
-            page.bytes.extend_from_slice(cells);
-            rest = after;
-            self.write(page, Encoding::PLAIN)?;
-        }
-        Ok(())
-    }
-
-    /// Flags, eight in a byte.
-    fn write_flags(&mut self, cells: &mut Cells<'_>, flags: &Runs) -> Result<()> {
-        let mut flags = flags.cursor();
-        while let Some((present, mut page)) = cells.page(1, self.codec) {
-            runs::pack_flags(flags.take(present), &mut page.bytes);
-            self.write(page, Encoding::PLAIN)?;
+            append(present, &mut page.bytes);
+            self.write(page, encoding)?;
         }
         Ok(())
     }

@@ -323,8 +323,7 @@ impl<T: DataType> Cells<T> {
     /// Appends the next `rows`.
     fn read(&mut self, rows: usize, into: &mut Cut<T>) -> Result<()> {
         let Cut { definitions, repetitions, values } = into;
-        let levels = std::mem::take(&mut self.levels);
-        let read = self.each_part(rows, |reader, part| {
+        self.each_part(rows, |reader, levels, part| {
             let first = definitions.len();
             let (records, _, count) = reader.read_records(part, Some(definitions), Some(repetitions), values)?;
             // Of a column that is never NULL there is none.
@@ -333,24 +332,22 @@ impl<T: DataType> Cells<T> {
                 *level = usize::try_from(*level).ok().and_then(|level| levels.get(level)).copied().unwrap_or_default();
             }
             Ok(records)
-        });
-        self.levels = levels;
-        read
+        })
     }
 
     /// Passes by the next `rows`.
     fn skip(&mut self, rows: usize) -> Result<()> {
-        self.each_part(rows, ColumnReaderImpl::skip_records)
+        self.each_part(rows, |reader, _, part| reader.skip_records(part))
     }
 
     fn each_part(
         &mut self,
         mut rows: usize,
-        mut work: impl FnMut(&mut ColumnReaderImpl<T>, usize) -> Result<usize>,
+        mut work: impl FnMut(&mut ColumnReaderImpl<T>, &[i16], usize) -> Result<usize>,
     ) -> Result<()> {
         while rows > 0 {
             let part = rows.min(self.left_in_group()?);
-            let done = self.reader.as_mut().map_or(Ok(0), |reader| work(reader, part))?;
+            let done = self.reader.as_mut().map_or(Ok(0), |reader| work(reader, &self.levels, part))?;
             if part == 0 || done != part {
                 return Err(damaged("a column has fewer rows than its file"));
             }
