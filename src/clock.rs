@@ -98,21 +98,27 @@ impl fmt::Debug for Clock {
 /// Days from 1970-01-01 to a day; `None` when the calendar has none such. Years are counted as in ISO 8601.
 ///
 /// `chrono` gives the same and builds a date first: this is asked for every date and month of a lake.
+#[inline]
 pub fn days_since_1970(year: i32, month: u32, day: u32) -> Option<i32> {
     const DAYS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let last = DAYS.get(month.checked_sub(1)? as usize)? + u32::from(is_leap && month == 2);
-    if !(1..=last).contains(&day) {
+    /// So many years are added that there is none before 0: 400 of them always have as many days.
+    const SHIFT: i32 = 400 * 10_000;
+    const SHIFT_DAYS: u32 = 146_097 * 10_000;
+
+    let last = *DAYS.get(month.checked_sub(1)? as usize)?;
+    let is_leap = || year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    if !(1..=last).contains(&day) && !(month == 2 && day == 29 && is_leap()) {
         return None;
     }
-    // Years that begin in March, so that the odd day is a year's last; 400 of them always have as many days.
+    let year = u32::try_from(year.checked_add(SHIFT)?).ok()?;
+    // Years that begin in March, so that the odd day is a year's last.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = i32::try_from((153 * month + 2) / 5 + day - 1).ok()?;
-    Some(era * 146_097 + year * 365 + year / 4 - year / 100 + day_of_year - 719_468)
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    i32::try_from(i64::from(days) - i64::from(SHIFT_DAYS) - 719_468).ok()
 }
 
 /// The number that is written in decimal digits and nothing else, of at most nine.
+#[inline]
 pub fn digits(text: &[u8]) -> Option<u32> {
     let is_number = !text.is_empty() && text.len() <= 9 && text.iter().all(u8::is_ascii_digit);
     is_number.then(|| text.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')))

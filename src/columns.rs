@@ -197,7 +197,13 @@ fn packed(text: &[u8]) -> Option<u64> {
     let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u64::from(u32::from_le_bytes(*four)));
     let bytes = match text.len() {
         4..=7 => word(text) | (word(&text[text.len() - 4..]) << (8 * (text.len() - 4))),
-        0..=3 => text.iter().rev().fold(0, |bytes, &byte| (bytes << 8) | u64::from(byte)),
+        // The middle one is the first or the last one, too, when there are fewer.
+        len @ 1..=3 => {
+            u64::from(text[0])
+                | u64::from(text[len / 2]) << (8 * (len / 2))
+                | u64::from(text[len - 1]) << (8 * (len - 1))
+        }
+        0 => 0,
         _ => return None,
     };
     Some(bytes | ((text.len() as u64 + 1) << 56))
@@ -357,22 +363,59 @@ impl NewRow<'_> {
     }
 }
 
+/// Appends values, or NULL; at the first error it gives that and how many were appended before it.
+#[inline]
+fn push_all<T: Default, E>(
+    values: &mut Vec<T>,
+    validity: &mut Validity,
+    cells: impl Iterator<Item = Result<Option<T>, E>>,
+) -> Result<(), (usize, E)> {
+    for (at, cell) in cells.enumerate() {
+        let cell = cell.map_err(|error| (at, error))?;
+        validity.append(cell.is_some());
+        values.push(cell.unwrap_or_default());
+    }
+    Ok(())
+}
+
 impl Cells {
     /// Appends a text, or NULL.
     #[inline]
     pub fn push_text(&mut self, value: Option<&str>) {
-        self.push_text_bytes(value.map(str::as_bytes));
+        self.push_texts(std::iter::once(value.map(str::as_bytes)));
     }
 
-    /// Appends the bytes of a text, or NULL. Bytes that are no text make the batch fail.
+    /// Appends a text, or NULL, for each of `cells`, as their bytes. Bytes that are no text make the batch fail.
     #[inline]
-    pub fn push_text_bytes(&mut self, value: Option<&[u8]>) {
+    pub fn push_texts<'t>(&mut self, cells: impl Iterator<Item = Option<&'t [u8]>>) {
         let Values::Text(texts) = &mut self.values else { mismatch() };
-        match value {
-            Some(value) => texts.push(value),
-            None => texts.keys.push(0),
+        for cell in cells {
+            match cell {
+                Some(text) => texts.push(text),
+                None => texts.keys.push(0),
+            }
+            self.validity.append(cell.is_some());
         }
-        self.validity.append(value.is_some());
+    }
+
+    /// Appends days since 1970-01-01, or NULL, for each of `cells`.
+    ///
+    /// # Errors
+    /// The first error, and how many were appended before it.
+    #[inline]
+    pub fn push_dates<E>(&mut self, cells: impl Iterator<Item = Result<Option<i32>, E>>) -> Result<(), (usize, E)> {
+        let Values::Date(values) = &mut self.values else { mismatch() };
+        push_all(values, &mut self.validity, cells)
+    }
+
+    /// Appends ten-thousandths, or NULL, for each of `cells`.
+    ///
+    /// # Errors
+    /// The first error, and how many were appended before it.
+    #[inline]
+    pub fn push_decimals<E>(&mut self, cells: impl Iterator<Item = Result<Option<i128>, E>>) -> Result<(), (usize, E)> {
+        let Values::Decimal(values) = &mut self.values else { mismatch() };
+        push_all(values, &mut self.validity, cells)
     }
 
     /// Appends one text to `count` rows.
@@ -413,14 +456,6 @@ impl Cells {
         let Values::Timestamp(values) = &mut self.values else { mismatch() };
         values.extend(std::iter::repeat_n(value.map_or(0, Timestamp::as_micros), count));
         if value.is_some() { self.validity.append_valid(count) } else { self.validity.append_nulls(count) }
-    }
-
-    /// Appends ten-thousandths, or NULL.
-    #[inline]
-    pub fn push_decimal(&mut self, value: Option<i128>) {
-        let Values::Decimal(values) = &mut self.values else { mismatch() };
-        values.push(value.unwrap_or_default());
-        self.validity.append(value.is_some());
     }
 
     /// Appends an integer, or NULL.

@@ -23,7 +23,7 @@ mod plan;
 pub use inspect::{Found, Inspection};
 pub use plan::Plan;
 
-use parse::{FieldOrder, Rows};
+use parse::{FieldOrder, Rows, Short, Source};
 use plan::{Emit, TablePlan};
 
 /// What is known about a record beside its JSON.
@@ -100,7 +100,8 @@ impl<'p> Flattener<'p> {
         self.parse(record)?;
         for index in 0..self.plan.tables.len() {
             let start = columns[index].len();
-            self.rows[index].sort(&self.plan.tables[index].sort_slots, record, &self.unescaped);
+            let source = Source { record, unescaped: &self.unescaped };
+            self.rows[index].sort(&self.plan.tables[index].sort_slots, source);
             let appended = self.append(index, record, facts, &mut columns[index]);
             if let Err(rejection) = appended {
                 columns[index].truncate(start);
@@ -139,50 +140,55 @@ impl<'p> Flattener<'p> {
     ) -> Result<(), Rejection> {
         let table = &self.plan.tables[index];
         let rows = &self.rows[index];
-        let unescaped = &self.unescaped;
-        let text = |row: usize, slot: u16| rows.text(row, slot, record, unescaped);
-        // Where each piece is looked at as bytes anyway, it need not be proved to be whole characters again.
-        let bytes = |row: usize, slot: u16| rows.bytes(row, slot, record.as_bytes(), unescaped.as_bytes());
+        let source = Source { record, unescaped: &self.unescaped };
         for (emit, cells) in table.emits.iter().zip(columns.cells_mut()) {
             match emit {
-                Emit::Text(slot) => {
-                    for row in rows.in_order() {
-                        cells.push_text_bytes(bytes(row, *slot));
-                    }
-                }
+                // Where each piece is looked at as bytes anyway, it need not be proved to be whole characters again.
+                Emit::Text(slot) => cells.push_texts(rows.column(*slot).map(|slot| source.bytes(slot))),
                 Emit::Date(slot, path) => {
-                    for row in rows.in_order() {
-                        let day = match bytes(row, *slot) {
-                            Some(text) => Some(day(text).ok_or_else(|| Rejection::at(path, row, "is not a date"))?),
-                            None => None,
-                        };
-                        cells.push_date(day);
-                    }
+                    let dates = rows.column(*slot).map(|slot| match source.bytes(slot) {
+                        Some(text) => day(text).map(Some).ok_or("is not a date"),
+                        None => Ok(None),
+                    });
+                    cells.push_dates(dates).map_err(|(at, reason)| Rejection::at(path, rows.number(at), reason))?;
                 }
                 Emit::Decimal(slot, path) => {
-                    for row in rows.in_order() {
-                        let amount = match bytes(row, *slot) {
-                            Some(text) => Some(decimal(text).map_err(|reason| Rejection::at(path, row, reason))?),
-                            None => None,
-                        };
-                        cells.push_decimal(amount);
-                    }
+                    let amounts = rows.column(*slot).map(|slot| match source.short(slot).and_then(short_decimal) {
+                        None => source.bytes(slot).map(decimal).transpose(),
+                        units => Ok(units),
+                    });
+                    cells
+                        .push_decimals(amounts)
+                        .map_err(|(at, reason)| Rejection::at(path, rows.number(at), reason))?;
                 }
                 Emit::Derived(derive, slots) => {
-                    for row in rows.in_order() {
+                    let inputs = rows.in_order().map(|row| {
                         let mut inputs = [None; plan::MOST_INPUTS];
                         for (input, slot) in inputs.iter_mut().zip(slots) {
-                            *input = text(row, *slot);
+                            *input = source.text(row[usize::from(*slot)]);
                         }
-                        match derive {
-                            Derive::Text(derive) => {
+                        inputs
+                    });
+                    match derive {
+                        Derive::Text(derive) => {
+                            for inputs in inputs {
                                 self.text.clear();
                                 let given = derive(&inputs, self.pepper.as_ref(), &mut self.text);
                                 cells.push_text(given.then_some(self.text.as_str()));
                             }
-                            Derive::Piece(derive) => cells.push_text(derive(&inputs)),
-                            Derive::Date(derive) => cells.push_date(derive(&inputs)),
-                            Derive::Boolean(derive) => cells.push_boolean(derive(&inputs)),
+                        }
+                        Derive::Piece(derive) => {
+                            cells.push_texts(inputs.map(|inputs| derive(&inputs).map(str::as_bytes)));
+                        }
+                        Derive::Date(derive) => {
+                            for inputs in inputs {
+                                cells.push_date(derive(&inputs));
+                            }
+                        }
+                        Derive::Boolean(derive) => {
+                            for inputs in inputs {
+                                cells.push_boolean(derive(&inputs));
+                            }
                         }
                     }
                 }
@@ -192,9 +198,9 @@ impl<'p> Flattener<'p> {
                 }
                 Emit::Context(Context::Extra) if !rows.have_unknown_fields() => cells.push_no_text_times(rows.len()),
                 Emit::Context(Context::Extra) => {
-                    for row in rows.in_order() {
+                    for place in 0..rows.len() {
                         self.text.clear();
-                        let given = rows.extra(row, record, &mut self.text);
+                        let given = rows.extra(rows.number(place), record, &mut self.text);
                         cells.push_text(given.then_some(self.text.as_str()));
                     }
                 }
@@ -250,34 +256,39 @@ impl TablePlan {
 
 /// Days since 1970-01-01 of a day `YYYY-MM-DD`; `None` when the calendar has none such.
 fn day(text: &[u8]) -> Option<i32> {
-    let bytes: &[u8; 10] = text.try_into().ok()?;
-    let [year, month, day] = [&bytes[..4], &bytes[5..7], &bytes[8..]].map(digits);
-    let day = days_since_1970(i32::try_from(year?).ok()?, month?, day?)?;
-    (bytes[4] == b'-' && bytes[7] == b'-').then_some(day)
+    let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = *text.as_array()? else { return None };
+    days_since_1970(i32::try_from(digits(&[y1, y2, y3, y4])?).ok()?, digits(&[m1, m2])?, digits(&[d1, d2])?)
 }
 
-/// The same for what amounts look like: up to 15 digits, perhaps a point and up to 4 more.
+/// The ten-thousandths that a JSON number of at most eight bytes stands for, all digits at once; `None` when it has a sign,
+/// an exponent or more than four decimals.
 #[inline]
-fn plain_decimal(text: &[u8]) -> Option<i128> {
+fn short_decimal(number: Short) -> Option<i128> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = ONES << 7;
     /// From a number of decimals to four.
     const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
 
-    // So many digits fit, whatever they are.
-    if text.len() > 19 {
+    let Short { word, len } = number;
+    let not_point = word ^ (ONES * u64::from(b'.'));
+    let point = not_point.wrapping_sub(ONES) & !not_point & HIGHS;
+    let (text, len, decimals) = if point == 0 {
+        (word, len, 0)
+    } else {
+        // The digits before the point move up into its place.
+        let before = (point >> 7) - 1;
+        let after = !(before << 8 | 0xff);
+        ((word & before) << 8 | word & after, len - 1, point.leading_zeros() / 8)
+    };
+    // What stands before the number counts as zeroes.
+    let digits = (text ^ (ONES * u64::from(b'0'))) & u64::MAX.unbounded_shl(64 - 8 * len);
+    if (digits.wrapping_add(ONES * (0x80 - 10)) | digits) & HIGHS != 0 {
         return None;
     }
-    let (mut units, mut point) = (0_u64, None);
-    for (at, &byte) in text.iter().enumerate() {
-        match byte {
-            b'0'..=b'9' => units = units.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')),
-            b'.' if point.is_none() => point = Some(at),
-            _ => return None,
-        }
-    }
-    let (integers, decimals) = point.map_or((text.len(), 0), |point| (point, text.len() - point - 1));
-    // More than that times ten thousand does not fit.
-    (integers <= 14).then_some(())?;
-    Some(i128::from(units * SHIFT.get(decimals)?))
+    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8) & 0x00ff_00ff_00ff_00ff;
+    let fours = pairs.wrapping_mul(100).wrapping_add(pairs >> 16) & 0x0000_ffff_0000_ffff;
+    let eight = fours.wrapping_mul(10_000).wrapping_add(fours >> 32) & 0xffff_ffff;
+    Some(i128::from(eight * SHIFT.get(decimals as usize)?))
 }
 
 /// The ten-thousandths that the text of a JSON number stands for, exactly.
@@ -286,9 +297,6 @@ fn decimal(text: &[u8]) -> Result<i128, &'static str> {
     const TOO_LARGE: &str = "has more than 15 digits before the point";
     const LIMIT: i128 = 10_i128.pow(19);
 
-    if let Some(units) = plain_decimal(text) {
-        return Ok(units);
-    }
     let text = std::str::from_utf8(text).unwrap_or_default();
 
     let (mantissa, exponent) = match text.find(['e', 'E']) {
@@ -335,7 +343,9 @@ fn decimal(text: &[u8]) -> Result<i128, &'static str> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::parse::Slot;
     use super::*;
+    use crate::json::Span;
     use crate::resources::{employments, owners};
     use crate::schema;
 
@@ -512,6 +522,23 @@ mod tests {
             pays.reverse();
             prop_assert_eq!(sorted.len(), pays.len());
             prop_assert_eq!(rows(&list(&pays), "salaries", &all).unwrap(), sorted);
+        }
+
+        #[test]
+        fn a_short_decimal_is_what_any_is(
+            before in "[0-9.,:]{8}",
+            number in "-?(0|[1-9][0-9]{0,6})(\\.[0-9]{1,5})?(e[0-9])?",
+            after in "[0-9.,}]{0,9}",
+        ) {
+            let record = format!("{before}{number}{after}");
+            let short = Source { record: &record, unescaped: "" }.short(Slot(Span::between(8, 8 + number.len())));
+            prop_assert_eq!(short.is_some(), number.len() <= 8);
+            if let Some(units) = short.and_then(short_decimal) {
+                prop_assert_eq!(decimal(number.as_bytes()), Ok(units), "{}", record);
+            } else if short.is_some() {
+                let decimals = number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+                prop_assert!(decimals > 4 || number.contains(['-', 'e']), "{}", record);
+            }
         }
 
         #[test]

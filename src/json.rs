@@ -7,6 +7,8 @@
 //! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
 //! wrong, and leaves skipped fields unchecked.
 
+use std::ops::Range;
+
 /// Deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: u32 = 64;
 
@@ -27,15 +29,15 @@ impl Span {
         Self { at: start as u32, len: (end - start) as u32 }
     }
 
-    /// The bytes of `text` that this covers.
+    /// The offsets that this covers.
     #[inline]
-    pub fn bytes_of(self, text: &[u8]) -> &[u8] {
-        &text[self.at as usize..][..self.len as usize]
+    pub fn range(self) -> Range<usize> {
+        self.at as usize..self.at as usize + self.len as usize
     }
 
     /// The piece of `text` that this covers.
     pub fn of(self, text: &str) -> &str {
-        &text[self.at as usize..(self.at + self.len) as usize]
+        &text[self.range()]
     }
 }
 

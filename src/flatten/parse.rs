@@ -7,15 +7,21 @@ use super::plan::{Field, Node, Object, Plan, SortSlots};
 use crate::clock::Timestamp;
 use crate::json::{Kind, NotJson, Reader, Span, unescape};
 
+/// Bytes of the longest record.
+const LONGEST: usize = 1 << 30;
+
 /// The rows of one table in one record.
 pub(super) struct Rows {
     width: usize,
     /// A row before it is read.
     blank: Vec<Slot>,
+    /// Row after row; in the order in which they become columns once they are sorted.
     slots: Vec<Slot>,
     extras: Vec<Extra>,
     /// The rows in the order in which they become columns, with what they are ordered by.
     order: Vec<(u64, u32)>,
+    /// Where the slots are put in order.
+    spare: Vec<Slot>,
 }
 
 /// The first eight bytes of a text, so that numbers compare as the texts do.
@@ -32,22 +38,69 @@ fn prefix(text: &[u8]) -> u64 {
     text.iter().rev().fold(0, |bytes, &byte| bytes >> 8 | u64::from(byte) << 56)
 }
 
-/// Where a field's value is.
-#[derive(Debug, Clone, Copy, Default)]
-struct Slot {
-    span: Span,
-    place: Place,
+/// Where a field's value is: in the record, or in the side text, whose offsets go on where the record ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot(pub Span);
+
+impl Slot {
+    /// Of a field that is null, or not there.
+    const NOWHERE: Self = Self(Span { at: u32::MAX, len: 0 });
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Place {
-    /// Null, or not there.
-    #[default]
-    Nowhere,
-    /// In the record, as it stands.
-    Record,
-    /// A string that had escapes, in the side text.
-    Unescaped,
+/// A number of one to eight bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Short {
+    /// Its bytes, the last one uppermost, above bytes that are 0.
+    pub word: u64,
+    /// How many they are.
+    pub len: u32,
+}
+
+/// What slots point into.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'r> {
+    /// The record.
+    pub record: &'r str,
+    /// The strings of it that had escapes, one after the other.
+    pub unescaped: &'r str,
+}
+
+impl<'r> Source<'r> {
+    /// A text field; `None` where it is null or was not sent.
+    #[inline]
+    pub(super) fn text(self, slot: Slot) -> Option<&'r str> {
+        match self.record.get(slot.0.range()) {
+            None => std::str::from_utf8(self.beyond(slot)?).ok(),
+            text => text,
+        }
+    }
+
+    /// The bytes of a text or number field, as [`Source::text`] gives them.
+    #[inline]
+    pub(super) fn bytes(self, slot: Slot) -> Option<&'r [u8]> {
+        match self.record.as_bytes().get(slot.0.range()) {
+            None => self.beyond(slot),
+            bytes => bytes,
+        }
+    }
+
+    /// A number of at most eight bytes.
+    #[inline]
+    pub(super) fn short(self, Slot(span): Slot) -> Option<Short> {
+        let last_eight = self.record.as_bytes().get(..span.range().end)?.last_chunk()?;
+        let is_short = (1..=8).contains(&span.len);
+        is_short
+            .then(|| Short { word: u64::from_le_bytes(*last_eight) & u64::MAX << (64 - 8 * span.len), len: span.len })
+    }
+
+    #[inline]
+    fn beyond(self, Slot(span): Slot) -> Option<&'r [u8]> {
+        if span.at == u32::MAX {
+            return None;
+        }
+        let at = (span.at as usize).checked_sub(self.record.len())?;
+        self.unescaped.as_bytes().get(at..at + span.len as usize)
+    }
 }
 
 /// An unknown field.
@@ -89,8 +142,8 @@ impl Branch<'_> {
 impl Rows {
     pub(super) fn of_width(width: usize) -> Self {
         let width = width.max(1);
-        let blank = vec![Slot::default(); width];
-        Self { width, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new() }
+        let blank = vec![Slot::NOWHERE; width];
+        Self { width, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new(), spare: Vec::new() }
     }
 
     pub(super) fn clear(&mut self) {
@@ -102,9 +155,21 @@ impl Rows {
         self.slots.len() / self.width
     }
 
-    /// The rows in the order in which they become columns.
-    pub(super) fn in_order(&self) -> impl Iterator<Item = usize> {
-        self.order.iter().map(|&(_, row)| row as usize)
+    /// One field of each row, in the order in which they become columns.
+    #[inline]
+    pub(super) fn column(&self, slot: u16) -> impl Iterator<Item = Slot> {
+        self.slots.iter().skip(usize::from(slot)).step_by(self.width).copied()
+    }
+
+    /// The fields of each row, in the order in which they become columns.
+    #[inline]
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &[Slot]> {
+        self.slots.chunks_exact(self.width)
+    }
+
+    /// The number, in the record, of the row at `place` in the order in which they become columns.
+    pub(super) fn number(&self, place: usize) -> usize {
+        self.order[place].1 as usize
     }
 
     /// Places in that order at which a row may be equal, in what was compared, to the one before.
@@ -112,27 +177,37 @@ impl Rows {
         (1..self.order.len()).filter(|&at| self.order[at - 1].0 == self.order[at].0)
     }
 
-    /// Puts the rows in the order of the texts in `slots`. The first eight bytes of the first text decide nearly always,
-    /// and are compared as one number.
-    pub(super) fn sort(&mut self, slots: &SortSlots, record: &str, unescaped: &str) {
+    /// Puts the rows in the order of the texts in `by`. The first eight bytes of the first text decide nearly always, and
+    /// are compared as one number.
+    pub(super) fn sort(&mut self, by: &SortSlots, source: Source<'_>) {
         let mut order = std::mem::take(&mut self.order);
         order.clear();
-        order.extend((0..).take(self.len()).map(|row| {
-            let first = slots.texts.first();
-            let first = first.and_then(|&slot| self.bytes(row as usize, slot, record.as_bytes(), unescaped.as_bytes()));
-            (first.map_or(0, prefix), row)
-        }));
+        match by.texts.first() {
+            Some(&first) => {
+                let prefixes = self.column(first).map(|slot| source.bytes(slot).map_or(0, prefix));
+                order.extend(prefixes.zip(0..));
+            }
+            None => order.extend((0..).take(self.len()).map(|row| (0, row))),
+        }
+        let mut is_moved = false;
         if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
             order.sort_unstable();
+            is_moved = true;
         }
         let rows = &*self;
-        let field = |row: u32, slot: u16| rows.text(row as usize, slot, record, unescaped);
-        let texts = |row: u32| slots.texts.iter().map(move |&slot| field(row, slot));
-        let amounts = |row: u32| {
-            slots.amounts.iter().map(move |&slot| field(row, slot).map(|text| super::decimal(text.as_bytes())))
-        };
+        let field = |row: u32, slot: u16| rows.slots[row as usize * rows.width + usize::from(slot)];
+        let texts = |row: u32| by.texts.iter().map(move |&slot| source.text(field(row, slot)));
+        let amounts = |row: u32| by.amounts.iter().map(move |&slot| source.bytes(field(row, slot)).map(super::decimal));
         for ties in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|ties| ties.len() > 1) {
             ties.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)).then_with(|| amounts(a).cmp(amounts(b))));
+            is_moved |= !ties.is_sorted_by_key(|&(_, row)| row);
+        }
+        if is_moved {
+            self.spare.clear();
+            for &(_, row) in &order {
+                self.spare.extend_from_slice(&self.slots[row as usize * self.width..][..self.width]);
+            }
+            std::mem::swap(&mut self.slots, &mut self.spare);
         }
         self.order = order;
     }
@@ -141,33 +216,12 @@ impl Rows {
         self.extras.len()
     }
 
-    /// A text field; `None` where it is null or was not sent.
-    #[inline]
-    pub(super) fn text<'r>(&self, row: usize, slot: u16, record: &'r str, unescaped: &'r str) -> Option<&'r str> {
-        let slot = self.slots[row * self.width + usize::from(slot)];
-        match slot.place {
-            Place::Nowhere => None,
-            Place::Record => Some(slot.span.of(record)),
-            Place::Unescaped => Some(slot.span.of(unescaped)),
-        }
-    }
-
-    /// The bytes of a text or number field, as [`Rows::text`] gives them.
-    #[inline]
-    pub(super) fn bytes<'r>(&self, row: usize, slot: u16, record: &'r [u8], unescaped: &'r [u8]) -> Option<&'r [u8]> {
-        let slot = self.slots[row * self.width + usize::from(slot)];
-        match slot.place {
-            Place::Nowhere => None,
-            Place::Record => Some(slot.span.bytes_of(record)),
-            Place::Unescaped => Some(slot.span.bytes_of(unescaped)),
-        }
-    }
-
     pub(super) fn have_unknown_fields(&self) -> bool {
         !self.extras.is_empty()
     }
 
-    /// Appends the row's unknown fields as one JSON object, nested as they came; false when it has none.
+    /// Appends the unknown fields of the row with this number as one JSON object, nested as they came; false when it has
+    /// none.
     pub(super) fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
         let mut tree = Branch::default();
         for extra in self.extras.iter().filter(|extra| extra.row == row) {
@@ -204,6 +258,10 @@ pub(super) fn record(
     unescaped: &mut String,
     order: &mut FieldOrder,
 ) -> Result<(), Rejection> {
+    // Then the side text has no offset that a span cannot hold.
+    if text.len() > LONGEST {
+        return Err(Rejection { path: "the record".into(), reason: "is too long" });
+    }
     let mut parser = Parser { reader: Reader::new(text), text, rows, unescaped, order, name: String::new() };
     if parser.reader.kind()? != Kind::Object {
         return Err(Rejection { path: "the record".into(), reason: "is not an object" });
@@ -297,18 +355,12 @@ impl Parser<'_, '_> {
         match (&field.node, kind) {
             (Node::Text(slot), Kind::Text) => {
                 let text = self.reader.text()?;
-                let slot = &mut self.rows[table].slots[base + usize::from(*slot)];
-                if text.is_escaped {
-                    let at = self.unescaped.len();
-                    unescape(text.span.of(self.text), self.unescaped);
-                    *slot = Slot { span: Span::between(at, self.unescaped.len()), place: Place::Unescaped };
-                } else {
-                    *slot = Slot { span: text.span, place: Place::Record };
-                }
+                let span = if text.is_escaped { self.unescape(text.span) } else { text.span };
+                self.rows[table].slots[base + usize::from(*slot)] = Slot(span);
             }
             (Node::Number(slot), Kind::Number) => {
                 let span = self.reader.number()?;
-                self.rows[table].slots[base + usize::from(*slot)] = Slot { span, place: Place::Record };
+                self.rows[table].slots[base + usize::from(*slot)] = Slot(span);
             }
             (Node::Object(inner), Kind::Object) => self.object(inner, table, base)?,
             (Node::Rows(items, inner), Kind::Array) => {
@@ -335,6 +387,14 @@ impl Parser<'_, '_> {
             (Node::Rows(..), _) => return Err(self.reject(field, table, "is not a list")),
         }
         Ok(())
+    }
+
+    /// Puts a string without its escapes into the side text.
+    #[cold]
+    fn unescape(&mut self, escaped: Span) -> Span {
+        let at = self.text.len() + self.unescaped.len();
+        unescape(escaped.of(self.text), self.unescaped);
+        Span::between(at, self.text.len() + self.unescaped.len())
     }
 
     #[cold]

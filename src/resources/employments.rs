@@ -69,7 +69,12 @@ fn derived(name: &str) -> Option<Derive> {
         "cnae_section" => Derive::Piece(|inputs| inputs[0].and_then(cnae_class).and_then(cnae_section)),
         "is_open" => Derive::Boolean(|inputs| inputs[0].is_none()),
         "cbo_code" => Derive::Text(|inputs, _, out| {
-            inputs[0].and_then(cbo).map(|(family, subgroup)| out.extend([family, subgroup])).is_some()
+            let code = inputs[0].and_then(cbo);
+            code.into_iter().for_each(|(family, subgroup)| {
+                out.push_str(family);
+                out.push_str(subgroup);
+            });
+            code.is_some()
         }),
         "cbo_family" => Derive::Piece(|inputs| Some(cbo(inputs[0]?)?.0)),
         "cbo_major_group" => Derive::Piece(|inputs| cbo(inputs[0]?)?.0.get(..1)),
@@ -104,11 +109,25 @@ impl CodeKind {
     }
 }
 
+/// Whether the employer is registered under a CPF. Wrong check digits do not make it less of a person.
 fn is_person(code: &str) -> bool {
-    EmployerCode::read(code).kind == CodeKind::Cpf
+    let bare = bare(code);
+    bare.len() == 11 && bare.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// An employer code in upper case without blanks, dots, slashes and dashes, and what it is.
+/// An employer code in upper case without blanks, dots, slashes and dashes.
+fn bare(code: &str) -> Cow<'_, str> {
+    // Most come so.
+    if code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(code);
+    }
+    let mut bare = String::with_capacity(code.len());
+    bare.extend(code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')));
+    bare.make_ascii_uppercase();
+    Cow::Owned(bare)
+}
+
+/// A [`bare`] employer code, and what it is.
 struct EmployerCode<'c> {
     bare: Cow<'c, str>,
     kind: CodeKind,
@@ -116,22 +135,12 @@ struct EmployerCode<'c> {
 
 impl<'c> EmployerCode<'c> {
     fn read(code: &'c str) -> Self {
-        // Most come bare.
-        let is_bare = code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
-        let bare = if is_bare {
-            Cow::Borrowed(code)
-        } else {
-            let mut bare = String::with_capacity(code.len());
-            bare.extend(code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')));
-            bare.make_ascii_uppercase();
-            Cow::Owned(bare)
-        };
+        let bare = bare(code);
         let bytes = bare.as_bytes();
         let digits = bytes.iter().all(u8::is_ascii_digit);
         let alphanumeric = bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
         let kind = match bytes.len() {
             8 if alphanumeric => CodeKind::CnpjRoot,
-            // Wrong check digits do not make it less of a person.
             11 if digits => CodeKind::Cpf,
             12 if digits => CodeKind::CeiCno,
             14 if alphanumeric && has_cnpj_check_digits(bytes) => CodeKind::Cnpj,
@@ -229,9 +238,8 @@ fn is_thirteenth(month: &str) -> bool {
 }
 
 fn year_and_month(text: &str) -> Option<(i32, u32)> {
-    let bytes: &[u8; 7] = text.as_bytes().try_into().ok()?;
-    let year = i32::try_from(digits(&bytes[..4])?).ok()?;
-    (bytes[4] == b'-').then_some((year, digits(&bytes[5..])?))
+    let [y1, y2, y3, y4, b'-', m1, m2] = *text.as_bytes().as_array()? else { return None };
+    Some((i32::try_from(digits(&[y1, y2, y3, y4])?).ok()?, digits(&[m1, m2])?))
 }
 
 #[cfg(test)]
