@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
@@ -354,8 +355,7 @@ impl Readers {
             &self.path,
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(64);
+        prepare(&connection)?;
         migrations::check(&connection, &self.path)?;
         if self.keys.is_some() {
             keys::check(&connection, self.keys.as_ref())?;
@@ -411,6 +411,15 @@ pub fn holder(path: &Path) -> Option<String> {
     Some(pid.trim().to_owned())
 }
 
+/// What writers and readers have in common.
+fn prepare(connection: &Connection) -> Result<(), Error> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Else SQLite looks at some values to plan a query, `LIMIT $1` among them, and plans a kept statement anew for each.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
 fn connect(path: &Path) -> Result<Connection, Error> {
     assert!(rusqlite::version_number() >= OLDEST_SOUND_SQLITE, "linked against an SQLite that can lose commits");
     // Made here, and not by SQLite, so that its mode is right from the first byte. One that is there is not even opened:
@@ -422,8 +431,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
         _ => {}
     }
     let connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    prepare(&connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", SYNCHRONOUS)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
