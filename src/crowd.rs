@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metrics::Counter;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::guesses::network;
@@ -19,6 +19,8 @@ use crate::guesses::network;
 pub struct Crowd {
     places: Arc<Semaphore>,
     silent: Arc<Mutex<Silent>>,
+    /// Told of each connection that falls silent.
+    fell_silent: Arc<Notify>,
     evicted: Counter,
 }
 
@@ -48,31 +50,45 @@ impl Silent {
 impl Crowd {
     /// A crowd of at most `places`; `evicted` counts those that made room.
     pub fn new(places: usize, evicted: Counter) -> Self {
-        Self { places: Arc::new(Semaphore::new(places.max(1))), silent: Arc::default(), evicted }
+        let places = Arc::new(Semaphore::new(places.max(1)));
+        Self { places, silent: Arc::default(), fell_silent: Arc::default(), evicted }
     }
 
     /// Waits for a place for a connection from `address`; a silent one makes room when there is none.
     pub async fn admit(&self, address: IpAddr) -> Guest {
-        let mut place = Arc::clone(&self.places).try_acquire_owned().ok();
-        if place.is_none() {
-            let leaving = lock(&self.silent).pop();
-            if let Some(leave) = leaving {
-                self.evicted.increment(1);
-                leave.cancel();
-            }
-            place = Arc::clone(&self.places).acquire_owned().await.ok();
-        }
+        let place = self.place().await;
         let address = network(address);
         *lock(&self.silent).held.entry(address).or_default() += 1;
         let guest = Guest {
             _place: place,
             address,
             silent: Arc::clone(&self.silent),
+            fell_silent: Arc::clone(&self.fell_silent),
             leave: CancellationToken::new(),
             number: Mutex::new(None),
         };
         guest.fall_silent();
         guest
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let free = || Arc::clone(&self.places).acquire_owned();
+        loop {
+            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+                return Some(place);
+            }
+            let leaving = lock(&self.silent).pop();
+            if let Some(leave) = leaving {
+                self.evicted.increment(1);
+                leave.cancel();
+                return free().await.ok();
+            }
+            // All are busy: the first that leaves or falls silent makes room.
+            tokio::select! {
+                place = free() => return place.ok(),
+                () = self.fell_silent.notified() => {}
+            }
+        }
     }
 }
 
@@ -81,6 +97,7 @@ pub struct Guest {
     _place: Option<OwnedSemaphorePermit>,
     address: IpAddr,
     silent: Arc<Mutex<Silent>>,
+    fell_silent: Arc<Notify>,
     leave: CancellationToken,
     /// Its number among the silent.
     number: Mutex<Option<u64>>,
@@ -106,9 +123,9 @@ impl Guest {
     /// Counts as silent, in the middle of a request, while `waiting` lasts: nobody else has to wait for that.
     pub async fn silently<T>(&self, waiting: impl Future<Output = T>) -> T {
         self.fall_silent();
-        let waited = waiting.await;
-        self.speak();
-        waited
+        // Also when the client leaves and the wait is dropped.
+        let _speaks_again = SpeaksAgain(self);
+        waiting.await
     }
 
     fn fall_silent(&self) {
@@ -118,6 +135,8 @@ impl Guest {
         *number = Some(silent.next);
         let last = silent.next;
         silent.waiting.insert(last, (self.address, self.leave.clone()));
+        drop(silent);
+        self.fell_silent.notify_one();
     }
 
     fn speak(&self) {
@@ -141,6 +160,14 @@ impl Drop for Guest {
                 silent.held.remove(&self.address);
             }
         }
+    }
+}
+
+struct SpeaksAgain<'g>(&'g Guest);
+
+impl Drop for SpeaksAgain<'_> {
+    fn drop(&mut self) {
+        self.0.speak();
     }
 }
 
@@ -183,6 +210,34 @@ mod tests {
         drop((first, third));
         let silent = lock(&crowd.silent);
         assert!(silent.waiting.is_empty() && silent.held.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_falls_silent_while_another_waits_for_a_place_makes_room() {
+        let crowd = Crowd::new(1, Counter::noop());
+        let only = Arc::new(crowd.admit(HERE).await);
+        let busy = only.busy();
+        let next = crowd.admit(HERE);
+        tokio::pin!(next);
+        assert!(timeout(Duration::from_millis(20), &mut next).await.is_err());
+        assert!(!only.leave.is_cancelled());
+        drop(busy);
+        assert!(timeout(Duration::from_millis(20), &mut next).await.is_err());
+        assert!(only.leave.is_cancelled());
+        drop(only);
+        timeout(Duration::from_secs(1), next).await.expect("a place is free");
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_cut_off_leaves_nobody_among_the_silent() {
+        let crowd = Crowd::new(1, Counter::noop());
+        let guest = Arc::new(crowd.admit(HERE).await);
+        let busy = guest.busy();
+        let waiting = guest.silently(std::future::pending::<()>());
+        assert!(timeout(Duration::from_millis(1), waiting).await.is_err());
+        assert!(!guest.is_silent());
+        drop((busy, guest));
+        assert!(lock(&crowd.silent).waiting.is_empty());
     }
 
     #[tokio::test]
