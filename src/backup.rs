@@ -249,22 +249,29 @@ pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Res
         return Err(store::Error::Held { path: state.clone(), pid }.into());
     }
     let fresh = state.with_added_extension("restoring");
+    // One that was killed may have left a log, whose pages would become part of this one.
+    remove_all_of(&fresh);
     let restored = restore_into(config, from, &fresh, &end, now).await;
     let restored = restored.and_then(|erased_again| {
         store::replace(state, &fresh)?;
         Ok(erased_again)
     });
-    for leftover in ["", "-wal", "-shm", ".lock"] {
-        let mut name = fresh.clone().into_os_string();
-        name.push(leftover);
-        let _ = fs::remove_file(name);
-    }
+    remove_all_of(&fresh);
     let erased_again = restored?;
     if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
         let file = tombstones::file_of(state);
         tombstones.write(&file).map_err(Error::at(&file))?;
     }
     Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
+}
+
+/// Removes a state and what stands beside it.
+fn remove_all_of(state: &Path) {
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = state.to_owned().into_os_string();
+        name.push(suffix);
+        let _ = fs::remove_file(name);
+    }
 }
 
 /// The end of the backup at `path`, when all before it is as it was written.
@@ -397,6 +404,33 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_killed_restore_left_becomes_part_of_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let url = format!("sqlite://{}", path.display());
+        let needs = config::Needs { belvo: false, webhook: false };
+        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let store = Store::open(&path).unwrap();
+        let insert = "INSERT INTO meta (name, value) VALUES ('kept', 'yes')";
+        store.write(|tx| tx.execute(insert, args![])).await.unwrap();
+        let backup = folder.path().join("a.backup");
+        make(&config.state, &backup, Timestamp::from_micros(0)).unwrap();
+        drop(store);
+        while store::holder(&path).is_some() {
+            tokio::task::yield_now().await;
+        }
+
+        let other = rusqlite::Connection::open(folder.path().join("other.db")).unwrap();
+        other.pragma_update(None, "journal_mode", "WAL").unwrap();
+        other.execute_batch("CREATE TABLE other (x TEXT); INSERT INTO other VALUES ('y')").unwrap();
+        fs::copy(folder.path().join("other.db-wal"), folder.path().join("state.db.restoring-wal")).unwrap();
+        restore(&config, &backup, Timestamp::from_micros(0)).await.unwrap();
+        let kept = "SELECT value FROM meta WHERE name = 'kept'";
+        let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
+        assert_eq!(kept.unwrap().as_deref(), Some("yes"));
+    }
 
     #[test]
     fn the_seven_newest_backups_of_the_job_stay_and_no_half_one() {
