@@ -76,8 +76,24 @@ impl Retention {
     /// # Errors
     /// [`Error`]; what went until then stays gone.
     pub async fn apply(&self) -> Result<u64, Error> {
+        let now = self.clock.now();
+        let mut gone = BTreeMap::new();
+        let removed = self.remove_due(now, &mut gone).await;
+        // What went is told and leaves the log also when the rest could not be removed.
+        let total = gone.values().sum();
+        if total > 0 {
+            let detail = json!(gone);
+            self.store.write(move |tx| audit::note(tx, now, "retention", &detail).map(drop)).await?;
+            self.store.empty_log().await?;
+            tracing::info!(rows = total, "what was kept for long enough is gone");
+        }
+        removed.map(|()| total)
+    }
+
+    /// Removes what is due, and counts it in `gone` by its kind.
+    async fn remove_due(&self, now: Timestamp, gone: &mut BTreeMap<&'static str, u64>) -> Result<(), Error> {
         let config::Retention { bodies, history, webhooks, quarantine } = self.settings;
-        let kinds: [(&str, Keep, Piece); 6] = [
+        let kinds: [(&'static str, Keep, Piece); 6] = [
             ("bodies", bodies, overdue_bodies),
             ("ended_records", history, ended_records),
             ("history", history, superseded_versions),
@@ -85,8 +101,6 @@ impl Retention {
             ("webhooks", webhooks, old_webhooks),
             ("quarantine", quarantine, old_quarantine),
         ];
-        let now = self.clock.now();
-        let mut gone = BTreeMap::new();
         for (kind, keep, piece) in kinds {
             for kept in self.spans(keep).await? {
                 loop {
@@ -95,18 +109,11 @@ impl Retention {
                     if rows == 0 {
                         break;
                     }
-                    *gone.entry(kind).or_insert(0_u64) += rows as u64;
+                    *gone.entry(kind).or_default() += rows as u64;
                 }
             }
         }
-        let total = gone.values().sum();
-        if total > 0 {
-            let detail = json!(gone);
-            self.store.write(move |tx| audit::note(tx, now, "retention", &detail).map(drop)).await?;
-            self.store.empty_log().await?;
-            tracing::info!(rows = total, "what was kept for long enough is gone");
-        }
-        Ok(total)
+        Ok(())
     }
 
     /// What `keep` comes to: one length of time, or one for each `stale_in` that links have.
