@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{List, RawPages};
+use crate::belvo::links::MOST_IDS;
 use crate::belvo::{Class, Client, Failure, LinkId, Permit};
 use crate::json::Reader;
 use crate::resources::Resource;
 
-/// Most links in one request, the canary among them: the longest address that is known to work.
-pub const MOST_LINKS: usize = 50;
+/// Most links in one request, the canary among them.
+pub const MOST_LINKS: usize = MOST_IDS;
 
 /// Bytes of one answer of this kind, over all pages: links with more are better asked for one by one.
 const LARGEST: u64 = 16 << 20;

@@ -103,14 +103,14 @@ impl Trust {
     pub fn fit(&self, link_id: &LinkId, resource: &'static Resource) -> usize {
         let mut standings = self.lock();
         let standing = standings.entry(resource.name).or_default();
-        standing.forget_what_is_over(Instant::now());
+        standing.forget_what_is_over(resource, Instant::now());
         match standing.verdict {
             Verdict::Proven { .. } if !standing.alone.contains(link_id) => standing.fit(self.0.page_size),
             _ => 1,
         }
     }
 
-    /// How many links may be asked for together, and with which canary; `None` while nothing is proven.
+    /// In which form several links are asked for together, and with which canary; `None` while nothing is proven.
     pub fn way(&self, resource: &'static Resource) -> Option<(Form, LinkId)> {
         match &self.lock().entry(resource.name).or_default().verdict {
             Verdict::Proven { form, canary, .. } => Some((*form, canary.clone())),
@@ -124,10 +124,9 @@ impl Trust {
         let (wants_sample, is_alone) = {
             let mut standings = self.lock();
             let standing = standings.entry(resource.name).or_default();
-            standing.forget_what_is_over(Instant::now());
-            let is_new = !standing.samples.iter().any(|sample| sample.link_id == *link_id);
-            let wants = matches!(standing.verdict, Verdict::Unknown) && (standing.samples.len() < 2) && is_new;
-            (wants && (1..=LARGEST_SAMPLE).contains(&pages.len()), standing.alone.contains(link_id))
+            standing.forget_what_is_over(resource, Instant::now());
+            let wants_sample = standing.wants_sample(link_id) && (1..=LARGEST_SAMPLE).contains(&pages.len());
+            (wants_sample, standing.alone.contains(link_id))
         };
         let is_sound = (wants_sample || is_alone) && pages.records().all(|record| link_of(record).is_some());
         let is_small = pages.len() <= usize::try_from(self.0.page_size / 4).unwrap_or(usize::MAX).max(1);
@@ -139,7 +138,10 @@ impl Trust {
         });
         let mut standings = self.lock();
         let standing = standings.entry(resource.name).or_default();
-        standing.samples.extend(sample);
+        // Others may have given one meanwhile.
+        if standing.wants_sample(link_id) {
+            standing.samples.extend(sample);
+        }
         if is_alone && is_sound && is_small {
             standing.alone.remove(link_id);
         }
@@ -173,7 +175,7 @@ impl Trust {
         if standing.strikes >= STRIKES {
             standing.refuse(resource);
         } else if matches!(standing.verdict, Verdict::Proven { .. }) {
-            standing.reopen();
+            standing.reopen(resource);
         }
     }
 
@@ -188,7 +190,7 @@ impl Trust {
         let mut standings = self.lock();
         let standing = standings.entry(resource.name).or_default();
         let now = Instant::now();
-        standing.forget_what_is_over(now);
+        standing.forget_what_is_over(resource, now);
         let worth = if standing.was_proven { WORTH_ANOTHER } else { WORTH_A_CHECK };
         let wants = matches!(standing.verdict, Verdict::Unknown)
             && !standing.is_checking
@@ -217,7 +219,7 @@ impl Trust {
         match (verdict, samples.last()) {
             (Found::Right(form), Some(canary)) => {
                 tracing::info!(resource = resource.name, "Belvo answers for many links in one request");
-                standing.prove(form, canary.link_id.clone(), &samples);
+                standing.prove(resource, form, canary.link_id.clone(), &samples);
             }
             (Found::Changed, _) if standing.strikes + 1 < STRIKES => standing.strikes += 1,
             (Found::Nothing(wait), _) => {
@@ -227,8 +229,6 @@ impl Trust {
             }
             _ => standing.refuse(resource),
         }
-        metrics::gauge!("vinculo_belvo_many_links", "resource" => resource.name)
-            .set(u8::from(matches!(standing.verdict, Verdict::Proven { .. })));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, Standing>> {
@@ -237,9 +237,9 @@ impl Trust {
 }
 
 impl Standing {
-    fn forget_what_is_over(&mut self, now: Instant) {
+    fn forget_what_is_over(&mut self, resource: &Resource, now: Instant) {
         match self.verdict {
-            Verdict::Proven { until, .. } | Verdict::Refused { until } if until <= now => self.reopen(),
+            Verdict::Proven { until, .. } | Verdict::Refused { until } if until <= now => self.reopen(resource),
             _ => {}
         }
         if !self.is_checking {
@@ -247,13 +247,25 @@ impl Standing {
         }
     }
 
-    fn reopen(&mut self) {
-        self.verdict = Verdict::Unknown;
+    /// Whether a list of this link would be a sample that is needed.
+    fn wants_sample(&self, link_id: &LinkId) -> bool {
+        let is_new = !self.samples.iter().any(|sample| sample.link_id == *link_id);
+        matches!(self.verdict, Verdict::Unknown) && !self.is_checking && self.samples.len() < 2 && is_new
+    }
+
+    fn decide(&mut self, resource: &Resource, verdict: Verdict) {
+        let is_proven = matches!(verdict, Verdict::Proven { .. });
+        metrics::gauge!("vinculo_belvo_many_links", "resource" => resource.name).set(u8::from(is_proven));
+        self.verdict = verdict;
+    }
+
+    fn reopen(&mut self, resource: &Resource) {
+        self.decide(resource, Verdict::Unknown);
         self.samples.clear();
     }
 
-    fn prove(&mut self, form: Form, canary: LinkId, samples: &[Sample]) {
-        self.verdict = Verdict::Proven { form, canary, until: Instant::now() + PROOF_HOLDS };
+    fn prove(&mut self, resource: &Resource, form: Form, canary: LinkId, samples: &[Sample]) {
+        self.decide(resource, Verdict::Proven { form, canary, until: Instant::now() + PROOF_HOLDS });
         if !self.was_proven {
             let links = samples.len().max(1) as f64;
             self.records_per_link = samples.iter().map(|sample| sample.identities.len()).sum::<usize>() as f64 / links;
@@ -267,7 +279,7 @@ impl Standing {
         let length = REFUSED_FIRST * 4_u32.saturating_pow(self.refusals);
         self.refusals = (self.refusals + 1).min(4);
         self.strikes = 0;
-        self.verdict = Verdict::Refused { until: Instant::now() + length.min(REFUSED_LAST) };
+        self.decide(resource, Verdict::Refused { until: Instant::now() + length.min(REFUSED_LAST) });
         tracing::info!(
             resource = resource.name,
             "Belvo does not answer for many links in one request; each is asked for alone"
