@@ -39,7 +39,7 @@ pub fn note_failure(tx: &Tx<'_>, code: &str, at: Timestamp) -> Result<(), Error>
         "INSERT INTO failures (code, first_at, last_at, count) VALUES ($1, $2, $2, 1) ON CONFLICT (code) DO UPDATE SET \
          first_at = CASE WHEN failures.last_at < $3 THEN excluded.first_at ELSE failures.first_at END, \
          count = CASE WHEN failures.last_at < $3 THEN 1 ELSE failures.count + 1 END, last_at = excluded.last_at",
-        args![code, at, earlier(at, QUIET)],
+        args![code, at, at - QUIET],
     )?;
     Ok(())
 }
@@ -68,7 +68,7 @@ pub fn note_calls(tx: &Tx<'_>, calls: u64, at: Timestamp) -> Result<(), Error> {
     let count = "INSERT INTO belvo_hours (hour_at, calls) VALUES ($1, $2) \
                  ON CONFLICT (hour_at) DO UPDATE SET calls = belvo_hours.calls + excluded.calls";
     tx.execute(count, args![hour, calls])?;
-    tx.execute("DELETE FROM belvo_hours WHERE hour_at < $1", args![earlier(at, KEEP)])?;
+    tx.execute("DELETE FROM belvo_hours WHERE hour_at < $1", args![at - KEEP])?;
     Ok(())
 }
 
@@ -88,10 +88,6 @@ pub fn calls_by_hour(tx: &Tx<'_>, hours: usize, now: Timestamp) -> Result<Vec<u6
         Ok::<_, Error>(())
     })?;
     Ok(calls)
-}
-
-fn earlier(at: Timestamp, by: Duration) -> Timestamp {
-    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]

@@ -49,6 +49,14 @@ impl std::ops::Add<Duration> for Timestamp {
     }
 }
 
+impl std::ops::Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_utc().to_rfc3339_opts(SecondsFormat::Micros, true))
@@ -107,7 +115,8 @@ pub fn days_since_1970(year: i32, month: u32, day: u32) -> Option<i32> {
 
     let last = *DAYS.get(month.checked_sub(1)? as usize)?;
     let is_leap = || year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    if !(1..=last).contains(&day) && !(month == 2 && day == 29 && is_leap()) {
+    let is_there = (1..=last).contains(&day) || month == 2 && day == 29 && is_leap();
+    if !is_there {
         return None;
     }
     let year = u32::try_from(year.checked_add(SHIFT)?).ok()?;

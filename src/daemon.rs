@@ -24,6 +24,7 @@ use crate::delete::Deleter;
 use crate::erase::Eraser;
 use crate::features::runs::{self, Mode, Wanted};
 use crate::fetch::trust::Trust;
+use crate::lane::in_background;
 use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
@@ -33,8 +34,9 @@ use crate::queue::{self, Queue};
 use crate::recollect::Recollector;
 use crate::refresh::{Inspections, Refresher};
 use crate::retention::Retention;
+use crate::runs::Failed;
 use crate::runs::Runs;
-use crate::schedule::{self, Action, Actions, Asker, Failed, Job, Times};
+use crate::schedule::{self, Action, Actions, Asker, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
 use crate::vitals::Vitals;
@@ -408,15 +410,13 @@ impl Actions for DaemonActions {
             Action::SyncLinks => {
                 let synced = self.links.sync().await;
                 self.settled.send_replace(());
-                synced
-                    .map(|synced| synced.listed)
-                    .map_err(|error| Failed { code: error.code(), message: error.to_string() })
+                synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
             }
             Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
                 Ok(published) => {
                     Ok(published.map_or(0, |manifest| manifest.tables.iter().map(|table| table.rows).sum()))
                 }
-                Err(error) => Err(Failed { code: error.code(), message: error.to_string() }),
+                Err(error) => Err(Failed::of(error.code(), error)),
             },
             Action::Recollect => self.recollect(&job.scope).await,
             Action::Retention => {
@@ -436,16 +436,14 @@ impl DaemonActions {
     /// Copies the state, and gives the number of copies that there are.
     async fn back_up(&self) -> Result<u64, Failed> {
         let (state, now) = (self.state.clone(), self.clock.now());
-        let copying = tokio::task::spawn_blocking(move || backup::make_another(&state, now)).await;
-        let copied = copying.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        copied.map_err(|error| Failed { code: error.code(), message: error.to_string() })
+        let copied = in_background(move || backup::make_another(&state, now)).await;
+        copied.map_err(|error| Failed::of(error.code(), error))
     }
 
     /// Looks at everything that is kept, and gives the number of files.
     async fn verify(&self) -> Result<u64, Failed> {
         let (state, lake) = (self.state.clone(), self.lake.clone());
-        let looking = tokio::task::spawn_blocking(move || verify::check(&state, &lake)).await;
-        let looked = looking.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let looked = in_background(move || verify::check(&state, &lake)).await;
         let report = looked.map_err(|error| Failed { code: "verify_failed", message: format!("{error:#}") })?;
         match report.lake.damage.first() {
             None => Ok(report.lake.files as u64),
@@ -461,13 +459,12 @@ impl DaemonActions {
     async fn features(&self) -> Result<u64, Failed> {
         let now = self.clock.now();
         let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
-        let refused = |error: runs::Error| Failed { code: "features_refused", message: error.to_string() };
+        let refused = |error: runs::Error| Failed::of("features_refused", error);
         let run = runs::schedule(&self.store, wanted, now).await.map_err(refused)?;
         let published = publish::publish_in_background(&self.publisher, Scope::Changed).await;
-        published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        published.map_err(|error| Failed::of(error.code(), error))?;
         let publisher = Arc::clone(&self.publisher);
-        let counting = tokio::task::spawn_blocking(move || publisher.feature_rows(run.as_of));
-        Ok(counting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
+        Ok(in_background(move || publisher.feature_rows(run.as_of)).await)
     }
 
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.

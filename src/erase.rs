@@ -6,9 +6,9 @@
 //! others made; the receipt lists the backups that this program knows of.
 //!
 //! The steps, each durable before the next: the wish is noted (`asked`); rows, keys and bodies go and tombstones come, in
-//! one transaction (`removed`); the lake is built anew and every older snapshot is dropped (`published`): which of them
-//! showed the person would have to be told by clocks, which jump;
-//! the log is emptied, the file looked through, and the receipt written (`done`).
+//! one transaction (`removed`); the lake is built anew and every older snapshot is dropped, because only clocks could tell
+//! which ones showed the person, and clocks jump (`published`); the log is emptied, the file looked through, and the receipt
+//! written (`done`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,6 +29,7 @@ use crate::belvo::links::Deletion;
 use crate::belvo::{Decision, LinkId, SIMULATED_MISMATCH};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
+use crate::lane::in_background;
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::records::unpack;
 use crate::resources::owners;
@@ -333,8 +334,7 @@ impl Eraser {
     /// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
     pub async fn plan(&self, subject: Subject) -> Result<Plan, Error> {
         let (readers, pepper) = (self.store.readers(), self.pepper.clone());
-        let planning = tokio::task::spawn_blocking(move || readers.read(|tx| plan(tx, subject, pepper.as_ref())));
-        let mut plan = planning.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let mut plan = in_background(move || readers.read(|tx| plan(tx, subject, pepper.as_ref()))).await?;
         plan.snapshots = self.publisher.snapshots()?;
         plan.backups = backup::made(&self.state);
         Ok(plan)
@@ -500,7 +500,7 @@ impl Eraser {
                     .collect::<Result<_, _>>()?;
                 // Tells the publisher that there is something new.
                 tx.change()?;
-                keep(tx, Step::Removed, &receipt, now)
+                keep(tx, Step::Removed, &receipt)
             })
             .await?;
         Ok(Step::Removed)
@@ -552,13 +552,10 @@ impl Eraser {
         if self.publisher.current().is_some() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
             let publisher = Arc::clone(&self.publisher);
-            let forgetting = tokio::task::spawn_blocking(move || publisher.forget());
-            receipt.snapshots =
-                forgetting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+            receipt.snapshots = in_background(move || publisher.forget()).await?;
             receipt.published = self.publisher.current();
         }
-        let now = self.clock.now();
-        self.store.write(move |tx| keep(tx, Step::Published, &receipt, now)).await?;
+        self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
     }
 
@@ -566,20 +563,23 @@ impl Eraser {
     async fn finish(&self, erasure: &str, traces: &Traces) -> Result<Step, Error> {
         let scrubbed = self.store.scrub(traces.clone()).await?;
         let now = self.clock.now();
-        let backups = backup::made(&self.state).into_iter().map(|made| BackupToGo {
-            file: made.file,
-            made_at: made.made_at,
-            gone_by: (now + BACKUPS_GO_WITHIN).to_string(),
-        });
-        let (id, backups) = (erasure.to_owned(), backups.collect::<Vec<_>>());
-        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
-        receipt.state_rewritten = scrubbed.is_compacted;
-        receipt.traces_left = scrubbed.left;
-        receipt.backups = backups;
-        receipt.finished_at = now.to_string();
-        self.store.write(move |tx| keep(tx, Step::Done, &receipt, now)).await?;
-        let receipt = self.receipt_of(erasure).await?;
+        let mut receipt = self.receipt_of(erasure).await?;
+        // One that was concluded and whose files could not be written stays as it was.
+        if receipt.audit_hash.is_empty() {
+            let backups = backup::made(&self.state).into_iter().map(|made| BackupToGo {
+                file: made.file,
+                made_at: made.made_at,
+                gone_by: (now + BACKUPS_GO_WITHIN).to_string(),
+            });
+            receipt.backups = backups.collect();
+            receipt.state_rewritten = scrubbed.is_compacted;
+            receipt.traces_left = scrubbed.left;
+            receipt.finished_at = now.to_string();
+            receipt = self.store.write(move |tx| conclude(tx, receipt, now)).await?;
+        }
         write_receipt(&self.state, &receipt)?;
+        let done = receipt.clone();
+        self.store.write(move |tx| keep(tx, Step::Done, &done)).await?;
         metrics::counter!("vinculo_erasures_total").increment(1);
         tracing::info!(erasure, links = receipt.links, "erased");
         Ok(Step::Done)
@@ -785,15 +785,18 @@ fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Option<String>, Receipt), store::
     found.ok_or(store::Error::Unreadable("an erasure"))
 }
 
-fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt, now: Timestamp) -> Result<(), store::Error> {
-    let mut receipt = receipt.clone();
-    if step.is_done() {
-        let detail = json!({
-            "erasure": receipt.erasure, "asked_for": receipt.asked_for, "links": receipt.links, "rows": receipt.rows,
-            "snapshots": receipt.snapshots.len(),
-        });
-        receipt.audit_hash = audit::note(tx, now, "erase", &detail)?;
-    }
+/// Keeps the whole receipt, with the line of the audit log that tells of it. Only its files are missing then.
+fn conclude(tx: &Tx<'_>, mut receipt: Receipt, now: Timestamp) -> Result<Receipt, store::Error> {
+    let detail = json!({
+        "erasure": receipt.erasure, "asked_for": receipt.asked_for, "links": receipt.links, "rows": receipt.rows,
+        "snapshots": receipt.snapshots.len(),
+    });
+    receipt.audit_hash = audit::note(tx, now, "erase", &detail)?;
+    keep(tx, Step::Published, &receipt)?;
+    Ok(receipt)
+}
+
+fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> {
     tx.execute(
         "UPDATE erasures SET step = $2, plan = NULL, receipt = $3 WHERE erasure = $1",
         args![&receipt.erasure, step.name(), &json!(receipt).to_string()],

@@ -11,6 +11,3 @@ pub mod explain;
 pub mod frozen;
 pub mod reference;
 pub mod runs;
-
-/// Version of the formulas; another one is announced, and the old one kept for a release.
-pub const VERSION: &str = "1.0.0";

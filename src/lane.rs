@@ -1,11 +1,25 @@
-//! Worker threads that process items in order while their producer carries on.
+//! Work away from the async threads: a [`Lane`] processes items in order while their producer carries on, and
+//! [`in_background`] does one thing that blocks.
 //!
-//! *Promises* that a thread ends with its [`Lane`]: whatever it writes to may be removed afterwards.
+//! *Promises* that a thread ends with its [`Lane`]: whatever it writes to may be removed afterwards; and that a panic there
+//! is a panic of whoever waits for it.
 
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
+
+use tokio::task::JoinError;
+
+/// Does `work`, which blocks, away from the async threads.
+pub async fn in_background<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    result_of(tokio::task::spawn_blocking(work).await)
+}
+
+/// The result of a task that nobody aborts.
+pub fn result_of<R>(ended: Result<R, JoinError>) -> R {
+    ended.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))
+}
 
 /// A thread that takes things of type `T` in their order, and has one result at the end.
 pub struct Lane<T, R> {

@@ -32,6 +32,7 @@ pub mod chronicle;
 pub mod clock;
 pub mod columns;
 pub mod crowd;
+pub mod database;
 pub mod guesses;
 pub mod json;
 pub mod lane;

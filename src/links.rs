@@ -519,11 +519,10 @@ fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Resu
 /// Belvo was at the institution since, and no webhook made us ask: what was read before that visit is asked for again.
 fn mark_unseen_visit(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<(), Error> {
     let Some(visited_at) = link.last_accessed_at else { return Ok(()) };
-    let seen_from = visited_at.as_micros() - i64::try_from(SAME_VISIT.as_micros()).unwrap_or(0);
     let unseen = tx.all(
         "SELECT resource FROM refreshes WHERE link_id = $1 AND blocked_reason IS NULL AND due_at IS NULL AND lease IS NULL \
          AND last_fetched_at IS NOT NULL AND (last_collected_at IS NULL OR last_collected_at < $2)",
-        args![&link.id, seen_from],
+        args![&link.id, visited_at - SAME_VISIT],
         |row| row.text(0),
     )?;
     for resource in unseen.iter().filter_map(|name| Resource::by_name(name)) {

@@ -20,13 +20,14 @@ use crate::erase::{self, Eraser, Subject};
 use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
+use crate::lane::in_background;
 use crate::links::{Directory, PAUSED};
 use crate::publish::{self, BuiltFrom, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
 use crate::runs::{Failed, Kind, Progress, Reason, Runs};
-use crate::schedule::{self, Asker};
+use crate::schedule::Asker;
 use crate::store::{self, Store, Tx, args};
 use crate::tombstones;
 use crate::webhook::log::{self, Replayed};
@@ -353,7 +354,7 @@ impl Operations {
             progress.send_modify(|progress| {
                 let mut fail = |code: &str, count: usize| {
                     if count > 0 {
-                        *progress.failed.entry(code.to_owned()).or_default() += count as u64;
+                        progress.fail(code, count as u64);
                     }
                 };
                 fail("link_cooling", outcome.cooling);
@@ -391,7 +392,7 @@ impl Operations {
             progress.send_modify(|progress| {
                 progress.done += seen;
                 if missed > 0 {
-                    *progress.failed.entry("nothing_read".to_owned()).or_default() += missed;
+                    progress.fail("nothing_read", missed);
                 }
             });
             asked = waiting;
@@ -409,7 +410,7 @@ impl Operations {
         progress.send_modify(|progress| progress.total = Some(1));
         let mut news = self.queue.news();
         let deleted = self.deleter.delete(&link).await;
-        deleted.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        deleted.map_err(|error| Failed::of(error.code(), error))?;
         loop {
             news.mark_unchanged();
             if self.deleter.is_gone(&link).await? {
@@ -441,7 +442,7 @@ impl Operations {
             progress.send_modify(|progress: &mut Progress| progress.total = Some(links));
             let erased = this.eraser.erase(&id, &plan).await;
             this.settled.send_replace(());
-            erased.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+            erased.map_err(|error| Failed::of(error.code(), error))?;
             progress.send_modify(|progress| {
                 progress.done = links;
                 progress.snapshot = this.publisher.current();
@@ -457,10 +458,10 @@ impl Operations {
         let now = self.clock.now();
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
         let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());
-        let reading = tokio::task::spawn_blocking(move || {
+        let read = in_background(move || {
             publisher.database().map(|file| explain::published(&file, &link, as_of, mode)).transpose()
         });
-        let read = reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let read = read.await;
         let row = read?.flatten().ok_or(Refused::NoRow(as_of, mode))?;
         let frozen = Frozen { decision_id: decision_id.clone(), link_id, as_of, mode, frozen_at: now, row };
         match frozen::keep(&self.store, frozen.clone()).await? {
@@ -524,7 +525,7 @@ impl Operations {
                 progress.send_modify(|progress| {
                     progress.done += done;
                     for (code, count) in failed {
-                        *progress.failed.entry(code).or_default() += count;
+                        progress.fail(&code, count);
                     }
                 });
             }
@@ -534,7 +535,7 @@ impl Operations {
             if let Some(code @ REFUSED_KEYS) = self.client.trouble() {
                 // None of these leaves before somebody mends the keys; they stay marked until then.
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| *progress.failed.entry(code.to_owned()).or_default() += left);
+                progress.send_modify(|progress| progress.fail(code, left));
                 return Ok(());
             }
             wanted = waiting;
@@ -546,7 +547,7 @@ impl Operations {
 
     async fn publish(self, scope: Scope, progress: watch::Sender<Progress>) -> Result<(), Failed> {
         let published = publish::publish_in_background(&self.publisher, scope).await;
-        let published = published.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        let published = published.map_err(|error| Failed::of(error.code(), error))?;
         progress.send_modify(|progress| {
             progress.snapshot = published.as_ref().map(|manifest| manifest.snapshot);
             progress.done = published.iter().flat_map(|manifest| &manifest.tables).map(|table| table.rows).sum();
@@ -558,8 +559,7 @@ impl Operations {
     async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
         self.clone().publish(Scope::Changed, progress.clone()).await?;
         let publisher = Arc::clone(&self.publisher);
-        let counting = tokio::task::spawn_blocking(move || publisher.feature_rows(run.as_of));
-        let rows = counting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let rows = in_background(move || publisher.feature_rows(run.as_of)).await;
         progress.send_modify(|progress| progress.done = rows);
         Ok(())
     }
@@ -568,7 +568,7 @@ impl Operations {
         let synced = self.links.sync().await;
         self.settled.send_replace(());
         self.queue.announce();
-        let synced = synced.map_err(|error| Failed { code: error.code(), message: error.to_string() })?;
+        let synced = synced.map_err(|error| Failed::of(error.code(), error))?;
         progress.send_modify(|progress| progress.done = synced.listed);
         Ok(())
     }
@@ -577,7 +577,7 @@ impl Operations {
         let Some(ran) = self.jobs.run_now(&name).await else {
             return Err(Failed { code: "stopping", message: "the schedule is ending".to_owned() });
         };
-        let count = ran.map_err(|schedule::Failed { code, message }| Failed { code, message })?;
+        let count = ran?;
         progress.send_modify(|progress| progress.done = count);
         Ok(())
     }
@@ -607,9 +607,9 @@ impl Operations {
                     match replayed {
                         Replayed::Understood => progress.done += 1,
                         Replayed::StillQuarantined => {
-                            *progress.failed.entry("quarantined".to_owned()).or_default() += 1;
+                            progress.fail("quarantined", 1);
                         }
-                        Replayed::Missing => *progress.failed.entry("no_such_webhook".to_owned()).or_default() += 1,
+                        Replayed::Missing => progress.fail("no_such_webhook", 1),
                     }
                 }
             });
@@ -625,9 +625,8 @@ impl Operations {
                 return Ok(());
             }
             let publisher = Arc::clone(&self.publisher);
-            let is_behind = tokio::task::spawn_blocking(move || publisher.is_behind()).await;
-            let is_behind = is_behind.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-            if !is_behind.map_err(|error| Failed { code: error.code(), message: error.to_string() })? {
+            let is_behind = in_background(move || publisher.is_behind()).await;
+            if !is_behind.map_err(|error| Failed::of(error.code(), error))? {
                 return Ok(());
             }
             if published.changed().await.is_err() {
@@ -662,11 +661,7 @@ pub fn tracked(
             Links::OlderThanSeconds(age) => tx.all(
                 "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
                  WHERE (f.last_fetched_at IS NULL OR f.last_fetched_at <= $2) AND l.paused_reason IS DISTINCT FROM $3",
-                args![
-                    resource.name,
-                    now.as_micros().saturating_sub(i64::try_from(*age).unwrap_or(i64::MAX).saturating_mul(1_000_000)),
-                    PAUSED
-                ],
+                args![resource.name, now - Duration::from_secs(*age), PAUSED],
                 |row| row.link_id(0),
             )?,
         };

@@ -17,7 +17,9 @@ use tracing::field::Empty;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config;
+use crate::database;
 use crate::features::explain;
+use crate::lane::in_background;
 use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
@@ -71,6 +73,11 @@ pub enum Error {
         /// Change that the state has.
         held: i64,
     },
+    /// The system gave no thread.
+    #[error(
+        "no thread could be started: {0}; let this user have more processes (`ulimit -u`, or TasksMax of the service)"
+    )]
+    Thread(std::io::Error),
     /// A sink failed.
     #[error(transparent)]
     Sink(#[from] sinks::Error),
@@ -92,6 +99,7 @@ impl Error {
                 _ => "lake_not_writable",
             },
             Self::OlderState { .. } => "state_older_than_lake",
+            Self::Thread(_) => "no_thread",
             Self::Sink(_) => "sink_failed",
             Self::Store(error) => error.code(),
         }
@@ -210,7 +218,7 @@ impl Publisher {
 
     /// The database that readers see, in its snapshot; `None` when nothing is published.
     pub fn database(&self) -> Option<PathBuf> {
-        self.current().map(|snapshot| self.lake.folder(snapshot).join(sinks::duckdb::FILE))
+        self.current().map(|snapshot| self.lake.folder(snapshot).join(database::FILE))
     }
 
     /// Whether the record store holds changes that no snapshot has. Blocks.
@@ -371,12 +379,12 @@ impl Lake {
         if let Some(file) = partitions::file(manifest, as_of) {
             return FeaturesAt { path: file.path.clone(), rows: file.rows.unwrap_or_default() };
         }
-        let file = self.folder(manifest.snapshot).join(sinks::duckdb::FILE);
+        let file = self.folder(manifest.snapshot).join(database::FILE);
         let rows = explain::count(&file, as_of).unwrap_or_else(|error| {
             tracing::warn!(code = "lake_not_readable", "the features that are published cannot be counted: {error}");
             0
         });
-        FeaturesAt { path: sinks::duckdb::FILE.to_owned(), rows }
+        FeaturesAt { path: database::FILE.to_owned(), rows }
     }
 }
 
@@ -459,8 +467,7 @@ pub async fn publish_in_background(publisher: &Arc<Publisher>, scope: Scope) -> 
     let publisher = Arc::clone(publisher);
     // Who ordered it may be told from the spans around.
     let span = tracing::Span::current();
-    let publishing = tokio::task::spawn_blocking(move || span.in_scope(|| publisher.publish(scope)));
-    let published = publishing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let published = in_background(move || span.in_scope(|| publisher.publish(scope))).await?;
     if let Some(manifest) = &published {
         metrics::histogram!("vinculo_publish_seconds").record(started.elapsed());
         metrics::gauge!("vinculo_snapshot").set(manifest.snapshot);
@@ -582,7 +589,7 @@ mod tests {
     #[test]
     fn a_lake_without_a_database_has_no_link_to_one() {
         let place = Place::new();
-        let link = place.lake().join(sinks::duckdb::FILE);
+        let link = place.lake().join(database::FILE);
         for (sinks, has_database) in
             [(&["parquet"][..], false), (&["parquet", "duckdb"], true), (&["duckdb"], true), (&["parquet"], false)]
         {

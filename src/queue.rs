@@ -286,7 +286,7 @@ impl Standing {
         // What Belvo refused may be mended: whoever says so is believed at once. A job says nothing.
         let is_mended = self.is_refused && matches!(trigger, Trigger::Webhook | Trigger::Operator);
         match self.due {
-            // Belvo asked for patience; news do not shorten it.
+            // Belvo asked for patience; news does not shorten it.
             Some(due) if self.attempts > 0 && !is_mended => (due, priority),
             Some(due) => (due.min(settled), priority),
             None => (settled, priority),

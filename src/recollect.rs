@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
+use crate::lane::result_of;
 use crate::links;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{Resource, employments};
@@ -55,7 +56,7 @@ pub struct Scope {
 /// # Errors
 /// [`Error::Database`].
 pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId>, Error> {
-    let before = now.as_micros() - micros(scope.older_than);
+    let before = now - scope.older_than;
     let mut links = Vec::new();
     for resource in &scope.resources {
         let due = tx.all(
@@ -181,7 +182,7 @@ impl Recollector {
                 asks.spawn(async move { recollector.ask(link, &resources).await });
             }
             let Some(ended) = asks.join_next().await else { return Ok(outcome) };
-            match ended.map_err(|_| Error::Unreadable("an ask that panicked"))?? {
+            match result_of(ended)? {
                 Asked::Taken(link) => outcome.asked.push(link),
                 Asked::Not(Fitness::Cooling) => outcome.cooling += 1,
                 Asked::Not(_) => outcome.unfit += 1,
@@ -369,10 +370,6 @@ fn standing(
     Ok(standing.unwrap_or_default())
 }
 
-fn micros(time: Duration) -> i64 {
-    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -400,7 +397,7 @@ mod tests {
             let hand = Arc::clone(&now);
             let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
-            let seen = Timestamp::from_micros(start.as_micros() - micros(Duration::from_hours(24)));
+            let seen = start - Duration::from_hours(24);
             let track = move |tx: &Tx<'_>| {
                 links::note_wish(tx, &link(), seen)?;
                 tx.execute("UPDATE links SET status = 'valid', access_mode = 'single', lookup_due_at = NULL", args![])
@@ -410,7 +407,7 @@ mod tests {
         }
 
         fn pass(&self, time: Duration) {
-            self.now.fetch_add(micros(time), Ordering::SeqCst);
+            self.now.fetch_add(i64::try_from(time.as_micros()).unwrap(), Ordering::SeqCst);
         }
 
         async fn ask(&self, resources: &[&'static Resource]) -> Outcome {

@@ -254,11 +254,11 @@ pub fn keep(
         let now = listing.fetched_at;
         let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, loses_rows);
         if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
-            let settled = first_lost(before(previous.fetched_at, confirm_after), before(now, confirm_after))?;
+            let settled = first_lost(previous.fetched_at - confirm_after, now - confirm_after)?;
             kept.changed = settled.is_some();
         }
         // This list may have come too early to agree, and has taken the place of the one that was asked for.
-        let pending = first_lost(before(now, confirm_after), now)?.map(|at| at + confirm_after);
+        let pending = first_lost(now - confirm_after, now)?.map(|at| at + confirm_after);
         confirm_at = confirm_at.into_iter().chain(pending).min();
     }
     kept.sighted |= kept.changed;
@@ -316,10 +316,6 @@ fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, lis
         args![link_id, resource.name, key, GONE, listing.fetched_at],
     )?;
     Ok(())
-}
-
-fn before(at: Timestamp, by: Duration) -> Timestamp {
-    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
 /// When, after the first and up to the second of these instants, a version came first that lacked rows of the one before.
@@ -410,7 +406,7 @@ fn known(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Known, Er
     Ok(Known { by_key: held.into_iter().collect(), key_of_id: ids.into_iter().collect() })
 }
 
-/// The first list since `held` was last seen that counts against it, as it is not in it.
+/// The first list after `held` was last seen that counts as evidence that it is gone.
 fn first_list_without(
     tx: &Tx<'_>,
     link_id: &LinkId,

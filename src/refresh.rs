@@ -16,6 +16,7 @@ use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::Inspection;
+use crate::lane::{in_background, result_of};
 use crate::links;
 use crate::origin;
 use crate::queue::{self, Outcome, Refresh};
@@ -23,7 +24,7 @@ use crate::records::{self, Drift, Foreign, Kept, Listing, Record};
 use crate::resources::Resource;
 use crate::store::{Error as StoreError, Store};
 
-/// An empty list although a webhook counted something is asked for again this often before it is believed.
+/// How often an empty list is fetched again, when a webhook counted records, before it is believed.
 const MOST_INCOMPLETE: u32 = 5;
 
 /// Bytes of a list that are read where it came in: a thousandth of a second's work, for which another thread is not worth
@@ -205,8 +206,7 @@ impl Refresher {
         }
         let mut keeping = JoinSet::new();
         while let Some(part) = reading.join_next().await {
-            // Only a panic ends it otherwise, and then the request panics with it.
-            for (refresh, read) in part.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            for (refresh, read) in result_of(part) {
                 match read {
                     Ok((listing, drift)) => {
                         let this = self.clone();
@@ -220,7 +220,7 @@ impl Refresher {
             }
         }
         while let Some(kept) = keeping.join_next().await {
-            ended.push(kept.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())));
+            ended.push(result_of(kept));
         }
         ended
     }
@@ -231,9 +231,7 @@ impl Refresher {
             return Ok(read(refresh, &pages, &self.inspections)?);
         }
         let (refresh, inspections) = (refresh.clone(), self.inspections.clone());
-        let reading = tokio::task::spawn_blocking(move || read(&refresh, &pages, &inspections));
-        // Only a panic ends it otherwise, and then the refresh panics with it.
-        Ok(reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+        Ok(in_background(move || read(&refresh, &pages, &inspections)).await?)
     }
 
     async fn keep(&self, refresh: &Refresh, listing: Listing, drift: &Drift) -> Result<Kept, Error> {

@@ -263,7 +263,7 @@ impl<'p> Replay<'p> {
 
     /// Puts what an answer says that came too late where there was time for it: after the last list that showed what
     /// went before, and before what followed. Where no such time is left, it lasts for the shortest there is. `versions`
-    /// are those that were not late, as what Belvo's own time of each is and since when it was known.
+    /// are those that were not late, each as Belvo's own time of it and since when it was known.
     fn insert_late(
         &mut self,
         late: &Version,

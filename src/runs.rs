@@ -6,6 +6,7 @@
 //! is; see [`crate::operations`]. The schedule's runs are its own, and are only read here.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::store::{Error, Row, Store, Tx, args};
 
 /// How long runs stay on record.
@@ -109,6 +110,11 @@ impl Progress {
     pub fn ended(&self) -> u64 {
         self.done + self.failed.values().sum::<u64>()
     }
+
+    /// Counts `count` more that failed with `code`.
+    pub fn fail(&mut self, code: &str, count: u64) {
+        *self.failed.entry(code.to_owned()).or_default() += count;
+    }
 }
 
 /// A run, as `/v1/runs` and `--json` show it.
@@ -138,7 +144,7 @@ pub struct Run {
     pub message: Option<String>,
 }
 
-/// Why the work of a run came to nothing.
+/// Why the work of a run, or of a job, came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct Failed {
@@ -148,9 +154,16 @@ pub struct Failed {
     pub message: String,
 }
 
+impl Failed {
+    /// For `error`, which has the stable code `code`.
+    pub fn of(code: &'static str, error: impl fmt::Display) -> Self {
+        Self { code, message: error.to_string() }
+    }
+}
+
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { code: error.code(), message: error.to_string() }
+        Self::of(error.code(), error)
     }
 }
 
@@ -178,7 +191,6 @@ impl Runs {
     ) -> Result<Self, Error> {
         let now = clock.now();
         let end = move |tx: &Tx<'_>| {
-            tx.execute("DELETE FROM runs WHERE started_at < $1", args![earlier(now, KEEP)])?;
             let sql = "UPDATE runs SET finished_at = $1, outcome = 'interrupted' WHERE finished_at IS NULL";
             tx.execute(sql, args![now])
         };
@@ -261,6 +273,7 @@ impl Runs {
         let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let (total, done, snapshot) = (reached.total.map(count), count(reached.done), reached.snapshot.map(i64::from));
         let end = move |tx: &Tx<'_>| {
+            tx.execute("DELETE FROM runs WHERE started_at < $1", args![now - KEEP])?;
             tx.execute(
                 "UPDATE runs SET finished_at = $2, outcome = $3, total = $4, done = $5, failed = $6, snapshot = $7, \
                  message = $8 WHERE run_id = $1",
@@ -398,15 +411,12 @@ fn read(row: &Row<'_>) -> Result<Run, Error> {
     })
 }
 
-fn earlier(at: Timestamp, by: Duration) -> Timestamp {
-    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::clock::Timestamp;
 
     async fn runs(path: &Path) -> (Runs, CancellationToken) {
         let shutdown = CancellationToken::new();
@@ -430,7 +440,7 @@ mod tests {
         let work = |progress: watch::Sender<Progress>| async move {
             progress.send_modify(|progress| (progress.total, progress.done) = (Some(2), 1));
             let _ = wait.await;
-            progress.send_modify(|progress| *progress.failed.entry("timeout".to_owned()).or_default() += 1);
+            progress.send_modify(|progress| progress.fail("timeout", 1));
             Ok(())
         };
         let number = runs.start(Kind::Refresh, None, Reason::Api, work).await.unwrap();

@@ -20,6 +20,7 @@ use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
+use crate::runs::Failed;
 use crate::store::{self, Store, args};
 
 mod job;
@@ -45,22 +46,6 @@ const MARKS_AT_ONCE: usize = 500;
 pub trait Actions: Send + Sync + 'static {
     /// Does the job's action once and gives how many things it touched. Dropped when the daemon ends.
     fn run(&self, job: &Job) -> impl Future<Output = Result<u64, Failed>> + Send;
-}
-
-/// Why an action failed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message} ({code})")]
-pub struct Failed {
-    /// The stable code for logs, metrics and `status`.
-    pub code: &'static str,
-    /// What happened, without personal data.
-    pub message: String,
-}
-
-impl From<store::Error> for Failed {
-    fn from(error: store::Error) -> Self {
-        Self { code: error.code(), message: error.to_string() }
-    }
 }
 
 /// Jobs, and the way to ask for one of them between its slots. Cheap to clone.
@@ -271,7 +256,7 @@ impl Watch {
                     args![&name, passed, now],
                 )?;
             }
-            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, earlier(now, KEEP)])?;
+            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, now - KEEP])?;
             Ok(())
         };
         self.store.write(record).await
@@ -313,7 +298,7 @@ async fn find_stale(
     store: &Store,
     now: Timestamp,
 ) -> Result<Vec<LinkId>, store::Error> {
-    let before = earlier(now, scope.older_than);
+    let before = now - scope.older_than;
     let access_mode = scope.access_mode.clone();
     let read_by_belvo = format!("%\"{}\"%", resource.webhook_type);
     let sql = "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
@@ -329,10 +314,6 @@ async fn find_stale(
         tx.all(sql, args, |row| row.link_id(0))
     };
     store.read(find).await
-}
-
-fn earlier(at: Timestamp, by: Duration) -> Timestamp {
-    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]

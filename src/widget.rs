@@ -45,6 +45,9 @@ const NEW_FOR: Duration = Duration::from_hours(24);
 /// Links that are looked at in one transaction.
 const CHUNK: i64 = 500;
 
+/// How long a session stays on record that nobody waits for any more.
+const KEEP: Duration = Duration::from_hours(90 * 24);
+
 /// Deadlines are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 
@@ -469,11 +472,15 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
         if !rules.0.is_empty() {
             return Ok(Err(rules.0));
         }
-        tx.execute(
-            "UPDATE links SET external_id = coalesce(external_id, $2) WHERE link_id = $1",
-            args![link_id, &plan.external_id],
-        )?;
+        // Readers see it with the next snapshot.
+        if known.is_some_and(|(external_id, _)| external_id.is_none()) {
+            tx.execute(
+                "UPDATE links SET external_id = $2, changed_seq = $3 WHERE link_id = $1",
+                args![link_id, &plan.external_id, tx.change()?],
+            )?;
+        }
     }
+    tx.execute("DELETE FROM widget_sessions WHERE due_at IS NULL AND asked_at < $1", args![at - KEEP])?;
     let access_mode = plan.link.is_none().then_some(plan.access_mode);
     let session = tx.one(
         "INSERT INTO widget_sessions (external_id, access_mode, link_id, asked_at) VALUES ($1, $2, $3, $4) RETURNING session",
@@ -586,12 +593,11 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
     let after = tx.one("SELECT value FROM meta WHERE name = $1", args![WAITED_FOR], |row| row.text(0))?;
     let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
     let seen: i64 = seen.parse().map_err(|_| store::Error::Unreadable("the last link that was waited for"))?;
-    let until = now.as_micros() - micros(FIRST_DATA_WITHIN);
     let links = tx.all(
         "SELECT link_id, first_seen_at, coalesce(created_at, first_seen_at) >= first_seen_at - $3, \
          coalesce(status, 'valid') = 'valid', fetch_resources \
          FROM links WHERE (first_seen_at, link_id) > ($1, $2) AND first_seen_at <= $4 ORDER BY first_seen_at, link_id LIMIT $5",
-        args![seen, id, micros(NEW_FOR), until, CHUNK],
+        args![seen, id, micros(NEW_FOR), now - FIRST_DATA_WITHIN, CHUNK],
         |row| Ok((row.link_id(0)?, row.at(1)?, row.int(2)? == 1 && row.int(3)? == 1, row.opt_text(4)?)),
     )?;
     let mut marked = 0;

@@ -67,7 +67,7 @@ pub enum Framing {
     Length(u64),
     /// By an empty chunk.
     Chunked,
-    /// In a way that two readers may read in two.
+    /// In a way that two readers may understand differently.
     Doubtful,
 }
 

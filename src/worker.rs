@@ -350,8 +350,8 @@ impl Worker {
         }
     }
 
-    /// Lets those be tried at once that were refused as this refresh was, which came through: when it was the account that
-    /// was refused. Of other refusals each link has its own.
+    /// When this refresh succeeds after the account was refused, everything that was refused for that reason is due at once.
+    /// Other refusals belong to one link each, and wait.
     async fn release(&self, refresh: &Refresh) {
         for code in self.refusals.end(refresh).into_iter().filter(|code| *code == OF_THE_ACCOUNT) {
             let (resource, now) = (refresh.resource, self.clock.now());

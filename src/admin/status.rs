@@ -102,11 +102,8 @@ pub struct Standing {
 impl Standing {
     /// What stands among `problems` at `now`.
     pub fn of(problems: &Problems, now: Timestamp) -> Vec<Self> {
-        let since = |age: Duration| {
-            let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
-            Timestamp::from_micros(now.as_micros().saturating_sub(age)).to_string()
-        };
-        problems.ages().into_iter().map(|(code, age)| Self { code: code.to_owned(), since: since(age) }).collect()
+        let standing = |(code, age): (&str, Duration)| Self { code: code.to_owned(), since: (now - age).to_string() };
+        problems.ages().into_iter().map(standing).collect()
     }
 }
 

@@ -1,9 +1,8 @@
 //! The HTTP client of Belvo's API.
 //!
-//! *Takes* a path, and what is sent with it. *Gives* the body of an answer that is none of an error, or a [`Failure`] that
-//! names the next step. *Promises* that a call goes to
-//! the configured origin and nowhere else, leaves within the budget, ends in time and within bounds, and is sent once:
-//! retries are durable, so they belong to the queue.
+//! *Takes* a path, and what is sent with it. *Gives* the body of a successful answer, or a [`Failure`] that names the next
+//! step. *Promises* that a call goes to the configured origin and nowhere else, leaves within the budget, ends in time and
+//! within bounds, and is sent once: retries are durable, so they belong to the queue.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -29,13 +28,14 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
-/// First pause of all calls when Belvo's gate refuses the address, doubled each time: a whole window of its limit,
-const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
-/// and when it asks for patience without saying how long: calls keep within the budget, so that others were too many.
-const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// The header in which a simulated Belvo says that it is one.
 const SIMULATED: &str = "x-vinculo-simulated";
-/// Longest pause of that kind.
+/// First pause of all calls when Belvo's gate refuses the address, a whole window of its limit. It doubles each time.
+const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
+/// First pause when Belvo asks for patience without saying how long. It is short, because calls keep within the budget: it
+/// was others who were too many. It doubles each time.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
+/// The longest pause that doubling leads to.
 const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 /// No budget is halved for longer than this, however long a pause was.
 const LONGEST_SLOW_DOWN: Duration = Duration::from_hours(10);

@@ -16,9 +16,9 @@ const REFUSALS: u32 = 3;
 const KEYS_AGAIN: Duration = Duration::from_mins(1);
 /// Different requests that failed in a row, after which Belvo counts as down.
 const FAILING: usize = 5;
-/// Between two calls to a Belvo that is down, at first,
+/// First pause between two calls to a Belvo that is down. It doubles each time.
 const PROBE_FIRST: Duration = Duration::from_secs(3);
-/// and at last.
+/// The longest such pause.
 const PROBE_LAST: Duration = Duration::from_secs(30);
 
 /// How a call ended, as far as the gate cares.

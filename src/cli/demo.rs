@@ -19,6 +19,7 @@ use crate::admin::status::grouped;
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
 use crate::daemon::{Daemon, Parts};
+use crate::database;
 use crate::features::runs::{Mode, Wanted};
 use crate::operations::Order;
 use crate::publish::{Lake, Manifest};
@@ -263,7 +264,7 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
             .collect::<serde_json::Map<_, _>>();
         let document = json!({
             "people": args.people, "seconds": took.as_secs_f64(), "snapshot": manifest.snapshot, "tables": tables,
-            "lake": lake, "duckdb": lake.join("vinculo.duckdb"), "config": args.dir.join("vinculo.toml"),
+            "lake": lake, "duckdb": lake.join(database::FILE), "config": args.dir.join("vinculo.toml"),
             "question": QUESTION, "answer": rows, "features": features, "telling": telling,
         });
         return Ok(writeln!(out, "{document:#}")?);
@@ -295,7 +296,7 @@ fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest,
         let config = config.display();
         writeln!(out, "  {program} features explain --config {config} --link {link} --as-of {as_of}")?;
     }
-    writeln!(out, "  duckdb -readonly {}", lake.join("vinculo.duckdb").display())?;
+    writeln!(out, "  duckdb -readonly {}", lake.join(database::FILE).display())?;
     writeln!(
         out,
         "  python3 -c \"import polars as pl; print(pl.read_parquet('{}/current/salaries'))\"",

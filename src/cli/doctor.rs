@@ -50,8 +50,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let (config, problems) = Config::examine(global.config.as_deref(), environment(), &[], needs);
     let mut report = Report::default();
     for problem in problems {
-        let place = if problem.key.is_empty() { problem.place } else { format!("{}: {}", problem.place, problem.key) };
-        report.add(Level::Error, "config", format!("{place}: {}", problem.what), &problem.fix, Exit::Config);
+        report.add(Level::Error, "config", problem.found(), &problem.fix, Exit::Config);
     }
     // Looking at the world through a wrong configuration would find other things than there are.
     if report.findings.is_empty() {
@@ -100,8 +99,7 @@ fn jobs_and_schemas(config: &Config, report: &mut Report) {
         }
         (Err(wrong), _) => {
             for problem in wrong.0 {
-                let what = format!("{}: {}: {}", problem.place, problem.key, problem.what);
-                report.add(Level::Error, "jobs", what, &problem.fix, Exit::Config);
+                report.add(Level::Error, "jobs", problem.found(), &problem.fix, Exit::Config);
             }
         }
         (_, Err(problem)) => {

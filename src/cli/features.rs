@@ -12,6 +12,7 @@ use super::table::Table;
 use super::{Exit, Global, ordered};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
+use crate::database;
 use crate::features::explain::{self, Explanation};
 use crate::features::frozen::{self, Frozen, Wish};
 use crate::features::runs::{self, Mode, Run, Wanted};
@@ -142,7 +143,7 @@ fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
 
 /// The published database, which a publish meanwhile does not take away.
 fn database(config: &Config) -> anyhow::Result<PathBuf> {
-    std::fs::canonicalize(config.lake.path.join("vinculo.duckdb")).with_context(|| {
+    database::published(&config.lake.path).with_context(|| {
         format!(
             "nothing is published in {}: run `vinculo publish` first, with \"duckdb\" in lake.sinks",
             config.lake.path.display()

@@ -12,11 +12,12 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use duckdb::{AccessMode, Connection};
+use duckdb::Connection;
 
 use super::table::Table;
 use super::{Exit, Global};
 use crate::config::Needs;
+use crate::database;
 
 /// Rows that a table for people shows at most; JSON and CSV give every row.
 const SHOWN_ROWS: usize = 10_000;
@@ -75,26 +76,16 @@ pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow
     printer.end(out)
 }
 
-/// The snapshot's database, read only and locked in. `current` is resolved once, so that one question sees one snapshot.
+/// The published database.
 fn open(lake: &Path) -> anyhow::Result<Connection> {
-    let link = lake.join("vinculo.duckdb");
-    let Ok(path) = std::fs::canonicalize(&link) else {
+    let Ok(path) = database::published(lake) else {
         bail!(
             "nothing is published in {}: run `vinculo serve` or `vinculo publish` first, with \"duckdb\" in lake.sinks",
             lake.display()
         );
     };
-    let settings = duckdb::Config::default()
-        .access_mode(AccessMode::ReadOnly)?
-        .enable_autoload_extension(false)?
-        .with("autoinstall_known_extensions", "false")?
-        .with("allow_community_extensions", "false")?;
-    let connection = Connection::open_with_flags(&path, settings)
-        .with_context(|| format!("{} cannot be read; `vinculo rebuild` writes it anew", path.display()))?;
-    // Nothing personal in temporary files either.
-    connection
-        .execute_batch("SET temp_directory = ''; SET enable_external_access = false; SET lock_configuration = true;")?;
-    Ok(connection)
+    database::open(&path)
+        .with_context(|| format!("{} cannot be read; `vinculo rebuild` writes it anew", path.display()))
 }
 
 struct Printer {

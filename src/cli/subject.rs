@@ -12,8 +12,8 @@ use crate::admin::client::Client;
 use crate::admin::v1::exports::Export;
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
+use crate::database::{self, quoted};
 use crate::sensitive::Pepper;
-use crate::sinks::duckdb;
 use crate::store::{Readers, Store};
 use crate::{audit, schema, subject};
 
@@ -55,10 +55,10 @@ async fn note(config: &Config, export: Export) -> anyhow::Result<()> {
 /// The rows of the links in each published table.
 fn published(lake: &Path, links: &[String]) -> anyhow::Result<Map<String, Value>> {
     let mut tables = Map::new();
-    if !lake.join(duckdb::FILE).exists() {
+    if !lake.join(database::FILE).exists() {
         return Ok(tables);
     }
-    let names: Vec<String> = links.iter().map(|link| format!("'{}'", link.replace('\'', "''"))).collect();
+    let names: Vec<String> = links.iter().map(|link| quoted(link)).collect();
     let of_links = |table: &&schema::Table| table.columns.iter().any(|column| column.name == "link_id");
     for table in schema::get().tables.iter().filter(of_links) {
         let question = format!("SELECT * FROM {} WHERE link_id IN ({})", table.name, names.join(", "));

@@ -20,15 +20,17 @@ impl Problem {
     pub fn new(place: impl fmt::Display, key: &str, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { place: place.to_string(), key: key.to_owned(), what: what.into(), fix: fix.into() }
     }
+
+    /// The place and the key and what is wrong there, but not the fix.
+    pub fn found(&self) -> String {
+        let key = if self.key.is_empty() { String::new() } else { format!("{}: ", self.key) };
+        format!("{}: {key}{}", self.place, self.what)
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        write!(f, "{}; {}", self.what, self.fix)
+        write!(f, "{}; {}", self.found(), self.fix)
     }
 }
 

@@ -9,6 +9,7 @@ use duckdb::{Connection, params};
 
 use super::dictionary::{self, Kind, Relation};
 use super::reference::Reference;
+use crate::database::quoted;
 
 /// Scalar macros, each after those that it is made of.
 const MACROS: [&str; 9] = [
@@ -218,11 +219,6 @@ fn lines(relation: &'static Relation) -> impl Iterator<Item = Line<'static>> {
         direction: column.direction.map(dictionary::Direction::name),
     });
     std::iter::once(whole).chain(columns)
-}
-
-/// A text as an SQL literal.
-pub(super) fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 #[cfg(test)]

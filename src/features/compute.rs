@@ -11,10 +11,11 @@ use std::sync::atomic::{self, AtomicUsize};
 
 use duckdb::{Config, Connection, params};
 
-use super::catalog::{self, quoted};
+use super::catalog;
 use super::dictionary;
 use super::reference::Reference;
 use super::runs::Run;
+use crate::database::quoted;
 
 /// The tables that features are computed from.
 pub const SOURCES: [&str; 5] =

@@ -11,11 +11,12 @@ use duckdb::Connection;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::catalog::{quoted, steps_macro};
+use super::catalog::steps_macro;
 use super::compute::Computer;
 use super::dictionary::{self, Column};
 use super::reference::Reference;
 use super::runs::{Mode, Run};
+use crate::database::{self, quoted};
 
 /// What the steps of `credit_features` say besides the row, by name.
 const EVIDENCE: [(&str, &str); 5] = [
@@ -110,7 +111,7 @@ pub fn published(
     as_of: NaiveDate,
     mode: Mode,
 ) -> duckdb::Result<Option<Map<String, Value>>> {
-    let connection = open(file)?;
+    let connection = database::open(file)?;
     let condition = format!("link_id = {} AND as_of_date = DATE '{as_of}' AND pit_mode = '{mode}'", quoted(link_id));
     Ok(rows(&connection, &exact("credit_features", &condition))?.pop())
 }
@@ -121,13 +122,7 @@ pub fn published(
 /// When the file cannot be read.
 pub fn count(file: &Path, as_of: NaiveDate) -> duckdb::Result<u64> {
     let sql = format!("SELECT count(*) FROM credit_features WHERE as_of_date = DATE '{as_of}'");
-    open(file)?.query_row(&sql, [], |row| row.get(0))
-}
-
-fn open(file: &Path) -> duckdb::Result<Connection> {
-    let config =
-        duckdb::Config::default().access_mode(duckdb::AccessMode::ReadOnly)?.enable_autoload_extension(false)?;
-    Connection::open_with_flags(file, config)
+    database::open(file)?.query_row(&sql, [], |row| row.get(0))
 }
 
 /// A value without JSON's quotes.

@@ -12,9 +12,9 @@ use chrono::{Days, NaiveDate, NaiveTime};
 use duckdb::Connection;
 use sha2::{Digest, Sha256};
 
-use super::catalog::quoted;
 use crate::clock::Timestamp;
 use crate::config::Problem;
+use crate::database::quoted;
 use crate::sensitive::hex;
 
 /// A file of the reference, and what it must hold.
@@ -30,6 +30,8 @@ struct Form {
     ignored: &'static [&'static str],
     /// The table that its rows are put into, with those columns in that order.
     given: &'static str,
+    /// The column whose values each have periods of their own; none when all rows are of one line.
+    group: &'static str,
     check: fn(&Rows) -> Result<(), String>,
 }
 
@@ -41,6 +43,7 @@ static FORMS: [Form; 3] = [
         columns: &["valid_from", "valid_to", "method", "upper_amount", "rate", "act"],
         ignored: &["bracket", "lower_amount", "teto", "accumulated_amount"],
         given: "inss_given",
+        group: "",
         check: check_inss,
     },
     Form {
@@ -50,6 +53,7 @@ static FORMS: [Form; 3] = [
         columns: &["valid_from", "valid_to", "amount"],
         ignored: &["act"],
         given: "ref_minimum_wage",
+        group: "",
         check: check_minimum_wage,
     },
     Form {
@@ -59,6 +63,7 @@ static FORMS: [Form; 3] = [
         columns: &["valid_from", "valid_to", "regime", "loan_rate", "card_rate", "benefit_card_rate", "act"],
         ignored: &[],
         given: "ref_consignado_margin",
+        group: "regime",
         check: check_margins,
     },
 ];
@@ -192,18 +197,17 @@ impl Form {
     fn read(&self, dir: Option<&Path>) -> Result<(Rows, String), Problem> {
         let path = dir.map(|dir| dir.join(self.file)).filter(|path| path.exists());
         let place = path.as_ref().map_or(self.file.to_owned(), |path| path.display().to_string());
-        let problem = |what: String| {
-            let fix = format!("write the columns {}", self.columns.join(", "));
-            Problem::new(&place, "", what, fix)
-        };
+        let problem = |what: String, fix: &str| Problem::new(&place, "", what, fix);
         let text = match &path {
-            Some(path) => std::fs::read_to_string(path).map_err(|error| problem(format!("cannot be read: {error}")))?,
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| problem(format!("cannot be read: {error}"), "let this user read it, or remove it"))?,
             None => self.compiled.to_owned(),
         };
-        let rows = Rows::parse(&text, self).map_err(problem)?;
-        (self.check)(&rows).map_err(|what| {
-            Problem::new(&place, "", what, "write rows of which each begins on the day after the one before")
-        })?;
+        let columns = format!("write the columns {}", self.columns.join(", "));
+        let rows = Rows::parse(&text, self).map_err(|what| problem(what, &columns))?;
+        let in_a_row = "write rows of which each begins on the day after the one before";
+        rows.check_periods(self.group).map_err(|what| problem(what, in_a_row))?;
+        (self.check)(&rows).map_err(|what| problem(what, "mend the rows that it names"))?;
         Ok((rows, text))
     }
 }
@@ -307,7 +311,6 @@ impl Period for BTreeMap<String, String> {
 }
 
 fn check_inss(rows: &Rows) -> Result<(), String> {
-    rows.check_periods("")?;
     let mut tables: BTreeMap<&String, Vec<&BTreeMap<String, String>>> = BTreeMap::new();
     for row in &rows.rows {
         tables.entry(&row["valid_from"]).or_default().push(row);
@@ -336,7 +339,6 @@ fn check_inss(rows: &Rows) -> Result<(), String> {
 }
 
 fn check_minimum_wage(rows: &Rows) -> Result<(), String> {
-    rows.check_periods("")?;
     let twice = |row: &BTreeMap<String, String>| {
         rows.rows.iter().filter(|other| other["valid_from"] == row["valid_from"]).count() > 1
     };
@@ -347,7 +349,6 @@ fn check_minimum_wage(rows: &Rows) -> Result<(), String> {
 }
 
 fn check_margins(rows: &Rows) -> Result<(), String> {
-    rows.check_periods("regime")?;
     let same = |a: &BTreeMap<String, String>, b: &BTreeMap<String, String>| {
         a.get("regime") == b.get("regime") && a["valid_from"] == b["valid_from"]
     };

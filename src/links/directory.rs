@@ -45,10 +45,10 @@ const ALONE_WITHIN: Duration = Duration::from_mins(10);
 /// Links that are kept in mind to be asked for alone; those beyond come again later.
 const MOST_ALONE: usize = 10_000;
 
-/// How often a link that Belvo had told of and does not know is asked for again, in ever longer times, before that is left to
-/// the reconciliations,
+/// How often a link that Belvo had told of and does not know any more is asked for again, at ever longer intervals, before
+/// that is left to the reconciliations.
 const MOST_AGAIN: u32 = 20;
-/// and one of which it never told.
+/// The same for a link of which Belvo never told.
 const MOST_AGAIN_UNKNOWN: u32 = 6;
 
 /// So many links of the last hour that nobody knows are more than a mistake.
@@ -323,8 +323,7 @@ impl Directory {
         }
         memory.count_from = Some(Instant::now() + COUNT_EVERY);
         let now = self.clock.now();
-        let ago = |time: Duration| now.as_micros() - i64::try_from(time.as_micros()).unwrap_or(0);
-        let (from, told_by) = (ago(UNKNOWN_COUNTS), ago(TOLD_WITHIN));
+        let (from, told_by) = (now - UNKNOWN_COUNTS, now - TOLD_WITHIN);
         let count = move |tx: &Tx<'_>| {
             tx.one(
                 "SELECT count(*) FROM links WHERE first_seen_at > $1 AND created_at IS NULL AND institution IS NULL \

@@ -134,7 +134,7 @@ impl Encoder {
             close(&mut open, &mut spare)?;
             Ok(rows)
         };
-        Ok(Self(Lane::start("lake-encoder", WAITING_BATCHES, encode).map_err(no_thread)?))
+        Ok(Self(Lane::start("lake-encoder", WAITING_BATCHES, encode).map_err(Error::Thread)?))
     }
 }
 
@@ -151,7 +151,7 @@ impl Linker {
         let (earlier, staging) = (earlier.to_owned(), staging.clone());
         let link =
             move |coming: Receiver<FileEntry>| coming.iter().try_for_each(|file| staging.take_over(&earlier, &file));
-        Ok(Self(Lane::start("lake-linker", WAITING_FILES, link).map_err(no_thread)?))
+        Ok(Self(Lane::start("lake-linker", WAITING_FILES, link).map_err(Error::Thread)?))
     }
 
     fn take_over(&self, file: FileEntry) {
@@ -163,10 +163,6 @@ impl Linker {
     pub(super) fn finish(self) -> Result<(), Error> {
         self.0.finish()
     }
-}
-
-fn no_thread(source: std::io::Error) -> Error {
-    Error::at(Path::new("a thread"), source)
 }
 
 impl<'s> Output<'s> {

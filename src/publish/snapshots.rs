@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Error, pii, verify};
 use crate::clock::Timestamp;
+use crate::database;
 use crate::sensitive::hex;
-use crate::sinks::duckdb;
 
 /// What a snapshot consists of and what it was built from: `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -205,11 +205,11 @@ impl Lake {
         fs::rename(&staging.folder, &folder).map_err(|source| Error::at(&folder, source))?;
         sync(&self.snapshots())?;
         self.point("current", &format!("snapshots/{:06}", staging.snapshot))?;
-        if manifest.files.iter().any(|file| file.path == duckdb::FILE) {
-            self.point(duckdb::FILE, &format!("current/{}", duckdb::FILE))?;
+        if manifest.files.iter().any(|file| file.path == database::FILE) {
+            self.point(database::FILE, &format!("current/{}", database::FILE))?;
         } else {
             // It would name what is not there any more.
-            remove(&self.path.join(duckdb::FILE))?;
+            remove(&self.path.join(database::FILE))?;
         }
         sync(&self.path)
     }

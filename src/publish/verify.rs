@@ -13,8 +13,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Error, FileEntry, Lake, Manifest, checksum};
+use crate::database;
 use crate::sensitive::hex;
-use crate::sinks::duckdb;
 
 /// Name of a manifest's file.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -90,8 +90,9 @@ pub fn verify(path: &Path) -> Result<Verified, Error> {
     for (folder, own) in looked {
         verified.add(folder, own);
     }
-    let links = [("current", None), (duckdb::FILE, Some(duckdb::FILE))];
-    let has_duckdb = lake.current().is_some_and(|manifest| manifest.files.iter().any(|file| file.path == duckdb::FILE));
+    let links = [("current", None), (database::FILE, Some(database::FILE))];
+    let has_duckdb =
+        lake.current().is_some_and(|manifest| manifest.files.iter().any(|file| file.path == database::FILE));
     for (name, target) in links {
         let is_expected = !numbered.is_empty() && (target.is_none() || has_duckdb);
         let link = path.join(name);

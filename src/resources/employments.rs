@@ -69,12 +69,10 @@ fn derived(name: &str) -> Option<Derive> {
         "cnae_section" => Derive::Piece(|inputs| inputs[0].and_then(cnae_class).and_then(cnae_section)),
         "is_open" => Derive::Boolean(|inputs| inputs[0].is_none()),
         "cbo_code" => Derive::Text(|inputs, _, out| {
-            let code = inputs[0].and_then(cbo);
-            code.into_iter().for_each(|(family, subgroup)| {
-                out.push_str(family);
-                out.push_str(subgroup);
-            });
-            code.is_some()
+            let Some((family, subgroup)) = inputs[0].and_then(cbo) else { return false };
+            out.push_str(family);
+            out.push_str(subgroup);
+            true
         }),
         "cbo_family" => Derive::Piece(|inputs| Some(cbo(inputs[0]?)?.0)),
         "cbo_major_group" => Derive::Piece(|inputs| cbo(inputs[0]?)?.0.get(..1)),

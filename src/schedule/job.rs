@@ -214,7 +214,7 @@ impl Job {
         let day = Duration::from_hours(24);
         let until = until.to_utc().with_timezone(&self.zone);
         let previous = Timestamp::from(self.cron.find_previous_occurrence(&until, true).ok()?.to_utc());
-        Some(Timestamp::from_micros(previous.as_micros() - i64::try_from(day.as_micros()).unwrap_or(0)))
+        Some(previous - day)
     }
 }
 

@@ -16,13 +16,11 @@ use duckdb::{Config, Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::{Begun, Error, Sink, Staged, StagedFile, StagedTable, Target};
+use crate::database::{FILE, quoted};
 use crate::features::catalog;
 use crate::lane::Lane;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
-
-/// Its name in a snapshot.
-pub const FILE: &str = "vinculo.duckdb";
 
 /// Memory that DuckDB may use while it builds the file; beyond it, it writes to the staged folder.
 const MEMORY: &str = "96MiB";
@@ -359,9 +357,4 @@ fn lines(schema: &Schema) -> Vec<catalog::Line<'_>> {
 fn list<'p>(paths: impl IntoIterator<Item = &'p Path>) -> String {
     let items: Vec<String> = paths.into_iter().map(|path| quoted(&path.to_string_lossy())).collect();
     items.join(", ")
-}
-
-/// A text as an SQL literal.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }

@@ -105,9 +105,7 @@ fn encrypt(key: &RandomizedNonceKey, place: &[u8], plain: &[u8], prefix: &[u8]) 
     sealed.resize(start, 0);
     sealed.extend_from_slice(plain);
     let (head, body) = sealed.split_at_mut(start);
-    let (nonce, tag) = key
-        .seal_in_place_separate_tag(Aad::from(place), body)
-        .map_err(|_| Error::Unreadable("a body that is too long to be encrypted"))?;
+    let (nonce, tag) = key.seal_in_place_separate_tag(Aad::from(place), body).map_err(|_| Error::NotEncrypted)?;
     head[prefix.len()..].copy_from_slice(nonce.as_ref());
     sealed.extend_from_slice(tag.as_ref());
     Ok(sealed)

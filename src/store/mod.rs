@@ -3,7 +3,7 @@
 //! *Takes* closures that read or write. *Gives* their results; a write's only after the disk has it. *Promises* that an
 //! acknowledged write survives a power cut (`synchronous=FULL`), that one caller's failure does not touch another's write
 //! in the same transaction (a savepoint each), and that one process at a time owns the state. *Not here*: any table's
-//! meaning. `webhook`, `queue`, `links` and `records` each keep the SQL of their own tables.
+//! meaning. The SQL stands in the modules that need it.
 //!
 //! How many writes share one sync is decided in `store/writer.rs`. The SQL is the part of the language that SQLite and
 //! PostgreSQL share, with `$1` for values, and reaches the driver through [`Tx`] alone.
@@ -93,6 +93,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The system gave no thread.
+    #[error(
+        "no thread could be started: {0}; let this user have more processes (`ulimit -u`, or TasksMax of the service)"
+    )]
+    Thread(io::Error),
+    /// The cipher refused.
+    #[error("a body could not be encrypted, and nothing of it was kept: this is a defect to report")]
+    NotEncrypted,
     /// More writes wait than the writer can take.
     #[error("the state is overloaded: {WAITING_WRITES} writes are waiting")]
     Overloaded,
@@ -100,7 +108,7 @@ pub enum Error {
     #[error("the state's log could not be emptied, because somebody reads the state: end long readers and try again")]
     Busy,
     /// The writer has ended.
-    #[error("the state is closed")]
+    #[error("the state is closed, because the program stops")]
     Closed,
     /// The work panicked.
     #[error("a write to the state panicked, and nothing of it was kept: this is a defect to report")]
@@ -143,6 +151,8 @@ impl Error {
             Self::Newer { .. } => "state_newer",
             Self::Missing(_) => "state_missing",
             Self::Folder { .. } => "state_folder",
+            Self::Thread(_) => "no_thread",
+            Self::NotEncrypted => "state_failed",
             Self::Overloaded => "overloaded",
             Self::Busy => "state_busy",
             Self::Closed => "state_closed",
@@ -218,9 +228,8 @@ impl Store {
             [format!("{:032x}", rand::random::<u128>())],
         )?;
         let (writer, waiting) = mpsc::channel(WAITING_WRITES);
-        let without_thread = |source| Error::Folder { path: path.to_owned(), source };
-        let checkpoints = Checkpoints::start(path, Arc::clone(&ownership)).map_err(without_thread)?;
-        let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(without_thread)?;
+        let checkpoints = Checkpoints::start(path, Arc::clone(&ownership)).map_err(Error::Thread)?;
+        let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(Error::Thread)?;
         let shared = Arc::new(Shared::default());
         let state_writer = Writer {
             connection: Some(connection),
@@ -234,7 +243,7 @@ impl Store {
             state_writer.run(waiting, &runtime);
             drop(owner);
         });
-        thread.map_err(without_thread)?;
+        thread.map_err(Error::Thread)?;
         Ok(Self { writer, shared, readers: Arc::new(Readers::with_keys(path, keys)), _owner: ownership })
     }
 

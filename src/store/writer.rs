@@ -32,17 +32,17 @@ const BIT: usize = 128;
 /// The same when nothing comes.
 const QUIET_BIT: usize = 512;
 
-/// With more appended writes a second than this, they are answered first and followed up together later,
+/// With more appended writes a second than this, they are answered first and followed up later, together.
 const FLOOD: f64 = 5_000.0;
-/// as counted over at least so long.
+/// Their rate is measured over at least this long.
 const SPAN: Duration = Duration::from_millis(100);
 
-/// In a flood, so many are followed up together,
+/// Writes that are followed up in one transaction during a flood.
 pub(super) const PART: usize = 2_048;
-/// once the oldest has waited for so long,
-const LONGEST: Duration = Duration::from_millis(500);
-/// or so many wait. Whoever needs all to be followed up would wait for too long.
-const MOST: usize = 16_384;
+/// In a flood, the oldest write waits no longer than this.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// With this many waiting, some are followed up at once: whoever needs all of them would wait for too long.
+const MOST_WAITING: usize = 16_384;
 
 /// When nothing was written for so long, appended writes are followed up.
 const QUIET: Duration = Duration::from_millis(5);
@@ -147,7 +147,7 @@ impl Pace {
 
 /// How many appended writes a transaction follows up in which `came` of them came, when `waiting` wait, the oldest for `waited`.
 fn part(waiting: usize, came: usize, is_flood: bool, waited: Duration) -> usize {
-    if waiting >= MOST || is_flood && waited >= LONGEST {
+    if waiting >= MOST_WAITING || is_flood && waited >= LONGEST_WAIT {
         PART
     } else if came == 0 {
         QUIET_BIT.min(waiting)

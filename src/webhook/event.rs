@@ -97,7 +97,7 @@ fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Subje
     }
 }
 
-/// The complete count. What is new since the last event is none.
+/// The number of all records. A count of new ones only is not that, and is ignored.
 fn total(data: &RawValue, resource: &Resource) -> Option<i64> {
     struct Total<'r>(&'r Resource);
 

@@ -432,6 +432,25 @@ async fn an_erasure_that_is_killed_anywhere_is_finished_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_that_cannot_be_written_is_written_as_soon_as_it_can() {
+    let (scene, served) = Scene::set(&[]).await;
+    assert_eq!(served.terminate(), Some(0));
+    let state = scene.site.folder.path().join("var/state.db");
+    let receipts = state.with_file_name("erasures");
+    fs::write(&receipts, "no folder").unwrap();
+    let failed = scene.command(&["erase", "--link", &scene.link, "--reason", "ticket 9"]);
+    assert!(failed.code != Some(0) && failed.err.contains("finishes the erasure"), "{failed:?}");
+    fs::remove_file(&receipts).unwrap();
+    let next = scene.command(&["publish"]);
+    assert!(next.code == Some(0) && next.err.contains("erasure_resumed"), "{next:?}");
+    assert_eq!(fs::read_dir(&receipts).unwrap().count(), 2);
+    let told = "SELECT count(*) FROM audit WHERE action = 'erase'";
+    let told: i64 = rusqlite::Connection::open(&state).unwrap().query_row(told, [], |row| row.get(0)).unwrap();
+    assert_eq!(told, 1);
+    assert_eq!(scene.hits(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_in_any_published_file_is_named_and_a_rebuild_mends_it() {
     let (scene, served) = Scene::set(&[("VINCULO_LAKE__LINK_BUCKETS", "16")]).await;
     assert_eq!(served.terminate(), Some(0));

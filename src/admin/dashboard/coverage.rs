@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use duckdb::{AccessMode, Connection};
-
 use super::chart::Year;
 use crate::belvo::LinkId;
+use crate::database;
 
 /// Years that are shown; careers are longer.
 const YEARS: usize = 10;
@@ -23,7 +22,8 @@ pub(super) struct Coverage {
 
 /// Reads them from the current snapshot of the lake at `lake`; `None` when it has no DuckDB file to ask. Blocks.
 pub(super) fn read(lake: &Path, link: &LinkId) -> Option<Coverage> {
-    let months = count(lake, link).inspect_err(|error| tracing::debug!("no coverage: {error}")).ok()?;
+    let file = database::published(lake).ok()?;
+    let months = count(&file, link).inspect_err(|error| tracing::debug!("no coverage: {error}")).ok()?;
     let mut years = BTreeMap::<i32, [u32; 12]>::new();
     for (&(year, month), &count) in &months {
         if let Some(place) = years.entry(year).or_default().get_mut(month.saturating_sub(1) as usize) {
@@ -40,16 +40,8 @@ pub(super) fn read(lake: &Path, link: &LinkId) -> Option<Coverage> {
 }
 
 /// How many jobs have pay in each month.
-fn count(lake: &Path, link: &LinkId) -> Result<BTreeMap<(i32, u32), u32>, duckdb::Error> {
-    // `current` is resolved once, so that one page tells of one snapshot.
-    let path = std::fs::canonicalize(lake.join("vinculo.duckdb")).unwrap_or_else(|_| lake.join("vinculo.duckdb"));
-    let settings = duckdb::Config::default()
-        .access_mode(AccessMode::ReadOnly)?
-        .threads(1)?
-        .enable_autoload_extension(false)?
-        .with("autoinstall_known_extensions", "false")?;
-    let connection = Connection::open_with_flags(path, settings)?;
-    connection.execute_batch("SET temp_directory = ''; SET enable_external_access = false;")?;
+fn count(file: &Path, link: &LinkId) -> Result<BTreeMap<(i32, u32), u32>, duckdb::Error> {
+    let connection = database::open(file)?;
     let mut statement = connection.prepare(
         "SELECT CAST(year(reference_month) AS INTEGER), CAST(month(reference_month) AS INTEGER), \
          CAST(count(DISTINCT employment_key) AS INTEGER) FROM salaries WHERE link_id = ? AND reference_month IS NOT NULL GROUP BY 1, 2",

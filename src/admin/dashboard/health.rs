@@ -123,8 +123,7 @@ fn measure(tx: &Tx<'_>, resource: &'static Resource, job: &Job, now: Timestamp) 
     // What is just too old waits for the next slot.
     let slot = job.next_after(now);
     let between = slot.and_then(|slot| Some(job.next_after(slot)?.since(slot))).unwrap_or_default();
-    let oldest_good = (job.scope.older_than + between).as_micros();
-    let since = Timestamp::from_micros(now.as_micros().saturating_sub(i64::try_from(oldest_good).unwrap_or(i64::MAX)));
+    let since = now - (job.scope.older_than + between);
     let counted = tx.one(
         "SELECT count(*), count(CASE WHEN f.last_fetched_at >= $2 THEN 1 END), \
          count(CASE WHEN f.last_fetched_at IS NULL THEN 1 END), min(f.last_fetched_at) FROM links l \
