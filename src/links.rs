@@ -105,8 +105,8 @@ pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> 
 pub fn pause_by_operator(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<bool, Error> {
     let paused = tx.execute(
         "UPDATE links SET paused_reason = $2, paused_at = $3 WHERE link_id = $1 \
-         AND (paused_reason IS NULL OR paused_reason NOT IN ('link_deleted', $2))",
-        args![link_id, PAUSED, at],
+         AND (paused_reason IS NULL OR paused_reason NOT IN ($4, $2))",
+        args![link_id, PAUSED, at, LINK_DELETED],
     )?;
     hold(tx, link_id, None)?;
     Ok(paused > 0)
@@ -469,11 +469,19 @@ fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: 
 /// [`Error::Database`].
 pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Result<(), Error> {
     tx.execute(
-        "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority NOT IN (2, 3) \
-         AND links.paused_reason NOT IN ('link_deleted', 'not_found', 'paused_by_operator') THEN refreshes.due_at ELSE NULL END \
+        "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority NOT IN ($3, $4) \
+         AND links.paused_reason NOT IN ($5, $6, $7) THEN refreshes.due_at ELSE NULL END \
          FROM links WHERE links.link_id = refreshes.link_id AND refreshes.link_id = $1 AND links.paused_reason IS NOT NULL \
          AND (CAST($2 AS TEXT) IS NULL OR refreshes.resource = $2)",
-        args![link_id, resource.map(|resource| resource.name)],
+        args![
+            link_id,
+            resource.map(|resource| resource.name),
+            Trigger::Schedule.priority(),
+            Trigger::Confirm.priority(),
+            LINK_DELETED,
+            NOT_FOUND,
+            PAUSED
+        ],
     )?;
     Ok(())
 }

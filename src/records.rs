@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
-use crate::json::Reader;
+use crate::json::{Reader, unescape};
 use crate::queue::{self, Trigger};
-use crate::resources::Resource;
+use crate::resources::{Fields, Resource};
 use crate::sensitive::hex;
 use crate::store::{Error, Tx, VersionPlace, args};
 
@@ -111,21 +111,22 @@ impl Record {
     /// # Errors
     /// [`Foreign`] when it says that it belongs to another link than `link_id`.
     pub fn read(resource: &Resource, link_id: &LinkId, json: &str) -> Result<Self, Foreign> {
-        let mut fields = fields(json);
-        let text = |name: &str| text(fields.as_deref()?.iter().find(|(found, _)| *found == name)?.1);
+        let mut fields = FieldsOf::read(json);
+        let text = |name: &str| text(fields.as_ref()?.get(name)?);
         let instant = |name| text(name).and_then(|text| Timestamp::parse(&text));
         let (id, link, created_at, collected_at) =
             (text("id"), text("link"), instant("created_at"), instant("collected_at"));
         if link.is_some_and(|link| link.parse() != Ok(link_id.clone())) {
             return Err(Foreign);
         }
-        let content = content_of(json, fields.as_deref_mut());
+        let likeness = fields.as_ref().and_then(|fields| (resource.likeness)(fields));
+        let content = content_of(json, fields.as_mut());
         let hash = *blake3::hash(content.as_bytes()).as_bytes();
         Ok(Self {
             id: id.map_or_else(|| format!("{NO_ID}{}", &hex(&hash)[..32]), Cow::into_owned),
             created_at,
             collected_at,
-            likeness: (resource.likeness)(json),
+            likeness,
             content,
             hash,
             body: pack(json),
@@ -672,14 +673,14 @@ impl Sighting<'_> {
 /// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
 /// own content.
 fn content(json: &str) -> String {
-    content_of(json, fields(json).as_deref_mut())
+    content_of(json, FieldsOf::read(json).as_mut())
 }
 
 /// The content of `json`, whose `fields` are put in order.
-fn content_of(json: &str, fields: Option<&mut [(&str, &str)]>) -> String {
-    fn written(fields: &mut [(&str, &str)], content: &mut String) -> Option<()> {
+fn content_of(json: &str, fields: Option<&mut FieldsOf<'_>>) -> String {
+    fn written(FieldsOf(fields): &mut FieldsOf<'_>, content: &mut String) -> Option<()> {
         fields.sort_unstable();
-        for (name, value) in fields.iter().filter(|(name, _)| !VOLATILE.contains(name)) {
+        for (name, value) in fields.iter().filter(|(name, _)| !VOLATILE.contains(&&**name)) {
             content.push_str(name);
             content.push(':');
             if value.starts_with('[') {
@@ -699,20 +700,41 @@ fn content_of(json: &str, fields: Option<&mut [(&str, &str)]>) -> String {
     }
 }
 
-/// The names and values of an object, as they stand in its text; `None` when it is not one.
-fn fields(json: &str) -> Option<Vec<(&str, &str)>> {
-    if !json.starts_with('{') {
-        return None;
+/// The names and values of an object, the values as they stand in its text.
+struct FieldsOf<'j>(Vec<(Cow<'j, str>, &'j str)>);
+
+impl<'j> FieldsOf<'j> {
+    /// Those of `json`; `None` when it is not an object.
+    fn read(json: &'j str) -> Option<Self> {
+        if !json.starts_with('{') {
+            return None;
+        }
+        let mut reader = Reader::new(json);
+        let mut fields = Vec::with_capacity(16);
+        let mut more = reader.enter().ok()?;
+        while more {
+            let key = reader.key().ok()?;
+            let mut name = Cow::Borrowed(key.span.of(json));
+            if key.is_escaped {
+                let mut unescaped = String::new();
+                unescape(&name, &mut unescaped);
+                name = Cow::Owned(unescaped);
+            }
+            fields.push((name, reader.any().ok()?.of(json)));
+            more = reader.another(b'}').ok()?;
+        }
+        Some(Self(fields))
     }
-    let mut reader = Reader::new(json);
-    let mut fields = Vec::with_capacity(16);
-    let mut more = reader.enter().ok()?;
-    while more {
-        let name = reader.key().ok()?.span.of(json);
-        fields.push((name, reader.any().ok()?.of(json)));
-        more = reader.another(b'}').ok()?;
+
+    fn get(&self, name: &str) -> Option<&'j str> {
+        Some(self.0.iter().find(|(found, _)| found == name)?.1)
     }
-    Some(fields)
+}
+
+impl Fields for FieldsOf<'_> {
+    fn json(&self, name: &str) -> Option<&str> {
+        self.get(name)
+    }
 }
 
 /// A value that is a string.
@@ -881,6 +903,15 @@ mod tests {
         bench.list(0, &[job(1, "99.000.042", "2020-01-01", "null", 0)]).await;
         let text = format!("employment\n{LINK}\n99000042\n2020-01-01\n0");
         assert_eq!(bench.seen().await[0].0, hex(&Sha256::digest(text.as_bytes())[..16]));
+    }
+
+    #[test]
+    fn a_name_is_the_same_however_it_is_spelt() {
+        let plain = job(1, "99000042", "2020-01-01", "null", 0);
+        let spelt = plain.replace("\"id\"", r#""i\u0064""#).replace("\"start_date\"", r#""start\u005fdate""#);
+        let link_id: LinkId = LINK.parse().unwrap();
+        let [plain, spelt] = [plain, spelt].map(|job| Record::read(&employments::RESOURCE, &link_id, &job).unwrap());
+        assert_eq!((&spelt.id, &spelt.likeness, &spelt.content), (&plain.id, &plain.likeness, &plain.content));
     }
 
     #[tokio::test]

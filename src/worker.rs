@@ -95,10 +95,36 @@ impl Places {
     }
 }
 
-/// Links that Belvo refuses now, by resource and code, each with its place among them. A restart forgets them, and they
-/// gather again. Cheap to clone.
+/// Links that Belvo refuses now, by resource and code. A restart forgets them, and they gather again. Cheap to clone.
 #[derive(Clone, Default)]
-struct Refusals(Arc<Mutex<HashMap<Refusal, HashMap<LinkId, usize>>>>);
+struct Refusals(Arc<Mutex<HashMap<Refusal, Refused>>>);
+
+/// Links that are refused alike, each with its place among them.
+#[derive(Default)]
+struct Refused {
+    places: HashMap<LinkId, usize>,
+    /// Places of scouts that are refused otherwise now.
+    free: Vec<usize>,
+    next: usize,
+}
+
+impl Refused {
+    fn place_of(&mut self, link_id: &LinkId) -> usize {
+        if let Some(&place) = self.places.get(link_id) {
+            return place;
+        }
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.places.insert(link_id.clone(), place);
+        place
+    }
+
+    fn remove(&mut self, link_id: &LinkId) {
+        self.free.extend(self.places.remove(link_id).filter(|&place| place < SCOUTS));
+    }
+}
 
 /// Name of a resource, and why.
 type Refusal = (&'static str, &'static str);
@@ -107,22 +133,20 @@ impl Refusals {
     /// Notes one, and gives its place among those of its kind, and their number.
     fn note(&self, refresh: &Refresh, code: &'static str) -> (usize, usize) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, links) in all.iter_mut().filter(|((of, other), _)| *of == refresh.resource.name && *other != code) {
-            links.remove(&refresh.link_id);
+        for (_, refused) in all.iter_mut().filter(|((of, other), _)| *of == refresh.resource.name && *other != code) {
+            refused.remove(&refresh.link_id);
         }
-        let links = all.entry((refresh.resource.name, code)).or_default();
-        let next = links.len();
-        let place = *links.entry(refresh.link_id.clone()).or_insert(next);
-        (place, links.len())
+        let refused = all.entry((refresh.resource.name, code)).or_default();
+        (refused.place_of(&refresh.link_id), refused.places.len())
     }
 
     /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
     fn end(&self, refresh: &Refresh) -> Vec<&'static str> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut codes = Vec::new();
-        all.retain(|(resource, code), links| {
-            let is_over = *resource == refresh.resource.name && links.contains_key(&refresh.link_id);
-            if is_over && links.len() > 1 {
+        all.retain(|(resource, code), refused| {
+            let is_over = *resource == refresh.resource.name && refused.places.contains_key(&refresh.link_id);
+            if is_over && refused.places.len() > 1 {
                 codes.push(*code);
             }
             !is_over
@@ -669,6 +693,8 @@ mod tests {
         // The same link refused for another reason counts there alone.
         let other = Failure::own("not_found", "/api/owners/");
         place.worker.refusal_wait(&of(3), &other);
+        let instead = place.worker.refusal_wait(&of(40_000), &refused);
+        assert!(instead < Duration::from_secs(7), "somebody else goes ahead: {instead:?}");
         assert_eq!(place.worker.refusals.end(&of(3)), [""; 0]);
         assert_eq!(place.worker.refusals.end(&of(4)), ["too_large"]);
     }

@@ -15,6 +15,7 @@ use crate::clock::Timestamp;
 use crate::columns::Columns;
 use crate::features::compute::SOURCES;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
+use crate::queue::Trigger;
 use crate::records::{List, NO_ID, unpack};
 use crate::replay::{Replay, Version};
 use crate::resources::{Resource, owners};
@@ -471,9 +472,9 @@ impl Stager<'_> {
              max(CASE WHEN f.resource = 'employments' THEN f.last_collected_at END), \
              max(CASE WHEN f.resource = 'owners' THEN f.last_collected_at END), \
              max(f.last_fetched_at), l.last_webhook_at, min(f.due_at), \
-             max(CASE WHEN f.marks > f.cleared AND f.priority NOT IN (2, 3) THEN 1 ELSE 0 END) \
+             max(CASE WHEN f.marks > f.cleared AND f.priority NOT IN ($1, $2) THEN 1 ELSE 0 END) \
              FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id GROUP BY l.link_id ORDER BY l.link_id",
-            args![],
+            args![Trigger::Schedule.priority(), Trigger::Confirm.priority()],
             |row| {
                 let link_id = row.str(0)?;
                 let bucket = self.split.bucket(link_id);

@@ -29,11 +29,17 @@ pub struct Resource {
     pub total_key: &'static str,
     /// The text of its file in `schemas/`.
     pub schema: &'static str,
-    /// What a record and its re-issue under another id have in common, from its JSON; `None` when only the id tells
-    /// records apart. Holds no personal data.
-    pub likeness: fn(record: &str) -> Option<String>,
+    /// What a record and its re-issue under another id have in common, from the JSON of its fields; `None` when only the id
+    /// tells records apart. Holds no personal data.
+    pub likeness: fn(fields: &dyn Fields) -> Option<String>,
     /// The functions that the schema's `derived` columns name.
     pub derived: fn(name: &str) -> Option<Derive>,
+}
+
+/// The fields of a record.
+pub trait Fields {
+    /// The JSON of the field called `name`, if it was sent.
+    fn json(&self, name: &str) -> Option<&str>;
 }
 
 /// How a column comes from fields of its row. An input is `None` where Belvo sent null or nothing.
