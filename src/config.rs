@@ -503,7 +503,7 @@ the configuration has 20 errors:
   vinculo.toml: belvo.workers: "many" is not a whole number from 1 to 1024; the default is 16
   vinculo.toml: belvo.idle_timeout: "30" is not a time with its unit, from 1ms to 1h; the default is "30s"
   vinculo.toml: webhook.authorization: a value is shorter than 16 characters; write longer ones, such as 32 random characters
-  vinculo.toml: webhook.trusted_proxies: trusts everyone, so that anyone may claim any address; write the addresses of your own proxies
+  vinculo.toml: webhook.trusted_proxies: trusts nearly everyone, so that anyone may claim any address; write the addresses of your own proxies
   vinculo.toml: webhook.listen: "8080" is not an IP address with a port, such as 127.0.0.1:8080; the default is "0.0.0.0:8080"
   vinculo.toml: webhook.max_body: "64" is not a size with its unit, from 1.0 KiB to 16.0 MiB; the default is "64KiB"
   vinculo.toml: state.encryption_key: is not 32 bytes in base64; make one with `openssl rand -base64 32`
@@ -511,6 +511,18 @@ the configuration has 20 errors:
   vinculo.toml: lake.link_buckets: 3 is not a power of two; write 1, 16 or 64
   vinculo.toml: lake.duckdb_storage_version: "1.0" is not a version such as v1.0.0; the default is "v1.0.0"
 "#);
+    }
+
+    #[test]
+    fn whoever_trusts_half_the_world_or_writes_a_password_into_an_address_is_told_so_without_it() {
+        for networks in [r#"["0.0.0.0/1", "128.0.0.0/1"]"#, r#"["::ffff:0.0.0.0/96"]"#, r#"["2000::/3"]"#] {
+            let told = errors(&format!("[webhook]\ntrusted_proxies = {networks}"), &[], Needs::default());
+            assert!(told.contains("webhook.trusted_proxies"), "{told}");
+        }
+        let own = "[webhook]\ntrusted_proxies = [\"10.0.0.0/8\", \"::ffff:10.1.2.3/128\", \"fd00::/16\"]";
+        load(own, &[], Needs::default()).unwrap();
+        let told = errors("[belvo]\nbase_url = \"https://me:password@belvo.example\"", &[], Needs::default());
+        assert!(told.contains("belvo.base_url") && !told.contains("password@"), "{told}");
     }
 
     #[test]

@@ -59,6 +59,9 @@ const STARTING: &str = "starting";
 /// Stands while the state takes no writes and its failure says no more than that.
 const STATE_PROBLEM: &str = "state_not_writable";
 
+/// Stands while the disk of the state is full.
+const DISK_FULL: &str = "disk_full";
+
 /// The running parts.
 pub struct Daemon {
     /// The record store.
@@ -510,7 +513,7 @@ async fn look_around(
         show_what_waits(&client, &store, clock.now()).await;
         let probe = "UPDATE meta SET value = value WHERE name = 'schema_version'";
         let answer = store.write(move |tx| tx.execute(probe, args![]).map(drop)).await;
-        hear(&answer, &mut state, &problems, &vitals);
+        hear(&answer, store.has_room(), &mut state, &problems, &vitals);
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
@@ -525,13 +528,21 @@ async fn look_around(
     }
 }
 
-/// Tells what the state answered to a write: while it takes none, the failure's own code stands. A state that is closed
-/// answers nobody any more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
-fn hear(answer: &Result<(), store::Error>, standing: &mut Option<&'static str>, problems: &Problems, vitals: &Vitals) {
-    let failed = answer.as_ref().err().map(|error| match error.code() {
-        "state_failed" => STATE_PROBLEM,
-        code => code,
-    });
+/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and on a full disk, on which
+/// it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
+/// manager's watchdog then starts the daemon anew.
+fn hear(
+    answer: &Result<(), store::Error>,
+    has_room: bool,
+    standing: &mut Option<&'static str>,
+    problems: &Problems,
+    vitals: &Vitals,
+) {
+    let failed = match answer.as_ref().map_err(store::Error::code) {
+        Err("state_failed") => Some(STATE_PROBLEM),
+        Err(code) => Some(code),
+        Ok(()) => (!has_room).then_some(DISK_FULL),
+    };
     if *standing != failed {
         if let Some(code) = failed {
             problems.raise(code);
@@ -605,11 +616,13 @@ mod tests {
     #[test]
     fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
         let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
-        let mut heard = |answer: Result<(), store::Error>| {
+        let mut hear = |answer: Result<(), store::Error>, has_room| {
             let before = vitals.answered_at();
-            hear(&answer, &mut standing, &problems, &vitals);
+            hear(&answer, has_room, &mut standing, &problems, &vitals);
             (problems.standing(), vitals.answered_at() > before)
         };
+        assert_eq!(hear(Ok(()), false), (vec![DISK_FULL], true));
+        let mut heard = |answer| hear(answer, true);
         assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
         assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
         assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));

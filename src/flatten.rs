@@ -141,6 +141,11 @@ impl<'p> Flattener<'p> {
         let table = &self.plan.tables[index];
         let rows = &self.rows[index];
         let source = Source { record, unescaped: &self.unescaped };
+        for (slot, path) in &table.never_null {
+            if let Some(place) = rows.column(*slot).position(|slot| source.bytes(slot).is_none()) {
+                return Err(Rejection::at(path, rows.number(place), "is null"));
+            }
+        }
         for (emit, cells) in table.emits.iter().zip(columns.cells_mut()) {
             match emit {
                 // Where each piece is looked at as bytes anyway, it need not be proved to be whole characters again.
@@ -257,7 +262,9 @@ impl TablePlan {
 /// Days since 1970-01-01 of a day `YYYY-MM-DD`; `None` when the calendar has none such.
 fn day(text: &[u8]) -> Option<i32> {
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = *text.as_array()? else { return None };
-    days_since_1970(i32::try_from(digits(&[y1, y2, y3, y4])?).ok()?, digits(&[m1, m2])?, digits(&[d1, d2])?)
+    let year = i32::try_from(digits(&[y1, y2, y3, y4])?).ok()?;
+    // Readers know no year before the first.
+    if year < 1 { None } else { days_since_1970(year, digits(&[m1, m2])?, digits(&[d1, d2])?) }
 }
 
 /// The ten-thousandths that a JSON number of at most eight bytes stands for, all digits at once; `None` when it has a sign,
@@ -415,9 +422,11 @@ mod tests {
         let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
         let mut columns = flattener.columns();
         flattener.flatten(&job(&pay("2025-01", "null", "1.00")), &FACTS, &mut columns).unwrap();
-        let wrong = job(&pay("2025-02", "null", "2.00")).replace("2020-01-01", "2023-02-29");
-        let rejection = flattener.flatten(&wrong, &FACTS, &mut columns).unwrap_err();
-        assert_eq!((rejection.path.as_str(), rejection.reason), ("start_date", "is not a date"));
+        for day in ["2023-02-29", "0000-01-01"] {
+            let wrong = job(&pay("2025-02", "null", "2.00")).replace("2020-01-01", day);
+            let rejection = flattener.flatten(&wrong, &FACTS, &mut columns).unwrap_err();
+            assert_eq!((rejection.path.as_str(), rejection.reason), ("start_date", "is not a date"));
+        }
         let wrong = job(&format!("{},{}", pay("2025-02", "null", "2.00"), pay("2025-03", "null", "3.00001")));
         let rejection = flattener.flatten(&wrong, &FACTS, &mut columns).unwrap_err();
         assert_eq!(
@@ -443,6 +452,9 @@ mod tests {
             let rejection = rows(&record, "salaries", &[]).unwrap_err();
             assert_eq!((rejection.path.as_str(), rejection.reason), (path, reason));
         }
+        // However it is spelt.
+        let spelt = job(&pay("2025-01", "null", "1.50")).replace("00.000Z", "00.000\\u002b00:00");
+        assert!(rows(&spelt, "salaries", &[]).is_ok(), "{spelt}");
         assert_eq!(rows("[]", "salaries", &[]).unwrap_err().reason, "is not an object");
         assert_eq!(rows("{", "salaries", &[]).unwrap_err().reason, "is not JSON");
     }
@@ -503,6 +515,9 @@ mod tests {
         let mut columns = flattener.columns();
         flattener.flatten(owner, &FACTS, &mut columns).unwrap();
         assert_eq!(columns[0].len(), 1);
+        let without_id = owner.replace("\"1\"", "null");
+        let rejection = flattener.flatten(&without_id, &FACTS, &mut columns).unwrap_err();
+        assert_eq!((rejection.path.as_str(), rejection.reason, columns[0].len()), ("id", "is null", 1));
     }
 
     proptest! {

@@ -616,9 +616,9 @@ impl Operations {
         }
     }
 
-    /// Waits until every change up to now is published; others may come meanwhile without an end.
+    /// Waits until every change up to now is published, or a publish fails; other changes may come meanwhile without an end.
     async fn until_published(&self) -> Result<(), Failed> {
-        let mut published = self.published.subscribe();
+        let (mut published, mut failures) = (self.published.subscribe(), self.publisher.failures());
         let wanted = self.store.read(BuiltFrom::of).await?.change;
         loop {
             if *published.borrow_and_update() >= wanted {
@@ -629,8 +629,13 @@ impl Operations {
             if !is_behind.map_err(|error| Failed::of(error.code(), error))? {
                 return Ok(());
             }
-            if published.changed().await.is_err() {
-                return Ok(());
+            tokio::select! {
+                told = published.changed() => if told.is_err() { return Ok(()) },
+                Ok(()) = failures.changed() => {
+                    if let Some((code, message)) = failures.borrow_and_update().clone() {
+                        return Err(Failed { code, message });
+                    }
+                }
             }
         }
     }

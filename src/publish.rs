@@ -62,6 +62,13 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The lake was published from another state, and this one may be new and empty.
+    #[error(
+        "the lake was published from another state than this one, so that nothing of it is replaced: put that state back \
+         (`vinculo restore` does it from a backup), give this one a lake.url of its own, or run `vinculo rebuild` to publish \
+         what this one holds; until then readers see the last snapshot"
+    )]
+    OtherState,
     /// The lake holds what this state has not seen yet.
     #[error(
         "the lake was published from change {published} of this state, which has only {held}: an older state was put back. \
@@ -98,6 +105,7 @@ impl Error {
                 std::io::ErrorKind::StorageFull => "disk_full",
                 _ => "lake_not_writable",
             },
+            Self::OtherState => "foreign_lake",
             Self::OlderState { .. } => "state_older_than_lake",
             Self::Thread(_) => "no_thread",
             Self::Sink(_) => "sink_failed",
@@ -118,7 +126,16 @@ pub struct Publisher {
     /// Whether unmasked rows are published too, under `pii/`.
     publishes_pii: bool,
     /// One snapshot is staged at a time: two would take the same number.
-    turn: Mutex<()>,
+    turn: Mutex<Turn>,
+    /// The code and words of the failure of the latest publish; `None` when it was none.
+    failure: watch::Sender<Option<(&'static str, String)>>,
+}
+
+/// What one publish leaves to the next.
+#[derive(Default)]
+struct Turn {
+    /// The changes of the lake and of the state, once the state was found to be older: that it counts on makes it no newer.
+    older: Option<(i64, i64)>,
 }
 
 /// Which files are written.
@@ -146,8 +163,8 @@ impl Publisher {
         let lake = Lake::open(&settings.path)?;
         lake.clear_leftovers()?;
         settings.reference.tell_expiries();
-        let (schema, turn) = (schema::get(), Mutex::default());
-        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii: false, turn })
+        let (schema, turn, failure) = (schema::get(), Mutex::default(), watch::Sender::default());
+        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii: false, turn, failure })
     }
 
     /// The same publisher, which also publishes unmasked rows under `pii/` when `is_wanted`.
@@ -168,11 +185,21 @@ impl Publisher {
             Ok(manifest) => span.record("snapshot", manifest.as_ref().map(|manifest| manifest.snapshot)),
             Err(error) => span.record("code", error.code()),
         };
+        let failure = published.as_ref().err().map(|error| (error.code(), error.to_string()));
+        self.failure.send_replace(failure);
         published
     }
 
+    /// Told after each publish of its failure, as its code and its words.
+    pub fn failures(&self) -> watch::Receiver<Option<(&'static str, String)>> {
+        self.failure.subscribe()
+    }
+
     fn publish_inside(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some((published, held)), Scope::Changed) = (turn.older, scope) {
+            return Err(Error::OlderState { published, held });
+        }
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous.as_ref(), scope).and_then(|staged| {
@@ -180,6 +207,11 @@ impl Publisher {
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))
         });
+        turn.older = match &published {
+            Err(Error::OlderState { published, held }) => Some((*published, *held)),
+            Err(_) => turn.older,
+            Ok(_) => None,
+        };
         // After the rename there is nothing left to remove.
         let _ = std::fs::remove_dir_all(&staging.folder);
         let published = published?;
@@ -245,10 +277,7 @@ impl Publisher {
         let staged = self.readers.read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
             if let Some(previous) = previous.filter(|_| scope == Scope::Changed) {
-                let (published, held) = (previous.built_from.change, built_from.change);
-                if previous.built_from.state_id == built_from.state_id && published > held {
-                    return Err(Error::OlderState { published, held });
-                }
+                previous.agrees_with(&built_from)?;
             }
             let fitting = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
             if fitting.is_some_and(|previous| previous.built_from == built_from) {
@@ -360,6 +389,21 @@ impl Publisher {
 
     fn schema_version(&self) -> u32 {
         self.schema.tables.iter().map(|table| table.version).max().unwrap_or_default()
+    }
+}
+
+impl Manifest {
+    /// Whether what the state `held` has may follow this snapshot.
+    ///
+    /// # Errors
+    /// [`Error::OtherState`], unless this one has no row that could be lost; [`Error::OlderState`].
+    pub fn agrees_with(&self, held: &BuiltFrom) -> Result<(), Error> {
+        if self.built_from.state_id != held.state_id {
+            let is_empty = self.tables.iter().all(|table| table.rows == 0);
+            return if is_empty { Ok(()) } else { Err(Error::OtherState) };
+        }
+        let (published, held) = (self.built_from.change, held.change);
+        if published > held { Err(Error::OlderState { published, held }) } else { Ok(()) }
     }
 }
 
@@ -542,6 +586,52 @@ mod tests {
             let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::SeqCst)));
             Publisher::open(self.store.readers(), settings, Duration::from_hours(1), None, clock).unwrap()
         }
+    }
+
+    async fn add_link(store: &Store, number: u32) {
+        let link = format!("{number:08}-0000-4000-8000-000000000000");
+        let insert = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, 0, $2)";
+        store.write(move |tx| tx.execute(insert, args![&link, tx.change()?])).await.unwrap();
+    }
+
+    fn code(published: Result<Option<Manifest>, Error>) -> &'static str {
+        published.err().map_or("none", |error| error.code())
+    }
+
+    #[tokio::test]
+    async fn another_state_replaces_no_row_of_a_lake_unless_it_is_told_to() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet"]);
+        publisher.publish(Scope::Changed).unwrap().unwrap();
+        add_link(&place.store, 1).await;
+        let other = Store::open(&place.folder.path().join("other.db")).unwrap();
+        let another = Publisher { readers: other.readers(), ..place.publisher(&["parquet"]) };
+        another.publish(Scope::Changed).unwrap().expect("no row was there to be lost");
+        publisher.publish(Scope::Changed).unwrap().expect("nor is one now");
+        assert_eq!(code(another.publish(Scope::Changed)), "foreign_lake");
+        assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 1);
+        another.publish(Scope::Everything).unwrap().unwrap();
+        assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 0);
+    }
+
+    #[tokio::test]
+    async fn a_state_that_is_older_than_the_lake_stays_so_however_far_it_counts() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet"]);
+        for number in 1..=3 {
+            add_link(&place.store, number).await;
+        }
+        publisher.publish(Scope::Changed).unwrap().unwrap();
+        let back = "UPDATE meta SET value = '1' WHERE name = 'changes'";
+        place.store.write(move |tx| tx.execute(back, args![])).await.unwrap();
+        assert_eq!(code(publisher.publish(Scope::Changed)), "state_older_than_lake");
+        for number in 4..=9 {
+            add_link(&place.store, number).await;
+        }
+        assert_eq!(code(publisher.publish(Scope::Changed)), "state_older_than_lake");
+        publisher.publish(Scope::Everything).unwrap().unwrap();
+        add_link(&place.store, 10).await;
+        assert_eq!(code(publisher.publish(Scope::Changed)), "none");
     }
 
     #[tokio::test]

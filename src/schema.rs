@@ -110,8 +110,13 @@ impl Column {
     /// Meaning, unit and null rule in one line, as DuckDB shows it.
     pub fn comment(&self) -> String {
         let unit = self.unit.as_ref().map(|unit| format!(" [{unit}]")).unwrap_or_default();
-        let null = if self.null == "never" { "never NULL".to_owned() } else { format!("NULL: {}", self.null) };
+        let null = if self.is_never_null() { "never NULL".to_owned() } else { format!("NULL: {}", self.null) };
         format!("{}{unit}; {null}", self.meaning)
+    }
+
+    /// Whether every row has a value.
+    pub fn is_never_null(&self) -> bool {
+        self.null == "never"
     }
 }
 
@@ -439,7 +444,7 @@ fn checked(
 /// The schema of the files of these columns, and that of batches on their way to them.
 fn arrow_schemas(columns: &[Column]) -> (SchemaRef, SchemaRef) {
     let fields = columns.iter().map(|column| {
-        let nullable = column.null != "never";
+        let nullable = !column.is_never_null();
         let description = HashMap::from([("description".to_owned(), column.comment())]);
         Field::new(&column.name, column.kind.arrow(), nullable).with_metadata(description)
     });

@@ -45,7 +45,7 @@ pub fn check(state: &config::State, lake_path: &Path) -> anyhow::Result<Report> 
     let name = state.path.file_name().map_or(Path::new("state"), Path::new).display().to_string();
     let faults = found.faults.into_iter().map(|(code, what)| Damage { file: name.clone(), code, what });
     lake.damage.splice(0..0, faults);
-    lake.damage.extend(older_state(&readers, lake_path));
+    lake.damage.extend(strange_state(&readers, lake_path));
     Ok(Report { ok: lake.damage.is_empty(), lake, bodies_opened: found.bodies, audit_lines: found.audit_lines })
 }
 
@@ -119,13 +119,9 @@ fn check_state(readers: &Readers) -> Result<State, Error> {
     }
 }
 
-/// A state that is older than the lake which was published from it.
-fn older_state(readers: &Readers, lake: &Path) -> Option<Damage> {
-    let published = Lake::look(lake).current()?.built_from;
+/// A lake that was not published from this state, or from a newer one.
+fn strange_state(readers: &Readers, lake: &Path) -> Option<Damage> {
     let held = readers.read(BuiltFrom::of).ok()?;
-    (published.state_id == held.state_id && published.change > held.change).then(|| Damage {
-        file: "current".to_owned(),
-        code: "state_older_than_lake",
-        what: format!("was published from change {} of the state, which has only {}", published.change, held.change),
-    })
+    let error = Lake::look(lake).current()?.agrees_with(&held).err()?;
+    Some(Damage { file: "current".to_owned(), code: error.code(), what: error.to_string() })
 }

@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::features::reference::Expiry;
 use crate::problems::Problems;
-use crate::publish::Manifest;
+use crate::publish::Lake;
 use crate::queue::{self, Backlog};
 use crate::records::Drift;
 use crate::resources::Resource;
@@ -247,8 +247,7 @@ fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
 impl Snapshot {
     /// The lake's current snapshot. Its manifest never changes, so one read is one snapshot.
     fn read(lake: &Path, now: Timestamp) -> Option<Self> {
-        let manifest: Manifest =
-            serde_json::from_slice(&std::fs::read(lake.join("current/manifest.json")).ok()?).ok()?;
+        let manifest = Lake::look(lake).current()?;
         let age = Timestamp::parse(&manifest.published_at).map(|published| now.since(published)).unwrap_or_default();
         Some(Self {
             number: manifest.snapshot,
@@ -354,8 +353,9 @@ mod tests {
         let manifest = r#"{"snapshot":42,"schema_version":1,"published_at":"2026-03-02T11:58:30Z","vinculo_version":"0","built_from":
             {"state_id":"x","change":1},"link_buckets":1,"tables":[{"name":"salaries","schema_version":1,"key":[],"rows":80012,
             "files":[]}],"files":[]}"#;
-        std::fs::create_dir_all(folder.path().join("current")).unwrap();
-        std::fs::write(folder.path().join("current/manifest.json"), manifest).unwrap();
+        std::fs::create_dir_all(folder.path().join("snapshots/000042")).unwrap();
+        std::fs::write(folder.path().join("snapshots/000042/manifest.json"), manifest).unwrap();
+        std::os::unix::fs::symlink("snapshots/000042", folder.path().join("current")).unwrap();
         let mut status = Status::gather(&state, folder.path(), now).unwrap();
         let line = status.to_string();
         let expected = "links 1 · 1 waiting, 1 retrying, 0 blocked · snapshot 000042 published 1m ago · 80,012 salary rows · held by process ";

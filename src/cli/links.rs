@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use super::table::Table;
+use super::table::{self, Table};
 use super::{Exit, Global, ordered};
 use crate::admin::v1::PAGE;
 use crate::admin::v1::links::{Filter, LinkView, awaited, list_links, show_link};
@@ -159,7 +159,7 @@ fn tell(link: &LinkView, out: &mut impl io::Write) -> io::Result<()> {
         ("stale in", &link.stale_in),
         ("last webhook", &link.last_webhook_at),
     ] {
-        writeln!(out, "{name:<12} {}", value.clone().unwrap_or_else(unknown))?;
+        writeln!(out, "{name:<12} {}", value.as_deref().map_or_else(unknown, table::shown))?;
     }
     for resource in &link.resources {
         let fetched = resource.last_fetched_at.as_deref().unwrap_or("never");

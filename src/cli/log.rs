@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
@@ -47,7 +48,14 @@ pub fn start(global: &Global) -> Log {
     }
 }
 
-/// Reads a filter such as `info,vinculo::fetch=debug`.
+/// Reads a filter such as `info,vinculo::fetch=debug`. A single word is a level: as the name of a module it would log nothing
+/// else.
 pub(super) fn check_filter(text: &str) -> Result<String, String> {
+    let is_word = !text.contains([',', '=', ':', '[']);
+    if is_word && text.parse::<LevelFilter>().is_err() {
+        return Err(
+            "write off, error, warn, info, debug or trace, or a filter such as info,vinculo::fetch=debug".into()
+        );
+    }
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }

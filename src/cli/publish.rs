@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::{Exit, Global, ordered};
 use crate::config::Needs;
 use crate::operations::Order;
-use crate::publish::Manifest;
+use crate::publish::{Lake, Manifest};
 
 /// What `publish` takes: its settings are all in the configuration.
 #[derive(Debug, clap::Args)]
@@ -32,9 +32,9 @@ pub(super) fn publish(order: Order, global: &Global) -> anyhow::Result<Exit> {
 }
 
 fn manifest(lake: &Path, snapshot: u32) -> anyhow::Result<Manifest> {
-    let path = lake.join(format!("snapshots/{snapshot:06}/manifest.json"));
-    let text = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is no manifest", path.display()))
+    let lake = Lake::look(lake);
+    let unreadable = || format!("the manifest in {} cannot be read", lake.folder(snapshot).display());
+    lake.manifest(snapshot).with_context(unreadable)
 }
 
 /// Says what is visible now.

@@ -60,13 +60,14 @@ fn published(lake: &Path, links: &[String]) -> anyhow::Result<Map<String, Value>
     }
     let names: Vec<String> = links.iter().map(|link| quoted(link)).collect();
     let of_links = |table: &&schema::Table| table.columns.iter().any(|column| column.name == "link_id");
-    for table in schema::get().tables.iter().filter(of_links) {
-        let question = format!("SELECT * FROM {} WHERE link_id IN ({})", table.name, names.join(", "));
+    let of_links = schema::get().tables.iter().filter(of_links).map(|table| table.name.as_str());
+    for table in of_links.chain(["credit_features"]) {
+        let question = format!("SELECT * FROM {table} WHERE link_id IN ({})", names.join(", "));
         let mut answer = Vec::new();
         sql::query(lake, &question, Form::Json, &mut answer)?;
         let rows =
             String::from_utf8_lossy(&answer).lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-        tables.insert(table.name.clone(), rows.into());
+        tables.insert(table.to_owned(), rows.into());
     }
     Ok(tables)
 }

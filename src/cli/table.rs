@@ -53,7 +53,7 @@ impl Table {
 }
 
 /// The text on one line and without anything that a terminal would obey: it may come from anywhere.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let mut shown: String =
         text.chars().take(WIDEST + 1).map(|letter| if is_obeyed(letter) { '\u{fffd}' } else { letter }).collect();
     if let Some((at, _)) = shown.char_indices().nth(WIDEST) {

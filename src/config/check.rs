@@ -10,6 +10,8 @@ use bytesize::ByteSize;
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
+use ipnet::IpNet;
+
 use super::reader::{Reader, listed};
 use super::{
     Admin, Belvo, Branding, Budget, CallbackUrls, Features, Keep, Lake, Needs, Pii, Retention, SECRET_LEN, State,
@@ -176,8 +178,8 @@ pub(super) fn webhook(read: &mut Reader<'_>, needs: Needs) -> Webhook {
         read.refuse("webhook.authorization", what, "use visible ASCII characters, and blanks only between them");
     }
     let trusted_proxies = read.networks("webhook.trusted_proxies");
-    if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
-        let what = "trusts everyone, so that anyone may claim any address";
+    if trusted_proxies.iter().any(is_nearly_everyone) {
+        let what = "trusts nearly everyone, so that anyone may claim any address";
         read.refuse("webhook.trusted_proxies", what, "write the addresses of your own proxies");
     }
     Webhook {
@@ -308,6 +310,17 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         publish_quiet,
         publish_max_wait,
         reference: Arc::new(reference(read)),
+    }
+}
+
+/// Whether a network is larger than any that one operator has: over a /8 of IPv4, or over a /16 of IPv6.
+fn is_nearly_everyone(network: &IpNet) -> bool {
+    match network {
+        IpNet::V4(network) => network.prefix_len() < 8,
+        IpNet::V6(network) => match network.network().to_ipv4_mapped() {
+            Some(_) => network.prefix_len() < 96 + 8,
+            None => network.prefix_len() < 16,
+        },
     }
 }
 

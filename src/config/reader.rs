@@ -79,7 +79,7 @@ impl<'s> Reader<'s> {
     /// A duration with its unit, or nothing, which means to keep; or one of `words`.
     pub(super) fn keep(&mut self, key: &str, words: &[&str]) -> String {
         self.text(key, "a time with its unit, such as 90d, or \"\" to keep", |text| {
-            text.is_empty() || words.contains(&text) || duration(text).is_some()
+            text.is_empty() || words.contains(&text) || duration(text).is_some_and(|time| !time.is_zero())
         })
     }
 
@@ -179,8 +179,9 @@ impl<'s> Reader<'s> {
             return read;
         }
         let default = self.settings.default_of(key);
-        let found =
-            if SECRETS.contains(&key) { format!("is not {expected}") } else { format!("{value} is not {expected}") };
+        // A URL may hold a password where none should be.
+        let is_secret = SECRETS.contains(&key) || value.as_str().is_some_and(|text| text.contains('@'));
+        let found = if is_secret { format!("is not {expected}") } else { format!("{value} is not {expected}") };
         let example = match default {
             Some(Value::String(text)) if text.is_empty() => "mend it, or leave it out".to_owned(),
             Some(Value::Array(items)) if items.is_empty() => "mend it, or leave it out".to_owned(),

@@ -60,6 +60,8 @@ pub(super) struct TablePlan {
     pub width: usize,
     pub kinds: Vec<Type>,
     pub emits: Vec<Emit>,
+    /// Slots of the fields that are columns which are never NULL, with their paths.
+    pub never_null: Vec<(u16, String)>,
     /// Columns that tell the rows of one record apart, but for `seq`.
     pub key: Vec<usize>,
     pub sort_slots: SortSlots,
@@ -164,11 +166,19 @@ impl Slots<'_> {
                 Origin::State => panic!("{} is not made from records", table.name),
             })
             .collect();
+        let never_null = table.columns.iter().zip(&emits).filter(|(column, _)| column.is_never_null());
+        let never_null = never_null.filter_map(|(column, emit)| match (&column.origin, emit) {
+            (Origin::Source(path), Emit::Text(slot) | Emit::Date(slot, _) | Emit::Decimal(slot, _)) => {
+                Some((*slot, path.clone()))
+            }
+            _ => None,
+        });
         let positions = |wanted: &dyn Fn(usize) -> bool| (0..table.columns.len()).filter(|&at| wanted(at)).collect();
         let is_fact = |at: usize| matches!(emits[at], Emit::Context(context) if context != Context::Extra);
         let is_key = |at: usize| table.is_key(&table.columns[at].name);
         TablePlan {
             width: 0,
+            never_null: never_null.collect(),
             kinds: table.columns.iter().map(|column| column.kind).collect(),
             key: table
                 .key

@@ -298,8 +298,9 @@ impl Lake {
         symlink(target, &fresh).and_then(|()| fs::rename(&fresh, &link)).map_err(|source| Error::at(&link, source))
     }
 
-    fn manifest(&self, number: u32) -> Option<Manifest> {
-        serde_json::from_slice(&fs::read(self.folder(number).join("manifest.json")).ok()?).ok()
+    /// The manifest of snapshot `number`; `None` when there is none that can be read.
+    pub fn manifest(&self, number: u32) -> Option<Manifest> {
+        serde_json::from_slice(&fs::read(self.folder(number).join(verify::MANIFEST)).ok()?).ok()
     }
 
     pub(super) fn current_number(&self) -> Option<u32> {

@@ -222,7 +222,8 @@ fn cbo(title: &str) -> Option<(&str, &str)> {
 /// The first day of a month `YYYY-MM`; month 13 is December.
 fn reference_month(text: &str) -> Option<i32> {
     let (year, month) = year_and_month(text)?;
-    if (1..=13).contains(&month) { days_since_1970(year, month.min(12), 1) } else { None }
+    // Readers know no year before the first.
+    if year > 0 && (1..=13).contains(&month) { days_since_1970(year, month.min(12), 1) } else { None }
 }
 
 fn is_thirteenth(month: &str) -> bool {

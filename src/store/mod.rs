@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rustix::fs::statvfs;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 
@@ -50,6 +51,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pages of the state that the writer keeps in memory: ids come in no order, so that each write touches many.
 const CACHE_KIB: i64 = 16 << 10;
+
+/// With less free space than this the disk is full, in bytes: a commit of many webhooks takes about as much.
+const ROOM: u64 = 1 << 20;
 
 /// SQLite's `synchronous` setting: a commit returns only once the data is on the disk.
 pub const SYNCHRONOUS: &str = "FULL";
@@ -308,6 +312,12 @@ impl Store {
     ) -> Result<T, Error> {
         let readers = Arc::clone(&self.readers);
         tokio::task::spawn_blocking(move || readers.read(work)).await.map_err(|_| Error::Closed)?
+    }
+
+    /// Whether the disk of the state has room for another webhook of the largest size that is usual.
+    pub fn has_room(&self) -> bool {
+        let folder = self.readers.path.parent().unwrap_or(Path::new("."));
+        statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= ROOM)
     }
 
     /// A reader for threads that may block, such as the publisher's.

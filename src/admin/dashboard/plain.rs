@@ -255,6 +255,13 @@ static WORDS: &[Words] = &[
         "veja o log; leitores veem o último snapshot",
     ),
     of_ours(
+        "foreign_lake",
+        "the lake was published from another state",
+        "put that state back, or run vinculo rebuild",
+        "o lake foi publicado a partir de outro estado",
+        "coloque aquele estado de volta ou execute vinculo rebuild",
+    ),
+    of_ours(
         "state_older_than_lake",
         "the lake is newer than the state",
         "restore the newer state, or run vinculo rebuild",
