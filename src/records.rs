@@ -21,6 +21,8 @@ use crate::resources::{Fields, Resource};
 use crate::sensitive::hex;
 use crate::store::{Error, Tx, VersionPlace, args};
 
+mod spelling;
+
 /// Fields that Belvo renews without the record having changed.
 const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 
@@ -192,7 +194,7 @@ pub fn keep(
                 sighting.add_record()?;
                 kept.versions += 1;
             }
-            Some(held) if held.hash == record.hash => {
+            Some(held) if held.hash == record.hash || sighting.is_spelt_otherwise(held)? => {
                 sighting.see_again(held)?;
                 kept.changed |= held.record_id != record.id;
                 kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
@@ -660,6 +662,15 @@ impl Sighting<'_> {
         body.ok_or(Error::Unreadable("a record's body"))
     }
 
+    /// Whether what is held says the same in other words.
+    fn is_spelt_otherwise(&self, held: &Held) -> Result<bool, Error> {
+        if held.is_gone() {
+            return Ok(false);
+        }
+        let plain = |json: &str| content(&spelling::plain(json));
+        Ok(plain(&self.body_of(held)?) == plain(&unpack(&self.record.body)?))
+    }
+
     fn note_id(&self) -> Result<(), Error> {
         self.tx.execute(
             "INSERT INTO record_ids (link_id, resource, record_id, record_key) VALUES ($1, $2, $3, $4) \
@@ -903,6 +914,19 @@ mod tests {
         bench.list(0, &[job(1, "99.000.042", "2020-01-01", "null", 0)]).await;
         let text = format!("employment\n{LINK}\n99000042\n2020-01-01\n0");
         assert_eq!(bench.seen().await[0].0, hex(&Sha256::digest(text.as_bytes())[..16]));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_spelt_otherwise_has_no_new_version() {
+        let bench = Bench::new().await;
+        let plain = job(1, "99000042", "2020-01-01", "null", 0).replace("}}", r#"},"later":{"a":"é","b":[1, 2]}}"#);
+        bench.list(0, std::slice::from_ref(&plain)).await;
+        let spelt = plain.replace(r#"{"a":"é","b":[1, 2]}"#, r#"{ "b":[1,2], "a":"\u00e9" }"#);
+        assert_ne!(spelt, plain);
+        let again = bench.list(10, std::slice::from_ref(&spelt)).await;
+        assert_eq!((again.versions, again.changed), (0, false));
+        let other = bench.list(20, &[spelt.replace("[1,2]", "[2,1]")]).await;
+        assert_eq!((other.versions, other.changed), (1, true));
     }
 
     #[test]
