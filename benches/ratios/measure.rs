@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// What one thing cost.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Cost {
     /// CPU time of all its threads, user and system.
     pub cpu: Duration,
