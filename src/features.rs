@@ -11,3 +11,6 @@ pub mod explain;
 pub mod frozen;
 pub mod reference;
 pub mod runs;
+
+/// The table of features.
+pub const TABLE: &str = "credit_features";

@@ -7,6 +7,7 @@
 //! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
 //! wrong, and leaves skipped fields unchecked.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Deepest nesting of arrays and objects that is read.
@@ -65,6 +66,51 @@ pub struct Text {
     pub span: Span,
     /// Whether [`unescape`] has something to do.
     pub is_escaped: bool,
+}
+
+impl Text {
+    /// What the string in `json` stands for.
+    pub fn plain(self, json: &str) -> Cow<'_, str> {
+        let raw = self.span.of(json);
+        if !self.is_escaped {
+            return Cow::Borrowed(raw);
+        }
+        let mut plain = String::new();
+        unescape(raw, &mut plain);
+        Cow::Owned(plain)
+    }
+}
+
+/// The names and values of an object; the values as they stand in its text.
+pub struct Fields<'j>(Vec<(Cow<'j, str>, &'j str)>);
+
+impl<'j> Fields<'j> {
+    /// Those of `json`; `None` when it is not an object.
+    pub fn read(json: &'j str) -> Option<Self> {
+        if !json.starts_with('{') {
+            return None;
+        }
+        let mut reader = Reader::new(json);
+        let mut fields = Vec::with_capacity(16);
+        let mut more = reader.enter().ok()?;
+        while more {
+            let name = reader.key().ok()?.plain(json);
+            fields.push((name, reader.any().ok()?.of(json)));
+            more = reader.another(b'}').ok()?;
+        }
+        Some(Self(fields))
+    }
+
+    /// The JSON of the field called `name`, if it is there.
+    pub fn get(&self, name: &str) -> Option<&'j str> {
+        Some(self.0.iter().find(|(found, _)| found == name)?.1)
+    }
+
+    /// All of them, by name.
+    pub fn sorted(&mut self) -> &[(Cow<'j, str>, &'j str)] {
+        self.0.sort_unstable();
+        &self.0
+    }
 }
 
 /// The text is not JSON, from this byte on.

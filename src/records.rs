@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
-use crate::json::{Reader, unescape};
+use crate::json::{Fields, Reader};
 use crate::queue::{self, Trigger};
-use crate::resources::{Fields, Resource};
+use crate::resources::Resource;
 use crate::sensitive::hex;
 use crate::store::{Error, Tx, VersionPlace, args};
 
@@ -113,7 +113,7 @@ impl Record {
     /// # Errors
     /// [`Foreign`] when it says that it belongs to another link than `link_id`.
     pub fn read(resource: &Resource, link_id: &LinkId, json: &str) -> Result<Self, Foreign> {
-        let mut fields = FieldsOf::read(json);
+        let mut fields = Fields::read(json);
         let text = |name: &str| text(fields.as_ref()?.get(name)?);
         let instant = |name| text(name).and_then(|text| Timestamp::parse(&text));
         let (id, link, created_at, collected_at) =
@@ -194,23 +194,24 @@ pub fn keep(
                 sighting.add_record()?;
                 kept.versions += 1;
             }
-            Some(held) if held.hash == record.hash || sighting.is_spelt_otherwise(held)? => {
-                sighting.see_again(held)?;
-                kept.changed |= held.record_id != record.id;
-                kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
-            }
-            Some(held) if record.is_older_than(held) => {
-                kept.late += usize::from(sighting.add_late_version(held)?);
-            }
-            Some(held) => {
-                let old = sighting.body_of(held)?;
-                if loses_rows(&old, &unpack(&record.body)?) {
-                    confirm_at = Some(listing.fetched_at + confirm_after);
+            Some(held) => match sighting.change_of(held)? {
+                None => {
+                    sighting.see_again(held)?;
+                    kept.changed |= held.record_id != record.id;
+                    kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
                 }
-                let shown = if held.is_gone() { previous_list.map(|list| list.started_at) } else { None };
-                sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;
-                kept.versions += 1;
-            }
+                Some(_) if record.is_older_than(held) => {
+                    kept.late += usize::from(sighting.add_late_version(held)?);
+                }
+                Some(Change { old, new }) => {
+                    if loses_rows(&old, &new) {
+                        confirm_at = Some(listing.fetched_at + confirm_after);
+                    }
+                    let shown = if held.is_gone() { previous_list.map(|list| list.started_at) } else { None };
+                    sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;
+                    kept.versions += 1;
+                }
+            },
         }
         if known.key_of_id.get(record.id.as_str()) != Some(key) {
             sighting.note_id()?;
@@ -519,6 +520,12 @@ fn record_key(link_id: &LinkId, resource: &Resource, record: &Record, n: u32) ->
     }
 }
 
+/// The JSON of a record before and after it changed.
+struct Change {
+    old: String,
+    new: String,
+}
+
 /// One record of a list, on its way into the store.
 struct Sighting<'s> {
     tx: &'s Tx<'s>,
@@ -662,13 +669,15 @@ impl Sighting<'_> {
         body.ok_or(Error::Unreadable("a record's body"))
     }
 
-    /// Whether what is held says the same in other words.
-    fn is_spelt_otherwise(&self, held: &Held) -> Result<bool, Error> {
-        if held.is_gone() {
-            return Ok(false);
+    /// What changed since what is held; `None` when that says the same, however it is spelt.
+    fn change_of(&self, held: &Held) -> Result<Option<Change>, Error> {
+        if held.hash == self.record.hash {
+            return Ok(None);
         }
+        let (old, new) = (self.body_of(held)?, unpack(&self.record.body)?);
         let plain = |json: &str| content(&spelling::plain(json));
-        Ok(plain(&self.body_of(held)?) == plain(&unpack(&self.record.body)?))
+        let is_same = !held.is_gone() && plain(&old) == plain(&new);
+        Ok((!is_same).then_some(Change { old, new }))
     }
 
     fn note_id(&self) -> Result<(), Error> {
@@ -684,14 +693,13 @@ impl Sighting<'_> {
 /// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
 /// own content.
 fn content(json: &str) -> String {
-    content_of(json, FieldsOf::read(json).as_mut())
+    content_of(json, Fields::read(json).as_mut())
 }
 
 /// The content of `json`, whose `fields` are put in order.
-fn content_of(json: &str, fields: Option<&mut FieldsOf<'_>>) -> String {
-    fn written(FieldsOf(fields): &mut FieldsOf<'_>, content: &mut String) -> Option<()> {
-        fields.sort_unstable();
-        for (name, value) in fields.iter().filter(|(name, _)| !VOLATILE.contains(&&**name)) {
+fn content_of(json: &str, fields: Option<&mut Fields<'_>>) -> String {
+    fn written(fields: &mut Fields<'_>, content: &mut String) -> Option<()> {
+        for (name, value) in fields.sorted().iter().filter(|(name, _)| !VOLATILE.contains(&&**name)) {
             content.push_str(name);
             content.push(':');
             if value.starts_with('[') {
@@ -708,43 +716,6 @@ fn content_of(json: &str, fields: Option<&mut FieldsOf<'_>>) -> String {
     match fields.and_then(|fields| written(fields, &mut content)) {
         Some(()) => content,
         None => json.to_owned(),
-    }
-}
-
-/// The names and values of an object, the values as they stand in its text.
-struct FieldsOf<'j>(Vec<(Cow<'j, str>, &'j str)>);
-
-impl<'j> FieldsOf<'j> {
-    /// Those of `json`; `None` when it is not an object.
-    fn read(json: &'j str) -> Option<Self> {
-        if !json.starts_with('{') {
-            return None;
-        }
-        let mut reader = Reader::new(json);
-        let mut fields = Vec::with_capacity(16);
-        let mut more = reader.enter().ok()?;
-        while more {
-            let key = reader.key().ok()?;
-            let mut name = Cow::Borrowed(key.span.of(json));
-            if key.is_escaped {
-                let mut unescaped = String::new();
-                unescape(&name, &mut unescaped);
-                name = Cow::Owned(unescaped);
-            }
-            fields.push((name, reader.any().ok()?.of(json)));
-            more = reader.another(b'}').ok()?;
-        }
-        Some(Self(fields))
-    }
-
-    fn get(&self, name: &str) -> Option<&'j str> {
-        Some(self.0.iter().find(|(found, _)| found == name)?.1)
-    }
-}
-
-impl Fields for FieldsOf<'_> {
-    fn json(&self, name: &str) -> Option<&str> {
-        self.get(name)
     }
 }
 

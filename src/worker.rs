@@ -99,30 +99,26 @@ impl Places {
 #[derive(Clone, Default)]
 struct Refusals(Arc<Mutex<HashMap<Refusal, Refused>>>);
 
-/// Links that are refused alike, each with its place among them.
+/// Links that are refused alike, and whether each goes ahead of the others.
 #[derive(Default)]
 struct Refused {
-    places: HashMap<LinkId, usize>,
-    /// Places of scouts that are refused otherwise now.
-    free: Vec<usize>,
-    next: usize,
+    links: HashMap<LinkId, bool>,
+    scouts: usize,
 }
 
 impl Refused {
-    fn place_of(&mut self, link_id: &LinkId) -> usize {
-        if let Some(&place) = self.places.get(link_id) {
-            return place;
-        }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        self.places.insert(link_id.clone(), place);
-        place
+    /// Adds the link, if it is not there yet, and says whether it goes ahead.
+    fn add(&mut self, link_id: &LinkId) -> bool {
+        let Self { links, scouts } = self;
+        *links.entry(link_id.clone()).or_insert_with(|| {
+            let is_scout = *scouts < SCOUTS;
+            *scouts += usize::from(is_scout);
+            is_scout
+        })
     }
 
     fn remove(&mut self, link_id: &LinkId) {
-        self.free.extend(self.places.remove(link_id).filter(|&place| place < SCOUTS));
+        self.scouts -= usize::from(self.links.remove(link_id) == Some(true));
     }
 }
 
@@ -130,14 +126,14 @@ impl Refused {
 type Refusal = (&'static str, &'static str);
 
 impl Refusals {
-    /// Notes one, and gives its place among those of its kind, and their number.
-    fn note(&self, refresh: &Refresh, code: &'static str) -> (usize, usize) {
+    /// Notes one, and says whether it goes ahead of those of its kind, and how many these are.
+    fn note(&self, refresh: &Refresh, code: &'static str) -> (bool, usize) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, refused) in all.iter_mut().filter(|((of, other), _)| *of == refresh.resource.name && *other != code) {
             refused.remove(&refresh.link_id);
         }
         let refused = all.entry((refresh.resource.name, code)).or_default();
-        (refused.place_of(&refresh.link_id), refused.places.len())
+        (refused.add(&refresh.link_id), refused.links.len())
     }
 
     /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
@@ -145,8 +141,8 @@ impl Refusals {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut codes = Vec::new();
         all.retain(|(resource, code), refused| {
-            let is_over = *resource == refresh.resource.name && refused.places.contains_key(&refresh.link_id);
-            if is_over && refused.places.len() > 1 {
+            let is_over = *resource == refresh.resource.name && refused.links.contains_key(&refresh.link_id);
+            if is_over && refused.links.len() > 1 {
                 codes.push(*code);
             }
             !is_over
@@ -399,9 +395,9 @@ impl Worker {
     /// How long a refused refresh waits: as its failure says, and longer while so many are refused that asking for them
     /// again would take what others need. A few go ahead of them all, so that the end of it is found out in time.
     fn refusal_wait(&self, refresh: &Refresh, failure: &Failure) -> Duration {
-        let (place, refused) = self.refusals.note(refresh, failure.code);
+        let (is_scout, refused) = self.refusals.note(refresh, failure.code);
         let wait = failure.delay(refresh.attempts, &mut rand::rng());
-        if place < SCOUTS {
+        if is_scout {
             return wait;
         }
         let usage = self.refresher.client.usage();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::DATE;
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::{Access, access};
 use serde::Serialize;
 use serde_json::json;
 
@@ -153,8 +153,7 @@ fn folders(config: &Config, report: &mut Report) {
             );
             report.add(Level::Error, "not_writable", what, &mend, Exit::Config);
         }
-        let Ok(disk) = statvfs(&there) else { continue };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let Ok(free) = store::free_space(&there) else { continue };
         // A backup needs as much as the state, and a rebuild as much as the lake.
         let wanted = LITTLE_FREE.max(size_of(state));
         let told = format!("{} MiB are free under {}", grouped(free >> 20), there.display());

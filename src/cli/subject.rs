@@ -15,7 +15,7 @@ use crate::config::{Config, Needs};
 use crate::database::{self, quoted};
 use crate::sensitive::Pepper;
 use crate::store::{Readers, Store};
-use crate::{audit, schema, subject};
+use crate::{audit, features, schema, subject};
 
 /// What `subject` takes.
 #[derive(Debug, clap::Args)]
@@ -61,7 +61,7 @@ fn published(lake: &Path, links: &[String]) -> anyhow::Result<Map<String, Value>
     let names: Vec<String> = links.iter().map(|link| quoted(link)).collect();
     let of_links = |table: &&schema::Table| table.columns.iter().any(|column| column.name == "link_id");
     let of_links = schema::get().tables.iter().filter(of_links).map(|table| table.name.as_str());
-    for table in of_links.chain(["credit_features"]) {
+    for table in of_links.chain([features::TABLE]) {
         let question = format!("SELECT * FROM {table} WHERE link_id IN ({})", names.join(", "));
         let mut answer = Vec::new();
         sql::query(lake, &question, Form::Json, &mut answer)?;

@@ -1,6 +1,5 @@
 //! A record's JSON → slots, one for each known field of each row, that point into its text.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::Rejection;
@@ -376,14 +375,8 @@ impl Parser<'_, '_> {
                 }
             }
             (Node::Instant, Kind::Text) => {
-                let text = self.reader.text()?;
-                let mut plain = Cow::Borrowed(text.span.of(self.text));
-                if text.is_escaped {
-                    let mut unescaped = String::new();
-                    unescape(&plain, &mut unescaped);
-                    plain = unescaped.into();
-                }
-                if Timestamp::parse(&plain).is_none() {
+                let text = self.reader.text()?.plain(self.text);
+                if Timestamp::parse(&text).is_none() {
                     return Err(self.reject(field, table, "is not a timestamp"));
                 }
             }

@@ -15,6 +15,7 @@ use super::delta;
 use super::snapshots::{FileEntry, Manifest, Staging, TableEntry, checksum};
 use super::tables::MOST_FEW;
 use crate::clock::Timestamp;
+use crate::features::TABLE;
 use crate::features::compute::{self, Computer};
 use crate::features::dictionary;
 use crate::features::reference::Reference;
@@ -22,8 +23,6 @@ use crate::features::runs::{self, Mode, Run};
 use crate::resources::employments;
 use crate::sinks::{self, parquet};
 use crate::store::{self, Tx, args};
-
-const TABLE: &str = "credit_features";
 
 /// What the state says about features, read together with the tables.
 pub(super) struct Partitions {

@@ -3,7 +3,9 @@
 //! Belvo may write a text with escapes one day and without the next, or the members of an object in another order: that
 //! is no new content. Numbers are compared as they are written, because they are exact.
 
-use crate::json::{Kind, NotJson, Reader, unescape};
+use std::borrow::Cow;
+
+use crate::json::{Kind, NotJson, Reader, Text};
 
 /// `json` without blanks, with the members of each object in order and each text in its shortest form. What is no JSON
 /// stays as it is.
@@ -19,7 +21,7 @@ fn write(reader: &mut Reader<'_>, json: &str, out: &mut String) -> Result<(), No
     match reader.kind()? {
         Kind::Text => {
             let text = reader.text()?;
-            write_text(text.span.of(json), text.is_escaped, out);
+            write_text(text, json, out);
         }
         Kind::Number | Kind::Boolean | Kind::Null => out.push_str(reader.any()?.of(json)),
         Kind::Array => {
@@ -37,7 +39,7 @@ fn write(reader: &mut Reader<'_>, json: &str, out: &mut String) -> Result<(), No
             let mut more = reader.enter()?;
             while more {
                 let (name, mut member) = (reader.key()?, String::new());
-                write_text(name.span.of(json), name.is_escaped, &mut member);
+                write_text(name, json, &mut member);
                 member.push(':');
                 write(reader, json, &mut member)?;
                 members.push(member);
@@ -52,15 +54,14 @@ fn write(reader: &mut Reader<'_>, json: &str, out: &mut String) -> Result<(), No
     Ok(())
 }
 
-fn write_text(raw: &str, is_escaped: bool, out: &mut String) {
-    if is_escaped {
-        let mut text = String::new();
-        unescape(raw, &mut text);
-        out.push_str(&serde_json::Value::from(text).to_string());
-    } else {
-        out.push('"');
-        out.push_str(raw);
-        out.push('"');
+fn write_text(text: Text, json: &str, out: &mut String) {
+    match text.plain(json) {
+        Cow::Owned(plain) => out.push_str(&serde_json::Value::from(plain).to_string()),
+        Cow::Borrowed(plain) => {
+            out.push('"');
+            out.push_str(plain);
+            out.push('"');
+        }
     }
 }
 

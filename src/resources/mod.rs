@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::json::Fields;
 use crate::sensitive::Pepper;
 
 pub mod employments;
@@ -31,15 +32,9 @@ pub struct Resource {
     pub schema: &'static str,
     /// What a record and its re-issue under another id have in common, from the JSON of its fields; `None` when only the id
     /// tells records apart. Holds no personal data.
-    pub likeness: fn(fields: &dyn Fields) -> Option<String>,
+    pub likeness: fn(fields: &Fields<'_>) -> Option<String>,
     /// The functions that the schema's `derived` columns name.
     pub derived: fn(name: &str) -> Option<Derive>,
-}
-
-/// The fields of a record.
-pub trait Fields {
-    /// The JSON of the field called `name`, if it was sent.
-    fn json(&self, name: &str) -> Option<&str>;
 }
 
 /// How a column comes from fields of its row. An input is `None` where Belvo sent null or nothing.

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Begun, Error, Sink, Staged, StagedFile, StagedTable, Target};
 use crate::database::{FILE, quoted};
-use crate::features::catalog;
+use crate::features::{TABLE as FEATURES, catalog};
 use crate::lane::Lane;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
@@ -38,9 +38,6 @@ const WAITING_TABLES: usize = 64;
 /// Where DuckDB writes what does not fit into memory, in the staged folder. Its own: DuckDB does not remove one in the end in
 /// which another one was at work.
 const TEMPORARY: &str = "lake.tmp";
-
-/// The table that is partitioned by date.
-const FEATURES: &str = "credit_features";
 
 /// The sink.
 pub struct Duckdb;

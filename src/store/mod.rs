@@ -314,10 +314,10 @@ impl Store {
         tokio::task::spawn_blocking(move || readers.read(work)).await.map_err(|_| Error::Closed)?
     }
 
-    /// Whether the disk of the state has room for another webhook of the largest size that is usual.
+    /// Whether the disk of the state has room for another commit.
     pub fn has_room(&self) -> bool {
         let folder = self.readers.path.parent().unwrap_or(Path::new("."));
-        statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= ROOM)
+        free_space(folder).is_ok_and(|free| free >= ROOM)
     }
 
     /// A reader for threads that may block, such as the publisher's.
@@ -428,6 +428,15 @@ pub fn holder(path: &Path) -> Option<String> {
     let mut pid = String::new();
     file.read_to_string(&mut pid).ok()?;
     Some(pid.trim().to_owned())
+}
+
+/// Bytes that are free for this user on the disk of `folder`.
+///
+/// # Errors
+/// The system's.
+pub fn free_space(folder: &Path) -> io::Result<u64> {
+    let disk = statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// What writers and readers have in common.
