@@ -3,7 +3,7 @@
 //! *Takes* a record's JSON, as it came, with what is known beside it. *Gives* its rows, appended to [`Columns`], in the
 //! order of the tables' keys. *Promises* exact values (amounts from the text of the number, strings byte for byte), and all
 //! of a record or nothing of it: a record that breaks the schema is a [`Rejection`] with its path, and its link goes on.
-//! *Not here*: which version of a record is current (`records`), and where the columns go (`sinks`).
+//! *Not here*: which version of a record is current (`replay`), and where the columns go (`sinks`).
 //!
 //! The schema is compiled into a [`Plan`]: for each place in the JSON, the slot that its text goes to. A record is read
 //! once, into slots that point into its text; then each column takes what it needs from the slots.
@@ -20,7 +20,7 @@ mod inspect;
 mod parse;
 mod plan;
 
-pub use inspect::{Found, Inspection};
+pub use inspect::{Comparison, Found, Inspection};
 pub use plan::Plan;
 
 use parse::{FieldOrder, Rows, Short, Source};

@@ -133,19 +133,11 @@ pub struct Claimed {
     pub due: HashMap<&'static str, usize>,
 }
 
-/// Marks `(link, resource)` as worth a look, inside the caller's transaction.
+/// Marks `(link, resource)` as worth a look, not before `not_before`, inside the caller's transaction.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn mark(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, trigger: Trigger, now: Timestamp) -> Result<(), Error> {
-    mark_at(tx, link_id, resource, trigger, now)
-}
-
-/// Like [`mark`], for a look not before `not_before`.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn mark_at(
+pub fn mark(
     tx: &Tx<'_>,
     link_id: &LinkId,
     resource: &Resource,

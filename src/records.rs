@@ -16,7 +16,6 @@ use sha2::{Digest, Sha256};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::json::{Fields, Reader};
-use crate::queue::{self, Trigger};
 use crate::resources::Resource;
 use crate::sensitive::hex;
 use crate::store::{Error, Tx, VersionPlace, args};
@@ -162,12 +161,30 @@ pub struct Kept {
     pub sighted: bool,
     /// Newest `collected_at` of the list.
     pub collected_at: Option<Timestamp>,
+    /// When a second list is wanted, to say whether what this one lacks is gone.
+    pub confirm_at: Option<Timestamp>,
+    /// Number of the change that keeps it.
+    pub change: i64,
 }
+
+/// What a record's new content lacks of an old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// No row. A content that cannot be flattened loses none: the last good one stays.
+    Nothing,
+    /// Some row.
+    Rows,
+    /// The old content cannot be flattened: what went before it stays, and decides.
+    Unknown,
+}
+
+/// Says what a record's new content, the second, lacks of an old one.
+pub type Compare<'c> = dyn FnMut(&str, &str) -> Loss + 'c;
 
 /// Keeps a complete list, inside the transaction of its refresh.
 ///
-/// `loses_rows` says whether rows of a record's old content are missing from its new one; then, as for a record that is
-/// missing from the list, a second list has to agree before they are gone, and is asked for here.
+/// Where rows of a record's old content are missing from its new one, as `compare` says, a second list has to agree before
+/// they are gone, as for a record that is missing from the list; [`Kept::confirm_at`] says when it is wanted.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -178,7 +195,7 @@ pub fn keep(
     listing: &Listing,
     webhook_count: Option<i64>,
     confirm_after: Duration,
-    loses_rows: &mut dyn FnMut(&str, &str) -> bool,
+    compare: &mut Compare<'_>,
 ) -> Result<Kept, Error> {
     let previous_list = previous_list(tx, link_id, resource)?;
     let known = known(tx, link_id, resource)?;
@@ -187,6 +204,7 @@ pub fn keep(
     let mut kept =
         Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
     let mut confirm_at = None;
+    let mut has_late = false;
     for (record, key) in records.iter().zip(&keys) {
         let sighting = Sighting { tx, link_id, resource, listing, record, key };
         match known.by_key.get(key.as_str()) {
@@ -201,10 +219,11 @@ pub fn keep(
                     kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
                 }
                 Some(_) if record.is_older_than(held) => {
+                    has_late = true;
                     kept.late += usize::from(sighting.add_late_version(held)?);
                 }
                 Some(Change { old, new }) => {
-                    if loses_rows(&old, &new) {
+                    if sighting.loses_rows(held.version, old, &new, compare)? {
                         confirm_at = Some(listing.fetched_at + confirm_after);
                     }
                     let shown = if held.is_gone() { previous_list.map(|list| list.started_at) } else { None };
@@ -256,19 +275,24 @@ pub fn keep(
     kept.changed |= kept.versions + kept.late + kept.gone > 0;
     if known.by_key.values().any(|held| held.version > 1) {
         let now = listing.fetched_at;
-        let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, loses_rows);
+        let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, compare);
         if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
             let settled = first_lost(previous.fetched_at - confirm_after, now - confirm_after)?;
             kept.changed = settled.is_some();
+            // An older answer agrees with nothing.
+            if settled.is_some() && has_late {
+                confirm_at = Some(now + confirm_after);
+            }
         }
         // This list may have come too early to agree, and has taken the place of the one that was asked for.
         let pending = first_lost(now - confirm_after, now)?.map(|at| at + confirm_after);
         confirm_at = confirm_at.into_iter().chain(pending).min();
     }
     kept.sighted |= kept.changed;
+    kept.change = tx.change()?;
     tx.execute(
-        "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed, \
+         kept_seq) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         args![
             link_id,
             resource.name,
@@ -277,13 +301,11 @@ pub fn keep(
             kept.collected_at,
             i64::try_from(records.len()).unwrap_or(i64::MAX),
             webhook_count,
-            kept.versions + kept.gone > 0
+            kept.versions + kept.gone > 0,
+            kept.change
         ],
     )?;
-    if let Some(at) = confirm_at {
-        queue::mark_at(tx, link_id, resource, Trigger::Confirm, at)?;
-    }
-    Ok(kept)
+    Ok(Kept { confirm_at, ..kept })
 }
 
 /// The list before this one.
@@ -329,7 +351,7 @@ fn lost_rows(
     resource: &Resource,
     after: Timestamp,
     until: Timestamp,
-    loses_rows: &mut dyn FnMut(&str, &str) -> bool,
+    compare: &mut Compare<'_>,
 ) -> Result<Option<Timestamp>, Error> {
     let versions = tx.all(
         "SELECT record_key, version, fetched_at FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
@@ -338,23 +360,64 @@ fn lost_rows(
         |row| Ok((row.text(0)?, row.int(1)?, row.at(2)?)),
     )?;
     for (key, version, at) in versions {
-        let bodies = tx.all(
-            "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
-             AND version <= $4 ORDER BY version DESC LIMIT 2",
-            args![link_id, resource.name, &key, version],
-            |row| {
-                let (link_id, resource) = (link_id.as_str(), resource.name);
-                let place = VersionPlace { link_id, resource, record_key: &key, version: row.int(1)? };
-                unpack(&place.open(tx, row.bytes(0)?)?)
-            },
-        )?;
-        if let [new, old] = bodies.as_slice()
-            && loses_rows(old, new)
+        let of_record = Contents { tx, link_id, resource, key: &key };
+        if let Some((version, new)) = of_record.latest_before(version + 1)?
+            && let Some((earlier, old)) = of_record.latest_before(version)?
+            && of_record.loses_rows(earlier, old, &new, compare)?
         {
             return Ok(Some(at));
         }
     }
     Ok(None)
+}
+
+/// The contents of one record that were current once.
+struct Contents<'s> {
+    tx: &'s Tx<'s>,
+    link_id: &'s LinkId,
+    resource: &'s Resource,
+    key: &'s str,
+}
+
+impl Contents<'_> {
+    /// Whether `new` lacks rows of the content before it: of `old`, which is that of `version`, or, where that cannot be
+    /// read, of the last one that can.
+    fn loses_rows(
+        &self,
+        mut version: i64,
+        mut old: String,
+        new: &str,
+        compare: &mut Compare<'_>,
+    ) -> Result<bool, Error> {
+        // Of a record that was gone nothing is left to be lost.
+        while !old.is_empty() {
+            match compare(&old, new) {
+                Loss::Nothing => return Ok(false),
+                Loss::Rows => return Ok(true),
+                Loss::Unknown => match self.latest_before(version)? {
+                    Some(earlier) => (version, old) = earlier,
+                    None => return Ok(false),
+                },
+            }
+        }
+        Ok(false)
+    }
+
+    /// The last version before `version`, and its content.
+    fn latest_before(&self, version: i64) -> Result<Option<(i64, String)>, Error> {
+        let Self { tx, link_id, resource, key } = *self;
+        tx.one(
+            "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
+             AND is_late = 0 AND version < $4 ORDER BY version DESC LIMIT 1",
+            args![link_id, resource.name, key, version],
+            |row| {
+                let version = row.int(0)?;
+                let place =
+                    VersionPlace { link_id: link_id.as_str(), resource: resource.name, record_key: key, version };
+                Ok((version, unpack(&place.open(tx, row.bytes(1)?)?)?))
+            },
+        )
+    }
 }
 
 /// What `content_hash` of a record holds that is gone: no content has it.
@@ -556,7 +619,7 @@ impl Sighting<'_> {
                 record.hash.as_slice()
             ],
         )?;
-        self.insert_version(1, false, self.first_known())
+        self.insert_version(1, false, self.first_known(), &record.body)
     }
 
     fn see_again(&self, held: &Held) -> Result<(), Error> {
@@ -597,26 +660,34 @@ impl Sighting<'_> {
             ],
         )?;
         self.see_again(held)?;
-        self.insert_version(version, false, self.first_known().max(shown_at))
+        self.insert_version(version, false, self.first_known().max(shown_at), &self.record.body)
     }
 
-    /// Keeps an answer that is older than the one held; false when it was kept before.
+    /// Keeps an answer that is older than the one held; false when it was kept before. Then a version without a body says
+    /// that this list, too, is no evidence of what is current.
     fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
-        let latest = self.tx.one(
+        let mut latest = None;
+        self.tx.each(
             "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
-             ORDER BY version DESC LIMIT 1",
+             ORDER BY version DESC",
             args![self.link_id, self.resource.name, self.key],
-            |row| unpack(&self.place(row.int(1)?).open(self.tx, row.bytes(0)?)?),
+            |row| {
+                if latest.is_none() {
+                    let body = unpack(&self.place(row.int(1)?).open(self.tx, row.bytes(0)?)?)?;
+                    latest = Some(body).filter(|body| !body.is_empty());
+                }
+                Ok::<_, Error>(())
+            },
         )?;
         self.tx.execute(
             "UPDATE records SET seen_fetched_at = $4 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
             args![self.link_id, self.resource.name, self.key, self.listing.fetched_at],
         )?;
-        if latest.is_some_and(|body| content(&body) == self.record.content) {
-            return Ok(false);
-        }
-        self.insert_version(self.latest_version()?.max(held.version) + 1, true, self.first_known())?;
-        Ok(true)
+        let is_known = latest.is_some_and(|body| content(&body) == self.record.content);
+        let version = self.latest_version()?.max(held.version) + 1;
+        let body = if is_known { pack("") } else { self.record.body.clone() };
+        self.insert_version(version, true, self.first_known(), &body)?;
+        Ok(!is_known)
     }
 
     fn place(&self, version: i64) -> VersionPlace<'_> {
@@ -636,9 +707,9 @@ impl Sighting<'_> {
         latest.ok_or(Error::Unreadable("a record's versions"))
     }
 
-    fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp) -> Result<(), Error> {
+    fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp, body: &[u8]) -> Result<(), Error> {
         let Self { record, listing, .. } = self;
-        let body = self.place(version).seal(self.tx, &record.body)?;
+        let body = self.place(version).seal(self.tx, body)?;
         self.tx.execute(
             "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
              known_from, started_at, fetched_at, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
@@ -658,6 +729,11 @@ impl Sighting<'_> {
             ],
         )?;
         Ok(())
+    }
+
+    fn loses_rows(&self, version: i64, old: String, new: &str, compare: &mut Compare<'_>) -> Result<bool, Error> {
+        let Self { tx, link_id, resource, key, .. } = *self;
+        Contents { tx, link_id, resource, key }.loses_rows(version, old, new, compare)
     }
 
     fn body_of(&self, held: &Held) -> Result<String, Error> {
@@ -783,7 +859,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::flatten::Inspection;
+    use crate::flatten::{Comparison, Inspection};
+    use crate::queue::{self, Trigger};
     use crate::resources::employments;
     use crate::store::Store;
 
@@ -823,8 +900,14 @@ mod tests {
             let confirm_after = self.confirm_after;
             self.store
                 .write(move |tx| {
-                    let loses_rows = &mut |_: &str, _: &str| false;
-                    keep(tx, &link_id, &employments::RESOURCE, &listing, webhook_count, confirm_after, loses_rows)
+                    let mut comparison = Comparison::of(&employments::RESOURCE);
+                    let compare = &mut |old: &str, new: &str| comparison.loss(old, new);
+                    let resource = &employments::RESOURCE;
+                    let kept = keep(tx, &link_id, resource, &listing, webhook_count, confirm_after, compare)?;
+                    if let Some(at) = kept.confirm_at {
+                        queue::mark(tx, &link_id, resource, Trigger::Confirm, at)?;
+                    }
+                    Ok(kept)
                 })
                 .await
                 .unwrap()
@@ -852,6 +935,15 @@ mod tests {
                 tx.all("SELECT known_from, body FROM record_versions ORDER BY version", args![], |row| {
                     Ok((row.int(0)? / 60_000_000, unpack(row.bytes(1)?)?.is_empty()))
                 })
+            };
+            self.store.read(read).await.unwrap()
+        }
+
+        /// For each answer that came too late: in which minute its list was complete, and whether it has no body.
+        async fn lists_of_late_versions(&self) -> Vec<(i64, bool)> {
+            let sql = "SELECT fetched_at, body FROM record_versions WHERE is_late = 1 ORDER BY version";
+            let read = |tx: &Tx<'_>| {
+                tx.all(sql, args![], |row| Ok((row.int(0)? / 60_000_000, unpack(row.bytes(1)?)?.is_empty())))
             };
             self.store.read(read).await.unwrap()
         }
@@ -965,6 +1057,49 @@ mod tests {
         let again = bench.list(20, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
         assert_eq!(again.late, 0, "it was kept before");
         assert_eq!(bench.seen().await[0].2, 1);
+    }
+
+    /// A whole job whose pay was of these months.
+    fn paid(months: &[u32], collected_minute: u32) -> String {
+        let pay = |month| {
+            format!(
+                r#"{{"month":"2020-{month:02}","base_amount":1.00,"retained_amount":null,"type":null,"currency":"BRL"}}"#
+            )
+        };
+        let salaries: Vec<String> = months.iter().map(pay).collect();
+        let employer = r#"{"name":"EMPRESA","code":"99000042","economic_activity":null}"#;
+        job(1, "99000042", "2020-01-01", "null", collected_minute).replace(
+            r#"{"code":"99000042"}"#,
+            &format!(r#"{employer},"occupations":[],"salaries":[{}]"#, salaries.join(",")),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_same_older_answer_twice_agrees_with_nothing() {
+        let bench = Bench::new().await;
+        bench.list(0, &[paid(&[1, 2], 30)]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[paid(&[1], 40)]).await;
+        assert_eq!(bench.due().await, Some(70), "a row is missing");
+        for minutes in [20, 75] {
+            bench.forget_marks().await;
+            let late = bench.list(minutes, &[paid(&[1, 2, 3], 20)]).await;
+            assert_eq!((late.versions, late.late), (0, usize::from(minutes == 20)));
+        }
+        assert_eq!(bench.due().await, Some(135), "a list that agrees is still wanted");
+        let versions = bench.lists_of_late_versions().await;
+        assert_eq!(versions, [(20, false), (75, true)], "the second says no more than that it is no evidence");
+    }
+
+    #[tokio::test]
+    async fn a_content_that_cannot_be_read_hides_no_row_that_is_lost() {
+        let bench = Bench::new().await;
+        bench.list(0, &[paid(&[1, 2], 0)]).await;
+        bench.list(10, &[paid(&[1, 2], 10).replace("1.00", "\"one\"")]).await;
+        bench.forget_marks().await;
+        bench.list(20, &[paid(&[1], 20)]).await;
+        assert_eq!(bench.due().await, Some(80));
+        assert!(bench.list(80, &[paid(&[1], 20)]).await.changed, "two lists agree");
     }
 
     #[tokio::test]

@@ -15,11 +15,11 @@ use crate::belvo::{Class, Client, Failure, LinkId, Permit, SIMULATED_MISMATCH};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
-use crate::flatten::Inspection;
+use crate::flatten::{Comparison, Inspection};
 use crate::lane::{in_background, result_of};
 use crate::links;
 use crate::origin;
-use crate::queue::{self, Outcome, Refresh};
+use crate::queue::{self, Outcome, Refresh, Trigger};
 use crate::records::{self, Drift, Foreign, Kept, Listing, Record};
 use crate::resources::Resource;
 use crate::store::{Error as StoreError, Store};
@@ -119,8 +119,8 @@ impl Refresher {
         {
             return Err(Error::Incomplete);
         }
-        let (listing, drift) = self.read(refresh, pages).await?;
-        self.keep(refresh, listing, &drift).await
+        let listing = self.read(refresh, pages).await?;
+        self.keep(refresh, listing).await
     }
 
     /// Lists all of `refreshes`, which are of one resource, in one request that leaves with `permit`, and keeps each answer
@@ -208,10 +208,10 @@ impl Refresher {
         while let Some(part) = reading.join_next().await {
             for (refresh, read) in result_of(part) {
                 match read {
-                    Ok((listing, drift)) => {
+                    Ok(listing) => {
                         let this = self.clone();
                         keeping.spawn(async move {
-                            let kept = this.keep(&refresh, listing, &drift).await;
+                            let kept = this.keep(&refresh, listing).await;
                             (refresh, kept)
                         });
                     }
@@ -226,7 +226,7 @@ impl Refresher {
     }
 
     /// Reads the records, away from the async threads when there are many.
-    async fn read(&self, refresh: &Refresh, pages: RawPages) -> Result<(Listing, Drift), Error> {
+    async fn read(&self, refresh: &Refresh, pages: RawPages) -> Result<Listing, Error> {
         if pages.size() <= READ_IN_PLACE {
             return Ok(read(refresh, &pages, &self.inspections)?);
         }
@@ -234,8 +234,9 @@ impl Refresher {
         Ok(in_background(move || read(&refresh, &pages, &inspections)).await?)
     }
 
-    async fn keep(&self, refresh: &Refresh, listing: Listing, drift: &Drift) -> Result<Kept, Error> {
+    async fn keep(&self, refresh: &Refresh, listing: Listing) -> Result<Kept, Error> {
         let (refresh, confirm_after, name) = (refresh.clone(), self.confirm_after, refresh.resource.name);
+        let drift = listing.drift;
         let endpoint = refresh.resource.endpoint;
         let is_simulated = self.client.is_simulated().unwrap_or_default();
         let kept = self
@@ -245,9 +246,15 @@ impl Refresher {
                     return Ok(None);
                 }
                 let Refresh { link_id, resource, webhook_count, .. } = &refresh;
-                let loses_rows = &mut |old: &str, new: &str| Inspection::loses_rows(resource, old, new);
-                let kept = records::keep(tx, link_id, resource, &listing, *webhook_count, confirm_after, loses_rows)?;
-                let change = tx.change()?;
+                let mut comparison = None;
+                let compare = &mut |old: &str, new: &str| {
+                    comparison.get_or_insert_with(|| Comparison::of(resource)).loss(old, new)
+                };
+                let kept = records::keep(tx, link_id, resource, &listing, *webhook_count, confirm_after, compare)?;
+                if let Some(at) = kept.confirm_at {
+                    queue::mark(tx, link_id, resource, Trigger::Confirm, at)?;
+                }
+                let change = kept.change;
                 let outcome = Outcome::Listed {
                     started_at: listing.started_at,
                     fetched_at: listing.fetched_at,
@@ -303,7 +310,7 @@ impl Drift {
     }
 }
 
-fn read(refresh: &Refresh, pages: &RawPages, inspections: &Inspections) -> Result<(Listing, Drift), Foreign> {
+fn read(refresh: &Refresh, pages: &RawPages, inspections: &Inspections) -> Result<Listing, Foreign> {
     let Refresh { link_id, resource, .. } = refresh;
     let mut drift = Drift::default();
     let mut inspection = inspections.take(resource);
@@ -319,5 +326,5 @@ fn read(refresh: &Refresh, pages: &RawPages, inspections: &Inspections) -> Resul
     });
     let records = records.collect::<Result<Vec<_>, Foreign>>();
     inspections.give_back(resource, inspection);
-    Ok((Listing { started_at: pages.started_at, fetched_at: pages.fetched_at, records: records?, drift }, drift))
+    Ok(Listing { started_at: pages.started_at, fetched_at: pages.fetched_at, records: records?, drift })
 }

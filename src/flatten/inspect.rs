@@ -3,6 +3,7 @@
 use super::{Flattener, Plan, RecordFacts, Rejection};
 use crate::clock::Timestamp;
 use crate::columns::Columns;
+use crate::records::Loss;
 use crate::resources::Resource;
 
 /// Looks at records of one resource, one after the other.
@@ -47,25 +48,6 @@ impl Inspection {
         Ok(Found { unknown_fields: self.flattener.unknown_fields(), unknown_values })
     }
 
-    /// Whether a row of the record's old content is missing from its new content. A content that cannot be flattened
-    /// loses nothing: the last good one stays.
-    pub fn loses_rows(resource: &Resource, old: &str, new: &str) -> bool {
-        let (mut before, mut after) = (Self::of(resource), Self::of(resource));
-        if before.flatten(old).is_err() || after.flatten(new).is_err() {
-            return false;
-        }
-        before.columns.iter().zip(&after.columns).enumerate().any(|(table, (old, new))| {
-            let mut at = 0;
-            (0..old.len()).any(|row| {
-                let compare = |at: usize| before.flattener.compare_keys(table, new, at, old, row);
-                while at < new.len() && compare(at).is_lt() {
-                    at += 1;
-                }
-                at == new.len() || compare(at).is_ne()
-            })
-        })
-    }
-
     fn flatten(&mut self, record: &str) -> Result<(), Rejection> {
         let facts = RecordFacts {
             link_id: "",
@@ -77,5 +59,40 @@ impl Inspection {
         };
         self.columns.iter_mut().for_each(|columns| columns.truncate(0));
         self.flattener.flatten(record, &facts, &mut self.columns)
+    }
+}
+
+/// Compares contents of records of one resource, pair after pair.
+pub struct Comparison {
+    old: Inspection,
+    new: Inspection,
+}
+
+impl Comparison {
+    /// A comparison of records of `resource`.
+    pub fn of(resource: &Resource) -> Self {
+        Self { old: Inspection::of(resource), new: Inspection::of(resource) }
+    }
+
+    /// What the `new` content of a record lacks of the `old` one.
+    pub fn loss(&mut self, old: &str, new: &str) -> Loss {
+        if self.new.flatten(new).is_err() {
+            return Loss::Nothing;
+        }
+        if self.old.flatten(old).is_err() {
+            return Loss::Unknown;
+        }
+        let Self { old, new } = self;
+        let loses_rows = old.columns.iter().zip(&new.columns).enumerate().any(|(table, (before, after))| {
+            let mut at = 0;
+            (0..before.len()).any(|row| {
+                let compare = |at: usize| old.flattener.compare_keys(table, after, at, before, row);
+                while at < after.len() && compare(at).is_lt() {
+                    at += 1;
+                }
+                at == after.len() || compare(at).is_ne()
+            })
+        });
+        if loses_rows { Loss::Rows } else { Loss::Nothing }
     }
 }

@@ -1,8 +1,9 @@
 //! `credit_features`, a partition for each date that somebody asked for.
 //!
 //! *Takes* the recorded runs, and the Parquet files of the other tables. *Gives* one file a date. *Promises* that a partition
-//! whose instant had passed when it was last written is taken over as it is, that only links that changed are computed
-//! again in the others, and that no partition has rows of a link whose jobs are not kept any more.
+//! has the rows that a rebuild would give it; that one whose instant had passed when it was last written is taken over as it
+//! is, but for links of which something came in later that Belvo had collected by then; that only links that changed are
+//! computed again in the others; and that no partition has rows of a link whose jobs are not kept any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -40,17 +41,26 @@ struct Wanted {
     run: Run,
     /// Links that were first seen after it.
     later: Vec<String>,
+    /// Links of which something that could have been known to it may have come in since the previous snapshot.
+    late: Vec<String>,
 }
 
 impl Partitions {
     /// Reads the runs, and what changed since `previous`, whose files may be taken over.
     pub(super) fn read(tx: &Tx<'_>, previous: Option<&Manifest>) -> Result<Self, store::Error> {
         let mut dates: BTreeMap<NaiveDate, Vec<Wanted>> = BTreeMap::new();
-        for run in runs::all(tx)? {
+        let runs = runs::all(tx)?;
+        let news = if runs.is_empty() {
+            Vec::new()
+        } else {
+            previous.map_or(Ok(Vec::new()), |previous| news(tx, previous))?
+        };
+        for run in runs {
             let until = run.known_at.max(run.ran_at);
             let later =
                 tx.all("SELECT link_id FROM links WHERE first_seen_at > $1", args![until], |row| row.text(0))?;
-            dates.entry(run.as_of).or_default().push(Wanted { run, later });
+            let late = news.iter().filter(|(_, known)| *known <= run.known_at).map(|(link_id, _)| link_id.clone());
+            dates.entry(run.as_of).or_default().push(Wanted { run, later, late: late.collect() });
         }
         // Whom an erasure has removed, no partition says.
         let erasing = tx.one("SELECT 1 FROM erasures WHERE step = 'removed'", args![], |_| Ok(()))?;
@@ -90,9 +100,8 @@ impl Partitions {
         let is_recomputed = |(date, wanted): (&NaiveDate, &Vec<Wanted>)| {
             let path = path_of(*date);
             let earlier = Earlier::find(manifest, folder, &path);
-            earlier.is_some_and(|earlier| {
-                wanted.iter().any(|wanted| earlier.has(&wanted.run) && !earlier.is_final(&wanted.run))
-            })
+            earlier
+                .is_some_and(|earlier| wanted.iter().any(|wanted| earlier.has(&wanted.run) && !earlier.stands(wanted)))
         };
         self.dates.iter().any(is_recomputed).then(|| changed.iter().cloned().collect())
     }
@@ -120,7 +129,7 @@ impl Partitions {
                 self.forgotten.is_empty()
                     && wanted
                         .iter()
-                        .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.is_final(&wanted.run)))
+                        .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.stands(wanted)))
             }) {
                 staging.take_over(earlier.folder, earlier.file)?;
                 files.push(earlier.file.clone());
@@ -168,24 +177,20 @@ impl Partitions {
     }
 
     /// Computes the rows of a run; says which of the earlier file stay as they are, if any do.
-    fn add<'s>(
-        &'s self,
-        computer: &Computer,
-        wanted: &Wanted,
-        earlier: Option<&Earlier<'_>>,
-    ) -> duckdb::Result<Option<Kept<'s>>> {
-        let Wanted { run, later } = wanted;
+    fn add(&self, computer: &Computer, wanted: &Wanted, earlier: Option<&Earlier<'_>>) -> duckdb::Result<Option<Kept>> {
+        let Wanted { run, later, late } = wanted;
         let Some((earlier, changed)) = earlier.filter(|earlier| earlier.has(run)).zip(self.changed.as_ref()) else {
             computer.add(run, None, later)?;
             return Ok(None);
         };
-        let changed = if earlier.is_final(run) { &self.forgotten } else { changed };
+        let of_final = [late.as_slice(), &self.forgotten].concat();
+        let changed = if earlier.is_final(run) { &of_final } else { changed };
         computer.add(run, Some(changed), later)?;
-        Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
+        Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(|link_id| link_id.clone().into_bytes()).collect() }))
     }
 
     /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows.
-    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept<'_>], whole: &Path) -> Result<u64, Error> {
+    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept], whole: &Path) -> Result<u64, Error> {
         let computed = whole.with_extension("computed");
         computer.write(&computed).map_err(sinks::Error::from)?;
         let stays = |[link_id, mode]: parquet::Key<'_>| {
@@ -199,10 +204,10 @@ impl Partitions {
 }
 
 /// The rows of the file before that stay in a date's file: those of one mode,
-struct Kept<'l> {
+struct Kept {
     mode: Mode,
     /// but for those of these links.
-    all_but: HashSet<&'l [u8]>,
+    all_but: HashSet<Vec<u8>>,
 }
 
 /// The file of a date in the previous snapshot.
@@ -236,10 +241,32 @@ impl<'m> Earlier<'m> {
         is_undamaged
     }
 
-    /// Whether nothing that comes now can be part of the run.
+    /// Whether the instant of the run had passed when the file was written.
     fn is_final(&self, run: &Run) -> bool {
         run.mode == Mode::Retro || self.published_at.is_some_and(|published| published > run.known_at)
     }
+
+    /// Whether every row of the run is what it was.
+    fn stands(&self, wanted: &Wanted) -> bool {
+        self.is_final(&wanted.run) && wanted.late.is_empty()
+    }
+}
+
+/// Links of which something has come in since `previous`, each with the earliest instant at which that could have been
+/// known: Belvo may have collected it long before it was fetched.
+fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, store::Error> {
+    tx.all(
+        "SELECT s.link_id, min(coalesce(s.collected_at, s.fetched_at)), min(v.known_from) FROM refreshes f \
+         JOIN link_snapshots s ON s.link_id = f.link_id AND s.resource = f.resource AND s.kept_seq > $2 \
+         LEFT JOIN record_versions v ON f.content_seq > $2 \
+         AND v.link_id = s.link_id AND v.resource = s.resource AND v.fetched_at = s.fetched_at \
+         WHERE f.resource = $1 AND f.touched_seq > $2 GROUP BY s.link_id",
+        args![employments::RESOURCE.name, previous.built_from.change],
+        |row| {
+            let (answered, known) = (row.at(1)?, row.opt_at(2)?);
+            Ok((row.text(0)?, known.map_or(answered, |known| known.min(answered))))
+        },
+    )
 }
 
 /// The Parquet file of a date, when one is published.

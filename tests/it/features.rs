@@ -23,7 +23,8 @@ use vinculo::schema::{self, Table};
 use vinculo::simulate::{Advance, Fault};
 
 use crate::binary::{Simulate, Site, free_address, run};
-use crate::harness::{AUTHORIZATION, Flow, PEPPER};
+use crate::fixtures::Told;
+use crate::harness::{AUTHORIZATION, Flow, PEPPER, Running};
 use crate::tables::{self, Row};
 
 /// A database with the tables that features are computed from, the macros, and the made-up people.
@@ -308,8 +309,8 @@ async fn nothing_that_was_learnt_later_changes_a_feature_of_simulated_people() {
 }
 
 /// What readers see of features, in DuckDB.
-fn published(flow: &Flow) -> Vec<Row> {
-    let connection = tables::connect(&flow.running.lake().join("vinculo.duckdb"));
+fn published(running: &Running) -> Vec<Row> {
+    let connection = tables::connect(&running.lake().join("vinculo.duckdb"));
     let mut rows = tables::query_sql(&connection, "SELECT * FROM credit_features");
     rows.sort();
     rows
@@ -343,10 +344,11 @@ fn global() -> Global {
     Global { config: None, json: false, log_level: "info".to_owned(), log_format: None }
 }
 
-async fn compute(flow: &Flow, as_of: NaiveDate, mode: Mode) {
+async fn compute(running: &Running, as_of: NaiveDate, mode: Mode) {
     let order = Order::Features(Wanted { as_of, mode, lag_months: 1 });
-    let run = follow_here(&flow.running.daemon, order, Parts::All, &global()).await.unwrap();
-    assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), 16), "{run:?}");
+    let run = follow_here(&running.daemon, order, Parts::All, &global()).await.unwrap();
+    let links = running.tables()["links"].len() as u64;
+    assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), links), "{run:?}");
 }
 
 fn inode(flow: &Flow, as_of: NaiveDate) -> u64 {
@@ -361,9 +363,9 @@ async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them()
     flow.until_idle().await;
     let today = || flow.running.daemon.operations.clock.now().to_utc().date_naive();
     let (decision, before) = (today(), today() - TimeDelta::days(100));
-    compute(&flow, decision, Mode::Strict).await;
-    compute(&flow, before, Mode::Retro).await;
-    let first = published(&flow);
+    compute(&flow.running, decision, Mode::Strict).await;
+    compute(&flow.running, before, Mode::Retro).await;
+    let first = published(&flow.running);
     assert_eq!(first.len(), 32);
     assert_runs_agree(&flow, &first);
     let retro = inode(&flow, before);
@@ -381,22 +383,22 @@ async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them()
         assert_eq!(flow.running.webhook(&body).await, 200);
     }
     flow.until_idle().await;
-    assert_eq!(published(&flow), first, "what was learnt later changed a row");
+    assert_eq!(published(&flow.running), first, "what was learnt later changed a row");
     assert_eq!(inode(&flow, before), retro, "a partition that cannot change was written again");
     let strict = inode(&flow, decision);
 
-    compute(&flow, today(), Mode::Strict).await;
-    let second = published(&flow);
+    compute(&flow.running, today(), Mode::Strict).await;
+    let second = published(&flow.running);
     assert_eq!(second.len(), 48);
     assert_eq!((inode(&flow, before), inode(&flow, decision)), (retro, strict), "the day was over, and is final");
     assert_runs_agree(&flow, &second);
     let publisher = &flow.running.daemon.publisher;
     publish_in_background(publisher, Scope::Everything).await.unwrap().unwrap();
-    assert_eq!(published(&flow), second, "a rebuild gives other rows");
+    assert_eq!(published(&flow.running), second, "a rebuild gives other rows");
 
     // A retro run is replaced by the next one of its date, a strict one is final.
-    compute(&flow, before, Mode::Retro).await;
-    let third = published(&flow);
+    compute(&flow.running, before, Mode::Retro).await;
+    let third = published(&flow.running);
     let known = |rows: &[Row]| -> BTreeSet<_> {
         rows.iter()
             .filter(|row| row["pit_mode"].as_deref() == Some("retro"))
@@ -405,8 +407,36 @@ async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them()
     };
     assert_eq!((third.len(), known(&third).len()), (48, 1));
     assert_ne!(known(&third), known(&second));
-    compute(&flow, decision, Mode::Strict).await;
-    assert_eq!(published(&flow), third);
+    compute(&flow.running, decision, Mode::Strict).await;
+    assert_eq!(published(&flow.running), third);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belvo_had_collected_in_time_and_came_late_is_in_a_day_that_is_over() {
+    let told = Told::start(&[]).await;
+    let running = &told.running;
+    let now = || running.daemon.operations.clock.now();
+    let list = |collected_at: String, start: &str| {
+        include_str!("../fixtures/employments/first_version.json")
+            .replace("2026-10-01T12:00:00.123456+00:00", &collected_at)
+            .replace("2025-01-01", start)
+    };
+    told.employments_arrive(&list((now() - Duration::from_hours(72)).to_string(), "2025-01-01"), 2).await;
+    let (decision, before) = (now().to_utc().date_naive(), now().to_utc().date_naive() - TimeDelta::days(30));
+    compute(running, decision, Mode::Strict).await;
+    compute(running, before, Mode::Retro).await;
+    let collected_in_time = now();
+    compute(running, before, Mode::Retro).await;
+    running.clock.advance(Duration::from_hours(24));
+    publish_in_background(&running.daemon.publisher, Scope::Everything).await.unwrap().unwrap();
+    let over = published(running);
+
+    told.employments_change(&list(collected_in_time.to_string(), "2024-01-01"), 2).await;
+    let late = published(running);
+    let changed = over.iter().zip(&late).filter(|(before, after)| before != after).count();
+    assert_eq!((over.len(), late.len(), changed), (2, 2, 2), "the day of the decision, and the one that looked back");
+    publish_in_background(&running.daemon.publisher, Scope::Everything).await.unwrap().unwrap();
+    assert_eq!(published(running), late, "a rebuild gives other rows");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -416,7 +446,7 @@ async fn an_explanation_has_the_published_values_and_a_reason_for_every_null() {
     flow.until_idle().await;
     let now = flow.running.daemon.operations.clock.now();
     let as_of = now.to_utc().date_naive();
-    compute(&flow, as_of, Mode::Strict).await;
+    compute(&flow.running, as_of, Mode::Strict).await;
     let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
     let (mode, known_at) = runs::clocks(as_of, Mode::Strict, now).unwrap();
     let run = Run { as_of, mode, known_at, lag_months: 1, ran_at: now, change: 0 };
@@ -478,12 +508,12 @@ async fn who_is_not_kept_any_more_has_no_features_not_even_of_final_dates_and_is
     flow.until_idle().await;
     let today = || flow.running.daemon.operations.clock.now().to_utc().date_naive();
     let decision = today();
-    compute(&flow, decision, Mode::Strict).await;
+    compute(&flow.running, decision, Mode::Strict).await;
     let links = flow.simulation.link_ids();
     for link in &links {
         freeze(&flow, link, decision).await;
     }
-    let before = published(&flow);
+    let before = published(&flow.running);
 
     // Half of the people are heard of again.
     flow.simulation.arm(Fault::parse("lost").unwrap());
@@ -505,7 +535,7 @@ async fn who_is_not_kept_any_more_has_no_features_not_even_of_final_dates_and_is
         let mut heard_of = links.iter().step_by(2);
         heard_of.any(|link| row["link_id"].as_ref() == Some(link)) || before.iter().any(is_empty)
     };
-    let after = published(&flow);
+    let after = published(&flow.running);
     assert_eq!(after.len(), 16);
     for row in &after {
         let known = row.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name.as_str());
@@ -524,11 +554,11 @@ async fn who_is_not_kept_any_more_has_no_features_not_even_of_final_dates_and_is
     let expected: Vec<String> = expected.collect::<BTreeSet<_>>().into_iter().collect();
     assert!(kept == expected && (8..16).contains(&kept.len()), "{kept:?}");
 
-    compute(&flow, today(), Mode::Strict).await;
-    let computed = published(&flow);
+    compute(&flow.running, today(), Mode::Strict).await;
+    let computed = published(&flow.running);
     assert!(computed.iter().filter(|row| !is_kept(row)).all(|row| row["has_data"].as_deref() == Some("false")));
     publish_in_background(&flow.running.daemon.publisher, Scope::Everything).await.unwrap().unwrap();
-    assert_eq!(published(&flow), computed, "a rebuild gives other rows");
+    assert_eq!(published(&flow.running), computed, "a rebuild gives other rows");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,13 +15,13 @@ macro_rules! fixture {
 }
 
 /// A Belvo with one link, and the program.
-struct Told {
+pub(crate) struct Told {
     belvo: Belvo,
-    running: Running,
+    pub(crate) running: Running,
 }
 
 impl Told {
-    async fn start(overrides: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(overrides: &[(&str, &str)]) -> Self {
         let belvo = Belvo::start().await;
         belvo.has_link(LINK, fixture!("links/guide"));
         let running = Running::start(belvo.address, overrides).await;
@@ -37,14 +37,14 @@ impl Told {
     }
 
     /// The same, and analysts see it.
-    async fn employments_arrive(&self, list: &str, count: usize) -> Tables {
+    pub(crate) async fn employments_arrive(&self, list: &str, count: usize) -> Tables {
         self.employments(list, count).await;
         self.running.until_idle().await;
         self.running.tables()
     }
 
     /// Belvo has `list` of employments from now on, and analysts see what came of it; what is due later is left.
-    async fn employments_change(&self, list: &str, count: usize) -> Tables {
+    pub(crate) async fn employments_change(&self, list: &str, count: usize) -> Tables {
         // A webhook right after a fetch waits for more of them.
         self.running.clock.advance(Duration::from_secs(6));
         let before = self.belvo.calls(EMPLOYMENTS).len();
