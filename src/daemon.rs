@@ -28,7 +28,7 @@ use crate::lane::in_background;
 use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
-use crate::publish::verify::Damage;
+use crate::publish::integrity::Damage;
 use crate::publish::{self, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
 use crate::recollect::Recollector;
@@ -511,8 +511,11 @@ async fn look_around(
             trouble = now;
         }
         show_what_waits(&client, &store, clock.now()).await;
-        let probe = "UPDATE meta SET value = value WHERE name = 'schema_version'";
-        let answer = store.write(move |tx| tx.execute(probe, args![]).map(drop)).await;
+        // SQLite writes no row that stays as it is, and what is not written cannot fail.
+        let probe = "INSERT INTO meta (name, value) VALUES ('looked_at', CAST($1 AS TEXT)) \
+            ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        let looked_at = clock.now();
+        let answer = store.write(move |tx| tx.execute(probe, args![looked_at]).map(drop)).await;
         hear(&answer, store.has_room(), &mut state, &problems, &vitals);
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;

@@ -29,12 +29,12 @@ use crate::store::{self, Readers, Tx, args};
 mod cells;
 mod delta;
 mod handover;
+pub mod integrity;
 mod output;
 mod partitions;
 mod pii;
 mod snapshots;
 mod tables;
-pub mod verify;
 
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
@@ -161,7 +161,11 @@ impl Publisher {
         clock: Clock,
     ) -> Result<Self, Error> {
         let lake = Lake::open(&settings.path)?;
-        lake.clear_leftovers()?;
+        let held = readers.read(BuiltFrom::of)?;
+        // In another state's lake somebody may be at work.
+        if lake.last().is_none_or(|last| last.built_from.state_id == held.state_id) {
+            lake.clear_leftovers()?;
+        }
         settings.reference.tell_expiries();
         let (schema, turn, failure) = (schema::get(), Mutex::default(), watch::Sender::default());
         Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii: false, turn, failure })
@@ -197,8 +201,18 @@ impl Publisher {
 
     fn publish_inside(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some((published, held)), Scope::Changed) = (turn.older, scope) {
-            return Err(Error::OlderState { published, held });
+        if scope == Scope::Changed {
+            if let Some((published, held)) = turn.older {
+                return Err(Error::OlderState { published, held });
+            }
+            // Before anything is touched in the lake.
+            if let Some(last) = self.lake.last() {
+                let agreed = last.agrees_with(&self.readers.read(BuiltFrom::of)?);
+                if let Err(Error::OlderState { published, held }) = agreed {
+                    turn.older = Some((published, held));
+                }
+                agreed?;
+            }
         }
         let previous = self.lake.current();
         let staging = self.lake.stage()?;
@@ -207,23 +221,28 @@ impl Publisher {
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))
         });
-        turn.older = match &published {
-            Err(Error::OlderState { published, held }) => Some((*published, *held)),
-            Err(_) => turn.older,
-            Ok(_) => None,
-        };
+        if published.is_ok() {
+            turn.older = None;
+        }
         // After the rename there is nothing left to remove.
         let _ = std::fs::remove_dir_all(&staging.folder);
         let published = published?;
         if published.is_some() {
-            if scope == Scope::Everything {
-                for snapshot in verify::drop_damaged(&self.lake)? {
-                    tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
-                }
+            // Readers see the new one already, whatever becomes of those before it; the next publish tries again.
+            if let Err(error) = self.drop_older(scope) {
+                tracing::warn!(code = error.code(), "an older snapshot could not be dropped: {error}");
             }
-            self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now())?;
         }
         Ok(published)
+    }
+
+    fn drop_older(&self, scope: Scope) -> Result<(), Error> {
+        if scope == Scope::Everything {
+            for snapshot in integrity::drop_damaged(&self.lake)? {
+                tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
+            }
+        }
+        self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now()).map(drop)
     }
 
     /// Drops all snapshots before the current one, whatever their age. Blocks.
@@ -276,9 +295,6 @@ impl Publisher {
         let published_at = self.clock.now();
         let staged = self.readers.read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
-            if let Some(previous) = previous.filter(|_| scope == Scope::Changed) {
-                previous.agrees_with(&built_from)?;
-            }
             let fitting = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
             if fitting.is_some_and(|previous| previous.built_from == built_from) {
                 return Ok(None);
@@ -615,6 +631,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lake_that_lost_its_links_loses_nothing_else() {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        let publisher = place.publisher(&["parquet"]);
+        for _ in 0..2 {
+            publisher.publish(Scope::Everything).unwrap().unwrap();
+        }
+        fs::remove_file(place.lake().join("current")).unwrap();
+
+        let other = Store::open(&place.folder.path().join("other.db")).unwrap();
+        let another = Publisher { readers: other.readers(), ..place.publisher(&["parquet"]) };
+        assert_eq!(another.snapshots().unwrap(), [1, 2], "nobody can tell which of them nobody saw");
+        assert_eq!(code(another.publish(Scope::Changed)), "foreign_lake");
+        let manifest = place.publisher(&["parquet"]).publish(Scope::Changed).unwrap();
+        assert_eq!(manifest.map(|manifest| manifest.snapshot), Some(3), "there is a current one again");
+        assert_eq!(publisher.current(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn nothing_staged_is_removed_from_a_lake_that_another_state_publishes() {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        place.publisher(&["parquet"]).publish(Scope::Changed).unwrap().unwrap();
+        let staged = place.lake().join(".staging/000002");
+        fs::create_dir(&staged).unwrap();
+        let other = Place { store: Store::open(&place.folder.path().join("other.db")).unwrap(), ..place };
+        assert_eq!(code(other.publisher(&["parquet"]).publish(Scope::Changed)), "foreign_lake");
+        assert!(staged.exists());
+    }
+
+    #[tokio::test]
     async fn a_state_that_is_older_than_the_lake_stays_so_however_far_it_counts() {
         let place = Place::new();
         let publisher = place.publisher(&["parquet"]);
@@ -669,6 +716,8 @@ mod tests {
             publisher.publish(Scope::Everything).unwrap().unwrap();
         }
         assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3]);
+        let left = place.lake().join(".staging/000000.gone");
+        fs::create_dir(&left).unwrap();
         let forgotten = publisher.forget().unwrap();
         assert_eq!(forgotten.iter().map(|gone| gone.snapshot).collect::<Vec<_>>(), [1, 2]);
         assert!(forgotten.iter().all(|gone| !gone.files.is_empty()), "{forgotten:?}");
@@ -685,7 +734,7 @@ mod tests {
         {
             place.publisher(sinks).publish(Scope::Everything).unwrap().unwrap();
             assert_eq!((link.is_symlink(), link.exists()), (has_database, has_database), "{sinks:?}");
-            assert!(verify::verify(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
+            assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::audit;
 use crate::config;
-use crate::publish::verify::{self, Damage};
+use crate::publish::integrity::{self, Damage};
 use crate::publish::{BuiltFrom, Lake};
 use crate::records::unpack;
 use crate::store::{Error, FrozenPlace, Readers, Row, VersionPlace, WebhookPlace, args};
@@ -27,7 +27,7 @@ pub struct Report {
     pub ok: bool,
     /// The lake.
     #[serde(flatten)]
-    pub lake: verify::Verified,
+    pub lake: integrity::Verified,
     /// Bodies of the state that were opened.
     pub bodies_opened: u64,
     /// Lines of the audit.
@@ -37,11 +37,11 @@ pub struct Report {
 /// Checks `state`, and the lake at `lake_path`. Blocks.
 ///
 /// # Errors
-/// Those of [`Readers`], when the state cannot be looked at at all, and of [`verify::verify`]; damage is in the report.
+/// Those of [`Readers`], when the state cannot be looked at at all, and of [`integrity::check`]; damage is in the report.
 pub fn check(state: &config::State, lake_path: &Path) -> anyhow::Result<Report> {
     let readers = Readers::configured(state);
     let found = check_state(&readers)?;
-    let mut lake = verify::verify(lake_path)?;
+    let mut lake = integrity::check(lake_path)?;
     let name = state.path.file_name().map_or(Path::new("state"), Path::new).display().to_string();
     let faults = found.faults.into_iter().map(|(code, what)| Damage { file: name.clone(), code, what });
     lake.damage.splice(0..0, faults);

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use super::progress::Progress;
 use super::{Exit, Global};
 use crate::config::Needs;
-use crate::publish::verify::Damage;
+use crate::publish::integrity::Damage;
 use crate::verify;
 
 /// What `verify` takes: its settings are all in the configuration.

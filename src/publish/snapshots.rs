@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Error, pii, verify};
+use super::{Error, integrity, pii};
 use crate::clock::Timestamp;
 use crate::database;
 use crate::sensitive::hex;
@@ -118,6 +118,9 @@ pub struct Lake {
     path: PathBuf,
 }
 
+/// What the name of a snapshot ends in that is being removed.
+const GONE: &str = "gone";
+
 /// A snapshot that nobody sees yet.
 #[derive(Debug, Clone)]
 pub struct Staging {
@@ -147,7 +150,8 @@ impl Lake {
         Self { path: path.to_owned() }
     }
 
-    /// Removes what a crash left: everything staged, and snapshots that never became current.
+    /// Removes what a crash left: everything staged, and snapshots that never became current. Without a `current`, as in a
+    /// copy that lost its links, nobody can tell which these are, and all stay.
     ///
     /// # Errors
     /// [`Error::Folder`].
@@ -158,7 +162,7 @@ impl Lake {
         }
         let current = self.current_number();
         for (number, path) in self.numbered()? {
-            if current.is_none_or(|current| number > current) {
+            if current.is_some_and(|current| number > current) {
                 remove(&path)?;
             }
         }
@@ -168,6 +172,11 @@ impl Lake {
     /// The manifest of the snapshot that readers see; `None` when there is none that can be read.
     pub fn current(&self) -> Option<Manifest> {
         self.manifest(self.current_number()?)
+    }
+
+    /// What was published last: [`Lake::current`], or the newest snapshot there is when `current` names none.
+    pub(super) fn last(&self) -> Option<Manifest> {
+        self.current().or_else(|| self.all().ok()?.into_iter().rev().find_map(|number| self.manifest(number)))
     }
 
     /// The folder of snapshot `number`.
@@ -195,8 +204,8 @@ impl Lake {
     /// [`Error::Folder`]; readers then see what they saw before.
     pub(super) fn reveal(&self, staging: &Staging, sealed: &Sealed, manifest: &Manifest) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(manifest).map_err(|error| Error::at(&staging.folder, error.into()))?;
-        let path = staging.folder.join(verify::MANIFEST);
-        fs::write(&path, verify::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
+        let path = staging.folder.join(integrity::MANIFEST);
+        fs::write(&path, integrity::with_own_checksum(&text)).map_err(|source| Error::at(&path, source))?;
         let mut others = entries(&staging.folder)?;
         others.retain(|(path, _)| !sealed.0.contains(path));
         seal(others)?;
@@ -244,7 +253,7 @@ impl Lake {
         Ok(numbers)
     }
 
-    /// Drops all snapshots before the current one.
+    /// Drops all snapshots before the current one, and what an earlier removal left of others.
     pub(super) fn forget(&self) -> Result<Vec<Forgotten>, Error> {
         let current = self.current_number();
         let mut forgotten = Vec::new();
@@ -262,6 +271,12 @@ impl Lake {
             self.drop_snapshot(snapshot)?;
             forgotten.push(Forgotten { snapshot, files });
         }
+        let staging = self.staging();
+        for entry in fs::read_dir(&staging).map_err(|source| Error::at(&staging, source))?.flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == GONE) {
+                remove(&entry.path())?;
+            }
+        }
         Ok(forgotten)
     }
 
@@ -278,7 +293,7 @@ impl Lake {
     /// Removes snapshot `number`. It is out of the readers' sight by one rename, so that nobody meets a part of it; what a
     /// crash leaves of it is staged, and gone after the next start.
     fn take_away(&self, number: u32) -> Result<(), Error> {
-        let (folder, aside) = (self.folder(number), self.staging().join(format!("{number:06}.gone")));
+        let (folder, aside) = (self.folder(number), self.staging().join(format!("{number:06}.{GONE}")));
         remove(&aside)?;
         match fs::rename(&folder, &aside) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -300,7 +315,7 @@ impl Lake {
 
     /// The manifest of snapshot `number`; `None` when there is none that can be read.
     pub fn manifest(&self, number: u32) -> Option<Manifest> {
-        serde_json::from_slice(&fs::read(self.folder(number).join(verify::MANIFEST)).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.folder(number).join(integrity::MANIFEST)).ok()?).ok()
     }
 
     pub(super) fn current_number(&self) -> Option<u32> {

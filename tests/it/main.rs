@@ -12,6 +12,7 @@ mod coalesce;
 mod commands;
 mod dashboard;
 mod day;
+mod disk;
 mod doctor;
 mod economy;
 mod erase;

@@ -69,7 +69,7 @@ impl Verified {
 ///
 /// # Errors
 /// [`Error::Folder`] when the lake cannot be read at all.
-pub fn verify(path: &Path) -> Result<Verified, Error> {
+pub fn check(path: &Path) -> Result<Verified, Error> {
     let lake = Lake::look(path);
     let mut verified = Verified::default();
     if !lake.snapshots().exists() {
@@ -83,7 +83,7 @@ pub fn verify(path: &Path) -> Result<Verified, Error> {
         .iter()
         .map(|(_, folder)| {
             let mut own = Verified::default();
-            verify_snapshot(path, folder, &mut seen, &mut own);
+            check_snapshot(path, folder, &mut seen, &mut own);
             (folder, own)
         })
         .collect();
@@ -115,7 +115,7 @@ pub(super) fn drop_damaged(lake: &Lake) -> Result<Vec<u32>, Error> {
     let mut seen = HashMap::new();
     for (number, folder) in lake.numbered()? {
         let mut verified = Verified::default();
-        verify_snapshot(&folder, &folder, &mut seen, &mut verified);
+        check_snapshot(&folder, &folder, &mut seen, &mut verified);
         if Some(number) != current && !verified.damage.is_empty() {
             lake.drop_snapshot(number)?;
             dropped.push(number);
@@ -127,7 +127,7 @@ pub(super) fn drop_damaged(lake: &Lake) -> Result<Vec<u32>, Error> {
 /// The checksum of each file that was read, by device and inode.
 type Seen = HashMap<(u64, u64), String>;
 
-fn verify_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Verified) {
+fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Verified) {
     let path = folder.join(MANIFEST);
     verified.files += 1;
     let manifest = match fs::read(&path) {
@@ -146,7 +146,7 @@ fn verify_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut V
     for entry in manifest.tables.iter().flat_map(|table| &table.files).chain(&manifest.files) {
         let file = folder.join(&entry.path);
         verified.files += 1;
-        if let Err((code, what)) = verify_file(&file, entry, seen, &mut verified.bytes) {
+        if let Err((code, what)) = check_file(&file, entry, seen, &mut verified.bytes) {
             verified.note(lake, &file, code, what);
         }
         expected.insert(file);
@@ -158,7 +158,7 @@ fn verify_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut V
     }
 }
 
-fn verify_file(path: &Path, entry: &FileEntry, seen: &mut Seen, bytes: &mut u64) -> Result<(), (&'static str, String)> {
+fn check_file(path: &Path, entry: &FileEntry, seen: &mut Seen, bytes: &mut u64) -> Result<(), (&'static str, String)> {
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => ("missing", "is not there".to_owned()),
         _ => ("unreadable", error.to_string()),
@@ -217,7 +217,7 @@ mod tests {
         let looked = folders.each_ref().map(|folder| {
             fs::create_dir_all(folder).unwrap();
             let mut own = Verified::default();
-            verify_snapshot(lake.path(), folder, &mut HashMap::new(), &mut own);
+            check_snapshot(lake.path(), folder, &mut HashMap::new(), &mut own);
             assert_eq!(own.damage.len(), 1, "it has no manifest");
             own
         });
