@@ -30,7 +30,8 @@ use crate::runs::{Failed, Kind, Progress, Reason, Runs};
 use crate::schedule::Asker;
 use crate::store::{self, Store, Tx, args};
 use crate::tombstones;
-use crate::webhook::log::{self, Replayed};
+use crate::webhook::log;
+use crate::webhook::replay::{Replayed, replay};
 use crate::widget::Widgets;
 
 /// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted.
@@ -413,7 +414,7 @@ impl Operations {
         deleted.map_err(|error| Failed::of(error.code(), error))?;
         loop {
             news.mark_unchanged();
-            if self.deleter.is_gone(&link).await? {
+            if self.deleter.is_gone(&link).await.map_err(|error| Failed::of(error.code(), error))? {
                 break;
             }
             let _ = tokio::time::timeout(NEWS_WITHIN, news.changed()).await;
@@ -599,7 +600,7 @@ impl Operations {
             last = end;
             let now = self.clock.now();
             let read_again =
-                move |tx: &Tx<'_>| seqs.into_iter().map(|seq| log::replay(tx, seq, now)).collect::<Result<Vec<_>, _>>();
+                move |tx: &Tx<'_>| seqs.into_iter().map(|seq| replay(tx, seq, now)).collect::<Result<Vec<_>, _>>();
             let replayed = self.store.write(read_again).await?;
             self.queue.announce();
             progress.send_modify(|progress| {
@@ -755,7 +756,7 @@ mod tests {
         };
         // A second look was booked already when the order came: what it waits for is the order's own now.
         let mark = move |tx: &Tx<'_>| {
-            queue::mark_at(tx, &link, &owners::RESOURCE, Trigger::Confirm, at(3700))?;
+            queue::mark(tx, &link, &owners::RESOURCE, Trigger::Confirm, at(3700))?;
             queue::mark(tx, &link, &owners::RESOURCE, Trigger::Operator, at(100))
         };
         store.write(mark).await.unwrap();
@@ -763,7 +764,7 @@ mod tests {
         // Its list lacks a row, and another is to agree in an hour.
         let listed = move |tx: &Tx<'_>| {
             tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![at(102)])?;
-            queue::mark_at(tx, &confirmed, &owners::RESOURCE, Trigger::Confirm, at(3702))
+            queue::mark(tx, &confirmed, &owners::RESOURCE, Trigger::Confirm, at(3702))
         };
         store.write(listed).await.unwrap();
         let (done, failed, waiting) = look_at(103).await.unwrap();

@@ -37,6 +37,7 @@ use crate::wire::{Framing, Heads};
 mod door;
 mod event;
 pub mod log;
+pub mod replay;
 mod reply;
 
 use door::Door;
