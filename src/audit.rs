@@ -5,7 +5,6 @@
 //! no line names a person: who writes one gives counts, random ids and salted hashes only. Whoever can write the whole file can write
 //! a new chain; note the last hash elsewhere if that matters.
 
-use hmac::{Hmac, KeyInit, Mac};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::salt;
 use crate::sensitive::hex;
 use crate::store::{Error, Row, Store, Tx, args};
 
@@ -27,6 +27,9 @@ pub const EXPORT: &str = "export";
 
 /// Action of a line that says that somebody sent a wrong token.
 pub const SIGN_IN_FAILED: &str = "sign_in_failed";
+
+/// Name of the salt under which links are called something in the audit.
+const SALT: &str = "audit_salt";
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -52,8 +55,8 @@ pub struct Line {
 /// [`Error::Database`].
 pub fn list(tx: &Tx<'_>, link: Option<&LinkId>, before: Option<i64>, limit: usize) -> Result<Vec<Line>, Error> {
     let name = match link {
-        Some(link) => match salt(tx)? {
-            Some(salt) => Some(hash_of_link(&salt, link)),
+        Some(link) => match salt::held(tx, SALT)? {
+            Some(salt) => Some(salt::hash(&salt, link.as_str())),
             None => return Ok(Vec::new()),
         },
         None => None,
@@ -94,25 +97,7 @@ fn read(row: &Row<'_>) -> Result<Line, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn name_of(tx: &Tx<'_>, link: &LinkId) -> Result<String, Error> {
-    let salt = if let Some(salt) = salt(tx)? {
-        salt
-    } else {
-        let salt = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        tx.execute("INSERT INTO meta (name, value) VALUES ('audit_salt', $1)", args![&salt])?;
-        salt
-    };
-    Ok(hash_of_link(&salt, link))
-}
-
-fn salt(tx: &Tx<'_>) -> Result<Option<String>, Error> {
-    tx.one("SELECT value FROM meta WHERE name = 'audit_salt'", args![], |row| row.text(0))
-}
-
-fn hash_of_link(salt: &str, link: &LinkId) -> String {
-    // HMAC takes keys of any length, so that this cannot fail.
-    let mut mac = Hmac::<Sha256>::new_from_slice(salt.as_bytes()).unwrap_or_else(|_| unreachable!());
-    mac.update(link.as_str().as_bytes());
-    hex(&mac.finalize().into_bytes())
+    Ok(salt::hash(&salt::made(tx, SALT)?, link.as_str()))
 }
 
 /// Writes a line and gives its hash.

@@ -127,7 +127,7 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
         return Err(Error::Exists(to));
     }
     let partial = to.with_added_extension("partial");
-    let made = write(&state.path, &partial, now).and_then(|end| {
+    let made = write(&state.path, &partial, now).and_then(|(end, erased_in_it)| {
         let End { made_at, state: held, bytes, .. } = end;
         let made = Made { file: to.display().to_string(), made_at, state: held, bytes };
         // Before it is there, so that no crash leaves one that erasures do not know of.
@@ -135,6 +135,13 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
         let folder = to.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
+        // Whoever is erased from now on finds it on record; who was while it was written is told of beside it.
+        if let Some(erased) =
+            Readers::of(&state.path).read(Tombstones::of)?.filter(|now| Some(now) != erased_in_it.as_ref())
+        {
+            let path = tombstones::file_of_backup(&to);
+            erased.write(&path).inspect_err(|_| drop(fs::remove_file(&to))).map_err(Error::at(&path))?;
+        }
         Ok(made)
     });
     if made.is_err() {
@@ -182,9 +189,11 @@ fn files_of(folder: &Path, kind: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<End, Error> {
+/// Gives the end that it has, and who was erased in it.
+fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<(End, Option<Tombstones>), Error> {
     store::copy(state, partial)?;
-    let state = Readers::of(partial).read(BuiltFrom::of)?;
+    let (state, erased) =
+        Readers::of(partial).read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?, Tombstones::of(tx)?)))?;
     let (bytes, sha256) = checksum(partial).map_err(Error::at(partial))?;
     let end = End { made_at: now.to_string(), state, bytes, sha256 };
     let text = json!(end).to_string();
@@ -195,7 +204,7 @@ fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<End, Error> {
         .try_for_each(|part| file.write_all(part))
         .and_then(|()| file.sync_all())
         .map_err(Error::at(partial))?;
-    Ok(end)
+    Ok((end, erased))
 }
 
 /// Adds to the list of backups, which erasures quote.

@@ -2,7 +2,8 @@
 //!
 //! *Takes* a link. *Gives* Belvo's answer that it is deleting the link, and later that the link is gone. *Promises* that
 //! nothing of the link is fetched from the request on; that the link counts as gone only when Belvo says so, by a webhook or by
-//! not knowing it any more; and that a request which a crash or the network cut off is sent again.
+//! not knowing it any more; and that a request which a crash or the network cut off is sent again, until Belvo takes it or
+//! refuses it.
 
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ pub enum Error {
     /// Belvo did not take the wish; the link is as it was.
     #[error(transparent)]
     Belvo(#[from] Failure),
+    /// Belvo took the wish and refused it when it was sent again.
+    #[error("Belvo refuses now what it had taken, and the link is as it was: the log says why")]
+    Refused,
     /// The wish could not be written down; nothing was sent.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -44,9 +48,17 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Belvo(failure) => failure.code,
+            Self::Refused => "delete_refused",
             Self::Store(error) => error.code(),
         }
     }
+}
+
+/// Whether Belvo may have taken a wish already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    First,
+    Again,
 }
 
 /// Deletes, and sees to the end of it. Cheap to clone.
@@ -73,20 +85,26 @@ impl Deleter {
     pub async fn delete(&self, link: &LinkId) -> Result<Deletion, Error> {
         let (wish, now, patience) = (link.clone(), self.clock.now(), self.patience);
         self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
-        self.send(link).await
+        self.send(link, Sending::First).await
     }
 
     /// Whether Belvo has said that `link` is gone, or nobody asks any more because it was erased here.
     ///
     /// # Errors
-    /// [`store::Error`].
-    pub async fn is_gone(&self, link: &LinkId) -> Result<bool, store::Error> {
+    /// [`Error::Refused`], when the wish has come to nothing; [`Error::Store`].
+    pub async fn is_gone(&self, link: &LinkId) -> Result<bool, Error> {
         let link = link.clone();
-        let there = "SELECT 1 FROM links WHERE link_id = $1 AND coalesce(status, '') <> $2";
-        Ok(self.store.read(move |tx| tx.one(there, args![&link, DELETED], |_| Ok(()))).await?.is_none())
+        let wanted = "SELECT EXISTS (SELECT 1 FROM deletions d WHERE d.link_id = l.link_id AND d.due_at IS NOT NULL) \
+            FROM links l WHERE l.link_id = $1 AND coalesce(l.status, '') <> $2";
+        let standing = self.store.read(move |tx| tx.one(wanted, args![&link, DELETED], |row| Ok(row.int(0)? == 1)));
+        match standing.await? {
+            None => Ok(true),
+            Some(true) => Ok(false),
+            Some(false) => Err(Error::Refused),
+        }
     }
 
-    async fn send(&self, link: &LinkId) -> Result<Deletion, Error> {
+    async fn send(&self, link: &LinkId, sending: Sending) -> Result<Deletion, Error> {
         let sent = belvo::links::delete(&self.client, link).await;
         let (link, now) = (link.clone(), self.clock.now());
         match sent {
@@ -103,8 +121,9 @@ impl Deleter {
                     request_id = failure.request_id,
                     "not deleted: {failure}"
                 );
-                let may_have_arrived = failure.http_status.is_none() && failure.code != "api_auth";
-                if !may_have_arrived {
+                // What was taken once is taken back only by a refusal; haste or a pause of Belvo's is none.
+                let is_refused = matches!(failure.kind, Decision::Refused | Decision::AskUser);
+                if is_refused || sending == Sending::First && !failure.may_have_arrived() {
                     self.store.write(move |tx| note_refused(tx, &link, now)).await?;
                     self.queue.announce();
                 }
@@ -150,7 +169,7 @@ impl Deleter {
                     self.store.write(move |tx| tx.execute(postpone, args![&later, until])).await?;
                     // Still there after some looks: the wish is sent again, and its failure is logged.
                     if answer.is_ok() && attempts % 4 == 3 {
-                        let _ = self.send(&link).await;
+                        let _ = self.send(&link, Sending::Again).await;
                     }
                 }
             }
@@ -271,6 +290,40 @@ mod tests {
         }
         assert!(place.deleter.is_gone(&link()).await.unwrap());
         assert_eq!(script.requests().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_belvo_took_is_ended_by_a_refusal_only() {
+        let answers = Arc::new(AtomicU16::new(202));
+        let deletes = Arc::clone(&answers);
+        let script = Script::start(move |head| match head {
+            head if head.starts_with("DELETE") => match deletes.load(Ordering::SeqCst) {
+                202 => scripted::json(202, r#"{"request_id":"x"}"#),
+                status => scripted::json(status, r#"[{"code":"permission"}]"#),
+            },
+            _ => scripted::json(200, &format!(r#"{{"id":"{ID}"}}"#)),
+        })
+        .await;
+        let place = Place::new(script.client()).await;
+        place.deleter.delete(&link()).await.unwrap();
+        let again = async |status| {
+            answers.store(status, Ordering::SeqCst);
+            for _ in 0..4 {
+                place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
+                assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
+            }
+            (place.status().await.0, place.deleter.is_gone(&link()).await.map_err(|error| error.code()))
+        };
+        assert_eq!(again(503).await, (Some(DELETING.to_owned()), Ok(false)));
+        assert_eq!(again(403).await, (Some("valid".to_owned()), Err("delete_refused")));
+    }
+
+    #[tokio::test]
+    async fn a_wish_on_which_belvo_failed_may_have_arrived() {
+        let script = Script::start(|_| scripted::json(503, r#"[{"code":"x"}]"#)).await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "api_down");
+        assert_eq!(place.status().await, (Some(DELETING.to_owned()), 0));
     }
 
     #[tokio::test]

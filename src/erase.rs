@@ -105,6 +105,7 @@ impl Error {
                 failure.code != SIMULATED_MISMATCH
                     && !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
             }
+            delete::Error::Refused => true,
             delete::Error::Store(_) => false,
         }
     }
@@ -518,7 +519,7 @@ impl Eraser {
             while !is_gone && asked.elapsed() < BELVO_DELETES_WITHIN {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 deleter.follow_up().await?;
-                is_gone = deleter.is_gone(&link).await?;
+                is_gone = deleter.is_gone(&link).await.map_err(|error| Error::Belvo(Box::new(error)))?;
             }
             said.push(if is_gone { "deleted" } else { "accepted" }.to_owned());
         }
@@ -673,25 +674,42 @@ pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String
     Ok(external_ids)
 }
 
-/// Numbers of the webhooks that name one of `names` although nobody knows of which link they are: they were not understood,
-/// and have the name in a place of their own.
+/// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
+/// they are: they were not understood, and have the name in a place of their own.
 ///
 /// # Errors
 /// [`store::Error`].
 pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
-    let mut traces = Traces::default();
-    names.for_each(|name| traces.add(name.as_bytes()));
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
     let mut found = Vec::new();
     tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
         let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
         // One that cannot be opened says nothing.
-        if place.open(tx, row.bytes(2)?).is_ok_and(|body| traces.are_in(&body)) {
+        let body = place.open(tx, row.bytes(2)?).ok().and_then(|body| serde_json::from_slice(&body).ok());
+        if body.is_some_and(|body| is_named(&body, &names)) {
             found.push(row.int(0)?);
         }
         Ok::<_, store::Error>(())
     })?;
     Ok(found)
 }
+
+/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
+/// `customer-1` is not in `customer-12`.
+fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
+    match json {
+        Value::String(text) => {
+            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
+        }
+        Value::Number(number) => names.contains(number.to_string().as_str()),
+        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
+        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
+        Value::Null | Value::Bool(_) => false,
+    }
+}
+
+/// Bytes from the middle of a body that tell it from all others.
+const TRACE: usize = 32;
 
 /// What must not be found in the state's file once it is done.
 fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Result<Traces, store::Error> {
@@ -703,15 +721,16 @@ fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Res
             Ok(())
         })?;
         // Bodies that were kept without a key are in the file as they are; those under one are noise without it.
-        for (sql, length) in [
-            ("SELECT wrapped FROM link_keys WHERE link_id = $1", 32),
-            ("SELECT body FROM record_versions WHERE link_id = $1", 32),
-            ("SELECT body FROM webhooks WHERE link_id = $1", 32),
+        for sql in [
+            "SELECT wrapped FROM link_keys WHERE link_id = $1",
+            "SELECT body FROM record_versions WHERE link_id = $1",
+            "SELECT body FROM webhooks WHERE link_id = $1",
+            "SELECT body FROM frozen_features WHERE link_id = $1",
         ] {
             tx.each(sql, args![link], |row| {
                 let bytes = row.bytes(0)?;
                 let middle = bytes.len() / 2;
-                traces.add(&bytes[middle..bytes.len().min(middle + length)]);
+                traces.add(&bytes[middle..bytes.len().min(middle + TRACE)]);
                 Ok::<_, store::Error>(())
             })?;
         }
@@ -757,6 +776,11 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
             *rows.entry(table.to_owned()).or_insert(0) += count as u64;
         }
     };
+    let mut decisions = Vec::new();
+    for link in links {
+        let sql = "SELECT decision_id FROM frozen_features WHERE link_id = $1";
+        decisions.extend(tx.all(sql, args![link], |row| row.text(0))?);
+    }
     // Before their key goes.
     for seq in unnamed_webhooks(tx, links.iter().chain(external_ids))? {
         note("webhooks", tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?);
@@ -773,6 +797,9 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         // What was ordered for the link stays on record, without saying for whom.
         let sql = "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 OR message LIKE '%' || $1 || '%'";
         tx.execute(sql, args![link])?;
+    }
+    for decision in decisions {
+        tx.execute("UPDATE runs SET name = NULL, message = NULL WHERE name = $1", args![&decision])?;
     }
     Ok(rows)
 }
@@ -879,5 +906,28 @@ impl fmt::Display for Receipt {
             None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
         }
         writeln!(f, "\nNot reached: copies that others made, and the data at the institution.")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let names = BTreeSet::from([LINK, "user-1", "4711"]);
+        for (json, expected) in [
+            (r#"{"external_id":"user-1"}"#, true),
+            (r#"{"data":[{"of":"us\u0065r-1"}]}"#, true),
+            (r#"{"external_id":"user-12"}"#, false),
+            (r#"{"user-1":"x"}"#, false),
+            (r#"{"external_id":4711}"#, true),
+            (r#"{"external_id":47110}"#, false),
+            (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
+            (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
+        ] {
+            assert_eq!(is_named(&serde_json::from_str(json).unwrap(), &names), expected, "{json}");
+        }
     }
 }

@@ -267,9 +267,10 @@ fn identity(record: &str) -> String {
     #[derive(Deserialize)]
     struct WithId<'a> {
         #[serde(borrow)]
-        id: &'a RawValue,
+        id: Option<&'a RawValue>,
     }
-    serde_json::from_str::<WithId<'_>>(record).map_or(record, |record| record.id.get()).to_owned()
+    let id = serde_json::from_str::<WithId<'_>>(record).ok().and_then(|record| record.id);
+    id.map_or(record, RawValue::get).to_owned()
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ pub mod origin;
 pub mod problems;
 pub mod resources;
 pub mod runs;
+pub mod salt;
 pub mod schema;
 pub mod sensitive;
 pub mod store;

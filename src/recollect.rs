@@ -303,8 +303,8 @@ fn note_ask(tx: &Tx<'_>, link: &LinkId, resources: &str, patience: Duration, now
 }
 
 fn note_failure(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
-    if failure.http_status.is_none() && failure.code != "api_auth" {
-        // It may have arrived all the same: it counts as one, and its results are looked for.
+    if failure.may_have_arrived() {
+        // It counts as one, and its results are looked for.
         let sql = "UPDATE recollects SET last_error_code = $2 WHERE link_id = $1";
         return tx.execute(sql, args![link, failure.code]).map(drop);
     }
@@ -499,7 +499,7 @@ mod tests {
         let again = now + Duration::from_hours(1);
         let booked = move |tx: &Tx<'_>| {
             assert_eq!(result(tx, &link(), now)?, Seen::Yes);
-            queue::mark_at(tx, &link(), &employments::RESOURCE, Trigger::Confirm, again)?;
+            queue::mark(tx, &link(), &employments::RESOURCE, Trigger::Confirm, again)?;
             Ok((result(tx, &link(), now)?, result(tx, &link(), again)?))
         };
         let results = place.recollector.store.write(booked).await.unwrap();

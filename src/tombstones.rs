@@ -8,17 +8,18 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
-use crate::sensitive::hex;
+use crate::salt;
 use crate::store::{Error, Tx, args};
 
 /// Name of the file, in the folder of the state.
 const FILE: &str = "tombstones.jsonl";
+
+/// Name of the salt of all tombstones.
+const SALT: &str = "tombstone_salt";
 
 /// What a tombstone stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ struct Head {
 /// # Errors
 /// [`Error::Database`].
 pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
-    let Some(salt) = salt(tx)? else { return Ok(false) };
+    let Some(salt) = salt::held(tx, SALT)? else { return Ok(false) };
     let hash = hash_of(&salt, Kind::Link, link_id.as_str());
     let sql = "SELECT 1 FROM tombstones WHERE kind = 'link' AND hash = $1";
     Ok(tx.one(sql, args![&hash], |_| Ok(()))?.is_some())
@@ -89,13 +90,8 @@ pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn are_named_in(tx: &Tx<'_>, text: &[u8]) -> Result<bool, Error> {
-    for dash in memchr::memchr_iter(b'-', text) {
-        // The first dash of a UUID stands behind eight digits.
-        let uuid = dash.checked_sub(8).and_then(|start| text.get(start..start + 36));
-        let link_id = uuid.and_then(|uuid| str::from_utf8(uuid).ok()).and_then(|uuid| uuid.parse().ok());
-        if let Some(link_id) = link_id
-            && is_erased(tx, &link_id)?
-        {
+    for link_id in LinkId::all_in(text) {
+        if is_erased(tx, &link_id)? {
             return Ok(true);
         }
     }
@@ -107,13 +103,7 @@ pub fn are_named_in(tx: &Tx<'_>, text: &[u8]) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn bury(tx: &Tx<'_>, kind: Kind, name: &str, at: Timestamp) -> Result<Tombstone, Error> {
-    let salt = if let Some(salt) = salt(tx)? {
-        salt
-    } else {
-        let salt = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        tx.execute("INSERT INTO meta (name, value) VALUES ('tombstone_salt', $1)", args![&salt])?;
-        salt
-    };
+    let salt = salt::made(tx, SALT)?;
     let tombstone = Tombstone { kind, hash: hash_of(&salt, kind, name), erased_at: at.as_micros() };
     insert(tx, &tombstone)?;
     Ok(tombstone)
@@ -128,17 +118,8 @@ fn insert(tx: &Tx<'_>, tombstone: &Tombstone) -> Result<(), Error> {
     .map(drop)
 }
 
-fn salt(tx: &Tx<'_>) -> Result<Option<String>, Error> {
-    tx.one("SELECT value FROM meta WHERE name = 'tombstone_salt'", args![], |row| row.text(0))
-}
-
 fn hash_of(salt: &str, kind: Kind, name: &str) -> String {
-    // HMAC takes keys of any length, so that this cannot fail.
-    let mut mac = Hmac::<Sha256>::new_from_slice(salt.as_bytes()).unwrap_or_else(|_| unreachable!());
-    mac.update(kind.name().as_bytes());
-    mac.update(b":");
-    mac.update(name.as_bytes());
-    hex(&mac.finalize().into_bytes())
+    salt::hash(salt, &format!("{}:{name}", kind.name()))
 }
 
 /// Where the tombstones of the state at `state` are kept outside of it.
@@ -157,7 +138,7 @@ impl Tombstones {
     /// # Errors
     /// [`Error::Database`].
     pub fn of(tx: &Tx<'_>) -> Result<Option<Self>, Error> {
-        let Some(salt) = salt(tx)? else { return Ok(None) };
+        let Some(salt) = salt::held(tx, SALT)? else { return Ok(None) };
         let all = tx.all("SELECT kind, hash, erased_at FROM tombstones ORDER BY kind, hash", args![], |row| {
             Ok(Tombstone { kind: Kind::by_name(row.str(0)?)?, hash: row.text(1)?, erased_at: row.int(2)? })
         })?;
@@ -169,12 +150,10 @@ impl Tombstones {
     /// # Errors
     /// [`Error::Database`].
     pub fn keep(&self, tx: &Tx<'_>) -> Result<bool, Error> {
-        match salt(tx)? {
+        match salt::held(tx, SALT)? {
             Some(salt) if salt != self.salt => return Ok(false),
             Some(_) => {}
-            None => {
-                tx.execute("INSERT INTO meta (name, value) VALUES ('tombstone_salt', $1)", args![&self.salt])?;
-            }
+            None => salt::keep(tx, SALT, &self.salt)?,
         }
         self.all.iter().try_for_each(|tombstone| insert(tx, tombstone)).map(|()| true)
     }

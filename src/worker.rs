@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::belvo::{Class, Decision, Failure, LinkId, Permit};
+use crate::belvo::{Class, Decision, Failure, LinkId, Permit, patience};
 use crate::clock::Clock;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
@@ -420,7 +420,7 @@ impl Worker {
             }
             // What fails for this write alone fails again; the others need its place.
             if error.is_about_one_write() && pause == LONGEST_QUEUE_PAUSE {
-                return;
+                return self.let_go(refresh, error.code()).await;
             }
             if self.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 // The next start frees what this process held.
@@ -431,6 +431,16 @@ impl Worker {
         if let Outcome::Postponed { code, .. } | Outcome::Blocked { code, .. } = outcome {
             let resource = refresh.resource.name;
             metrics::counter!("vinculo_refreshes_total", "resource" => resource, "outcome" => code).increment(1);
+        }
+    }
+
+    /// Gives the refresh back and says nothing else of it, for what could not be said with it.
+    async fn let_go(&self, refresh: Refresh, code: &'static str) {
+        let at = self.clock.now();
+        let outcome = Outcome::Postponed { code, at, until: at + patience(refresh.attempts, &mut rand::rng()) };
+        let given_back = self.refresher.store.write(move |tx| queue::settle(tx, &refresh, outcome)).await;
+        if let Err(error) = given_back {
+            tracing::error!(code = error.code(), "a refresh is held until the next start: {error}");
         }
     }
 
@@ -511,11 +521,16 @@ impl Worker {
                     attempt,
                     "{error}; nothing of the list was kept, report it to Belvo"
                 );
-                later(Duration::from_secs(48))
+                later(patience(refresh.attempts, &mut rand::rng()))
             }
             Error::Store(store::Error::Overtaken(_)) => {
                 tracing::warn!(code = error.code(), link, resource, "{error}");
                 later(Duration::ZERO)
+            }
+            // Of these, too, nobody knows when they end: what is asked for again meanwhile is of no use.
+            Error::Store(cause) if cause.is_about_one_write() => {
+                tracing::error!(code = error.code(), link, resource, attempt, "{error}");
+                later(patience(refresh.attempts, &mut rand::rng()))
             }
             Error::Store(_) => {
                 tracing::error!(code = error.code(), link, resource, attempt, "{error}");

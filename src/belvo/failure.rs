@@ -50,6 +50,34 @@ pub(super) enum Pace {
     Minutes(u64),
 }
 
+impl Pace {
+    fn wait(self, attempts: u32, rng: &mut impl Rng) -> Duration {
+        let seconds = match (self, attempts) {
+            (Quick, 0..=4) => 3 << attempts,
+            (Quick, 5..=14) => 48,
+            (Quick, _) => 240,
+            (Slow, 0..=3) => 300 << attempts,
+            (Patient, 0) => 5,
+            (Patient, 1) => 15,
+            (Patient, 2) => 30,
+            // With its jitter still within the minute in which all is right again, for ten minutes.
+            (Patient, 3..=14) => 45,
+            (Patient, 15..=18) => 300,
+            (Patient, 19..=26) => 900,
+            (Slow | Patient, _) => 3600,
+            (Pace::Minutes(minutes), _) => 60 * minutes,
+        };
+        let wait = Duration::from_secs(seconds);
+        wait + spread(wait, rng)
+    }
+}
+
+/// How long to wait after `attempts` failed tries for what only somebody elsewhere can mend: up to a minute for ten minutes,
+/// then up to an hour.
+pub fn patience(attempts: u32, rng: &mut impl Rng) -> Duration {
+    Patient.wait(attempts, rng)
+}
+
 /// A call that gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -139,29 +167,20 @@ impl Failure {
         if let Decision::RetryAfter(wait) = self.kind {
             return wait + spread(wait.min(Duration::from_secs(30)), rng);
         }
-        let seconds = match (self.pace, attempts) {
-            (Quick, 0..=4) => 3 << attempts,
-            (Quick, 5..=14) => 48,
-            (Quick, _) => 240,
-            (Slow, 0..=3) => 300 << attempts,
-            (Patient, 0) => 5,
-            (Patient, 1) => 15,
-            (Patient, 2) => 30,
-            // With its jitter still within the minute in which all is right again, for ten minutes.
-            (Patient, 3..=14) => 45,
-            (Patient, 15..=18) => 300,
-            (Patient, 19..=26) => 900,
-            (Slow | Patient, _) => 3600,
-            (Pace::Minutes(minutes), _) => 60 * minutes,
-        };
-        let wait = Duration::from_secs(seconds);
-        wait + spread(wait, rng)
+        self.pace.wait(attempts, rng)
     }
 
     /// Whether the `attempt`-th failure in a row is the one that Belvo wants to hear of: it asks that its own errors and
     /// time-outs are tried three times, and then reported.
     pub fn is_worth_a_report(&self, attempt: u32) -> bool {
         attempt == REPORTED_AFTER && matches!(self.code, "api_down" | "api_timeout")
+    }
+
+    /// Whether Belvo may do all the same what the call asked for, because no answer says that it will not: none came, it was
+    /// cut off, or Belvo failed on the way.
+    pub fn may_have_arrived(&self) -> bool {
+        !matches!(self.code, "api_auth" | "tls_refused" | SIMULATED_MISMATCH)
+            && self.http_status.is_none_or(|status| matches!(status, 200..=299 | 408 | 500..=599))
     }
 
     /// Whether Belvo refuses the call, or does not know what it is about.

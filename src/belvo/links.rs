@@ -116,7 +116,7 @@ pub async fn by_external_id(client: &Client, external_id: &str) -> Result<Vec<Li
     let page =
         call(client, &format!("{PATH}?external_id={id}&page_size={MOST_IDS}"), Leave::of(Class::Ordinary)).await?;
     if page.has_next {
-        return Err(Failure::own("inconsistent_pages", PATH));
+        return Err(inconsistent());
     }
     Ok(page.links)
 }

@@ -17,7 +17,9 @@ pub mod token;
 
 pub use budget::{Budget, Class, Permit, Usage};
 pub use client::{Answer, Client, Leave};
-pub use failure::{Decision, Failure, Meaning, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, refused_codes};
+pub use failure::{
+    Decision, Failure, Meaning, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, patience, refused_codes,
+};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +29,15 @@ impl LinkId {
     /// The 36 characters.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Every UUID with dashes in `text`, whatever stands around it.
+    pub fn all_in(text: &[u8]) -> impl Iterator<Item = Self> {
+        memchr::memchr_iter(b'-', text).filter_map(|dash| {
+            // The first dash of a UUID stands behind eight digits.
+            let uuid = text.get(dash.checked_sub(8)?..dash + 28)?;
+            str::from_utf8(uuid).ok()?.parse().ok()
+        })
     }
 
     /// What stands for the link in the log: twelve hex digits of its hash, which `vinculo links show` prints too. Whoever

@@ -85,6 +85,13 @@ impl Scene {
                 (link, kept.as_bytes()),
             )
             .unwrap();
+        // Who ordered that is asked for by the decision.
+        state
+            .execute(
+                "INSERT INTO runs (kind, name, reason, started_at) VALUES ('freeze-features', 'd-1', 'api', 7)",
+                [],
+            )
+            .unwrap();
         // A wish that Belvo refused: the link is still there.
         state.execute("INSERT INTO deletions (link_id, asked_at) VALUES (?1, 7)", [link]).unwrap();
     }
@@ -291,6 +298,11 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     assert_eq!(made.code, Some(0), "{}", made.err);
     // One that was not understood names the link where nobody looks for it.
     scene.site.webhook(&format!("{{\"webhook_type\": \"PLANETS\", \"about\": \"{link}\"}}")).await;
+    // So do two that name a user: this one, and one whose name begins alike.
+    let user =
+        before["links"].iter().find(|row| row["link_id"].as_deref() == Some(link)).unwrap()["external_id"].clone();
+    let user = user.unwrap();
+    scene.site.webhook(&format!("{{\"webhook_type\": \"PLANETS\", \"external_id\": \"{user}\"}}")).await;
     assert!(!scene.hits().is_empty(), "the canaries are nowhere even before");
 
     let dry = scene.command(&["erase", "--link", link, "--reason", "ticket 7", "--dry-run"]);
@@ -305,8 +317,10 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
     assert_eq!(lacks, 2 * cpfs, "the export lacks something of the person");
     let held: Value = serde_json::from_str(&told.out).unwrap();
     let strange = held["state"]["webhooks"].as_array().unwrap().iter().filter(|row| row["link_id"].is_null());
-    let strange: Vec<&Value> = strange.map(|row| &row["body"]["about"]).collect();
-    assert_eq!(strange, [link], "the webhook that nobody understood is missing");
+    let strange: Vec<_> =
+        strange.map(|row| (row["body"]["about"].as_str(), row["body"]["external_id"].as_str())).collect();
+    let expected = [(Some(link), None), (None, Some(user.as_str()))];
+    assert_eq!(strange, expected, "a webhook that nobody understood is missing, or is another's");
     let exported = scene.audit(link).await;
     assert_eq!(exported.len(), 1, "{exported:?}");
     assert_eq!((&exported[0]["action"], &exported[0]["detail"]["asked_for"]), (&"export".into(), &"link".into()));
@@ -323,6 +337,12 @@ async fn nothing_of_an_erased_person_is_left_and_nothing_brings_them_back() {
         assert_eq!(receipt["rows"][table], 1, "{table}: {receipt:#}");
     }
     assert_eq!(receipt["traces_left"], 0);
+    let left = scene.command(&["webhooks", "list", "--outcome", "quarantined", "--json"]);
+    assert_eq!((left.code, left.out.as_str()), (Some(0), ""));
+    let state = rusqlite::Connection::open(folder.join("var/state.db")).unwrap();
+    let named = "SELECT count(*) FROM runs WHERE name = 'd-1'";
+    assert_eq!(state.query_row(named, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "a run names the decision");
+    drop(state);
     assert!(receipt["snapshots"][0]["files"].as_array().unwrap().len() >= 7, "{receipt:#}");
     assert!(receipt["backups"][0]["file"].as_str().unwrap().ends_with("before.backup"));
     assert_eq!(scene.hits(), Vec::<String>::new());
