@@ -94,7 +94,7 @@ pub fn of(tx: &Tx<'_>, decision_id: &str) -> Result<Option<Frozen>, store::Error
                 decision_id: row.text(0)?,
                 link_id: row.text(1)?,
                 as_of: row.str(2)?.parse().map_err(|_| store::Error::Unreadable(WHAT))?,
-                mode: if row.str(3)? == "retro" { Mode::Retro } else { Mode::Strict },
+                mode: Mode::by_name(row.str(3)?)?,
                 frozen_at: row.at(4)?,
                 row: serde_json::from_slice(&body).map_err(|_| store::Error::Unreadable(WHAT))?,
             })

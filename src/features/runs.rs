@@ -30,6 +30,12 @@ impl Mode {
             Self::Retro => "retro",
         }
     }
+
+    /// The mode that the state calls so.
+    pub(super) fn by_name(name: &str) -> Result<Self, store::Error> {
+        let found = [Self::Strict, Self::Retro].into_iter().find(|mode| mode.name() == name);
+        found.ok_or(store::Error::Unreadable("the mode of a run of features"))
+    }
 }
 
 impl fmt::Display for Mode {
@@ -161,7 +167,7 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<Run>, store::Error> {
 fn read(row: &Row<'_>) -> Result<Run, store::Error> {
     Ok(Run {
         as_of: row.str(0)?.parse().map_err(|_| store::Error::Unreadable("a run of features"))?,
-        mode: if row.str(1)? == "retro" { Mode::Retro } else { Mode::Strict },
+        mode: Mode::by_name(row.str(1)?)?,
         known_at: row.at(2)?,
         lag_months: u32::try_from(row.int(3)?).map_err(|_| store::Error::Unreadable("a run of features"))?,
         ran_at: row.at(4)?,

@@ -36,7 +36,7 @@ fn likeness(fields: &Fields<'_>) -> Option<String> {
     let employer: Option<Employer<'_>> = serde_json::from_str(fields.get("employer_data").unwrap_or("null")).ok()?;
     let start_date: Option<Cow<'_, str>> = serde_json::from_str(fields.get("start_date").unwrap_or("null")).ok()?;
     let code = employer.and_then(|employer| employer.code);
-    let code = code.as_deref().map(EmployerCode::read);
+    let code = code.as_deref().and_then(EmployerCode::read);
     let employer = match &code {
         Some(code) if code.kind == CodeKind::Cpf => "CPF",
         Some(code) => code.key(),
@@ -51,7 +51,7 @@ fn derived(name: &str) -> Option<Derive> {
         "employer_code" => Derive::Piece(|inputs| inputs[0].filter(|code| !is_person(code))),
         "person_employer_name" => Derive::Piece(|inputs| inputs[0].filter(|_| inputs[1].is_some_and(is_person))),
         "person_employer_code" => Derive::Piece(|inputs| inputs[0].filter(|code| is_person(code))),
-        "employer_code_type" => Derive::Piece(|inputs| inputs[0].map(|code| EmployerCode::read(code).kind.name())),
+        "employer_code_type" => Derive::Piece(|inputs| Some(EmployerCode::read(inputs[0]?)?.kind.name())),
         "employer_key" => Derive::Text(employer_key),
         "cnae_class" => Derive::Text(|inputs, _, out| {
             inputs[0].and_then(cnae_class).map(|class| out.extend(class.map(char::from))).is_some()
@@ -127,8 +127,9 @@ struct EmployerCode<'c> {
 }
 
 impl<'c> EmployerCode<'c> {
-    fn read(code: &'c str) -> Self {
-        let bare = bare(code);
+    /// `None` when nothing is left of it.
+    fn read(code: &'c str) -> Option<Self> {
+        let bare = Some(bare(code)).filter(|bare| !bare.is_empty())?;
         let bytes = bare.as_bytes();
         let digits = bytes.iter().all(u8::is_ascii_digit);
         let alphanumeric = bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
@@ -139,7 +140,7 @@ impl<'c> EmployerCode<'c> {
             14 if alphanumeric && has_cnpj_check_digits(bytes) => CodeKind::Cnpj,
             _ => CodeKind::Other,
         };
-        Self { bare, kind }
+        Some(Self { bare, kind })
     }
 
     /// One employer whatever its branch; for a CPF the digits.
@@ -155,7 +156,7 @@ fn has_cnpj_check_digits(code: &[u8]) -> bool {
 }
 
 fn employer_key(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String) -> bool {
-    let Some(code) = inputs[0].map(EmployerCode::read) else { return false };
+    let Some(code) = inputs[0].and_then(EmployerCode::read) else { return false };
     match (code.kind, pepper) {
         (CodeKind::Cpf, None) => return false,
         (CodeKind::Cpf, Some(pepper)) => out.push_str(&pepper.key_of(&[b"employer:", code.bare.as_bytes()])),
@@ -266,7 +267,10 @@ mod tests {
             assert_eq!(text("employer_key", &[Some(code)]).as_deref(), Some(key), "{code}");
             assert_eq!(text("employer_code", &[Some(code)]).as_deref(), Some(code), "kept as sent");
         }
-        assert_eq!(text("employer_code_type", &[None]), None);
+        for none in [None, Some(""), Some(" - ")] {
+            assert_eq!((text("employer_code_type", &[none]), text("employer_key", &[none])), (None, None), "{none:?}");
+            assert_eq!(text("employer_code", &[none]).as_deref(), none);
+        }
     }
 
     #[test]

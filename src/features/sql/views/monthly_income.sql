@@ -1,4 +1,5 @@
--- Regular pay in reais of all jobs of a link, month by month: the person-months of credit_features, of what is known now.
+-- Regular pay in reais of all jobs of a link, month by month, of what is known now. The person-months of credit_features are
+-- cut at a date: they leave out later months, jobs without a start, and what was not known yet.
 CREATE VIEW monthly_income AS
 SELECT
     s.link_id,
