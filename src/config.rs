@@ -509,7 +509,7 @@ the configuration has 20 errors:
   vinculo.toml: state.encryption_key: is not 32 bytes in base64; make one with `openssl rand -base64 32`
   vinculo.toml: lake.sinks: ["parquet", "duck"] is not a list of sinks; there are parquet, duckdb; the default is ["parquet", "duckdb"]
   vinculo.toml: lake.link_buckets: 3 is not a power of two; write 1, 16 or 64
-  vinculo.toml: lake.duckdb_storage_version: "1.0" is not a version such as v1.0.0; the default is "v1.0.0"
+  vinculo.toml: lake.duckdb_storage_version: "1.0" is not a version of DuckDB that can be written, such as v1.0.0; the default is "v1.0.0"
 "#);
     }
 
@@ -530,6 +530,14 @@ the configuration has 20 errors:
         let told = errors("[belvo]\nconfirm_after = \"0s\"", &[], Needs::default());
         assert!(told.contains("belvo.confirm_after"), "{told}");
         load("[belvo]\nconfirm_after = \"100ms\"", &[], Needs::default()).unwrap();
+    }
+
+    #[test]
+    fn only_versions_that_duckdb_knows_are_written() {
+        let text = |version: &str| format!("[lake]\nduckdb_storage_version = \"{version}\"");
+        load(&text("v1.2.0"), &[], Needs::default()).unwrap();
+        let told = errors(&text("v9.0.0"), &[], Needs::default());
+        assert!(told.contains("lake.duckdb_storage_version") && told.contains("v1.0.0"), "{told}");
     }
 
     #[test]

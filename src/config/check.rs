@@ -18,7 +18,7 @@ use super::{
     Webhook, Widget,
 };
 use crate::features::reference::Reference;
-use crate::sinks::NAMES;
+use crate::sinks::{self, NAMES};
 
 /// What Belvo allows each source IP, in any window of [`BELVO_WINDOW`].
 const BELVO_LIMIT: u128 = 80;
@@ -306,7 +306,11 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         link_buckets,
         keep_snapshots: read.whole("lake.keep_snapshots", 1..=10_000) as usize,
         keep_for: read.duration("lake.keep_for", Duration::ZERO..=100 * YEAR),
-        duckdb_storage_version: read.text("lake.duckdb_storage_version", "a version such as v1.0.0", is_version),
+        duckdb_storage_version: read.text(
+            "lake.duckdb_storage_version",
+            "a version of DuckDB that can be written, such as v1.0.0",
+            is_version,
+        ),
         publish_quiet,
         publish_max_wait,
         reference: Arc::new(reference(read)),
@@ -326,7 +330,9 @@ fn is_nearly_everyone(network: &IpNet) -> bool {
 
 fn is_version(text: &str) -> bool {
     let parts = text.strip_prefix('v').map(|numbers| numbers.split('.').collect::<Vec<_>>()).unwrap_or_default();
-    parts.len() == 3 && parts.iter().all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
+    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit());
+    // Starting DuckDB takes longer than all the rest of this, so it is asked about other versions than the default alone.
+    parts.len() == 3 && parts.iter().all(is_number) && (text == "v1.0.0" || sinks::duckdb::writes_version(text))
 }
 
 pub(super) fn pii(read: &mut Reader<'_>) -> Pii {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chrono::NaiveDate;
 
@@ -24,6 +25,9 @@ use crate::features::runs::{self, Mode, Run};
 use crate::resources::employments;
 use crate::sinks::{self, parquet};
 use crate::store::{self, Tx, args};
+
+/// A list is kept so long after it was complete at most.
+const KEPT_WITHIN: Duration = Duration::from_hours(1);
 
 /// What the state says about features, read together with the tables.
 pub(super) struct Partitions {
@@ -252,16 +256,18 @@ impl<'m> Earlier<'m> {
     }
 }
 
-/// Links of which something has come in since `previous`, each with the earliest instant at which that could have been
-/// known: Belvo may have collected it long before it was fetched.
+/// Links of which something new has come in since `previous`, each with the earliest instant at which that could have been
+/// known: Belvo may have collected it long before it was fetched. A list that says again what was known is nothing new.
 fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, store::Error> {
+    // A link has a list for each day of its life; the latest are found by their time.
+    let published = Timestamp::parse(&previous.published_at).unwrap_or(Timestamp::from_micros(0));
     tx.all(
         "SELECT s.link_id, min(coalesce(s.collected_at, s.fetched_at)), min(v.known_from) FROM refreshes f \
-         JOIN link_snapshots s ON s.link_id = f.link_id AND s.resource = f.resource AND s.kept_seq > $2 \
+         JOIN link_snapshots s ON s.link_id = f.link_id AND s.resource = f.resource AND s.fetched_at >= $3 AND s.kept_seq > $2 \
          LEFT JOIN record_versions v ON f.content_seq > $2 \
          AND v.link_id = s.link_id AND v.resource = s.resource AND v.fetched_at = s.fetched_at \
-         WHERE f.resource = $1 AND f.touched_seq > $2 GROUP BY s.link_id",
-        args![employments::RESOURCE.name, previous.built_from.change],
+         WHERE f.resource = $1 AND f.sighted_seq > $2 GROUP BY s.link_id",
+        args![employments::RESOURCE.name, previous.built_from.change, published - KEPT_WITHIN],
         |row| {
             let (answered, known) = (row.at(1)?, row.opt_at(2)?);
             Ok((row.text(0)?, known.map_or(answered, |known| known.min(answered))))

@@ -271,6 +271,12 @@ fn start() -> Result<Connection, Error> {
     Ok(Connection::open_in_memory_with_flags(config)?)
 }
 
+/// Whether files can be written for readers of DuckDB `version`, such as `v1.0.0`.
+pub fn writes_version(version: &str) -> bool {
+    let attach = format!("ATTACH ':memory:' AS probe (STORAGE_VERSION {})", quoted(version));
+    Connection::open_in_memory().is_ok_and(|connection| connection.execute_batch(&attach).is_ok())
+}
+
 /// Opens the staged file as the catalog `lake`, and closes the way to everything but it and its Parquet.
 fn attach(connection: &Connection, target: &Target) -> Result<(), Error> {
     // What is committed goes into the file at once: the log would be written first, and again into the file at the end.
