@@ -7,7 +7,6 @@
 //! *Not here*: what the content means to analysts (`flatten`).
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -20,19 +19,18 @@ use crate::resources::Resource;
 use crate::sensitive::hex;
 use crate::store::{Error, Tx, VersionPlace, args};
 
+mod body;
 mod spelling;
+
+pub use body::unpack;
+
+use body::pack;
 
 /// Fields that Belvo renews without the record having changed.
 const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 
-/// Compression of bodies: the level that costs less time than the disk saves.
-const ZSTD_LEVEL: i32 = 1;
-
 /// An empty list of a link that is not in order is asked for again so much later.
 const LINK_RECOVERS: Duration = Duration::from_hours(24);
-
-/// No stored body is larger, in bytes: a damaged one may say anything.
-const LARGEST_BODY: usize = 1 << 30;
 
 /// A complete list of a link's resource, ready to be kept.
 pub struct Listing {
@@ -197,14 +195,14 @@ pub fn keep(
     confirm_after: Duration,
     compare: &mut Compare<'_>,
 ) -> Result<Kept, Error> {
-    let previous_list = previous_list(tx, link_id, resource)?;
+    let previous = previous(tx, link_id, resource)?;
     let known = known(tx, link_id, resource)?;
     let records = without_repeats(&listing.records);
     let keys = identify(link_id, resource, &records, &known);
     let mut kept =
         Kept { collected_at: records.iter().filter_map(|record| record.collected_at).max(), ..Kept::default() };
     let mut confirm_at = None;
-    let mut has_late = false;
+    let mut late = HashSet::new();
     for (record, key) in records.iter().zip(&keys) {
         let sighting = Sighting { tx, link_id, resource, listing, record, key };
         match known.by_key.get(key.as_str()) {
@@ -219,14 +217,14 @@ pub fn keep(
                     kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
                 }
                 Some(_) if record.is_older_than(held) => {
-                    has_late = true;
+                    late.insert(key.as_str());
                     kept.late += usize::from(sighting.add_late_version(held)?);
                 }
                 Some(Change { old, new }) => {
                     if sighting.loses_rows(held.version, old, &new, compare)? {
                         confirm_at = Some(listing.fetched_at + confirm_after);
                     }
-                    let shown = if held.is_gone() { previous_list.map(|list| list.started_at) } else { None };
+                    let shown = if held.is_gone() { previous.map(|previous| previous.started_at) } else { None };
                     sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;
                     kept.versions += 1;
                 }
@@ -275,24 +273,28 @@ pub fn keep(
     kept.changed |= kept.versions + kept.late + kept.gone > 0;
     if known.by_key.values().any(|held| held.version > 1) {
         let now = listing.fetched_at;
-        let mut first_lost = |after, until| lost_rows(tx, link_id, resource, after, until, compare);
-        if let Some(previous) = previous_list.filter(|_| !kept.changed && !is_empty) {
-            let settled = first_lost(previous.fetched_at - confirm_after, now - confirm_after)?;
-            kept.changed = settled.is_some();
-            // An older answer agrees with nothing.
-            if settled.is_some() && has_late {
+        let mut lost = |after, until| lost_rows(tx, link_id, resource, after, until, compare);
+        let counted = last_list_that_counts(tx, link_id, resource)?.unwrap_or(Timestamp::from_micros(0));
+        for (key, _) in lost(counted - confirm_after, now - confirm_after)? {
+            // An empty list, or an older answer, agrees with nothing: a third one has to.
+            if is_empty || late.contains(key.as_str()) {
                 confirm_at = Some(now + confirm_after);
+            } else {
+                kept.changed = true;
             }
         }
         // This list may have come too early to agree, and has taken the place of the one that was asked for.
-        let pending = first_lost(now - confirm_after, now)?.map(|at| at + confirm_after);
+        let pending = lost(now - confirm_after, now)?.first().map(|(_, at)| *at + confirm_after);
         confirm_at = confirm_at.into_iter().chain(pending).min();
     }
     kept.sighted |= kept.changed;
     kept.change = tx.change()?;
+    // One in which Belvo names no time was collected when it was fetched.
+    let is_as_old = |previous: Previous| kept.collected_at.is_some() && previous.collected_at == kept.collected_at;
+    let is_news = kept.changed || !previous.is_some_and(is_as_old);
     tx.execute(
         "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed, \
-         kept_seq) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         news_seq) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         args![
             link_id,
             resource.name,
@@ -302,19 +304,38 @@ pub fn keep(
             i64::try_from(records.len()).unwrap_or(i64::MAX),
             webhook_count,
             kept.versions + kept.gone > 0,
-            kept.change
+            is_news.then_some(kept.change)
         ],
     )?;
     Ok(Kept { confirm_at, ..kept })
 }
 
 /// The list before this one.
-fn previous_list(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<List>, Error> {
+#[derive(Clone, Copy)]
+struct Previous {
+    started_at: Timestamp,
+    collected_at: Option<Timestamp>,
+}
+
+fn previous(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Previous>, Error> {
     tx.one(
-        "SELECT started_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 ORDER BY fetched_at DESC LIMIT 1",
+        "SELECT started_at, collected_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 \
+         ORDER BY fetched_at DESC LIMIT 1",
         args![link_id, resource.name],
-        |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)? }),
+        |row| Ok(Previous { started_at: row.at(0)?, collected_at: row.opt_at(1)? }),
     )
+}
+
+/// When the last list before this one was complete that says of every record what it lacks.
+fn last_list_that_counts(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Timestamp>, Error> {
+    let last = tx.one(
+        "SELECT max(fetched_at) FROM link_snapshots s WHERE link_id = $1 AND resource = $2 AND item_count > 0 AND NOT EXISTS \
+         (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.is_late = 1 \
+         AND v.fetched_at = s.fetched_at)",
+        args![link_id, resource.name],
+        |row| row.opt_at(0),
+    )?;
+    Ok(last.flatten())
 }
 
 /// Whether Belvo says that the link is in order.
@@ -344,7 +365,8 @@ fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, lis
     Ok(())
 }
 
-/// When, after the first and up to the second of these instants, a version came first that lacked rows of the one before.
+/// Versions that came after the first and up to the second of these instants and lacked rows of the one before, each by its
+/// record's key and when it came, the first first.
 fn lost_rows(
     tx: &Tx<'_>,
     link_id: &LinkId,
@@ -352,23 +374,24 @@ fn lost_rows(
     after: Timestamp,
     until: Timestamp,
     compare: &mut Compare<'_>,
-) -> Result<Option<Timestamp>, Error> {
+) -> Result<Vec<(String, Timestamp)>, Error> {
     let versions = tx.all(
         "SELECT record_key, version, fetched_at FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
          AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4 ORDER BY fetched_at",
         args![link_id, resource.name, after, until],
         |row| Ok((row.text(0)?, row.int(1)?, row.at(2)?)),
     )?;
+    let mut lost = Vec::new();
     for (key, version, at) in versions {
         let of_record = Contents { tx, link_id, resource, key: &key };
         if let Some((version, new)) = of_record.latest_before(version + 1)?
             && let Some((earlier, old)) = of_record.latest_before(version)?
             && of_record.loses_rows(earlier, old, &new, compare)?
         {
-            return Ok(Some(at));
+            lost.push((key, at));
         }
     }
-    Ok(None)
+    Ok(lost)
 }
 
 /// The contents of one record that were current once.
@@ -821,39 +844,6 @@ fn write_sorted(list: &str, content: &mut String) -> Option<()> {
     Some(())
 }
 
-thread_local! {
-    /// Making one costs more than using it.
-    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
-    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
-}
-
-fn pack(body: &str) -> Vec<u8> {
-    COMPRESSOR.with_borrow_mut(|slot| {
-        let compressor = match slot {
-            Some(compressor) => compressor,
-            None => slot.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level is one that zstd has")),
-        };
-        compressor.compress(body.as_bytes()).expect("memory compresses into memory")
-    })
-}
-
-/// The JSON of a body, opened before.
-///
-/// # Errors
-/// [`Error::Unreadable`] when the body is damaged.
-pub fn unpack(body: &[u8]) -> Result<String, Error> {
-    let damaged = || Error::Unreadable("a record's body");
-    let size = zstd::bulk::Decompressor::upper_bound(body).filter(|size| *size <= LARGEST_BODY).ok_or_else(damaged)?;
-    let bytes = DECOMPRESSOR.with_borrow_mut(|slot| {
-        let decompressor = match slot {
-            Some(decompressor) => decompressor,
-            None => slot.insert(zstd::bulk::Decompressor::new()?),
-        };
-        decompressor.decompress(body, size)
-    });
-    String::from_utf8(bytes.map_err(|_| damaged())?).map_err(|_| damaged())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -1089,6 +1079,14 @@ mod tests {
         assert_eq!(bench.due().await, Some(135), "a list that agrees is still wanted");
         let versions = bench.lists_of_late_versions().await;
         assert_eq!(versions, [(20, false), (75, true)], "the second says no more than that it is no evidence");
+        for (minutes, jobs) in [(135, vec![paid(&[1, 2, 4], 20)]), (195, vec![])] {
+            bench.forget_marks().await;
+            bench.list(minutes, &jobs).await;
+            assert_eq!(bench.due().await, Some(minutes + 60), "nor does another old one, or an empty one");
+        }
+        bench.forget_marks().await;
+        assert!(bench.list(255, &[paid(&[1], 40)]).await.changed, "this one does");
+        assert_eq!(bench.due().await, None);
     }
 
     #[tokio::test]

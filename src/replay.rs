@@ -8,6 +8,7 @@
 //! changes nothing. It is a function of the record store alone, so that the lake can be built again from it.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -21,7 +22,7 @@ const SHORTEST: Duration = Duration::from_micros(1);
 
 /// One content of a record, or its end.
 pub struct Version {
-    /// Belvo's JSON; empty where two lists agreed that the record is gone.
+    /// Belvo's JSON; empty where two lists agreed that the record is gone, and where an older answer came again.
     pub body: String,
     /// Whether a newer answer was held already when it came.
     pub is_late: bool,
@@ -107,8 +108,9 @@ impl<'p> Replay<'p> {
         let mut timelines: Vec<Timeline> = self.flattener.columns().into_iter().map(Timeline::of).collect();
         let mut last_good = None;
         let mut outcome = Ok(());
-        let is_late = |list: &&List| versions.iter().any(|late| late.is_late && late.fetched_at == list.fetched_at);
-        let mut coming = lists.iter().filter(|list| !is_late(list)).copied().peekable();
+        let late: HashSet<Timestamp> =
+            versions.iter().filter(|version| version.is_late).map(|version| version.fetched_at).collect();
+        let mut coming = lists.iter().filter(|list| !late.contains(&list.fetched_at)).copied().peekable();
         let mut counted: Vec<List> = Vec::new();
         for version in versions.iter().filter(|version| !version.is_late) {
             while let Some(list) = coming.next_if(|list| list.fetched_at < version.fetched_at) {

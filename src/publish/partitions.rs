@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use chrono::NaiveDate;
 
@@ -25,9 +24,6 @@ use crate::features::runs::{self, Mode, Run};
 use crate::resources::employments;
 use crate::sinks::{self, parquet};
 use crate::store::{self, Tx, args};
-
-/// A list is kept so long after it was complete at most.
-const KEPT_WITHIN: Duration = Duration::from_hours(1);
 
 /// What the state says about features, read together with the tables.
 pub(super) struct Partitions {
@@ -257,22 +253,29 @@ impl<'m> Earlier<'m> {
 }
 
 /// Links of which something new has come in since `previous`, each with the earliest instant at which that could have been
-/// known: Belvo may have collected it long before it was fetched. A list that says again what was known is nothing new.
+/// known: Belvo may have collected it long before it was fetched. What retention removed is not known at any time.
 fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, store::Error> {
-    // A link has a list for each day of its life; the latest are found by their time.
-    let published = Timestamp::parse(&previous.published_at).unwrap_or(Timestamp::from_micros(0));
-    tx.all(
-        "SELECT s.link_id, min(coalesce(s.collected_at, s.fetched_at)), min(v.known_from) FROM refreshes f \
-         JOIN link_snapshots s ON s.link_id = f.link_id AND s.resource = f.resource AND s.fetched_at >= $3 AND s.kept_seq > $2 \
-         LEFT JOIN record_versions v ON f.content_seq > $2 \
-         AND v.link_id = s.link_id AND v.resource = s.resource AND v.fetched_at = s.fetched_at \
-         WHERE f.resource = $1 AND f.sighted_seq > $2 GROUP BY s.link_id",
-        args![employments::RESOURCE.name, previous.built_from.change, published - KEPT_WITHIN],
+    let (resource, before) = (employments::RESOURCE.name, previous.built_from.change);
+    let mut news = tx.all(
+        "SELECT s.link_id, min(coalesce(s.collected_at, s.fetched_at)), min(s.fetched_at), \
+         min(coalesce(v.collected_at, v.fetched_at)) FROM link_snapshots s \
+         LEFT JOIN record_versions v \
+         ON v.link_id = s.link_id AND v.resource = s.resource AND v.fetched_at = s.fetched_at \
+         WHERE s.news_seq > $2 AND s.resource = $1 GROUP BY s.link_id",
+        args![resource, before],
         |row| {
-            let (answered, known) = (row.at(1)?, row.opt_at(2)?);
-            Ok((row.text(0)?, known.map_or(answered, |known| known.min(answered))))
+            let known = [Some(row.at(1)?), Some(row.at(2)?), row.opt_at(3)?];
+            Ok((row.text(0)?, known.into_iter().flatten().min().unwrap_or(Timestamp::from_micros(0))))
         },
-    )
+    )?;
+    let removed = tx.all(
+        "SELECT f.link_id FROM refreshes f WHERE f.resource = $1 AND f.content_seq > $2 AND f.content_seq > coalesce((\
+         SELECT max(s.news_seq) FROM link_snapshots s WHERE s.link_id = f.link_id AND s.resource = f.resource), 0)",
+        args![resource, before],
+        |row| Ok((row.text(0)?, Timestamp::from_micros(0))),
+    )?;
+    news.extend(removed);
+    Ok(news)
 }
 
 /// The Parquet file of a date, when one is published.
