@@ -135,19 +135,25 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
         let folder = to.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
-        // Whoever is erased from now on finds it on record; who was while it was written is told of beside it.
-        if let Some(erased) =
-            Readers::of(&state.path).read(Tombstones::of)?.filter(|now| Some(now) != erased_in_it.as_ref())
-        {
-            let path = tombstones::file_of_backup(&to);
-            erased.write(&path).inspect_err(|_| drop(fs::remove_file(&to))).map_err(Error::at(&path))?;
-        }
+        tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| drop(fs::remove_file(&to)))?;
         Ok(made)
     });
     if made.is_err() {
         let _ = fs::remove_file(&partial);
     }
     made
+}
+
+/// Tells of whoever was erased while the backup was written, beside it; it has `in_it`. Whoever is erased from now on finds it on
+/// record, and may write the same file: until nothing changes in between, it is written again.
+fn tell_of_erased(state: &Path, backup: &Path, in_it: Option<Tombstones>) -> Result<(), Error> {
+    let path = tombstones::file_of_backup(backup);
+    let mut told = in_it;
+    while let Some(erased) = Readers::of(state).read(Tombstones::of)?.filter(|erased| Some(erased) != told.as_ref()) {
+        erased.write(&path).map_err(Error::at(&path))?;
+        told = Some(erased);
+    }
+    Ok(())
 }
 
 /// Makes a backup in a new file of the folder `backups` beside the state, removes all there but the newest `KEPT`, and

@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Why a link could not be deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Belvo did not take the wish; the link is as it was.
+    /// Belvo did not take the wish, and the link is as it was; or nobody knows whether it did, and the wish is sent again.
     #[error(transparent)]
     Belvo(#[from] Failure),
     /// Belvo took the wish and refused it when it was sent again.
@@ -84,8 +84,8 @@ impl Deleter {
     /// [`Error`]. When nobody knows whether the wish arrived, it is sent again later.
     pub async fn delete(&self, link: &LinkId) -> Result<Deletion, Error> {
         let (wish, now, patience) = (link.clone(), self.clock.now(), self.patience);
-        self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
-        self.send(link, Sending::First).await
+        let sending = self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
+        self.send(link, sending).await
     }
 
     /// Whether Belvo has said that `link` is gone, or nobody asks any more because it was erased here.
@@ -178,11 +178,13 @@ impl Deleter {
     }
 }
 
-/// Writes the wish down before it is sent, and stops what is due of the link.
-fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> Result<(), store::Error> {
+/// Writes the wish down before it is sent, and stops what is due of the link. Says whether Belvo may have taken it before.
+fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> Result<Sending, store::Error> {
     if tombstones::is_erased(tx, link)? {
-        return Ok(());
+        return Ok(Sending::First);
     }
+    let is_open = "SELECT 1 FROM deletions WHERE link_id = $1 AND due_at IS NOT NULL";
+    let is_open = tx.one(is_open, args![link], |_| Ok(()))?.is_some();
     links::note_wish(tx, link, now)?;
     links::note_status(tx, link, DELETING, now)?;
     tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
@@ -191,7 +193,7 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
          ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0",
         args![link, now, due_at],
     )?;
-    Ok(())
+    Ok(if is_open { Sending::Again } else { Sending::First })
 }
 
 fn note_gone(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
@@ -315,6 +317,10 @@ mod tests {
             (place.status().await.0, place.deleter.is_gone(&link()).await.map_err(|error| error.code()))
         };
         assert_eq!(again(503).await, (Some(DELETING.to_owned()), Ok(false)));
+        // Whoever orders it once more is no first.
+        answers.store(429, Ordering::SeqCst);
+        assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "rate_limited");
+        assert_eq!(place.status().await.0, Some(DELETING.to_owned()));
         assert_eq!(again(403).await, (Some("valid".to_owned()), Err("delete_refused")));
     }
 

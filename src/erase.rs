@@ -550,7 +550,8 @@ impl Eraser {
         }
         let id = erasure.to_owned();
         let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
-        if self.publisher.current().is_some() {
+        // Also where a lake has lost its link to the current one.
+        if !self.publisher.snapshots()?.is_empty() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
             let publisher = Arc::clone(&self.publisher);
             receipt.snapshots = in_background(move || publisher.forget()).await?;
@@ -685,13 +686,20 @@ pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>
     tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
         let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
         // One that cannot be opened says nothing.
-        let body = place.open(tx, row.bytes(2)?).ok().and_then(|body| serde_json::from_slice(&body).ok());
-        if body.is_some_and(|body| is_named(&body, &names)) {
+        if place.open(tx, row.bytes(2)?).is_ok_and(|body| are_named_in(&body, &names)) {
             found.push(row.int(0)?);
         }
         Ok::<_, store::Error>(())
     })?;
     Ok(found)
+}
+
+/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for their bytes.
+fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
+    match serde_json::from_slice(body) {
+        Ok(json) => is_named(&json, names),
+        Err(_) => names.iter().any(|name| memchr::memmem::find(body, name.as_bytes()).is_some()),
+    }
 }
 
 /// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
@@ -799,7 +807,10 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         tx.execute(sql, args![link])?;
     }
     for decision in decisions {
-        tx.execute("UPDATE runs SET name = NULL, message = NULL WHERE name = $1", args![&decision])?;
+        tx.execute(
+            "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 AND kind = 'freeze'",
+            args![&decision],
+        )?;
     }
     Ok(rows)
 }
@@ -926,8 +937,9 @@ mod tests {
             (r#"{"external_id":47110}"#, false),
             (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
             (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
+            (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
         ] {
-            assert_eq!(is_named(&serde_json::from_str(json).unwrap(), &names), expected, "{json}");
+            assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
         }
     }
 }

@@ -54,6 +54,22 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, those that come most first.
+    pub const ALL: [Self; 12] = [
+        Self::Refresh,
+        Self::Job,
+        Self::Publish,
+        Self::Rebuild,
+        Self::Features,
+        Self::Freeze,
+        Self::Recollect,
+        Self::Replay,
+        Self::SyncLinks,
+        Self::Delete,
+        Self::Untrack,
+        Self::Erase,
+    ];
+
     /// The word on record.
     pub fn name(self) -> &'static str {
         match self {

@@ -438,9 +438,17 @@ impl Worker {
     async fn let_go(&self, refresh: Refresh, code: &'static str) {
         let at = self.clock.now();
         let outcome = Outcome::Postponed { code, at, until: at + patience(refresh.attempts, &mut rand::rng()) };
+        let (link_id, resource) = (refresh.link_id.clone(), refresh.resource);
         let given_back = self.refresher.store.write(move |tx| queue::settle(tx, &refresh, outcome)).await;
         if let Err(error) = given_back {
             tracing::error!(code = error.code(), "a refresh is held until the next start: {error}");
+            return;
+        }
+        metrics::counter!("vinculo_refreshes_total", "resource" => resource.name, "outcome" => code).increment(1);
+        // If this is what could not be written, the link is looked at once more although it was paused.
+        let held = self.refresher.store.write(move |tx| links::hold(tx, &link_id, Some(resource))).await;
+        if let Err(error) = held {
+            tracing::warn!(code = error.code(), "a pause of a link does not hold for a refresh of it: {error}");
         }
     }
 

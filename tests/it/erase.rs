@@ -87,10 +87,7 @@ impl Scene {
             .unwrap();
         // Who ordered that is asked for by the decision.
         state
-            .execute(
-                "INSERT INTO runs (kind, name, reason, started_at) VALUES ('freeze-features', 'd-1', 'api', 7)",
-                [],
-            )
+            .execute("INSERT INTO runs (kind, name, reason, started_at) VALUES ('freeze', 'd-1', 'api', 7)", [])
             .unwrap();
         // A wish that Belvo refused: the link is still there.
         state.execute("INSERT INTO deletions (link_id, asked_at) VALUES (?1, 7)", [link]).unwrap();

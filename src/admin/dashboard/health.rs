@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::lang::Lang;
 use super::{Board, layout, plain};
 use crate::admin::v1::jobs::JobView;
+use crate::belvo;
 use crate::clock::Timestamp;
 use crate::publish::Manifest;
 use crate::resources::{self, Resource};
@@ -55,7 +56,7 @@ pub(super) struct Check {
 pub(super) struct Vitals {
     pub(super) freshness: Vec<Freshness>,
     pub(super) quarantined: u64,
-    pub(super) stuck: u64,
+    pub(super) refused: u64,
     pub(super) jobs: Vec<JobView>,
 }
 
@@ -89,12 +90,17 @@ impl Vitals {
         jobs: impl Iterator<Item = &'j Job> + Clone,
         now: Timestamp,
     ) -> Result<Self, Error> {
-        let stuck = "SELECT count(*) FROM refreshes WHERE blocked_reason IN \
-                     ('api_auth', 'api_forbidden', 'bad_request', 'too_large')";
+        // What Belvo does not know may come yet, and is about a link.
+        let codes: Vec<String> =
+            belvo::refused_codes().filter(|code| *code != "not_found").map(|code| format!("'{code}'")).collect();
+        let count = format!(
+            "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({})",
+            codes.join(", ")
+        );
         Ok(Self {
             freshness: freshness(tx, jobs.clone(), now)?,
             quarantined: log::count_quarantined(tx)?,
-            stuck: tx.one(stuck, args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned),
+            refused: tx.one(&count, args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned),
             jobs: crate::admin::v1::jobs::views(tx, jobs, now)?,
         })
     }
@@ -150,7 +156,7 @@ pub(super) fn checks(
     checks.push(publishing(manifest, lang, now));
     checks.push(fresh(&vitals.freshness, lang));
     checks.push(ran(&vitals.jobs, lang));
-    checks.push(calls(board, vitals.stuck, lang, now));
+    checks.push(calls(board, vitals.refused, lang, now));
     let quarantined = vitals.quarantined;
     checks.push(Check {
         word: if quarantined == 0 { Word::Healthy } else { Word::Attention },
@@ -235,8 +241,8 @@ fn ran(jobs: &[JobView], lang: Lang) -> Check {
     Check { word, name: lang.t("Last runs", "Últimas execuções"), says, place }
 }
 
-fn calls(board: &Board, stuck: u64, lang: Lang, now: Timestamp) -> Check {
-    let (word, says) = match (board.budget.paused_until(), stuck) {
+fn calls(board: &Board, refused: u64, lang: Lang, now: Timestamp) -> Check {
+    let (word, says) = match (board.budget.paused_until(), refused) {
         (Some(until), _) => {
             let until = lang.relative(until, now);
             (
@@ -247,10 +253,10 @@ fn calls(board: &Board, stuck: u64, lang: Lang, now: Timestamp) -> Check {
         (None, 0) => {
             (Word::Healthy, lang.t("calls leave and are answered", "chamadas saem e são respondidas").to_owned())
         }
-        (None, stuck) => {
-            let count = lang.number(stuck);
-            let says = lang
-                .t(format!("{count} refreshes wait for a person"), format!("{count} atualizações esperam uma pessoa"));
+        (None, refused) => {
+            let count = lang.number(refused);
+            let says =
+                lang.t(format!("Belvo refuses {count} refreshes"), format!("a Belvo recusa {count} atualizações"));
             (Word::Attention, says)
         }
     };

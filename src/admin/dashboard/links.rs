@@ -26,7 +26,8 @@ use crate::widget::{self, SessionRequest};
 const PAGE: usize = 50;
 
 /// Statuses that a list can be narrowed to.
-const STATUSES: [&str; 6] = ["valid", "invalid", "token_required", "unconfirmed", "deleted", "not_found"];
+const STATUSES: [&str; 7] =
+    ["valid", "invalid", "token_required", "unconfirmed", links::DELETING, links::DELETED, links::NOT_FOUND];
 
 pub(super) fn routes() -> Router<Board> {
     Router::new()

@@ -13,12 +13,10 @@ use super::layout::{self, Page, Tab, ago_text};
 use super::session::Viewer;
 use super::{Board, Trouble, escaped, plain, query};
 use crate::clock::Timestamp;
-use crate::runs::{self, Filter, Run};
+use crate::runs::{self, Filter, Kind, Run};
 
 /// Runs of a page.
 const PAGE: usize = 50;
-
-const KINDS: [&str; 6] = ["refresh", "job", "publish", "replay", "sync-links", "erase"];
 
 pub(super) fn routes() -> Router<Board> {
     Router::new().route("/runs", get(list)).route("/runs/{id}", get(show))
@@ -39,7 +37,7 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Ma
     let body = html! {
         ul.filters aria-label=(lang.t("By kind", "Por tipo")) {
             li { a href="/runs" aria-current=[kind.is_none().then_some("true")] { (lang.t("all", "todas")) } }
-            @for known in KINDS {
+            @for known in Kind::ALL.map(Kind::name) {
                 li { a href={ "/runs?kind=" (known) } aria-current=[(kind.as_deref() == Some(known)).then_some("true")] { (plain::kind(known, lang)) } }
             }
         }
