@@ -351,9 +351,9 @@ async fn compute(running: &Running, as_of: NaiveDate, mode: Mode) {
     assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), links), "{run:?}");
 }
 
-fn inode(flow: &Flow, as_of: NaiveDate) -> u64 {
+fn inode(running: &Running, as_of: NaiveDate) -> u64 {
     let path = format!("current/credit_features/as_of_date={as_of}/part-0.parquet");
-    flow.running.lake().join(path).metadata().unwrap().ino()
+    running.lake().join(path).metadata().unwrap().ino()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -368,7 +368,7 @@ async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them()
     let first = published(&flow.running);
     assert_eq!(first.len(), 32);
     assert_runs_agree(&flow, &first);
-    let retro = inode(&flow, before);
+    let retro = inode(&flow.running, before);
 
     // Half of the people have news.
     flow.simulation.arm(Fault::parse("lost").unwrap());
@@ -384,13 +384,17 @@ async fn runs_stay_what_they_were_when_time_goes_on_and_a_rebuild_repeats_them()
     }
     flow.until_idle().await;
     assert_eq!(published(&flow.running), first, "what was learnt later changed a row");
-    assert_eq!(inode(&flow, before), retro, "a partition that cannot change was written again");
-    let strict = inode(&flow, decision);
+    assert_eq!(inode(&flow.running, before), retro, "a partition that cannot change was written again");
+    let strict = inode(&flow.running, decision);
 
     compute(&flow.running, today(), Mode::Strict).await;
     let second = published(&flow.running);
     assert_eq!(second.len(), 48);
-    assert_eq!((inode(&flow, before), inode(&flow, decision)), (retro, strict), "the day was over, and is final");
+    assert_eq!(
+        (inode(&flow.running, before), inode(&flow.running, decision)),
+        (retro, strict),
+        "the day was over, and is final"
+    );
     assert_runs_agree(&flow, &second);
     let publisher = &flow.running.daemon.publisher;
     publish_in_background(publisher, Scope::Everything).await.unwrap().unwrap();
@@ -431,12 +435,18 @@ async fn what_belvo_had_collected_in_time_and_came_late_is_in_a_day_that_is_over
     publish_in_background(&running.daemon.publisher, Scope::Everything).await.unwrap().unwrap();
     let over = published(running);
 
-    told.employments_change(&list(collected_in_time.to_string(), "2024-01-01"), 2).await;
+    let news = list(collected_in_time.to_string(), "2024-01-01");
+    told.employments_change(&news, 2).await;
     let late = published(running);
     let changed = over.iter().zip(&late).filter(|(before, after)| before != after).count();
     assert_eq!((over.len(), late.len(), changed), (2, 2, 2), "the day of the decision, and the one that looked back");
     publish_in_background(&running.daemon.publisher, Scope::Everything).await.unwrap().unwrap();
     assert_eq!(published(running), late, "a rebuild gives other rows");
+
+    // What was collected in time and is known is nothing new to any day.
+    let files = [decision, before].map(|day| inode(running, day));
+    told.employments_change(&news, 2).await;
+    assert_eq!([decision, before].map(|day| inode(running, day)), files, "a day was written again for no news");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
