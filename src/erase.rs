@@ -641,6 +641,9 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
             let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
             count += tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
         }
+        if table == "webhooks" {
+            count += unnamed_webhooks(tx, links.iter().chain(&external_ids))?.len() as u64;
+        }
         if count > 0 {
             rows.insert(table, count);
         }

@@ -352,6 +352,8 @@ impl Operations {
         let work = |progress: watch::Sender<Progress>| async move {
             progress.send_modify(|progress: &mut Progress| progress.total = Some(wanted.len() as u64));
             let outcome = this.recollector.recollect(wanted, &resources).await?;
+            // What a failure says of a link is to be published, too.
+            this.settled.send_replace(());
             progress.send_modify(|progress| {
                 let mut fail = |code: &str, count: usize| {
                     if count > 0 {

@@ -98,6 +98,17 @@ impl Error {
         Self::Folder { path: path.to_owned(), source }
     }
 
+    /// Whether a file of the snapshot before may be the reason, which is not there or cannot be read.
+    fn may_be_of_damage(&self) -> bool {
+        match self {
+            Self::Folder { source, .. } | Self::Sink(sinks::Error::File { source, .. }) => {
+                source.kind() == std::io::ErrorKind::NotFound
+            }
+            Self::Sink(_) => true,
+            Self::OtherState | Self::OlderState { .. } | Self::Thread(_) | Self::Store(_) => false,
+        }
+    }
+
     /// The stable code of this failure, for logs, metrics and `status`.
     pub fn code(&self) -> &'static str {
         match self {
@@ -164,7 +175,7 @@ impl Publisher {
         let held = readers.read(BuiltFrom::of)?;
         // In another state's lake somebody may be at work.
         if lake.last().is_none_or(|last| last.built_from.state_id == held.state_id) {
-            lake.clear_leftovers()?;
+            lake.clear_staging()?;
         }
         settings.reference.tell_expiries();
         let (schema, turn, failure) = (schema::get(), Mutex::default(), watch::Sender::default());
@@ -199,7 +210,7 @@ impl Publisher {
         self.failure.subscribe()
     }
 
-    fn publish_inside(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+    fn publish_inside(&self, mut scope: Scope) -> Result<Option<Manifest>, Error> {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if scope == Scope::Changed {
             if let Some((published, held)) = turn.older {
@@ -214,19 +225,21 @@ impl Publisher {
                 agreed?;
             }
         }
-        let previous = self.lake.current();
-        let staging = self.lake.stage()?;
-        let published = self.stage(&staging, previous.as_ref(), scope).and_then(|staged| {
-            let Some((manifest, sealed)) = staged else { return Ok(None) };
-            self.lake.reveal(&staging, &sealed, &manifest)?;
-            Ok(Some(manifest))
-        });
-        if published.is_ok() {
-            turn.older = None;
+        let mut published = self.publish_once(scope);
+        if let Err(error) = &published
+            && scope == Scope::Changed
+            && error.may_be_of_damage()
+            && self.current().is_some_and(|current| !integrity::is_whole(&self.lake, current))
+        {
+            tracing::warn!(
+                code = "damaged_snapshot",
+                "the snapshot that readers see is damaged, so that nothing of it is taken over, and all is written anew: {error}"
+            );
+            scope = Scope::Everything;
+            published = self.publish_once(scope);
         }
-        // After the rename there is nothing left to remove.
-        let _ = std::fs::remove_dir_all(&staging.folder);
         let published = published?;
+        turn.older = None;
         if published.is_some() {
             // Readers see the new one already, whatever becomes of those before it; the next publish tries again.
             if let Err(error) = self.drop_older(scope) {
@@ -234,6 +247,20 @@ impl Publisher {
             }
         }
         Ok(published)
+    }
+
+    /// Stages a snapshot and reveals it, if there is anything new.
+    fn publish_once(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
+        let previous = self.lake.current();
+        let staging = self.lake.stage()?;
+        let published = self.stage(&staging, previous.as_ref(), scope).and_then(|staged| {
+            let Some((manifest, sealed)) = staged else { return Ok(None) };
+            self.lake.reveal(&staging, &sealed, &manifest)?;
+            Ok(Some(manifest))
+        });
+        // After the rename there is nothing left to remove.
+        let _ = std::fs::remove_dir_all(&staging.folder);
+        published
     }
 
     fn drop_older(&self, scope: Scope) -> Result<(), Error> {
@@ -647,6 +674,39 @@ mod tests {
         let manifest = place.publisher(&["parquet"]).publish(Scope::Changed).unwrap();
         assert_eq!(manifest.map(|manifest| manifest.snapshot), Some(3), "there is a current one again");
         assert_eq!(publisher.current(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_lake_whose_link_names_an_older_snapshot_goes_on_from_there_and_keeps_the_newer_ones() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet"]);
+        for number in 1..=3 {
+            add_link(&place.store, number).await;
+            publisher.publish(Scope::Changed).unwrap().unwrap();
+        }
+        let link = place.lake().join("current");
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("snapshots/000001", &link).unwrap();
+        let manifest = place.publisher(&["parquet"]).publish(Scope::Changed).unwrap().unwrap();
+        assert_eq!((manifest.snapshot, manifest.table("links").unwrap().rows), (4, 3));
+        assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_snapshot_is_made_anew_without_anybody_asking() {
+        for sinks in [&["parquet"][..], &["parquet", "duckdb"]] {
+            let place = Place::new();
+            let publisher = place.publisher(sinks);
+            add_link(&place.store, 1).await;
+            let manifest = publisher.publish(Scope::Changed).unwrap().unwrap();
+            let folder = publisher.lake.folder(manifest.snapshot).join("salaries");
+            fs::remove_dir_all(&folder).unwrap();
+            add_link(&place.store, 2).await;
+            let manifest = publisher.publish(Scope::Changed).unwrap().unwrap();
+            assert_eq!(manifest.table("links").unwrap().rows, 2);
+            assert_eq!(publisher.snapshots().unwrap(), [manifest.snapshot], "the damaged one is gone");
+            assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
+        }
     }
 
     #[tokio::test]

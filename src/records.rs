@@ -139,6 +139,12 @@ impl Record {
     }
 }
 
+/// Whether the record is an older answer than what is held. What is gone is newer than every list that Belvo collected before
+/// the one that lacked it: a record that comes back may itself have been collected long ago.
+fn is_late(record: &Record, held: &Held, listed: Option<Timestamp>) -> bool {
+    if held.is_gone() { is_older(listed, held.collected_at) } else { record.is_older_than(held) }
+}
+
 /// Whether Belvo surely read the first before the second.
 fn is_older(collected_at: Option<Timestamp>, than: Option<Timestamp>) -> bool {
     collected_at.zip(than).is_some_and(|(collected_at, than)| collected_at < than)
@@ -213,10 +219,12 @@ pub fn keep(
             Some(held) => match sighting.change_of(held)? {
                 None => {
                     sighting.see_again(held)?;
-                    kept.changed |= held.record_id != record.id;
-                    kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
+                    if !record.is_older_than(held) {
+                        kept.changed |= held.record_id != record.id;
+                        kept.sighted |= record.collected_at > held.collected_at || record.created_at != held.created_at;
+                    }
                 }
-                Some(_) if record.is_older_than(held) => {
+                Some(_) if is_late(record, held, kept.collected_at) => {
                     late.insert(key.as_str());
                     kept.late += usize::from(sighting.add_late_version(held)?);
                 }
@@ -259,7 +267,7 @@ pub fn keep(
             if first.is_none() || listing.fetched_at < absent_since + confirm_after {
                 confirm_at = Some(absent_since + confirm_after);
             } else if ends {
-                end_record(tx, link_id, resource, key, listing)?;
+                end_record(tx, link_id, resource, key, listing, kept.collected_at)?;
                 kept.gone += 1;
             } else {
                 // The link may be in order again by then.
@@ -344,23 +352,31 @@ fn is_valid(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
     Ok(status.flatten().as_deref() == Some("valid"))
 }
 
-/// Keeps that a record is gone: a version without a body.
-fn end_record(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, listing: &Listing) -> Result<(), Error> {
+/// Keeps that a record is gone: a version without a body, as of the list that says so, which Belvo collected at `collected_at`.
+fn end_record(
+    tx: &Tx<'_>,
+    link_id: &LinkId,
+    resource: &Resource,
+    key: &str,
+    listing: &Listing,
+    collected_at: Option<Timestamp>,
+) -> Result<(), Error> {
+    let collected_at = collected_at.unwrap_or(listing.fetched_at);
     tx.execute(
         "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
          known_from, started_at, fetched_at, body) \
-         SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, r.collected_at, \
+         SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, $7, \
          $4, $5, $4, $6 FROM records r \
          JOIN record_versions v ON v.link_id = r.link_id AND v.resource = r.resource AND v.record_key = r.record_key \
          WHERE r.link_id = $1 AND r.resource = $2 AND r.record_key = $3 \
          GROUP BY r.link_id, r.resource, r.record_key",
-        args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice()],
+        args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice(), collected_at],
     )?;
     tx.execute(
-        "UPDATE records SET content_hash = $4, version_at = $5, version = \
+        "UPDATE records SET content_hash = $4, version_at = $5, collected_at = $6, version = \
          (SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3) \
          WHERE link_id = $1 AND resource = $2 AND record_key = $3",
-        args![link_id, resource.name, key, GONE, listing.fetched_at],
+        args![link_id, resource.name, key, GONE, listing.fetched_at, collected_at],
     )?;
     Ok(())
 }
@@ -647,8 +663,13 @@ impl Sighting<'_> {
 
     fn see_again(&self, held: &Held) -> Result<(), Error> {
         let Self { record, listing, .. } = self;
-        // An older answer with the same content does not take back what a newer one said.
-        let created_at = if record.is_older_than(held) { held.created_at } else { record.created_at };
+        // An older answer with the same content does not take back what a newer one said; what was gone says nothing.
+        let is_older = !held.is_gone() && record.is_older_than(held);
+        let (record_id, created_at, collected_at) = if is_older {
+            (&held.record_id, held.created_at, held.collected_at)
+        } else {
+            (&record.id, record.created_at, record.collected_at.or(held.collected_at.filter(|_| !held.is_gone())))
+        };
         self.tx.execute(
             "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
              WHERE link_id = $1 AND resource = $2 AND record_key = $3",
@@ -656,9 +677,9 @@ impl Sighting<'_> {
                 self.link_id,
                 self.resource.name,
                 self.key,
-                &record.id,
+                record_id,
                 created_at,
-                record.collected_at.max(held.collected_at),
+                collected_at,
                 listing.started_at,
                 listing.fetched_at
             ],
@@ -1098,6 +1119,30 @@ mod tests {
         bench.list(20, &[paid(&[1], 20)]).await;
         assert_eq!(bench.due().await, Some(80));
         assert!(bench.list(80, &[paid(&[1], 20)]).await.changed, "two lists agree");
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_brings_back_nothing_that_is_gone_and_no_older_id() {
+        let bench = Bench::new().await;
+        let stays = |minute| job(1, "99000042", "2020-01-01", "null", minute);
+        let goes = |end, minute| job(2, "99000077", "2021-01-01", end, minute);
+        bench.list(0, &[stays(10), goes("null", 10)]).await;
+        bench.list(100, &[stays(30)]).await;
+        assert_eq!(bench.list(200, &[stays(30)]).await.gone, 1);
+        for (minutes, end) in [(210, "null"), (220, "\"2021-12-31\"")] {
+            let late = bench.list(minutes, &[stays(20), goes(end, 20)]).await;
+            assert_eq!((late.versions, late.late), (0, 1), "{end}");
+        }
+        // A record that was collected long ago may come back in a list that is new.
+        let back = bench.list(230, &[stays(40), goes("null", 10)]).await;
+        assert_eq!((back.versions, back.late), (1, 0));
+
+        let renamed = bench.list(240, &[job(3, "99000042", "2020-01-01", "null", 50)]).await;
+        assert!(renamed.changed);
+        let late = bench.list(250, &[stays(20)]).await;
+        assert_eq!((late.changed, late.sighted), (false, false));
+        let ids: HashSet<String> = bench.seen().await.into_iter().map(|(_, id, _)| id[..8].to_owned()).collect();
+        assert_eq!(ids, HashSet::from(["00000003".to_owned(), "00000002".to_owned()]));
     }
 
     #[tokio::test]

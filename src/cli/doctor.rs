@@ -226,10 +226,10 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
 fn published(config: &Config, state: &BuiltFrom, status: &Status, now: Timestamp, report: &mut Report) {
     let mend = if status.held_by.is_some() { "look for publish_failed in the daemon's log" } else { "vinculo publish" };
     match Lake::look(&config.lake.path).current() {
-        Some(manifest) if manifest.built_from.state_id != state.state_id => {
-            let what = format!("{} was built from another state than this one", config.lake.path.display());
-            let mend = "point lake.url elsewhere, or let `vinculo rebuild` replace the lake";
-            report.add(Level::Error, "foreign_lake", what, mend, Exit::Damaged);
+        Some(manifest) if manifest.agrees_with(state).is_err() => {
+            let Err(error) = manifest.agrees_with(state) else { return };
+            let mend = "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake";
+            report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
         }
         Some(manifest) => {
             let age = Timestamp::parse(&manifest.published_at).map_or(Duration::ZERO, |at| now.since(at));

@@ -124,6 +124,13 @@ pub(super) fn drop_damaged(lake: &Lake) -> Result<Vec<u32>, Error> {
     Ok(dropped)
 }
 
+/// Whether every file of snapshot `number` is as it was published.
+pub(super) fn is_whole(lake: &Lake, number: u32) -> bool {
+    let (folder, mut verified) = (lake.folder(number), Verified::default());
+    check_snapshot(&folder, &folder, &mut HashMap::new(), &mut verified);
+    verified.damage.is_empty()
+}
+
 /// The checksum of each file that was read, by device and inode.
 type Seen = HashMap<(u64, u64), String>;
 

@@ -150,23 +150,15 @@ impl Lake {
         Self { path: path.to_owned() }
     }
 
-    /// Removes what a crash left: everything staged, and snapshots that never became current. Without a `current`, as in a
-    /// copy that lost its links, nobody can tell which these are, and all stay.
+    /// Removes what a crash left of what was staged. A snapshot that became whole stays, whether readers saw it or not: where
+    /// `current` was moved by hand, or lost, nobody could tell.
     ///
     /// # Errors
     /// [`Error::Folder`].
-    pub fn clear_leftovers(&self) -> Result<(), Error> {
+    pub fn clear_staging(&self) -> Result<(), Error> {
         let staging = self.staging();
-        for entry in fs::read_dir(&staging).map_err(|source| Error::at(&staging, source))?.flatten() {
-            remove(&entry.path())?;
-        }
-        let current = self.current_number();
-        for (number, path) in self.numbered()? {
-            if current.is_some_and(|current| number > current) {
-                remove(&path)?;
-            }
-        }
-        Ok(())
+        let left = fs::read_dir(&staging).map_err(|source| Error::at(&staging, source))?;
+        left.flatten().try_for_each(|entry| remove(&entry.path()))
     }
 
     /// The manifest of the snapshot that readers see; `None` when there is none that can be read.
