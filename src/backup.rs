@@ -135,7 +135,10 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
         let folder = to.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
-        tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| drop(fs::remove_file(&to)))?;
+        tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| {
+            // A backup that may bring somebody back is none.
+            drop((fs::remove_file(&to), fs::remove_file(tombstones::file_of_backup(&to))));
+        })?;
         Ok(made)
     });
     if made.is_err() {

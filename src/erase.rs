@@ -697,12 +697,19 @@ pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>
     Ok(found)
 }
 
-/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for their bytes.
+/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
+/// whatever cannot be part of a name.
 fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
-    match serde_json::from_slice(body) {
-        Ok(json) => is_named(&json, names),
-        Err(_) => names.iter().any(|name| memchr::memmem::find(body, name.as_bytes()).is_some()),
+    if let Ok(json) = serde_json::from_slice(body) {
+        return is_named(&json, names);
     }
+    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
+    let is_there = |name: &&str| {
+        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
+            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
+        })
+    };
+    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
 }
 
 /// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
@@ -941,6 +948,7 @@ mod tests {
             (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
             (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
             (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
+            (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
         ] {
             assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
         }

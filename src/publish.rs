@@ -147,6 +147,8 @@ pub struct Publisher {
 struct Turn {
     /// The changes of the lake and of the state, once the state was found to be older: that it counts on makes it no newer.
     older: Option<(i64, i64)>,
+    /// The snapshot that was looked through after a failure and found whole.
+    whole: Option<u32>,
 }
 
 /// Which files are written.
@@ -159,8 +161,8 @@ pub enum Scope {
 }
 
 impl Publisher {
-    /// A publisher of the state behind `readers`, where two lists `confirm_after` apart agree that a row is gone. Leftovers
-    /// of a crash are removed from the lake.
+    /// A publisher of the state behind `readers`, where two lists `confirm_after` apart agree that a row is gone. What a crash
+    /// left of what was staged is removed.
     ///
     /// # Errors
     /// [`Error::Folder`] when the lake cannot be used.
@@ -229,7 +231,7 @@ impl Publisher {
         if let Err(error) = &published
             && scope == Scope::Changed
             && error.may_be_of_damage()
-            && self.current().is_some_and(|current| !integrity::is_whole(&self.lake, current))
+            && self.is_damaged(&mut turn)
         {
             tracing::warn!(
                 code = "damaged_snapshot",
@@ -247,6 +249,14 @@ impl Publisher {
             }
         }
         Ok(published)
+    }
+
+    /// Whether a file of the snapshot that readers see is not as it was published.
+    fn is_damaged(&self, turn: &mut Turn) -> bool {
+        let Some(current) = self.current().filter(|current| turn.whole != Some(*current)) else { return false };
+        let is_whole = integrity::is_whole(&self.lake, current);
+        turn.whole = is_whole.then_some(current);
+        !is_whole
     }
 
     /// Stages a snapshot and reveals it, if there is anything new.

@@ -336,7 +336,8 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
         Outcome::Listed { started_at, fetched_at, collected_at, content_seq, sighted_seq, touched_seq } => tx.execute(
             "UPDATE refreshes SET lease = NULL, cleared = lease_marks, attempts = 0, last_error_code = NULL, \
              last_error_at = NULL, blocked_reason = NULL, last_fetched_at = $4, \
-             last_collected_at = CASE WHEN $5 IS NULL OR $5 < last_collected_at THEN last_collected_at ELSE $5 END, content_seq = coalesce($6, content_seq), touched_seq = $7, \
+             last_collected_at = CASE WHEN $5 < last_collected_at THEN last_collected_at ELSE coalesce($5, last_collected_at) END, \
+             content_seq = coalesce($6, content_seq), touched_seq = $7, \
              sighted_seq = coalesce($9, sighted_seq), \
              due_at = CASE WHEN marks > lease_marks THEN coalesce(due_at, $8) ELSE NULL END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",

@@ -245,6 +245,7 @@ pub fn keep(
     // An empty list says that records are gone only when a webhook counted none and the link is in order: Belvo drops what
     // it holds without a word.
     let is_empty = records.is_empty();
+    let mut ended = HashSet::new();
     if !is_empty || webhook_count == Some(0) {
         let ends = !is_empty || is_valid(tx, link_id)?;
         let shown: HashSet<&str> = keys.iter().map(String::as_str).collect();
@@ -268,6 +269,7 @@ pub fn keep(
                 confirm_at = Some(absent_since + confirm_after);
             } else if ends {
                 end_record(tx, link_id, resource, key, listing, kept.collected_at)?;
+                ended.insert(key.as_str());
                 kept.gone += 1;
             } else {
                 // The link may be in order again by then.
@@ -283,10 +285,15 @@ pub fn keep(
         let now = listing.fetched_at;
         let mut lost = |after, until| lost_rows(tx, link_id, resource, after, until, compare);
         let counted = last_list_that_counts(tx, link_id, resource)?.unwrap_or(Timestamp::from_micros(0));
-        for (key, _) in lost(counted - confirm_after, now - confirm_after)? {
-            // An empty list, or an older answer, agrees with nothing: a third one has to.
+        for (key, at) in lost(counted - confirm_after, now - confirm_after)? {
+            let is_gone = known.by_key.get(&key).is_some_and(Held::is_gone) || ended.contains(key.as_str());
+            if is_gone || is_settled(tx, link_id, resource, &key, at + confirm_after)? {
+                continue;
+            }
+            // An older answer agrees with nothing, nor does an empty one: another list has to.
+            let wait = if is_empty { confirm_after.max(LINK_RECOVERS) } else { confirm_after };
             if is_empty || late.contains(key.as_str()) {
-                confirm_at = Some(now + confirm_after);
+                confirm_at = confirm_at.into_iter().chain([now + wait]).min();
             } else {
                 kept.changed = true;
             }
@@ -336,14 +343,25 @@ fn previous(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option
 
 /// When the last list before this one was complete that says of every record what it lacks.
 fn last_list_that_counts(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Timestamp>, Error> {
-    let last = tx.one(
-        "SELECT max(fetched_at) FROM link_snapshots s WHERE link_id = $1 AND resource = $2 AND item_count > 0 AND NOT EXISTS \
-         (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.is_late = 1 \
-         AND v.fetched_at = s.fetched_at)",
+    tx.one(
+        "SELECT s.fetched_at FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 AND s.item_count > 0 AND NOT EXISTS \
+         (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.fetched_at = s.fetched_at \
+         AND v.is_late = 1) ORDER BY s.fetched_at DESC LIMIT 1",
         args![link_id, resource.name],
-        |row| row.opt_at(0),
+        |row| row.at(0),
+    )
+}
+
+/// Whether a list from `since` on counts for what a record lacks, so that it is settled already.
+fn is_settled(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, key: &str, since: Timestamp) -> Result<bool, Error> {
+    let settled = tx.one(
+        "SELECT 1 FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 AND s.fetched_at >= $4 AND s.item_count > 0 \
+         AND NOT EXISTS (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.record_key = $3 \
+         AND v.fetched_at = s.fetched_at AND v.is_late = 1) LIMIT 1",
+        args![link_id, resource.name, key, since],
+        |_| Ok(()),
     )?;
-    Ok(last.flatten())
+    Ok(settled.is_some())
 }
 
 /// Whether Belvo says that the link is in order.
@@ -361,11 +379,12 @@ fn end_record(
     listing: &Listing,
     collected_at: Option<Timestamp>,
 ) -> Result<(), Error> {
-    let collected_at = collected_at.unwrap_or(listing.fetched_at);
+    // An empty list has no such time, and ours is not Belvo's.
     tx.execute(
         "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
          known_from, started_at, fetched_at, body) \
-         SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, $7, \
+         SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, \
+         coalesce($7, r.collected_at), \
          $4, $5, $4, $6 FROM records r \
          JOIN record_versions v ON v.link_id = r.link_id AND v.resource = r.resource AND v.record_key = r.record_key \
          WHERE r.link_id = $1 AND r.resource = $2 AND r.record_key = $3 \
@@ -373,7 +392,7 @@ fn end_record(
         args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice(), collected_at],
     )?;
     tx.execute(
-        "UPDATE records SET content_hash = $4, version_at = $5, collected_at = $6, version = \
+        "UPDATE records SET content_hash = $4, version_at = $5, collected_at = coalesce($6, collected_at), version = \
          (SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3) \
          WHERE link_id = $1 AND resource = $2 AND record_key = $3",
         args![link_id, resource.name, key, GONE, listing.fetched_at, collected_at],
@@ -462,7 +481,7 @@ impl Contents<'_> {
 /// What `content_hash` of a record holds that is gone: no content has it.
 const GONE: &[u8] = &[];
 
-/// A record that is held already.
+/// A record that is held already; of one that is gone, as of the list that said so.
 struct Held {
     record_id: String,
     likeness: String,
@@ -1107,6 +1126,7 @@ mod tests {
         }
         bench.forget_marks().await;
         assert!(bench.list(255, &[paid(&[1], 40)]).await.changed, "this one does");
+        assert!(!bench.list(265, &[paid(&[1], 40)]).await.changed, "and once");
         assert_eq!(bench.due().await, None);
     }
 
@@ -1119,6 +1139,21 @@ mod tests {
         bench.list(20, &[paid(&[1], 20)]).await;
         assert_eq!(bench.due().await, Some(80));
         assert!(bench.list(80, &[paid(&[1], 20)]).await.changed, "two lists agree");
+    }
+
+    #[tokio::test]
+    async fn what_empty_lists_ended_comes_back_as_it_was() {
+        let bench = Bench::new().await;
+        bench.set_status("valid").await;
+        let jobs = [job(1, "99000042", "2020-01-01", "null", 0)];
+        bench.list(0, &jobs).await;
+        bench.list(100, &[]).await;
+        assert_eq!(bench.list(200, &[]).await.gone, 1);
+        bench.forget_marks().await;
+        let again = bench.list(300, &[]).await;
+        assert_eq!((again.changed, bench.due().await), (false, None), "nothing is left to be asked");
+        let back = bench.list(400, &jobs).await;
+        assert_eq!((back.versions, back.late), (1, 0));
     }
 
     #[tokio::test]

@@ -244,7 +244,8 @@ fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept, is_quarantined: &st
 fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> {
     let change = tx.change()?;
     tx.execute(
-        "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3 WHERE link_id = $1 AND resource = $2",
+        "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3, removed_seq = $3 \
+         WHERE link_id = $1 AND resource = $2",
         args![link_id, resource, change],
     )
     .map(drop)

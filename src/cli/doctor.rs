@@ -225,12 +225,13 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
 
 fn published(config: &Config, state: &BuiltFrom, status: &Status, now: Timestamp, report: &mut Report) {
     let mend = if status.held_by.is_some() { "look for publish_failed in the daemon's log" } else { "vinculo publish" };
-    match Lake::look(&config.lake.path).current() {
-        Some(manifest) if manifest.agrees_with(state).is_err() => {
-            let Err(error) = manifest.agrees_with(state) else { return };
-            let mend = "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake";
-            report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
-        }
+    let lake = Lake::look(&config.lake.path);
+    if let Some(Err(error)) = lake.last().map(|last| last.agrees_with(state)) {
+        let mend = "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake";
+        report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
+        return;
+    }
+    match lake.current() {
         Some(manifest) => {
             let age = Timestamp::parse(&manifest.published_at).map_or(Duration::ZERO, |at| now.since(at));
             let (number, at) = (manifest.snapshot, &manifest.published_at);

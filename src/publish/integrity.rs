@@ -19,6 +19,9 @@ use crate::sensitive::hex;
 /// Name of a manifest's file.
 pub(super) const MANIFEST: &str = "manifest.json";
 
+/// Code of a file that no manifest names.
+const NOT_PUBLISHED: &str = "not_published";
+
 /// What stands before a manifest's own checksum, which is of everything before this and of `\n}`.
 const OWN_CHECKSUM: &str = ",\n  \"sha256\": \"";
 
@@ -124,11 +127,11 @@ pub(super) fn drop_damaged(lake: &Lake) -> Result<Vec<u32>, Error> {
     Ok(dropped)
 }
 
-/// Whether every file of snapshot `number` is as it was published.
+/// Whether every file that was published in snapshot `number` is as it was.
 pub(super) fn is_whole(lake: &Lake, number: u32) -> bool {
     let (folder, mut verified) = (lake.folder(number), Verified::default());
     check_snapshot(&folder, &folder, &mut HashMap::new(), &mut verified);
-    verified.damage.is_empty()
+    verified.damage.iter().all(|damage| damage.code == NOT_PUBLISHED)
 }
 
 /// The checksum of each file that was read, by device and inode.
@@ -161,7 +164,7 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
     let mut found = Vec::new();
     files_below(folder, &mut found);
     for file in found.into_iter().filter(|file| !expected.contains(file)) {
-        verified.note(lake, &file, "not_published", "is in no manifest: whoever reads the folder whole reads it too");
+        verified.note(lake, &file, NOT_PUBLISHED, "is in no manifest: whoever reads the folder whole reads it too");
     }
 }
 

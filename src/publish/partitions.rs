@@ -5,7 +5,7 @@
 //! is, but for links of which something came in later that Belvo had collected by then; that only links that changed are
 //! computed again in the others; and that no partition has rows of a link whose jobs are not kept any more.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -256,26 +256,34 @@ impl<'m> Earlier<'m> {
 /// known: Belvo may have collected it long before it was fetched. What retention removed is not known at any time.
 fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, store::Error> {
     let (resource, before) = (employments::RESOURCE.name, previous.built_from.change);
-    let mut news = tx.all(
-        "SELECT s.link_id, min(coalesce(s.collected_at, s.fetched_at)), min(s.fetched_at), \
-         min(coalesce(v.collected_at, v.fetched_at)) FROM link_snapshots s \
-         LEFT JOIN record_versions v \
+    let mut news = HashMap::<String, Timestamp>::new();
+    let mut note = |link_id: &str, known: Timestamp| match news.get_mut(link_id) {
+        Some(earliest) => *earliest = known.min(*earliest),
+        None => drop(news.insert(link_id.to_owned(), known)),
+    };
+    // Not grouped by link: the lists would be walked link by link, those without news too.
+    tx.each(
+        "SELECT s.link_id, s.collected_at, s.fetched_at, v.collected_at FROM link_snapshots s LEFT JOIN record_versions v \
          ON v.link_id = s.link_id AND v.resource = s.resource AND v.fetched_at = s.fetched_at \
-         WHERE s.news_seq > $2 AND s.resource = $1 GROUP BY s.link_id",
+         WHERE s.news_seq > $2 AND s.resource = $1",
         args![resource, before],
         |row| {
-            let known = [Some(row.at(1)?), Some(row.at(2)?), row.opt_at(3)?];
-            Ok((row.text(0)?, known.into_iter().flatten().min().unwrap_or(Timestamp::from_micros(0))))
+            let instants = [row.opt_at(1)?, Some(row.at(2)?), row.opt_at(3)?];
+            if let Some(known) = instants.into_iter().flatten().min() {
+                note(row.str(0)?, known);
+            }
+            Ok::<_, store::Error>(())
         },
     )?;
-    let removed = tx.all(
-        "SELECT f.link_id FROM refreshes f WHERE f.resource = $1 AND f.content_seq > $2 AND f.content_seq > coalesce((\
-         SELECT max(s.news_seq) FROM link_snapshots s WHERE s.link_id = f.link_id AND s.resource = f.resource), 0)",
+    tx.each(
+        "SELECT link_id FROM refreshes WHERE resource = $1 AND removed_seq > $2",
         args![resource, before],
-        |row| Ok((row.text(0)?, Timestamp::from_micros(0))),
+        |row| {
+            note(row.str(0)?, Timestamp::from_micros(0));
+            Ok::<_, store::Error>(())
+        },
     )?;
-    news.extend(removed);
-    Ok(news)
+    Ok(news.into_iter().collect())
 }
 
 /// The Parquet file of a date, when one is published.

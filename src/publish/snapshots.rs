@@ -167,7 +167,7 @@ impl Lake {
     }
 
     /// What was published last: [`Lake::current`], or the newest snapshot there is when `current` names none.
-    pub(super) fn last(&self) -> Option<Manifest> {
+    pub fn last(&self) -> Option<Manifest> {
         self.current().or_else(|| self.all().ok()?.into_iter().rev().find_map(|number| self.manifest(number)))
     }
 
