@@ -700,6 +700,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn when_belvo_collected_last_never_goes_back() {
+        let place = Place::new().await;
+        // A list without records has no such time, and an older answer an earlier one.
+        for (collected, newest) in
+            [(None, None), (Some(20), Some(20)), (Some(10), Some(20)), (None, Some(20)), (Some(30), Some(30))]
+        {
+            place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))).await;
+            let refresh = place.claim(Lane::Ordinary).await.remove(0).remove(0);
+            let listed = Outcome::Listed {
+                started_at: at(40),
+                fetched_at: at(50),
+                collected_at: collected.map(at),
+                content_seq: None,
+                sighted_seq: None,
+                touched_seq: 1,
+            };
+            assert!(place.write(move |tx| settle(tx, &refresh, listed)).await);
+            let held =
+                place.write(|tx| tx.one("SELECT last_collected_at FROM refreshes", args![], |row| row.opt_at(0))).await;
+            assert_eq!(held.flatten(), newest.map(at), "{collected:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn news_of_a_link_of_which_belvo_never_told_wait_apart_until_it_does() {
         let place = Place::new().await;
         let unknown = || -> LinkId { "00000000-0000-4000-8000-000000000001".parse().unwrap() };

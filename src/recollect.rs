@@ -463,6 +463,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_may_have_arrived_is_on_the_bill_and_what_belvo_refused_is_not() {
+        for (status, may_ask_again) in [(503, false), (504, false), (408, false), (400, true), (403, true)] {
+            let script = Script::start(move |_| scripted::json(status, r#"[{"code":"x"}]"#)).await;
+            let place = Place::new(script.client()).await;
+            assert_eq!(place.ask(&[&employments::RESOURCE]).await.failed.len(), 1, "{status}");
+            place.pass(Duration::from_mins(9));
+            assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling == 0, may_ask_again, "{status}");
+            // Its results are looked for all the same.
+            assert_eq!(place.recollector.follow_up().await.unwrap() > 0, !may_ask_again, "{status}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_no_webhook_tells_of_is_listed_after_a_while_and_not_for_ever() {
         let script = Script::start(|_| accepted()).await;
         let place = Place::new(script.client()).await;
