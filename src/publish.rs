@@ -214,12 +214,14 @@ impl Publisher {
 
     fn publish_inside(&self, mut scope: Scope) -> Result<Option<Manifest>, Error> {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = self.lake.current();
         if scope == Scope::Changed {
             if let Some((published, held)) = turn.older {
                 return Err(Error::OlderState { published, held });
             }
             // Before anything is touched in the lake.
-            if let Some(last) = self.lake.last() {
+            let newest = if previous.is_none() { self.lake.newest() } else { None };
+            if let Some(last) = previous.as_ref().or(newest.as_ref()) {
                 let agreed = last.agrees_with(&self.readers.read(BuiltFrom::of)?);
                 if let Err(Error::OlderState { published, held }) = agreed {
                     turn.older = Some((published, held));
@@ -227,7 +229,7 @@ impl Publisher {
                 agreed?;
             }
         }
-        let mut published = self.publish_once(scope);
+        let mut published = self.publish_once(previous.as_ref(), scope);
         if let Err(error) = &published
             && scope == Scope::Changed
             && error.may_be_of_damage()
@@ -238,7 +240,7 @@ impl Publisher {
                 "the snapshot that readers see is damaged, so that nothing of it is taken over, and all is written anew: {error}"
             );
             scope = Scope::Everything;
-            published = self.publish_once(scope);
+            published = self.publish_once(previous.as_ref(), scope);
         }
         let published = published?;
         turn.older = None;
@@ -260,10 +262,9 @@ impl Publisher {
     }
 
     /// Stages a snapshot and reveals it, if there is anything new.
-    fn publish_once(&self, scope: Scope) -> Result<Option<Manifest>, Error> {
-        let previous = self.lake.current();
+    fn publish_once(&self, previous: Option<&Manifest>, scope: Scope) -> Result<Option<Manifest>, Error> {
         let staging = self.lake.stage()?;
-        let published = self.stage(&staging, previous.as_ref(), scope).and_then(|staged| {
+        let published = self.stage(&staging, previous, scope).and_then(|staged| {
             let Some((manifest, sealed)) = staged else { return Ok(None) };
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))

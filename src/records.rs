@@ -229,7 +229,7 @@ pub fn keep(
                     kept.late += usize::from(sighting.add_late_version(held)?);
                 }
                 Some(Change { old, new }) => {
-                    if sighting.loses_rows(held.version, old, &new, compare)? {
+                    if sighting.contents().loses_rows(held.version, old, &new, compare)? {
                         confirm_at = Some(listing.fetched_at + confirm_after);
                     }
                     let shown = if held.is_gone() { previous.map(|previous| previous.started_at) } else { None };
@@ -794,18 +794,9 @@ impl Sighting<'_> {
         Ok(())
     }
 
-    fn loses_rows(&self, version: i64, old: String, new: &str, compare: &mut Compare<'_>) -> Result<bool, Error> {
+    fn contents(&self) -> Contents<'_> {
         let Self { tx, link_id, resource, key, .. } = *self;
-        Contents { tx, link_id, resource, key }.loses_rows(version, old, new, compare)
-    }
-
-    fn body_of(&self, held: &Held) -> Result<String, Error> {
-        let body = self.tx.one(
-            "SELECT body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
-            args![self.link_id, self.resource.name, self.key, held.version],
-            |row| unpack(&self.place(held.version).open(self.tx, row.bytes(0)?)?),
-        )?;
-        body.ok_or(Error::Unreadable("a record's body"))
+        Contents { tx, link_id, resource, key }
     }
 
     /// What changed since what is held; `None` when that says the same, however it is spelt.
@@ -813,7 +804,8 @@ impl Sighting<'_> {
         if held.hash == self.record.hash {
             return Ok(None);
         }
-        let (old, new) = (self.body_of(held)?, unpack(&self.record.body)?);
+        let (_, old) = self.contents().latest_before(held.version + 1)?.ok_or(Error::Unreadable("a record's body"))?;
+        let new = unpack(&self.record.body)?;
         let plain = |json: &str| content(&spelling::plain(json));
         let is_same = !held.is_gone() && plain(&old) == plain(&new);
         Ok((!is_same).then_some(Change { old, new }))

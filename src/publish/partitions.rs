@@ -30,8 +30,6 @@ pub(super) struct Partitions {
     dates: BTreeMap<NaiveDate, Vec<Wanted>>,
     /// Links that have changed since the previous snapshot; `None` when every partition is computed anew.
     changed: Option<Vec<String>>,
-    /// Links whose jobs retention has removed since the previous snapshot; computed anew in every partition.
-    forgotten: Vec<String>,
     /// Link, resource and code of each latest refresh that failed.
     pub(super) errors: Vec<(String, String, String)>,
 }
@@ -41,7 +39,8 @@ struct Wanted {
     run: Run,
     /// Links that were first seen after it.
     later: Vec<String>,
-    /// Links of which something that could have been known to it may have come in since the previous snapshot.
+    /// Links of which something that could have been known to it may have come in, or was removed by retention, since the
+    /// previous snapshot.
     late: Vec<String>,
 }
 
@@ -71,18 +70,9 @@ impl Partitions {
                 |row| row.text(0),
             )
         });
-        let forgotten = previous.map_or(Ok(Vec::new()), |previous| {
-            tx.all(
-                "SELECT f.link_id FROM refreshes f WHERE f.touched_seq > $1 AND f.resource = $2 AND NOT EXISTS \
-                 (SELECT 1 FROM link_snapshots s WHERE s.link_id = f.link_id AND s.resource = f.resource)",
-                args![previous.built_from.change, employments::RESOURCE.name],
-                |row| row.text(0),
-            )
-        });
         Ok(Self {
             dates,
             changed: changed.transpose()?,
-            forgotten: forgotten?,
             errors: tx.all(
                 "SELECT link_id, resource, last_error_code FROM refreshes WHERE last_error_code IS NOT NULL \
                  ORDER BY link_id, resource",
@@ -126,10 +116,7 @@ impl Partitions {
                 .and_then(|(manifest, folder)| Earlier::find(manifest, folder, &path));
             if let Some(earlier) = earlier.as_ref().filter(|earlier| {
                 let nothing_changed = self.changed.as_ref().is_none_or(Vec::is_empty);
-                self.forgotten.is_empty()
-                    && wanted
-                        .iter()
-                        .all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.stands(wanted)))
+                wanted.iter().all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.stands(wanted)))
             }) {
                 staging.take_over(earlier.folder, earlier.file)?;
                 files.push(earlier.file.clone());
@@ -177,20 +164,24 @@ impl Partitions {
     }
 
     /// Computes the rows of a run; says which of the earlier file stay as they are, if any do.
-    fn add(&self, computer: &Computer, wanted: &Wanted, earlier: Option<&Earlier<'_>>) -> duckdb::Result<Option<Kept>> {
+    fn add<'s>(
+        &'s self,
+        computer: &Computer,
+        wanted: &'s Wanted,
+        earlier: Option<&Earlier<'_>>,
+    ) -> duckdb::Result<Option<Kept<'s>>> {
         let Wanted { run, later, late } = wanted;
         let Some((earlier, changed)) = earlier.filter(|earlier| earlier.has(run)).zip(self.changed.as_ref()) else {
             computer.add(run, None, later)?;
             return Ok(None);
         };
-        let of_final = [late.as_slice(), &self.forgotten].concat();
-        let changed = if earlier.is_final(run) { &of_final } else { changed };
+        let changed = if earlier.is_final(run) { late } else { changed };
         computer.add(run, Some(changed), later)?;
-        Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(|link_id| link_id.clone().into_bytes()).collect() }))
+        Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
 
     /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows.
-    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept], whole: &Path) -> Result<u64, Error> {
+    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept<'_>], whole: &Path) -> Result<u64, Error> {
         let computed = whole.with_extension("computed");
         computer.write(&computed).map_err(sinks::Error::from)?;
         let stays = |[link_id, mode]: parquet::Key<'_>| {
@@ -204,10 +195,10 @@ impl Partitions {
 }
 
 /// The rows of the file before that stay in a date's file: those of one mode,
-struct Kept {
+struct Kept<'l> {
     mode: Mode,
     /// but for those of these links.
-    all_but: HashSet<Vec<u8>>,
+    all_but: HashSet<&'l [u8]>,
 }
 
 /// The file of a date in the previous snapshot.

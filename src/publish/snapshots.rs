@@ -168,7 +168,12 @@ impl Lake {
 
     /// What was published last: [`Lake::current`], or the newest snapshot there is when `current` names none.
     pub fn last(&self) -> Option<Manifest> {
-        self.current().or_else(|| self.all().ok()?.into_iter().rev().find_map(|number| self.manifest(number)))
+        self.current().or_else(|| self.newest())
+    }
+
+    /// The manifest of the newest snapshot that has one, whether readers see it or not.
+    pub(super) fn newest(&self) -> Option<Manifest> {
+        self.all().ok()?.into_iter().rev().find_map(|number| self.manifest(number))
     }
 
     /// The folder of snapshot `number`.
