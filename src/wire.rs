@@ -32,6 +32,9 @@ impl Heads {
     /// or one without a length, the connection must end with its answer.
     pub fn next(&self) -> Framing {
         let mut bytes = self.lock();
+        // The parser overlooks empty lines before a head, and does not tell of them.
+        let blank = bytes.unread.chunks(2).take_while(|line| *line == b"\r\n").count() * 2;
+        bytes.unread.drain(..blank);
         let end = memchr::memmem::find(&bytes.unread, b"\r\n\r\n").map(|at| at + 4);
         let framing = end.map_or(Framing::Doubtful, |end| framing(&bytes.unread[..end]));
         if let (Framing::Length(length), Some(end)) = (framing, end) {
@@ -76,21 +79,23 @@ fn framing(head: &[u8]) -> Framing {
         b'\r' => head.get(at + 1) == Some(&b'\n'),
         _ => at > 0 && head[at - 1] == b'\r',
     });
-    let (mut lengths, mut codings) = (Vec::new(), 0);
+    let (mut lengths, mut codings, mut hosts) = (Vec::new(), Vec::new(), 0);
     for line in head.split(|byte| *byte == b'\n').skip(1) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.trim_ascii().eq_ignore_ascii_case(b"content-length") {
+        let (name, value) = (line[..colon].trim_ascii(), line[colon + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
             lengths.push(value);
-        } else if name.trim_ascii().eq_ignore_ascii_case(b"transfer-encoding") {
-            codings += 1;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            codings.push(value);
+        } else if name.eq_ignore_ascii_case(b"host") {
+            hosts += 1;
         }
     }
-    match (&lengths[..], codings) {
-        _ if !is_plain => Framing::Doubtful,
-        ([], 0) => Framing::Length(0),
-        ([], 1) => Framing::Chunked,
-        ([digits], 0) if digits.iter().all(u8::is_ascii_digit) => std::str::from_utf8(digits)
+    match (&lengths[..], &codings[..]) {
+        _ if !is_plain || hosts > 1 => Framing::Doubtful,
+        ([], []) => Framing::Length(0),
+        ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") => Framing::Chunked,
+        ([digits], []) if digits.iter().all(u8::is_ascii_digit) => std::str::from_utf8(digits)
             .ok()
             .and_then(|digits| digits.parse().ok())
             .map_or(Framing::Doubtful, Framing::Length),
@@ -160,6 +165,9 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", Framing::Length(5)),
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Framing::Length(0)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", Framing::Chunked),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Framing::Doubtful),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Framing::Doubtful),
+            ("GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", Framing::Doubtful),
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Framing::Doubtful),
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\ncontent-length: 5\r\n\r\n", Framing::Doubtful),
             ("POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", Framing::Doubtful),
@@ -171,6 +179,15 @@ mod tests {
         ] {
             assert_eq!(framing(head.as_bytes()), expected, "{head:?}");
         }
+    }
+
+    #[test]
+    fn empty_lines_before_a_head_are_none() {
+        let heads = Heads::default();
+        heads.came(b"\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}");
+        assert_eq!(heads.next(), Framing::Length(2));
+        heads.came(b"\r\n\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n");
+        assert_eq!(heads.next(), Framing::Doubtful);
     }
 
     #[test]
