@@ -380,8 +380,9 @@ impl Parser<'_, '_> {
                     return Err(self.reject(field, table, "is not a timestamp"));
                 }
             }
+            (Node::Name, Kind::Text) => drop(self.reader.text()?),
             (Node::Known, _) => drop(self.reader.any()?),
-            (Node::Text(_) | Node::Instant, _) => return Err(self.reject(field, table, "is not a text")),
+            (Node::Text(_) | Node::Instant | Node::Name, _) => return Err(self.reject(field, table, "is not a text")),
             (Node::Number(_), _) => return Err(self.reject(field, table, "is not a number")),
             (Node::Object(_), _) => return Err(self.reject(field, table, "is not an object")),
             (Node::Rows(..), _) => return Err(self.reject(field, table, "is not a list")),

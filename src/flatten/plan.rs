@@ -45,6 +45,8 @@ pub(super) enum Node {
     Number(u16),
     /// A timestamp, or null, that only has to be one.
     Instant,
+    /// A text, or null, that only has to be one.
+    Name,
     /// Anything.
     Known,
     /// An object, or null, whose fields belong to the same row.
@@ -157,12 +159,17 @@ impl Slots<'_> {
                     Emit::Derived(*derive, from.iter().map(|path| self.slot(path, Node::Text)).collect())
                 }
                 Origin::Count(rows) => Emit::Count(self.table_of(rows)),
-                Origin::Context(context @ (Context::CreatedAt | Context::CollectedAt)) => {
-                    let name = if *context == Context::CreatedAt { "created_at" } else { "collected_at" };
-                    *self.field(name) = Node::Instant;
+                Origin::Context(context) => {
+                    // What is told of a record is taken from it before it is flattened, and judged here.
+                    match context {
+                        Context::CreatedAt => *self.field("created_at") = Node::Instant,
+                        Context::CollectedAt => *self.field("collected_at") = Node::Instant,
+                        Context::RecordId => *self.field("id") = Node::Name,
+                        Context::LinkId => *self.field("link") = Node::Name,
+                        _ => {}
+                    }
                     Emit::Context(*context)
                 }
-                Origin::Context(context) => Emit::Context(*context),
                 Origin::State => panic!("{} is not made from records", table.name),
             })
             .collect();
