@@ -18,11 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::store::{Error, Row, Store, Tx, args};
 
 /// How long runs stay on record.
 const KEEP: Duration = Duration::from_hours(90 * 24);
+
+/// What came of a run is written again after so long when the state did not take it.
+const RECORD_AGAIN: Duration = Duration::from_secs(2);
 
 /// What kind of work a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,8 +257,14 @@ impl Runs {
             };
             abort.abort();
             let reached = progress.borrow().clone();
-            if let Err(error) = runs.record(number, kind, outcome, reached).await {
-                tracing::error!(code = error.code(), run = number, "what came of a run could not be kept: {error}");
+            let ended = Ended::of(outcome, reached, runs.clock.now());
+            ended.tell(number, kind);
+            // Who waits for its end would not hear of it: a state that takes no write now takes one later.
+            while let Err(error) = runs.record(number, ended.clone()).await {
+                tracing::error!(code = error.code(), run = number, "what came of a run could not be kept yet: {error}");
+                if shutdown.run_until_cancelled(tokio::time::sleep(RECORD_AGAIN)).await.is_none() {
+                    break;
+                }
             }
             runs.lock().remove(&number);
             // Only now, so that whoever waits for the end finds it on record.
@@ -264,36 +273,17 @@ impl Runs {
         Ok(number)
     }
 
-    async fn record(
-        &self,
-        number: i64,
-        kind: Kind,
-        outcome: Option<Result<(), Failed>>,
-        reached: Progress,
-    ) -> Result<(), Error> {
-        let (word, message) = match outcome {
-            Some(Ok(())) if reached.failed.is_empty() => ("done", None),
-            Some(Ok(())) if reached.done > 0 => ("partly", None),
-            Some(Ok(())) => ("failed", None),
-            Some(Err(Failed { code, message })) => (code, Some(message)),
-            None => ("interrupted", None),
-        };
-        metrics::counter!("vinculo_runs_total", "kind" => kind.name(), "outcome" => word).increment(1);
-        if let Some(message) = &message {
-            tracing::warn!(run = number, kind = kind.name(), code = word, "a run failed: {message}");
-        } else {
-            tracing::info!(run = number, kind = kind.name(), outcome = word, "a run ended");
-        }
-        let now = self.clock.now();
+    async fn record(&self, number: i64, ended: Ended) -> Result<(), Error> {
+        let Ended { word, message, reached, at } = ended;
         let failed = (!reached.failed.is_empty()).then(|| serde_json::json!(reached.failed).to_string());
         let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let (total, done, snapshot) = (reached.total.map(count), count(reached.done), reached.snapshot.map(i64::from));
         let end = move |tx: &Tx<'_>| {
-            tx.execute("DELETE FROM runs WHERE started_at < $1", args![now - KEEP])?;
+            tx.execute("DELETE FROM runs WHERE started_at < $1", args![at - KEEP])?;
             tx.execute(
                 "UPDATE runs SET finished_at = $2, outcome = $3, total = $4, done = $5, failed = $6, snapshot = $7, \
                  message = $8 WHERE run_id = $1",
-                args![number, now, word, total, done, failed.as_deref(), snapshot, message.as_deref()],
+                args![number, at, word, total, done, failed.as_deref(), snapshot, message.as_deref()],
             )
         };
         self.store.write(end).await.map(drop)
@@ -336,6 +326,39 @@ impl Runs {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<i64, watch::Receiver<Progress>>> {
         self.going.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone)]
+struct Ended {
+    word: &'static str,
+    message: Option<String>,
+    reached: Progress,
+    at: Timestamp,
+}
+
+impl Ended {
+    /// By what its work gave; `None` when it was interrupted.
+    fn of(outcome: Option<Result<(), Failed>>, reached: Progress, at: Timestamp) -> Self {
+        let (word, message) = match outcome {
+            Some(Ok(())) if reached.failed.is_empty() => ("done", None),
+            Some(Ok(())) if reached.done > 0 => ("partly", None),
+            Some(Ok(())) => ("failed", None),
+            Some(Err(Failed { code, message })) => (code, Some(message)),
+            None => ("interrupted", None),
+        };
+        Self { word, message, reached, at }
+    }
+
+    fn tell(&self, number: i64, kind: Kind) {
+        let (kind, word) = (kind.name(), self.word);
+        metrics::counter!("vinculo_runs_total", "kind" => kind, "outcome" => word).increment(1);
+        if let Some(message) = &self.message {
+            tracing::warn!(run = number, kind, code = word, "a run failed: {message}");
+        } else {
+            tracing::info!(run = number, kind, outcome = word, "a run ended");
+        }
     }
 }
 
@@ -432,7 +455,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::clock::Timestamp;
 
     async fn runs(path: &Path) -> (Runs, CancellationToken) {
         let shutdown = CancellationToken::new();
