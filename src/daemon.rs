@@ -3,9 +3,9 @@
 //! The only module that knows everyone. Commands that do a daemon's work without one start the same parts without the
 //! listeners and the schedule.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,14 +29,14 @@ use crate::links::Directory;
 use crate::operations::Operations;
 use crate::problems::Problems;
 use crate::publish::integrity::Damage;
-use crate::publish::{self, Pace, Publisher, Scope};
+use crate::publish::{self, Manifest, Pace, Publisher, Scope};
 use crate::queue::{self, Queue};
 use crate::recollect::Recollector;
 use crate::refresh::{Inspections, Refresher};
 use crate::retention::Retention;
 use crate::runs::Failed;
 use crate::runs::Runs;
-use crate::schedule::{self, Action, Actions, Asker, Job, Times};
+use crate::schedule::{self, Action, Actions, Asked, Asker, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
 use crate::vitals::Vitals;
@@ -80,6 +80,8 @@ pub struct Daemon {
     pub admin_address: Option<SocketAddr>,
     /// Whether it does its work.
     pub vitals: Vitals,
+    /// What stands in the way.
+    problems: Problems,
     /// Who may send webhooks, and who may ask; a reload replaces them.
     senders: Senders,
     tokens: Tokens,
@@ -123,7 +125,7 @@ impl Daemon {
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-        let publisher = Publisher::open(store.readers(), lake, confirm_after, pepper, clock.clone())?;
+        let publisher = Publisher::open(store.clone(), lake, confirm_after, pepper, clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let ledger = ledger(&config.state.path);
@@ -164,137 +166,134 @@ impl Daemon {
         let (jobs, asked) = Asker::new(jobs);
 
         let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
-        let (tasks, shutdown, problems) = (TaskTracker::new(), CancellationToken::new(), Problems::default());
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let operations = Operations {
             runs: Runs::open(store.clone(), clock.clone(), tasks.clone(), shutdown.clone()).await?,
             store: store.clone(),
             queue: queue.clone(),
             links: links.clone(),
-            client: client.clone(),
-            widgets: widgets.clone(),
-            recollector: recollector.clone(),
-            deleter: deleter.clone(),
-            eraser: eraser.clone(),
+            client,
+            widgets,
+            recollector,
+            deleter,
+            eraser,
             publisher: Arc::clone(&publisher),
             jobs,
-            clock: clock.clone(),
+            clock,
             settled: settled.clone(),
             published: published.clone(),
         };
         let mut daemon = Self {
-            store: store.clone(),
-            queue: queue.clone(),
-            links: links.clone(),
-            publisher: Arc::clone(&publisher),
-            operations: operations.clone(),
+            store,
+            queue,
+            links,
+            publisher,
+            operations,
             webhook_address: None,
             admin_address: None,
             vitals: Vitals::new(),
+            problems: Problems::default(),
             senders: Senders::new(&config.webhook.authorization),
             tokens: Tokens::of(&config.admin),
-            settled: settled.clone(),
-            published: published.clone(),
-            tasks: tasks.clone(),
-            shutdown: shutdown.clone(),
+            settled,
+            published,
+            tasks,
+            shutdown,
             _counts_calls: counts_calls,
         };
         if matches!(parts, Parts::WithoutTasks | Parts::WithoutBelvo) {
             return Ok(daemon);
         }
-        problems.raise(STARTING);
-        let vitals = daemon.vitals.clone();
-        let spawn = {
-            let (tasks, vitals, problems, shutdown) =
-                (tasks.clone(), vitals.clone(), problems.clone(), shutdown.clone());
-            move |name, task: Task| {
-                tasks.spawn(vitals.clone().watch(name, task, problems.clone(), shutdown.clone()));
-            }
-        };
-        spawn(
-            "look_around",
-            Box::pin(look_around(
-                client.clone(),
-                store.clone(),
-                clock.clone(),
-                problems.clone(),
-                vitals,
-                published.subscribe(),
-                shutdown.clone(),
-            )),
+        daemon.spawn_tasks(config, erasures);
+        if has_jobs {
+            let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
+            daemon.spawn_schedule(config, asked, times);
+        }
+        if let Some((webhooks, operators)) = listeners {
+            daemon.listen(config, webhooks, operators, budget)?;
+        }
+        Ok(daemon)
+    }
+
+    /// What goes on from the start to the end, whoever asks or not.
+    fn spawn_tasks(&self, config: &Config, erasures: Vec<String>) {
+        let Operations { client, store, queue, links, clock, .. } = &self.operations;
+        self.problems.raise(STARTING);
+        let look_around = look_around(
+            client.clone(),
+            store.clone(),
+            clock.clone(),
+            self.problems.clone(),
+            self.vitals.clone(),
+            self.published.subscribe(),
+            self.shutdown.clone(),
         );
+        self.spawn("look_around", look_around);
         let refresher = Refresher {
-            client,
+            client: client.clone(),
             store: store.clone(),
             confirm_after: config.belvo.confirm_after,
             inspections: Inspections::default(),
             trust: Trust::new(config.belvo.page_size),
         };
-        spawn(
-            "worker",
-            Box::pin(worker::run(
-                refresher,
-                queue.clone(),
-                clock.clone(),
-                config.belvo.workers,
-                settled.clone(),
-                shutdown.clone(),
-            )),
+        let (settled, shutdown) = (self.settled.clone(), self.shutdown.clone());
+        let worker = worker::run(refresher, queue.clone(), clock.clone(), config.belvo.workers, settled, shutdown);
+        self.spawn("worker", worker);
+        self.spawn("widgets", self.operations.widgets.clone().run(self.shutdown.clone()));
+        self.spawn("recollects", self.operations.recollector.clone().run(self.shutdown.clone()));
+        self.spawn("deletions", self.operations.deleter.clone().run(self.shutdown.clone()));
+        self.spawn("erasures", self.operations.eraser.clone().run(erasures, self.shutdown.clone()));
+        self.spawn("lookups", links.clone().run(self.settled.clone(), self.shutdown.clone()));
+        let publisher = publish::run(
+            Arc::clone(&self.publisher),
+            Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait },
+            self.settled.subscribe(),
+            self.published.clone(),
+            self.problems.clone(),
+            self.shutdown.clone(),
         );
-        spawn("widgets", Box::pin(widgets.run(shutdown.clone())));
-        spawn("recollects", Box::pin(recollector.clone().run(shutdown.clone())));
-        spawn("deletions", Box::pin(deleter.run(shutdown.clone())));
-        spawn("erasures", Box::pin(eraser.run(erasures, shutdown.clone())));
-        spawn("lookups", Box::pin(links.clone().run(settled.clone(), shutdown.clone())));
-        let pace = Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait };
-        spawn(
-            "publisher",
-            Box::pin(publish::run(
-                Arc::clone(&publisher),
-                pace,
-                settled.subscribe(),
-                published.clone(),
-                problems.clone(),
-                shutdown.clone(),
-            )),
-        );
+        self.spawn("publisher", publisher);
+    }
+
+    /// Runs the jobs that are `asked` for, at their `times`.
+    fn spawn_schedule(&self, config: &Config, asked: Asked, times: Times) {
+        let Operations { store, queue, clock, .. } = &self.operations;
         let actions = Arc::new(DaemonActions {
-            links: links.clone(),
-            recollector: recollector.clone(),
-            store: store.clone(),
-            clock: clock.clone(),
-            publisher: Arc::clone(&publisher),
-            settled: settled.clone(),
+            operations: self.operations.clone(),
             retention: Retention::new(config.retention, store.clone(), clock.clone()),
             state: config.state.clone(),
             lake: config.lake.path.clone(),
             lag_months: config.features.lag_months,
         });
-        let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
-        if has_jobs {
-            let (store, queue, clock) = (store.clone(), queue.clone(), clock.clone());
-            spawn("schedule", Box::pin(schedule::run(asked, times, store, queue, clock, actions, shutdown.clone())));
-        }
-        if let Some((webhooks, operators)) = listeners {
-            (daemon.webhook_address, daemon.admin_address) =
-                (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
-            let (settings, senders) = (config.webhook.clone(), daemon.senders.clone());
-            let inbox = Inbox { queue, store, clock, settled };
-            let serving = webhook::run(webhooks, settings, senders, inbox, shutdown.clone());
-            spawn("webhooks", Box::pin(serving));
-            let board = dashboard::Board::new(
-                operations.clone(),
-                budget.clone(),
-                problems.clone(),
-                daemon.tokens.clone(),
-                config,
-            );
-            let (audited, tokens) = ((operations.store.clone(), operations.clock.clone()), daemon.tokens.clone());
-            let api = v1::Api::new(operations, budget, problems.clone(), config);
-            let (api, pages) = (v1::routes(api), dashboard::routes(board));
-            let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, audited, api, pages);
-            spawn("admin", Box::pin(admin.serve(operators, shutdown)));
-        }
-        Ok(daemon)
+        let (store, queue, clock) = (store.clone(), queue.clone(), clock.clone());
+        self.spawn("schedule", schedule::run(asked, times, store, queue, clock, actions, self.shutdown.clone()));
+    }
+
+    /// Takes webhooks and operators' requests.
+    fn listen(
+        &mut self,
+        config: &Config,
+        webhooks: TcpListener,
+        operators: TcpListener,
+        budget: Budget,
+    ) -> io::Result<()> {
+        (self.webhook_address, self.admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
+        let Operations { store, queue, clock, .. } = self.operations.clone();
+        let inbox = Inbox { queue, store: store.clone(), clock: clock.clone(), settled: self.settled.clone() };
+        let (settings, senders) = (config.webhook.clone(), self.senders.clone());
+        self.spawn("webhooks", webhook::run(webhooks, settings, senders, inbox, self.shutdown.clone()));
+        let (operations, problems, tokens) = (self.operations.clone(), self.problems.clone(), self.tokens.clone());
+        let board = dashboard::Board::new(operations.clone(), budget.clone(), problems.clone(), tokens.clone(), config);
+        let api = v1::Api::new(operations, budget, problems.clone(), config);
+        let (api, pages) = (v1::routes(api), dashboard::routes(board));
+        let admin = Admin::new(problems, Recorder::global(), &config.admin, tokens, (store, clock), api, pages);
+        self.spawn("admin", admin.serve(operators, self.shutdown.clone()));
+        Ok(())
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let watched = self.vitals.clone().watch(name, Box::pin(task), self.problems.clone(), self.shutdown.clone());
+        self.tasks.spawn(watched);
     }
 
     /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
@@ -334,12 +333,8 @@ impl Daemon {
         loop {
             settled.mark_unchanged();
             let now = self.operations.clock.now();
-            let due = self.store.read(move |tx| {
-                let sql = "SELECT count(*) FROM refreshes WHERE lease IS NOT NULL OR due_at <= $1";
-                tx.one(sql, args![now], |row| row.int(0))
-            });
-            let is_refused = self.operations.client.trouble() == Some("api_auth");
-            if due.await?.unwrap_or_default() == 0 || is_refused {
+            let is_busy = self.store.read(move |tx| queue::is_busy(tx, now));
+            if !is_busy.await? || self.operations.client.refuses_keys() {
                 return self.until_published().await;
             }
             // That the keys are refused is no end of a refresh.
@@ -389,18 +384,10 @@ impl Daemon {
     }
 }
 
-/// What goes on until the end.
-type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// What the daemon does for its jobs.
 struct DaemonActions {
-    links: Directory,
-    recollector: Recollector,
-    store: Store,
-    clock: Clock,
-    publisher: Arc<Publisher>,
-    /// Told when links have changed, so that they are published.
-    settled: watch::Sender<()>,
+    /// What a person can order too.
+    operations: Operations,
     retention: Retention,
     state: config::State,
     lake: PathBuf,
@@ -410,21 +397,15 @@ struct DaemonActions {
 impl Actions for DaemonActions {
     async fn run(&self, job: &Job) -> Result<u64, Failed> {
         match job.action {
-            Action::SyncLinks => {
-                let synced = self.links.sync().await;
-                self.settled.send_replace(());
-                synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
+            Action::SyncLinks => self.operations.compare_links().await,
+            Action::Publish => {
+                let published = self.operations.publish(Scope::Changed).await?;
+                Ok(published.as_ref().map_or(0, Manifest::rows))
             }
-            Action::Publish => match publish::publish_in_background(&self.publisher, Scope::Changed).await {
-                Ok(published) => {
-                    Ok(published.map_or(0, |manifest| manifest.tables.iter().map(|table| table.rows).sum()))
-                }
-                Err(error) => Err(Failed::of(error.code(), error)),
-            },
             Action::Recollect => self.recollect(&job.scope).await,
             Action::Retention => {
                 let gone = self.retention.apply().await;
-                self.settled.send_replace(());
+                self.operations.settled.send_replace(());
                 Ok(gone?)
             }
             Action::Backup => self.back_up().await,
@@ -438,7 +419,7 @@ impl Actions for DaemonActions {
 impl DaemonActions {
     /// Copies the state, and gives the number of copies that there are.
     async fn back_up(&self) -> Result<u64, Failed> {
-        let (state, now) = (self.state.clone(), self.clock.now());
+        let (state, now) = (self.state.clone(), self.operations.clock.now());
         let copied = in_background(move || backup::make_another(&state, now)).await;
         copied.map_err(|error| Failed::of(error.code(), error))
     }
@@ -460,23 +441,21 @@ impl DaemonActions {
 
     /// Computes today's features, and gives how many rows they have.
     async fn features(&self) -> Result<u64, Failed> {
-        let now = self.clock.now();
+        let now = self.operations.clock.now();
         let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
         let refused = |error: runs::Error| Failed::of("features_refused", error);
-        let run = runs::schedule(&self.store, wanted, now).await.map_err(refused)?;
-        let published = publish::publish_in_background(&self.publisher, Scope::Changed).await;
-        published.map_err(|error| Failed::of(error.code(), error))?;
-        let publisher = Arc::clone(&self.publisher);
-        Ok(in_background(move || publisher.feature_rows(run.as_of)).await)
+        let run = runs::schedule(&self.operations.store, wanted, now).await.map_err(refused)?;
+        self.operations.publish(Scope::Changed).await?;
+        Ok(self.operations.feature_rows(run.as_of).await)
     }
 
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
     async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
         let schedule::Scope { access_mode, older_than, resources } = scope.clone();
         let (wanted, now) =
-            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.clock.now());
-        let links = self.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
-        let outcome = self.recollector.recollect(links, &resources).await?;
+            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.operations.clock.now());
+        let links = self.operations.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
+        let outcome = self.operations.recollector.recollect(links, &resources).await?;
         match outcome.failed.iter().next() {
             Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
                 code,
@@ -511,6 +490,7 @@ async fn look_around(
             trouble = now;
         }
         show_what_waits(&client, &store, clock.now()).await;
+        Recorder::global().condense();
         // SQLite writes no row that stays as it is, and what is not written cannot fail.
         let probe = "INSERT INTO meta (name, value) VALUES ('looked_at', CAST($1 AS TEXT)) \
             ON CONFLICT (name) DO UPDATE SET value = excluded.value";

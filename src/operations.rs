@@ -1,8 +1,9 @@
-//! What a person can order: refreshes, recollects, a link's deletion, publishes, a comparison of links, a job, a second reading of webhooks.
+//! What a person can order: refreshes, recollects, a link's deletion or end, erasures, publishes, features and frozen ones, a
+//! comparison of links, a job, a second reading of webhooks.
 //!
 //! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on record
-//! and, for a refresh of a few links, their marks are too. *Promises* that both ways do the same. *Not here*: HTTP, and how
-//! each piece of work is done.
+//! and, of a refresh, the first marks are too. *Promises* that both ways do the same, and the schedule's jobs with them. *Not
+//! here*: HTTP, and how each piece of work is done.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, LinkId};
+use crate::belvo::{Client, LinkId, REFUSED_KEYS};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser, Subject};
@@ -22,7 +23,7 @@ use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
 use crate::links::{Directory, PAUSED};
-use crate::publish::{self, BuiltFrom, Publisher, Scope};
+use crate::publish::{self, BuiltFrom, Manifest, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
@@ -42,9 +43,6 @@ const NEWS_WITHIN: Duration = Duration::from_secs(2);
 
 /// A refresh that failed before it was ordered is waited for when its next try is this near.
 const OLD_FAILURE_WAITS: Duration = Duration::from_mins(1);
-
-/// The trouble in which no call leaves until somebody mends the keys.
-const REFUSED_KEYS: &str = "api_auth";
 
 /// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.
 const AT_ONCE: usize = 500;
@@ -267,11 +265,11 @@ impl Operations {
             }
             Order::Erase(erasure) => return self.erase(erasure, reason).await,
             Order::Publish => {
-                let work = |progress| this.publish(Scope::Changed, progress);
+                let work = |progress| this.publish_and_tell(Scope::Changed, progress);
                 self.runs.start(Kind::Publish, None, reason, work).await?
             }
             Order::Rebuild => {
-                let work = |progress| this.publish(Scope::Everything, progress);
+                let work = |progress| this.publish_and_tell(Scope::Everything, progress);
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
             }
             Order::Features(wanted) => {
@@ -535,10 +533,10 @@ impl Operations {
             if waiting.is_empty() {
                 return Ok(());
             }
-            if let Some(code @ REFUSED_KEYS) = self.client.trouble() {
+            if self.client.refuses_keys() {
                 // None of these leaves before somebody mends the keys; they stay marked until then.
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(code, left));
+                progress.send_modify(|progress| progress.fail(REFUSED_KEYS, left));
                 return Ok(());
             }
             wanted = waiting;
@@ -548,31 +546,52 @@ impl Operations {
         }
     }
 
-    async fn publish(self, scope: Scope, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        let published = publish::publish_in_background(&self.publisher, scope).await;
-        let published = published.map_err(|error| Failed::of(error.code(), error))?;
+    async fn publish_and_tell(self, scope: Scope, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let published = self.publish(scope).await?;
         progress.send_modify(|progress| {
             progress.snapshot = published.as_ref().map(|manifest| manifest.snapshot);
-            progress.done = published.iter().flat_map(|manifest| &manifest.tables).map(|table| table.rows).sum();
+            progress.done = published.as_ref().map_or(0, Manifest::rows);
         });
         Ok(())
     }
 
     /// Publishes a run of features that is on record, and counts its rows.
     async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        self.clone().publish(Scope::Changed, progress.clone()).await?;
-        let publisher = Arc::clone(&self.publisher);
-        let rows = in_background(move || publisher.feature_rows(run.as_of)).await;
+        self.clone().publish_and_tell(Scope::Changed, progress.clone()).await?;
+        let rows = self.feature_rows(run.as_of).await;
         progress.send_modify(|progress| progress.done = rows);
         Ok(())
     }
 
-    async fn sync_links(self, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    /// Publishes what `scope` says; `None` when there was nothing new.
+    ///
+    /// # Errors
+    /// Why readers see what they saw before.
+    pub async fn publish(&self, scope: Scope) -> Result<Option<Manifest>, Failed> {
+        let published = publish::publish_in_background(&self.publisher, scope).await;
+        published.map_err(|error| Failed::of(error.code(), error))
+    }
+
+    /// How many rows of features readers see for a date.
+    pub async fn feature_rows(&self, as_of: NaiveDate) -> u64 {
+        let publisher = Arc::clone(&self.publisher);
+        in_background(move || publisher.feature_rows(as_of)).await
+    }
+
+    /// Compares the tracked links with Belvo's list, and gives how many that has.
+    ///
+    /// # Errors
+    /// Why Belvo's list could not be had or kept.
+    pub async fn compare_links(&self) -> Result<u64, Failed> {
         let synced = self.links.sync().await;
         self.settled.send_replace(());
         self.queue.announce();
-        let synced = synced.map_err(|error| Failed::of(error.code(), error))?;
-        progress.send_modify(|progress| progress.done = synced.listed);
+        synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
+    }
+
+    async fn sync_links(self, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+        let listed = self.compare_links().await?;
+        progress.send_modify(|progress| progress.done = listed);
         Ok(())
     }
 
@@ -692,24 +711,18 @@ fn look(
 ) -> Result<(u64, BTreeMap<String, u64>, Wanted), store::Error> {
     let (mut done, mut failed, mut waiting) = (0, BTreeMap::new(), Vec::new());
     for (link_id, resource) in wanted {
-        let state = tx.one(
-            "SELECT coalesce(last_error_code, blocked_reason), \
-             lease IS NULL AND (due_at IS NULL OR (priority = $3 AND due_at > $4)), attempts > 0, \
-             last_error_at, due_at FROM refreshes WHERE link_id = $1 AND resource = $2",
-            args![&link_id, resource.name, Trigger::Confirm.priority(), now],
-            |row| {
-                let (failed_at, due_at) = (row.opt_at(3)?, row.opt_at(4)?);
-                let is_own = failed_at.is_some_and(|at| at >= since);
-                let is_far = due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
-                Ok((row.opt_text(0)?, row.int(1)? == 1, row.int(2)? == 1 && (is_own || is_far)))
-            },
-        )?;
-        match state {
-            Some((Some(code), is_idle, has_failed)) if is_idle || has_failed => *failed.entry(code).or_default() += 1,
-            Some((_, true, _)) => done += 1,
-            Some(_) => waiting.push((link_id, resource)),
-            // It was marked, so that only an erasure can have taken it away.
-            None => *failed.entry(Refused::Erased.code().to_owned()).or_default() += 1,
+        // It was marked, so that only an erasure can have taken it away.
+        let Some(state) = queue::State::of(tx, &link_id, resource)? else {
+            *failed.entry(Refused::Erased.code().to_owned()).or_default() += 1;
+            continue;
+        };
+        let is_own = state.failed_at.is_some_and(|at| at >= since);
+        let is_far = state.due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
+        let (is_idle, has_failed) = (state.is_idle(now), state.attempts > 0 && (is_own || is_far));
+        match state.trouble {
+            Some(code) if is_idle || has_failed => *failed.entry(code).or_default() += 1,
+            _ if is_idle => done += 1,
+            _ => waiting.push((link_id, resource)),
         }
     }
     Ok((done, failed, waiting))

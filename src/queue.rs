@@ -8,7 +8,7 @@
 //! [`Refresh`]es to the worker, each to one. *Promises* that only the marks that a fetch saw when it began are cleared by
 //! it. *Not here*: who marks, and what a refresh does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -63,10 +63,6 @@ pub struct Refresh {
     pub link_id: LinkId,
     /// What to list.
     pub resource: &'static Resource,
-    /// Whether a webhook is among those who want it.
-    pub is_urgent: bool,
-    /// Whether Belvo never told of the link.
-    pub is_unknown: bool,
     /// Failed tries before this one.
     pub attempts: u32,
     /// What the latest webhook counted, when one did.
@@ -83,7 +79,16 @@ pub struct Refresh {
 impl Refresh {
     /// What its calls are for the request budget: what a webhook wants may use the reserve.
     pub fn class(&self) -> Class {
-        if self.is_unknown { Class::Unknown } else { self.is_urgent.into() }
+        match self.priority {
+            UNKNOWN => Class::Unknown,
+            0 => Class::Urgent,
+            _ => Class::Ordinary,
+        }
+    }
+
+    /// Whether a webhook is among those who want it.
+    pub fn is_urgent(&self) -> bool {
+        self.class() != Class::Ordinary
     }
 }
 
@@ -445,6 +450,94 @@ pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Erro
     Ok(oldest)
 }
 
+/// Where a refresh stands.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Whether it runs.
+    pub is_leased: bool,
+    /// When it runs next; `None` when nobody wants it.
+    pub due_at: Option<Timestamp>,
+    /// Failed tries since it last came to something.
+    pub attempts: i64,
+    /// Code of the last failure, or why it waits for somebody; `None` when it came to something.
+    pub trouble: Option<String>,
+    /// When it failed last.
+    pub failed_at: Option<Timestamp>,
+    /// When its last complete list came.
+    pub fetched_at: Option<Timestamp>,
+    /// Number of the last change in which a record of it was seen otherwise than before.
+    pub sighted_seq: Option<i64>,
+    priority: i64,
+}
+
+impl State {
+    /// That of a link's resource; `None` when nobody ever wanted it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn of(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
+        tx.one(
+            "SELECT lease IS NOT NULL, due_at, attempts, coalesce(last_error_code, blocked_reason), last_error_at, \
+             last_fetched_at, sighted_seq, priority FROM refreshes WHERE link_id = $1 AND resource = $2",
+            args![link_id, resource.name],
+            |row| {
+                Ok(Self {
+                    is_leased: row.int(0)? == 1,
+                    due_at: row.opt_at(1)?,
+                    attempts: row.int(2)?,
+                    trouble: row.opt_text(3)?,
+                    failed_at: row.opt_at(4)?,
+                    fetched_at: row.opt_at(5)?,
+                    sighted_seq: row.opt_int(6)?,
+                    priority: row.int(7)?,
+                })
+            },
+        )
+    }
+
+    /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for later,
+    /// because it lacked a row, is not what anybody asked for.
+    pub fn is_idle(&self, now: Timestamp) -> bool {
+        let is_booked = |due| self.priority == Trigger::Confirm.priority() && due > now;
+        !self.is_leased && self.due_at.is_none_or(is_booked)
+    }
+}
+
+/// Whether any refresh runs or is due. Those that failed wait for their next try.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_busy(tx: &Tx<'_>, now: Timestamp) -> Result<bool, Error> {
+    let sql = "SELECT 1 FROM refreshes WHERE lease IS NOT NULL OR due_at <= $1 LIMIT 1";
+    Ok(tx.one(sql, args![now], |_| Ok(()))?.is_some())
+}
+
+/// How many refreshes failed last with each code.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
+    let sql = "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1";
+    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+}
+
+/// How many refreshes wait because Belvo refuses what they ask for. What it does not know may come yet, and is about a link.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
+    let codes = listed(belvo::refused_codes().filter(|code| *code != "not_found"));
+    let sql = format!(
+        "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({codes})"
+    );
+    Ok(tx.one(&sql, args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned))
+}
+
+/// Codes of ours as SQL takes them.
+fn listed(codes: impl Iterator<Item = &'static str>) -> String {
+    codes.map(|code| format!("'{code}'")).collect::<Vec<_>>().join(", ")
+}
+
 /// The queue as its users hold it. Cheap to clone.
 #[derive(Clone)]
 pub struct Queue {
@@ -467,12 +560,11 @@ impl Queue {
                     "UPDATE refreshes SET lease = NULL, due_at = coalesce(due_at, $1) WHERE lease IS NOT NULL",
                     args![now],
                 )?;
-                let refused: Vec<String> = belvo::refused_codes().map(|code| format!("'{code}'")).collect();
                 let wake = format!(
                     "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) WHERE blocked_reason IN ({}) \
                      AND NOT EXISTS \
                      (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
-                    refused.join(", ")
+                    listed(belvo::refused_codes())
                 );
                 tx.execute(&wake, args![now])
             })
@@ -608,8 +700,6 @@ fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Op
             Ok(Refresh {
                 link_id: link_id.clone(),
                 resource,
-                is_urgent: [Trigger::Webhook.priority(), UNKNOWN].contains(&row.int(0)?),
-                is_unknown: row.int(0)? == UNKNOWN,
                 attempts: u32::try_from(row.int(1)?).unwrap_or(u32::MAX),
                 webhook_count: row.opt_int(2)?,
                 last_count: row.opt_int(3)?,
@@ -679,7 +769,7 @@ mod tests {
             place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Schedule, at(2))).await;
             assert!(place.write(move |tx| settle(tx, &refresh, outcome)).await);
             let again = place.claim(Lane::Urgent).await;
-            assert!(again[0][0].is_urgent, "{outcome:?}");
+            assert!(again[0][0].is_urgent(), "{outcome:?}");
         }
         // Once it has been served, whoever else wanted it meanwhile is as urgent as that is.
         let place = Place::new().await;
@@ -754,7 +844,7 @@ mod tests {
         let apart = place.claim(Lane::Unknown).await;
         assert_eq!(links(&apart), [unknown(), forged()]);
         let refresh = apart.into_iter().flatten().find(|refresh| refresh.link_id == unknown()).unwrap();
-        assert_eq!((refresh.class(), refresh.is_urgent), (Class::Unknown, true));
+        assert_eq!((refresh.class(), refresh.is_urgent()), (Class::Unknown, true));
         place.write(move |tx| settle(tx, &refresh, Outcome::Released)).await;
         place.write(move |tx| confirm(tx, &unknown())).await;
         assert!(place.claim(Lane::Unknown).await.is_empty());

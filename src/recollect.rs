@@ -360,14 +360,12 @@ fn standing(
     asked_at: Timestamp,
     now: Timestamp,
 ) -> Result<(bool, bool), Error> {
-    let standing = tx.one(
-        "SELECT f.sighted_seq > $3 OR (f.last_fetched_at >= $4 AND l.last_webhook_at >= $4), \
-         f.lease IS NOT NULL OR (f.due_at IS NOT NULL AND (f.priority <> $5 OR f.due_at <= $6)) \
-         FROM refreshes f JOIN links l ON l.link_id = f.link_id WHERE f.link_id = $1 AND f.resource = $2",
-        args![link, resource.name, change, asked_at, Trigger::Confirm.priority(), now],
-        |row| Ok((row.opt_int(0)? == Some(1), row.int(1)? == 1)),
-    )?;
-    Ok(standing.unwrap_or_default())
+    let Some(state) = queue::State::of(tx, link, resource)? else { return Ok((false, false)) };
+    let webhook = "SELECT last_webhook_at FROM links WHERE link_id = $1";
+    let webhook_at = tx.one(webhook, args![link], |row| row.opt_at(0))?.flatten();
+    let is_told = [state.fetched_at, webhook_at].iter().all(|at| at.is_some_and(|at| at >= asked_at));
+    let is_seen = state.sighted_seq.is_some_and(|seen| seen > change) || is_told;
+    Ok((is_seen, !state.is_idle(now)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::belvo::{Class, Client, Failure, LinkId, Permit, SIMULATED_MISMATCH};
+use crate::belvo::{Class, Client, Failure, LinkId, Permit, REFUSED_KEYS, SIMULATED_MISMATCH};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
@@ -113,7 +113,7 @@ impl Refresher {
         self.trust.saw(resource, link_id, &pages);
         // What an earlier webhook counted says nothing about a list that nobody promised.
         if pages.is_empty()
-            && refresh.is_urgent
+            && refresh.is_urgent()
             && refresh.webhook_count.is_some_and(|count| count > 0)
             && refresh.attempts < MOST_INCOMPLETE
         {
@@ -175,7 +175,7 @@ impl Refresher {
 
     /// Whether the failure is about every call, so that asking in another way would help nobody.
     fn is_about_all(&self, failure: &Failure) -> bool {
-        matches!(failure.code, "rate_limited" | "api_blocked" | "api_auth" | SIMULATED_MISMATCH)
+        matches!(failure.code, "rate_limited" | "api_blocked" | REFUSED_KEYS | SIMULATED_MISMATCH)
             || self.client.trouble() == Some("api_down")
     }
 

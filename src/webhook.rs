@@ -592,7 +592,7 @@ mod tests {
             (refreshes[0].link_id.as_str(), refreshes[0].resource.name, refreshes[0].webhook_count),
             (LINK, "owners", Some(2))
         );
-        assert!(refreshes[0].is_urgent);
+        assert!(refreshes[0].is_urgent());
         timeout(Duration::from_secs(1), news.changed()).await.expect("the worker was told").unwrap();
         assert_eq!(
             listening.count("SELECT count(*) FROM webhooks WHERE outcome = 'queued' AND webhook_type = 'OWNERS'").await,

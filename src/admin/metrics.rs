@@ -31,10 +31,16 @@ impl Recorder {
         RECORDER.clone()
     }
 
+    /// Puts what was measured since into its buckets. Until then each measurement is kept by itself, and where nobody scrapes
+    /// they would fill the memory.
+    pub fn condense(&self) {
+        self.0.run_upkeep();
+    }
+
     /// Every count, in the text format of Prometheus.
     pub fn render(&self) -> String {
         count_process();
-        self.0.run_upkeep();
+        self.condense();
         self.0.render()
     }
 }

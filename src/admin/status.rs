@@ -180,10 +180,7 @@ impl Status {
             retrying,
             blocked,
             users_awaited: widget::waiting_count(tx, now)?,
-            errors: counts(
-                tx,
-                "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1",
-            )?,
+            errors: queue::errors(tx)?,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             webhooks_by_type: webhooks_by_type(tx)?,
             drift: drift(tx)?,

@@ -60,12 +60,6 @@ pub enum Class {
     Unknown,
 }
 
-impl From<bool> for Class {
-    fn from(is_urgent: bool) -> Self {
-        if is_urgent { Self::Urgent } else { Self::Ordinary }
-    }
-}
-
 /// How the budget is used now.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Usage {
@@ -120,7 +114,7 @@ impl Budget {
     }
 
     /// Waits until a call may leave. Calls of one class leave in the order in which they asked.
-    pub async fn acquire(&self, class: impl Into<Class>) -> Permit {
+    pub async fn acquire(&self, class: Class) -> Permit {
         let (asked, class) = (Instant::now(), class.into());
         let ticket = Ticket::take(&self.0, class);
         loop {
@@ -573,7 +567,7 @@ mod tests {
             let mut under_way: Vec<(Instant, usize)> = Vec::new();
             let mut arrivals: Vec<Instant> = Vec::new();
             for (latency, arrives, is_urgent) in calls {
-                let class = Class::from(is_urgent);
+                let class = if is_urgent { Class::Urgent } else { Class::Ordinary };
                 let number = window.queue(class, Arc::default());
                 loop {
                     under_way.sort_unstable();
@@ -771,19 +765,22 @@ mod tests {
         let open = || Budget::open(settings, 0.0, Some(&path), Clock::system()).unwrap();
         let budget = open();
         let started = Instant::now();
-        budget.acquire(false).await.answered();
-        drop(budget.acquire(true).await);
+        budget.acquire(Class::Ordinary).await.answered();
+        drop(budget.acquire(Class::Urgent).await);
         // A process that is killed says nothing of its last call.
-        std::mem::forget(budget.acquire(false).await);
+        std::mem::forget(budget.acquire(Class::Ordinary).await);
         assert!(started.elapsed() < Duration::from_millis(300));
-        assert!(tokio::time::timeout(Duration::from_millis(50), budget.acquire(true)).await.is_err(), "all is taken");
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), budget.acquire(Class::Urgent)).await.is_err(),
+            "all is taken"
+        );
 
         let restarted = Instant::now();
         let budget = open();
         assert_eq!(budget.usage().in_use, 3);
         let calls = (0..3).map(|_| {
             let budget = budget.clone();
-            tokio::spawn(async move { budget.acquire(false).await.answered() })
+            tokio::spawn(async move { budget.acquire(Class::Ordinary).await.answered() })
         });
         for call in calls.collect::<Vec<_>>() {
             call.await.unwrap();
@@ -797,14 +794,14 @@ mod tests {
     async fn one_who_gives_up_does_not_hold_the_line() {
         let settings = config::Budget { requests: 1, per: Duration::from_millis(100) };
         let budget = Budget::open(settings, 0.0, None, Clock::system()).unwrap();
-        let permit = budget.acquire(false).await;
+        let permit = budget.acquire(Class::Ordinary).await;
         let first = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.acquire(true).await.answered() }
+            async move { budget.acquire(Class::Urgent).await.answered() }
         });
         let second = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.acquire(false).await.answered() }
+            async move { budget.acquire(Class::Ordinary).await.answered() }
         });
         tokio::task::yield_now().await;
         first.abort();

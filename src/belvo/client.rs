@@ -21,7 +21,7 @@ use tracing::field::Empty;
 use url::Url;
 
 use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
-use super::failure::{Failure, SIMULATED_MISMATCH};
+use super::failure::{Failure, REFUSED_KEYS, SIMULATED_MISMATCH};
 use super::gate::{Ending, Gate};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -205,7 +205,7 @@ impl Client {
             if let Some(permit) = permit {
                 permit.unused();
             }
-            return Err(failed(Failure::own("api_auth", call.path)));
+            return Err(failed(Failure::own(REFUSED_KEYS, call.path)));
         };
         let permit = match permit {
             Some(permit) => permit,
@@ -245,6 +245,11 @@ impl Client {
             return Some(SIMULATED_MISMATCH);
         }
         self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
+    }
+
+    /// Whether Belvo refuses the keys, so that no call leaves until somebody mends them.
+    pub fn refuses_keys(&self) -> bool {
+        self.trouble() == Some(REFUSED_KEYS)
     }
 
     /// Whether answers come from a simulated Belvo; `None` before the first.
@@ -458,7 +463,7 @@ fn fingerprint(request: &str) -> u64 {
 fn ending(result: &Result<Answer, Failure>) -> Ending {
     match result {
         Ok(_) => Ending::Answered,
-        Err(failure) if failure.code == "api_auth" => Ending::Refused,
+        Err(failure) if failure.code == REFUSED_KEYS => Ending::Refused,
         Err(failure) => match failure.code {
             "api_down" | "api_timeout" | "timeout" | "unreachable" | "tls_refused" | "truncated" => Ending::Failed,
             _ => Ending::Answered,

@@ -13,6 +13,9 @@ use self::Decision::{AskUser, Gone, Refused, Retry, Stop};
 use self::Pace::{Patient, Quick, Slow};
 use self::Trouble::{Account, Down, Keys, Limit, Link};
 
+/// The code of keys that Belvo refuses.
+pub const REFUSED_KEYS: &str = "api_auth";
+
 /// The code of an answer of a simulated Belvo where a real one is expected, or the other way round.
 pub const SIMULATED_MISMATCH: &str = "simulated_mismatch";
 

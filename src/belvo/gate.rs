@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
+use super::failure::REFUSED_KEYS;
+
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
 /// One call tries the keys again after so long.
@@ -117,7 +119,7 @@ impl Gate {
     pub(super) fn trouble(&self) -> Option<&'static str> {
         match self.state.borrow().mode {
             Mode::Open | Mode::Unproven => None,
-            Mode::Refused { .. } => Some("api_auth"),
+            Mode::Refused { .. } => Some(REFUSED_KEYS),
             Mode::Down { .. } => Some("api_down"),
         }
     }

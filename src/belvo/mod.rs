@@ -18,7 +18,8 @@ pub mod token;
 pub use budget::{Budget, Class, Permit, Usage};
 pub use client::{Answer, Client, Leave};
 pub use failure::{
-    Decision, Failure, Meaning, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, patience, refused_codes,
+    Decision, Failure, Meaning, REFUSED_KEYS, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, patience,
+    refused_codes,
 };
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.

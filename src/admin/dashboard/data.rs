@@ -50,7 +50,7 @@ async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
 fn snapshot(manifest: &Manifest, lang: Lang, now: Timestamp) -> Markup {
     let files = manifest.tables.iter().flat_map(|table| &table.files).chain(&manifest.files);
     let (count, bytes) = files.fold((0, 0), |(count, bytes), file| (count + 1, bytes + file.bytes));
-    let rows = manifest.tables.iter().map(|table| table.rows).sum::<u64>();
+    let rows = manifest.rows();
     html! {
         div.card {
             dl.facts {

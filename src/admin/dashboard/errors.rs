@@ -13,6 +13,7 @@ use super::session::Viewer;
 use super::{Board, Trouble, plain, webhooks};
 use crate::chronicle;
 use crate::clock::Timestamp;
+use crate::queue;
 use crate::store::{Error, Tx, args};
 
 pub(super) fn routes() -> Router<Board> {
@@ -72,9 +73,9 @@ async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
 /// Every group: what stands first, then the latest.
 fn groups(tx: &Tx<'_>) -> Result<Vec<Group>, Error> {
     let mut groups = Vec::new();
+    let standing = queue::errors(tx)?;
     for failures in chronicle::failures(tx)? {
-        let standing = "SELECT count(*) FROM refreshes WHERE last_error_code = $1";
-        let standing = tx.one(standing, args![&failures.code], |row| row.int(0))?.map_or(0, i64::cast_unsigned);
+        let standing = standing.get(&failures.code).copied().unwrap_or_default();
         let chronicle::Failures { code, first_at, last_at, count } = failures;
         groups.push(Group { source: Source::Refreshes, code, count, first_at, last_at, standing });
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::lang::Lang;
 use super::{Board, layout, plain};
 use crate::admin::v1::jobs::JobView;
-use crate::belvo;
 use crate::clock::Timestamp;
 use crate::publish::Manifest;
+use crate::queue;
 use crate::resources::{self, Resource};
 use crate::schedule::{Action, Job};
 use crate::store::{Error, Tx, args};
@@ -90,17 +90,10 @@ impl Vitals {
         jobs: impl Iterator<Item = &'j Job> + Clone,
         now: Timestamp,
     ) -> Result<Self, Error> {
-        // What Belvo does not know may come yet, and is about a link.
-        let codes: Vec<String> =
-            belvo::refused_codes().filter(|code| *code != "not_found").map(|code| format!("'{code}'")).collect();
-        let count = format!(
-            "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({})",
-            codes.join(", ")
-        );
         Ok(Self {
             freshness: freshness(tx, jobs.clone(), now)?,
             quarantined: log::count_quarantined(tx)?,
-            refused: tx.one(&count, args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned),
+            refused: queue::refused(tx)?,
             jobs: crate::admin::v1::jobs::views(tx, jobs, now)?,
         })
     }
