@@ -5,6 +5,7 @@
 //! folders are made where they are used, after [`Config::check_folders`].
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -182,8 +183,11 @@ impl Config {
     /// Those that cannot be used.
     pub fn check_folders(&self) -> Result<(), ConfigErrors> {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
-        let problems = [("state.url", state, 0o700), ("lake.url", &self.lake.path, 0o750)].into_iter().filter_map(
-            |(key, folder, mode)| {
+        let lake = &self.lake.path;
+        // A lake that is made here is no bare place of a volume that is not mounted.
+        let lake = &if lake.exists() { lake.clone() } else { lake.join(STAGING) };
+        let problems =
+            [("state.url", state, 0o700), ("lake.url", lake, 0o750)].into_iter().filter_map(|(key, folder, mode)| {
                 let error = try_folder(folder, mode).err()?;
                 let what = format!("the folder {} cannot be used: {error}", folder.display());
                 Some(Problem::new(
@@ -192,8 +196,7 @@ impl Config {
                     what,
                     "name a folder that this user may write, or make this one so",
                 ))
-            },
-        );
+            });
         ConfigErrors::check(problems.collect())
     }
 }
@@ -204,17 +207,24 @@ fn folder_of(file: Option<&Path>) -> PathBuf {
     fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())
 }
 
-fn try_folder(folder: &Path, mode: u32) -> std::io::Result<()> {
+fn try_folder(folder: &Path, mode: u32) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
     // One name for all, so that what a killed process left is gone after the next start.
     let probe = folder.join(".vinculo-probe");
-    fs::write(&probe, b"probe")?;
+    match fs::write(&probe, b"probe") {
+        // It is the right folder, and room can be made while the daemon runs: readiness tells of it until then.
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
+        written => written?,
+    }
     match fs::remove_file(&probe) {
         // Another process that tries the folder was faster.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
 }
+
+/// The folder of a lake in which snapshots are made that nobody sees yet.
+pub const STAGING: &str = ".staging";
 
 /// How to reach Belvo, and how much of it may be used.
 #[derive(Debug, Clone)]

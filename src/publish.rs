@@ -24,7 +24,7 @@ use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
 use crate::sinks::{self, Staged};
-use crate::store::{self, Readers, Tx, args};
+use crate::store::{self, Readers, Store, Tx, args};
 
 mod cells;
 mod delta;
@@ -71,14 +71,26 @@ pub enum Error {
     OtherState,
     /// The lake holds what this state has not seen yet.
     #[error(
-        "the lake was published from change {published} of this state, which has only {held}: an older state was put back. \
-         Restore the newer one, or run `vinculo rebuild` to publish what this one holds; until then readers see the last snapshot"
+        "the lake has snapshot {snapshot} of this state, from its change {change}, and the state does not know of it: an older \
+         state was put back. Restore the newer one, or run `vinculo rebuild` to publish what this one holds; until then readers \
+         see the last snapshot"
     )]
     OlderState {
-        /// Change that the lake has.
-        published: i64,
-        /// Change that the state has.
-        held: i64,
+        /// The snapshot that the state did not publish.
+        snapshot: u32,
+        /// Change of the state that it was built from.
+        change: i64,
+    },
+    /// The folder of the lake is there and empty, as the place of a volume is that is not mounted.
+    #[error(
+        "{path} is empty, and this state published snapshot {snapshot} there: mount the volume of the lake, or run \
+         `vinculo rebuild` if the lake was removed on purpose; until then nothing is written there"
+    )]
+    Bare {
+        /// The folder.
+        path: PathBuf,
+        /// The snapshot that was published last.
+        snapshot: u32,
     },
     /// The system gave no thread.
     #[error(
@@ -105,7 +117,7 @@ impl Error {
                 source.kind() == std::io::ErrorKind::NotFound
             }
             Self::Sink(_) => true,
-            Self::OtherState | Self::OlderState { .. } | Self::Thread(_) | Self::Store(_) => false,
+            Self::OtherState | Self::OlderState { .. } | Self::Bare { .. } | Self::Thread(_) | Self::Store(_) => false,
         }
     }
 
@@ -118,6 +130,7 @@ impl Error {
             },
             Self::OtherState => "foreign_lake",
             Self::OlderState { .. } => "state_older_than_lake",
+            Self::Bare { .. } => "lake_missing",
             Self::Thread(_) => "no_thread",
             Self::Sink(_) => "sink_failed",
             Self::Store(error) => error.code(),
@@ -127,6 +140,7 @@ impl Error {
 
 /// Publishes the record store.
 pub struct Publisher {
+    store: Store,
     readers: Arc<Readers>,
     lake: Lake,
     settings: config::Lake,
@@ -145,8 +159,6 @@ pub struct Publisher {
 /// What one publish leaves to the next.
 #[derive(Default)]
 struct Turn {
-    /// The changes of the lake and of the state, once the state was found to be older: that it counts on makes it no newer.
-    older: Option<(i64, i64)>,
     /// The snapshot that was looked through after a failure and found whole.
     whole: Option<u32>,
 }
@@ -161,27 +173,31 @@ pub enum Scope {
 }
 
 impl Publisher {
-    /// A publisher of the state behind `readers`, where two lists `confirm_after` apart agree that a row is gone. What a crash
-    /// left of what was staged is removed.
+    /// A publisher of the state `store`, where two lists `confirm_after` apart agree that a row is gone. What a crash left of
+    /// what was staged is removed. In the place of a volume that is not mounted nothing is made.
     ///
     /// # Errors
     /// [`Error::Folder`] when the lake cannot be used.
     pub fn open(
-        readers: Arc<Readers>,
+        store: Store,
         settings: config::Lake,
         confirm_after: Duration,
         pepper: Option<Pepper>,
         clock: Clock,
     ) -> Result<Self, Error> {
-        let lake = Lake::open(&settings.path)?;
-        let held = readers.read(BuiltFrom::of)?;
-        // In another state's lake somebody may be at work.
-        if lake.last().is_none_or(|last| last.built_from.state_id == held.state_id) {
-            lake.clear_staging()?;
+        let (readers, lake) = (store.readers(), Lake::look(&settings.path));
+        let held = readers.read(|tx| Held::of(tx, &lake))?;
+        if held.is_in(&lake).is_ok() {
+            lake.make()?;
+            // In another state's lake somebody may be at work.
+            if lake.last().is_none_or(|last| last.built_from.state_id == held.built_from.state_id) {
+                lake.clear_staging()?;
+            }
         }
         settings.reference.tell_expiries();
         let (schema, turn, failure) = (schema::get(), Mutex::default(), watch::Sender::default());
-        Ok(Self { readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii: false, turn, failure })
+        let publishes_pii = false;
+        Ok(Self { store, readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii, turn, failure })
     }
 
     /// The same publisher, which also publishes unmasked rows under `pii/` when `is_wanted`.
@@ -216,19 +232,13 @@ impl Publisher {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.lake.current();
         if scope == Scope::Changed {
-            if let Some((published, held)) = turn.older {
-                return Err(Error::OlderState { published, held });
-            }
             // Before anything is touched in the lake.
+            let held = self.readers.read(|tx| Held::of(tx, &self.lake))?;
+            held.is_in(&self.lake)?;
             let newest = if previous.is_none() { self.lake.newest() } else { None };
-            if let Some(last) = previous.as_ref().or(newest.as_ref()) {
-                let agreed = last.agrees_with(&self.readers.read(BuiltFrom::of)?);
-                if let Err(Error::OlderState { published, held }) = agreed {
-                    turn.older = Some((published, held));
-                }
-                agreed?;
-            }
+            previous.as_ref().or(newest.as_ref()).map_or(Ok(()), |last| last.agrees_with(&held))?;
         }
+        self.lake.make()?;
         let mut published = self.publish_once(previous.as_ref(), scope);
         if let Err(error) = &published
             && scope == Scope::Changed
@@ -243,7 +253,6 @@ impl Publisher {
             published = self.publish_once(previous.as_ref(), scope);
         }
         let published = published?;
-        turn.older = None;
         if published.is_some() {
             // Readers see the new one already, whatever becomes of those before it; the next publish tries again.
             if let Err(error) = self.drop_older(scope) {
@@ -266,6 +275,9 @@ impl Publisher {
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous, scope).and_then(|staged| {
             let Some((manifest, sealed)) = staged else { return Ok(None) };
+            // Before it is seen: a state that knows of less than its lake shows is an older one.
+            let (lake, snapshot) = (self.lake.clone(), staging.snapshot);
+            self.store.write_blocking(move |tx| Held::note(tx, &lake, snapshot))?;
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))
         });
@@ -451,13 +463,68 @@ impl Manifest {
     ///
     /// # Errors
     /// [`Error::OtherState`], unless this one has no row that could be lost; [`Error::OlderState`].
-    pub fn agrees_with(&self, held: &BuiltFrom) -> Result<(), Error> {
-        if self.built_from.state_id != held.state_id {
+    pub fn agrees_with(&self, held: &Held) -> Result<(), Error> {
+        if self.built_from.state_id != held.built_from.state_id {
             let is_empty = self.tables.iter().all(|table| table.rows == 0);
             return if is_empty { Ok(()) } else { Err(Error::OtherState) };
         }
-        let (published, held) = (self.built_from.change, held.change);
-        if published > held { Err(Error::OlderState { published, held }) } else { Ok(()) }
+        let (snapshot, change) = (self.snapshot, self.built_from.change);
+        // An older state that goes on comes past the change of its lake, but not past a snapshot that it never published.
+        if change > held.built_from.change || held.last_snapshot.is_some_and(|last| snapshot > last) {
+            return Err(Error::OlderState { snapshot, change });
+        }
+        Ok(())
+    }
+}
+
+/// What a state is, how far it has come, and what it published last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What it is, and its last change.
+    pub built_from: BuiltFrom,
+    /// The last snapshot that it made visible in this lake, or was about to; 0 when it never published, `None` when it
+    /// published elsewhere since.
+    last_snapshot: Option<u32>,
+}
+
+impl Held {
+    /// The row of `meta` with the number of a snapshot and the folder of its lake.
+    const LAST_SNAPSHOT: &str = "last_snapshot";
+
+    /// What the state holds, as far as it concerns `lake`.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub fn of(tx: &Tx<'_>, lake: &Lake) -> Result<Self, store::Error> {
+        let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![Self::LAST_SNAPSHOT], |row| row.text(0))?;
+        let last_snapshot = match noted.as_deref().map(|noted| noted.split_once(' ')) {
+            None => Some(0),
+            Some(Some((number, place))) if Path::new(place) == lake.path() => {
+                Some(number.parse().map_err(|_| store::Error::Unreadable("the last snapshot"))?)
+            }
+            Some(_) => None,
+        };
+        Ok(Self { built_from: BuiltFrom::of(tx)?, last_snapshot })
+    }
+
+    /// Notes that a snapshot of `lake` becomes visible. It is no change of what is published.
+    fn note(tx: &Tx<'_>, lake: &Lake, snapshot: u32) -> Result<(), store::Error> {
+        tx.execute(
+            "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
+            args![Self::LAST_SNAPSHOT, &format!("{snapshot} {}", lake.path().display())],
+        )?;
+        Ok(())
+    }
+
+    /// Whether what was published into `lake` may be in it: the bare folder of what was full is one that is not mounted.
+    ///
+    /// # Errors
+    /// [`Error::Bare`].
+    pub fn is_in(&self, lake: &Lake) -> Result<(), Error> {
+        match self.last_snapshot {
+            Some(snapshot @ 1..) if lake.is_bare() => Err(Error::Bare { path: lake.path().to_owned(), snapshot }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -604,7 +671,6 @@ mod tests {
 
     use super::*;
     use crate::features::reference::Reference;
-    use crate::store::Store;
 
     /// A state without links, and the lake of it.
     struct Place {
@@ -625,6 +691,10 @@ mod tests {
         }
 
         fn publisher(&self, sinks: &[&str]) -> Publisher {
+            self.publisher_of(&self.store, sinks)
+        }
+
+        fn publisher_of(&self, store: &Store, sinks: &[&str]) -> Publisher {
             let settings = config::Lake {
                 path: self.lake(),
                 sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect(),
@@ -638,7 +708,7 @@ mod tests {
             };
             let now = Arc::clone(&self.now);
             let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::SeqCst)));
-            Publisher::open(self.store.readers(), settings, Duration::from_hours(1), None, clock).unwrap()
+            Publisher::open(store.clone(), settings, Duration::from_hours(1), None, clock).unwrap()
         }
     }
 
@@ -646,6 +716,11 @@ mod tests {
         let link = format!("{number:08}-0000-4000-8000-000000000000");
         let insert = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, 0, $2)";
         store.write(move |tx| tx.execute(insert, args![&link, tx.change()?])).await.unwrap();
+    }
+
+    /// Publishes from a thread that may block, as it is in the daemon.
+    fn publish(publisher: &Publisher, scope: Scope) -> Result<Option<Manifest>, Error> {
+        std::thread::scope(|threads| threads.spawn(|| publisher.publish(scope)).join().unwrap())
     }
 
     fn code(published: Result<Option<Manifest>, Error>) -> &'static str {
@@ -656,15 +731,15 @@ mod tests {
     async fn another_state_replaces_no_row_of_a_lake_unless_it_is_told_to() {
         let place = Place::new();
         let publisher = place.publisher(&["parquet"]);
-        publisher.publish(Scope::Changed).unwrap().unwrap();
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
         add_link(&place.store, 1).await;
         let other = Store::open(&place.folder.path().join("other.db")).unwrap();
-        let another = Publisher { readers: other.readers(), ..place.publisher(&["parquet"]) };
-        another.publish(Scope::Changed).unwrap().expect("no row was there to be lost");
-        publisher.publish(Scope::Changed).unwrap().expect("nor is one now");
-        assert_eq!(code(another.publish(Scope::Changed)), "foreign_lake");
+        let another = place.publisher_of(&other, &["parquet"]);
+        publish(&another, Scope::Changed).unwrap().expect("no row was there to be lost");
+        publish(&publisher, Scope::Changed).unwrap().expect("nor is one now");
+        assert_eq!(code(publish(&another, Scope::Changed)), "foreign_lake");
         assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 1);
-        another.publish(Scope::Everything).unwrap().unwrap();
+        publish(&another, Scope::Everything).unwrap().unwrap();
         assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 0);
     }
 
@@ -674,15 +749,15 @@ mod tests {
         add_link(&place.store, 1).await;
         let publisher = place.publisher(&["parquet"]);
         for _ in 0..2 {
-            publisher.publish(Scope::Everything).unwrap().unwrap();
+            publish(&publisher, Scope::Everything).unwrap().unwrap();
         }
         fs::remove_file(place.lake().join("current")).unwrap();
 
         let other = Store::open(&place.folder.path().join("other.db")).unwrap();
-        let another = Publisher { readers: other.readers(), ..place.publisher(&["parquet"]) };
+        let another = place.publisher_of(&other, &["parquet"]);
         assert_eq!(another.snapshots().unwrap(), [1, 2], "nobody can tell which of them nobody saw");
-        assert_eq!(code(another.publish(Scope::Changed)), "foreign_lake");
-        let manifest = place.publisher(&["parquet"]).publish(Scope::Changed).unwrap();
+        assert_eq!(code(publish(&another, Scope::Changed)), "foreign_lake");
+        let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap();
         assert_eq!(manifest.map(|manifest| manifest.snapshot), Some(3), "there is a current one again");
         assert_eq!(publisher.current(), Some(3));
     }
@@ -693,12 +768,12 @@ mod tests {
         let publisher = place.publisher(&["parquet"]);
         for number in 1..=3 {
             add_link(&place.store, number).await;
-            publisher.publish(Scope::Changed).unwrap().unwrap();
+            publish(&publisher, Scope::Changed).unwrap().unwrap();
         }
         let link = place.lake().join("current");
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink("snapshots/000001", &link).unwrap();
-        let manifest = place.publisher(&["parquet"]).publish(Scope::Changed).unwrap().unwrap();
+        let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
         assert_eq!((manifest.snapshot, manifest.table("links").unwrap().rows), (4, 3));
         assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3, 4]);
     }
@@ -709,11 +784,11 @@ mod tests {
             let place = Place::new();
             let publisher = place.publisher(sinks);
             add_link(&place.store, 1).await;
-            let manifest = publisher.publish(Scope::Changed).unwrap().unwrap();
+            let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
             let folder = publisher.lake.folder(manifest.snapshot).join("salaries");
             fs::remove_dir_all(&folder).unwrap();
             add_link(&place.store, 2).await;
-            let manifest = publisher.publish(Scope::Changed).unwrap().unwrap();
+            let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
             assert_eq!(manifest.table("links").unwrap().rows, 2);
             assert_eq!(publisher.snapshots().unwrap(), [manifest.snapshot], "the damaged one is gone");
             assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
@@ -724,11 +799,11 @@ mod tests {
     async fn nothing_staged_is_removed_from_a_lake_that_another_state_publishes() {
         let place = Place::new();
         add_link(&place.store, 1).await;
-        place.publisher(&["parquet"]).publish(Scope::Changed).unwrap().unwrap();
+        publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
         let staged = place.lake().join(".staging/000002");
         fs::create_dir(&staged).unwrap();
         let other = Place { store: Store::open(&place.folder.path().join("other.db")).unwrap(), ..place };
-        assert_eq!(code(other.publisher(&["parquet"]).publish(Scope::Changed)), "foreign_lake");
+        assert_eq!(code(publish(&other.publisher(&["parquet"]), Scope::Changed)), "foreign_lake");
         assert!(staged.exists());
     }
 
@@ -736,20 +811,60 @@ mod tests {
     async fn a_state_that_is_older_than_the_lake_stays_so_however_far_it_counts() {
         let place = Place::new();
         let publisher = place.publisher(&["parquet"]);
+        let meta =
+            |tx: &Tx<'_>| tx.all("SELECT name, value FROM meta", args![], |row| Ok((row.text(0)?, row.text(1)?)));
+        let older = place.store.read(meta).await.unwrap();
         for number in 1..=3 {
             add_link(&place.store, number).await;
         }
-        publisher.publish(Scope::Changed).unwrap().unwrap();
-        let back = "UPDATE meta SET value = '1' WHERE name = 'changes'";
-        place.store.write(move |tx| tx.execute(back, args![])).await.unwrap();
-        assert_eq!(code(publisher.publish(Scope::Changed)), "state_older_than_lake");
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        let put_back = move |tx: &Tx<'_>| {
+            tx.execute("DELETE FROM meta", args![])?;
+            older.iter().try_for_each(|(name, value)| {
+                tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args![name, value]).map(drop)
+            })
+        };
+        place.store.write(put_back).await.unwrap();
+        assert_eq!(code(publish(&publisher, Scope::Changed)), "state_older_than_lake");
         for number in 4..=9 {
             add_link(&place.store, number).await;
         }
-        assert_eq!(code(publisher.publish(Scope::Changed)), "state_older_than_lake");
-        publisher.publish(Scope::Everything).unwrap().unwrap();
+        // Also after a restart.
+        let publisher = place.publisher(&["parquet"]);
+        assert_eq!(code(publish(&publisher, Scope::Changed)), "state_older_than_lake");
+        publish(&publisher, Scope::Everything).unwrap().unwrap();
         add_link(&place.store, 10).await;
-        assert_eq!(code(publisher.publish(Scope::Changed)), "none");
+        assert_eq!(code(publish(&publisher, Scope::Changed)), "none");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_into_the_place_of_a_volume_that_is_not_mounted() {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        let publisher = place.publisher(&["parquet"]);
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        let (lake, volume) = (place.lake(), place.folder.path().join("volume"));
+        fs::rename(&lake, &volume).unwrap();
+        fs::create_dir(&lake).unwrap();
+        add_link(&place.store, 2).await;
+        let restarted = place.publisher(&["parquet"]);
+        for publisher in [&publisher, &restarted] {
+            assert_eq!(code(publish(publisher, Scope::Changed)), "lake_missing");
+        }
+        assert_eq!(fs::read_dir(&lake).unwrap().count(), 0);
+
+        fs::remove_dir(&lake).unwrap();
+        fs::rename(&volume, &lake).unwrap();
+        let manifest = publish(&restarted, Scope::Changed).unwrap().unwrap();
+        assert_eq!((manifest.snapshot, manifest.table("links").unwrap().rows), (2, 2), "it is mounted again");
+
+        fs::remove_dir_all(&lake).unwrap();
+        let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
+        assert_eq!(manifest.snapshot, 1, "somebody removed it on purpose");
+        fs::remove_dir_all(&lake).unwrap();
+        fs::create_dir(&lake).unwrap();
+        publish(&place.publisher(&["parquet"]), Scope::Everything).unwrap().expect("it was ordered");
+        assert_eq!(code(publish(&place.publisher(&["parquet"]), Scope::Changed)), "none");
     }
 
     #[tokio::test]
@@ -784,7 +899,7 @@ mod tests {
         let publisher = place.publisher(&["parquet"]);
         for now in [3_000_000_000, 1_000_000_000, 2_000_000_000] {
             place.now.store(now, Ordering::SeqCst);
-            publisher.publish(Scope::Everything).unwrap().unwrap();
+            publish(&publisher, Scope::Everything).unwrap().unwrap();
         }
         assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3]);
         let left = place.lake().join(".staging/000000.gone");
@@ -803,7 +918,7 @@ mod tests {
         for (sinks, has_database) in
             [(&["parquet"][..], false), (&["parquet", "duckdb"], true), (&["duckdb"], true), (&["parquet"], false)]
         {
-            place.publisher(sinks).publish(Scope::Everything).unwrap().unwrap();
+            publish(&place.publisher(sinks), Scope::Everything).unwrap().unwrap();
             assert_eq!((link.is_symlink(), link.exists()), (has_database, has_database), "{sinks:?}");
             assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
         }

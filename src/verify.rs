@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::audit;
 use crate::config;
 use crate::publish::integrity::{self, Damage};
-use crate::publish::{BuiltFrom, Lake};
+use crate::publish::{Held, Lake};
 use crate::records::unpack;
 use crate::store::{Error, FrozenPlace, Readers, Row, VersionPlace, WebhookPlace, args};
 
@@ -121,7 +121,8 @@ fn check_state(readers: &Readers) -> Result<State, Error> {
 
 /// A lake that was not published from this state, or from a newer one.
 fn strange_state(readers: &Readers, lake: &Path) -> Option<Damage> {
-    let held = readers.read(BuiltFrom::of).ok()?;
-    let error = Lake::look(lake).current()?.agrees_with(&held).err()?;
+    let lake = Lake::look(lake);
+    let held = readers.read(|tx| Held::of(tx, &lake)).ok()?;
+    let error = lake.current()?.agrees_with(&held).err()?;
     Some(Damage { file: "current".to_owned(), code: error.code(), what: error.to_string() })
 }

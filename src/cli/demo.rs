@@ -25,6 +25,7 @@ use crate::operations::Order;
 use crate::publish::{Lake, Manifest};
 use crate::queue;
 use crate::simulate::{self, SECRET_ID, SECRET_PASSWORD, Simulation};
+use crate::store;
 
 /// First line of the configuration that a demo writes, and by which the next one knows what it may replace.
 const MADE_BY_DEMO: &str = "# Made by `vinculo demo`; the next demo in this folder replaces it.\n";
@@ -134,11 +135,12 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         });
         let serving = tokio::spawn(simulation.clone().serve(listener, shutdown.clone()));
         simulation.connect(0, args.people);
-        let ended = tokio::select! {
-            followed = follow(&daemon, &simulation, args.people, global) => followed.map(|()| None)?,
-            signal = work::asked_to_end() => Some(signal?),
+        let cut_short = tokio::select! {
+            followed = follow(&daemon, &simulation, args.people, global) => followed.map(|()| false)?,
+            signal = work::asked_to_end() => signal.map(|_| true)?,
         };
-        if ended.is_none() {
+        let mut exit = if cut_short { Exit::Interrupted } else { Exit::Done };
+        if !cut_short {
             let (as_of, lag_months) = (clock.now().to_utc().date_naive(), config.features.lag_months);
             let order = Order::Features(Wanted { as_of, mode: Mode::Strict, lag_months });
             ordered::follow_here(&daemon, order, Parts::All, global).await?;
@@ -151,13 +153,13 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                      http://{address}/metrics; Ctrl-C ends it",
                     config_file.display()
                 );
-                work::asked_to_end().await?;
+                exit = Exit::by(work::asked_to_end().await?);
             }
         }
         daemon.stop().await;
         shutdown.cancel();
         serving.await??;
-        Ok(if ended.is_some() { Exit::Interrupted } else { Exit::Done })
+        Ok(exit)
     })
 }
 
@@ -171,6 +173,10 @@ fn simulated_clock() -> Clock {
 fn prepare(dir: &Path) -> anyhow::Result<()> {
     let config = dir.join("vinculo.toml");
     if fs::read_to_string(&config).is_ok_and(|text| text.starts_with(MADE_BY_DEMO)) {
+        let state = dir.join("var/state.db");
+        if let Some(pid) = store::holder(&state) {
+            return Err(store::Error::Held { path: state, pid }.into());
+        }
         for folder in ["var", "lake", "jobs"] {
             remove(&dir.join(folder))?;
         }

@@ -19,7 +19,7 @@ use crate::admin::status::{Status, grouped};
 use crate::belvo::{self, Trouble, meaning};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
-use crate::publish::{BuiltFrom, Lake};
+use crate::publish::{Held, Lake};
 use crate::store::{self, Readers, args};
 use crate::{daemon, schedule, schema};
 
@@ -178,6 +178,7 @@ fn folders(config: &Config, report: &mut Report) {
 fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status> {
     let readers = Readers::configured(&config.state);
     let has_key = config.state.encryption_key.is_some();
+    let lake = Lake::look(&config.lake.path);
     let look = |tx: &store::Tx<'_>| {
         let keys = tx.one("SELECT count(*) FROM link_keys", args![], |row| row.int(0))?.unwrap_or_default();
         if keys > 0 && !has_key {
@@ -185,11 +186,11 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
         }
         let newest = "SELECT max(received_at) FROM webhooks";
         let newest = tx.one(newest, args![], |row| row.opt_at(0))?.flatten();
-        Ok((BuiltFrom::of(tx)?, newest))
+        Ok((Held::of(tx, &lake)?, newest))
     };
     let looked =
         readers.read(look).and_then(|found| Ok((found, Status::gather(&config.state.path, &config.lake.path, now)?)));
-    let ((built_from, newest_webhook), status) = match looked {
+    let ((held, newest_webhook), status) = match looked {
         Ok(found) => found,
         Err(error @ store::Error::Missing(_)) => {
             report.warn("never_started", error.to_string(), "vinculo serve");
@@ -219,15 +220,18 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
         }
         _ => {}
     }
-    published(config, &built_from, &status, now, report);
+    published(config, &lake, &held, &status, now, report);
     Some(status)
 }
 
-fn published(config: &Config, state: &BuiltFrom, status: &Status, now: Timestamp, report: &mut Report) {
+fn published(config: &Config, lake: &Lake, held: &Held, status: &Status, now: Timestamp, report: &mut Report) {
     let mend = if status.held_by.is_some() { "look for publish_failed in the daemon's log" } else { "vinculo publish" };
-    let lake = Lake::look(&config.lake.path);
-    if let Some(Err(error)) = lake.last().map(|last| last.agrees_with(state)) {
-        let mend = "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake";
+    let agreed = lake.last().map_or_else(|| held.is_in(lake), |last| last.agrees_with(held));
+    if let Err(error) = agreed {
+        let mend = match error.code() {
+            "lake_missing" => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
+            _ => "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake",
+        };
         report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
         return;
     }
@@ -236,7 +240,7 @@ fn published(config: &Config, state: &BuiltFrom, status: &Status, now: Timestamp
             let age = Timestamp::parse(&manifest.published_at).map_or(Duration::ZERO, |at| now.since(at));
             let (number, at) = (manifest.snapshot, &manifest.published_at);
             let late = config.lake.publish_max_wait + PUBLISH_TOLERANCE;
-            if manifest.built_from.change < state.change && age > late {
+            if manifest.built_from.change < held.built_from.change && age > late {
                 let what = format!("snapshot {number:06} of {at} lacks what changed since");
                 report.warn("publish_late", what, mend);
             } else {

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::work::Signal;
 use crate::belvo::{Failure, Trouble, meaning};
 use crate::config::ConfigErrors;
 use crate::operations::Refused;
@@ -41,6 +42,15 @@ impl Exit {
         error.chain().find_map(of_cause).unwrap_or(Self::Failed)
     }
 
+    /// What whoever runs until it is told to ends with. A service manager asked for the end, and it is a good one; a person at
+    /// the keyboard broke it off.
+    pub fn by(signal: Signal) -> Self {
+        match signal {
+            Signal::Terminate => Self::Done,
+            Signal::Interrupt => Self::Interrupted,
+        }
+    }
+
     /// What a failure with the stable code `code` ends a command with, such as the last one of a refresh.
     pub fn of_code(code: &str) -> Self {
         match code {
@@ -51,6 +61,7 @@ impl Exit {
             | "state_key_wrong"
             | "no_pepper"
             | "lake_not_writable"
+            | "lake_missing"
             | "invalid_widget_config" => Self::Config,
             "invalid_request" => Self::Usage,
             "state_damaged" | "state_unreadable" | "backup_damaged" | "damaged" => Self::Damaged,

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::work::Signal;
 use super::{Exit, Global, work};
 use crate::admin::Recorder;
 use crate::clock::Clock;
@@ -60,11 +59,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
         notifier.stopping();
         tracing::info!("stopping");
         daemon.stop().await;
-        // A service manager asked for the end, and it is a good one; a person at the keyboard broke it off.
-        Ok(match end {
-            Signal::Terminate => Exit::Done,
-            Signal::Interrupt => Exit::Interrupted,
-        })
+        Ok(Exit::by(end))
     })
 }
 

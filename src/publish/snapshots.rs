@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Error, integrity, pii};
 use crate::clock::Timestamp;
+use crate::config;
 use crate::database;
 use crate::sensitive::hex;
 
@@ -106,6 +107,11 @@ impl Manifest {
         self.tables.iter().any(|table| Path::new(&table.name).starts_with(pii::FOLDER))
     }
 
+    /// Rows of all its tables.
+    pub fn rows(&self) -> u64 {
+        self.tables.iter().map(|table| table.rows).sum()
+    }
+
     /// The entry of the table called `name`.
     pub fn table(&self, name: &str) -> Option<&TableEntry> {
         self.tables.iter().find(|table| table.name == name)
@@ -136,13 +142,21 @@ impl Lake {
     /// # Errors
     /// [`Error::Folder`] when it cannot be used.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let lake = Self { path: path.to_owned() };
-        for folder in [&lake.path, &lake.snapshots(), &lake.staging()] {
+        let lake = Self::look(path);
+        lake.make()?;
+        Ok(lake)
+    }
+
+    /// Makes its folders when they are not there, and tries to write.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub(super) fn make(&self) -> Result<(), Error> {
+        for folder in [&self.path, &self.snapshots(), &self.staging()] {
             DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(|source| Error::at(folder, source))?;
         }
-        let probe = lake.staging().join("probe");
-        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|source| Error::at(&lake.path, source))?;
-        Ok(lake)
+        let probe = self.staging().join("probe");
+        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|source| Error::at(&self.path, source))
     }
 
     /// The lake at `path`, to look at only.
@@ -159,6 +173,17 @@ impl Lake {
         let staging = self.staging();
         let left = fs::read_dir(&staging).map_err(|source| Error::at(&staging, source))?;
         left.flatten().try_for_each(|entry| remove(&entry.path()))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its folder is there and nothing of a lake in it: so is the place of a volume that is not mounted. A lake that
+    /// was removed leaves no folder, or one that [`Lake::make`] has made again.
+    pub(super) fn is_bare(&self) -> bool {
+        self.path.is_dir() && !self.snapshots().exists() && !self.staging().exists()
     }
 
     /// The manifest of the snapshot that readers see; `None` when there is none that can be read.
@@ -333,7 +358,7 @@ impl Lake {
     }
 
     fn staging(&self) -> PathBuf {
-        self.path.join(".staging")
+        self.path.join(config::STAGING)
     }
 }
 

@@ -284,6 +284,22 @@ impl Store {
         result.await.map_err(|_| Error::Closed)?
     }
 
+    /// Like [`Store::write`], for threads that may block: not for an async one.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`].
+    ///
+    /// # Panics
+    /// On a thread that runs async tasks.
+    pub fn write_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (write, result) = Waiting::boxed(work, false);
+        self.writer.blocking_send(write).map_err(|_| Error::Closed)?;
+        result.blocking_recv().map_err(|_| Error::Closed)?
+    }
+
     /// Keeps a row for later: `work` does no more than to append it, and what follows from it is done by whom
     /// [`Store::follow_up_by`] named, before any other write sees the state, and soon in any case. Gives the result of `work`
     /// once the disk has the row. Refuses at once when too many writes are waiting.
@@ -407,7 +423,14 @@ impl Ownership {
             .mode(0o600)
             .open(path.with_added_extension("lock"))
             .map_err(unusable)?;
-        if file.try_lock().is_err() {
+        // Whoever asks for the holder has the lock for a moment.
+        let mut looks = 0;
+        while file.try_lock().is_err() {
+            looks += 1;
+            if looks < 10 {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
             let mut pid = String::new();
             let _ = file.read_to_string(&mut pid);
             let pid = if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };

@@ -206,6 +206,13 @@ static WORDS: &[Words] = &[
         "dê ao usuário do daemon o direito de gravar lá",
     ),
     of_ours(
+        "lake_missing",
+        "the folder of the lake is empty",
+        "mount its volume, or run vinculo rebuild if it was removed on purpose",
+        "a pasta do lake está vazia",
+        "monte o volume dele ou execute vinculo rebuild se ele foi removido de propósito",
+    ),
+    of_ours(
         "state_not_writable",
         "the state takes no writes",
         "look at the disk and the log; webhooks are answered with 503 meanwhile",
