@@ -115,7 +115,7 @@ impl Budget {
 
     /// Waits until a call may leave. Calls of one class leave in the order in which they asked.
     pub async fn acquire(&self, class: Class) -> Permit {
-        let (asked, class) = (Instant::now(), class.into());
+        let asked = Instant::now();
         let ticket = Ticket::take(&self.0, class);
         loop {
             let verdict = self.0.lock().decide(ticket.number, class, Instant::now());
