@@ -66,6 +66,8 @@ struct Origin {
 
 /// A body with status 200.
 pub struct Answer {
+    /// The status, one that the call expects.
+    pub status: u16,
     /// The unpacked bytes.
     pub body: Bytes,
     /// When the call left.
@@ -201,15 +203,15 @@ impl Client {
     pub(super) async fn call(&self, call: &Call<'_>, leave: Leave) -> Result<Answer, Failure> {
         let failed = |failure: Failure| failure.with_method(call.method_name());
         let Leave { class, permit, is_trial } = leave;
-        let Ok(pass) = self.0.gate.enter(class == Class::Urgent).await else {
-            if let Some(permit) = permit {
-                permit.unused();
-            }
-            return Err(failed(Failure::own(REFUSED_KEYS, call.path)));
-        };
+        // The place in the budget first, as the worker has it: who waits for one while it is the only call that the gate lets
+        // through would wait for those that wait behind it.
         let permit = match permit {
             Some(permit) => permit,
             None => self.0.budget.acquire(class).await,
+        };
+        let Ok(pass) = self.0.gate.enter(class == Class::Urgent).await else {
+            permit.unused();
+            return Err(failed(Failure::own(REFUSED_KEYS, call.path)));
         };
         // Belvo may have asked for patience since the place was taken.
         self.0.budget.until_unpaused().await;
@@ -217,7 +219,7 @@ impl Client {
         let span = tracing::debug_span!("call", method = call.method_name(), outcome = Empty, otel.kind = "client");
         let exchange = self.exchange(call, permit, is_trial).instrument(span.clone());
         let result = match timeout(self.0.settings.total_timeout, exchange).await {
-            Ok(Ok(body)) => Ok(Answer { body, started_at, fetched_at: self.0.clock.now() }),
+            Ok(Ok((status, body))) => Ok(Answer { status, body, started_at, fetched_at: self.0.clock.now() }),
             Ok(Err(failure)) => Err(failed(failure)),
             Err(_) => Err(failed(Failure::own("timeout", call.path))),
         };
@@ -299,7 +301,7 @@ impl Client {
         &self.0.settings
     }
 
-    async fn exchange(&self, call: &Call<'_>, permit: Permit, is_trial: bool) -> Result<Bytes, Failure> {
+    async fn exchange(&self, call: &Call<'_>, permit: Permit, is_trial: bool) -> Result<(u16, Bytes), Failure> {
         let (settings, path) = (&self.0.settings, call.path);
         let sent = self.request(call).send();
         let response = timeout(settings.connect_timeout + settings.idle_timeout, sent).await;
@@ -326,6 +328,7 @@ impl Client {
             return self
                 .body(response, settings.max_body)
                 .await
+                .map(|body| (status, body))
                 .map_err(|code| Failure::own(code, path).with_status(status));
         }
         // Another Belvo's word that it does not know something is none of ours. What stands before Belvo says no such thing.
@@ -571,6 +574,24 @@ mod tests {
         drop(listener);
         let client = scripted::client(address);
         assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "unreachable");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_budget_keeps_nobody_from_calling_who_has_a_place() {
+        let script = Script::start(|_| scripted::json(200, "{}")).await;
+        let client = script.client_within(1);
+        let permit = client.budget().acquire(Class::Ordinary).await;
+        let waiting = tokio::spawn({
+            let client = client.clone();
+            async move { client.get("/without", Leave::of(Class::Ordinary)).await }
+        });
+        while client.budget().usage().waiting_ordinary == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Nobody has called yet, so that one call goes first.
+        let first = client.get("/with", Leave::with(Class::Ordinary, permit));
+        timeout(Duration::from_secs(5), first).await.expect("it has its place").unwrap();
+        timeout(Duration::from_secs(5), waiting).await.expect("the place is free again").unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -95,6 +95,11 @@ impl Script {
     pub(crate) fn client(&self) -> Client {
         client(self.address)
     }
+
+    /// One that may make so many calls a second.
+    pub(crate) fn client_within(&self, requests: u32) -> Client {
+        client_within(self.address, requests)
+    }
 }
 
 /// The page that a request asks for.
@@ -105,6 +110,10 @@ pub(crate) fn page_of(head: &str) -> u32 {
 
 /// A client of the server at `address`, with short deadlines and a wide budget.
 pub(crate) fn client(address: SocketAddr) -> Client {
+    client_within(address, 10_000)
+}
+
+fn client_within(address: SocketAddr, requests: u32) -> Client {
     let settings = config::Belvo {
         base_url: format!("http://{address}").parse().unwrap(),
         token_url: format!("http://{address}").parse().unwrap(),
@@ -112,7 +121,7 @@ pub(crate) fn client(address: SocketAddr) -> Client {
         secret_id: "id".to_owned().into(),
         secret_password: "password".to_owned().into(),
         page_size: 3,
-        budget: config::Budget { requests: 10_000, per: Duration::from_secs(1) },
+        budget: config::Budget { requests, per: Duration::from_secs(1) },
         reserve: 0.0,
         workers: 1,
         connect_timeout: Duration::from_millis(500),
