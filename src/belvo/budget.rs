@@ -29,7 +29,7 @@ pub const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 /// Added to the window, with a thousandth of it: Belvo's clock may run faster than ours.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// Urgent calls in a row, while an ordinary one waits, after which that one is served.
+/// Urgent calls in a row, while an ordinary one waits, after which that one is served; and so for one that looks up.
 const URGENT_IN_A_ROW: u32 = 9;
 
 /// Ordinary calls may leave at once until this part of the budget is used; what follows is spread.
@@ -307,6 +307,8 @@ struct Window {
     tickets: u64,
     /// Urgent calls since the last ordinary one, while an ordinary one waited.
     urgent_in_a_row: u32,
+    /// The same of look-ups, and lists of unknown links.
+    urgent_past_look_ups: u32,
     /// When the spread has its next ordinary call.
     next_ordinary: Option<Instant>,
     /// An ordinary call has waited for a place: what was not used then does not count as saved.
@@ -342,6 +344,7 @@ impl Window {
             lines: [const { VecDeque::new() }; 4],
             tickets: 0,
             urgent_in_a_row: 0,
+            urgent_past_look_ups: 0,
             next_ordinary: None,
             was_full: false,
             hurry_until: None,
@@ -401,14 +404,18 @@ impl Window {
 
     fn decide(&mut self, number: u64, class: Class, now: Instant) -> Verdict {
         let is_first = self.line(class).front().is_some_and(|(waiting, _)| *waiting == number);
+        let slow_until = self.slow_until.filter(|until| *until > now);
+        let limit = if slow_until.is_some() { self.limit.div_ceil(2) } else { self.limit };
         let is_ordinarys_turn = self.urgent_in_a_row >= URGENT_IN_A_ROW && !self.line(Class::Ordinary).is_empty();
+        let next_look_up = [Class::LookUp, Class::Unknown].into_iter().find(|class| !self.line(*class).is_empty());
+        let is_look_ups_turn = self.urgent_past_look_ups >= URGENT_IN_A_ROW
+            && next_look_up.is_some_and(|class| self.look_up_from(limit, class, now).is_none());
+        let is_urgent_waiting = !self.line(Class::Urgent).is_empty();
         let goes_behind = match class {
-            Class::Urgent => is_ordinarys_turn,
-            Class::Ordinary => !is_ordinarys_turn && !self.line(Class::Urgent).is_empty(),
-            Class::LookUp => is_ordinarys_turn || !self.line(Class::Urgent).is_empty(),
-            Class::Unknown => {
-                is_ordinarys_turn || !self.line(Class::Urgent).is_empty() || !self.line(Class::LookUp).is_empty()
-            }
+            Class::Urgent => is_ordinarys_turn || is_look_ups_turn,
+            Class::Ordinary => is_look_ups_turn || (!is_ordinarys_turn && is_urgent_waiting),
+            Class::LookUp | Class::Unknown if next_look_up != Some(class) => true,
+            Class::LookUp | Class::Unknown => !is_look_ups_turn && (is_ordinarys_turn || is_urgent_waiting),
         };
         if !is_first || goes_behind {
             return Verdict::WhenWoken;
@@ -417,9 +424,9 @@ impl Window {
             return Verdict::NotBefore(until);
         }
         self.free_what_is_over(now);
-        let slow_until = self.slow_until.filter(|until| *until > now);
-        let limit = if slow_until.is_some() { self.limit.div_ceil(2) } else { self.limit };
-        let share = if class == Class::Urgent { limit } else { limit.saturating_sub(self.reserve).max(1) };
+        let is_its_turn = is_look_ups_turn && next_look_up == Some(class);
+        let share =
+            if class == Class::Urgent || is_its_turn { limit } else { limit.saturating_sub(self.reserve).max(1) };
         let in_use = self.in_use();
         metrics::gauge!("vinculo_belvo_budget_in_use").set(u32::try_from(in_use).unwrap_or(u32::MAX));
         if in_use >= share {
@@ -434,7 +441,7 @@ impl Window {
         let not_yet = match class {
             Class::Urgent => None,
             Class::Ordinary => self.spread(share, is_ordinarys_turn, now),
-            Class::LookUp | Class::Unknown => self.look_up(limit, class, now),
+            Class::LookUp | Class::Unknown => self.look_up_from(limit, class, now),
         };
         if let Some(instant) = not_yet {
             return Verdict::NotBefore(instant);
@@ -444,6 +451,14 @@ impl Window {
             Class::Urgent | Class::Ordinary => 0,
             Class::LookUp | Class::Unknown => self.urgent_in_a_row,
         };
+        self.urgent_past_look_ups = match class {
+            Class::Urgent if next_look_up.is_some() => self.urgent_past_look_ups + 1,
+            Class::Ordinary => self.urgent_past_look_ups,
+            Class::Urgent | Class::LookUp | Class::Unknown => 0,
+        };
+        if matches!(class, Class::LookUp | Class::Unknown) {
+            self.note_look_up(class, now);
+        }
         self.open += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.fresh += 1;
@@ -469,10 +484,10 @@ impl Window {
         None
     }
 
-    /// Counts a look-up, or a list of an unknown link; the instant before which there may be no more of them. Once half of
-    /// their part is used, the rest is spread: whoever waits for the next one waits a moment with many others, and not a
-    /// window because each had a look-up of its own.
-    fn look_up(&mut self, limit: usize, class: Class, now: Instant) -> Option<Instant> {
+    /// The instant before which no look-up may leave, or no list of an unknown link; `None` when one may. Once half of their
+    /// part is used, the rest is spread: whoever waits for the next one waits a moment with many others, and not a window
+    /// because each had a look-up of its own.
+    fn look_up_from(&mut self, limit: usize, class: Class, now: Instant) -> Option<Instant> {
         for over in [&mut self.look_ups, &mut self.unknown] {
             while over.pop_front_if(|over| *over <= now).is_some() {}
         }
@@ -493,11 +508,14 @@ impl Window {
                 return Some(next);
             }
         }
+        None
+    }
+
+    fn note_look_up(&mut self, class: Class, now: Instant) {
         self.look_ups.push_back(now + self.per);
         if class == Class::Unknown {
             self.unknown.push_back(now + self.per);
         }
-        None
     }
 
     /// A slot that was granted and never used.
@@ -657,6 +675,29 @@ mod tests {
             })
             .collect();
         assert_eq!(served, "uuuuuuuuuo".repeat(4));
+    }
+
+    #[test]
+    fn look_ups_have_a_turn_while_urgent_calls_take_all_there_is() {
+        let mut window = window(20, 0.25);
+        let start = Instant::now();
+        let look_up = window.queue(Class::LookUp, Arc::default());
+        let mut urgent = window.queue(Class::Urgent, Arc::default());
+        let mut before = 0;
+        for at in 0..300 {
+            let now = start + MS * at;
+            if is_granted(&window.decide(look_up, Class::LookUp, now)) {
+                break;
+            }
+            if let Verdict::Granted(slot) = window.decide(urgent, Class::Urgent, now) {
+                window.answered(slot, now);
+                window.leave(urgent, Class::Urgent);
+                // The next one is urgent at once.
+                urgent = window.queue(Class::Urgent, Arc::default());
+                before += 1;
+            }
+        }
+        assert_eq!(before, URGENT_IN_A_ROW);
     }
 
     #[test]
