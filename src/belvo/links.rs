@@ -130,7 +130,7 @@ pub async fn delete(client: &Client, id: &LinkId) -> Result<Deletion, Failure> {
     // Belvo takes five of the other kind a minute.
     let call = Call { is_async: true, ..Call::delete(&path, &[202, 204]) };
     match client.call(&call, Leave::of(Class::Ordinary)).await {
-        Ok(answer) if answer.body.is_empty() => Ok(Deletion::Done),
+        Ok(answer) if answer.status == 204 => Ok(Deletion::Done),
         Ok(_) => Ok(Deletion::Accepted),
         Err(failure) if failure.kind == Decision::Gone => Ok(Deletion::Done),
         Err(failure) => Err(failure),
