@@ -21,7 +21,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
 use crate::runs::Failed;
-use crate::store::{self, Store, args};
+use crate::store::{self, Store, Tx, args};
 
 mod job;
 
@@ -151,19 +151,33 @@ impl Watch {
         }
     }
 
-    /// Records as interrupted the run that an earlier process began and never ended.
+    /// Records as interrupted the run that an earlier process began and never ended. A job that was off and is on now begins
+    /// as a new one does: what fell due meanwhile is not caught up.
     async fn begin(&self) -> Result<(), store::Error> {
-        let (name, now) = (self.job.name.clone(), self.clock.now());
-        let sql =
-            "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL";
-        self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
+        let (name, is_enabled, now) = (self.job.name.clone(), self.job.is_enabled, self.clock.now());
+        let begin = move |tx: &Tx<'_>| {
+            tx.execute(
+                "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL",
+                args![&name, now],
+            )?;
+            let off = format!("job off {name}");
+            if !is_enabled {
+                let note = "INSERT INTO meta (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING";
+                tx.execute(note, args![&off])?;
+            } else if tx.execute("DELETE FROM meta WHERE name = $1", args![&off])? > 0 {
+                note_first_start(tx, &name, now)?;
+            }
+            Ok(())
+        };
+        self.store.write(begin).await
     }
 
     /// Runs the job if a slot is due, and gives how long to sleep.
     async fn step(&self, actions: &Arc<impl Actions>, shutdown: &CancellationToken) -> Result<Duration, store::Error> {
         let now = self.clock.now();
         let Some(last) = self.last_slot(now).await? else {
-            self.note_first_start(now).await?;
+            let name = self.job.name.clone();
+            self.store.write(move |tx| note_first_start(tx, &name, now)).await?;
             return Ok(Duration::ZERO);
         };
         let Some(next) = self.job.next_after(last) else { return Ok(NAP) };
@@ -188,18 +202,10 @@ impl Watch {
         Ok(last.flatten())
     }
 
-    /// Notes since when the job is known: what was due before is not caught up, and what is due later is.
-    async fn note_first_start(&self, now: Timestamp) -> Result<(), store::Error> {
-        let name = self.job.name.clone();
-        let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
-             VALUES ($1, $2, $2, $2, 'first-start', 'noted') ON CONFLICT DO NOTHING";
-        self.store.write(move |tx| tx.execute(sql, args![&name, now])).await.map(|_| ())
-    }
-
     /// True when the slot is this run's: nobody ran it before.
     async fn claim(&self, slot: Timestamp, reason: &'static str) -> Result<bool, store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
-        let claim = move |tx: &store::Tx<'_>| {
+        let claim = move |tx: &Tx<'_>| {
             tx.execute(
                 "INSERT INTO job_runs (job, slot_at, started_at, reason) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
                 args![&name, slot, now, reason],
@@ -244,7 +250,7 @@ impl Watch {
         }
         let passed = self.job.last_between(slot, now);
         let count = count.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
-        let record = move |tx: &store::Tx<'_>| {
+        let record = move |tx: &Tx<'_>| {
             tx.execute(
                 "UPDATE job_runs SET finished_at = $3, outcome = $4, item_count = $5 WHERE job = $1 AND slot_at = $2",
                 args![&name, slot, now, code, count],
@@ -266,6 +272,13 @@ impl Watch {
         warn!(job = %self.job.name, code = error.code(), "the schedule cannot use the state, and tries again: {error}");
         NAP
     }
+}
+
+/// Notes since when the job is known: what was due before is not caught up, and what is due later is.
+fn note_first_start(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<(), store::Error> {
+    let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
+         VALUES ($1, $2, $2, $2, 'first-start', 'noted') ON CONFLICT DO NOTHING";
+    tx.execute(sql, args![job, now]).map(drop)
 }
 
 /// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are.
@@ -308,7 +321,7 @@ async fn find_stale(
          AND (f.last_fetched_at IS NULL OR f.last_fetched_at <= $3))) \
          ORDER BY l.link_id LIMIT $6";
     let limit = i64::try_from(MARKS_AT_ONCE).unwrap_or(i64::MAX);
-    let find = move |tx: &store::Tx<'_>| {
+    let find = move |tx: &Tx<'_>| {
         let mode = access_mode.as_deref();
         let args = args![resource.name, mode, before, &*after, &*read_by_belvo, limit];
         tx.all(sql, args, |row| row.link_id(0))
@@ -380,6 +393,21 @@ mod tests {
     fn job(name: &str, schedule: &str, action: &str) -> Job {
         let text = format!("schedule = \"{schedule}\"\ntimezone = \"America/Sao_Paulo\"\naction = \"{action}\"");
         Job::parse(name, "jobs/test.toml", &text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_switched_on_catches_up_nothing_from_when_it_was_off() {
+        let world = World::at("2026-03-02T12:00:30Z");
+        let on = job("monthly", "0 3 1 * *", "publish");
+        let mut off = on.clone();
+        off.is_enabled = false;
+        assert_eq!(world.runs(&off).await, 0);
+        world.clock_says("2026-06-15T12:00:00Z");
+        assert_eq!(world.runs(&on).await, 0, "the slots of April to June came while it was off");
+        world.clock_says("2026-07-01T06:00:10Z");
+        assert_eq!(world.runs(&on).await, 1);
+        world.clock_says("2026-08-02T00:00:00Z");
+        assert_eq!(world.runs(&on).await, 2, "one that was missed while it was on is caught up");
     }
 
     #[tokio::test]
@@ -516,7 +544,7 @@ mod tests {
             if !link.is_empty() {
                 sql.push(format!("UPDATE links SET {} WHERE link_id = '{id}'", told(link)));
             }
-            let run = move |tx: &store::Tx<'_>| sql.iter().try_for_each(|sql| tx.execute(sql, args![]).map(drop));
+            let run = move |tx: &Tx<'_>| sql.iter().try_for_each(|sql| tx.execute(sql, args![]).map(drop));
             world.store.write(run).await.unwrap();
         }
         world.clock_says("2026-03-02T12:45:00Z");
@@ -548,7 +576,7 @@ mod tests {
         world.runs(&fetch).await;
         let hours_ago = |hours: i64| world.now.load(Ordering::Relaxed) - hours * 3_600_000_000;
         let (old, fresh) = (hours_ago(30), hours_ago(3));
-        let links = move |tx: &store::Tx<'_>| {
+        let links = move |tx: &Tx<'_>| {
             for (digit, mode) in [(1, "recurrent"), (2, "recurrent"), (3, "single"), (4, "recurrent")] {
                 let id = format!("00000000-0000-4000-8000-00000000000{digit}");
                 let sql = "INSERT INTO links (link_id, access_mode, first_seen_at, changed_seq) VALUES ($1, $2, 0, 0)";
