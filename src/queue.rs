@@ -53,6 +53,9 @@ impl Trigger {
 /// they wait in a lane of their own.
 const UNKNOWN: i64 = 4;
 
+/// The code of a list that lacked what a webhook had counted.
+pub const INCOMPLETE: &str = "incomplete";
+
 /// Lines in which refreshes wait, one for each priority.
 const LINES: usize = 5;
 
@@ -65,6 +68,8 @@ pub struct Refresh {
     pub resource: &'static Resource,
     /// Failed tries before this one.
     pub attempts: u32,
+    /// Of these, the last in a row that lacked what a webhook had counted.
+    pub incomplete: u32,
     /// What the latest webhook counted, when one did.
     pub webhook_count: Option<i64>,
     /// Records in the last complete list, when there was one.
@@ -277,7 +282,8 @@ impl Standing {
     fn after(&self, trigger: Trigger, priority: i64, not_before: Timestamp) -> (Timestamp, i64) {
         let priority = if self.due.is_some() { self.priority.min(priority) } else { priority };
         let settled = match (trigger, self.last_started) {
-            (Trigger::Webhook, Some(started)) => not_before.max(started + SETTLE),
+            // A fetch that began in the future began by a clock that was set back since.
+            (Trigger::Webhook, Some(started)) => not_before.max(started.min(not_before) + SETTLE),
             _ => not_before,
         };
         // What Belvo refused may be mended: whoever says so is believed at once. A job says nothing.
@@ -349,10 +355,12 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
             args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE, sighted_seq],
         )?,
         Outcome::Postponed { code, at, until } => tx.execute(
-            "UPDATE refreshes SET lease = NULL, attempts = attempts + 1, last_error_code = $4, last_error_at = $5, due_at = $6, \
+            // An answer came, if not a whole one: failures before it are over.
+            "UPDATE refreshes SET lease = NULL, attempts = CASE WHEN $4 = $8 AND last_error_code IS DISTINCT FROM $8 THEN 1 \
+             ELSE attempts + 1 END, last_error_code = $4, last_error_at = $5, due_at = $6, \
              priority = CASE WHEN priority < $7 THEN priority ELSE $7 END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, code, at, until, refresh.priority],
+            args![link_id, resource, lease, code, at, until, refresh.priority, INCOMPLETE],
         )?,
         Outcome::Released => tx.execute(
             "UPDATE refreshes SET lease = NULL, due_at = CASE WHEN due_at < $4 THEN due_at ELSE $4 END, \
@@ -693,16 +701,18 @@ fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Op
     tx.one(
         "UPDATE refreshes SET lease = $3, lease_marks = marks, last_started_at = $4, due_at = NULL \
          WHERE link_id = $1 AND resource = $2 RETURNING priority, attempts, webhook_count, \
-         (SELECT s.item_count FROM link_snapshots s WHERE s.link_id = refreshes.link_id AND s.resource = refreshes.resource \
+         CASE WHEN last_error_code = $5 THEN attempts ELSE 0 END, (SELECT s.item_count FROM link_snapshots s WHERE s.link_id = refreshes.link_id AND s.resource = refreshes.resource \
          ORDER BY s.fetched_at DESC LIMIT 1)",
-        args![link_id, resource.name, lease, now],
+        args![link_id, resource.name, lease, now, INCOMPLETE],
         |row| {
+            let count = |column| row.int(column).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
             Ok(Refresh {
                 link_id: link_id.clone(),
                 resource,
-                attempts: u32::try_from(row.int(1)?).unwrap_or(u32::MAX),
+                attempts: count(1)?,
+                incomplete: count(3)?,
                 webhook_count: row.opt_int(2)?,
-                last_count: row.opt_int(3)?,
+                last_count: row.opt_int(4)?,
                 lease,
                 priority: row.int(0)?,
                 due_at: *due_at,

@@ -90,7 +90,7 @@ impl Error {
         match self {
             Self::Belvo(failure) => failure.code,
             Self::Foreign(_) => "foreign_record",
-            Self::Incomplete => "incomplete",
+            Self::Incomplete => queue::INCOMPLETE,
             Self::Alone => "alone",
             Self::Store(error) => error.code(),
         }
@@ -115,7 +115,7 @@ impl Refresher {
         if pages.is_empty()
             && refresh.is_urgent()
             && refresh.webhook_count.is_some_and(|count| count > 0)
-            && refresh.attempts < MOST_INCOMPLETE
+            && refresh.incomplete < MOST_INCOMPLETE
         {
             return Err(Error::Incomplete);
         }

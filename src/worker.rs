@@ -136,6 +136,14 @@ impl Refusals {
         (refused.add(&refresh.link_id), refused.links.len())
     }
 
+    /// Forgets the refresh, which is asked for no more: nobody waits behind it.
+    fn forget(&self, refresh: &Refresh) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, refused) in all.iter_mut().filter(|((of, _), _)| *of == refresh.resource.name) {
+            refused.remove(&refresh.link_id);
+        }
+    }
+
     /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
     fn end(&self, refresh: &Refresh) -> Vec<&'static str> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -395,8 +403,12 @@ impl Worker {
     /// How long a refused refresh waits: as its failure says, and longer while so many are refused that asking for them
     /// again would take what others need. A few go ahead of them all, so that the end of it is found out in time.
     fn refusal_wait(&self, refresh: &Refresh, failure: &Failure) -> Duration {
-        let (is_scout, refused) = self.refusals.note(refresh, failure.code);
         let wait = failure.delay(refresh.attempts, &mut rand::rng());
+        // Of links that may be made up there can be any number, and their class of calls has little of the budget anyway.
+        if refresh.class() == Class::Unknown {
+            return wait;
+        }
+        let (is_scout, refused) = self.refusals.note(refresh, failure.code);
         if is_scout {
             return wait;
         }
@@ -410,7 +422,11 @@ impl Worker {
     /// nobody else can have it: a full disk that is freed must not need a restart.
     async fn settle(&self, refresh: Refresh, outcome: Outcome, failure: Option<Failure>) {
         let mut pause = QUEUE_PAUSE;
-        while let Err(error) = self.try_settle(&refresh, outcome, failure.as_ref()).await {
+        let is_wanted = loop {
+            let error = match self.try_settle(&refresh, outcome, failure.as_ref()).await {
+                Ok(is_wanted) => break is_wanted,
+                Err(error) => error,
+            };
             if pause == QUEUE_PAUSE {
                 tracing::error!(
                     code = error.code(),
@@ -427,6 +443,9 @@ impl Worker {
                 return;
             }
             pause = (pause * 2).min(LONGEST_QUEUE_PAUSE);
+        };
+        if !is_wanted {
+            self.refusals.forget(&refresh);
         }
         if let Outcome::Postponed { code, .. } | Outcome::Blocked { code, .. } = outcome {
             let resource = refresh.resource.name;
@@ -452,12 +471,13 @@ impl Worker {
         }
     }
 
+    /// Gives the refresh back, and whether it is wanted again.
     async fn try_settle(
         &self,
         refresh: &Refresh,
         outcome: Outcome,
         failure: Option<&Failure>,
-    ) -> Result<(), store::Error> {
+    ) -> Result<bool, store::Error> {
         let (refresh, failure) = (refresh.clone(), failure.cloned());
         let write = move |tx: &store::Tx<'_>| {
             let is_ours = queue::settle(tx, &refresh, outcome)?;
@@ -473,7 +493,9 @@ impl Worker {
                 links::note_failure(tx, &refresh.link_id, failure, at)?;
             }
             // The link may have been paused while this ran.
-            links::hold(tx, &refresh.link_id, Some(refresh.resource))
+            links::hold(tx, &refresh.link_id, Some(refresh.resource))?;
+            let state = queue::State::of(tx, &refresh.link_id, refresh.resource)?;
+            Ok(state.is_some_and(|state| state.due_at.is_some() || state.is_leased))
         };
         self.refresher.store.write(write).await
     }
