@@ -6,8 +6,8 @@
 //!
 //! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
 //! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
-//! would show a person without a job. When history goes, a row that stays is known since its oldest version that is left, and
-//! the feature rows that decisions kept go like old versions.
+//! would show a person without a job. When history goes, a row that stays is known since its oldest version that is left, so
+//! that the lists from before that go too, and the feature rows that decisions kept go like old versions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,9 +17,11 @@ use serde_json::json;
 use crate::audit;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Keep};
+use crate::flatten::Inspection;
 use crate::links;
-use crate::resources::employments;
-use crate::store::{Error, Store, Tx, args};
+use crate::records::unpack;
+use crate::resources::{Resource, employments};
+use crate::store::{Error, Store, Tx, VersionPlace, args};
 
 /// Rows, or links, in one transaction.
 const AT_ONCE: i64 = 500;
@@ -180,6 +182,13 @@ fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Erro
     })?;
     let mut rows = 0;
     for (link_id, resource, record_key) in &ended {
+        forget_lists(
+            tx,
+            link_id,
+            resource,
+            "SELECT version_at FROM records WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            record_key,
+        )?;
         for table in ["records", "record_ids", "record_versions"] {
             let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2 AND record_key = $3");
             rows += tx.execute(&sql, args![link_id, resource, record_key])?;
@@ -193,24 +202,69 @@ fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Erro
 fn superseded_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
     let means = Kept::MEANS;
     let sql = format!(
-        "SELECT v.link_id, v.resource, v.record_key, v.version FROM record_versions v \
+        "SELECT v.link_id, v.resource, v.record_key, v.version, v.is_late FROM record_versions v \
          LEFT JOIN links l ON l.link_id = v.link_id WHERE v.fetched_at < $1 - $2 AND {means} AND (v.is_late = 1 OR EXISTS \
          (SELECT 1 FROM record_versions n WHERE n.link_id = v.link_id AND n.resource = v.resource \
          AND n.record_key = v.record_key AND n.is_late = 0 AND n.version > v.version \
          AND n.fetched_at < $1 - $2 AND n.version <= (SELECT r.version FROM records r WHERE r.link_id = v.link_id \
-         AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0))) LIMIT $3"
+         AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0))) \
+         AND (v.link_id, v.resource, v.record_key, v.version) > ($6, $7, $8, $9) ORDER BY 1, 2, 3, 4 LIMIT $3"
     );
-    let superseded = tx.all(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()], |row| {
-        Ok((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?))
-    })?;
-    for (link_id, resource, record_key, version) in &superseded {
-        tx.execute(
-            "DELETE FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
-            args![link_id, resource, record_key, *version],
-        )?;
-        note_change(tx, link_id, resource)?;
+    let mut after = (String::new(), String::new(), String::new(), 0);
+    loop {
+        let (link_id, resource, record_key, version) = &after;
+        let of = args![now, kept.micros, AT_ONCE, kept.all(), kept.saying(), link_id, resource, record_key, *version];
+        let superseded =
+            tx.all(&sql, of, |row| Ok(((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?), row.int(4)? == 1)))?;
+        let Some((last, _)) = superseded.last() else { return Ok(0) };
+        let last = last.clone();
+        let mut rows = 0;
+        for ((link_id, resource, record_key, version), is_late) in &superseded {
+            let place = VersionPlace { link_id, resource, record_key, version: *version };
+            if !is_late && !is_replaced(tx, &place, now, kept)? {
+                continue;
+            }
+            rows += tx.execute(
+                "DELETE FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
+                args![link_id, resource, record_key, *version],
+            )?;
+            let oldest = "SELECT min(fetched_at) FROM record_versions \
+                 WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0";
+            forget_lists(tx, link_id, resource, oldest, record_key)?;
+            note_change(tx, link_id, resource)?;
+        }
+        if rows > 0 {
+            return Ok(rows);
+        }
+        // All of these stay, because nothing that can be read took their place.
+        after = last;
     }
-    Ok(superseded.len())
+}
+
+/// Whether a later version, as old as what may go, took the place of this one: one that cannot be flattened takes nobody's,
+/// and the last good one stays.
+fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kept) -> Result<bool, Error> {
+    let VersionPlace { link_id, resource, record_key, version } = *place;
+    let Some(of) = Resource::by_name(resource) else { return Ok(false) };
+    let later = tx.all(
+        "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
+         AND version > $4 AND fetched_at < $5 - $6 ORDER BY version DESC",
+        args![link_id, resource, record_key, version, now, kept.micros],
+        |row| {
+            let body = VersionPlace { version: row.int(0)?, ..*place }.open(tx, row.bytes(1)?)?.into_owned();
+            unpack(&body)
+        },
+    )?;
+    let mut inspection = Inspection::of(of);
+    // An empty one says that the record was gone.
+    Ok(later.iter().any(|body| body.is_empty() || inspection.inspect(body).is_ok()))
+}
+
+/// Forgets the lists from before the instant that `since` gives for the record: what its rows were then is not kept any more,
+/// and a list without them would tell of a person without that job.
+fn forget_lists(tx: &Tx<'_>, link_id: &str, resource: &str, since: &str, record_key: &str) -> Result<(), Error> {
+    let sql = format!("DELETE FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at < ({since})");
+    tx.execute(&sql, args![link_id, resource, record_key]).map(drop)
 }
 
 /// Rows of features that decisions kept so long ago.
@@ -261,6 +315,13 @@ mod tests {
 
     const DAY: i64 = 24 * 3_600_000_000;
 
+    const OWNER: &str = r#"{"id":"i","link":null,"internal_identification":"x","collected_at":null,"display_name":null,
+        "email":null,"phone_number":null,"address":null}"#;
+
+    fn packed(body: &str) -> Vec<u8> {
+        zstd::encode_all(body.as_bytes(), 1).unwrap()
+    }
+
     struct Place {
         retention: Retention,
         now: Arc<AtomicI64>,
@@ -297,7 +358,7 @@ mod tests {
                         tx.execute(
                             "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, \
                              known_from, started_at, fetched_at, body) VALUES ($1, 'owners', 'k', $2, 0, 'i', 0, 0, $3, $4)",
-                            args![link, version, (version - 1) * DAY, [1_u8].as_slice()],
+                            args![link, version, (version - 1) * DAY, packed(OWNER).as_slice()],
                         )?;
                     }
                     tx.execute("INSERT INTO link_keys VALUES ($1, $2)", args![link, [1_u8].as_slice()])?;
@@ -381,6 +442,32 @@ mod tests {
         let nothing: &[u8] = &[];
         place.retention.store.write(move |tx| tx.execute(end, args![nothing])).await.unwrap();
         assert_eq!(place.on_day(1001).await, [0, 1, 1, 2, 2], "what is gone goes whole");
+    }
+
+    #[tokio::test]
+    async fn the_last_version_that_can_be_read_stays_however_old_it_is() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        let spoil = "UPDATE record_versions SET body = $1 WHERE link_id = 'short' AND version = 2";
+        place.retention.store.write(move |tx| tx.execute(spoil, args![packed("{}").as_slice()])).await.unwrap();
+        assert_eq!(place.on_day(1000).await, [2, 1, 2, 2, 2]);
+    }
+
+    #[tokio::test]
+    async fn lists_from_before_what_is_still_known_go_with_the_versions() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        let fill = |tx: &Tx<'_>| {
+            (0..4).try_for_each(|day| {
+                let sql = "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, item_count, changed) \
+                     VALUES ('usual', 'owners', $1, $1, 1, 0)";
+                tx.execute(sql, args![day * DAY]).map(drop)
+            })
+        };
+        place.retention.store.write(fill).await.unwrap();
+        let days_of_lists = |tx: &Tx<'_>| tx.all("SELECT fetched_at FROM link_snapshots", args![], |row| row.int(0));
+        place.on_day(11).await;
+        assert_eq!(place.retention.store.read(days_of_lists).await.unwrap().len(), 4);
+        place.on_day(12).await;
+        assert_eq!(place.retention.store.read(days_of_lists).await.unwrap(), [DAY, 2 * DAY, 3 * DAY]);
     }
 
     #[tokio::test]
