@@ -307,18 +307,18 @@ fn decimal(text: &[u8]) -> Result<i128, &'static str> {
     let text = std::str::from_utf8(text).unwrap_or_default();
 
     let (mantissa, exponent) = match text.find(['e', 'E']) {
-        Some(at) => (&text[..at], text[at + 1..].parse::<i32>().map_err(|_| TOO_LARGE)?),
-        None => (text, 0),
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (text, "0"),
     };
     let mut units: i128 = 0;
-    let mut decimals = 0_i32;
+    let mut decimals = 0_i64;
     let mut after_point = false;
     for byte in mantissa.bytes() {
         match byte {
             b'.' => after_point = true,
             b'0'..=b'9' if units < LIMIT * 1_000 => {
                 units = units * 10 + i128::from(byte - b'0');
-                decimals += i32::from(after_point);
+                decimals += i64::from(after_point);
             }
             // More digits than any amount has; zeroes at the end are harmless.
             b'0' if after_point => {}
@@ -327,7 +327,10 @@ fn decimal(text: &[u8]) -> Result<i128, &'static str> {
         }
     }
     if units != 0 {
-        let mut shift = 4 - decimals + exponent;
+        // One that is no number of ours is one of more digits than any amount has.
+        let exponent =
+            exponent.parse::<i32>().map_err(|_| if exponent.starts_with('-') { TOO_FINE } else { TOO_LARGE })?;
+        let mut shift = 4 - decimals + i64::from(exponent);
         while shift > 0 && units < LIMIT {
             units *= 10;
             shift -= 1;
@@ -405,14 +408,23 @@ mod tests {
             ("-12.5", -125_000),
             ("0", 0),
             ("-0.0", 0),
+            ("0e99999999999", 0),
             ("1e3", 10_000_000),
             ("12345E-3", 123_450),
             ("999999999999999.9999", 9_999_999_999_999_999_999),
         ] {
             assert_eq!(decimal(text.as_bytes()), Ok(units), "{text}");
         }
-        for text in ["0.00001", "1000000000000000", "1e19", "1e-5", "1e99999999999", "123456789012345678901234567890.1"]
-        {
+        for text in [
+            "0.00001",
+            "1000000000000000",
+            "1e19",
+            "1e-5",
+            "1e99999999999",
+            "1e2147483644",
+            "0.00001e-2147483648",
+            "123456789012345678901234567890.1",
+        ] {
             assert!(decimal(text.as_bytes()).is_err(), "{text}");
         }
     }
