@@ -6,7 +6,8 @@
 //! ever computed from an old row.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use chrono::{Days, NaiveDate, NaiveTime};
 use duckdb::Connection;
@@ -195,7 +196,10 @@ fn inserting(table: &str, rows: impl Iterator<Item = Vec<Option<String>>>) -> St
 impl Form {
     /// Rows and text of the file, from `dir` if it is there.
     fn read(&self, dir: Option<&Path>) -> Result<(Rows, String), Problem> {
-        let path = dir.map(|dir| dir.join(self.file)).filter(|path| path.exists());
+        // A file that is there and cannot be reached is not one that is not there.
+        let is_there =
+            |path: &PathBuf| !matches!(path.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound);
+        let path = dir.map(|dir| dir.join(self.file)).filter(is_there);
         let place = path.as_ref().map_or(self.file.to_owned(), |path| path.display().to_string());
         let problem = |what: String, fix: &str| Problem::new(&place, "", what, fix);
         let text = match &path {
@@ -488,5 +492,14 @@ mod tests {
         let seen = ["2026-12-01T23:00:00Z", "2026-12-02T00:00:00Z", "2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z"]
             .map(|text| (expiry.is_near(at(text)), expiry.is_past(at(text))));
         assert_eq!(seen, [(false, false), (true, false), (true, false), (true, true)]);
+    }
+
+    #[test]
+    fn a_file_that_leads_nowhere_is_not_taken_for_none() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("nowhere.csv", folder.path().join(FORMS[0].file)).unwrap();
+        let problems = Reference::read(Some(folder.path())).map(|_| ()).unwrap_err();
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].to_string().contains("cannot be read"), "{}", problems[0]);
     }
 }
