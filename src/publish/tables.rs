@@ -101,7 +101,7 @@ impl ChangedRecords {
 #[derive(Default)]
 struct Gathered {
     /// Rows of `rejected_records`, where there are any.
-    rejected: BTreeMap<Cell, Columns>,
+    rejected: BTreeMap<Cell, Vec<Rejected>>,
     /// The `person_key` of each link.
     persons: HashMap<String, String>,
     /// By table, when few links may have other rows than in the previous snapshot.
@@ -134,14 +134,43 @@ impl Gathered {
     }
 
     fn note_rejection(&mut self, cell: Cell, resource: &Resource, record: &Stored, rejection: &Rejection) {
-        let columns = self.rejected.entry(cell).or_insert_with(|| Columns::of_table(schema::get().table(REJECTED)));
-        let mut cells = columns.row();
-        cells.text(Some(&record.link_id));
-        cells.text(Some(resource.name));
-        cells.text(Some(record.record_id.as_str()).filter(|id| !id.starts_with(NO_ID)));
-        cells.text(Some(&rejection.path));
-        cells.text(Some(rejection.reason));
-        cells.timestamp(record.versions.iter().rfind(|version| !version.is_late).map(|version| version.fetched_at));
+        self.rejected.entry(cell).or_default().push(Rejected {
+            link_id: record.link_id.clone(),
+            resource: resource.name,
+            record_id: Some(record.record_id.clone()).filter(|id| !id.starts_with(NO_ID)),
+            path: rejection.path.clone(),
+            reason: rejection.reason,
+            fetched_at: record.versions.iter().rfind(|version| !version.is_late).map(|version| version.fetched_at),
+        });
+    }
+}
+
+/// A row of `rejected_records`, in the order of its table.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Rejected {
+    link_id: String,
+    resource: &'static str,
+    record_id: Option<String>,
+    path: String,
+    reason: &'static str,
+    fetched_at: Option<Timestamp>,
+}
+
+impl Rejected {
+    /// The columns of `rows`, which came resource by resource.
+    fn columns(mut rows: Vec<Self>) -> Columns {
+        rows.sort_unstable();
+        let mut columns = Columns::of_table(schema::get().table(REJECTED));
+        for row in rows {
+            let mut cells = columns.row();
+            cells.text(Some(&row.link_id));
+            cells.text(Some(row.resource));
+            cells.text(row.record_id.as_deref());
+            cells.text(Some(&row.path));
+            cells.text(Some(row.reason));
+            cells.timestamp(row.fetched_at);
+        }
+        columns
     }
 }
 
@@ -187,7 +216,8 @@ impl Stager<'_> {
         hand_over(gathered, vec![links.finish([])?]);
         hand_over(gathered, vec![snapshots.finish([])?]);
         let rejected = Output::new(self, rejected, &changed.records);
-        let rejected = rejected.finish_with(std::mem::take(&mut gathered.rejected))?;
+        let rows = std::mem::take(&mut gathered.rejected).into_iter();
+        let rejected = rejected.finish_with(rows.map(|(cell, rows)| (cell, Rejected::columns(rows))).collect())?;
         hand_over(gathered, vec![rejected]);
         if self.publishes_pii {
             entries.extend(self.stage_pii()?);
