@@ -881,7 +881,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::flatten::{Comparison, Inspection};
+    use crate::flatten::Comparison;
     use crate::queue::{self, Trigger};
     use crate::resources::employments;
     use crate::store::Store;
@@ -1286,23 +1286,6 @@ mod tests {
         bench.set_status("valid").await;
         let third = bench.list(80 + 24 * 60, &[]).await;
         assert_eq!((third.gone, third.changed), (1, true));
-    }
-
-    #[test]
-    fn a_record_without_a_key_that_belvo_promises_is_rejected_whichever_it_is() {
-        let whole = serde_json::json!({
-            "id": "1", "link": LINK, "created_at": "2026-01-01T00:00:00.000Z", "collected_at": "2026-01-01T00:00:00.000Z",
-            "start_date": "2020-01-01", "end_date": null, "occupations": [], "salaries": [],
-            "employer_data": {"name": "EMPRESA", "code": "99000042", "economic_activity": "6421-2 - BANCOS"},
-        });
-        let inspect = |record: &serde_json::Value| Inspection::of(&employments::RESOURCE).inspect(&record.to_string());
-        inspect(&whole).unwrap();
-        for key in whole.as_object().unwrap().keys() {
-            let mut record = whole.clone();
-            record.as_object_mut().unwrap().remove(key);
-            let rejection = inspect(&record).expect_err(key);
-            assert_eq!((rejection.path.as_str(), rejection.reason), (key.as_str(), "is missing"));
-        }
     }
 
     #[test]
