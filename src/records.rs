@@ -156,10 +156,19 @@ pub struct Kept {
     pub sighted: bool,
     /// Newest `collected_at` of the list.
     pub collected_at: Option<Timestamp>,
-    /// When a second list is wanted, to say whether what this one lacks is gone.
+    /// When another list is wanted, to say whether what this one lacks is gone: the earliest of what is wanted for each
+    /// record and row.
     pub confirm_at: Option<Timestamp>,
     /// Number of the change that keeps it.
     pub change: i64,
+}
+
+impl Kept {
+    /// Asks for another list at `at`, unless one is wanted earlier: that one asks again for what it comes too early for. No
+    /// time is before this list, so that nothing is asked for again and again.
+    fn want_list_at(&mut self, at: Timestamp) {
+        self.confirm_at = Some(self.confirm_at.map_or(at, |wanted| wanted.min(at)));
+    }
 }
 
 /// What a record's new content lacks of an old one.
@@ -276,7 +285,7 @@ impl<'k> Keeping<'k> {
                     }
                     Some(Change { old, new }) => {
                         if sighting.contents().loses_rows(held.version, old, &new, compare)? {
-                            kept.confirm_at = Some(listing.fetched_at + confirm_after);
+                            kept.want_list_at(listing.fetched_at + confirm_after);
                         }
                         let shown = if held.is_gone() { previous.map(|previous| previous.started_at) } else { None };
                         sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;

@@ -40,14 +40,14 @@ impl<'k> Keeping<'k> {
             let first = self.of.first_list_without(held)?;
             let absent_since = first.unwrap_or(now);
             if first.is_none() || now < absent_since + self.confirm_after {
-                self.kept.confirm_at = Some(absent_since + self.confirm_after);
+                self.kept.want_list_at(absent_since + self.confirm_after);
             } else if ends {
                 self.of.end_record(key, self.listing, self.kept.collected_at)?;
                 ended.insert(key);
                 self.kept.gone += 1;
             } else {
                 // The link may be in order again by then.
-                self.kept.confirm_at = Some(now + self.confirm_after.max(LINK_RECOVERS));
+                self.kept.want_list_at(now + self.confirm_after.max(LINK_RECOVERS));
             }
         }
         Ok(ended)
@@ -93,14 +93,15 @@ impl<'k> Keeping<'k> {
             // An older answer agrees with nothing, nor does an empty one: another list has to.
             let wait = if is_empty { confirm_after.max(LINK_RECOVERS) } else { confirm_after };
             if is_empty || late.contains(key.as_str()) {
-                self.kept.confirm_at = self.kept.confirm_at.into_iter().chain([now + wait]).min();
+                self.kept.want_list_at(now + wait);
             } else {
                 self.kept.changed = true;
             }
         }
         // This list may have come too early to agree, and has taken the place of the one that was asked for.
-        let pending = of.lost_rows(now - confirm_after, now, compare)?.first().map(|(_, at)| *at + confirm_after);
-        self.kept.confirm_at = self.kept.confirm_at.into_iter().chain(pending).min();
+        if let Some((_, at)) = of.lost_rows(now - confirm_after, now, compare)?.first() {
+            self.kept.want_list_at(*at + confirm_after);
+        }
         Ok(())
     }
 }
@@ -208,6 +209,8 @@ impl Of<'_> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use proptest::prelude::*;
 
     use crate::records::bench::{Bench, job, paid};
 
@@ -317,6 +320,44 @@ mod tests {
         assert_eq!(bench.due().await, None);
     }
 
+    /// A job for each of these numbers, none alike.
+    fn jobs(numbers: std::ops::Range<u32>) -> Vec<String> {
+        numbers.map(|number| job(number, &format!("990001{number:02}"), "2021-01-01", "null", 0)).collect()
+    }
+
+    #[tokio::test]
+    async fn of_jobs_that_went_missing_at_different_lists_the_first_says_when_to_look_again() {
+        let bench = Bench::new().await;
+        // Ten go after it, so that it is hardly ever the last of them, in whatever order they are held.
+        let jobs = jobs(0..12);
+        let (stay, follow) = (&jobs[..1], &jobs[..11]);
+        bench.list(0, &jobs).await;
+        bench.list(10, follow).await;
+        bench.forget_marks().await;
+        bench.list(20, stay).await;
+        assert_eq!(bench.due().await, Some(70));
+        for (minutes, gone, due) in [(70, 1, Some(80)), (80, 10, None)] {
+            bench.forget_marks().await;
+            assert_eq!(bench.list(minutes, stay).await.gone, gone);
+            assert_eq!(bench.due().await, due);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_until_a_link_is_in_order_puts_off_no_other_look() {
+        let bench = Bench::new().await;
+        bench.set_status("invalid").await;
+        let jobs = jobs(0..11);
+        bench.list(0, &jobs).await;
+        bench.list(10, &jobs[..1]).await;
+        // Ten of the jobs have waited for as long as they had to, and now wait for the link; the other one has just gone.
+        for (minutes, due) in [(75, 75 + 60), (135, 135 + 24 * 60)] {
+            bench.forget_marks().await;
+            bench.list(minutes, &[]).await;
+            assert_eq!(bench.due().await, Some(due));
+        }
+    }
+
     #[tokio::test]
     async fn an_empty_list_ends_jobs_of_a_valid_link_only() {
         let bench = Bench::new().await;
@@ -331,5 +372,40 @@ mod tests {
         bench.set_status("valid").await;
         let third = bench.list(80 + 24 * 60, &[]).await;
         assert_eq!((third.gone, third.changed), (1, true));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn looks_at_what_went_missing_are_in_time_to_come_and_come_to_an_end(
+            lists in proptest::collection::vec((1_i64..90, 0_u32..1 << 5), 1..8),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let bench = Bench::new().await;
+                bench.set_status("valid").await;
+                let jobs = jobs(0..5);
+                let (mut now, mut shown) = (0, jobs.clone());
+                let mut kept = bench.list(now, &shown).await;
+                for (minutes, which) in lists {
+                    now += minutes;
+                    shown = (0..).zip(&jobs).filter(|(at, _)| which >> at & 1 == 1).map(|(_, job)| job.clone()).collect();
+                    kept = bench.list(now, &shown).await;
+                }
+                let mut looks = 0;
+                while let Some(wanted) = kept.confirm_at {
+                    let wanted = wanted.as_micros() / 60_000_000;
+                    prop_assert!(wanted > now, "{} after {}", wanted, now);
+                    now = wanted;
+                    kept = bench.list(now, &shown).await;
+                    looks += 1;
+                    prop_assert!(looks <= jobs.len(), "each look ends what it was for");
+                }
+                let later = bench.list(now + 1_000, &shown).await;
+                prop_assert_eq!((later.changed, later.confirm_at), (false, None));
+                Ok(())
+            })?;
+        }
     }
 }
