@@ -96,3 +96,27 @@ impl Comparison {
         if loses_rows { Loss::Rows } else { Loss::Nothing }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::employments;
+
+    #[test]
+    fn a_record_without_a_key_that_belvo_promises_is_rejected_whichever_it_is() {
+        let whole = serde_json::json!({
+            "id": "1", "link": "2f5d361d-dad6-45d4-a0bf-26d479766067",
+            "created_at": "2026-01-01T00:00:00.000Z", "collected_at": "2026-01-01T00:00:00.000Z",
+            "start_date": "2020-01-01", "end_date": null, "occupations": [], "salaries": [],
+            "employer_data": {"name": "EMPRESA", "code": "99000042", "economic_activity": "6421-2 - BANCOS"},
+        });
+        let inspect = |record: &serde_json::Value| Inspection::of(&employments::RESOURCE).inspect(&record.to_string());
+        inspect(&whole).unwrap();
+        for key in whole.as_object().unwrap().keys() {
+            let mut record = whole.clone();
+            record.as_object_mut().unwrap().remove(key);
+            let rejection = inspect(&record).expect_err(key);
+            assert_eq!((rejection.path.as_str(), rejection.reason), (key.as_str(), "is missing"));
+        }
+    }
+}

@@ -1,15 +1,73 @@
-//! Whether two JSON texts say the same, however they are spelt.
+//! What a record says: its text without what Belvo renews, and without the order in which Belvo happens to list it.
 //!
-//! Belvo may write a text with escapes one day and without the next, or the members of an object in another order: that
-//! is no new content. Numbers are compared as they are written, because they are exact.
+//! *Takes* a record's JSON. *Gives* its content, and whether two records say the same, however they are spelt. *Promises*
+//! that neither the order of a record's fields nor that of the items of its lists makes a difference; nor, to
+//! [`say_the_same`], whether a text is written with escapes one day and without the next, or the members of an object in
+//! another order. Numbers are compared as they are written, because they are exact. *Not here*: what the content means to
+//! analysts (`flatten`).
 
 use std::borrow::Cow;
 
-use crate::json::{Kind, NotJson, Reader, Text};
+use crate::json::{Fields, Kind, NotJson, Reader, Text};
+
+/// Fields that Belvo renews without the record having changed.
+const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
+
+/// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
+/// own content.
+pub(super) fn content(json: &str) -> String {
+    content_of(json, Fields::read(json).as_mut())
+}
+
+/// The content of `json`, whose `fields` are put in order.
+pub(super) fn content_of(json: &str, fields: Option<&mut Fields<'_>>) -> String {
+    fn written(fields: &mut Fields<'_>, content: &mut String) -> Option<()> {
+        for (name, value) in fields.sorted().iter().filter(|(name, _)| !VOLATILE.contains(&&**name)) {
+            content.push_str(name);
+            content.push(':');
+            if value.starts_with('[') {
+                write_sorted(value, content)?;
+            } else {
+                content.push_str(value);
+            }
+            content.push('\n');
+        }
+        Some(())
+    }
+
+    let mut content = String::with_capacity(json.len() + json.len() / 8);
+    match fields.and_then(|fields| written(fields, &mut content)) {
+        Some(()) => content,
+        None => json.to_owned(),
+    }
+}
+
+fn write_sorted(list: &str, content: &mut String) -> Option<()> {
+    let mut reader = Reader::new(list);
+    let mut items = Vec::new();
+    let mut more = reader.enter().ok()?;
+    while more {
+        items.push(reader.any().ok()?.of(list));
+        more = reader.another(b']').ok()?;
+    }
+    items.sort_unstable();
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            content.push(',');
+        }
+        content.push_str(item);
+    }
+    Some(())
+}
+
+/// Whether two records have one content, however each is spelt.
+pub(super) fn say_the_same(a: &str, b: &str) -> bool {
+    content(&plain(a)) == content(&plain(b))
+}
 
 /// `json` without blanks, with the members of each object in order and each text in its shortest form. What is no JSON
 /// stays as it is.
-pub(super) fn plain(json: &str) -> String {
+fn plain(json: &str) -> String {
     let mut plain = String::with_capacity(json.len());
     match write(&mut Reader::new(json), json, &mut plain) {
         Ok(()) => plain,

@@ -1,0 +1,411 @@
+//! What a list lacks, records and rows of them, and when that is gone.
+//!
+//! *Takes* a list of which each record is kept, and the lists before it. *Gives* versions that say a record is gone, and the
+//! instant at which another list is wanted. *Promises* that no list ends anything alone, however soon a second one agrees;
+//! that an older list says nothing about what it lacks, nor does one with a record without an id, or an empty one of a link
+//! that is not in order; and that what is settled is not asked for again. *Not here*: since when a row of a record that
+//! stays is gone (`replay`).
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::body::pack;
+use super::versions::{Contents, GONE, Held, is_older};
+use super::{Compare, Keeping, Listing, NO_ID, Of};
+use crate::clock::Timestamp;
+use crate::store::{Error, args};
+
+/// An empty list of a link that is not in order is asked for again so much later.
+const LINK_RECOVERS: Duration = Duration::from_hours(24);
+
+impl<'k> Keeping<'k> {
+    /// Ends the records that this list lacks and an earlier one lacked, too; where that one was too short a while ago, or
+    /// there was none, another list is wanted. Gives the keys of those that it ended.
+    pub(super) fn end_missing(&mut self, webhook_count: Option<i64>) -> Result<HashSet<&'k str>, Error> {
+        let mut ended = HashSet::new();
+        // An empty list says that records are gone only when a webhook counted none and the link is in order: Belvo drops
+        // what it holds without a word.
+        let is_empty = self.records.is_empty();
+        if is_empty && webhook_count != Some(0) {
+            return Ok(ended);
+        }
+        let ends = !is_empty || self.of.is_valid()?;
+        let is_doubtful = self.has_nameless_record();
+        let now = self.listing.fetched_at;
+        for (key, held) in self.missing() {
+            if is_doubtful {
+                self.of.note_shown(key, now)?;
+                continue;
+            }
+            let first = self.of.first_list_without(held)?;
+            let absent_since = first.unwrap_or(now);
+            if first.is_none() || now < absent_since + self.confirm_after {
+                self.kept.want_list_at(absent_since + self.confirm_after);
+            } else if ends {
+                self.of.end_record(key, self.listing, self.kept.collected_at)?;
+                ended.insert(key);
+                self.kept.gone += 1;
+            } else {
+                // The link may be in order again by then.
+                self.kept.want_list_at(now + self.confirm_after.max(LINK_RECOVERS));
+            }
+        }
+        Ok(ended)
+    }
+
+    /// The held records, with their keys, that the list would show if they were not gone.
+    fn missing(&self) -> Vec<(&'k str, &'k Held)> {
+        let shown: HashSet<&str> = self.keys.iter().map(String::as_str).collect();
+        let held = self.known.by_key.iter().map(|(key, held)| (key.as_str(), held));
+        // What is held was collected after all of this list: it says nothing about what came later.
+        let is_newer = |held: &Held| is_older(self.kept.collected_at, held.collected_at);
+        held.filter(|(key, held)| !shown.contains(key) && !held.is_gone() && !is_newer(held)).collect()
+    }
+
+    /// Whether a record without an id may be any of those that seem to be missing: it was none with an id before.
+    fn has_nameless_record(&self) -> bool {
+        let named: HashSet<&String> =
+            self.known.key_of_id.iter().filter(|(id, _)| !id.starts_with(NO_ID)).map(|(_, key)| key).collect();
+        let mut nameless = self.records.iter().zip(self.keys).filter(|(record, _)| record.id.starts_with(NO_ID));
+        nameless.any(|(_, key)| !named.contains(key))
+    }
+
+    /// Finds out for which rows that versions lacked this list is the second one. For the others another list is wanted: for
+    /// those of records whose answer was `late`, and for those that went missing too short a while ago. What is gone, of old
+    /// or because it has just `ended`, lacks nothing.
+    pub(super) fn settle_lost_rows(
+        &mut self,
+        late: &HashSet<&str>,
+        ended: &HashSet<&str>,
+        compare: &mut Compare<'_>,
+    ) -> Result<(), Error> {
+        let Self { of, known, confirm_after, .. } = *self;
+        if known.by_key.values().all(|held| held.version <= 1) {
+            return Ok(());
+        }
+        let (is_empty, now) = (self.records.is_empty(), self.listing.fetched_at);
+        let counted = of.last_list_that_counts()?.unwrap_or(Timestamp::from_micros(0));
+        for (key, at) in of.lost_rows(counted - confirm_after, now - confirm_after, compare)? {
+            let is_gone = known.by_key.get(&key).is_some_and(Held::is_gone) || ended.contains(key.as_str());
+            if is_gone || of.is_settled(&key, at + confirm_after)? {
+                continue;
+            }
+            // An older answer agrees with nothing, nor does an empty one: another list has to.
+            let wait = if is_empty { confirm_after.max(LINK_RECOVERS) } else { confirm_after };
+            if is_empty || late.contains(key.as_str()) {
+                self.kept.want_list_at(now + wait);
+            } else {
+                self.kept.changed = true;
+            }
+        }
+        // This list may have come too early to agree, and has taken the place of the one that was asked for.
+        if let Some((_, at)) = of.lost_rows(now - confirm_after, now, compare)?.first() {
+            self.kept.want_list_at(*at + confirm_after);
+        }
+        Ok(())
+    }
+}
+
+impl Of<'_> {
+    /// Whether Belvo says that the link is in order.
+    fn is_valid(self) -> Result<bool, Error> {
+        let sql = "SELECT status FROM links WHERE link_id = $1";
+        let status = self.tx.one(sql, args![self.link_id], |row| row.opt_text(0))?;
+        Ok(status.flatten().as_deref() == Some("valid"))
+    }
+
+    /// The first list after `held` was last seen that counts as evidence that it is gone.
+    fn first_list_without(self, held: &Held) -> Result<Option<Timestamp>, Error> {
+        let Self { tx, link_id, resource } = self;
+        let first = tx.one(
+            "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3 \
+             AND (item_count > 0 OR webhook_count = 0) \
+             AND (collected_at IS NULL OR CAST($4 AS BIGINT) IS NULL OR collected_at >= $4)",
+            args![link_id, resource.name, held.seen_fetched_at, held.collected_at],
+            |row| row.opt_at(0),
+        )?;
+        Ok(first.flatten())
+    }
+
+    /// Keeps that a record is gone: a version without a body, as of the list that says so, which Belvo collected at
+    /// `collected_at`.
+    fn end_record(self, key: &str, listing: &Listing, collected_at: Option<Timestamp>) -> Result<(), Error> {
+        let Self { tx, link_id, resource } = self;
+        // An empty list has no such time, and ours is not Belvo's.
+        tx.execute(
+            "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
+             known_from, started_at, fetched_at, body) \
+             SELECT r.link_id, r.resource, r.record_key, max(v.version) + 1, 0, r.record_id, r.created_at, \
+             coalesce($7, r.collected_at), \
+             $4, $5, $4, $6 FROM records r \
+             JOIN record_versions v ON v.link_id = r.link_id AND v.resource = r.resource AND v.record_key = r.record_key \
+             WHERE r.link_id = $1 AND r.resource = $2 AND r.record_key = $3 \
+             GROUP BY r.link_id, r.resource, r.record_key",
+            args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice(), collected_at],
+        )?;
+        tx.execute(
+            "UPDATE records SET content_hash = $4, version_at = $5, collected_at = coalesce($6, collected_at), version = \
+             (SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3) \
+             WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![link_id, resource.name, key, GONE, listing.fetched_at, collected_at],
+        )?;
+        Ok(())
+    }
+
+    /// When the last list before this one was complete that says of every record what it lacks.
+    fn last_list_that_counts(self) -> Result<Option<Timestamp>, Error> {
+        let Self { tx, link_id, resource } = self;
+        tx.one(
+            "SELECT s.fetched_at FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 AND s.item_count > 0 AND NOT EXISTS \
+             (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.fetched_at = s.fetched_at \
+             AND v.is_late = 1) ORDER BY s.fetched_at DESC LIMIT 1",
+            args![link_id, resource.name],
+            |row| row.at(0),
+        )
+    }
+
+    /// Versions that came after the first and up to the second of these instants and lacked rows of the one before, each
+    /// by its record's key and when it came, the first first.
+    fn lost_rows(
+        self,
+        after: Timestamp,
+        until: Timestamp,
+        compare: &mut Compare<'_>,
+    ) -> Result<Vec<(String, Timestamp)>, Error> {
+        let Self { tx, link_id, resource } = self;
+        let versions = tx.all(
+            "SELECT record_key, version, fetched_at FROM record_versions WHERE link_id = $1 AND resource = $2 AND version > 1 \
+             AND is_late = 0 AND fetched_at > $3 AND fetched_at <= $4 ORDER BY fetched_at",
+            args![link_id, resource.name, after, until],
+            |row| Ok((row.text(0)?, row.int(1)?, row.at(2)?)),
+        )?;
+        let mut lost = Vec::new();
+        for (key, version, at) in versions {
+            let of_record = Contents { of: self, key: &key };
+            if let Some((version, new)) = of_record.latest_before(version + 1)?
+                && let Some((earlier, old)) = of_record.latest_before(version)?
+                && of_record.loses_rows(earlier, old, &new, compare)?
+            {
+                lost.push((key, at));
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Whether a list from `since` on counts for what a record lacks, so that it is settled already.
+    fn is_settled(self, key: &str, since: Timestamp) -> Result<bool, Error> {
+        let Self { tx, link_id, resource } = self;
+        let settled = tx.one(
+            "SELECT 1 FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 AND s.fetched_at >= $4 AND s.item_count > 0 \
+             AND NOT EXISTS (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.record_key = $3 \
+             AND v.fetched_at = s.fetched_at AND v.is_late = 1) LIMIT 1",
+            args![link_id, resource.name, key, since],
+            |_| Ok(()),
+        )?;
+        Ok(settled.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use crate::records::bench::{Bench, job, paid};
+
+    #[tokio::test]
+    async fn the_same_older_answer_twice_agrees_with_nothing() {
+        let bench = Bench::new().await;
+        bench.list(0, &[paid(&[1, 2], 30)]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[paid(&[1], 40)]).await;
+        assert_eq!(bench.due().await, Some(70), "a row is missing");
+        for minutes in [20, 75] {
+            bench.forget_marks().await;
+            let late = bench.list(minutes, &[paid(&[1, 2, 3], 20)]).await;
+            assert_eq!((late.versions, late.late), (0, usize::from(minutes == 20)));
+        }
+        assert_eq!(bench.due().await, Some(135), "a list that agrees is still wanted");
+        let versions = bench.lists_of_late_versions().await;
+        assert_eq!(versions, [(20, false), (75, true)], "the second says no more than that it is no evidence");
+        for (minutes, jobs) in [(135, vec![paid(&[1, 2, 4], 20)]), (195, vec![])] {
+            bench.forget_marks().await;
+            bench.list(minutes, &jobs).await;
+            assert_eq!(bench.due().await, Some(minutes + 60), "nor does another old one, or an empty one");
+        }
+        bench.forget_marks().await;
+        assert!(bench.list(255, &[paid(&[1], 40)]).await.changed, "this one does");
+        assert!(!bench.list(265, &[paid(&[1], 40)]).await.changed, "and once");
+        assert_eq!(bench.due().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_content_that_cannot_be_read_hides_no_row_that_is_lost() {
+        let bench = Bench::new().await;
+        bench.list(0, &[paid(&[1, 2], 0)]).await;
+        bench.list(10, &[paid(&[1, 2], 10).replace("1.00", "\"one\"")]).await;
+        bench.forget_marks().await;
+        bench.list(20, &[paid(&[1], 20)]).await;
+        assert_eq!(bench.due().await, Some(80));
+        assert!(bench.list(80, &[paid(&[1], 20)]).await.changed, "two lists agree");
+    }
+
+    #[tokio::test]
+    async fn what_empty_lists_ended_comes_back_as_it_was() {
+        let bench = Bench::new().await;
+        bench.set_status("valid").await;
+        let jobs = [job(1, "99000042", "2020-01-01", "null", 0)];
+        bench.list(0, &jobs).await;
+        bench.list(100, &[]).await;
+        assert_eq!(bench.list(200, &[]).await.gone, 1);
+        bench.forget_marks().await;
+        let again = bench.list(300, &[]).await;
+        assert_eq!((again.changed, bench.due().await), (false, None), "nothing is left to be asked");
+        let back = bench.list(400, &jobs).await;
+        assert_eq!((back.versions, back.late), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn an_older_list_says_nothing_about_what_it_lacks() {
+        let bench = Bench::new().await;
+        let stays = |minute| job(1, "99000042", "2020-01-01", "null", minute);
+        let newer = job(2, "99000077", "2021-01-01", "null", 30);
+        bench.list(0, &[stays(30), newer.clone()]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[stays(20)]).await;
+        assert_eq!(bench.due().await, None, "nothing is missing from an older list");
+        assert_eq!(bench.list(500, &[stays(20)]).await.gone, 0);
+        // Nor is it the first of two that agree.
+        assert_eq!(bench.list(600, &[stays(40)]).await.gone, 0);
+        assert_eq!(bench.due().await, Some(660));
+        assert_eq!(bench.list(660, &[stays(40)]).await.gone, 1);
+    }
+
+    #[tokio::test]
+    async fn one_list_ends_nothing_however_soon_a_second_may_agree() {
+        let bench = Bench::confirming_after(Duration::ZERO).await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes]).await;
+        assert_eq!(bench.list(10, std::slice::from_ref(&stays)).await.gone, 0);
+        assert_eq!(bench.list(11, std::slice::from_ref(&stays)).await.gone, 1);
+    }
+
+    #[tokio::test]
+    async fn a_record_without_an_id_may_be_any_that_seems_to_be_missing() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes.clone()]).await;
+        let nameless = r#"{"link":null,"collected_at":"2026-01-01T00:00:00.000Z"}"#.to_owned();
+        for minutes in [10, 500] {
+            assert_eq!(bench.list(minutes, &[stays.clone(), nameless.clone()]).await.gone, 0, "at {minutes}");
+        }
+        // Once it has an id again, two lists have to agree as ever; the nameless one is gone after as many.
+        bench.list(600, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.list(700, std::slice::from_ref(&stays)).await.gone, 2);
+    }
+
+    #[tokio::test]
+    async fn a_missing_job_is_asked_for_again_and_not_for_ever() {
+        let bench = Bench::new().await;
+        let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
+        bench.list(0, &[stays.clone(), goes]).await;
+        assert!(!bench.list(10, std::slice::from_ref(&stays)).await.changed);
+        assert_eq!(bench.due().await, Some(0), "the mark of the bench is still there, and earlier");
+        bench.forget_marks().await;
+        bench.list(20, std::slice::from_ref(&stays)).await;
+        assert_eq!(bench.due().await, Some(70));
+        bench.forget_marks().await;
+        assert!(bench.list(75, std::slice::from_ref(&stays)).await.changed, "two lists agree");
+        assert_eq!(bench.due().await, None);
+    }
+
+    /// A job for each of these numbers, none alike.
+    fn jobs(numbers: std::ops::Range<u32>) -> Vec<String> {
+        numbers.map(|number| job(number, &format!("990001{number:02}"), "2021-01-01", "null", 0)).collect()
+    }
+
+    #[tokio::test]
+    async fn of_jobs_that_went_missing_at_different_lists_the_first_says_when_to_look_again() {
+        let bench = Bench::new().await;
+        // Ten go after it, so that it is hardly ever the last of them, in whatever order they are held.
+        let jobs = jobs(0..12);
+        let (stay, follow) = (&jobs[..1], &jobs[..11]);
+        bench.list(0, &jobs).await;
+        bench.list(10, follow).await;
+        bench.forget_marks().await;
+        bench.list(20, stay).await;
+        assert_eq!(bench.due().await, Some(70));
+        for (minutes, gone, due) in [(70, 1, Some(80)), (80, 10, None)] {
+            bench.forget_marks().await;
+            assert_eq!(bench.list(minutes, stay).await.gone, gone);
+            assert_eq!(bench.due().await, due);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_until_a_link_is_in_order_puts_off_no_other_look() {
+        let bench = Bench::new().await;
+        bench.set_status("invalid").await;
+        let jobs = jobs(0..11);
+        bench.list(0, &jobs).await;
+        bench.list(10, &jobs[..1]).await;
+        // Ten of the jobs have waited for as long as they had to, and now wait for the link; the other one has just gone.
+        for (minutes, due) in [(75, 75 + 60), (135, 135 + 24 * 60)] {
+            bench.forget_marks().await;
+            bench.list(minutes, &[]).await;
+            assert_eq!(bench.due().await, Some(due));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_list_ends_jobs_of_a_valid_link_only() {
+        let bench = Bench::new().await;
+        bench.set_status("invalid").await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        bench.forget_marks().await;
+        bench.list(10, &[]).await;
+        assert_eq!(bench.due().await, Some(70));
+        bench.forget_marks().await;
+        assert_eq!(bench.list(80, &[]).await.gone, 0);
+        assert_eq!(bench.due().await, Some(80 + 24 * 60), "the link may be valid by then");
+        bench.set_status("valid").await;
+        let third = bench.list(80 + 24 * 60, &[]).await;
+        assert_eq!((third.gone, third.changed), (1, true));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn looks_at_what_went_missing_are_in_time_to_come_and_come_to_an_end(
+            lists in proptest::collection::vec((1_i64..90, 0_u32..1 << 5), 1..8),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let bench = Bench::new().await;
+                bench.set_status("valid").await;
+                let jobs = jobs(0..5);
+                let (mut now, mut shown) = (0, jobs.clone());
+                let mut kept = bench.list(now, &shown).await;
+                for (minutes, which) in lists {
+                    now += minutes;
+                    shown = (0..).zip(&jobs).filter(|(at, _)| which >> at & 1 == 1).map(|(_, job)| job.clone()).collect();
+                    kept = bench.list(now, &shown).await;
+                }
+                let mut looks = 0;
+                while let Some(wanted) = kept.confirm_at {
+                    let wanted = wanted.as_micros() / 60_000_000;
+                    prop_assert!(wanted > now, "{} after {}", wanted, now);
+                    now = wanted;
+                    kept = bench.list(now, &shown).await;
+                    looks += 1;
+                    prop_assert!(looks <= jobs.len(), "each look ends what it was for");
+                }
+                let later = bench.list(now + 1_000, &shown).await;
+                prop_assert_eq!((later.changed, later.confirm_at), (false, None));
+                Ok(())
+            })?;
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The versions of one record: what is held of it, and what a list adds.
+//!
+//! *Takes* a record of a list, with its key. *Gives* it as a new record, as a new version, as an older answer, or as seen
+//! again. *Promises* that a record which says the same has no new version, however it is spelt, and that an older answer
+//! takes back nothing that a newer one said. *Not here*: records that a list lacks (`absence`).
+
+use super::body::{pack, unpack};
+use super::content::{content, say_the_same};
+use super::{Compare, Listing, Loss, Of, Record};
+use crate::clock::Timestamp;
+use crate::store::{Error, VersionPlace, args};
+
+impl Record {
+    /// Whether the record is an older answer than what is held. What is gone is newer than every list that Belvo collected
+    /// before the one that lacked it: a record that comes back may itself have been collected long ago.
+    pub(super) fn is_late(&self, held: &Held, listed: Option<Timestamp>) -> bool {
+        if held.is_gone() { is_older(listed, held.collected_at) } else { self.is_older_than(held) }
+    }
+
+    /// Whether Belvo surely read the record before what is held.
+    pub(super) fn is_older_than(&self, held: &Held) -> bool {
+        is_older(self.collected_at, held.collected_at)
+    }
+}
+
+/// Whether Belvo surely read the first before the second.
+pub(super) fn is_older(collected_at: Option<Timestamp>, than: Option<Timestamp>) -> bool {
+    collected_at.zip(than).is_some_and(|(collected_at, than)| collected_at < than)
+}
+
+/// What `content_hash` of a record holds that is gone: no content has it.
+pub(super) const GONE: &[u8] = &[];
+
+/// A record that is held already; of one that is gone, as of the list that said so.
+pub(super) struct Held {
+    pub(super) record_id: String,
+    pub(super) likeness: String,
+    pub(super) hash: Vec<u8>,
+    pub(super) version: i64,
+    pub(super) created_at: Option<Timestamp>,
+    pub(super) collected_at: Option<Timestamp>,
+    pub(super) seen_started_at: Timestamp,
+    pub(super) seen_fetched_at: Timestamp,
+}
+
+impl Held {
+    /// Whether two lists agreed that it is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.hash == GONE
+    }
+}
+
+/// The JSON of a record before and after it changed.
+pub(super) struct Change {
+    pub(super) old: String,
+    pub(super) new: String,
+}
+
+/// One record of a list, on its way into the store.
+pub(super) struct Sighting<'s> {
+    pub(super) of: Of<'s>,
+    pub(super) listing: &'s Listing,
+    pub(super) record: &'s Record,
+    pub(super) key: &'s str,
+}
+
+impl Sighting<'_> {
+    /// Keeps a record that was never seen before.
+    pub(super) fn add_record(&self) -> Result<(), Error> {
+        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        tx.execute(
+            "INSERT INTO records (link_id, resource, record_key, record_id, likeness, created_at, collected_at, \
+             seen_started_at, seen_fetched_at, content_hash, version, version_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, $9)",
+            args![
+                link_id,
+                resource.name,
+                key,
+                &record.id,
+                record.likeness.as_deref().unwrap_or_default(),
+                record.created_at,
+                record.collected_at,
+                listing.started_at,
+                listing.fetched_at,
+                record.hash.as_slice()
+            ],
+        )?;
+        self.insert_version(1, false, self.first_known(), &record.body)
+    }
+
+    /// Keeps when the record was seen again, and under which id.
+    pub(super) fn see_again(&self, held: &Held) -> Result<(), Error> {
+        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        // An older answer with the same content does not take back what a newer one said; what was gone says nothing.
+        let is_older = !held.is_gone() && record.is_older_than(held);
+        let (record_id, created_at, collected_at) = if is_older {
+            (&held.record_id, held.created_at, held.collected_at)
+        } else {
+            (&record.id, record.created_at, record.collected_at.or(held.collected_at.filter(|_| !held.is_gone())))
+        };
+        tx.execute(
+            "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
+             WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![
+                link_id,
+                resource.name,
+                key,
+                record_id,
+                created_at,
+                collected_at,
+                listing.started_at,
+                listing.fetched_at
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Keeps a new content; `shown_at` is the start of the last list that showed what was held.
+    pub(super) fn add_version(&self, held: &Held, shown_at: Timestamp) -> Result<(), Error> {
+        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let version = self.latest_version()? + 1;
+        tx.execute(
+            "UPDATE records SET likeness = $4, content_hash = $5, version = $6, version_at = $7 \
+             WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![
+                link_id,
+                resource.name,
+                key,
+                record.likeness.as_deref().unwrap_or_default(),
+                record.hash.as_slice(),
+                version,
+                listing.fetched_at
+            ],
+        )?;
+        self.see_again(held)?;
+        self.insert_version(version, false, self.first_known().max(shown_at), &record.body)
+    }
+
+    /// Keeps an answer that is older than the one held; false when it was kept before. Then a version without a body says
+    /// that this list, too, is no evidence of what is current.
+    pub(super) fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
+        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let mut latest = None;
+        tx.each(
+            "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
+             ORDER BY version DESC",
+            args![link_id, resource.name, key],
+            |row| {
+                if latest.is_none() {
+                    let body = unpack(&self.of.place(key, row.int(1)?).open(tx, row.bytes(0)?)?)?;
+                    latest = Some(body).filter(|body| !body.is_empty());
+                }
+                Ok::<_, Error>(())
+            },
+        )?;
+        self.of.note_shown(key, listing.fetched_at)?;
+        let is_known = latest.is_some_and(|body| content(&body) == record.content);
+        let version = self.latest_version()?.max(held.version) + 1;
+        let body = if is_known { pack("") } else { record.body.clone() };
+        self.insert_version(version, true, self.first_known(), &body)?;
+        Ok(!is_known)
+    }
+
+    fn first_known(&self) -> Timestamp {
+        self.record.collected_at.unwrap_or(self.listing.fetched_at)
+    }
+
+    fn latest_version(&self) -> Result<i64, Error> {
+        let Self { of: Of { tx, link_id, resource }, key, .. } = *self;
+        let latest = tx.one(
+            "SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+            args![link_id, resource.name, key],
+            |row| row.int(0),
+        )?;
+        latest.ok_or(Error::Unreadable("a record's versions"))
+    }
+
+    fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp, body: &[u8]) -> Result<(), Error> {
+        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let body = self.of.place(key, version).seal(tx, body)?;
+        tx.execute(
+            "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
+             known_from, started_at, fetched_at, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            args![
+                link_id,
+                resource.name,
+                key,
+                version,
+                is_late,
+                &record.id,
+                record.created_at,
+                record.collected_at,
+                known_from,
+                listing.started_at,
+                listing.fetched_at,
+                &*body
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// The contents that its record had.
+    pub(super) fn contents(&self) -> Contents<'_> {
+        Contents { of: self.of, key: self.key }
+    }
+
+    /// What changed since what is held; `None` when that says the same, however it is spelt.
+    pub(super) fn change_of(&self, held: &Held) -> Result<Option<Change>, Error> {
+        if held.hash == self.record.hash {
+            return Ok(None);
+        }
+        let (_, old) = self.contents().latest_before(held.version + 1)?.ok_or(Error::Unreadable("a record's body"))?;
+        let new = unpack(&self.record.body)?;
+        let is_same = !held.is_gone() && say_the_same(&old, &new);
+        Ok((!is_same).then_some(Change { old, new }))
+    }
+
+    /// Keeps that the record has this id.
+    pub(super) fn note_id(&self) -> Result<(), Error> {
+        let Self { of: Of { tx, link_id, resource }, record, key, .. } = *self;
+        tx.execute(
+            "INSERT INTO record_ids (link_id, resource, record_id, record_key) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (link_id, resource, record_id) DO UPDATE SET record_key = excluded.record_key",
+            args![link_id, resource.name, &record.id, key],
+        )?;
+        Ok(())
+    }
+}
+
+/// The contents of one record that were current once.
+pub(super) struct Contents<'s> {
+    pub(super) of: Of<'s>,
+    pub(super) key: &'s str,
+}
+
+impl Contents<'_> {
+    /// Whether `new` lacks rows of the content before it: of `old`, which is that of `version`, or, where that cannot be
+    /// read, of the last one that can.
+    pub(super) fn loses_rows(
+        &self,
+        mut version: i64,
+        mut old: String,
+        new: &str,
+        compare: &mut Compare<'_>,
+    ) -> Result<bool, Error> {
+        // Of a record that was gone nothing is left to be lost.
+        while !old.is_empty() {
+            match compare(&old, new) {
+                Loss::Nothing => return Ok(false),
+                Loss::Rows => return Ok(true),
+                Loss::Unknown => match self.latest_before(version)? {
+                    Some(earlier) => (version, old) = earlier,
+                    None => return Ok(false),
+                },
+            }
+        }
+        Ok(false)
+    }
+
+    /// The last version before `version`, and its content.
+    pub(super) fn latest_before(&self, version: i64) -> Result<Option<(i64, String)>, Error> {
+        let Self { of: Of { tx, link_id, resource }, key } = *self;
+        tx.one(
+            "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
+             AND is_late = 0 AND version < $4 ORDER BY version DESC LIMIT 1",
+            args![link_id, resource.name, key, version],
+            |row| {
+                let version = row.int(0)?;
+                Ok((version, unpack(&self.of.place(key, version).open(tx, row.bytes(1)?)?)?))
+            },
+        )
+    }
+}
+
+impl<'s> Of<'s> {
+    /// Where the body of a version is kept.
+    fn place(self, key: &'s str, version: i64) -> VersionPlace<'s> {
+        VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: key, version }
+    }
+
+    /// Notes that a list may have shown a record.
+    pub(super) fn note_shown(self, key: &str, at: Timestamp) -> Result<(), Error> {
+        self.tx
+            .execute(
+                "UPDATE records SET seen_fetched_at = $4 WHERE link_id = $1 AND resource = $2 AND record_key = $3",
+                args![self.link_id, self.resource.name, key, at],
+            )
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::records::bench::{Bench, job};
+
+    #[tokio::test]
+    async fn a_job_that_is_spelt_otherwise_has_no_new_version() {
+        let bench = Bench::new().await;
+        let plain = job(1, "99000042", "2020-01-01", "null", 0).replace("}}", r#"},"later":{"a":"é","b":[1, 2]}}"#);
+        bench.list(0, std::slice::from_ref(&plain)).await;
+        let spelt = plain.replace(r#"{"a":"é","b":[1, 2]}"#, r#"{ "b":[1,2], "a":"\u00e9" }"#);
+        assert_ne!(spelt, plain);
+        let again = bench.list(10, std::slice::from_ref(&spelt)).await;
+        assert_eq!((again.versions, again.changed), (0, false));
+        let other = bench.list(20, &[spelt.replace("[1,2]", "[2,1]")]).await;
+        assert_eq!((other.versions, other.changed), (1, true));
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_is_kept_and_never_current() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 30)]).await;
+        let late = bench.list(10, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        assert_eq!((late.versions, late.late), (0, 1));
+        let again = bench.list(20, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        assert_eq!(again.late, 0, "it was kept before");
+        assert_eq!(bench.seen().await[0].2, 1);
+    }
+}
