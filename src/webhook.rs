@@ -42,6 +42,7 @@ mod reply;
 
 use door::Door;
 pub use door::Senders;
+pub use event::REASONS;
 use event::{Event, Subject};
 use reply::Reply;
 
@@ -399,8 +400,8 @@ pub fn follow_up(tx: &Tx<'_>, most: usize) -> Result<usize, Error> {
              `vinculo webhooks replay` tries it again"
         );
         let quarantine =
-            "UPDATE webhooks SET outcome = 'quarantined', reason = 'could not be followed up' WHERE seq = $1";
-        tx.execute(quarantine, args![seq])?;
+            "UPDATE webhooks SET outcome = 'quarantined', reason = $2 WHERE seq = $1";
+        tx.execute(quarantine, args![seq, event::NOT_FOLLOWED_UP])?;
     }
     Ok(count)
 }
