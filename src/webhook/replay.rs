@@ -4,8 +4,8 @@
 //! same reading as a fresh one, stays one row, and takes back nothing that was learnt after it came. *Not here*: who asks.
 
 use super::event::{Event, Subject};
+use super::follow_up::{Outcome, follow};
 use super::log::{self, COLUMNS};
-use super::{follow, outcome};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::store::{Error, Tx, WebhookPlace, args};
@@ -40,6 +40,7 @@ pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> 
         tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?;
         return Ok(Replayed::Understood);
     }
+    let outcome = Outcome::of(&event);
     // Under the key of the link that it is now known to name.
     let link_id = event.link_id.as_ref().map(LinkId::as_str);
     let body = WebhookPlace { link_id, received_at: received_at.as_micros() }.seal(tx, &body)?;
@@ -51,14 +52,14 @@ pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> 
             event.webhook_type.as_deref(),
             event.webhook_code.as_deref(),
             event.link_id.as_ref(),
-            outcome(&event),
+            outcome.name(),
             event.reason,
             now,
             &*body
         ],
     )?;
     follow_late(tx, &event, received_at, now)?;
-    let is_understood = outcome(&event) != "quarantined";
+    let is_understood = outcome != Outcome::Quarantined;
     let label = if is_understood { "understood" } else { "quarantined" };
     metrics::counter!("vinculo_webhooks_replayed_total", "type" => event.label(), "outcome" => label).increment(1);
     Ok(if is_understood { Replayed::Understood } else { Replayed::StillQuarantined })
