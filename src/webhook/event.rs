@@ -12,6 +12,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::belvo::LinkId;
+use crate::links::DELETED;
 use crate::resources::Resource;
 
 /// Why an event can be in the quarantine.
@@ -98,7 +99,7 @@ fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Subje
         );
     }
     match (kind, code) {
-        (_, Some("link_deleted")) => (Subject::Status("deleted"), None),
+        (_, Some("link_deleted")) => (Subject::Status(DELETED), None),
         ("LINK" | "LINKS", Some("invalid_credentials")) => (Subject::Status("invalid"), None),
         ("LINK" | "LINKS", Some("token_required")) => (Subject::Status("token_required"), None),
         ("LINK" | "LINKS", _) => (Subject::Unknown, Some(UNKNOWN_CODE)),
