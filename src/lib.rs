@@ -51,6 +51,7 @@ pub mod vitals;
 pub mod wire;
 
 // What people ask of Belvo.
+pub mod deadlines;
 pub mod delete;
 pub mod recollect;
 pub mod widget;

@@ -19,6 +19,7 @@ use crate::belvo::token;
 use crate::belvo::{self, Client, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
+use crate::deadlines::{self, Deadlines};
 use crate::links;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{self, Resource};
@@ -156,47 +157,7 @@ impl Widgets {
 
     /// Looks after deadlines until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let looking = async {
-            loop {
-                if let Err(error) = self.follow_up().await {
-                    tracing::error!(code = error.code(), "widget sessions could not be followed up: {error}");
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        tokio::select! {
-            () = looking => {}
-            () = shutdown.cancelled() => {}
-        }
-    }
-
-    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
-    /// many refreshes that marked.
-    ///
-    /// # Errors
-    /// [`store::Error`]. What Belvo does not answer is asked again later.
-    pub async fn follow_up(&self) -> Result<usize, store::Error> {
-        let mut marked = 0;
-        let now = self.clock.now();
-        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
-            marked += self.look_up(session).await?;
-        }
-        loop {
-            let (links, marks) = self.store.write(move |tx| mark_silent_links(tx, now)).await?;
-            marked += marks;
-            if links < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
-                break;
-            }
-        }
-        if marked > 0 {
-            tracing::warn!(
-                code = "webhook_missed",
-                refreshes = marked,
-                "no webhook came for new links, so they are listed"
-            );
-            self.queue.announce();
-        }
-        Ok(marked)
+        deadlines::run(&self, LOOK_EVERY, "widget sessions", shutdown).await;
     }
 
     /// Asks Belvo for the links of a session of which nothing was heard.
@@ -258,6 +219,37 @@ impl Widgets {
                 Ok(marked)
             })
             .await
+    }
+}
+
+impl Deadlines for Widgets {
+    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
+    /// many refreshes that marked.
+    ///
+    /// # Errors
+    /// [`store::Error`]. What Belvo does not answer is asked again later.
+    async fn follow_up(&self) -> Result<usize, store::Error> {
+        let mut marked = 0;
+        let now = self.clock.now();
+        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
+            marked += self.look_up(session).await?;
+        }
+        loop {
+            let (links, marks) = self.store.write(move |tx| mark_silent_links(tx, now)).await?;
+            marked += marks;
+            if links < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
+                break;
+            }
+        }
+        if marked > 0 {
+            tracing::warn!(
+                code = "webhook_missed",
+                refreshes = marked,
+                "no webhook came for new links, so they are listed"
+            );
+            self.queue.announce();
+        }
+        Ok(marked)
     }
 }
 
