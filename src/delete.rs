@@ -179,7 +179,7 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
     let is_open = tx.one(is_open, args![link], |_| Ok(()))?.is_some();
     links::note_wish(tx, link, now)?;
     links::note_status(tx, link, DELETING, now)?;
-    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
+    links::need_no_look_up(tx, link)?;
     tx.execute(
         "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, $2, $3) \
          ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0",
@@ -190,7 +190,7 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
 
 fn note_gone(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
     links::note_status(tx, link, DELETED, now)?;
-    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
+    links::need_no_look_up(tx, link)?;
     tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
     Ok(())
 }

@@ -168,10 +168,7 @@ impl Widgets {
             return self
                 .store
                 .write(move |tx| {
-                    tx.execute(
-                        "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1",
-                        args![&link_id, now],
-                    )?;
+                    links::look_up(tx, &link_id, now)?;
                     close(tx, session.session, Some(&link_id))
                 })
                 .await
@@ -202,8 +199,7 @@ impl Widgets {
                     if tombstones::is_erased(tx, &link.id)? {
                         continue;
                     }
-                    let known = "SELECT 1 FROM links WHERE link_id = $1";
-                    if tx.one(known, args![&link.id], |_| Ok(()))?.is_some() {
+                    if links::is_tracked(tx, &link.id)? {
                         continue;
                     }
                     links::note_wish(tx, &link.id, now)?;

@@ -8,6 +8,7 @@ use super::follow_up::{Outcome, follow};
 use super::log::{self, COLUMNS};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::links;
 use crate::store::{Error, Tx, WebhookPlace, args};
 use crate::tombstones;
 
@@ -78,8 +79,8 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
     match &event.subject {
         // Belvo told the status after this event, or the link was paused after it: Belvo is asked once more rather than
         // overruled.
-        Subject::Status(_) if is_later(looked_up_at) => return look_up(tx, link_id, now),
-        Subject::Resource(..) if is_later(paused_at) => return look_up(tx, link_id, now),
+        Subject::Status(_) if is_later(looked_up_at) => return links::look_up(tx, link_id, now),
+        Subject::Resource(..) if is_later(paused_at) => return links::look_up(tx, link_id, now),
         Subject::Status(_) => follow(tx, event, received_at)?,
         Subject::Resource(resource, _) => {
             let standing = tx.one(
@@ -103,11 +104,6 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
     let came = last_webhook_at.map_or(received_at, |last| last.max(received_at));
     tx.execute("UPDATE links SET last_webhook_at = $2 WHERE link_id = $1", args![link_id, came])?;
     Ok(())
-}
-
-fn look_up(tx: &Tx<'_>, link_id: &LinkId, now: Timestamp) -> Result<(), Error> {
-    let ask = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
-    tx.execute(ask, args![link_id, now]).map(drop)
 }
 
 #[cfg(test)]
