@@ -38,6 +38,7 @@ pub mod json;
 pub mod lane;
 pub mod links;
 pub mod listener;
+pub mod mistake;
 pub mod origin;
 pub mod problems;
 pub mod resources;

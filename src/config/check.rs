@@ -364,8 +364,8 @@ fn reference(read: &mut Reader<'_>) -> Reference {
         let what = format!("there is no folder {}", dir.display());
         read.refuse("reference.dir", what, "make it, or write \"\" for the tables that come with vinculo");
     }
-    Reference::read(dir.as_deref()).unwrap_or_else(|problems| {
-        read.problems.extend(problems);
+    Reference::read(dir.as_deref()).unwrap_or_else(|mistakes| {
+        read.mistakes.extend(mistakes);
         Reference::compiled()
     })
 }
