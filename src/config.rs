@@ -337,7 +337,7 @@ pub struct Webhook {
     pub body_timeout: Duration,
 }
 
-/// The listener for operators: health, readiness and metrics.
+/// The listener for operators: health, readiness, metrics, the API under `/v1`, and the dashboard.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// Address to bind.
