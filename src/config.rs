@@ -17,14 +17,15 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use crate::features::reference::Reference;
+use crate::mistake::Mistake;
 
 mod check;
+mod errors;
 mod layers;
-mod problem;
 mod reader;
 
+pub use errors::ConfigErrors;
 pub use layers::DEFAULT;
-pub use problem::{ConfigErrors, Problem, nearest};
 
 use layers::Settings;
 use reader::Reader;
@@ -82,8 +83,8 @@ impl Config {
         overrides: &[(&str, &str)],
         needs: Needs,
     ) -> Result<Self, ConfigErrors> {
-        let (config, problems) = Self::examine(named, environment, overrides, needs);
-        ConfigErrors::check(problems).map(|()| config)
+        let (config, mistakes) = Self::examine(named, environment, overrides, needs);
+        ConfigErrors::check(mistakes).map(|()| config)
     }
 
     /// The file that is read: the one `named`, or the first that is found.
@@ -97,7 +98,7 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[(&str, &str)],
         needs: Needs,
-    ) -> (Self, Vec<Problem>) {
+    ) -> (Self, Vec<Mistake>) {
         let file = Self::file(named);
         let mut settings = Settings::defaults();
         if let Some(file) = file {
@@ -107,17 +108,17 @@ impl Config {
         for (key, text) in overrides {
             settings.read_flag(key, text);
         }
-        let (config, mut problems) = Self::check(&settings, &folder_of(file), needs);
-        if file.is_none() && !problems.is_empty() {
+        let (config, mut mistakes) = Self::check(&settings, &folder_of(file), needs);
+        if file.is_none() && !mistakes.is_empty() {
             // Whoever has no file yet is better served by this than by a list of what it lacks.
             let what = format!("no {} was found", FILES.join(" and no "));
-            problems
-                .insert(0, Problem::new("configuration", "", what, "`vinculo init` writes one, --config names one"));
+            mistakes
+                .insert(0, Mistake::new("configuration", "", what, "`vinculo init` writes one, --config names one"));
         }
-        (config, problems)
+        (config, mistakes)
     }
 
-    fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Problem>) {
+    fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Mistake>) {
         let read = &mut Reader::new(settings, root);
         let belvo = check::belvo(read, needs);
         let widget = check::widget(read);
@@ -134,8 +135,8 @@ impl Config {
             features: check::features(read),
             jobs_dir: check::jobs_dir(read),
         };
-        let problems = settings.problems.iter().cloned().chain(read.problems.drain(..)).collect();
-        (config, problems)
+        let mistakes = settings.mistakes.iter().cloned().chain(read.mistakes.drain(..)).collect();
+        (config, mistakes)
     }
 
     /// Names of the sections that differ in `other` beyond what a running daemon takes over
@@ -186,18 +187,18 @@ impl Config {
         let lake = &self.lake.path;
         // A lake that is made here is no bare place of a volume that is not mounted.
         let lake = &if lake.exists() { lake.clone() } else { lake.join(STAGING) };
-        let problems =
+        let mistakes =
             [("state.url", state, 0o700), ("lake.url", lake, 0o750)].into_iter().filter_map(|(key, folder, mode)| {
                 let error = try_folder(folder, mode).err()?;
                 let what = format!("the folder {} cannot be used: {error}", folder.display());
-                Some(Problem::new(
+                Some(Mistake::new(
                     "configuration",
                     key,
                     what,
                     "name a folder that this user may write, or make this one so",
                 ))
             });
-        ConfigErrors::check(problems.collect())
+        ConfigErrors::check(mistakes.collect())
     }
 }
 
@@ -336,7 +337,7 @@ pub struct Webhook {
     pub body_timeout: Duration,
 }
 
-/// The listener for operators: health, readiness and metrics.
+/// The listener for operators: health, readiness, metrics, the API under `/v1`, and the dashboard.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// Address to bind.
@@ -448,11 +449,11 @@ mod tests {
         fs::write(&file, text).unwrap();
         settings.read_file(&file);
         settings.read_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-        let (config, mut problems) = Config::check(&settings, Path::new("/srv/vinculo"), needs);
-        for problem in &mut problems {
-            problem.place = problem.place.replace(file.to_str().unwrap(), "vinculo.toml");
+        let (config, mut mistakes) = Config::check(&settings, Path::new("/srv/vinculo"), needs);
+        for mistake in &mut mistakes {
+            mistake.place = mistake.place.replace(file.to_str().unwrap(), "vinculo.toml");
         }
-        ConfigErrors::check(problems).map(|()| config)
+        ConfigErrors::check(mistakes).map(|()| config)
     }
 
     fn errors(text: &str, environment: &[(&str, &str)], needs: Needs) -> String {

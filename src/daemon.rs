@@ -118,7 +118,9 @@ impl Daemon {
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
         // What is wrong in a file is told before anything is made or held.
         let jobs = match parts {
-            Parts::All | Parts::JobsOnRequest => schedule::load(config.jobs_dir.as_deref())?,
+            Parts::All | Parts::JobsOnRequest => {
+                schedule::load(config.jobs_dir.as_deref()).map_err(config::ConfigErrors)?
+            }
             Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
         };
         let store = Store::configured(&config.state)?;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::belvo::links::Deletion;
 use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
+use crate::deadlines::{self, Deadlines};
 use crate::links::{self, DELETED, DELETING};
 use crate::queue::Queue;
 use crate::store::{self, Store, Tx, args};
@@ -134,25 +135,16 @@ impl Deleter {
 
     /// Looks after deadlines until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let looking = async {
-            loop {
-                if let Err(error) = self.follow_up().await {
-                    tracing::error!(code = error.code(), "deletions could not be followed up: {error}");
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        tokio::select! {
-            () = looking => {}
-            () = shutdown.cancelled() => {}
-        }
+        deadlines::run(&self, LOOK_EVERY, "deletions", shutdown).await;
     }
+}
 
+impl Deadlines for Deleter {
     /// Asks Belvo for the links that should be gone by now. Gives how many are.
     ///
     /// # Errors
     /// [`store::Error`].
-    pub async fn follow_up(&self) -> Result<usize, store::Error> {
+    async fn follow_up(&self) -> Result<usize, store::Error> {
         let now = self.clock.now();
         let mut gone = 0;
         for (link, attempts) in self.store.write(move |tx| overdue(tx, now)).await? {
@@ -187,7 +179,7 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
     let is_open = tx.one(is_open, args![link], |_| Ok(()))?.is_some();
     links::note_wish(tx, link, now)?;
     links::note_status(tx, link, DELETING, now)?;
-    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
+    links::need_no_look_up(tx, link)?;
     tx.execute(
         "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, $2, $3) \
          ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0",
@@ -198,7 +190,7 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
 
 fn note_gone(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
     links::note_status(tx, link, DELETED, now)?;
-    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link])?;
+    links::need_no_look_up(tx, link)?;
     tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
     Ok(())
 }

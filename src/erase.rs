@@ -28,6 +28,7 @@ use crate::backup::{self, Made};
 use crate::belvo::links::Deletion;
 use crate::belvo::{Decision, LinkId, SIMULATED_MISMATCH};
 use crate::clock::{Clock, Timestamp};
+use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
 use crate::lane::in_background;
 use crate::publish::{self, Forgotten, Publisher, Scope};

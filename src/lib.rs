@@ -38,6 +38,7 @@ pub mod json;
 pub mod lane;
 pub mod links;
 pub mod listener;
+pub mod mistake;
 pub mod origin;
 pub mod problems;
 pub mod resources;
@@ -51,6 +52,7 @@ pub mod vitals;
 pub mod wire;
 
 // What people ask of Belvo.
+pub mod deadlines;
 pub mod delete;
 pub mod recollect;
 pub mod widget;

@@ -94,7 +94,7 @@ pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> 
     if is_gone(reason) || reason == PAUSED {
         return hold(tx, link_id, None);
     }
-    tx.execute("UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1", args![link_id, at])?;
+    look_up(tx, link_id, at)?;
     resume(tx, link_id, at)
 }
 
@@ -169,7 +169,7 @@ pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -
 /// [`Error::Database`].
 pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
     set_status(tx, link_id, VALID, at)?;
-    tx.execute("UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1", args![link_id, at])?;
+    look_up(tx, link_id, at)?;
     resume(tx, link_id, at)
 }
 
@@ -239,6 +239,31 @@ pub fn note_listed(
         }
         _ => Ok(()),
     }
+}
+
+/// Has Belvo asked about a tracked link at `at`, unless that is to be done already, inside the caller's transaction.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn look_up(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
+    let ask = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
+    tx.execute(ask, args![link_id, at]).map(drop)
+}
+
+/// Takes back that Belvo is to be asked about the link, inside the caller's transaction.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn need_no_look_up(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
+    tx.execute("UPDATE links SET lookup_due_at = NULL WHERE link_id = $1", args![link_id]).map(drop)
+}
+
+/// Whether the link is tracked.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_tracked(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    Ok(tx.one("SELECT 1 FROM links WHERE link_id = $1", args![link_id], |_| Ok(()))?.is_some())
 }
 
 /// The ids of all tracked links.

@@ -22,7 +22,7 @@ use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
-use crate::links::{Directory, PAUSED};
+use crate::links::{self, Directory, PAUSED};
 use crate::publish::{self, BuiltFrom, Manifest, Publisher, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
@@ -256,8 +256,7 @@ impl Operations {
             }
             Order::Untrack(link) => {
                 let named = link.clone();
-                let known = "SELECT 1 FROM links WHERE link_id = $1";
-                if self.store.read(move |tx| tx.one(known, args![&named], |_| Ok(()))).await?.is_none() {
+                if !self.store.read(move |tx| links::is_tracked(tx, &named)).await? {
                     return Err(Refused::NoLink);
                 }
                 let name = Some(link.as_str().to_owned());
@@ -427,7 +426,7 @@ impl Operations {
     /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
     async fn untrack(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
         let now = self.clock.now();
-        self.store.write(move |tx| crate::links::pause_by_operator(tx, &link, now)).await?;
+        self.store.write(move |tx| links::pause_by_operator(tx, &link, now)).await?;
         progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
         self.settled.send_replace(());
         Ok(())
@@ -489,7 +488,7 @@ impl Operations {
             let link_id: LinkId = id.parse()?;
             let tracked = link_id.clone();
             let note = move |tx: &Tx<'_>| {
-                crate::links::note_wish(tx, &tracked, now)?;
+                links::note_wish(tx, &tracked, now)?;
                 tombstones::is_erased(tx, &tracked)
             };
             if self.store.write(note).await? {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::belvo::{self, Client, Decision, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
+use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
 use crate::links;
 use crate::queue::{self, Queue, Trigger};
@@ -229,25 +230,16 @@ impl Recollector {
 
     /// Looks after deadlines until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let looking = async {
-            loop {
-                if let Err(error) = self.follow_up().await {
-                    tracing::error!(code = error.code(), "recollects could not be followed up: {error}");
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        tokio::select! {
-            () = looking => {}
-            () = shutdown.cancelled() => {}
-        }
+        deadlines::run(&self, LOOK_EVERY, "recollects", shutdown).await;
     }
+}
 
+impl Deadlines for Recollector {
     /// Lists what should have been read by now and of which no webhook told. Gives how many refreshes that marked.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn follow_up(&self) -> Result<usize, Error> {
+    async fn follow_up(&self) -> Result<usize, Error> {
         let (now, patience) = (self.clock.now(), self.patience);
         let marked = self.store.write(move |tx| mark_overdue(tx, patience, now)).await?;
         if marked > 0 {

@@ -12,26 +12,24 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use secrecy::ExposeSecret;
 use serde::ser::SerializeStruct;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
-use crate::belvo::token::{self, Ask, Token};
+use crate::belvo::token;
 use crate::belvo::{self, Client, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
+use crate::deadlines::{self, Deadlines};
 use crate::links;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{self, Resource};
-use crate::sensitive::Cpf;
 use crate::store::{self, Store, Tx, args};
 use crate::tombstones;
 
-/// What users connect when nothing else is asked for.
-const INSTITUTION: &str = "inss_br_employment";
+mod rules;
 
-/// Languages of the widget; the first is what Brazil needs.
-const LOCALES: [&str; 3] = ["pt", "es", "en"];
+use rules::{Plan, Rules, sentence};
+pub use rules::{SessionRequest, Violation, check};
 
 /// After a token has ended, the webhooks of a link made in its last second have so long.
 const GRACE: Duration = Duration::from_mins(2);
@@ -50,29 +48,6 @@ const KEEP: Duration = Duration::from_hours(90 * 24);
 
 /// Deadlines are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
-
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SessionRequest {
-    /// Our own id of the user: 3 to 256 letters, digits, dashes and underscores, nothing personal.
-    pub external_id: String,
-    /// `single` or `recurrent`; recurrent when absent.
-    #[serde(default)]
-    pub access_mode: Option<String>,
-    /// Language of the page; `pt` when absent.
-    #[serde(default)]
-    pub locale: Option<String>,
-    /// Names of the institutions that the page offers; the INSS when absent.
-    #[serde(default)]
-    pub institutions: Option<Vec<String>>,
-    /// The link that gets new credentials, instead of a new link.
-    #[serde(default)]
-    pub link: Option<String>,
-    /// What Belvo fetches by itself, such as `EMPLOYMENTS`; every known resource when absent.
-    #[serde(default)]
-    pub fetch_resources: Option<Vec<String>>,
-}
 
 /// A widget session, ready for its user. Its debug form shows no token.
 #[derive(Clone, PartialEq, Eq, JsonSchema)]
@@ -106,15 +81,6 @@ impl Serialize for Session {
     }
 }
 
-/// One rule that is broken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Violation {
-    /// The field of the request, or the key of the configuration, such as `widget.callback_urls.exit`.
-    pub field: String,
-    /// What is wrong and what to write. The value itself is not shown.
-    pub message: String,
-}
-
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -141,18 +107,6 @@ impl Error {
             Self::Store(error) => error.code(),
         }
     }
-}
-
-fn sentence(violations: &[Violation]) -> String {
-    violations.iter().map(|wrong| format!("{}: {}", wrong.field, wrong.message)).collect::<Vec<_>>().join("; ")
-}
-
-/// Checks every rule of `request` that needs no look at what is tracked.
-///
-/// # Errors
-/// Every rule that is broken.
-pub fn check(request: &SessionRequest, settings: &config::Widget) -> Result<(), Vec<Violation>> {
-    Plan::of(request, settings).map(drop)
 }
 
 /// Makes sessions, and looks after those of which nothing is heard. Cheap to clone.
@@ -203,47 +157,7 @@ impl Widgets {
 
     /// Looks after deadlines until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let looking = async {
-            loop {
-                if let Err(error) = self.follow_up().await {
-                    tracing::error!(code = error.code(), "widget sessions could not be followed up: {error}");
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        tokio::select! {
-            () = looking => {}
-            () = shutdown.cancelled() => {}
-        }
-    }
-
-    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
-    /// many refreshes that marked.
-    ///
-    /// # Errors
-    /// [`store::Error`]. What Belvo does not answer is asked again later.
-    pub async fn follow_up(&self) -> Result<usize, store::Error> {
-        let mut marked = 0;
-        let now = self.clock.now();
-        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
-            marked += self.look_up(session).await?;
-        }
-        loop {
-            let (links, marks) = self.store.write(move |tx| mark_silent_links(tx, now)).await?;
-            marked += marks;
-            if links < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
-                break;
-            }
-        }
-        if marked > 0 {
-            tracing::warn!(
-                code = "webhook_missed",
-                refreshes = marked,
-                "no webhook came for new links, so they are listed"
-            );
-            self.queue.announce();
-        }
-        Ok(marked)
+        deadlines::run(&self, LOOK_EVERY, "widget sessions", shutdown).await;
     }
 
     /// Asks Belvo for the links of a session of which nothing was heard.
@@ -254,10 +168,7 @@ impl Widgets {
             return self
                 .store
                 .write(move |tx| {
-                    tx.execute(
-                        "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1",
-                        args![&link_id, now],
-                    )?;
+                    links::look_up(tx, &link_id, now)?;
                     close(tx, session.session, Some(&link_id))
                 })
                 .await
@@ -288,8 +199,7 @@ impl Widgets {
                     if tombstones::is_erased(tx, &link.id)? {
                         continue;
                     }
-                    let known = "SELECT 1 FROM links WHERE link_id = $1";
-                    if tx.one(known, args![&link.id], |_| Ok(()))?.is_some() {
+                    if links::is_tracked(tx, &link.id)? {
                         continue;
                     }
                     links::note_wish(tx, &link.id, now)?;
@@ -308,152 +218,35 @@ impl Widgets {
     }
 }
 
-/// What a request comes to, every rule kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Plan {
-    external_id: String,
-    locale: String,
-    /// The link to update; what only makes sense for a new one is not used then.
-    link: Option<LinkId>,
-    access_mode: &'static str,
-    institutions: Vec<String>,
-    fetch_resources: Vec<String>,
-}
-
-impl Plan {
+impl Deadlines for Widgets {
+    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
+    /// many refreshes that marked.
+    ///
     /// # Errors
-    /// Every broken rule.
-    fn of(request: &SessionRequest, settings: &config::Widget) -> Result<Self, Vec<Violation>> {
-        let mut rules = Rules::default();
-        rules.external_id(&request.external_id);
-        let link = request.link.as_deref().and_then(|link| rules.link(link));
-        let access_mode = rules.access_mode(request.access_mode.as_deref());
-        let locale = request.locale.clone().unwrap_or_else(|| LOCALES[0].to_owned());
-        rules.ensure(LOCALES.contains(&locale.as_str()), "locale", "is not pt, es or en; INSS needs pt");
-        let institutions = request.institutions.clone().unwrap_or_else(|| vec![INSTITUTION.to_owned()]);
-        rules.institutions(&institutions);
-        let every = || resources::ALL.iter().map(|resource| resource.webhook_type.to_owned()).collect();
-        let fetch_resources = request.fetch_resources.clone().unwrap_or_else(every);
-        rules.fetch_resources(&fetch_resources);
-        if request.link.is_none() {
-            rules.widget(settings, access_mode, &fetch_resources);
+    /// [`store::Error`]. What Belvo does not answer is asked again later.
+    async fn follow_up(&self) -> Result<usize, store::Error> {
+        let mut marked = 0;
+        let now = self.clock.now();
+        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
+            marked += self.look_up(session).await?;
         }
-        if rules.0.is_empty() {
-            let external_id = request.external_id.clone();
-            Ok(Self { external_id, locale, link, access_mode, institutions, fetch_resources })
-        } else {
-            Err(rules.0)
+        loop {
+            let (links, marks) = self.store.write(move |tx| mark_silent_links(tx, now)).await?;
+            marked += marks;
+            if links < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
+                break;
+            }
         }
-    }
-
-    fn ask<'a>(&'a self, widget: &'a config::Widget) -> Ask<'a> {
-        match &self.link {
-            Some(link) => Ask::Update(link),
-            None => Ask::Connect { fetch_resources: &self.fetch_resources, widget },
+        if marked > 0 {
+            tracing::warn!(
+                code = "webhook_missed",
+                refreshes = marked,
+                "no webhook came for new links, so they are listed"
+            );
+            self.queue.announce();
         }
+        Ok(marked)
     }
-
-    /// The address of the page. In update mode the token says which link; the rest is the link's own.
-    fn url(&self, base: &Url, token: &Token) -> Url {
-        let mut url = base.clone();
-        let mut query = url.query_pairs_mut();
-        query.append_pair("access_token", token.access.expose_secret()).append_pair("locale", &self.locale);
-        if self.link.is_none() {
-            query
-                .append_pair("institutions", &self.institutions.join(","))
-                .append_pair("access_mode", self.access_mode)
-                .append_pair("external_id", &self.external_id);
-        }
-        drop(query);
-        url
-    }
-}
-
-/// Collects what is wrong.
-#[derive(Default)]
-struct Rules(Vec<Violation>);
-
-impl Rules {
-    fn ensure(&mut self, holds: bool, field: &str, message: &str) {
-        if !holds {
-            self.0.push(Violation { field: field.to_owned(), message: message.to_owned() });
-        }
-    }
-
-    fn external_id(&mut self, id: &str) {
-        let field = "external_id";
-        self.ensure((3..=256).contains(&id.chars().count()), field, "has other than 3 to 256 characters");
-        if id.contains('@') {
-            self.ensure(false, field, "looks like an e-mail address; write an id that tells nothing of the person");
-            return;
-        }
-        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        self.ensure(id.bytes().all(is_allowed), field, "has characters other than A-Z, a-z, 0-9, - and _");
-        self.ensure(!holds_cpf(id), field, "holds a CPF; write an id that tells nothing of the person");
-    }
-
-    fn link(&mut self, link: &str) -> Option<LinkId> {
-        let id = link.parse().ok();
-        self.ensure(id.is_some(), "link", "is not a link's id, which is a UUID");
-        id
-    }
-
-    fn access_mode(&mut self, mode: Option<&str>) -> &'static str {
-        let known = ["recurrent", "single"];
-        let mode = known.into_iter().find(|known| mode.is_none_or(|mode| mode == *known));
-        self.ensure(mode.is_some(), "access_mode", "is neither single nor recurrent");
-        mode.unwrap_or(known[0])
-    }
-
-    fn institutions(&mut self, names: &[String]) {
-        let is_name = |name: &String| {
-            (1..=40).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        };
-        let holds = !names.is_empty() && names.iter().all(is_name);
-        self.ensure(holds, "institutions", "is not a list of institutions' names, such as inss_br_employment");
-    }
-
-    fn fetch_resources(&mut self, names: &[String]) {
-        let known = resources::ALL.map(|resource: &Resource| resource.webhook_type);
-        let holds = names.iter().all(|name| known.contains(&name.as_str()));
-        self.ensure(holds, "fetch_resources", &format!("holds something else than {}", known.join(", ")));
-    }
-
-    /// What the configuration must have for a new link.
-    fn widget(&mut self, settings: &config::Widget, access_mode: &str, fetch_resources: &[String]) {
-        let storage = settings.credentials_storage.as_str();
-        let is_kept = access_mode != "recurrent" || storage == "store";
-        let message =
-            "is recurrent, which needs widget.credentials_storage = \"store\"; ask for single, or change the key";
-        self.ensure(is_kept, "access_mode", message);
-        let is_fetched = storage != "nostore" || !fetch_resources.is_empty();
-        let message = "is empty, and with widget.credentials_storage = \"nostore\" nothing could be fetched later";
-        self.ensure(is_fetched, "fetch_resources", message);
-        let (callbacks, branding) = (&settings.callback_urls, &settings.branding);
-        for (name, text) in [
-            ("callback_urls.success", &callbacks.success),
-            ("callback_urls.exit", &callbacks.exit),
-            ("callback_urls.event", &callbacks.event),
-            ("branding.company_icon", &branding.company_icon),
-            ("branding.company_logo", &branding.company_logo),
-            ("branding.company_terms_url", &branding.company_terms_url),
-        ] {
-            let field = format!("widget.{name}");
-            self.ensure(!text.is_empty(), &field, "is missing in the configuration; write a URL");
-            // What is written was checked when the configuration was read.
-        }
-        let field = "widget.branding.company_name";
-        self.ensure(!branding.company_name.trim().is_empty(), field, "is missing in the configuration; write a name");
-    }
-}
-
-/// Whether `id` has the eleven digits of a CPF, in one run or grouped as on paper, with the right check digits.
-fn holds_cpf(id: &str) -> bool {
-    let runs: Vec<&str> = id.split(|character: char| !character.is_ascii_digit()).collect();
-    let is_cpf = |parts: &[&str]| Cpf::parse(&parts.concat()).is_some();
-    runs.iter().any(|run| is_cpf(&[run]))
-        || runs.windows(2).any(|pair| pair[0].len() == 9 && pair[1].len() == 2 && is_cpf(pair))
-        || runs.windows(4).any(|four| four.iter().map(|run| run.len()).eq([3, 3, 3, 2]) && is_cpf(four))
 }
 
 /// Records a session before its token is asked for, and gives its number; or what the known link contradicts.
@@ -465,7 +258,7 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
         if let Some((external_id, status)) = &known {
             let is_theirs = external_id.as_ref().is_none_or(|id| *id == plan.external_id);
             rules.ensure(is_theirs, "link", "belongs to another external_id");
-            let is_there = !matches!(status.as_deref(), Some("deleting" | "deleted"));
+            let is_there = !matches!(status.as_deref(), Some(links::DELETING | links::DELETED));
             rules.ensure(is_there, "link", "was deleted; ask without a link for a new one");
         }
         rules.ensure(!tombstones::is_erased(tx, link_id)?, "link", "was erased; ask without a link for a new one");
@@ -636,128 +429,12 @@ fn micros(time: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use super::rules::tests::{request, settings};
     use super::*;
     use crate::belvo::scripted::{self, Script};
     use crate::tombstones::Kind;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
-
-    fn settings() -> config::Widget {
-        let url = |name: &str| format!("https://acme.example/{name}");
-        config::Widget {
-            stale_in: "365d".into(),
-            credentials_storage: "store".into(),
-            callback_urls: config::CallbackUrls {
-                success: "acme://success".into(),
-                exit: "acme://exit".into(),
-                event: "acme://error".into(),
-            },
-            branding: config::Branding {
-                company_icon: url("icon.svg"),
-                company_logo: url("logo.svg"),
-                company_name: "ACME".into(),
-                company_terms_url: url("terms"),
-                ..config::Branding::default()
-            },
-            theme: Vec::new(),
-        }
-    }
-
-    fn request(external_id: &str) -> SessionRequest {
-        SessionRequest { external_id: external_id.into(), ..SessionRequest::default() }
-    }
-
-    fn fields(request: &SessionRequest, settings: &config::Widget) -> Vec<String> {
-        let violations = Plan::of(request, settings).err().unwrap_or_default();
-        violations.into_iter().map(|violation| violation.field).collect()
-    }
-
-    #[test]
-    fn an_external_id_keeps_belvos_rules_and_tells_nothing_of_a_person() {
-        for right in
-            ["abc", "HJLSI-897809", "user_7", &"x".repeat(256), "20261123101", "2f5d361d-dad6-45d4-a0bf-26d479766067"]
-        {
-            assert_eq!(fields(&request(right), &settings()), Vec::<String>::new(), "{right}");
-        }
-        for wrong in [
-            "",
-            "ab",
-            &"x".repeat(257),
-            "a b c",
-            "ação",
-            "maria@example.org",
-            "99001234500",
-            "u99001234500",
-            "990-012-345-00",
-            "id_990012345-00",
-        ] {
-            let violations = Plan::of(&request(wrong), &settings()).unwrap_err();
-            assert!(violations.iter().all(|violation| violation.field == "external_id"), "{wrong}");
-            assert!(wrong.len() < 4 || !format!("{violations:?}").contains(wrong), "{violations:?}");
-        }
-    }
-
-    #[test]
-    fn all_that_is_wrong_is_said_at_once() {
-        let request = SessionRequest {
-            external_id: "x".into(),
-            access_mode: Some("double".into()),
-            locale: Some("tlh".into()),
-            institutions: Some(Vec::new()),
-            link: None,
-            fetch_resources: Some(vec!["PLANETS".into()]),
-        };
-        let found = fields(&request, &config::Widget::default());
-        let expected = [
-            "external_id",
-            "access_mode",
-            "locale",
-            "institutions",
-            "fetch_resources",
-            "access_mode",
-            "widget.callback_urls.success",
-            "widget.callback_urls.exit",
-            "widget.callback_urls.event",
-            "widget.branding.company_icon",
-            "widget.branding.company_logo",
-            "widget.branding.company_terms_url",
-            "widget.branding.company_name",
-        ];
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn how_credentials_are_kept_decides_what_may_be_asked_for() {
-        let brief = config::Widget { credentials_storage: "nostore".into(), ..settings() };
-        let single = SessionRequest { access_mode: Some("single".into()), ..request("user-1") };
-        assert_eq!(fields(&request("user-1"), &brief), ["access_mode"]);
-        assert_eq!(fields(&single, &brief), Vec::<String>::new());
-        let nothing = SessionRequest { fetch_resources: Some(Vec::new()), ..single };
-        assert_eq!(fields(&nothing, &brief), ["fetch_resources"]);
-        assert_eq!(fields(&nothing, &settings()), Vec::<String>::new());
-        // An update sends none of this.
-        let update = SessionRequest { link: Some(ID.into()), ..request("user-1") };
-        assert_eq!(fields(&update, &config::Widget::default()), Vec::<String>::new());
-    }
-
-    #[test]
-    fn the_address_of_the_page_is_encoded() {
-        let token = || Token { access: "a.b+c/d=&x".into(), refresh: "r".into() };
-        let base: Url = "https://widget.belvo.io/".parse().unwrap();
-        let two = Some(vec![INSTITUTION.into(), "other_br_employment".into()]);
-        let single =
-            SessionRequest { access_mode: Some("single".into()), institutions: two, ..request("HJLSI-897809") };
-        assert_eq!(
-            Plan::of(&single, &settings()).unwrap().url(&base, &token()).as_str(),
-            "https://widget.belvo.io/?access_token=a.b%2Bc%2Fd%3D%26x&locale=pt\
-             &institutions=inss_br_employment%2Cother_br_employment&access_mode=single&external_id=HJLSI-897809"
-        );
-        let update = SessionRequest { link: Some(ID.into()), ..request("user-1") };
-        assert_eq!(
-            Plan::of(&update, &settings()).unwrap().url(&base, &token()).as_str(),
-            "https://widget.belvo.io/?access_token=a.b%2Bc%2Fd%3D%26x&locale=pt"
-        );
-    }
 
     #[test]
     fn a_session_prints_no_token_but_gives_it_to_whom_it_is_for() {

@@ -713,7 +713,7 @@ mod tests {
         assert_eq!(address(&behind, "/api/owners/?a=b").as_str(), "http://localhost:9/belvo/api/owners/?a=b");
     }
 
-    /// An answer whose body unpacks to `size` zeros: stored once by `gzip -9`, here as deflate's own long runs.
+    /// An answer whose body unpacks to `size` times the digit 0, packed anew each time by the `gzip` of the machine.
     fn gzipped(size: usize) -> Vec<u8> {
         use std::io::Write as _;
         use std::process::{Command, Stdio};

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::{Exit, Global, environment};
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, ConfigErrors, Needs, Problem};
+use crate::config::{Config, ConfigErrors, Needs};
+use crate::mistake::Mistake;
 use crate::schedule::{self, Job};
 use crate::schema;
 
@@ -20,15 +21,15 @@ pub struct Args {}
 
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let needs = Needs { belvo: true, webhook: true };
-    let (config, mut problems) = Config::examine(global.config.as_deref(), environment(), &[], needs);
-    let jobs = schedule::load(config.jobs_dir.as_deref()).unwrap_or_else(|ConfigErrors(wrong)| {
-        problems.extend(wrong);
+    let (config, mut mistakes) = Config::examine(global.config.as_deref(), environment(), &[], needs);
+    let jobs = schedule::load(config.jobs_dir.as_deref()).unwrap_or_else(|wrong| {
+        mistakes.extend(wrong);
         Vec::new()
     });
     if let Err(problem) = schema::load() {
-        problems.push(Problem::new("this program", "", problem.to_string(), "report it: the schemas are compiled in"));
+        mistakes.push(Mistake::new("this program", "", problem.to_string(), "report it: the schemas are compiled in"));
     }
-    ConfigErrors::check(problems)?;
+    ConfigErrors::check(mistakes)?;
     let now = Clock::system().now();
     let out = &mut io::stdout().lock();
     if global.json {

@@ -98,8 +98,8 @@ fn jobs_and_schemas(config: &Config, report: &mut Report) {
             report.fine("config", format!("configuration, {} jobs and {tables} tables are right", jobs.len()));
         }
         (Err(wrong), _) => {
-            for problem in wrong.0 {
-                report.add(Level::Error, "jobs", problem.found(), &problem.fix, Exit::Config);
+            for mistake in wrong {
+                report.add(Level::Error, "jobs", mistake.found(), &mistake.fix, Exit::Config);
             }
         }
         (_, Err(problem)) => {

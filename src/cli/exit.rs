@@ -104,15 +104,15 @@ mod tests {
     use anyhow::{Context, anyhow};
 
     use super::*;
-    use crate::config::Problem;
+    use crate::mistake::Mistake;
 
     #[test]
     fn the_code_comes_from_the_cause_and_not_from_its_context() {
         let held = store::Error::Held { path: "state.db".into(), pid: "7".into() };
-        let problem = Problem::new("vinculo.toml", "lake.url", "is odd", "mend it");
+        let mistake = Mistake::new("vinculo.toml", "lake.url", "is odd", "mend it");
         let exits = [
             Exit::of(&Err::<(), _>(held).context("while starting").unwrap_err()),
-            Exit::of(&ConfigErrors(vec![problem]).into()),
+            Exit::of(&ConfigErrors(vec![mistake]).into()),
             Exit::of(&refresh::Error::from(Failure::own("api_auth", "/api/owners/")).into()),
             Exit::of(&Failure::own("rate_limited", "/api/links/").into()),
             Exit::of(&Failure::own("unreachable", "/api/links/").into()),

@@ -9,7 +9,7 @@ use super::table::Table;
 use super::{Exit, Global};
 use crate::admin::v1::jobs::views;
 use crate::clock::Clock;
-use crate::config::Needs;
+use crate::config::{ConfigErrors, Needs};
 use crate::daemon::Parts;
 use crate::operations::Order;
 use crate::schedule;
@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 
 fn list(global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
-    let jobs = schedule::load(config.jobs_dir.as_deref())?;
+    let jobs = schedule::load(config.jobs_dir.as_deref()).map_err(ConfigErrors)?;
     let views = Readers::of(&config.state.path).read(|tx| views(tx, &jobs, Clock::system().now()))?;
     let out = &mut io::stdout().lock();
     if global.json {

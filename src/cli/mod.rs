@@ -204,11 +204,11 @@ impl Global {
     /// # Errors
     /// Every mistake in it and in the jobs at once.
     pub fn load_config_with_jobs(&self, needs: Needs) -> Result<Config, ConfigErrors> {
-        let (config, mut problems) = Config::examine(self.config.as_deref(), environment(), &[], needs);
-        if let Err(ConfigErrors(wrong)) = schedule::load(config.jobs_dir.as_deref()) {
-            problems.extend(wrong);
+        let (config, mut mistakes) = Config::examine(self.config.as_deref(), environment(), &[], needs);
+        if let Err(wrong) = schedule::load(config.jobs_dir.as_deref()) {
+            mistakes.extend(wrong);
         }
-        ConfigErrors::check(problems).map(|()| config)
+        ConfigErrors::check(mistakes).map(|()| config)
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     Webhook, Widget,
 };
 use crate::features::reference::Reference;
-use crate::sinks::{self, NAMES};
+use crate::sinks;
 
 /// What Belvo allows each source IP, in any window of [`BELVO_WINDOW`].
 const BELVO_LIMIT: u128 = 80;
@@ -275,8 +275,8 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         let what = format!("{scheme}:// is not known: this version keeps its lake in a folder");
         read.refuse("lake.url", what, "the default is var/lake");
     }
-    let sinks = read
-        .texts("lake.sinks", &format!("a list of sinks; there are {}", listed(NAMES)), |sink| NAMES.contains(&sink));
+    let expected = format!("a list of sinks; there are {}", listed(sinks::names()));
+    let sinks = read.texts("lake.sinks", &expected, |sink| sinks::names().any(|name| name == sink));
     if sinks.is_empty() {
         read.refuse(
             "lake.sinks",
@@ -364,8 +364,8 @@ fn reference(read: &mut Reader<'_>) -> Reference {
         let what = format!("there is no folder {}", dir.display());
         read.refuse("reference.dir", what, "make it, or write \"\" for the tables that come with vinculo");
     }
-    Reference::read(dir.as_deref()).unwrap_or_else(|problems| {
-        read.problems.extend(problems);
+    Reference::read(dir.as_deref()).unwrap_or_else(|mistakes| {
+        read.mistakes.extend(mistakes);
         Reference::compiled()
     })
 }

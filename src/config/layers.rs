@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::problem::{Problem, nearest};
+use crate::mistake::{Mistake, nearest};
 
 /// The commented default file.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -78,7 +78,7 @@ pub(super) struct Settings {
     /// Where systemd has put the credentials of the service.
     pub(super) credentials: PathBuf,
     /// What could not be laid over: unknown keys, unreadable files.
-    pub(super) problems: Vec<Problem>,
+    pub(super) mistakes: Vec<Mistake>,
 }
 
 impl Settings {
@@ -97,7 +97,7 @@ impl Settings {
             defaults,
             file: None,
             credentials: SERVICE_CREDENTIALS.into(),
-            problems: Vec::new(),
+            mistakes: Vec::new(),
         }
     }
 
@@ -109,7 +109,7 @@ impl Settings {
             Ok(text) => text,
             Err(error) => {
                 let fix = "name a file that can be read with --config, or make one with `vinculo init`";
-                self.problems.push(Problem::new(&origin, "", format!("cannot be read: {error}"), fix));
+                self.mistakes.push(Mistake::new(&origin, "", format!("cannot be read: {error}"), fix));
                 return;
             }
         };
@@ -123,7 +123,7 @@ impl Settings {
                 let at = error.span().map_or(0, |span| span.start);
                 let line = text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
                 let what = format!("line {line} is not TOML: {}", error.message().lines().next().unwrap_or_default());
-                self.problems.push(Problem::new(&origin, "", what, "mend that line"));
+                self.mistakes.push(Mistake::new(&origin, "", what, "mend that line"));
             }
         }
     }
@@ -226,7 +226,7 @@ impl Settings {
             ("unknown key".to_owned(), fix)
         };
         let shown = if matches!(origin, Origin::Variable(_)) && !key.contains('.') { "" } else { key };
-        self.problems.push(Problem::new(origin, shown, what, fix));
+        self.mistakes.push(Mistake::new(origin, shown, what, fix));
     }
 
     /// A secret and its `_file` in the same file: nobody can say which one is meant.
@@ -237,7 +237,7 @@ impl Settings {
             let is_written = section.get(key).is_some_and(|value| !is_empty(value));
             if is_written && section.contains_key(&format!("{key}_file")) {
                 let what = format!("is written together with {key}_file");
-                self.problems.push(Problem::new(origin, secret, what, "remove one of the two"));
+                self.mistakes.push(Mistake::new(origin, secret, what, "remove one of the two"));
             }
         }
     }

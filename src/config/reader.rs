@@ -16,20 +16,20 @@ use toml::Value;
 use url::Url;
 
 use super::layers::{Origin, SECRETS, Setting, Settings};
-use super::problem::Problem;
+use crate::mistake::Mistake;
 
 /// Reads typed values out of [`Settings`] and collects what is wrong with them.
 pub(super) struct Reader<'s> {
     settings: &'s Settings,
     root: &'s Path,
     /// What is wrong so far.
-    pub(super) problems: Vec<Problem>,
+    pub(super) mistakes: Vec<Mistake>,
 }
 
 impl<'s> Reader<'s> {
     /// Reads `settings`; relative paths start at `root`.
     pub(super) fn new(settings: &'s Settings, root: &'s Path) -> Self {
-        Self { settings, root, problems: Vec::new() }
+        Self { settings, root, mistakes: Vec::new() }
     }
 
     /// A whole number within `range`.
@@ -164,7 +164,7 @@ impl<'s> Reader<'s> {
             Some(Setting { origin: Origin::Default, .. }) | None => self.settings.home(),
             Some(setting) => setting.origin.clone(),
         };
-        self.problems.push(Problem::new(place, key, what, fix));
+        self.mistakes.push(Mistake::new(place, key, what, fix));
     }
 
     /// Whether `key` has its default, whoever wrote it.
@@ -205,7 +205,7 @@ impl<'s> Reader<'s> {
             Some(Err(error)) => format!("{} cannot be read: {error}", path.unwrap_or_default().display()),
             None => "is not the path of a file".to_owned(),
         };
-        self.problems.push(Problem::new(setting.origin, &file_key, text, "name a file that this user may read"));
+        self.mistakes.push(Mistake::new(setting.origin, &file_key, text, "name a file that this user may read"));
         Some(String::new())
     }
 }

@@ -14,8 +14,8 @@ use duckdb::Connection;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
-use crate::config::Problem;
 use crate::database::quoted;
+use crate::mistake::Mistake;
 use crate::sensitive::hex;
 
 /// A file of the reference, and what it must hold.
@@ -121,18 +121,18 @@ impl Reference {
     ///
     /// # Errors
     /// What is wrong with each file.
-    pub fn read(dir: Option<&Path>) -> Result<Self, Vec<Problem>> {
-        let (mut tables, mut problems, mut digest) = (Vec::new(), Vec::new(), Sha256::new());
+    pub fn read(dir: Option<&Path>) -> Result<Self, Vec<Mistake>> {
+        let (mut tables, mut mistakes, mut digest) = (Vec::new(), Vec::new(), Sha256::new());
         for form in &FORMS {
             match form.read(dir) {
                 Ok((rows, text)) => {
                     digest.update(text.as_bytes());
                     tables.push(rows);
                 }
-                Err(problem) => problems.push(problem),
+                Err(mistake) => mistakes.push(mistake),
             }
         }
-        if problems.is_empty() { Ok(Self { tables, digest: hex(&digest.finalize()) }) } else { Err(problems) }
+        if mistakes.is_empty() { Ok(Self { tables, digest: hex(&digest.finalize()) }) } else { Err(mistakes) }
     }
 
     /// The tables that come with the program.
@@ -140,7 +140,7 @@ impl Reference {
     /// # Panics
     /// When they are wrong; a test keeps them from shipping.
     pub fn compiled() -> Self {
-        Self::read(None).unwrap_or_else(|problems| panic!("a compiled-in reference table is wrong: {problems:?}"))
+        Self::read(None).unwrap_or_else(|mistakes| panic!("a compiled-in reference table is wrong: {mistakes:?}"))
     }
 
     /// SHA-256 of the files, in hex: what was computed from others is computed anew.
@@ -195,23 +195,23 @@ fn inserting(table: &str, rows: impl Iterator<Item = Vec<Option<String>>>) -> St
 
 impl Form {
     /// Rows and text of the file, from `dir` if it is there.
-    fn read(&self, dir: Option<&Path>) -> Result<(Rows, String), Problem> {
+    fn read(&self, dir: Option<&Path>) -> Result<(Rows, String), Mistake> {
         // A file that is there and cannot be reached is not one that is not there.
         let is_there =
             |path: &PathBuf| !matches!(path.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound);
         let path = dir.map(|dir| dir.join(self.file)).filter(is_there);
         let place = path.as_ref().map_or(self.file.to_owned(), |path| path.display().to_string());
-        let problem = |what: String, fix: &str| Problem::new(&place, "", what, fix);
+        let mistake = |what: String, fix: &str| Mistake::new(&place, "", what, fix);
         let text = match &path {
             Some(path) => std::fs::read_to_string(path)
-                .map_err(|error| problem(format!("cannot be read: {error}"), "let this user read it, or remove it"))?,
+                .map_err(|error| mistake(format!("cannot be read: {error}"), "let this user read it, or remove it"))?,
             None => self.compiled.to_owned(),
         };
         let columns = format!("write the columns {}", self.columns.join(", "));
-        let rows = Rows::parse(&text, self).map_err(|what| problem(what, &columns))?;
+        let rows = Rows::parse(&text, self).map_err(|what| mistake(what, &columns))?;
         let in_a_row = "write rows of which each begins on the day after the one before";
-        rows.check_periods(self.group).map_err(|what| problem(what, in_a_row))?;
-        (self.check)(&rows).map_err(|what| problem(what, "mend the rows that it names"))?;
+        rows.check_periods(self.group).map_err(|what| mistake(what, in_a_row))?;
+        (self.check)(&rows).map_err(|what| mistake(what, "mend the rows that it names"))?;
         Ok((rows, text))
     }
 }
@@ -416,9 +416,9 @@ mod tests {
     fn refused(file: &str, text: &str) -> String {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(file), text).unwrap();
-        let problems = Reference::read(Some(folder.path())).map(|_| ()).unwrap_err();
-        assert_eq!(problems.len(), 1);
-        problems[0].to_string()
+        let mistakes = Reference::read(Some(folder.path())).map(|_| ()).unwrap_err();
+        assert_eq!(mistakes.len(), 1);
+        mistakes[0].to_string()
     }
 
     #[test]

@@ -144,10 +144,7 @@ impl Directory {
                 }
             }
         };
-        tokio::select! {
-            () = looking => {}
-            () = shutdown.cancelled() => {}
-        }
+        shutdown.run_until_cancelled(looking).await;
     }
 
     /// Looks up links that are due with one call, and gives how many that were: as many as fit it, all of them by Belvo's

@@ -10,7 +10,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use toml::{Table, Value};
 
 use crate::clock::Timestamp;
-use crate::config::{ConfigErrors, Problem, nearest};
+use crate::mistake::{Mistake, nearest};
 use crate::resources::{self, Resource};
 
 /// The jobs that come with the program, as name and text: what `init` writes, and what runs without a folder.
@@ -105,19 +105,19 @@ pub struct Scope {
 ///
 /// # Errors
 /// Every mistake in every file at once.
-pub fn load(dir: Option<&Path>) -> Result<Vec<Job>, ConfigErrors> {
-    let (mut jobs, mut problems) = (Vec::new(), Vec::new());
-    for (name, place, text) in texts(dir, &mut problems) {
+pub fn load(dir: Option<&Path>) -> Result<Vec<Job>, Vec<Mistake>> {
+    let (mut jobs, mut mistakes) = (Vec::new(), Vec::new());
+    for (name, place, text) in texts(dir, &mut mistakes) {
         match Job::parse(&name, &place, &text) {
             Ok(job) => jobs.push(job),
-            Err(ConfigErrors(wrong)) => problems.extend(wrong),
+            Err(wrong) => mistakes.extend(wrong),
         }
     }
-    ConfigErrors::check(problems).map(|()| jobs)
+    if mistakes.is_empty() { Ok(jobs) } else { Err(mistakes) }
 }
 
 /// Name, place and text of each job.
-fn texts(dir: Option<&Path>, problems: &mut Vec<Problem>) -> Vec<(String, String, String)> {
+fn texts(dir: Option<&Path>, mistakes: &mut Vec<Mistake>) -> Vec<(String, String, String)> {
     let Some(dir) = dir else {
         return SHIPPED
             .iter()
@@ -127,7 +127,7 @@ fn texts(dir: Option<&Path>, problems: &mut Vec<Problem>) -> Vec<(String, String
     let entries = fs::read_dir(dir)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>());
     let mut paths = entries.unwrap_or_else(|error| {
-        problems.push(Problem::new(
+        mistakes.push(Mistake::new(
             dir.display(),
             "",
             format!("cannot be read: {error}"),
@@ -144,7 +144,7 @@ fn texts(dir: Option<&Path>, problems: &mut Vec<Problem>) -> Vec<(String, String
             Ok(text) => texts.push((name, path.display().to_string(), text)),
             Err(error) => {
                 let what = format!("cannot be read: {error}");
-                problems.push(Problem::new(path.display(), "", what, "let this user read it, or remove it"));
+                mistakes.push(Mistake::new(path.display(), "", what, "let this user read it, or remove it"));
             }
         }
     }
@@ -156,18 +156,13 @@ impl Job {
     ///
     /// # Errors
     /// Every mistake in it at once.
-    pub fn parse(name: &str, place: &str, text: &str) -> Result<Self, ConfigErrors> {
+    pub fn parse(name: &str, place: &str, text: &str) -> Result<Self, Vec<Mistake>> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let at = error.span().map_or(0, |span| span.start);
             let line = text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
-            ConfigErrors(vec![Problem::new(
-                place,
-                "",
-                format!("line {line} is not TOML: {}", error.message()),
-                "mend that line",
-            )])
+            vec![Mistake::new(place, "", format!("line {line} is not TOML: {}", error.message()), "mend that line")]
         })?;
-        let mut read = Read { place, problems: Vec::new() };
+        let mut read = Read { place, mistakes: Vec::new() };
         read.refuse_unknown(&table, "", &["enabled", "schedule", "timezone", "action", "scope"]);
         let cron =
             read.required(&table, "schedule", "*/15 * * * *").and_then(|text| read.cron(text).map(|cron| (text, cron)));
@@ -183,9 +178,11 @@ impl Job {
         if !is_name(name) {
             read.refuse("", "the file's name is not one for a job", "use small letters, digits and dashes");
         }
-        ConfigErrors::check(read.problems)?;
+        if !read.mistakes.is_empty() {
+            return Err(read.mistakes);
+        }
         let (Some((schedule, cron)), Some(zone), Some(action)) = (cron, zone, action) else {
-            unreachable!("what is missing is a problem")
+            unreachable!("what is missing is a mistake")
         };
         Ok(Self { name: name.to_owned(), schedule: schedule.to_owned(), zone, action, scope, is_enabled, cron })
     }
@@ -226,12 +223,12 @@ fn is_name(name: &str) -> bool {
 /// Reads the keys of one file and collects what is wrong with them.
 struct Read<'p> {
     place: &'p str,
-    problems: Vec<Problem>,
+    mistakes: Vec<Mistake>,
 }
 
 impl Read<'_> {
     fn refuse(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
-        self.problems.push(Problem::new(self.place, key, what, fix));
+        self.mistakes.push(Mistake::new(self.place, key, what, fix));
     }
 
     fn refuse_unknown(&mut self, table: &Table, section: &str, known: &[&str]) {
@@ -360,6 +357,12 @@ mod tests {
             .collect()
     }
 
+    /// What is wrong with the job `name` of this text, a mistake a line.
+    fn told(name: &str, text: &str) -> String {
+        let mistakes = Job::parse(name, &format!("jobs/{name}.toml"), text).unwrap_err();
+        mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("\n")
+    }
+
     #[test]
     fn every_shipped_job_is_read() {
         let jobs = load(None).unwrap();
@@ -382,10 +385,10 @@ mod tests {
         let text = "enabled = false\nschedule = \"0 6 * * *\"\ntimezone = \"UTC\"\naction = \"publish\"";
         let job = Job::parse("daily", "jobs/daily.toml", text).unwrap();
         assert_eq!(job.next_after(Timestamp::from_micros(0)), None);
-        let odd = Job::parse("daily", "jobs/daily.toml", &text.replace("false", "\"no\"")).unwrap_err();
-        assert!(odd.to_string().contains("enabled: \"no\" is neither true nor false"), "{odd}");
-        let unknown = Job::parse("daily", "jobs/daily.toml", &text.replace("publish", "sing")).unwrap_err();
-        assert!(unknown.to_string().contains("there is no action \"sing\""), "{unknown}");
+        let odd = told("daily", &text.replace("false", "\"no\""));
+        assert!(odd.contains("enabled: \"no\" is neither true nor false"), "{odd}");
+        let unknown = told("daily", &text.replace("publish", "sing"));
+        assert!(unknown.contains("there is no action \"sing\""), "{unknown}");
     }
 
     #[test]
@@ -424,23 +427,21 @@ mod tests {
             older_than = "24"
             resources = ["incomes"]
         "#;
-        insta::assert_snapshot!(Job::parse("job", "jobs/job.toml", text).unwrap_err(), @r#"
-the configuration has 8 errors:
-  jobs/job.toml: schedul: unknown key; did you mean schedule?
-  jobs/job.toml: schedule: "61 * * * *" is not a five-field cron schedule: Component error: Number out of bounds.; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
-  jobs/job.toml: timezone: "America/Sao_Paolo" is not a time zone; did you mean America/Sao_Paulo?
-  jobs/job.toml: action: there is no action "sing"; there are fetch, recollect, sync-links, publish, retention, backup, verify, features
-  jobs/job.toml: scope.older_then: unknown key; did you mean older_than?
-  jobs/job.toml: scope.access_mode: "often" is not an access mode; write "recurrent" or "single"
-  jobs/job.toml: scope.older_than: "24" is not a time with its unit; write for example "24h"
-  jobs/job.toml: scope.resources: ["incomes"] is not a list of resources; there are employments, owners
+        insta::assert_snapshot!(told("job", text), @r#"
+jobs/job.toml: schedul: unknown key; did you mean schedule?
+jobs/job.toml: schedule: "61 * * * *" is not a five-field cron schedule: Component error: Number out of bounds.; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
+jobs/job.toml: timezone: "America/Sao_Paolo" is not a time zone; did you mean America/Sao_Paulo?
+jobs/job.toml: action: there is no action "sing"; there are fetch, recollect, sync-links, publish, retention, backup, verify, features
+jobs/job.toml: scope.older_then: unknown key; did you mean older_than?
+jobs/job.toml: scope.access_mode: "often" is not an access mode; write "recurrent" or "single"
+jobs/job.toml: scope.older_than: "24" is not a time with its unit; write for example "24h"
+jobs/job.toml: scope.resources: ["incomes"] is not a list of resources; there are employments, owners
 "#);
-        insta::assert_snapshot!(Job::parse("Job 1", "jobs/Job 1.toml", "schedule = \"0 0 30 2 *\"").unwrap_err(), @r#"
-the configuration has 4 errors:
-  jobs/Job 1.toml: schedule: "0 0 30 2 *" never comes; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
-  jobs/Job 1.toml: timezone: is missing; write for example timezone = "America/Sao_Paulo"
-  jobs/Job 1.toml: action: is missing; write for example action = "fetch"
-  jobs/Job 1.toml: the file's name is not one for a job; use small letters, digits and dashes
+        insta::assert_snapshot!(told("Job 1", "schedule = \"0 0 30 2 *\""), @r#"
+jobs/Job 1.toml: schedule: "0 0 30 2 *" never comes; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
+jobs/Job 1.toml: timezone: is missing; write for example timezone = "America/Sao_Paulo"
+jobs/Job 1.toml: action: is missing; write for example action = "fetch"
+jobs/Job 1.toml: the file's name is not one for a job; use small letters, digits and dashes
 "#);
     }
 }

@@ -17,8 +17,10 @@ pub mod parquet;
 /// Every sink that turns staged Parquet into something else.
 pub static ALL: [&'static dyn Sink; 1] = [&duckdb::Duckdb];
 
-/// Names that `lake.sinks` may hold.
-pub const NAMES: [&str; 2] = ["parquet", "duckdb"];
+/// Names that `lake.sinks` may hold: the staged Parquet itself, and every sink that reads it.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    std::iter::once("parquet").chain(ALL.iter().map(|sink| sink.name()))
+}
 
 /// Turns the staged Parquet of a snapshot into another form, in the same staged folder.
 pub trait Sink: Sync {

@@ -12,7 +12,18 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::belvo::LinkId;
+use crate::links::DELETED;
 use crate::resources::Resource;
+
+/// Why an event can be in the quarantine.
+pub const REASONS: [&str; 5] = [NO_TYPE, UNKNOWN_TYPE, UNKNOWN_CODE, NO_LINK, NOT_FOLLOWED_UP];
+
+const NO_TYPE: &str = "webhook_type is missing or no short text";
+const UNKNOWN_TYPE: &str = "webhook_type is unknown";
+const UNKNOWN_CODE: &str = "webhook_code is missing or unknown";
+const NO_LINK: &str = "link_id is missing or no UUID";
+/// It is understood, and what it says could not be done.
+pub(super) const NOT_FOLLOWED_UP: &str = "could not be followed up";
 
 /// Levels of nesting that a body may have.
 const DEEPEST: usize = 64;
@@ -30,7 +41,7 @@ pub(super) struct Event {
     pub external_id: Option<String>,
     /// What the event is about, when its type is known.
     pub subject: Subject,
-    /// Why it is not understood; `None` when it is.
+    /// Why it is not understood, one of [`REASONS`]; `None` when it is.
     pub reason: Option<&'static str>,
 }
 
@@ -59,10 +70,10 @@ impl Event {
         let external_id = fields.external_id.and_then(string);
         let external_id = external_id.filter(|id| id.chars().count() <= LONGEST_EXTERNAL_ID && !id.contains('\0'));
         let (subject, reason) = match (webhook_type.as_deref(), webhook_code.as_deref()) {
-            (None, _) => (Subject::Unknown, Some("webhook_type is missing or no short text")),
+            (None, _) => (Subject::Unknown, Some(NO_TYPE)),
             (Some(kind), code) => understand(kind, code, fields.data),
         };
-        let reason = reason.or_else(|| link_id.is_none().then_some("link_id is missing or no UUID"));
+        let reason = reason.or_else(|| link_id.is_none().then_some(NO_LINK));
         Some(Self { webhook_type, webhook_code, link_id, external_id, subject, reason })
     }
 
@@ -78,22 +89,21 @@ impl Event {
 
 /// What the type and the code mean. A code that is not known still says that its resource is worth a look.
 fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Subject, Option<&'static str>) {
-    const UNKNOWN_CODE: Option<&str> = Some("webhook_code is missing or unknown");
     if let Some(resource) = Resource::by_webhook_type(kind) {
         let is_known = code.is_some_and(|code| {
             code == "historical_update" || (code.starts_with("new_") && code.ends_with("_available"))
         });
         return (
             Subject::Resource(resource, data.and_then(|data| total(data, resource))),
-            if is_known { None } else { UNKNOWN_CODE },
+            (!is_known).then_some(UNKNOWN_CODE),
         );
     }
     match (kind, code) {
-        (_, Some("link_deleted")) => (Subject::Status("deleted"), None),
+        (_, Some("link_deleted")) => (Subject::Status(DELETED), None),
         ("LINK" | "LINKS", Some("invalid_credentials")) => (Subject::Status("invalid"), None),
         ("LINK" | "LINKS", Some("token_required")) => (Subject::Status("token_required"), None),
-        ("LINK" | "LINKS", _) => (Subject::Unknown, UNKNOWN_CODE),
-        _ => (Subject::Unknown, Some("webhook_type is unknown")),
+        ("LINK" | "LINKS", _) => (Subject::Unknown, Some(UNKNOWN_CODE)),
+        _ => (Subject::Unknown, Some(UNKNOWN_TYPE)),
     }
 }
 
@@ -264,7 +274,8 @@ mod tests {
             (r#""EMPLOYMENTS\u0000""#, r#""historical_update""#),
             (long.as_str(), r#""historical_update""#),
         ] {
-            assert!(event(kind, code, "{}").reason.is_some(), "{kind} {code}");
+            let reason = event(kind, code, "{}").reason;
+            assert!(reason.is_some_and(|reason| REASONS.contains(&reason)), "{kind} {code}: {reason:?}");
         }
         for body in [
             "{}",
@@ -272,7 +283,8 @@ mod tests {
             r#"{"webhook_type":"OWNERS","webhook_code":"historical_update"}"#,
         ] {
             let event = Event::read(body.as_bytes()).unwrap();
-            assert!(event.reason.is_some() && event.link_id.is_none(), "{body}");
+            let is_named = event.reason.is_some_and(|reason| REASONS.contains(&reason));
+            assert!(is_named && event.link_id.is_none(), "{body}");
         }
         assert_eq!(
             event(r#""OWNERS""#, r#""else""#, "{}").subject,

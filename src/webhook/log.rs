@@ -9,14 +9,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::RECEIVED;
 use super::event::Event;
+use super::follow_up::Outcome;
 use crate::belvo::LinkId;
 use crate::store::{Error, Row, Tx, WebhookPlace, args};
 
-/// What becomes of a webhook: it is durable and about to be followed up, a fetch is due, the link's status is noted, nobody
-/// understands it, or it is of an erased link.
-pub const OUTCOMES: [&str; 5] = [RECEIVED, "queued", "noted", "quarantined", "erased"];
+/// The words for what becomes of a webhook: one for each [`Outcome`].
+pub const OUTCOMES: [&str; Outcome::ALL.len()] = {
+    let (mut names, mut at) = ([""; Outcome::ALL.len()], 0);
+    while at < names.len() {
+        names[at] = Outcome::ALL[at].name();
+        at += 1;
+    }
+    names
+};
 
 /// Characters of a text that is shown at most.
 const LONGEST_SHOWN: usize = 64;
@@ -66,10 +72,11 @@ pub(super) const COLUMNS: &str =
 pub fn list(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit: usize) -> Result<Vec<Entry>, Error> {
     // Each wish is a condition of its own, so that its index is used.
     let mut sql = format!("SELECT {COLUMNS} FROM webhooks WHERE seq < $1");
+    let is_quarantine = filter.outcome.as_deref() == Some(Outcome::Quarantined.name());
     for (condition, is_wanted) in [
         (" AND webhook_type = $2", filter.webhook_type.is_some()),
-        (" AND outcome = $3", filter.outcome.as_deref().is_some_and(|outcome| outcome != "quarantined")),
-        (" AND outcome = 'quarantined'", filter.outcome.as_deref() == Some("quarantined")),
+        (" AND outcome = $3", filter.outcome.is_some() && !is_quarantine),
+        (" AND outcome = 'quarantined'", is_quarantine),
         (" AND link_id = $4", filter.link.is_some()),
     ] {
         if is_wanted {

@@ -4,10 +4,11 @@
 //! same reading as a fresh one, stays one row, and takes back nothing that was learnt after it came. *Not here*: who asks.
 
 use super::event::{Event, Subject};
+use super::follow_up::{Outcome, follow};
 use super::log::{self, COLUMNS};
-use super::{follow, outcome};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::links;
 use crate::store::{Error, Tx, WebhookPlace, args};
 use crate::tombstones;
 
@@ -40,6 +41,7 @@ pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> 
         tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?;
         return Ok(Replayed::Understood);
     }
+    let outcome = Outcome::of(&event);
     // Under the key of the link that it is now known to name.
     let link_id = event.link_id.as_ref().map(LinkId::as_str);
     let body = WebhookPlace { link_id, received_at: received_at.as_micros() }.seal(tx, &body)?;
@@ -51,14 +53,14 @@ pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> 
             event.webhook_type.as_deref(),
             event.webhook_code.as_deref(),
             event.link_id.as_ref(),
-            outcome(&event),
+            outcome.name(),
             event.reason,
             now,
             &*body
         ],
     )?;
     follow_late(tx, &event, received_at, now)?;
-    let is_understood = outcome(&event) != "quarantined";
+    let is_understood = outcome != Outcome::Quarantined;
     let label = if is_understood { "understood" } else { "quarantined" };
     metrics::counter!("vinculo_webhooks_replayed_total", "type" => event.label(), "outcome" => label).increment(1);
     Ok(if is_understood { Replayed::Understood } else { Replayed::StillQuarantined })
@@ -77,8 +79,8 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
     match &event.subject {
         // Belvo told the status after this event, or the link was paused after it: Belvo is asked once more rather than
         // overruled.
-        Subject::Status(_) if is_later(looked_up_at) => return look_up(tx, link_id, now),
-        Subject::Resource(..) if is_later(paused_at) => return look_up(tx, link_id, now),
+        Subject::Status(_) if is_later(looked_up_at) => return links::look_up(tx, link_id, now),
+        Subject::Resource(..) if is_later(paused_at) => return links::look_up(tx, link_id, now),
         Subject::Status(_) => follow(tx, event, received_at)?,
         Subject::Resource(resource, _) => {
             let standing = tx.one(
@@ -102,11 +104,6 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
     let came = last_webhook_at.map_or(received_at, |last| last.max(received_at));
     tx.execute("UPDATE links SET last_webhook_at = $2 WHERE link_id = $1", args![link_id, came])?;
     Ok(())
-}
-
-fn look_up(tx: &Tx<'_>, link_id: &LinkId, now: Timestamp) -> Result<(), Error> {
-    let ask = "UPDATE links SET lookup_due_at = coalesce(lookup_due_at, $2) WHERE link_id = $1";
-    tx.execute(ask, args![link_id, now]).map(drop)
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
-//! What is wrong with what the operator wrote, all of it at once.
+//! What is wrong with what the operator wrote: in the configuration, a job or a reference table.
+//!
+//! *Gives* a [`Mistake`], and what an unknown name was meant to be. *Promises* that it says what to write instead. *Not here*:
+//! who reads those files, and finds all of their mistakes at once.
 
 use std::fmt;
 
 /// One mistake: where it stands, what is wrong, and what to write instead. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Mistake {
     /// The file, environment variable or flag.
     pub place: String,
     /// The key with its section, such as `belvo.page_size`; empty when the whole place is meant.
@@ -15,7 +18,7 @@ pub struct Problem {
     pub fix: String,
 }
 
-impl Problem {
+impl Mistake {
     /// A mistake in `key` of `place`.
     pub fn new(place: impl fmt::Display, key: &str, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { place: place.to_string(), key: key.to_owned(), what: what.into(), fix: fix.into() }
@@ -28,39 +31,11 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.found(), self.fix)
     }
 }
-
-/// Every mistake that was found; at least one. Ends the program with exit code 4.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors(pub Vec<Problem>);
-
-impl ConfigErrors {
-    /// `Ok` when nothing is wrong.
-    ///
-    /// # Errors
-    /// All of `problems`.
-    pub fn check(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
-    }
-}
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_slice() {
-            [only] => write!(f, "the configuration has an error:\n  {only}"),
-            all => {
-                write!(f, "the configuration has {} errors:", all.len())?;
-                all.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
-            }
-        }
-    }
-}
-
-impl std::error::Error for ConfigErrors {}
 
 /// The known name that `unknown` was most likely meant to be.
 pub fn nearest<'k>(unknown: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
