@@ -24,6 +24,7 @@ use crate::runs::Failed;
 use crate::store::{self, Store, args};
 
 mod job;
+pub mod view;
 
 pub use job::{Action, Job, SHIPPED, Scope, load};
 

@@ -8,12 +8,13 @@ use serde_json::json;
 use super::table::{self, Table};
 use super::{Exit, Global, ordered};
 use crate::admin::v1::PAGE;
-use crate::admin::v1::links::{Filter, LinkView, awaited, list_links, show_link};
 use crate::belvo::LinkId;
 use crate::clock::Clock;
 use crate::config::Needs;
+use crate::links::view::{self, Filter, View};
 use crate::operations::Order;
 use crate::store::{self, Readers};
+use crate::widget;
 
 /// What `links` takes.
 #[derive(Debug, clap::Args)]
@@ -98,8 +99,8 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let now = Clock::system().now();
     let (mut links, awaited) = Readers::of(&config.state.path).read(|tx| {
         Ok::<_, store::Error>((
-            list_links(tx, &filter, &after, limit.saturating_add(1), now)?,
-            awaited(tx, &filter, now)?,
+            view::list(tx, &filter, &after, limit.saturating_add(1), now)?,
+            widget::awaited(tx, filter.external_id.as_deref(), now)?,
         ))
     })?;
     let has_more = links.len() > limit;
@@ -135,7 +136,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
 fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let now = Clock::system().now();
-    let Some(link) = Readers::of(&config.state.path).read(|tx| show_link(tx, link_id, now))? else {
+    let Some(link) = Readers::of(&config.state.path).read(|tx| view::show(tx, link_id, now))? else {
         bail!("the link {link_id} is not tracked: `vinculo links sync` asks Belvo for its list");
     };
     let out = &mut io::stdout().lock();
@@ -147,7 +148,7 @@ fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn tell(link: &LinkView, out: &mut impl io::Write) -> io::Result<()> {
+fn tell(link: &View, out: &mut impl io::Write) -> io::Result<()> {
     let unknown = || "unknown".to_owned();
     writeln!(out, "link         {}", link.link_id)?;
     for (name, value) in [

@@ -1,8 +1,8 @@
 //! Stable codes, states and reasons in plain words, in both languages, and what a person does about each.
 
 use super::lang::Lang;
-use crate::admin::v1::links::LinkView;
 use crate::belvo;
+use crate::links::view::View;
 use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
 
 /// What a code means: English for what [`belvo::meaning`] does not know, then Portuguese, each as what happened and what
@@ -351,7 +351,7 @@ pub(super) fn sentence(text: &str) -> String {
 }
 
 /// The state of a link as a word, and its tone.
-pub(super) fn status(link: &LinkView, lang: Lang) -> (&'static str, &'static str) {
+pub(super) fn status(link: &View, lang: Lang) -> (&'static str, &'static str) {
     if link.paused_reason.as_deref() == Some(PAUSED) {
         return ("idle", lang.t("paused", "pausado"));
     }
@@ -386,7 +386,7 @@ pub(super) fn resource_state(state: &str, lang: Lang) -> (&'static str, &'static
 }
 
 /// What a person does about the link. English is what the API and the commands say.
-pub(super) fn what_to_do(link: &LinkView, lang: Lang) -> String {
+pub(super) fn what_to_do(link: &View, lang: Lang) -> String {
     if lang == Lang::En {
         return sentence(&link.what_to_do);
     }
