@@ -450,8 +450,8 @@ pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Erro
     Ok(oldest)
 }
 
-/// Where a refresh stands.
-#[derive(Debug, Clone)]
+/// Where a refresh stands; the default is where one stands that nobody ever wanted.
+#[derive(Debug, Clone, Default)]
 pub struct State {
     /// Whether it runs.
     pub is_leased: bool,
@@ -459,12 +459,18 @@ pub struct State {
     pub due_at: Option<Timestamp>,
     /// Failed tries since it last came to something.
     pub attempts: i64,
-    /// Code of the last failure, or why it waits for somebody; `None` when it came to something.
-    pub trouble: Option<String>,
+    /// Code of the last failure; `None` when it came to something.
+    pub failure: Option<String>,
     /// When it failed last.
     pub failed_at: Option<Timestamp>,
+    /// Why it waits for a person.
+    pub blocked_reason: Option<String>,
     /// When its last complete list came.
     pub fetched_at: Option<Timestamp>,
+    /// When Belvo collected the newest of its records.
+    pub collected_at: Option<Timestamp>,
+    /// What the last webhook counted.
+    pub webhook_count: Option<i64>,
     /// Number of the last change in which a record of it was seen otherwise than before.
     pub sighted_seq: Option<i64>,
     priority: i64,
@@ -477,22 +483,30 @@ impl State {
     /// [`Error::Database`].
     pub fn of(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
         tx.one(
-            "SELECT lease IS NOT NULL, due_at, attempts, coalesce(last_error_code, blocked_reason), last_error_at, \
-             last_fetched_at, sighted_seq, priority FROM refreshes WHERE link_id = $1 AND resource = $2",
+            "SELECT lease IS NOT NULL, due_at, attempts, last_error_code, last_error_at, blocked_reason, last_fetched_at, \
+             last_collected_at, webhook_count, sighted_seq, priority FROM refreshes WHERE link_id = $1 AND resource = $2",
             args![link_id, resource.name],
             |row| {
                 Ok(Self {
                     is_leased: row.int(0)? == 1,
                     due_at: row.opt_at(1)?,
                     attempts: row.int(2)?,
-                    trouble: row.opt_text(3)?,
+                    failure: row.opt_text(3)?,
                     failed_at: row.opt_at(4)?,
-                    fetched_at: row.opt_at(5)?,
-                    sighted_seq: row.opt_int(6)?,
-                    priority: row.int(7)?,
+                    blocked_reason: row.opt_text(5)?,
+                    fetched_at: row.opt_at(6)?,
+                    collected_at: row.opt_at(7)?,
+                    webhook_count: row.opt_int(8)?,
+                    sighted_seq: row.opt_int(9)?,
+                    priority: row.int(10)?,
                 })
             },
         )
+    }
+
+    /// Code of the last failure, or why it waits for somebody; `None` when it came to something.
+    pub fn trouble(&self) -> Option<&str> {
+        self.failure.as_deref().or(self.blocked_reason.as_deref())
     }
 
     /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for later,

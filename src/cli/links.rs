@@ -119,7 +119,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
                 Some(link.status.clone().unwrap_or_else(|| "unknown".to_owned())),
                 Some(link.access_mode.clone().unwrap_or_default()),
                 Some(oldest.unwrap_or_else(|| "never".to_owned())),
-                Some(link.what_to_do.clone()),
+                Some(link.next.to_string()),
             ]);
         }
         table.write(out)?;
@@ -173,7 +173,7 @@ fn tell(link: &View, out: &mut impl io::Write) -> io::Result<()> {
         }
         writeln!(out)?;
     }
-    writeln!(out, "what to do   {}", link.what_to_do)
+    writeln!(out, "what to do   {}", link.next)
 }
 
 fn sync(global: &Global) -> anyhow::Result<Exit> {

@@ -3,12 +3,15 @@
 //! *Takes* the rows of the state, inside the caller's transaction. *Gives* a [`View`] of each link, the same to the API, the
 //! commands and the dashboard. *Promises* to change nothing. *Not here*: how it is shown.
 
+use std::fmt;
+
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{DELETED, DELETING, NOT_FOUND, PAUSED};
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
+use crate::queue;
 use crate::resources::{self, Resource};
 use crate::store::{Error, Row, Tx, args};
 
@@ -49,7 +52,9 @@ pub struct View {
     /// The newest failure that still stands.
     pub last_error: Option<LastError>,
     /// What a person does next, in plain words.
-    pub what_to_do: String,
+    #[serde(rename = "what_to_do")]
+    #[schemars(with = "String")]
+    pub next: Next,
 }
 
 /// How a resource of a link stands.
@@ -58,8 +63,8 @@ pub struct View {
 pub struct ResourceView {
     /// The resource.
     pub resource: String,
-    /// `never_fetched`, `waiting`, `running`, `retrying`, `blocked` or `fetched`.
-    pub state: &'static str,
+    /// Whether it is fetched, will be, or cannot be.
+    pub state: State,
     /// When a complete list was last fetched.
     pub last_fetched_at: Option<String>,
     /// Seconds since then.
@@ -82,6 +87,65 @@ pub struct ResourceView {
     pub last_error_at: Option<String>,
     /// Why it waits for a person.
     pub blocked_reason: Option<String>,
+}
+
+/// Whether a resource is fetched, will be, or cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "LinkResourceState")]
+pub enum State {
+    /// No complete list ever came, and nobody waits for one.
+    NeverFetched,
+    /// A fetch is due, now or later.
+    Waiting,
+    /// A fetch goes on.
+    Running,
+    /// A fetch failed, and is tried again.
+    Retrying,
+    /// Nothing is fetched until a person does something.
+    Blocked,
+    /// A complete list came, and nobody waits for another.
+    Fetched,
+}
+
+impl State {
+    /// Every state, in the order of a resource's life.
+    pub const ALL: [Self; 6] =
+        [Self::NeverFetched, Self::Waiting, Self::Running, Self::Retrying, Self::Blocked, Self::Fetched];
+
+    fn of(refresh: &queue::State) -> Self {
+        match (refresh.is_leased, refresh.due_at, &refresh.blocked_reason, refresh.fetched_at) {
+            (true, ..) => Self::Running,
+            (false, Some(_), ..) if refresh.attempts > 0 => Self::Retrying,
+            (false, Some(_), ..) => Self::Waiting,
+            (false, None, Some(_), _) => Self::Blocked,
+            (false, None, None, Some(_)) => Self::Fetched,
+            (false, None, None, None) => Self::NeverFetched,
+        }
+    }
+
+    /// Whether a fetch is on its way that has not failed.
+    pub fn is_on_its_way(self) -> bool {
+        matches!(self, Self::Waiting | Self::Running)
+    }
+
+    /// The word for it in answers and on the terminal.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NeverFetched => "never_fetched",
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Retrying => "retrying",
+            Self::Blocked => "blocked",
+            Self::Fetched => "fetched",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// A failure that still stands.
@@ -167,13 +231,14 @@ fn read(row: &Row<'_>) -> Result<View, Error> {
                 })
             })
             .transpose()?,
-        what_to_do: String::new(),
+        next: Next::Nothing,
     })
 }
 
 fn with_resources(tx: &Tx<'_>, mut link: View, now: Timestamp) -> Result<View, Error> {
+    let link_id: LinkId = link.link_id.parse().map_err(|_| Error::Unreadable("a link id"))?;
     for resource in resources::ALL {
-        link.resources.push(read_resource(tx, &link.link_id, resource, now)?);
+        link.resources.push(read_resource(tx, &link_id, resource, now)?);
     }
     // The link's own failure says more: it has Belvo's request id.
     if link.last_error.is_none() {
@@ -187,117 +252,238 @@ fn with_resources(tx: &Tx<'_>, mut link: View, now: Timestamp) -> Result<View, E
             })
         });
     }
-    let advice = advice(&link);
-    link.is_paused = advice.needs_person || link.paused_reason.is_some();
-    link.what_to_do = advice.text;
+    link.next = Next::of(&link);
+    link.is_paused = link.next.needs_person() || link.paused_reason.is_some();
     Ok(link)
 }
 
-fn read_resource(tx: &Tx<'_>, link_id: &str, resource: &Resource, now: Timestamp) -> Result<ResourceView, Error> {
+fn read_resource(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, now: Timestamp) -> Result<ResourceView, Error> {
     let listed = "SELECT count(*), max(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2";
     let listed = tx.one(listed, args![link_id, resource.name], |row| Ok((row.int(0)?, row.opt_at(1)?)))?;
     let (lists, latest) = listed.unwrap_or_default();
     let count = "SELECT item_count FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at = $3";
     let item_count = tx.one(count, args![link_id, resource.name, latest], |row| row.int(0))?;
-    let view = tx.one(
-        "SELECT due_at, lease, attempts, webhook_count, last_fetched_at, last_collected_at, last_error_code, last_error_at, \
-         blocked_reason FROM refreshes WHERE link_id = $1 AND resource = $2",
-        args![link_id, resource.name],
-        |row| {
-            let (due_at, lease, attempts) = (row.opt_at(0)?, row.opt_int(1)?, row.int(2)?);
-            let (fetched_at, blocked_reason) = (row.opt_at(4)?, row.opt_text(8)?);
-            let state = match (lease, due_at, &blocked_reason, fetched_at) {
-                (Some(_), ..) => "running",
-                (None, Some(_), ..) if attempts > 0 => "retrying",
-                (None, Some(_), ..) => "waiting",
-                (None, None, Some(_), _) => "blocked",
-                (None, None, None, Some(_)) => "fetched",
-                (None, None, None, None) => "never_fetched",
-            };
-            let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-            Ok(ResourceView {
-                resource: resource.name.to_owned(),
-                state,
-                last_fetched_at: text(fetched_at),
-                age_seconds: fetched_at.map(|at| now.since(at).as_secs()),
-                last_collected_at: text(row.opt_at(5)?),
-                item_count,
-                webhook_count: row.opt_int(3)?,
-                lists,
-                due_at: text(due_at),
-                attempts,
-                last_error_code: row.opt_text(6)?,
-                last_error_at: text(row.opt_at(7)?),
-                blocked_reason,
-            })
-        },
-    )?;
-    Ok(view.unwrap_or_else(|| ResourceView {
+    let refresh = queue::State::of(tx, link_id, resource)?.unwrap_or_default();
+    let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    Ok(ResourceView {
         resource: resource.name.to_owned(),
-        state: "never_fetched",
-        last_fetched_at: None,
-        age_seconds: None,
-        last_collected_at: None,
+        state: State::of(&refresh),
+        last_fetched_at: text(refresh.fetched_at),
+        age_seconds: refresh.fetched_at.map(|at| now.since(at).as_secs()),
+        last_collected_at: text(refresh.collected_at),
         item_count,
-        webhook_count: None,
+        webhook_count: refresh.webhook_count,
         lists,
-        due_at: None,
-        attempts: 0,
-        last_error_code: None,
-        last_error_at: None,
-        blocked_reason: None,
-    }))
+        due_at: text(refresh.due_at),
+        attempts: refresh.attempts,
+        last_error_code: refresh.failure,
+        last_error_at: text(refresh.failed_at),
+        blocked_reason: refresh.blocked_reason,
+    })
 }
 
-struct Advice {
-    needs_person: bool,
-    text: String,
+/// What a person does next about a link. As text it is English; whoever tells it in another language matches all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing: an operator paused the link.
+    PausedByOperator,
+    /// The user gives new credentials.
+    InvalidCredentials,
+    /// The user gives the institution's new token.
+    TokenRequired,
+    /// The user ends what they began.
+    Unconfirmed,
+    /// Nothing: Belvo is deleting the link.
+    BeingDeleted,
+    /// Belvo has the link no longer: for new data the user connects again.
+    Gone,
+    /// What the stable code says of why the link is paused.
+    Paused {
+        /// The code.
+        reason: String,
+    },
+    /// What the stable code says of why a resource waits for a person.
+    Blocked {
+        /// The resource.
+        resource: String,
+        /// The code.
+        code: String,
+    },
+    /// What the stable code of a failure says; the fetch is tried again by itself.
+    Retrying {
+        /// The resource.
+        resource: String,
+        /// The code.
+        code: String,
+        /// When it is tried again.
+        due_at: String,
+    },
+    /// Nothing: a fetch is on its way.
+    OnItsWay,
+    /// A refresh is ordered: something was never fetched, and nobody waits for it.
+    NeverFetched,
+    /// Nothing.
+    Nothing,
 }
 
-/// What a person does about the link, the gravest matter first.
-fn advice(link: &View) -> Advice {
-    let person = |text: &str| Advice { needs_person: true, text: text.to_owned() };
-    let nobody = |text: String| Advice { needs_person: false, text };
-    if link.paused_reason.as_deref() == Some(PAUSED) {
-        return nobody("nothing: an operator paused this link; resume it when it may be asked for again".to_owned());
-    }
-    match link.status.as_deref() {
-        Some("invalid") => {
-            return person(
-                "the credentials are no longer good: let the user open the widget in update mode for this link",
-            );
+impl Next {
+    /// What stands first of all that is to be done about `link`, the gravest matter.
+    fn of(link: &View) -> Self {
+        match link.status.as_deref() {
+            _ if link.paused_reason.as_deref() == Some(PAUSED) => return Self::PausedByOperator,
+            Some("invalid") => return Self::InvalidCredentials,
+            Some("token_required") => return Self::TokenRequired,
+            Some("unconfirmed") => return Self::Unconfirmed,
+            Some(DELETING) => return Self::BeingDeleted,
+            Some(DELETED | NOT_FOUND) => return Self::Gone,
+            _ => {}
         }
-        Some("token_required") => {
-            return person(
-                "the institution wants a new token: let the user open the widget in update mode for this link",
-            );
+        if let Some(reason) = &link.paused_reason {
+            return Self::Paused { reason: reason.clone() };
         }
-        Some("unconfirmed") => return person("the user never finished connecting: let them open the widget once more"),
-        Some(DELETING) => return nobody("nothing: Belvo is deleting this link; its rows stay".to_owned()),
-        Some(DELETED | NOT_FOUND) => {
-            return person("Belvo no longer has this link; its rows stay. For new data, let the user connect again");
+        for ResourceView { resource, blocked_reason, .. } in &link.resources {
+            if let Some(code) = blocked_reason {
+                return Self::Blocked { resource: resource.clone(), code: code.clone() };
+            }
         }
-        _ => {}
+        let is = |state: State| move |resource: &&ResourceView| resource.state == state;
+        if let Some(failed) = link.resources.iter().find(is(State::Retrying)) {
+            return Self::Retrying {
+                resource: failed.resource.clone(),
+                code: failed.last_error_code.clone().unwrap_or_else(|| "unknown".to_owned()),
+                due_at: failed.due_at.clone().unwrap_or_default(),
+            };
+        }
+        if link.resources.iter().any(|resource| resource.state.is_on_its_way()) {
+            return Self::OnItsWay;
+        }
+        if link.resources.iter().any(|resource| resource.state == State::NeverFetched) {
+            return Self::NeverFetched;
+        }
+        Self::Nothing
     }
-    if let Some(reason) = &link.paused_reason {
-        return person(&format!("the link is paused ({reason}): {}", belvo::advice(reason)));
+
+    /// Whether nothing goes on until a person has done it.
+    pub fn needs_person(&self) -> bool {
+        match self {
+            Self::InvalidCredentials
+            | Self::TokenRequired
+            | Self::Unconfirmed
+            | Self::Gone
+            | Self::Paused { .. }
+            | Self::Blocked { .. } => true,
+            Self::PausedByOperator
+            | Self::BeingDeleted
+            | Self::Retrying { .. }
+            | Self::OnItsWay
+            | Self::NeverFetched
+            | Self::Nothing => false,
+        }
     }
-    if let Some(blocked) = link.resources.iter().find(|resource| resource.blocked_reason.is_some()) {
-        let code = blocked.blocked_reason.as_deref().unwrap_or_default();
-        return person(&format!("{} is blocked ({code}): {}", blocked.resource, belvo::advice(code)));
+}
+
+impl fmt::Display for Next {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PausedByOperator => "nothing: an operator paused this link; resume it when it may be asked for again",
+            Self::InvalidCredentials => {
+                "the credentials are no longer good: let the user open the widget in update mode for this link"
+            }
+            Self::TokenRequired => {
+                "the institution wants a new token: let the user open the widget in update mode for this link"
+            }
+            Self::Unconfirmed => "the user never finished connecting: let them open the widget once more",
+            Self::BeingDeleted => "nothing: Belvo is deleting this link; its rows stay",
+            Self::Gone => "Belvo no longer has this link; its rows stay. For new data, let the user connect again",
+            Self::Paused { reason } => return write!(f, "the link is paused ({reason}): {}", belvo::advice(reason)),
+            Self::Blocked { resource, code } => {
+                return write!(f, "{resource} is blocked ({code}): {}", belvo::advice(code));
+            }
+            Self::Retrying { resource, code, due_at } => {
+                let advice = belvo::advice(code);
+                return write!(f, "{resource} failed ({code}) and is tried again at {due_at}: {advice}");
+            }
+            Self::OnItsWay => "nothing: a fetch is on its way",
+            Self::NeverFetched => "refresh it: something of it was never fetched",
+            Self::Nothing => "nothing",
+        })
     }
-    if let Some(retrying) = link.resources.iter().find(|resource| resource.state == "retrying") {
-        let code = retrying.last_error_code.as_deref().unwrap_or("unknown");
-        let due = retrying.due_at.as_deref().unwrap_or_default();
-        let advice = belvo::advice(code);
-        return nobody(format!("{} failed ({code}) and is tried again at {due}: {advice}", retrying.resource));
+}
+
+impl Serialize for Next {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
-    let is_waiting = |resource: &ResourceView| matches!(resource.state, "waiting" | "running");
-    if link.resources.iter().any(is_waiting) {
-        return nobody("nothing: a fetch is on its way".to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links;
+    use crate::queue::Trigger;
+    use crate::resources::{employments, owners};
+    use crate::store::Store;
+
+    #[test]
+    fn a_state_is_one_word_everywhere() {
+        for state in State::ALL {
+            assert_eq!(serde_json::json!(state), state.name());
+        }
     }
-    if link.resources.iter().any(|resource| resource.state == "never_fetched") {
-        return nobody("refresh it: something of it was never fetched".to_owned());
+
+    #[tokio::test]
+    async fn the_gravest_matter_is_what_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let work = move |tx: &Tx<'_>| {
+            let link: LinkId = "2f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap();
+            let mut told = Vec::new();
+            let mut look = |tx: &Tx<'_>| {
+                let view = show(tx, &link, at(100))?.unwrap();
+                told.push((view.next, view.is_paused, view.resources.iter().map(|one| one.state).collect::<Vec<_>>()));
+                Ok::<_, Error>(())
+            };
+            links::note_wish(tx, &link, at(1))?;
+            look(tx)?;
+            for resource in resources::ALL {
+                queue::mark(tx, &link, resource, Trigger::Operator, at(2))?;
+            }
+            look(tx)?;
+            tx.execute("UPDATE refreshes SET due_at = NULL, last_fetched_at = 3000000", args![])?;
+            look(tx)?;
+            let failed =
+                "UPDATE refreshes SET due_at = 5000000, attempts = 1, last_error_code = 'timeout' WHERE resource = $1";
+            tx.execute(failed, args![owners::RESOURCE.name])?;
+            look(tx)?;
+            let blocked = "UPDATE refreshes SET blocked_reason = 'api_forbidden', lease = 7 WHERE resource = $1";
+            tx.execute(blocked, args![employments::RESOURCE.name])?;
+            look(tx)?;
+            links::note_status(tx, &link, "invalid", at(9))?;
+            look(tx)?;
+            links::pause_by_operator(tx, &link, at(10))?;
+            look(tx)?;
+            Ok(told)
+        };
+        let told = store.write(work).await.unwrap();
+        let nexts: Vec<_> = told.iter().map(|(next, is_paused, _)| (next.clone(), *is_paused)).collect();
+        let (owners, employments) = (owners::RESOURCE.name.to_owned(), employments::RESOURCE.name.to_owned());
+        assert_eq!(
+            nexts,
+            [
+                (Next::NeverFetched, false),
+                (Next::OnItsWay, false),
+                (Next::Nothing, false),
+                (Next::Retrying { resource: owners, code: "timeout".to_owned(), due_at: at(5).to_string() }, false),
+                // Also while it is tried once more.
+                (Next::Blocked { resource: employments, code: "api_forbidden".to_owned() }, true),
+                (Next::InvalidCredentials, true),
+                (Next::PausedByOperator, true),
+            ]
+        );
+        let states: Vec<_> = told.into_iter().map(|(_, _, states)| states).collect();
+        assert!(states[0].iter().all(|state| *state == State::NeverFetched), "{states:?}");
+        assert!(states[1].iter().all(|state| *state == State::Waiting), "{states:?}");
+        assert!(states[4].contains(&State::Running) && states[4].contains(&State::Retrying), "{states:?}");
     }
-    nobody("nothing".to_owned())
 }

@@ -126,7 +126,7 @@ fn row(link: &View, lang: Lang, now: Timestamp) -> Markup {
             td data-label=(lang.t("Status", "Situação")) { (badge(tone, word)) }
             td data-label=(lang.t("Access", "Acesso")) { (access(link.access_mode.as_deref(), lang)) }
             td data-label=(lang.t("Oldest data", "Dado mais antigo")) { (ago_text(lang, oldest, now)) }
-            td.long data-label=(lang.t("What to do", "O que fazer")) { span { (plain::what_to_do(link, lang)) } }
+            td.long data-label=(lang.t("What to do", "O que fazer")) { span { (plain::what_to_do(&link.next, lang)) } }
         }
     }
 }
@@ -170,11 +170,11 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
     let lake = board.settings.lake.clone();
     let coverage = tokio::task::spawn_blocking(move || coverage::read(&lake, &id)).await.ok().flatten();
     let (tone, word) = plain::status(&link, lang);
-    let is_busy = link.resources.iter().any(|resource| matches!(resource.state, "waiting" | "running"));
+    let is_busy = link.resources.iter().any(|resource| resource.state.is_on_its_way());
     let body = html! {
         div.card {
             p { (badge(tone, word)) " " span.quiet { (lang.t("access: ", "acesso: ")) (access(link.access_mode.as_deref(), lang)) } }
-            p { strong { (lang.t("What to do: ", "O que fazer: ")) } (plain::what_to_do(&link, lang)) }
+            p { strong { (lang.t("What to do: ", "O que fazer: ")) } (plain::what_to_do(&link.next, lang)) }
             (last_error(&link, lang, now))
         }
         @if viewer.may_operate() { (actions(&viewer, &link)) }
