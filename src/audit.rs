@@ -14,7 +14,7 @@ use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::salt;
 use crate::sensitive::hex;
-use crate::store::{Error, Row, Store, Tx, args};
+use crate::store::{self, Error, Row, Store, Tx, args};
 
 /// Action of a line that says who asked for what over the API; it is written before anything is done.
 pub const ASKED: &str = "asked";
@@ -48,16 +48,21 @@ pub struct Line {
     pub hash: String,
 }
 
-/// At most `limit` lines, the newest first, from before the line `before` on; of `link` alone, when one is named: those that
-/// asked for something of it, or say that it was read out.
+/// At most `limit` lines, the newest first, from before the line `after` on; of `link` alone, when one is named: those that
+/// asked for something of it, or say that it was read out. Gives them and, when there are more, the `after` of the next page.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn list(tx: &Tx<'_>, link: Option<&LinkId>, before: Option<i64>, limit: usize) -> Result<Vec<Line>, Error> {
+pub fn list(
+    tx: &Tx<'_>,
+    link: Option<&LinkId>,
+    after: Option<i64>,
+    limit: usize,
+) -> Result<(Vec<Line>, Option<i64>), Error> {
     let name = match link {
         Some(link) => match salt::held(tx, SALT)? {
             Some(salt) => Some(salt::hash(&salt, link.as_str())),
-            None => return Ok(Vec::new()),
+            None => return Ok((Vec::new(), None)),
         },
         None => None,
     };
@@ -67,18 +72,15 @@ pub fn list(tx: &Tx<'_>, link: Option<&LinkId>, before: Option<i64>, limit: usiz
     );
     // Whatever the member is called: no other one holds such a text.
     let pattern = name.map(|name| format!("%\"{name}\"%"));
-    let (before, limit) = (before.unwrap_or(i64::MAX), i64::try_from(limit).unwrap_or(i64::MAX));
-    let mut lines = match &pattern {
-        Some(pattern) => tx.all(&sql, args![before, limit, pattern], read)?,
-        None => tx.all(&sql, args![before, limit], read)?,
-    };
+    let args = args![after.unwrap_or(i64::MAX), limit.saturating_add(1), pattern.as_deref()];
+    let (mut lines, next) = store::page(tx.all(&sql, args, read)?, limit, |line| line.seq);
     for line in lines.iter_mut().filter(|line| line.action == ANSWERED) {
         let run = line.detail.get("run").and_then(Value::as_str).and_then(|run| run.parse::<i64>().ok());
         let Some(run) = run else { continue };
         let outcome = tx.one("SELECT outcome FROM runs WHERE run_id = $1", args![run], |row| row.opt_text(0))?;
         line.outcome = outcome.flatten();
     }
-    Ok(lines)
+    Ok((lines, next))
 }
 
 fn read(row: &Row<'_>) -> Result<Line, Error> {
@@ -168,8 +170,8 @@ mod tests {
         let id = |digit: u8| -> LinkId { format!("00000000-0000-4000-8000-00000000000{digit}").parse().unwrap() };
         let read = move |tx: &Tx<'_>| {
             note_export(tx, Timestamp::from_micros(7), "person", &[id(1), id(2)])?;
-            let count = |link: Option<LinkId>| list(tx, link.as_ref(), None, 10).map(|lines| lines.len());
-            let lines = list(tx, None, None, 10)?;
+            let count = |link: Option<LinkId>| list(tx, link.as_ref(), None, 10).map(|(lines, _)| lines.len());
+            let (lines, _) = list(tx, None, None, 10)?;
             Ok((lines, count(Some(id(1)))?, count(Some(id(2)))?, count(Some(id(3)))?))
         };
         let (lines, first, second, other) = store.write(read).await.unwrap();

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Timestamp};
-use crate::store::{Error, Row, Store, Tx, args};
+use crate::store::{self, Error, Row, Store, Tx, args};
 
 /// How long runs stay on record.
 const KEEP: Duration = Duration::from_hours(90 * 24);
@@ -398,13 +398,9 @@ pub fn list(
          AND (CAST($3 AS TEXT) IS NULL OR kind = $3) AND (CAST($4 AS TEXT) IS NULL OR name = $4) \
          ORDER BY started_at DESC, id DESC LIMIT $5"
     );
-    let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-    let (kind, name) = (filter.kind.as_deref(), filter.name.as_deref());
-    let mut runs = tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
-    let has_more = runs.len() > limit;
-    runs.truncate(limit);
-    let next = runs.last().filter(|_| has_more).map(|run| run.id.clone());
-    Ok((runs, next))
+    let (kind, name, more) = (filter.kind.as_deref(), filter.name.as_deref(), limit.saturating_add(1));
+    let found = tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
+    Ok(store::page(found, limit, |run| run.id.clone()))
 }
 
 /// The run called `id` as it is on record.

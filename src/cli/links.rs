@@ -97,14 +97,10 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let filter = Filter { external_id: wish.external_id.clone(), status: wish.status.clone() };
     let (after, limit) = (wish.after.clone().unwrap_or_default(), wish.limit.unwrap_or(PAGE));
     let now = Clock::system().now();
-    let (mut links, awaited) = Readers::of(&config.state.path).read(|tx| {
-        Ok::<_, store::Error>((
-            view::list(tx, &filter, &after, limit.saturating_add(1), now)?,
-            widget::awaited(tx, filter.external_id.as_deref(), now)?,
-        ))
+    let ((links, next), awaited) = Readers::of(&config.state.path).read(|tx| {
+        let page = view::list(tx, &filter, &after, limit, now)?;
+        Ok::<_, store::Error>((page, widget::awaited(tx, filter.external_id.as_deref(), now)?))
     })?;
-    let has_more = links.len() > limit;
-    links.truncate(limit);
     let out = &mut io::stdout().lock();
     if global.json {
         links.iter().try_for_each(|link| writeln!(out, "{}", json!(link)))?;
@@ -127,8 +123,8 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     if let Some(awaited) = awaited {
         writeln!(io::stderr(), "a widget session waits for its user until {}", awaited.expires_at)?;
     }
-    if let (true, Some(last)) = (has_more, links.last()) {
-        writeln!(io::stderr(), "there are more: --after {} shows them", last.link_id)?;
+    if let Some(next) = next {
+        writeln!(io::stderr(), "there are more: --after {next} shows them")?;
     }
     Ok(Exit::Done)
 }

@@ -13,7 +13,7 @@ use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
 use crate::queue;
 use crate::resources::{self, Resource};
-use crate::store::{Error, Row, Tx, args};
+use crate::store::{self, Error, Row, Tx, args};
 
 /// A tracked link as an operator sees it. Instants are RFC 3339.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -173,11 +173,18 @@ pub struct Filter {
 const COLUMNS: &str = "link_id, external_id, institution, access_mode, status, refresh_rate, stale_in, created_at, \
      last_accessed_at, last_webhook_at, paused_reason, paused_at, last_error_code, last_error_at, last_error_detail";
 
-/// At most `limit` links by id, from after the id `after` on.
+/// At most `limit` links by id, from after the id `after` on. Gives them and, when there are more, the `after` of the next
+/// page.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: usize, now: Timestamp) -> Result<Vec<View>, Error> {
+pub fn list(
+    tx: &Tx<'_>,
+    filter: &Filter,
+    after: &str,
+    limit: usize,
+    now: Timestamp,
+) -> Result<(Vec<View>, Option<String>), Error> {
     // Each wish is a condition of its own, so that its index is used.
     let mut sql = format!("SELECT {COLUMNS} FROM links WHERE link_id > $1");
     if filter.external_id.is_some() {
@@ -187,9 +194,11 @@ pub fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: usize, now: Timest
         sql.push_str(" AND status = $3");
     }
     sql.push_str(" ORDER BY link_id LIMIT $4");
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let found = tx.all(&sql, args![after, filter.external_id.as_deref(), filter.status.as_deref(), limit], read)?;
-    found.into_iter().map(|link| with_resources(tx, link, now)).collect()
+    let (external_id, status) = (filter.external_id.as_deref(), filter.status.as_deref());
+    let found = tx.all(&sql, args![after, external_id, status, limit.saturating_add(1)], read)?;
+    let (links, next) = store::page(found, limit, |link| link.link_id.clone());
+    let links = links.into_iter().map(|link| with_resources(tx, link, now)).collect::<Result<_, _>>()?;
+    Ok((links, next))
 }
 
 /// The link called `link_id`; `None` when it is not tracked.

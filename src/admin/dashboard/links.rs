@@ -51,23 +51,18 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Re
         if let Some(id) = &id
             && view::show(tx, id, now)?.is_some()
         {
-            return Ok((Some(id.to_string()), Vec::new(), None));
+            return Ok((Some(id.to_string()), (Vec::new(), None), None));
         }
-        let found = view::list(tx, &wanted, &start, PAGE + 1, now)?;
+        let (found, next) = view::list(tx, &wanted, &start, PAGE, now)?;
         let only =
             if wanted.external_id.is_some() && start.is_empty() && found.len() == 1 { found.first() } else { None };
-        Ok::<_, Error>((
-            only.map(|link| link.link_id.clone()),
-            found,
-            widget::awaited(tx, wanted.external_id.as_deref(), now)?,
-        ))
+        let only = only.map(|link| link.link_id.clone());
+        Ok::<_, Error>((only, (found, next), widget::awaited(tx, wanted.external_id.as_deref(), now)?))
     };
-    let (only, mut found, awaited) = board.operations.store.read(read).await?;
+    let (only, (found, next), awaited) = board.operations.store.read(read).await?;
     if let Some(only) = only {
         return Ok(Redirect::to(&format!("/links/{only}")).into_response());
     }
-    let next = (found.len() > PAGE).then(|| found[PAGE - 1].link_id.clone());
-    found.truncate(PAGE);
     let base = [("q", &sought), ("status", &status)]
         .into_iter()
         .filter_map(|(name, value)| Some(format!("{name}={}", escaped(value.as_ref()?))))

@@ -40,10 +40,9 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Ma
         link: link.as_deref().and_then(|link| link.parse().ok()),
     };
     let before = after.as_deref().and_then(|after| after.parse().ok());
-    let read = move |tx: &Tx<'_>| Ok((log::list(tx, &filter, before, PAGE + 1)?, log::count_quarantined(tx)?));
-    let (mut found, quarantined) = board.operations.store.read(read).await?;
-    let next = (found.len() > PAGE).then(|| found[PAGE - 1].seq.to_string());
-    found.truncate(PAGE);
+    let read = move |tx: &Tx<'_>| Ok((log::list(tx, &filter, before, PAGE)?, log::count_quarantined(tx)?));
+    let ((found, next), quarantined) = board.operations.store.read(read).await?;
+    let next = next.map(|seq| seq.to_string());
     let base = match (&outcome, &link) {
         (Some(outcome), _) => format!("/webhooks?outcome={}", escaped(outcome)),
         (None, Some(link)) => format!("/webhooks?link={}", escaped(link)),

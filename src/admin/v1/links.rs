@@ -80,14 +80,11 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Page>, Problem> {
     let (limit, filter) = (super::limit(limit)?, Filter { external_id, status });
     let now = api.operations.clock.now();
     let read = move |tx: &Tx<'_>| {
-        let links = view::list(tx, &filter, &after.unwrap_or_default(), limit + 1, now)?;
-        Ok((links, widget::awaited(tx, filter.external_id.as_deref(), now)?))
+        let page = view::list(tx, &filter, &after.unwrap_or_default(), limit, now)?;
+        Ok((page, widget::awaited(tx, filter.external_id.as_deref(), now)?))
     };
-    let (mut links, awaited) = api.operations.store.read(read).await?;
-    let has_more = links.len() > limit;
-    links.truncate(limit);
-    let next = links.last().filter(|_| has_more).map(|link| link.link_id.clone());
-    Ok(Json(Page { links, next, waiting_for_user: awaited }))
+    let ((links, next), waiting_for_user) = api.operations.store.read(read).await?;
+    Ok(Json(Page { links, next, waiting_for_user }))
 }
 
 async fn show(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Json<One>, Problem> {
