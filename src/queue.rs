@@ -395,10 +395,9 @@ pub fn backlog(tx: &Tx<'_>) -> Result<Backlog, Error> {
          + (SELECT count(*) FROM webhooks WHERE outcome = 'received'), \
          count(CASE WHEN due_at IS NOT NULL AND attempts > 0 THEN 1 END), count(blocked_reason) FROM refreshes",
         args![],
-        |row| Ok([row.int(0)?, row.int(1)?, row.int(2)?].map(|count| u64::try_from(count).unwrap_or(0))),
+        |row| Ok(Backlog { pending: row.count(0)?, retrying: row.count(1)?, blocked: row.count(2)? }),
     )?;
-    let [pending, retrying, blocked] = counted.unwrap_or_default();
-    Ok(Backlog { pending, retrying, blocked })
+    Ok(counted.unwrap_or_default())
 }
 
 /// What is due now, by who wants it.
@@ -420,12 +419,8 @@ pub struct Due {
 /// [`Error::Database`].
 pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
     let count = |priority: i64| {
-        tx.one(
-            "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL",
-            args![priority, now],
-            |row| Ok(u64::try_from(row.int(0)?).unwrap_or(0)),
-        )
-        .map(Option::unwrap_or_default)
+        let sql = "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL";
+        tx.count(sql, args![priority, now])
     };
     Ok(Due {
         webhook: count(Trigger::Webhook.priority())? + count(UNKNOWN)?,
@@ -532,7 +527,7 @@ pub fn is_busy(tx: &Tx<'_>, now: Timestamp) -> Result<bool, Error> {
 /// [`Error::Database`].
 pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
     let sql = "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1";
-    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?.into_iter().collect())
 }
 
 /// How many refreshes wait because Belvo refuses what they ask for. What it does not know may come yet, and is about a link.
@@ -544,7 +539,7 @@ pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
     let sql = format!(
         "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({codes})"
     );
-    Ok(tx.one(&sql, args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned))
+    tx.count(&sql, args![])
 }
 
 /// Codes of ours as SQL takes them.
@@ -655,7 +650,7 @@ type Chosen = (Vec<Vec<Waiting>>, HashMap<&'static str, usize>);
 
 /// The refreshes for each request of `wish`, and how many of each resource are due.
 fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
-    let limit = i64::try_from(LOOK_AHEAD.max(wish.requests * 2)).unwrap_or(i64::MAX);
+    let limit = LOOK_AHEAD.max(wish.requests * 2);
     let mut waiting: [VecDeque<Waiting>; LINES] = Default::default();
     let mut due = HashMap::new();
     for (priority, line) in waiting.iter_mut().enumerate() {
@@ -663,7 +658,7 @@ fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
             .all(
                 "SELECT link_id, resource, due_at FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL \
                  ORDER BY due_at LIMIT $3",
-                args![i64::try_from(priority).unwrap_or(i64::MAX), now, limit],
+                args![priority, now, limit],
                 |row| Ok(Waiting { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
             )?
             .into();

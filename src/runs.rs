@@ -276,8 +276,7 @@ impl Runs {
     async fn record(&self, number: i64, ended: Ended) -> Result<(), Error> {
         let Ended { word, message, reached, at } = ended;
         let failed = (!reached.failed.is_empty()).then(|| serde_json::json!(reached.failed).to_string());
-        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let (total, done, snapshot) = (reached.total.map(count), count(reached.done), reached.snapshot.map(i64::from));
+        let Progress { total, done, snapshot, .. } = reached;
         let end = move |tx: &Tx<'_>| {
             tx.execute("DELETE FROM runs WHERE started_at < $1", args![at - KEEP])?;
             tx.execute(
@@ -425,7 +424,6 @@ pub fn last_of_job(tx: &Tx<'_>, name: &str) -> Result<Option<Run>, Error> {
 
 fn read(row: &Row<'_>) -> Result<Run, Error> {
     let (started_at, finished_at) = (row.at(4)?, row.opt_at(5)?);
-    let count = |column| row.opt_int(column).map(|count| count.map(|count| u64::try_from(count).unwrap_or(0)));
     let failed = row.opt_text(9)?.map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(&text));
     Ok(Run {
         id: row.text(0)?,
@@ -437,8 +435,8 @@ fn read(row: &Row<'_>) -> Result<Run, Error> {
         duration_ms: finished_at.map(|at| u64::try_from(at.since(started_at).as_millis()).unwrap_or(u64::MAX)),
         outcome: row.opt_text(6)?,
         progress: Progress {
-            total: count(7)?,
-            done: count(8)?.unwrap_or_default(),
+            total: row.opt_count(7)?,
+            done: row.opt_count(8)?.unwrap_or_default(),
             failed: failed.map_err(|_| Error::Unreadable("the failures of a run"))?,
             snapshot: row.opt_int(10)?.and_then(|number| u32::try_from(number).ok()),
         },

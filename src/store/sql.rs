@@ -235,6 +235,14 @@ impl Row<'_> {
         Ok(u64::try_from(self.int(column)?).unwrap_or_default())
     }
 
+    /// A number of things that may be NULL.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn opt_count(&self, column: usize) -> Result<Option<u64>, Error> {
+        Ok(self.opt_int(column)?.map(|count| u64::try_from(count).unwrap_or_default()))
+    }
+
     /// A text column.
     ///
     /// # Errors
@@ -335,6 +343,7 @@ impl From<i64> for Value<'_> {
     }
 }
 
+/// What a number in the source is when nothing else says its type.
 impl From<i32> for Value<'_> {
     fn from(value: i32) -> Self {
         Self::Int(i64::from(value))

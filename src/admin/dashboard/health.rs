@@ -129,9 +129,7 @@ fn measure(tx: &Tx<'_>, resource: &'static Resource, job: &Job, now: Timestamp) 
          LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
          WHERE l.paused_reason IS NULL AND (CAST($3 AS TEXT) IS NULL OR l.access_mode = $3)",
         args![resource.name, since, job.scope.access_mode.as_deref()],
-        |row| {
-            Ok((row.int(0)?.cast_unsigned(), row.int(1)?.cast_unsigned(), row.int(2)?.cast_unsigned(), row.opt_at(3)?))
-        },
+        |row| Ok((row.count(0)?, row.count(1)?, row.count(2)?, row.opt_at(3)?)),
     )?;
     let (links, in_time, never, oldest) = counted.unwrap_or_default();
     Ok(Freshness { resource: resource.name, target: job.scope.older_than, links, in_time, never, oldest })
