@@ -282,6 +282,9 @@ fn note_refusal(reply: Reply) {
 /// Outcome of a webhook that is durable and not followed up yet.
 const RECEIVED: &str = "received";
 
+/// Why a webhook is in the quarantine that was understood.
+const NOT_FOLLOWED_UP: &str = "could not be followed up";
+
 /// Keeps the event. What follows from it is done by [`follow_up`].
 fn record(tx: &Tx<'_>, event: &Event, received_at: crate::clock::Timestamp, body: &[u8]) -> Result<(), Error> {
     // What names no link goes to the quarantine as it came: it may name one where nobody looks.
@@ -398,9 +401,8 @@ pub fn follow_up(tx: &Tx<'_>, most: usize) -> Result<usize, Error> {
             "what a webhook says could not be done, and it is kept in the quarantine: this is a defect to report; \
              `vinculo webhooks replay` tries it again"
         );
-        let quarantine =
-            "UPDATE webhooks SET outcome = 'quarantined', reason = 'could not be followed up' WHERE seq = $1";
-        tx.execute(quarantine, args![seq])?;
+        let quarantine = "UPDATE webhooks SET outcome = 'quarantined', reason = $2 WHERE seq = $1";
+        tx.execute(quarantine, args![seq, NOT_FOLLOWED_UP])?;
     }
     Ok(count)
 }

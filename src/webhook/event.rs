@@ -21,6 +21,12 @@ const LONGEST_NAME: usize = 64;
 /// Characters of an `external_id`.
 const LONGEST_EXTERNAL_ID: usize = 256;
 
+/// Why an event is not understood; [`super::log::REASONS`] has them all.
+pub(super) const NO_TYPE: &str = "webhook_type is missing or no short text";
+pub(super) const UNKNOWN_TYPE: &str = "webhook_type is unknown";
+pub(super) const UNKNOWN_CODE: &str = "webhook_code is missing or unknown";
+pub(super) const NO_LINK: &str = "link_id is missing or no UUID";
+
 /// A body that is an object.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {
@@ -59,10 +65,10 @@ impl Event {
         let external_id = fields.external_id.and_then(string);
         let external_id = external_id.filter(|id| id.chars().count() <= LONGEST_EXTERNAL_ID && !id.contains('\0'));
         let (subject, reason) = match (webhook_type.as_deref(), webhook_code.as_deref()) {
-            (None, _) => (Subject::Unknown, Some("webhook_type is missing or no short text")),
+            (None, _) => (Subject::Unknown, Some(NO_TYPE)),
             (Some(kind), code) => understand(kind, code, fields.data),
         };
-        let reason = reason.or_else(|| link_id.is_none().then_some("link_id is missing or no UUID"));
+        let reason = reason.or_else(|| link_id.is_none().then_some(NO_LINK));
         Some(Self { webhook_type, webhook_code, link_id, external_id, subject, reason })
     }
 
@@ -78,22 +84,21 @@ impl Event {
 
 /// What the type and the code mean. A code that is not known still says that its resource is worth a look.
 fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Subject, Option<&'static str>) {
-    const UNKNOWN_CODE: Option<&str> = Some("webhook_code is missing or unknown");
     if let Some(resource) = Resource::by_webhook_type(kind) {
         let is_known = code.is_some_and(|code| {
             code == "historical_update" || (code.starts_with("new_") && code.ends_with("_available"))
         });
         return (
             Subject::Resource(resource, data.and_then(|data| total(data, resource))),
-            if is_known { None } else { UNKNOWN_CODE },
+            if is_known { None } else { Some(UNKNOWN_CODE) },
         );
     }
     match (kind, code) {
         (_, Some("link_deleted")) => (Subject::Status("deleted"), None),
         ("LINK" | "LINKS", Some("invalid_credentials")) => (Subject::Status("invalid"), None),
         ("LINK" | "LINKS", Some("token_required")) => (Subject::Status("token_required"), None),
-        ("LINK" | "LINKS", _) => (Subject::Unknown, UNKNOWN_CODE),
-        _ => (Subject::Unknown, Some("webhook_type is unknown")),
+        ("LINK" | "LINKS", _) => (Subject::Unknown, Some(UNKNOWN_CODE)),
+        _ => (Subject::Unknown, Some(UNKNOWN_TYPE)),
     }
 }
 

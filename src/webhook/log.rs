@@ -9,14 +9,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::RECEIVED;
-use super::event::Event;
+use super::event::{Event, NO_LINK, NO_TYPE, UNKNOWN_CODE, UNKNOWN_TYPE};
+use super::{NOT_FOLLOWED_UP, RECEIVED};
 use crate::belvo::LinkId;
 use crate::store::{self, Error, Row, Tx, WebhookPlace, args};
 
 /// What becomes of a webhook: it is durable and about to be followed up, a fetch is due, the link's status is noted, nobody
 /// understands it, or it is of an erased link.
 pub const OUTCOMES: [&str; 5] = [RECEIVED, "queued", "noted", "quarantined", "erased"];
+
+/// Why a webhook is in the quarantine, in the words of this program; an older one may have left others.
+pub const REASONS: [&str; 5] = [NO_TYPE, UNKNOWN_TYPE, UNKNOWN_CODE, NO_LINK, NOT_FOLLOWED_UP];
 
 /// Characters of a text that is shown at most.
 const LONGEST_SHOWN: usize = 64;
