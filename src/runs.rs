@@ -144,7 +144,8 @@ pub struct Run {
     /// `refresh`, `recollect`, `delete`, `untrack`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay`
     /// or `job`.
     pub kind: String,
-    /// The job's name.
+    /// What it is about, where one thing is: the job, the link, the id of the erasure or of the decision, or date and mode of
+    /// the features.
     pub name: Option<String>,
     /// `command`, `api`, or the schedule's word: `schedule` or `catch-up`.
     pub reason: String,
@@ -366,7 +367,7 @@ impl Ended {
 pub struct Filter {
     /// Only of this kind.
     pub kind: Option<String>,
-    /// Only of this job.
+    /// Only with this name: that of a job, a link, and so on, as [`Run::name`] says.
     pub name: Option<String>,
 }
 
