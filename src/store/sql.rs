@@ -423,3 +423,25 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::store::Value::from($value)),*] };
 }
 pub(crate) use args;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_where_the_next_begins_only_when_there_is_one() {
+        let page_of = |found: i64, limit| page((1..=found).collect(), limit, |number| *number);
+        assert_eq!(page_of(3, 2), (vec![1, 2], Some(2)));
+        assert_eq!(page_of(2, 2), (vec![1, 2], None));
+        assert_eq!(page_of(0, 2), (vec![], None));
+        assert_eq!(page_of(1, 0), (vec![], None));
+    }
+
+    #[test]
+    fn what_is_beyond_a_number_of_sql_is_the_largest() {
+        for value in [Value::from(u64::MAX), Value::from(usize::MAX), Value::from(Duration::MAX)] {
+            assert!(matches!(value, Value::Int(i64::MAX)), "{value:?}");
+        }
+        assert!(matches!(Value::from(Duration::from_millis(3)), Value::Int(3_000)));
+    }
+}
