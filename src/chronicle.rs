@@ -50,12 +50,7 @@ pub fn note_failure(tx: &Tx<'_>, code: &str, at: Timestamp) -> Result<(), Error>
 /// [`Error::Database`].
 pub fn failures(tx: &Tx<'_>) -> Result<Vec<Failures>, Error> {
     tx.all("SELECT code, first_at, last_at, count FROM failures ORDER BY last_at DESC, code", args![], |row| {
-        Ok(Failures {
-            code: row.text(0)?,
-            first_at: row.at(1)?,
-            last_at: row.at(2)?,
-            count: u64::try_from(row.int(3)?).unwrap_or(0),
-        })
+        Ok(Failures { code: row.text(0)?, first_at: row.at(1)?, last_at: row.at(2)?, count: row.count(3)? })
     })
 }
 
@@ -64,7 +59,7 @@ pub fn failures(tx: &Tx<'_>) -> Result<Vec<Failures>, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn note_calls(tx: &Tx<'_>, calls: u64, at: Timestamp) -> Result<(), Error> {
-    let (hour, calls) = (at.as_micros().div_euclid(HOUR) * HOUR, i64::try_from(calls).unwrap_or(i64::MAX));
+    let hour = at.as_micros().div_euclid(HOUR) * HOUR;
     let count = "INSERT INTO belvo_hours (hour_at, calls) VALUES ($1, $2) \
                  ON CONFLICT (hour_at) DO UPDATE SET calls = belvo_hours.calls + excluded.calls";
     tx.execute(count, args![hour, calls])?;
@@ -83,7 +78,7 @@ pub fn calls_by_hour(tx: &Tx<'_>, hours: usize, now: Timestamp) -> Result<Vec<u6
     tx.each("SELECT hour_at, calls FROM belvo_hours WHERE hour_at >= $1", args![first * HOUR], |row| {
         let place = usize::try_from(row.int(0)? / HOUR - first).unwrap_or(usize::MAX);
         if let Some(hour) = calls.get_mut(place) {
-            *hour = u64::try_from(row.int(1)?).unwrap_or(0);
+            *hour = row.count(1)?;
         }
         Ok::<_, Error>(())
     })?;

@@ -310,8 +310,7 @@ impl Daemon {
             let waiting = self.store.read(|tx| {
                 // Whether Belvo knows a link again that it had forgotten is asked for a long time.
                 let sql = "SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL AND coalesce(status, '') <> 'not_found'";
-                let lookups = tx.one(sql, args![], |row| row.int(0))?;
-                Ok(queue::backlog(tx)?.pending > 0 || lookups.unwrap_or_default() > 0)
+                Ok(queue::backlog(tx)?.pending > 0 || tx.count(sql, args![])? > 0)
             });
             let publisher = Arc::clone(&self.publisher);
             if !waiting.await? && !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {

@@ -17,6 +17,7 @@ use crate::store::{Error, Tx, args};
 use crate::tombstones;
 
 mod directory;
+pub mod view;
 
 pub use directory::{Directory, SyncError, Synced};
 

@@ -403,10 +403,9 @@ pub fn backlog(tx: &Tx<'_>) -> Result<Backlog, Error> {
          + (SELECT count(*) FROM webhooks WHERE outcome = 'received'), \
          count(CASE WHEN due_at IS NOT NULL AND attempts > 0 THEN 1 END), count(blocked_reason) FROM refreshes",
         args![],
-        |row| Ok([row.int(0)?, row.int(1)?, row.int(2)?].map(|count| u64::try_from(count).unwrap_or(0))),
+        |row| Ok(Backlog { pending: row.count(0)?, retrying: row.count(1)?, blocked: row.count(2)? }),
     )?;
-    let [pending, retrying, blocked] = counted.unwrap_or_default();
-    Ok(Backlog { pending, retrying, blocked })
+    Ok(counted.unwrap_or_default())
 }
 
 /// What is due now, by who wants it.
@@ -428,12 +427,8 @@ pub struct Due {
 /// [`Error::Database`].
 pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
     let count = |priority: i64| {
-        tx.one(
-            "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL",
-            args![priority, now],
-            |row| Ok(u64::try_from(row.int(0)?).unwrap_or(0)),
-        )
-        .map(Option::unwrap_or_default)
+        let sql = "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL";
+        tx.count(sql, args![priority, now])
     };
     Ok(Due {
         webhook: count(Trigger::Webhook.priority())? + count(UNKNOWN)?,
@@ -458,8 +453,8 @@ pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Erro
     Ok(oldest)
 }
 
-/// Where a refresh stands.
-#[derive(Debug, Clone)]
+/// Where a refresh stands; the default is where one stands that nobody ever wanted.
+#[derive(Debug, Clone, Default)]
 pub struct State {
     /// Whether it runs.
     pub is_leased: bool,
@@ -467,12 +462,18 @@ pub struct State {
     pub due_at: Option<Timestamp>,
     /// Failed tries since it last came to something.
     pub attempts: i64,
-    /// Code of the last failure, or why it waits for somebody; `None` when it came to something.
-    pub trouble: Option<String>,
+    /// Code of the last failure; `None` when it came to something.
+    pub failure: Option<String>,
     /// When it failed last.
     pub failed_at: Option<Timestamp>,
+    /// Why it waits for a person.
+    pub blocked_reason: Option<String>,
     /// When its last complete list came.
     pub fetched_at: Option<Timestamp>,
+    /// When Belvo collected the newest of its records.
+    pub collected_at: Option<Timestamp>,
+    /// What the last webhook counted.
+    pub webhook_count: Option<i64>,
     /// Number of the last change in which a record of it was seen otherwise than before.
     pub sighted_seq: Option<i64>,
     priority: i64,
@@ -485,22 +486,30 @@ impl State {
     /// [`Error::Database`].
     pub fn of(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
         tx.one(
-            "SELECT lease IS NOT NULL, due_at, attempts, coalesce(last_error_code, blocked_reason), last_error_at, \
-             last_fetched_at, sighted_seq, priority FROM refreshes WHERE link_id = $1 AND resource = $2",
+            "SELECT lease IS NOT NULL, due_at, attempts, last_error_code, last_error_at, blocked_reason, last_fetched_at, \
+             last_collected_at, webhook_count, sighted_seq, priority FROM refreshes WHERE link_id = $1 AND resource = $2",
             args![link_id, resource.name],
             |row| {
                 Ok(Self {
                     is_leased: row.int(0)? == 1,
                     due_at: row.opt_at(1)?,
                     attempts: row.int(2)?,
-                    trouble: row.opt_text(3)?,
+                    failure: row.opt_text(3)?,
                     failed_at: row.opt_at(4)?,
-                    fetched_at: row.opt_at(5)?,
-                    sighted_seq: row.opt_int(6)?,
-                    priority: row.int(7)?,
+                    blocked_reason: row.opt_text(5)?,
+                    fetched_at: row.opt_at(6)?,
+                    collected_at: row.opt_at(7)?,
+                    webhook_count: row.opt_int(8)?,
+                    sighted_seq: row.opt_int(9)?,
+                    priority: row.int(10)?,
                 })
             },
         )
+    }
+
+    /// Code of the last failure, or why it waits for somebody; `None` when it came to something.
+    pub fn trouble(&self) -> Option<&str> {
+        self.failure.as_deref().or(self.blocked_reason.as_deref())
     }
 
     /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for later,
@@ -526,7 +535,7 @@ pub fn is_busy(tx: &Tx<'_>, now: Timestamp) -> Result<bool, Error> {
 /// [`Error::Database`].
 pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
     let sql = "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1";
-    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?.into_iter().collect())
 }
 
 /// How many refreshes wait because Belvo refuses what they ask for. What it does not know may come yet, and is about a link.
@@ -538,7 +547,7 @@ pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
     let sql = format!(
         "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({codes})"
     );
-    Ok(tx.one(&sql, args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned))
+    tx.count(&sql, args![])
 }
 
 /// Codes of ours as SQL takes them.
@@ -649,7 +658,7 @@ type Chosen = (Vec<Vec<Waiting>>, HashMap<&'static str, usize>);
 
 /// The refreshes for each request of `wish`, and how many of each resource are due.
 fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
-    let limit = i64::try_from(LOOK_AHEAD.max(wish.requests * 2)).unwrap_or(i64::MAX);
+    let limit = LOOK_AHEAD.max(wish.requests * 2);
     let mut waiting: [VecDeque<Waiting>; LINES] = Default::default();
     let mut due = HashMap::new();
     for (priority, line) in waiting.iter_mut().enumerate() {
@@ -657,7 +666,7 @@ fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
             .all(
                 "SELECT link_id, resource, due_at FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL \
                  ORDER BY due_at LIMIT $3",
-                args![i64::try_from(priority).unwrap_or(i64::MAX), now, limit],
+                args![priority, now, limit],
                 |row| Ok(Waiting { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
             )?
             .into();

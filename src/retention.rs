@@ -40,8 +40,8 @@ type Piece = fn(&Tx<'_>, Timestamp, &Kept) -> Result<usize, Error>;
 /// How long things are kept, and of whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kept {
-    /// In microseconds.
-    micros: i64,
+    /// For how long.
+    time: Duration,
     /// Of whom.
     of: Whose,
 }
@@ -120,15 +120,14 @@ impl Retention {
 
     /// What `keep` comes to: one length of time, or one for each `stale_in` that links have.
     async fn spans(&self, keep: Keep) -> Result<Vec<Kept>, Error> {
-        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         match keep {
             Keep::Forever => Ok(Vec::new()),
-            Keep::For(time) => Ok(vec![Kept { micros: micros(time), of: Whose::All }]),
+            Keep::For(time) => Ok(vec![Kept { time, of: Whose::All }]),
             Keep::StaleIn => {
                 let told = "SELECT DISTINCT stale_in FROM links WHERE stale_in IS NOT NULL";
                 let told = self.store.read(|tx| tx.all(told, args![], |row| row.text(0))).await?;
                 let of = |stale_in: Option<String>| Kept {
-                    micros: micros(links::keeps_for(stale_in.as_deref())),
+                    time: links::keeps_for(stale_in.as_deref()),
                     of: Whose::Saying(stale_in),
                 };
                 Ok([None].into_iter().chain(told.into_iter().map(Some)).map(of).collect())
@@ -145,9 +144,8 @@ fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Err
          WHERE coalesce(f.last_collected_at, f.last_fetched_at) < $1 - $2 AND {means} \
          AND EXISTS (SELECT 1 FROM records r WHERE r.link_id = f.link_id AND r.resource = f.resource) LIMIT $3"
     );
-    let overdue = tx.all(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()], |row| {
-        Ok((row.text(0)?, row.text(1)?))
-    })?;
+    let overdue = tx
+        .all(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()], |row| Ok((row.text(0)?, row.text(1)?)))?;
     let mut rows = 0;
     for (link_id, resource) in &overdue {
         for table in ["records", "record_ids", "record_versions", "link_snapshots"] {
@@ -177,7 +175,7 @@ fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Erro
         "SELECT r.link_id, r.resource, r.record_key FROM records r LEFT JOIN links l ON l.link_id = r.link_id \
          WHERE length(r.content_hash) = 0 AND r.version_at < $1 - $2 AND {means} LIMIT $3"
     );
-    let ended = tx.all(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()], |row| {
+    let ended = tx.all(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()], |row| {
         Ok((row.text(0)?, row.text(1)?, row.text(2)?))
     })?;
     let mut rows = 0;
@@ -213,7 +211,7 @@ fn superseded_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize
     let mut after = (String::new(), String::new(), String::new(), 0);
     loop {
         let (link_id, resource, record_key, version) = &after;
-        let of = args![now, kept.micros, AT_ONCE, kept.all(), kept.saying(), link_id, resource, record_key, *version];
+        let of = args![now, kept.time, AT_ONCE, kept.all(), kept.saying(), link_id, resource, record_key, *version];
         let superseded =
             tx.all(&sql, of, |row| Ok(((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?), row.int(4)? == 1)))?;
         let Some((last, _)) = superseded.last() else { return Ok(0) };
@@ -249,7 +247,7 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
     let later = tx.all(
         "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
          AND version > $4 AND fetched_at < $5 - $6 ORDER BY version DESC",
-        args![link_id, resource, record_key, version, now, kept.micros],
+        args![link_id, resource, record_key, version, now, kept.time],
         |row| {
             let body = VersionPlace { version: row.int(0)?, ..*place }.open(tx, row.bytes(1)?)?.into_owned();
             unpack(&body)
@@ -274,7 +272,7 @@ fn old_frozen_rows(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Er
         "DELETE FROM frozen_features WHERE decision_id IN (SELECT f.decision_id FROM frozen_features f \
          LEFT JOIN links l ON l.link_id = f.link_id WHERE f.frozen_at < $1 - $2 AND {means} ORDER BY f.decision_id LIMIT $3)"
     );
-    tx.execute(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()])
+    tx.execute(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()])
 }
 
 fn old_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
@@ -291,7 +289,7 @@ fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept, is_quarantined: &st
         "DELETE FROM webhooks WHERE seq IN (SELECT w.seq FROM webhooks w LEFT JOIN links l ON l.link_id = w.link_id \
          WHERE w.outcome {is_quarantined} 'quarantined' AND w.received_at < $1 - $2 AND {means} ORDER BY w.seq LIMIT $3)"
     );
-    tx.execute(&sql, args![now, kept.micros, AT_ONCE, kept.all(), kept.saying()])
+    tx.execute(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()])
 }
 
 /// Tells the publisher that rows of the link may differ now.

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Timestamp};
-use crate::store::{Error, Row, Store, Tx, args};
+use crate::store::{self, Error, Row, Store, Tx, args};
 
 /// How long runs stay on record.
 const KEEP: Duration = Duration::from_hours(90 * 24);
@@ -144,7 +144,8 @@ pub struct Run {
     /// `refresh`, `recollect`, `delete`, `untrack`, `erase`, `publish`, `rebuild`, `features`, `freeze`, `sync-links`, `replay`
     /// or `job`.
     pub kind: String,
-    /// The job's name.
+    /// What it is about, where one thing is: the job, the link, the id of the erasure or of the decision, or date and mode of
+    /// the features.
     pub name: Option<String>,
     /// `command`, `api`, or the schedule's word: `schedule` or `catch-up`.
     pub reason: String,
@@ -276,8 +277,7 @@ impl Runs {
     async fn record(&self, number: i64, ended: Ended) -> Result<(), Error> {
         let Ended { word, message, reached, at } = ended;
         let failed = (!reached.failed.is_empty()).then(|| serde_json::json!(reached.failed).to_string());
-        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let (total, done, snapshot) = (reached.total.map(count), count(reached.done), reached.snapshot.map(i64::from));
+        let Progress { total, done, snapshot, .. } = reached;
         let end = move |tx: &Tx<'_>| {
             tx.execute("DELETE FROM runs WHERE started_at < $1", args![at - KEEP])?;
             tx.execute(
@@ -367,7 +367,7 @@ impl Ended {
 pub struct Filter {
     /// Only of this kind.
     pub kind: Option<String>,
-    /// Only of this job.
+    /// Only with this name: that of a job, a link, and so on, as [`Run::name`] says.
     pub name: Option<String>,
 }
 
@@ -398,13 +398,9 @@ pub fn list(
          AND (CAST($3 AS TEXT) IS NULL OR kind = $3) AND (CAST($4 AS TEXT) IS NULL OR name = $4) \
          ORDER BY started_at DESC, id DESC LIMIT $5"
     );
-    let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-    let (kind, name) = (filter.kind.as_deref(), filter.name.as_deref());
-    let mut runs = tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
-    let has_more = runs.len() > limit;
-    runs.truncate(limit);
-    let next = runs.last().filter(|_| has_more).map(|run| run.id.clone());
-    Ok((runs, next))
+    let (kind, name, more) = (filter.kind.as_deref(), filter.name.as_deref(), limit.saturating_add(1));
+    let found = tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
+    Ok(store::page(found, limit, |run| run.id.clone()))
 }
 
 /// The run called `id` as it is on record.
@@ -429,7 +425,6 @@ pub fn last_of_job(tx: &Tx<'_>, name: &str) -> Result<Option<Run>, Error> {
 
 fn read(row: &Row<'_>) -> Result<Run, Error> {
     let (started_at, finished_at) = (row.at(4)?, row.opt_at(5)?);
-    let count = |column| row.opt_int(column).map(|count| count.map(|count| u64::try_from(count).unwrap_or(0)));
     let failed = row.opt_text(9)?.map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(&text));
     Ok(Run {
         id: row.text(0)?,
@@ -441,8 +436,8 @@ fn read(row: &Row<'_>) -> Result<Run, Error> {
         duration_ms: finished_at.map(|at| u64::try_from(at.since(started_at).as_millis()).unwrap_or(u64::MAX)),
         outcome: row.opt_text(6)?,
         progress: Progress {
-            total: count(7)?,
-            done: count(8)?.unwrap_or_default(),
+            total: row.opt_count(7)?,
+            done: row.opt_count(8)?.unwrap_or_default(),
             failed: failed.map_err(|_| Error::Unreadable("the failures of a run"))?,
             snapshot: row.opt_int(10)?.and_then(|number| u32::try_from(number).ok()),
         },

@@ -24,6 +24,7 @@ use crate::runs::Failed;
 use crate::store::{self, Store, Tx, args};
 
 mod job;
+pub mod view;
 
 pub use job::{Action, Job, SHIPPED, Scope, load};
 
@@ -249,7 +250,6 @@ impl Watch {
             info!(job = %name, %slot, reason, outcome = code, count, "the job ran");
         }
         let passed = self.job.last_between(slot, now);
-        let count = count.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
         let record = move |tx: &Tx<'_>| {
             tx.execute(
                 "UPDATE job_runs SET finished_at = $3, outcome = $4, item_count = $5 WHERE job = $1 AND slot_at = $2",
@@ -320,10 +320,9 @@ async fn find_stale(
          AND (f.link_id IS NULL OR (f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
          AND (f.last_fetched_at IS NULL OR f.last_fetched_at <= $3))) \
          ORDER BY l.link_id LIMIT $6";
-    let limit = i64::try_from(MARKS_AT_ONCE).unwrap_or(i64::MAX);
     let find = move |tx: &Tx<'_>| {
         let mode = access_mode.as_deref();
-        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, limit];
+        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, MARKS_AT_ONCE];
         tx.all(sql, args, |row| row.link_id(0))
     };
     store.read(find).await

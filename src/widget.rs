@@ -318,6 +318,33 @@ pub fn waiting(tx: &Tx<'_>, external_id: &str, now: Timestamp) -> Result<Option<
     )
 }
 
+/// A widget session whose user is still to come.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Awaited {
+    /// When it was asked for.
+    pub asked_at: String,
+    /// When its token ends.
+    pub expires_at: String,
+    /// `single` or `recurrent`; absent when a link is updated.
+    pub access_mode: Option<String>,
+    /// The link that is updated.
+    pub link_id: Option<String>,
+}
+
+/// The session of `external_id`, if one is named, that waits for its user, as people see it.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn awaited(tx: &Tx<'_>, external_id: Option<&str>, now: Timestamp) -> Result<Option<Awaited>, store::Error> {
+    let Some(external_id) = external_id else { return Ok(None) };
+    Ok(waiting(tx, external_id, now)?.map(|waiting| Awaited {
+        asked_at: waiting.asked_at.to_string(),
+        expires_at: waiting.expires_at.to_string(),
+        access_mode: waiting.access_mode,
+        link_id: waiting.link_id.map(|id| id.to_string()),
+    }))
+}
+
 /// How many sessions wait for their user.
 ///
 /// # Errors

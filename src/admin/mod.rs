@@ -338,7 +338,7 @@ mod tests {
         let (status, text) = served.say(Method::GET, "/v1/here", &[("authorization", &right)]).await;
         assert!(status == 429 && text.contains("too_many_guesses"), "{status} {text}");
         // All of them are one line of the audit, which holds nothing of them.
-        let lines = served.store.read(|tx| audit::list(tx, None, None, 10)).await.unwrap();
+        let (lines, _) = served.store.read(|tx| audit::list(tx, None, None, 10)).await.unwrap();
         let lines: Vec<_> = lines.into_iter().map(|line| (line.action, json!(line.detail))).collect();
         assert_eq!(lines, [(audit::SIGN_IN_FAILED.to_owned(), json!({ "door": "api" }))]);
         assert_eq!(served.say(Method::GET, "/v1/here", &[]).await.0, 401);

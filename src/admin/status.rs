@@ -175,7 +175,7 @@ impl Status {
             at: now.to_string(),
             version: env!("CARGO_PKG_VERSION"),
             held_by: store::holder(state),
-            links: tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?.map_or(0, i64::cast_unsigned),
+            links: tx.count("SELECT count(*) FROM links", args![])?,
             waiting: pending,
             retrying,
             blocked,
@@ -205,7 +205,7 @@ impl Status {
 }
 
 fn counts(tx: &Tx<'_>, sql: &str) -> Result<BTreeMap<String, u64>, store::Error> {
-    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?.into_iter().collect())
+    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?.into_iter().collect())
 }
 
 /// Types that are not known are one, because anybody may send any.
@@ -215,7 +215,7 @@ fn webhooks_by_type(tx: &Tx<'_>) -> Result<BTreeMap<String, BTreeMap<String, u64
         let name = row.opt_text(0)?.unwrap_or_default();
         let is_known = Resource::by_webhook_type(&name).is_some() || matches!(name.as_str(), "LINK" | "LINKS");
         let name = if is_known { name } else { "other".to_owned() };
-        *by_type.entry(name).or_default().entry(row.text(1)?).or_default() += row.int(2)?.cast_unsigned();
+        *by_type.entry(name).or_default().entry(row.text(1)?).or_default() += row.count(2)?;
         Ok::<_, store::Error>(())
     })?;
     Ok(by_type)

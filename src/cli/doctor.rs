@@ -180,8 +180,7 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
     let has_key = config.state.encryption_key.is_some();
     let lake = Lake::look(&config.lake.path);
     let look = |tx: &store::Tx<'_>| {
-        let keys = tx.one("SELECT count(*) FROM link_keys", args![], |row| row.int(0))?.unwrap_or_default();
-        if keys > 0 && !has_key {
+        if tx.count("SELECT count(*) FROM link_keys", args![])? > 0 && !has_key {
             return Err(store::Error::KeyMissing);
         }
         let newest = "SELECT max(received_at) FROM webhooks";

@@ -7,12 +7,11 @@ use serde_json::json;
 use super::ordered::{self, Needed};
 use super::table::Table;
 use super::{Exit, Global};
-use crate::admin::v1::jobs::views;
 use crate::clock::Clock;
 use crate::config::{ConfigErrors, Needs};
 use crate::daemon::Parts;
 use crate::operations::Order;
-use crate::schedule;
+use crate::schedule::{self, view};
 use crate::store::Readers;
 
 /// What `jobs` takes.
@@ -50,15 +49,15 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn list(global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let jobs = schedule::load(config.jobs_dir.as_deref()).map_err(ConfigErrors)?;
-    let views = Readers::of(&config.state.path).read(|tx| views(tx, &jobs, Clock::system().now()))?;
+    let jobs = Readers::of(&config.state.path).read(|tx| view::list(tx, &jobs, Clock::system().now()))?;
     let out = &mut io::stdout().lock();
     if global.json {
-        views.iter().try_for_each(|job| writeln!(out, "{}", json!(job)))?;
+        jobs.iter().try_for_each(|job| writeln!(out, "{}", json!(job)))?;
         return Ok(Exit::Done);
     }
     let columns = ["job", "action", "schedule", "timezone", "next", "last run", "outcome"];
     let mut table = Table::new(columns.map(|name| (name.to_owned(), false)));
-    for job in views {
+    for job in jobs {
         let last = job.last_run.as_ref();
         table.push([
             Some(job.name),

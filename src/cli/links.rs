@@ -8,12 +8,13 @@ use serde_json::json;
 use super::table::{self, Table};
 use super::{Exit, Global, ordered};
 use crate::admin::v1::PAGE;
-use crate::admin::v1::links::{Filter, LinkView, awaited, list_links, show_link};
 use crate::belvo::LinkId;
 use crate::clock::Clock;
 use crate::config::Needs;
+use crate::links::view::{self, Filter, View};
 use crate::operations::Order;
 use crate::store::{self, Readers};
+use crate::widget;
 
 /// What `links` takes.
 #[derive(Debug, clap::Args)]
@@ -96,14 +97,10 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let filter = Filter { external_id: wish.external_id.clone(), status: wish.status.clone() };
     let (after, limit) = (wish.after.clone().unwrap_or_default(), wish.limit.unwrap_or(PAGE));
     let now = Clock::system().now();
-    let (mut links, awaited) = Readers::of(&config.state.path).read(|tx| {
-        Ok::<_, store::Error>((
-            list_links(tx, &filter, &after, limit.saturating_add(1), now)?,
-            awaited(tx, &filter, now)?,
-        ))
+    let ((links, next), awaited) = Readers::of(&config.state.path).read(|tx| {
+        let page = view::list(tx, &filter, &after, limit, now)?;
+        Ok::<_, store::Error>((page, widget::awaited(tx, filter.external_id.as_deref(), now)?))
     })?;
-    let has_more = links.len() > limit;
-    links.truncate(limit);
     let out = &mut io::stdout().lock();
     if global.json {
         links.iter().try_for_each(|link| writeln!(out, "{}", json!(link)))?;
@@ -118,7 +115,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
                 Some(link.status.clone().unwrap_or_else(|| "unknown".to_owned())),
                 Some(link.access_mode.clone().unwrap_or_default()),
                 Some(oldest.unwrap_or_else(|| "never".to_owned())),
-                Some(link.what_to_do.clone()),
+                Some(link.next.to_string()),
             ]);
         }
         table.write(out)?;
@@ -126,8 +123,8 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     if let Some(awaited) = awaited {
         writeln!(io::stderr(), "a widget session waits for its user until {}", awaited.expires_at)?;
     }
-    if let (true, Some(last)) = (has_more, links.last()) {
-        writeln!(io::stderr(), "there are more: --after {} shows them", last.link_id)?;
+    if let Some(next) = next {
+        writeln!(io::stderr(), "there are more: --after {next} shows them")?;
     }
     Ok(Exit::Done)
 }
@@ -135,7 +132,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
 fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let now = Clock::system().now();
-    let Some(link) = Readers::of(&config.state.path).read(|tx| show_link(tx, link_id, now))? else {
+    let Some(link) = Readers::of(&config.state.path).read(|tx| view::show(tx, link_id, now))? else {
         bail!("the link {link_id} is not tracked: `vinculo links sync` asks Belvo for its list");
     };
     let out = &mut io::stdout().lock();
@@ -147,7 +144,7 @@ fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn tell(link: &LinkView, out: &mut impl io::Write) -> io::Result<()> {
+fn tell(link: &View, out: &mut impl io::Write) -> io::Result<()> {
     let unknown = || "unknown".to_owned();
     writeln!(out, "link         {}", link.link_id)?;
     for (name, value) in [
@@ -172,7 +169,7 @@ fn tell(link: &LinkView, out: &mut impl io::Write) -> io::Result<()> {
         }
         writeln!(out)?;
     }
-    writeln!(out, "what to do   {}", link.what_to_do)
+    writeln!(out, "what to do   {}", link.next)
 }
 
 fn sync(global: &Global) -> anyhow::Result<Exit> {

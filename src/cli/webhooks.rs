@@ -88,10 +88,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let (webhook_type, outcome) = (wish.webhook_type.clone(), wish.outcome.clone());
     let filter = Filter { webhook_type, outcome, link: wish.link.clone() };
     let limit = wish.limit.unwrap_or(PAGE);
-    let mut entries =
-        Readers::configured(&config.state).read(|tx| log::list(tx, &filter, wish.after, limit.saturating_add(1)))?;
-    let has_more = entries.len() > limit;
-    entries.truncate(limit);
+    let (entries, next) = Readers::configured(&config.state).read(|tx| log::list(tx, &filter, wish.after, limit))?;
     let out = &mut io::stdout().lock();
     if global.json {
         entries.iter().try_for_each(|entry| writeln!(out, "{}", json!(entry)))?;
@@ -119,8 +116,8 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
         }
         table.write(out)?;
     }
-    if let (true, Some(last)) = (has_more, entries.last()) {
-        writeln!(io::stderr(), "there are more: --after {} shows them", last.seq)?;
+    if let Some(next) = next {
+        writeln!(io::stderr(), "there are more: --after {next} shows them")?;
     }
     Ok(Exit::Done)
 }

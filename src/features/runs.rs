@@ -133,7 +133,7 @@ pub fn record(tx: &Tx<'_>, wanted: Wanted, now: Timestamp) -> Result<Run, Error>
         "INSERT INTO feature_runs (as_of_date, pit_mode, known_at, lag_months, ran_at, changed_seq) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (as_of_date, pit_mode) DO UPDATE SET known_at = excluded.known_at, \
          lag_months = excluded.lag_months, ran_at = excluded.ran_at, changed_seq = excluded.changed_seq",
-        args![date.as_str(), mode.name(), known_at, i64::from(lag_months), now, change],
+        args![date.as_str(), mode.name(), known_at, lag_months, now, change],
     )?;
     Ok(Run { as_of, mode, known_at, lag_months, ran_at: now, change })
 }

@@ -52,7 +52,7 @@ const MOST_AGAIN: u32 = 20;
 const MOST_AGAIN_UNKNOWN: u32 = 6;
 
 /// So many links of the last hour that nobody knows are more than a mistake.
-const MANY_UNKNOWN: i64 = 50;
+const MANY_UNKNOWN: u64 = 50;
 
 /// For how long a link that nobody knows counts.
 const UNKNOWN_COUNTS: Duration = Duration::from_hours(1);
@@ -61,7 +61,7 @@ const UNKNOWN_COUNTS: Duration = Duration::from_hours(1);
 const TOLD_WITHIN: Duration = Duration::from_mins(1);
 
 /// Lookups that one transaction asks for, so that webhooks between two of them are not kept waiting.
-const LOOKUPS_AT_ONCE: i64 = 5_000;
+const LOOKUPS_AT_ONCE: usize = 5_000;
 
 /// What a reconciliation found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -200,16 +200,15 @@ impl Directory {
             let due = tx.all(
                 "SELECT link_id, lookup_attempts, coalesce(status, '') = $3 FROM links WHERE lookup_due_at <= $1 \
                  ORDER BY lookup_attempts, lookup_due_at LIMIT $2",
-                args![now, i64::try_from(MOST_IDS).unwrap_or(i64::MAX), NOT_FOUND],
+                args![now, MOST_IDS, NOT_FOUND],
                 |row| {
                     let attempts = u32::try_from(row.int(1)?).unwrap_or(u32::MAX);
                     Ok(Wanted { id: row.link_id(0)?, attempts, is_missing: row.int(2)? == 1 })
                 },
             )?;
             let count = "SELECT count(*) FROM links WHERE lookup_due_at <= $1 AND lookup_attempts = 0";
-            let new = if due.len() < MOST_IDS { None } else { tx.one(count, args![now], |row| row.int(0))? };
-            let new = new.and_then(|new| usize::try_from(new).ok()).unwrap_or_default();
-            Ok((due, new))
+            let new = if due.len() < MOST_IDS { 0 } else { tx.count(count, args![now])? };
+            Ok((due, usize::try_from(new).unwrap_or_default()))
         };
         self.store.read(read).await
     }
@@ -322,14 +321,13 @@ impl Directory {
         let now = self.clock.now();
         let (from, told_by) = (now - UNKNOWN_COUNTS, now - TOLD_WITHIN);
         let count = move |tx: &Tx<'_>| {
-            tx.one(
+            tx.count(
                 "SELECT count(*) FROM links WHERE first_seen_at > $1 AND created_at IS NULL AND institution IS NULL \
                  AND (status = $3 OR (looked_up_at IS NULL AND first_seen_at < $2))",
                 args![from, told_by, NOT_FOUND],
-                |row| row.int(0),
             )
         };
-        let unknown = self.store.read(count).await?.unwrap_or_default();
+        let unknown = self.store.read(count).await?;
         metrics::gauge!("vinculo_unknown_links").set(u32::try_from(unknown).unwrap_or(u32::MAX));
         let is_alarmed = unknown >= MANY_UNKNOWN;
         if is_alarmed && !memory.is_alarmed {
@@ -382,9 +380,9 @@ impl Directory {
                         &id,
                         asked_at,
                         again,
-                        i64::from(attempts),
-                        i64::from(MOST_AGAIN),
-                        i64::from(MOST_AGAIN_UNKNOWN),
+                        attempts,
+                        MOST_AGAIN,
+                        MOST_AGAIN_UNKNOWN,
                         DELETING,
                         DELETED
                     ],
@@ -543,7 +541,7 @@ impl Directory {
                 })
                 .await?;
             missing += found as u64;
-            if i64::try_from(found).unwrap_or(i64::MAX) < LOOKUPS_AT_ONCE {
+            if found < LOOKUPS_AT_ONCE {
                 return Ok(missing);
             }
         }

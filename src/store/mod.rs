@@ -35,7 +35,7 @@ mod writer;
 pub use copy::{copy, replace};
 pub use keys::{FrozenPlace, KeyOf, MasterKeys, VersionPlace, WebhookPlace};
 pub use scrub::{Scrubbed, Traces};
-pub use sql::{Cell, Row, Tx, Value};
+pub use sql::{Cell, Row, Tx, Value, page};
 pub use writer::FollowUp;
 
 pub(crate) use sql::args;

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell as StdCell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use aws_lc_rs::aead::RandomizedNonceKey;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -83,6 +84,14 @@ impl<'c> Tx<'c> {
         next.ok_or(Error::Unreadable("a counter"))
     }
 
+    /// The number in the first column of the first row, as of `SELECT count(*)`; 0 when there is no row.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn count(&self, sql: &str, args: &[Value<'_>]) -> Result<u64, Error> {
+        Ok(self.one(sql, args, |row| row.count(0))?.unwrap_or_default())
+    }
+
     /// The tables that have a column called `column`, by name.
     ///
     /// # Errors
@@ -160,6 +169,15 @@ impl<'c> Tx<'c> {
     }
 }
 
+/// The first `limit` of what was `found`, and the `key` of the last of these when there are more: whoever asks for a page
+/// asks for one more than it holds.
+pub fn page<T, K>(mut found: Vec<T>, limit: usize, key: impl FnOnce(&T) -> K) -> (Vec<T>, Option<K>) {
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| has_more).map(key);
+    (found, next)
+}
+
 /// Gives `$n` the n-th value. To SQLite `$2` is a name and not a number: it numbers names as they first appear.
 fn bind(statement: &mut Statement<'_>, args: &[Value<'_>]) -> rusqlite::Result<()> {
     for index in 1..=statement.parameter_count() {
@@ -207,6 +225,22 @@ impl Row<'_> {
     /// As [`Row::int`].
     pub fn opt_int(&self, column: usize) -> Result<Option<i64>, Error> {
         Ok(self.0.get(column)?)
+    }
+
+    /// A number of things: nothing is less than none of them.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn count(&self, column: usize) -> Result<u64, Error> {
+        Ok(u64::try_from(self.int(column)?).unwrap_or_default())
+    }
+
+    /// A number of things that may be NULL.
+    ///
+    /// # Errors
+    /// As [`Row::int`].
+    pub fn opt_count(&self, column: usize) -> Result<Option<u64>, Error> {
+        Ok(self.opt_int(column)?.map(|count| u64::try_from(count).unwrap_or_default()))
     }
 
     /// A text column.
@@ -309,6 +343,39 @@ impl From<i64> for Value<'_> {
     }
 }
 
+/// What a number in the source is when nothing else says its type.
+impl From<i32> for Value<'_> {
+    fn from(value: i32) -> Self {
+        Self::Int(i64::from(value))
+    }
+}
+
+impl From<u32> for Value<'_> {
+    fn from(value: u32) -> Self {
+        Self::Int(i64::from(value))
+    }
+}
+
+/// What is beyond SQL's numbers is the largest of them; likewise below.
+impl From<u64> for Value<'_> {
+    fn from(value: u64) -> Self {
+        Self::Int(i64::try_from(value).unwrap_or(i64::MAX))
+    }
+}
+
+impl From<usize> for Value<'_> {
+    fn from(value: usize) -> Self {
+        Self::Int(i64::try_from(value).unwrap_or(i64::MAX))
+    }
+}
+
+/// In microseconds, so that it can be added to an instant.
+impl From<Duration> for Value<'_> {
+    fn from(value: Duration) -> Self {
+        Self::Int(i64::try_from(value.as_micros()).unwrap_or(i64::MAX))
+    }
+}
+
 impl From<Timestamp> for Value<'_> {
     fn from(value: Timestamp) -> Self {
         Self::Int(value.as_micros())
@@ -356,3 +423,25 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::store::Value::from($value)),*] };
 }
 pub(crate) use args;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_where_the_next_begins_only_when_there_is_one() {
+        let page_of = |found: i64, limit| page((1..=found).collect(), limit, |number| *number);
+        assert_eq!(page_of(3, 2), (vec![1, 2], Some(2)));
+        assert_eq!(page_of(2, 2), (vec![1, 2], None));
+        assert_eq!(page_of(0, 2), (vec![], None));
+        assert_eq!(page_of(1, 0), (vec![], None));
+    }
+
+    #[test]
+    fn what_is_beyond_a_number_of_sql_is_the_largest() {
+        for value in [Value::from(u64::MAX), Value::from(usize::MAX), Value::from(Duration::MAX)] {
+            assert!(matches!(value, Value::Int(i64::MAX)), "{value:?}");
+        }
+        assert!(matches!(Value::from(Duration::from_millis(3)), Value::Int(3_000)));
+    }
+}

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::event::Event;
 use super::follow_up::Outcome;
 use crate::belvo::LinkId;
-use crate::store::{Error, Row, Tx, WebhookPlace, args};
+use crate::store::{self, Error, Row, Tx, WebhookPlace, args};
 
 /// The words for what becomes of a webhook: one for each [`Outcome`].
 pub const OUTCOMES: [&str; Outcome::ALL.len()] = {
@@ -65,11 +65,17 @@ pub struct Filter {
 pub(super) const COLUMNS: &str =
     "seq, received_at, webhook_type, webhook_code, link_id, outcome, reason, replayed_at, body";
 
-/// At most `limit` webhooks, the newest first, from before the number `after` on.
+/// At most `limit` webhooks, the newest first, from before the number `after` on. Gives them and, when there are more, the
+/// `after` of the next page.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn list(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit: usize) -> Result<Vec<Entry>, Error> {
+pub fn list(
+    tx: &Tx<'_>,
+    filter: &Filter,
+    after: Option<i64>,
+    limit: usize,
+) -> Result<(Vec<Entry>, Option<i64>), Error> {
     // Each wish is a condition of its own, so that its index is used.
     let mut sql = format!("SELECT {COLUMNS} FROM webhooks WHERE seq < $1");
     let is_quarantine = filter.outcome.as_deref() == Some(Outcome::Quarantined.name());
@@ -85,8 +91,8 @@ pub fn list(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit: usize) -> R
     }
     sql.push_str(" ORDER BY seq DESC LIMIT $5");
     let (kind, outcome, link) = (filter.webhook_type.as_deref(), filter.outcome.as_deref(), filter.link.as_ref());
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    tx.all(&sql, args![after.unwrap_or(i64::MAX), kind, outcome, link, limit], |row| read(tx, row))
+    let args = args![after.unwrap_or(i64::MAX), kind, outcome, link, limit.saturating_add(1)];
+    Ok(store::page(tx.all(&sql, args, |row| read(tx, row))?, limit, |entry| entry.seq))
 }
 
 /// The webhook number `seq` and its body, without anything personal; `None` when there is none.
@@ -157,7 +163,7 @@ fn redacted_field(name: String, value: Value) -> (String, Value) {
 pub fn quarantined(tx: &Tx<'_>, after: i64, limit: usize) -> Result<Vec<i64>, Error> {
     tx.all(
         "SELECT seq FROM webhooks WHERE outcome = 'quarantined' AND seq > $1 ORDER BY seq LIMIT $2",
-        args![after, i64::try_from(limit).unwrap_or(i64::MAX)],
+        args![after, limit],
         |row| row.int(0),
     )
 }
@@ -167,8 +173,7 @@ pub fn quarantined(tx: &Tx<'_>, after: i64, limit: usize) -> Result<Vec<i64>, Er
 /// # Errors
 /// [`Error::Database`].
 pub fn count_quarantined(tx: &Tx<'_>) -> Result<u64, Error> {
-    let count = tx.one("SELECT count(*) FROM webhooks WHERE outcome = 'quarantined'", args![], |row| row.int(0))?;
-    Ok(count.map_or(0, i64::cast_unsigned))
+    tx.count("SELECT count(*) FROM webhooks WHERE outcome = 'quarantined'", args![])
 }
 
 #[cfg(test)]

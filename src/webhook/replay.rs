@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(store.write(|tx| replay(tx, 1, at(500))).await.unwrap(), Replayed::Understood);
         let readers = Readers::of(&folder.path().join("state.db"));
         let read = |tx: &Tx<'_>| {
-            let all = list(tx, &Filter::default(), None, 10)?;
+            let (all, _) = list(tx, &Filter::default(), None, 10)?;
             let due =
                 tx.one("SELECT due_at, webhook_count FROM refreshes", args![], |row| Ok((row.at(0)?, row.int(1)?)))?;
             let link = tx.one("SELECT last_webhook_at FROM links", args![], |row| row.at(0))?;

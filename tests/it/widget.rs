@@ -438,7 +438,7 @@ async fn carry_out(flow: &Flow, order: Order) -> Run {
 async fn status(flow: &Flow, link: &LinkId) -> String {
     let link = link.clone();
     let read = move |tx: &Tx<'_>| {
-        Ok(vinculo::admin::v1::links::show_link(tx, &link, vinculo::clock::Timestamp::from_micros(0))?.unwrap())
+        Ok(vinculo::links::view::show(tx, &link, vinculo::clock::Timestamp::from_micros(0))?.unwrap())
     };
     flow.running.daemon.store.read(read).await.unwrap().status.unwrap()
 }

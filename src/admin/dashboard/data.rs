@@ -89,7 +89,7 @@ fn tables(manifest: &Manifest, lang: Lang) -> Markup {
 
 fn drift(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
     let sql = "SELECT name, CAST(value AS BIGINT) FROM meta WHERE name LIKE 'drift %' ORDER BY name";
-    let counted = tx.all(sql, args![], |row| Ok((row.text(0)?, row.int(1)?.cast_unsigned())))?;
+    let counted = tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?;
     Ok(counted.into_iter().map(|(name, count)| (name.trim_start_matches(Drift::COUNTERS).to_owned(), count)).collect())
 }
 

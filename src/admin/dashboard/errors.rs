@@ -93,7 +93,7 @@ fn groups(tx: &Tx<'_>) -> Result<Vec<Group>, Error> {
         ),
     ] {
         tx.each(sql, args![], |row| {
-            let count = row.int(1)?.cast_unsigned();
+            let count = row.count(1)?;
             let standing = if source == Source::Webhooks { count } else { 0 };
             groups.push(Group {
                 source,

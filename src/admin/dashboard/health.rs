@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::lang::Lang;
 use super::{Board, layout, plain};
-use crate::admin::v1::jobs::JobView;
 use crate::clock::Timestamp;
 use crate::publish::Manifest;
 use crate::queue;
 use crate::resources::{self, Resource};
+use crate::schedule::view::{self, View};
 use crate::schedule::{Action, Job};
 use crate::store::{Error, Tx, args};
 use crate::webhook::log;
@@ -57,7 +57,7 @@ pub(super) struct Vitals {
     pub(super) freshness: Vec<Freshness>,
     pub(super) quarantined: u64,
     pub(super) refused: u64,
-    pub(super) jobs: Vec<JobView>,
+    pub(super) jobs: Vec<View>,
 }
 
 /// How fresh a resource is against its target.
@@ -94,7 +94,7 @@ impl Vitals {
             freshness: freshness(tx, jobs.clone(), now)?,
             quarantined: log::count_quarantined(tx)?,
             refused: queue::refused(tx)?,
-            jobs: crate::admin::v1::jobs::views(tx, jobs, now)?,
+            jobs: view::list(tx, jobs, now)?,
         })
     }
 }
@@ -129,9 +129,7 @@ fn measure(tx: &Tx<'_>, resource: &'static Resource, job: &Job, now: Timestamp) 
          LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
          WHERE l.paused_reason IS NULL AND (CAST($3 AS TEXT) IS NULL OR l.access_mode = $3)",
         args![resource.name, since, job.scope.access_mode.as_deref()],
-        |row| {
-            Ok((row.int(0)?.cast_unsigned(), row.int(1)?.cast_unsigned(), row.int(2)?.cast_unsigned(), row.opt_at(3)?))
-        },
+        |row| Ok((row.count(0)?, row.count(1)?, row.count(2)?, row.opt_at(3)?)),
     )?;
     let (links, in_time, never, oldest) = counted.unwrap_or_default();
     Ok(Freshness { resource: resource.name, target: job.scope.older_than, links, in_time, never, oldest })
@@ -213,12 +211,12 @@ fn fresh(freshness: &[Freshness], lang: Lang) -> Check {
     Check { word, name: lang.t("Freshness", "Atualidade"), says, place: "/links".to_owned() }
 }
 
-fn ran(jobs: &[JobView], lang: Lang) -> Check {
-    let has_failed = |job: &&JobView| {
+fn ran(jobs: &[View], lang: Lang) -> Check {
+    let has_failed = |job: &&View| {
         let outcome = job.last_run.as_ref().and_then(|run| run.outcome.as_deref());
         outcome.is_some_and(|outcome| !matches!(outcome, "done" | "skipped" | "noted"))
     };
-    let failed: Vec<&JobView> = jobs.iter().filter(has_failed).collect();
+    let failed: Vec<&View> = jobs.iter().filter(has_failed).collect();
     let (word, says, place) = match failed.first().and_then(|job| Some((job, job.last_run.as_ref()?))) {
         None => (
             Word::Healthy,

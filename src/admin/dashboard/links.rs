@@ -14,9 +14,9 @@ use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge, signature};
 use super::session::{Ordered, Viewer};
 use super::{About, Board, Trouble, chart, escaped, plain, query};
-use crate::admin::v1::links::{Filter, LinkView, ResourceView, awaited, list_links, show_link};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::links::view::{self, Filter, ResourceView, View};
 use crate::links::{self, PAUSED};
 use crate::operations::{Links, Order};
 use crate::store::{Error, Tx};
@@ -49,21 +49,20 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Re
     let (start, wanted) = (after.clone().unwrap_or_default(), filter.clone());
     let read = move |tx: &Tx<'_>| {
         if let Some(id) = &id
-            && show_link(tx, id, now)?.is_some()
+            && view::show(tx, id, now)?.is_some()
         {
-            return Ok((Some(id.to_string()), Vec::new(), None));
+            return Ok((Some(id.to_string()), (Vec::new(), None), None));
         }
-        let found = list_links(tx, &wanted, &start, PAGE + 1, now)?;
+        let (found, next) = view::list(tx, &wanted, &start, PAGE, now)?;
         let only =
             if wanted.external_id.is_some() && start.is_empty() && found.len() == 1 { found.first() } else { None };
-        Ok::<_, Error>((only.map(|link| link.link_id.clone()), found, awaited(tx, &wanted, now)?))
+        let only = only.map(|link| link.link_id.clone());
+        Ok::<_, Error>((only, (found, next), widget::awaited(tx, wanted.external_id.as_deref(), now)?))
     };
-    let (only, mut found, awaited) = board.operations.store.read(read).await?;
+    let (only, (found, next), awaited) = board.operations.store.read(read).await?;
     if let Some(only) = only {
         return Ok(Redirect::to(&format!("/links/{only}")).into_response());
     }
-    let next = (found.len() > PAGE).then(|| found[PAGE - 1].link_id.clone());
-    found.truncate(PAGE);
     let base = [("q", &sought), ("status", &status)]
         .into_iter()
         .filter_map(|(name, value)| Some(format!("{name}={}", escaped(value.as_ref()?))))
@@ -113,7 +112,7 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Re
     Ok(Page { tab: Tab::Links, title: "Links", live: None, body }.show(&viewer).into_response())
 }
 
-fn row(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
+fn row(link: &View, lang: Lang, now: Timestamp) -> Markup {
     let (tone, word) = plain::status(link, lang);
     let oldest = link.resources.iter().map(|resource| resource.last_fetched_at.as_deref()).min().flatten();
     html! {
@@ -122,7 +121,7 @@ fn row(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
             td data-label=(lang.t("Status", "Situação")) { (badge(tone, word)) }
             td data-label=(lang.t("Access", "Acesso")) { (access(link.access_mode.as_deref(), lang)) }
             td data-label=(lang.t("Oldest data", "Dado mais antigo")) { (ago_text(lang, oldest, now)) }
-            td.long data-label=(lang.t("What to do", "O que fazer")) { span { (plain::what_to_do(link, lang)) } }
+            td.long data-label=(lang.t("What to do", "O que fazer")) { span { (plain::what_to_do(&link.next, lang)) } }
         }
     }
 }
@@ -166,11 +165,11 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
     let lake = board.settings.lake.clone();
     let coverage = tokio::task::spawn_blocking(move || coverage::read(&lake, &id)).await.ok().flatten();
     let (tone, word) = plain::status(&link, lang);
-    let is_busy = link.resources.iter().any(|resource| matches!(resource.state, "waiting" | "running"));
+    let is_busy = link.resources.iter().any(|resource| resource.state.is_on_its_way());
     let body = html! {
         div.card {
             p { (badge(tone, word)) " " span.quiet { (lang.t("access: ", "acesso: ")) (access(link.access_mode.as_deref(), lang)) } }
-            p { strong { (lang.t("What to do: ", "O que fazer: ")) } (plain::what_to_do(&link, lang)) }
+            p { strong { (lang.t("What to do: ", "O que fazer: ")) } (plain::what_to_do(&link.next, lang)) }
             (last_error(&link, lang, now))
         }
         @if viewer.may_operate() { (actions(&viewer, &link)) }
@@ -190,7 +189,7 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
     Ok(Page { tab: Tab::Links, title: &title, live, body }.show(&viewer))
 }
 
-fn last_error(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
+fn last_error(link: &View, lang: Lang, now: Timestamp) -> Markup {
     html! {
         @if let Some(error) = &link.last_error {
             p {
@@ -204,7 +203,7 @@ fn last_error(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
     }
 }
 
-fn actions(viewer: &Viewer, link: &LinkView) -> Markup {
+fn actions(viewer: &Viewer, link: &View) -> Markup {
     let (lang, base) = (viewer.lang, format!("/links/{}", link.link_id));
     let is_paused = link.paused_reason.as_deref() == Some(PAUSED);
     let order = |action: &str, class: &str, label: &str| {
@@ -284,7 +283,7 @@ fn months(coverage: Option<&Coverage>, lang: Lang) -> Markup {
     }
 }
 
-fn facts(link: &LinkView, lang: Lang, now: Timestamp) -> Markup {
+fn facts(link: &View, lang: Lang, now: Timestamp) -> Markup {
     html! {
         dl.facts {
             dt { (lang.t("Institution", "Instituição")) } dd { (link.institution.as_deref().unwrap_or("–")) }
@@ -405,10 +404,10 @@ async fn widget(board: &Board, ordered: &Ordered, request: SessionRequest, back:
 }
 
 /// The link called `id`. An address is not the place to make one known by a slip of the hand.
-async fn tracked(board: &Board, id: &str) -> Result<(LinkId, LinkView), Trouble> {
+async fn tracked(board: &Board, id: &str) -> Result<(LinkId, View), Trouble> {
     let not_tracked = || Trouble::missing("No such link is tracked.", "Nenhum link assim é acompanhado.");
     let (id, now): (LinkId, _) = (id.parse().map_err(|_| not_tracked())?, board.operations.clock.now());
     let link = id.clone();
-    let found = board.operations.store.read(move |tx| show_link(tx, &link, now)).await?;
+    let found = board.operations.store.read(move |tx| view::show(tx, &link, now)).await?;
     Ok((id, found.ok_or_else(not_tracked)?))
 }

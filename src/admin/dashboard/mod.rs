@@ -18,18 +18,18 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use serde_json::json;
+use serde_json::Value;
 
-use crate::audit;
+use crate::audit::{self, Asked};
 use crate::belvo::{Budget, LinkId};
 use crate::config::{self, Config};
 use crate::guesses::Guesses;
 use crate::operations::{Operations, Order, Refused};
 use crate::problems::Problems;
 use crate::runs::Reason;
-use crate::store::{self, Tx};
+use crate::store;
 
-use super::role::Tokens;
+use super::role::{Caller, Tokens};
 use developer::Simulator;
 use lang::Lang;
 use session::{Sessions, Viewer};
@@ -93,7 +93,7 @@ impl Board {
         let line = self.note_asked(viewer, about).await?;
         let started = self.operations.start(order, Reason::Api).await.map_err(Trouble::from);
         let status = started.as_ref().map_or_else(|trouble| trouble.status, |_| StatusCode::SEE_OTHER);
-        self.note_answered(line, status, started.as_ref().ok()).await;
+        self.note_answered(line, status, started.as_deref().ok()).await;
         Ok(Redirect::to(&layout::run_place(&started?)))
     }
 
@@ -113,35 +113,18 @@ impl Board {
 
     /// Writes down who asked for what, before anything is done.
     async fn note_asked(&self, viewer: &Viewer, about: About) -> Result<String, Trouble> {
-        let (caller, now) = (viewer.caller.clone(), self.operations.clock.now());
-        let note = move |tx: &Tx<'_>| {
-            let mut asked = json!({ "caller": *caller.name, "role": caller.role, "operation": about.operation });
-            if let Some(link) = &about.link {
-                asked["link_hash"] = audit::name_of(tx, link)?.into();
-            }
-            if let Some(seq) = about.seq {
-                asked["seq"] = seq.into();
-            }
-            if let Some(job) = about.job {
-                asked["job"] = job.into();
-            }
-            audit::note(tx, now, audit::ASKED, &asked)
-        };
-        Ok(self.operations.store.write(note).await?)
+        let Caller { name, role } = &viewer.caller;
+        let About { operation, link, seq, job } = about;
+        let about = [("seq", seq.map(Value::from)), ("job", job.map(Value::from))];
+        let about = about.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+        let asked = Asked { caller: Arc::clone(name), role: role.name(), operation: operation.to_owned(), link, about };
+        Ok(audit::note_asked(&self.operations.store, self.operations.clock.now(), asked).await?)
     }
 
     /// Writes down what was answered to the line `asked`.
-    async fn note_answered(&self, asked: String, status: StatusCode, run: Option<&String>) {
-        let now = self.operations.clock.now();
-        let mut said = json!({ "asked": asked, "status": status.as_u16() });
-        if let Some(run) = run {
-            said["run"] = run.as_str().into();
-        }
-        let note = move |tx: &Tx<'_>| audit::note(tx, now, audit::ANSWERED, &said);
-        if let Err(error) = self.operations.store.write(note).await {
-            // It is done all the same, and that it was asked for is on record.
-            tracing::error!(code = error.code(), "an answer is missing in the audit: {error}");
-        }
+    async fn note_answered(&self, asked: String, status: StatusCode, run: Option<&str>) {
+        let Operations { store, clock, .. } = &self.operations;
+        audit::note_answered(store, clock.now(), asked, status.as_u16(), run).await;
     }
 }
 

@@ -58,11 +58,9 @@ async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
             statuses: tx.all(
                 "SELECT status, count(*) FROM links WHERE paused_reason IS NULL OR paused_reason <> $1 GROUP BY 1 ORDER BY 2 DESC",
                 args![PAUSED],
-                |row| Ok((row.opt_text(0)?, row.int(1)?.cast_unsigned())),
+                |row| Ok((row.opt_text(0)?, row.count(1)?)),
             )?,
-            paused: tx
-                .one("SELECT count(*) FROM links WHERE paused_reason = $1", args![PAUSED], |row| row.int(0))?
-                .map_or(0, i64::cast_unsigned),
+            paused: tx.count("SELECT count(*) FROM links WHERE paused_reason = $1", args![PAUSED])?,
             users_awaited: widget::waiting_count(tx, now)?,
             webhooks: Webhooks::read(tx, now)?,
             calls: chronicle::calls_by_hour(tx, HOURS, now)?,
@@ -197,7 +195,7 @@ impl Webhooks {
             };
             let place = usize::try_from(row.int(0)? - first).unwrap_or(usize::MAX);
             if let Some(hour) = hours.get_mut(place) {
-                hour[outcome] += row.int(2)?.cast_unsigned();
+                hour[outcome] += row.count(2)?;
             }
             Ok::<_, Error>(())
         })?;

@@ -1,8 +1,8 @@
 //! Stable codes, states and reasons in plain words, in both languages, and what a person does about each.
 
 use super::lang::Lang;
-use crate::admin::v1::links::LinkView;
 use crate::belvo;
+use crate::links::view::{Next, State, View};
 use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
 
 /// What a code means: English for what [`belvo::meaning`] does not know, then Portuguese, each as what happened and what
@@ -351,7 +351,7 @@ pub(super) fn sentence(text: &str) -> String {
 }
 
 /// The state of a link as a word, and its tone.
-pub(super) fn status(link: &LinkView, lang: Lang) -> (&'static str, &'static str) {
+pub(super) fn status(link: &View, lang: Lang) -> (&'static str, &'static str) {
     if link.paused_reason.as_deref() == Some(PAUSED) {
         return ("idle", lang.t("paused", "pausado"));
     }
@@ -374,58 +374,43 @@ pub(super) fn status_word(status: Option<&str>, lang: Lang) -> (&'static str, &'
 }
 
 /// How a resource of a link stands, as a word and its tone.
-pub(super) fn resource_state(state: &str, lang: Lang) -> (&'static str, &'static str) {
+pub(super) fn resource_state(state: State, lang: Lang) -> (&'static str, &'static str) {
     match state {
-        "fetched" => ("good", lang.t("fetched", "em dia")),
-        "running" => ("busy", lang.t("being fetched", "sendo buscado")),
-        "waiting" => ("busy", lang.t("waiting its turn", "na fila")),
-        "retrying" => ("warn", lang.t("failed, will retry", "falhou, tentará de novo")),
-        "blocked" => ("bad", lang.t("waits for a person", "espera uma pessoa")),
-        _ => ("idle", lang.t("never fetched", "nunca buscado")),
+        State::Fetched => ("good", lang.t("fetched", "em dia")),
+        State::Running => ("busy", lang.t("being fetched", "sendo buscado")),
+        State::Waiting => ("busy", lang.t("waiting its turn", "na fila")),
+        State::Retrying => ("warn", lang.t("failed, will retry", "falhou, tentará de novo")),
+        State::Blocked => ("bad", lang.t("waits for a person", "espera uma pessoa")),
+        State::NeverFetched => ("idle", lang.t("never fetched", "nunca buscado")),
     }
 }
 
-/// What a person does about the link. English is what the API and the commands say.
-pub(super) fn what_to_do(link: &LinkView, lang: Lang) -> String {
+/// What a person does next, as a sentence. English is what the API and the commands say.
+pub(super) fn what_to_do(next: &Next, lang: Lang) -> String {
     if lang == Lang::En {
-        return sentence(&link.what_to_do);
+        return sentence(&next.to_string());
     }
-    let own = match link.status.as_deref() {
-        _ if link.paused_reason.as_deref() == Some(PAUSED) => {
-            Some("nada: um operador pausou este link; retome-o quando quiser")
+    let of = |code: &str| format!("({}). {}", what(code, lang), advice(code, lang));
+    sentence(match next {
+        Next::PausedByOperator => "nada: um operador pausou este link; retome-o quando quiser",
+        Next::InvalidCredentials => {
+            "as credenciais não servem mais: peça ao usuário que abra o widget em modo de atualização para este link"
         }
-        Some("invalid") => Some(
-            "as credenciais não servem mais: peça ao usuário que abra o widget em modo de atualização para este link",
-        ),
-        Some("token_required") => Some(
-            "a instituição quer um novo token: peça ao usuário que abra o widget em modo de atualização para este link",
-        ),
-        Some("unconfirmed") => Some("o usuário não terminou de conectar: peça que abra o widget mais uma vez"),
-        Some(DELETING) => Some("nada: a Belvo está apagando este link; suas linhas ficam"),
-        Some(DELETED | NOT_FOUND) => {
-            Some("a Belvo não tem mais este link; suas linhas ficam. Para dados novos, o usuário conecta de novo")
+        Next::TokenRequired => {
+            "a instituição quer um novo token: peça ao usuário que abra o widget em modo de atualização para este link"
         }
-        _ => None,
-    };
-    if let Some(own) = own {
-        return sentence(own);
-    }
-    if let Some(reason) = &link.paused_reason {
-        return format!("O link está pausado ({reason}). {}", advice(reason, lang));
-    }
-    for (state, words) in [("blocked", "está parado"), ("retrying", "falhou e será tentado de novo")] {
-        if let Some(resource) = link.resources.iter().find(|resource| resource.state == state) {
-            let code = resource.blocked_reason.as_deref().or(resource.last_error_code.as_deref()).unwrap_or_default();
-            return format!("{} {words} ({}). {}", resource.resource, what(code, lang), advice(code, lang));
+        Next::Unconfirmed => "o usuário não terminou de conectar: peça que abra o widget mais uma vez",
+        Next::BeingDeleted => "nada: a Belvo está apagando este link; suas linhas ficam",
+        Next::Gone => "a Belvo não tem mais este link; suas linhas ficam. Para dados novos, o usuário conecta de novo",
+        Next::Paused { reason } => return format!("O link está pausado ({reason}). {}", advice(reason, lang)),
+        Next::Blocked { resource, code } => return format!("{resource} está parado {}", of(code)),
+        Next::Retrying { resource, code, .. } => {
+            return format!("{resource} falhou e será tentado de novo {}", of(code));
         }
-    }
-    if link.resources.iter().any(|resource| matches!(resource.state, "waiting" | "running")) {
-        return "Nada: uma busca está a caminho.".to_owned();
-    }
-    if link.resources.iter().any(|resource| resource.state == "never_fetched") {
-        return "Atualize-o: algo dele nunca foi buscado.".to_owned();
-    }
-    "Nada.".to_owned()
+        Next::OnItsWay => "nada: uma busca está a caminho",
+        Next::NeverFetched => "atualize-o: algo dele nunca foi buscado",
+        Next::Nothing => "nada",
+    })
 }
 
 /// What a kind of run does.

@@ -13,9 +13,9 @@ use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge};
 use super::session::{Ordered, Viewer};
 use super::{About, Board, Trouble, escaped, plain};
-use crate::admin::v1::jobs::{JobView, views};
 use crate::clock::Timestamp;
 use crate::operations::Order;
+use crate::schedule::view::{self, View};
 
 /// Slots of each job that are told.
 const SLOTS: usize = 3;
@@ -26,7 +26,7 @@ pub(super) fn routes() -> Router<Board> {
 
 async fn list(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trouble> {
     let (lang, now, asker) = (viewer.lang, board.operations.clock.now(), board.operations.jobs.clone());
-    let jobs = board.operations.store.read(move |tx| views(tx, asker.jobs(), now)).await?;
+    let jobs = board.operations.store.read(move |tx| view::list(tx, asker.jobs(), now)).await?;
     let body = html! {
         @if jobs.is_empty() {
             (layout::nothing(lang.t("There is no job: put a file into the folder of jobs.", "Não há tarefas: coloque um arquivo na pasta de tarefas.")))
@@ -45,7 +45,7 @@ async fn list(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
     Ok(Page { tab: Tab::Schedule, title: lang.t("Schedule", "Agenda"), live, body }.show(&viewer))
 }
 
-fn row(viewer: &Viewer, job: &JobView, now: Timestamp) -> Markup {
+fn row(viewer: &Viewer, job: &View, now: Timestamp) -> Markup {
     let lang = viewer.lang;
     html! {
         tr {

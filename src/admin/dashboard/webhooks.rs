@@ -40,10 +40,9 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Ma
         link: link.as_deref().and_then(|link| link.parse().ok()),
     };
     let before = after.as_deref().and_then(|after| after.parse().ok());
-    let read = move |tx: &Tx<'_>| Ok((log::list(tx, &filter, before, PAGE + 1)?, log::count_quarantined(tx)?));
-    let (mut found, quarantined) = board.operations.store.read(read).await?;
-    let next = (found.len() > PAGE).then(|| found[PAGE - 1].seq.to_string());
-    found.truncate(PAGE);
+    let read = move |tx: &Tx<'_>| Ok((log::list(tx, &filter, before, PAGE)?, log::count_quarantined(tx)?));
+    let ((found, next), quarantined) = board.operations.store.read(read).await?;
+    let next = next.map(|seq| seq.to_string());
     let base = match (&outcome, &link) {
         (Some(outcome), _) => format!("/webhooks?outcome={}", escaped(outcome)),
         (None, Some(link)) => format!("/webhooks?link={}", escaped(link)),
@@ -110,6 +109,7 @@ fn name(entry: &Entry) -> String {
 
 fn word(outcome: &str, lang: Lang) -> (&'static str, &'static str) {
     match outcome {
+        "received" => ("busy", lang.t("received", "recebido")),
         "queued" => ("good", lang.t("led to a fetch", "levou a uma busca")),
         "noted" => ("idle", lang.t("noted", "anotado")),
         "quarantined" => ("warn", lang.t("in quarantine", "em quarentena")),
@@ -125,6 +125,7 @@ pub(super) fn reason(reason: &str, lang: Lang) -> String {
         "webhook_type is unknown" => "webhook_type é desconhecido",
         "webhook_code is missing or unknown" => "webhook_code falta ou é desconhecido",
         "link_id is missing or no UUID" => "link_id falta ou não é um UUID",
+        "could not be followed up" => "o que ele diz não pôde ser feito",
         other => other,
     };
     lang.t(reason, pt).to_owned()
@@ -182,4 +183,25 @@ fn number(seq: &str) -> Result<i64, Trouble> {
 
 fn missing() -> Trouble {
     Trouble::missing("There is no such webhook in the log.", "Não existe esse webhook no log.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::webhook::REASONS;
+
+    #[test]
+    fn every_outcome_and_every_reason_has_words_in_both_languages() {
+        for lang in [Lang::En, Lang::Pt] {
+            let words = log::OUTCOMES.map(|outcome| word(outcome, lang).1);
+            assert!(!words.contains(&word("never heard of", lang).1), "{words:?}");
+        }
+        for outcome in log::OUTCOMES {
+            assert_ne!(word(outcome, Lang::En).1, word(outcome, Lang::Pt).1);
+        }
+        for known in REASONS {
+            assert_eq!(reason(known, Lang::En), known);
+            assert_ne!(reason(known, Lang::Pt), known);
+        }
+    }
 }

@@ -41,11 +41,8 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Lines>, Problem> 
     let Wish { link, limit, after } = query(&uri)?;
     let limit = super::limit(limit)?;
     let link: Option<LinkId> = link.map(|link| link.parse()).transpose().map_err(Refused::from)?;
-    let before = after.map(|after| after.parse()).transpose().map_err(|_| Problem::invalid("after is a number"))?;
-    let read = move |tx: &crate::store::Tx<'_>| audit::list(tx, link.as_ref(), before, limit + 1);
-    let mut lines = api.operations.store.read(read).await?;
-    let has_more = lines.len() > limit;
-    lines.truncate(limit);
-    let next = lines.last().filter(|_| has_more).map(|last| last.seq.to_string());
-    Ok(Json(Lines { lines, next }))
+    let after = after.map(|after| after.parse()).transpose().map_err(|_| Problem::invalid("after is a number"))?;
+    let read = move |tx: &crate::store::Tx<'_>| audit::list(tx, link.as_ref(), after, limit);
+    let (lines, next) = api.operations.store.read(read).await?;
+    Ok(Json(Lines { lines, next: next.map(|seq| seq.to_string()) }))
 }

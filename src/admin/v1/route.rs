@@ -2,6 +2,8 @@
 //! the same list as the document, and what everything under `/v1` shares is put around each operation here: the role that
 //! it needs, and the audit of what is ordered.
 
+use std::sync::Arc;
+
 use axum::extract::{RawPathParams, Request, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
@@ -9,13 +11,13 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 
 use super::{Api, Problem};
 use crate::admin::role::{Caller, Role};
-use crate::audit;
-use crate::belvo::LinkId;
-use crate::store::{self, Tx};
+use crate::audit::{self, Asked};
+use crate::operations::Operations;
+use crate::store;
 
 /// The schema of a type, made when the document is.
 pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -156,44 +158,30 @@ impl Guard {
         parameters: &RawPathParams,
         work: impl Future<Output = Response>,
     ) -> Result<Response, store::Error> {
-        let operations = &self.api.operations;
-        let (store, clock) = (&operations.store, &operations.clock);
-        let mut asked = json!({
-            "caller": *caller.name, "role": caller.role, "operation": format!("{} {}", self.method, self.path),
-        });
-        let mut link: Option<LinkId> = None;
+        let Operations { store, clock, jobs, .. } = &self.api.operations;
+        let (mut link, mut about) = (None, Map::new());
         for (name, value) in parameters {
             // What is not an id or a number may be anything, also a name.
             match name {
                 "link_id" => link = value.parse().ok(),
-                "seq" => asked["seq"] = value.parse::<i64>().map_or(Value::Null, Value::from),
+                "seq" => {
+                    about.insert("seq".to_owned(), value.parse::<i64>().ok().into());
+                }
                 "name" => {
-                    let is_job = operations.jobs.jobs().any(|job| job.name == value);
-                    asked["job"] = if is_job { value.into() } else { Value::Null };
+                    let job = jobs.jobs().any(|job| job.name == value).then_some(value);
+                    about.insert("job".to_owned(), job.into());
                 }
                 _ => {}
             }
         }
-        let now = clock.now();
-        let begin = move |tx: &Tx<'_>| {
-            if let Some(link) = &link {
-                asked["link_hash"] = audit::name_of(tx, link)?.into();
-            }
-            audit::note(tx, now, audit::ASKED, &asked)
-        };
-        let line = store.write(begin).await?;
+        let Caller { name, role } = caller;
+        let operation = format!("{} {}", self.method, self.path);
+        let asked = Asked { caller: Arc::clone(name), role: role.name(), operation, link, about };
+        let line = audit::note_asked(store, clock.now(), asked).await?;
         let answer = work.await;
-        let mut said =
-            Map::from_iter([("asked".to_owned(), line.into()), ("status".to_owned(), answer.status().as_u16().into())]);
-        if let Some(run) = answer.headers().get(header::LOCATION).and_then(|place| place.to_str().ok()) {
-            said.insert("run".to_owned(), run.trim_start_matches("/v1/runs/").into());
-        }
-        let now = clock.now();
-        let end = move |tx: &Tx<'_>| audit::note(tx, now, audit::ANSWERED, &Value::Object(said)).map(drop);
-        if let Err(error) = store.write(end).await {
-            // It is done all the same, and that it was asked for is on record.
-            tracing::error!(code = error.code(), "an answer is missing in the audit: {error}");
-        }
+        let run = answer.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
+        let run = run.map(|place| place.trim_start_matches("/v1/runs/"));
+        audit::note_answered(store, clock.now(), line, answer.status().as_u16(), run).await;
         Ok(answer)
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct One {
 struct Wish {
     /// Only those of this kind.
     kind: Option<String>,
-    /// Only those of this job.
+    /// Only those with this `name`: of a job, a link, and so on.
     name: Option<String>,
     /// How many at most.
     #[schemars(range(min = 1, max = 1000))]

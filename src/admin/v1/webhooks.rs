@@ -67,12 +67,9 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Webhooks>, Proble
     let link = link.map(|link| link.parse()).transpose().map_err(Refused::from)?;
     let after = after.map(|after| after.parse()).transpose().map_err(|_| Problem::invalid("after is a number"))?;
     let filter = Filter { webhook_type, outcome, link };
-    let read = move |tx: &crate::store::Tx<'_>| log::list(tx, &filter, after, limit + 1);
-    let mut webhooks = api.operations.store.read(read).await?;
-    let has_more = webhooks.len() > limit;
-    webhooks.truncate(limit);
-    let next = webhooks.last().filter(|_| has_more).map(|last| last.seq.to_string());
-    Ok(Json(Webhooks { webhooks, next }))
+    let read = move |tx: &crate::store::Tx<'_>| log::list(tx, &filter, after, limit);
+    let (webhooks, next) = api.operations.store.read(read).await?;
+    Ok(Json(Webhooks { webhooks, next: next.map(|seq| seq.to_string()) }))
 }
 
 async fn show(State(api): State<Api>, Path(seq): Path<String>) -> Result<Json<Shown>, Problem> {
