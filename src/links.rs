@@ -351,7 +351,9 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) 
     {
         pause(tx, &link.id, reason, None, asked_at)?;
     }
-    if sync.is_some() && link.last_accessed_at > known.object.last_accessed_at {
+    // What is told of a link for the first time is no news of a visit.
+    let was_told = sync.is_some() || known.object.last_accessed_at.is_some();
+    if was_told && link.last_accessed_at > known.object.last_accessed_at {
         mark_unseen_visit(tx, &link, asked_at)?;
     }
     Ok(news)
@@ -400,7 +402,8 @@ fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
     )
 }
 
-/// Tracks a link that Belvo told of. A single link that only its list shows is asked for once: no webhook and no job will.
+/// Tracks a link that Belvo told of. One that only its list shows is asked for once, unless it is recurrent and in order: no
+/// webhook and no job will, and of one whose user has to do something Belvo may hold data all the same.
 fn add(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO links (link_id, first_seen_at, looked_up_at, status_at, sync_number, changed_seq) \
@@ -408,15 +411,14 @@ fn add(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -
         args![&link.id, asked_at, sync],
     )?;
     update(tx, link)?;
-    if let Some(reason) = link.status.as_deref().and_then(stops) {
-        return pause(tx, &link.id, reason, None, asked_at);
-    }
-    if sync.is_some() && link.access_mode.as_deref() == Some("single") {
+    let stopped_by = link.status.as_deref().and_then(stops);
+    if sync.is_some() && (stopped_by.is_some() || link.access_mode.as_deref() != Some("recurrent")) {
+        let trigger = if stopped_by.is_some() { Trigger::Operator } else { Trigger::Schedule };
         for resource in resources::ALL.into_iter().filter(|resource| reads(link, resource)) {
-            queue::mark(tx, &link.id, resource, Trigger::Schedule, asked_at)?;
+            queue::mark(tx, &link.id, resource, trigger, asked_at)?;
         }
     }
-    Ok(())
+    stopped_by.map_or(Ok(()), |reason| pause(tx, &link.id, reason, None, asked_at))
 }
 
 fn update(tx: &Tx<'_>, link: &LinkObject) -> Result<(), Error> {
@@ -545,6 +547,7 @@ fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Resu
         )?;
         if is_doubtful.is_some() {
             queue::mark(tx, link_id, resource, Trigger::Confirm, at)?;
+            hold(tx, link_id, Some(resource))?;
         }
     }
     Ok(())

@@ -468,6 +468,8 @@ pub struct State {
     pub failed_at: Option<Timestamp>,
     /// Why it waits for a person.
     pub blocked_reason: Option<String>,
+    /// When its last fetch began.
+    pub started_at: Option<Timestamp>,
     /// When its last complete list came.
     pub fetched_at: Option<Timestamp>,
     /// When Belvo collected the newest of its records.
@@ -487,7 +489,7 @@ impl State {
     pub fn of(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
         tx.one(
             "SELECT lease IS NOT NULL, due_at, attempts, last_error_code, last_error_at, blocked_reason, last_fetched_at, \
-             last_collected_at, webhook_count, sighted_seq, priority FROM refreshes WHERE link_id = $1 AND resource = $2",
+             last_collected_at, webhook_count, sighted_seq, priority, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
             args![link_id, resource.name],
             |row| {
                 Ok(Self {
@@ -502,6 +504,7 @@ impl State {
                     webhook_count: row.opt_int(8)?,
                     sighted_seq: row.opt_int(9)?,
                     priority: row.int(10)?,
+                    started_at: row.opt_at(11)?,
                 })
             },
         )

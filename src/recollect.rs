@@ -8,7 +8,8 @@
 //! `POST /api/links/{id}/refresh/`, because owners have no asynchronous call of their own, and one ask for both is one on the
 //! bill.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -52,7 +53,7 @@ pub struct Scope {
     pub resources: Vec<&'static Resource>,
 }
 
-/// The links in `scope` that a recollect would help.
+/// The links in `scope` that a recollect would help; one that surely never arrived helped nobody.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -65,7 +66,7 @@ pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId
              LEFT JOIN recollects r ON r.link_id = l.link_id \
              WHERE ($2 IS NULL OR l.access_mode = $2) AND l.status = 'valid' AND l.paused_reason IS NULL \
              AND coalesce(f.last_collected_at, f.last_fetched_at, l.first_seen_at) <= $3 \
-             AND coalesce(r.asked_at, 0) <= $3",
+             AND (coalesce(r.asked_at, 0) <= $3 OR (r.last_error_code IS NOT NULL AND r.due_at IS NULL))",
             args![resource.name, scope.access_mode.as_deref(), before],
             |row| row.link_id(0),
         )?;
@@ -158,13 +159,15 @@ pub struct Recollector {
     queue: Queue,
     clock: Clock,
     patience: Duration,
+    /// Links whose ask is on its way, which may take long: it waits while Belvo is down or asks for patience.
+    asking: Arc<Mutex<HashSet<LinkId>>>,
 }
 
 impl Recollector {
     /// One that asks `client`, and lists results after `patience` when no webhook tells of them: [`WITH_WEBHOOKS`] or
     /// [`WITHOUT_WEBHOOKS`].
     pub fn new(client: Client, store: Store, queue: Queue, clock: Clock, patience: Duration) -> Self {
-        Self { client, store, queue, clock, patience }
+        Self { client, store, queue, clock, patience, asking: Arc::default() }
     }
 
     /// Asks for `resources` of each of `links`.
@@ -195,7 +198,20 @@ impl Recollector {
         }
     }
 
+    /// Asks for one link, unless that is being done already: each ask is one call on the bill.
     async fn ask(&self, link_id: LinkId, resources: &[&'static Resource]) -> Result<Asked, Error> {
+        if !self.lock().insert(link_id.clone()) {
+            return Ok(Asked::Not(Fitness::Cooling));
+        }
+        let _asking = Asking { recollector: self, link_id: link_id.clone() };
+        self.ask_once(link_id, resources).await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<LinkId>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask_once(&self, link_id: LinkId, resources: &[&'static Resource]) -> Result<Asked, Error> {
         let (now, patience) = (self.clock.now(), self.patience);
         let (link, names) =
             (link_id.clone(), resources.iter().map(|resource| resource.name).collect::<Vec<_>>().join(","));
@@ -214,6 +230,8 @@ impl Recollector {
         };
         let Err(failure) = sent else {
             metrics::counter!("vinculo_recollects_total", "outcome" => "ok").increment(1);
+            let (link, now) = (link_id.clone(), self.clock.now());
+            self.store.write(move |tx| note_taken(tx, &link, patience, now)).await?;
             return Ok(Asked::Taken(link_id));
         };
         metrics::counter!("vinculo_recollects_total", "outcome" => failure.code).increment(1);
@@ -246,6 +264,18 @@ impl Deadlines for Recollector {
             self.queue.announce();
         }
         Ok(marked)
+    }
+}
+
+/// A link that is being asked for, until this goes.
+struct Asking<'r> {
+    recollector: &'r Recollector,
+    link_id: LinkId,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.recollector.lock().remove(&self.link_id);
     }
 }
 
@@ -294,6 +324,13 @@ fn note_ask(tx: &Tx<'_>, link: &LinkId, resources: &str, patience: Duration, now
     Ok(fitness)
 }
 
+/// Belvo took the ask, which may have waited long before it was sent: from now on the link rests, and results are due.
+fn note_taken(tx: &Tx<'_>, link: &LinkId, patience: Duration, now: Timestamp) -> Result<(), Error> {
+    let sql =
+        "UPDATE recollects SET free_at = $2, due_at = CASE WHEN due_at < $3 THEN $3 ELSE due_at END WHERE link_id = $1";
+    tx.execute(sql, args![link, now + COOL_DOWN, now + patience]).map(drop)
+}
+
 fn note_failure(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
     if failure.may_have_arrived() {
         // It counts as one, and its results are looked for.
@@ -328,6 +365,8 @@ fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize
             is_waiting |= !is_seen;
             if !is_seen && !is_under_way {
                 queue::mark(tx, &link, resource, Trigger::Operator, now)?;
+                // An operator may have stopped it since, or had it deleted.
+                links::hold(tx, &link, Some(resource))?;
                 marked += 1;
             }
         }
@@ -356,16 +395,18 @@ fn standing(
     let webhook = "SELECT last_webhook_at FROM links WHERE link_id = $1";
     let webhook_at = tx.one(webhook, args![link], |row| row.opt_at(0))?.flatten();
     let is_told = [state.fetched_at, webhook_at].iter().all(|at| at.is_some_and(|at| at >= asked_at));
-    let is_seen = state.sighted_seq.is_some_and(|seen| seen > change) || is_told;
+    // A list that was begun before the ask shows nothing of what it brought.
+    let is_later = state.started_at.is_some_and(|started_at| started_at >= asked_at);
+    let is_seen = is_later && (state.sighted_seq.is_some_and(|seen| seen > change) || is_told);
     Ok((is_seen, !state.is_idle(now)))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
+    use crate::belvo::Class;
     use crate::belvo::scripted::{self, Script};
     use crate::resources;
 
@@ -453,6 +494,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_ask_that_is_still_on_its_way_is_not_sent_twice() {
+        let script = Script::start(|_| accepted()).await;
+        let client = script.client_within(1);
+        let permit = client.budget().acquire(Class::Ordinary).await;
+        let place = Place::new(client.clone()).await;
+        let recollector = place.recollector.clone();
+        let first =
+            tokio::spawn(async move { recollector.recollect(vec![link()], &[&employments::RESOURCE]).await.unwrap() });
+        while client.budget().usage().waiting_ordinary == 0 {
+            tokio::task::yield_now().await;
+        }
+        place.pass(COOL_DOWN + Duration::from_secs(60));
+        assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1);
+        permit.unused();
+        assert_eq!(first.await.unwrap().asked.len(), 1);
+        place.pass(COOL_DOWN.saturating_sub(Duration::from_secs(1)));
+        assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1, "it rests since it was taken");
+        assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
     async fn what_may_have_arrived_is_on_the_bill_and_what_belvo_refused_is_not() {
         for (status, may_ask_again) in [(503, false), (504, false), (408, false), (400, true), (403, true)] {
             let script = Script::start(move |_| scripted::json(status, r#"[{"code":"x"}]"#)).await;
@@ -495,7 +557,9 @@ mod tests {
         let told = move |tx: &Tx<'_>| {
             links::note_webhook(tx, &link(), None, now)?;
             queue::mark(tx, &link(), &employments::RESOURCE, Trigger::Webhook, now)?;
-            tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![now])
+            let listed =
+                "UPDATE refreshes SET due_at = NULL, cleared = marks, last_started_at = $1, last_fetched_at = $1";
+            tx.execute(listed, args![now])
         };
         place.recollector.store.write(told).await.unwrap();
         // The list lacked a row, and another is to agree in an hour: that is nothing to wait for.

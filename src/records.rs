@@ -7,7 +7,6 @@
 //! *Not here*: what the content means to analysts (`flatten`).
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::belvo::LinkId;
@@ -30,7 +29,7 @@ pub use body::unpack;
 use body::pack;
 use content::content_of;
 use identity::{Known, identify, without_repeats};
-use versions::{Change, Sighting};
+use versions::{Change, Held, Sighting, is_older};
 
 /// A complete list of a link's resource, ready to be kept.
 pub struct Listing {
@@ -80,6 +79,8 @@ pub struct List {
     pub started_at: Timestamp,
     /// When it was complete.
     pub fetched_at: Timestamp,
+    /// When Belvo collected the newest of its records.
+    pub collected_at: Option<Timestamp>,
 }
 
 /// One record as it came.
@@ -207,12 +208,33 @@ pub fn keep(
     let keys = identify(link_id, resource, &records, &known);
     let collected_at = records.iter().filter_map(|record| record.collected_at).max();
     let kept = Kept { collected_at, ..Kept::default() };
+    // The clock may have been set back since the last list. What came later is later all the same.
+    let earliest = previous.map_or(listing.fetched_at, |previous| previous.fetched_at + Duration::from_micros(1));
+    let list = List { started_at: listing.started_at, fetched_at: listing.fetched_at.max(earliest), collected_at };
     let (records, keys, known) = (&*records, &*keys, &known);
-    let mut keeping = Keeping { of, listing, records, keys, known, previous, confirm_after, kept };
-    let late = keeping.see_each(compare)?;
+    let is_stale = is_stale(records, keys, known, collected_at);
+    let drift = &listing.drift;
+    let mut keeping = Keeping { of, list, drift, records, keys, known, previous, is_stale, confirm_after, kept };
+    keeping.see_each(compare)?;
     let ended = keeping.end_missing(webhook_count)?;
-    keeping.settle_lost_rows(&late, &ended, compare)?;
+    keeping.settle_lost_rows(&ended, compare)?;
     keeping.note_list(webhook_count)
+}
+
+/// Whether Belvo surely collected the list before what is held: one of its records, or, where it shows none that is held,
+/// all of them.
+fn is_stale(records: &[&Record], keys: &[String], known: &Known, collected_at: Option<Timestamp>) -> bool {
+    let is_held = |held: &&Held| !held.is_gone();
+    let shared: Vec<(&Record, &Held)> = records
+        .iter()
+        .zip(keys)
+        .filter_map(|(record, key)| Some((*record, known.by_key.get(key).filter(is_held)?)))
+        .collect();
+    if shared.is_empty() {
+        let newest = known.by_key.values().filter(is_held).filter_map(|held| held.collected_at).max();
+        return is_older(collected_at, newest);
+    }
+    shared.iter().any(|(record, held)| record.is_older_than(held))
 }
 
 /// A link's resource, and the transaction in which its list is kept.
@@ -225,46 +247,41 @@ struct Of<'s> {
 
 impl Of<'_> {
     /// The last list that was kept.
-    fn previous(self) -> Result<Option<Previous>, Error> {
+    fn previous(self) -> Result<Option<List>, Error> {
         let Self { tx, link_id, resource } = self;
         tx.one(
-            "SELECT started_at, collected_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 \
+            "SELECT started_at, collected_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 \
              ORDER BY fetched_at DESC LIMIT 1",
             args![link_id, resource.name],
-            |row| Ok(Previous { started_at: row.at(0)?, collected_at: row.opt_at(1)? }),
+            |row| Ok(List { started_at: row.at(0)?, collected_at: row.opt_at(1)?, fetched_at: row.at(2)? }),
         )
     }
-}
-
-/// The list before this one.
-#[derive(Clone, Copy)]
-struct Previous {
-    started_at: Timestamp,
-    collected_at: Option<Timestamp>,
 }
 
 /// A list that is being kept: what it shows, what was known before it, and what came of it so far.
 struct Keeping<'k> {
     of: Of<'k>,
-    listing: &'k Listing,
+    /// When it was made; complete after the list before it.
+    list: List,
+    drift: &'k Drift,
     /// Its records, each once.
     records: &'k [&'k Record],
     /// The key of each.
     keys: &'k [String],
     known: &'k Known,
-    previous: Option<Previous>,
+    previous: Option<List>,
+    /// Whether it is an older answer than what is held, so that it says nothing about what it lacks.
+    is_stale: bool,
     confirm_after: Duration,
     kept: Kept,
 }
 
 impl<'k> Keeping<'k> {
-    /// Keeps what the list says of each record that it shows. Gives the keys of those whose answer is older than what is
-    /// held, and says something else.
-    fn see_each(&mut self, compare: &mut Compare<'_>) -> Result<HashSet<&'k str>, Error> {
-        let Self { of, listing, records, keys, known, previous, confirm_after, ref mut kept } = *self;
-        let mut late = HashSet::new();
+    /// Keeps what the list says of each record that it shows.
+    fn see_each(&mut self, compare: &mut Compare<'_>) -> Result<(), Error> {
+        let Self { of, list, records, keys, known, previous, confirm_after, ref mut kept, .. } = *self;
         for (record, key) in records.iter().zip(keys) {
-            let sighting = Sighting { of, listing, record, key };
+            let sighting = Sighting { of, list, record, key };
             match known.by_key.get(key) {
                 None => {
                     sighting.add_record()?;
@@ -280,12 +297,11 @@ impl<'k> Keeping<'k> {
                         }
                     }
                     Some(_) if record.is_late(held, kept.collected_at) => {
-                        late.insert(key.as_str());
                         kept.late += usize::from(sighting.add_late_version(held)?);
                     }
                     Some(Change { old, new }) => {
                         if sighting.contents().loses_rows(held.version, old, &new, compare)? {
-                            kept.want_list_at(listing.fetched_at + confirm_after);
+                            kept.want_list_at(list.fetched_at + confirm_after);
                         }
                         let shown = if held.is_gone() { previous.map(|previous| previous.started_at) } else { None };
                         sighting.add_version(held, shown.unwrap_or(held.seen_started_at))?;
@@ -297,34 +313,35 @@ impl<'k> Keeping<'k> {
                 sighting.note_id()?;
             }
         }
-        Ok(late)
+        Ok(())
     }
 
     /// Keeps that there was this list, and gives what came of it.
     fn note_list(self, webhook_count: Option<i64>) -> Result<Kept, Error> {
-        let Self { of: Of { tx, link_id, resource }, listing, records, previous, mut kept, .. } = self;
+        let Self { of: Of { tx, link_id, resource }, list, drift, records, previous, is_stale, mut kept, .. } = self;
         if kept.versions > 0 {
-            listing.drift.note(tx, resource)?;
+            drift.note(tx, resource)?;
         }
         kept.changed |= kept.versions + kept.late + kept.gone > 0;
         kept.sighted |= kept.changed;
         kept.change = tx.change()?;
         // One in which Belvo names no time was collected when it was fetched.
-        let is_as_old = |previous: Previous| kept.collected_at.is_some() && previous.collected_at == kept.collected_at;
+        let is_as_old = |previous: List| kept.collected_at.is_some() && previous.collected_at == kept.collected_at;
         let is_news = kept.changed || !previous.is_some_and(is_as_old);
         tx.execute(
             "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed, \
-             news_seq) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             news_seq, is_stale) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             args![
                 link_id,
                 resource.name,
-                listing.fetched_at,
-                listing.started_at,
+                list.fetched_at,
+                list.started_at,
                 kept.collected_at,
                 i64::try_from(records.len()).unwrap_or(i64::MAX),
                 webhook_count,
                 kept.versions + kept.gone > 0,
-                is_news.then_some(kept.change)
+                is_news.then_some(kept.change),
+                is_stale
             ],
         )?;
         Ok(kept)
@@ -333,6 +350,8 @@ impl<'k> Keeping<'k> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::bench::{Bench, LINK, job};
     use super::*;
     use crate::resources::employments;

@@ -8,7 +8,6 @@
 //! changes nothing. It is a function of the record store alone, so that the lake can be built again from it.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -108,9 +107,7 @@ impl<'p> Replay<'p> {
         let mut timelines: Vec<Timeline> = self.flattener.columns().into_iter().map(Timeline::of).collect();
         let mut last_good = None;
         let mut outcome = Ok(());
-        let late: HashSet<Timestamp> =
-            versions.iter().filter(|version| version.is_late).map(|version| version.fetched_at).collect();
-        let mut coming = lists.iter().filter(|list| !late.contains(&list.fetched_at)).copied().peekable();
+        let mut coming = lists.iter().copied().peekable();
         let mut counted: Vec<List> = Vec::new();
         for version in versions.iter().filter(|version| !version.is_late) {
             while let Some(list) = coming.next_if(|list| list.fetched_at < version.fetched_at) {
@@ -310,21 +307,35 @@ impl<'p> Replay<'p> {
         let following = held.partition_point(|&at| timeline.spans[at].from <= collected);
         let (earlier, later) = held.split_at(following);
         let in_force = earlier.last().copied().filter(|&at| timeline.spans[at].to.is_none_or(|to| to > collected));
-        if in_force.is_some_and(|at| same(timeline, at)) || later.first().is_some_and(|&at| same(timeline, at)) {
+        // What a version between the two lacked was gone in between.
+        let is_told_by = |next: usize| {
+            let was_gone = in_force.is_none() && next_version.is_some_and(|known| known < timeline.spans[next].from);
+            same(timeline, next) && !was_gone
+        };
+        if in_force.is_some_and(|at| same(timeline, at)) || later.first().is_some_and(|&next| is_told_by(next)) {
             return;
         }
-        // What was in force is current, and outlives this answer: there is only the time before it.
+        // Whether what was in force outlives this answer: it is current, or a list showed it that Belvo collected later.
+        let outlives = |at: usize, next: Option<&usize>| {
+            next.is_none_or(|&next| {
+                let is_shown = |list: &&List| list.fetched_at >= timeline.spans[at].brought_at;
+                let mut shown = lists_before(lists, timeline.spans[next].brought_at).iter().filter(is_shown);
+                shown.any(|list| list.collected_at > Some(collected))
+            })
+        };
+        let outlived_by = in_force.filter(|&at| outlives(at, later.first()));
         let (before, end) = match (in_force, later.first()) {
+            // There is only the time before it.
+            (Some(at), _) if outlived_by.is_some() => (earlier.iter().rev().nth(1).copied(), timeline.spans[at].from),
             (Some(_), Some(&next)) => (in_force, timeline.spans[next].from),
-            (Some(open), None) => (held.iter().rev().nth(1).copied(), timeline.spans[open].from),
-            (None, next) => {
+            (_, next) => {
                 let next = next.map(|&next| timeline.spans[next].from);
                 let end = next.into_iter().chain(next_version).min();
                 (None, end.unwrap_or(collected + SHORTEST))
             }
         };
         let shown = match (in_force, later.first()) {
-            (Some(_), Some(&next)) => {
+            (Some(_), Some(&next)) if outlived_by.is_none() => {
                 lists_before(lists, timeline.spans[next].brought_at).last().map(|list| list.started_at)
             }
             _ => None,
@@ -587,7 +598,7 @@ mod tests {
             collected_at: None,
             known_from: at(0),
         };
-        let list = |&minutes: &i64| List { started_at: at(minutes), fetched_at: at(minutes) };
+        let list = |&minutes: &i64| List { started_at: at(minutes), fetched_at: at(minutes), collected_at: None };
         let lists: Vec<List> = lists.iter().map(list).collect();
         let appended = replay.append(versions, &latest, &lists, &mut rows);
         (rows, appended)

@@ -27,6 +27,9 @@ const GATHER_FOR: Duration = Duration::from_millis(200);
 /// Longest time without a look at what is due, in case a clock was set.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
+/// After the state did not take what was looked up.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
 /// How often a page of the whole list is asked for again before the reconciliation fails.
 const MOST_RETRIES: u32 = 5;
 
@@ -133,7 +136,11 @@ impl Directory {
                         settled.send_replace(());
                         continue;
                     }
-                    Err(error) => tracing::error!(code = error.code(), "links could not be looked up: {error}"),
+                    Err(error) => {
+                        tracing::error!(code = error.code(), "links could not be looked up: {error}");
+                        // Each try is a call, and what the state does not take now it takes no sooner for it.
+                        tokio::time::sleep(AFTER_FAILURE).await;
+                    }
                 }
                 let wait = self.until_due().await;
                 tokio::select! {
@@ -373,8 +380,10 @@ impl Directory {
         self.store
             .write(move |tx| {
                 tx.execute(
-                    "UPDATE links SET looked_up_at = $2, lookup_attempts = lookup_attempts + 1, \
-                     lookup_due_at = CASE WHEN $4 < CASE WHEN created_at IS NULL AND institution IS NULL THEN $6 ELSE $5 END \
+                    // Calls that failed before the first answer said nothing of the link.
+                    "UPDATE links SET looked_up_at = $2, \
+                     lookup_attempts = CASE WHEN looked_up_at IS NULL THEN 1 ELSE lookup_attempts + 1 END, \
+                     lookup_due_at = CASE WHEN CASE WHEN looked_up_at IS NULL THEN 0 ELSE $4 END < CASE WHEN created_at IS NULL AND institution IS NULL THEN $6 ELSE $5 END \
                      AND coalesce(status, '') NOT IN ($7, $8) THEN $3 END WHERE link_id = $1",
                     args![
                         &id,

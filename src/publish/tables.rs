@@ -479,16 +479,16 @@ impl Stager<'_> {
     }
 
     /// The lists that count against what they lack; not needed, and none, for a record that never changed. An empty one
-    /// says nothing about a record but what was concluded from it when it came.
+    /// says nothing about a record but what was concluded from it when it came, and an older answer nothing at all.
     pub(super) fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<List>, Error> {
         if record.versions.len() == 1 {
             return Ok(Vec::new());
         }
         Ok(self.tx.all(
-            "SELECT started_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND item_count > 0 \
-             ORDER BY fetched_at",
+            "SELECT started_at, fetched_at, collected_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 \
+             AND item_count > 0 AND is_stale = 0 ORDER BY fetched_at",
             args![&record.link_id, resource.name],
-            |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)? }),
+            |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)?, collected_at: row.opt_at(2)? }),
         )?)
     }
 

@@ -10,8 +10,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::body::pack;
-use super::versions::{Contents, GONE, Held, is_older};
-use super::{Compare, Keeping, Listing, NO_ID, Of};
+use super::versions::{Contents, GONE, Held};
+use super::{Compare, Keeping, List, NO_ID, Of};
 use crate::clock::Timestamp;
 use crate::store::{Error, args};
 
@@ -31,7 +31,7 @@ impl<'k> Keeping<'k> {
         }
         let ends = !is_empty || self.of.is_valid()?;
         let is_doubtful = self.has_nameless_record();
-        let now = self.listing.fetched_at;
+        let now = self.list.fetched_at;
         for (key, held) in self.missing() {
             if is_doubtful {
                 self.of.note_shown(key, now)?;
@@ -42,7 +42,7 @@ impl<'k> Keeping<'k> {
             if first.is_none() || now < absent_since + self.confirm_after {
                 self.kept.want_list_at(absent_since + self.confirm_after);
             } else if ends {
-                self.of.end_record(key, self.listing, self.kept.collected_at)?;
+                self.of.end_record(key, self.list, self.kept.collected_at)?;
                 ended.insert(key);
                 self.kept.gone += 1;
             } else {
@@ -53,13 +53,12 @@ impl<'k> Keeping<'k> {
         Ok(ended)
     }
 
-    /// The held records, with their keys, that the list would show if they were not gone.
+    /// The held records, with their keys, that the list would show if they were not gone. An older answer says nothing of what
+    /// came later.
     fn missing(&self) -> Vec<(&'k str, &'k Held)> {
         let shown: HashSet<&str> = self.keys.iter().map(String::as_str).collect();
         let held = self.known.by_key.iter().map(|(key, held)| (key.as_str(), held));
-        // What is held was collected after all of this list: it says nothing about what came later.
-        let is_newer = |held: &Held| is_older(self.kept.collected_at, held.collected_at);
-        held.filter(|(key, held)| !shown.contains(key) && !held.is_gone() && !is_newer(held)).collect()
+        held.filter(|(key, held)| !self.is_stale && !shown.contains(key) && !held.is_gone()).collect()
     }
 
     /// Whether a record without an id may be any of those that seem to be missing: it was none with an id before.
@@ -71,28 +70,23 @@ impl<'k> Keeping<'k> {
     }
 
     /// Finds out for which rows that versions lacked this list is the second one. For the others another list is wanted: for
-    /// those of records whose answer was `late`, and for those that went missing too short a while ago. What is gone, of old
-    /// or because it has just `ended`, lacks nothing.
-    pub(super) fn settle_lost_rows(
-        &mut self,
-        late: &HashSet<&str>,
-        ended: &HashSet<&str>,
-        compare: &mut Compare<'_>,
-    ) -> Result<(), Error> {
-        let Self { of, known, confirm_after, .. } = *self;
+    /// all of them when this one is an older answer, and for those that went missing too short a while ago. What is gone, of
+    /// old or because it has just `ended`, lacks nothing.
+    pub(super) fn settle_lost_rows(&mut self, ended: &HashSet<&str>, compare: &mut Compare<'_>) -> Result<(), Error> {
+        let Self { of, known, confirm_after, is_stale, .. } = *self;
         if known.by_key.values().all(|held| held.version <= 1) {
             return Ok(());
         }
-        let (is_empty, now) = (self.records.is_empty(), self.listing.fetched_at);
+        let (is_empty, now) = (self.records.is_empty(), self.list.fetched_at);
         let counted = of.last_list_that_counts()?.unwrap_or(Timestamp::from_micros(0));
         for (key, at) in of.lost_rows(counted - confirm_after, now - confirm_after, compare)? {
             let is_gone = known.by_key.get(&key).is_some_and(Held::is_gone) || ended.contains(key.as_str());
-            if is_gone || of.is_settled(&key, at + confirm_after)? {
+            if is_gone || of.is_settled(at + confirm_after)? {
                 continue;
             }
             // An older answer agrees with nothing, nor does an empty one: another list has to.
             let wait = if is_empty { confirm_after.max(LINK_RECOVERS) } else { confirm_after };
-            if is_empty || late.contains(key.as_str()) {
+            if is_empty || is_stale {
                 self.kept.want_list_at(now + wait);
             } else {
                 self.kept.changed = true;
@@ -119,9 +113,8 @@ impl Of<'_> {
         let Self { tx, link_id, resource } = self;
         let first = tx.one(
             "SELECT min(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at > $3 \
-             AND (item_count > 0 OR webhook_count = 0) \
-             AND (collected_at IS NULL OR CAST($4 AS BIGINT) IS NULL OR collected_at >= $4)",
-            args![link_id, resource.name, held.seen_fetched_at, held.collected_at],
+             AND (item_count > 0 OR webhook_count = 0) AND is_stale = 0",
+            args![link_id, resource.name, held.seen_fetched_at],
             |row| row.opt_at(0),
         )?;
         Ok(first.flatten())
@@ -129,7 +122,7 @@ impl Of<'_> {
 
     /// Keeps that a record is gone: a version without a body, as of the list that says so, which Belvo collected at
     /// `collected_at`.
-    fn end_record(self, key: &str, listing: &Listing, collected_at: Option<Timestamp>) -> Result<(), Error> {
+    fn end_record(self, key: &str, list: List, collected_at: Option<Timestamp>) -> Result<(), Error> {
         let Self { tx, link_id, resource } = self;
         // An empty list has no such time, and ours is not Belvo's.
         tx.execute(
@@ -141,13 +134,13 @@ impl Of<'_> {
              JOIN record_versions v ON v.link_id = r.link_id AND v.resource = r.resource AND v.record_key = r.record_key \
              WHERE r.link_id = $1 AND r.resource = $2 AND r.record_key = $3 \
              GROUP BY r.link_id, r.resource, r.record_key",
-            args![link_id, resource.name, key, listing.fetched_at, listing.started_at, pack("").as_slice(), collected_at],
+            args![link_id, resource.name, key, list.fetched_at, list.started_at, pack("").as_slice(), collected_at],
         )?;
         tx.execute(
             "UPDATE records SET content_hash = $4, version_at = $5, collected_at = coalesce($6, collected_at), version = \
              (SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3) \
              WHERE link_id = $1 AND resource = $2 AND record_key = $3",
-            args![link_id, resource.name, key, GONE, listing.fetched_at, collected_at],
+            args![link_id, resource.name, key, GONE, list.fetched_at, collected_at],
         )?;
         Ok(())
     }
@@ -155,13 +148,12 @@ impl Of<'_> {
     /// When the last list before this one was complete that says of every record what it lacks.
     fn last_list_that_counts(self) -> Result<Option<Timestamp>, Error> {
         let Self { tx, link_id, resource } = self;
-        tx.one(
-            "SELECT s.fetched_at FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 AND s.item_count > 0 AND NOT EXISTS \
-             (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.fetched_at = s.fetched_at \
-             AND v.is_late = 1) ORDER BY s.fetched_at DESC LIMIT 1",
+        let last = tx.one(
+            "SELECT max(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND item_count > 0 AND is_stale = 0",
             args![link_id, resource.name],
-            |row| row.at(0),
-        )
+            |row| row.opt_at(0),
+        )?;
+        Ok(last.flatten())
     }
 
     /// Versions that came after the first and up to the second of these instants and lacked rows of the one before, each
@@ -192,14 +184,13 @@ impl Of<'_> {
         Ok(lost)
     }
 
-    /// Whether a list from `since` on counts for what a record lacks, so that it is settled already.
-    fn is_settled(self, key: &str, since: Timestamp) -> Result<bool, Error> {
+    /// Whether a list from `since` on counts for what it lacks, so that it is settled already.
+    fn is_settled(self, since: Timestamp) -> Result<bool, Error> {
         let Self { tx, link_id, resource } = self;
         let settled = tx.one(
-            "SELECT 1 FROM link_snapshots s WHERE s.link_id = $1 AND s.resource = $2 AND s.fetched_at >= $4 AND s.item_count > 0 \
-             AND NOT EXISTS (SELECT 1 FROM record_versions v WHERE v.link_id = $1 AND v.resource = $2 AND v.record_key = $3 \
-             AND v.fetched_at = s.fetched_at AND v.is_late = 1) LIMIT 1",
-            args![link_id, resource.name, key, since],
+            "SELECT 1 FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at >= $3 AND item_count > 0 \
+             AND is_stale = 0 LIMIT 1",
+            args![link_id, resource.name, since],
             |_| Ok(()),
         )?;
         Ok(settled.is_some())

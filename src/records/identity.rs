@@ -67,7 +67,8 @@ pub(super) fn without_repeats(records: &[Record]) -> Vec<&Record> {
 /// The key of each record: by its id, then by what alike records share, and a new one for the rest.
 pub(super) fn identify(link_id: &LinkId, resource: &Resource, records: &[&Record], known: &Known) -> Vec<String> {
     let mut held: Vec<(&str, &Held)> = known.by_key.iter().map(|(key, held)| (key.as_str(), held)).collect();
-    held.sort_unstable_by_key(|(key, _)| *key);
+    // What is gone gives its key to nobody while something that is alike still needs one.
+    held.sort_unstable_by_key(|(key, held)| (held.is_gone(), *key));
     let mut free: HashSet<&str> = held.iter().map(|(key, _)| *key).collect();
     let (mut of_id, mut of_likeness) = (HashMap::<&str, Keys<'_>>::new(), HashMap::<&str, Keys<'_>>::new());
     let mut of_content = HashMap::<(&str, &[u8]), Keys<'_>>::new();
@@ -296,7 +297,7 @@ mod tests {
     fn identify_slowly(link_id: &LinkId, records: &[&Record], known: &Known) -> Vec<String> {
         let mut keys: Vec<Option<String>> = vec![None; records.len()];
         let mut free: Vec<(&String, &Held)> = known.by_key.iter().collect();
-        free.sort_by_key(|(key, _)| *key);
+        free.sort_by_key(|(key, held)| (held.is_gone(), *key));
         let by_id = |record: &Record, _: &String, held: &Held| held.record_id == record.id;
         let by_old_id = |record: &Record, key: &String, _: &Held| known.key_of_id.get(&record.id) == Some(key);
         let alike = |record: &Record, held: &Held| record.likeness.as_ref() == Some(&held.likeness);

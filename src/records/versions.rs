@@ -6,7 +6,7 @@
 
 use super::body::{pack, unpack};
 use super::content::{content, say_the_same};
-use super::{Compare, Listing, Loss, Of, Record};
+use super::{Compare, List, Loss, Of, Record};
 use crate::clock::Timestamp;
 use crate::store::{Error, VersionPlace, args};
 
@@ -59,7 +59,7 @@ pub(super) struct Change {
 /// One record of a list, on its way into the store.
 pub(super) struct Sighting<'s> {
     pub(super) of: Of<'s>,
-    pub(super) listing: &'s Listing,
+    pub(super) list: List,
     pub(super) record: &'s Record,
     pub(super) key: &'s str,
 }
@@ -67,7 +67,7 @@ pub(super) struct Sighting<'s> {
 impl Sighting<'_> {
     /// Keeps a record that was never seen before.
     pub(super) fn add_record(&self) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
         tx.execute(
             "INSERT INTO records (link_id, resource, record_key, record_id, likeness, created_at, collected_at, \
              seen_started_at, seen_fetched_at, content_hash, version, version_at) \
@@ -80,8 +80,8 @@ impl Sighting<'_> {
                 record.likeness.as_deref().unwrap_or_default(),
                 record.created_at,
                 record.collected_at,
-                listing.started_at,
-                listing.fetched_at,
+                list.started_at,
+                list.fetched_at,
                 record.hash.as_slice()
             ],
         )?;
@@ -90,7 +90,7 @@ impl Sighting<'_> {
 
     /// Keeps when the record was seen again, and under which id.
     pub(super) fn see_again(&self, held: &Held) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
         // An older answer with the same content does not take back what a newer one said; what was gone says nothing.
         let is_older = !held.is_gone() && record.is_older_than(held);
         let (record_id, created_at, collected_at) = if is_older {
@@ -108,8 +108,8 @@ impl Sighting<'_> {
                 record_id,
                 created_at,
                 collected_at,
-                listing.started_at,
-                listing.fetched_at
+                list.started_at,
+                list.fetched_at
             ],
         )?;
         Ok(())
@@ -117,7 +117,7 @@ impl Sighting<'_> {
 
     /// Keeps a new content; `shown_at` is the start of the last list that showed what was held.
     pub(super) fn add_version(&self, held: &Held, shown_at: Timestamp) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
         let version = self.latest_version()? + 1;
         tx.execute(
             "UPDATE records SET likeness = $4, content_hash = $5, version = $6, version_at = $7 \
@@ -129,7 +129,7 @@ impl Sighting<'_> {
                 record.likeness.as_deref().unwrap_or_default(),
                 record.hash.as_slice(),
                 version,
-                listing.fetched_at
+                list.fetched_at
             ],
         )?;
         self.see_again(held)?;
@@ -139,7 +139,7 @@ impl Sighting<'_> {
     /// Keeps an answer that is older than the one held; false when it was kept before. Then a version without a body says
     /// that this list, too, is no evidence of what is current.
     pub(super) fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
-        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
         let mut latest = None;
         tx.each(
             "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
@@ -153,7 +153,7 @@ impl Sighting<'_> {
                 Ok::<_, Error>(())
             },
         )?;
-        self.of.note_shown(key, listing.fetched_at)?;
+        self.of.note_shown(key, list.fetched_at)?;
         let is_known = latest.is_some_and(|body| content(&body) == record.content);
         let version = self.latest_version()?.max(held.version) + 1;
         let body = if is_known { pack("") } else { record.body.clone() };
@@ -162,7 +162,7 @@ impl Sighting<'_> {
     }
 
     fn first_known(&self) -> Timestamp {
-        self.record.collected_at.unwrap_or(self.listing.fetched_at)
+        self.record.collected_at.unwrap_or(self.list.fetched_at)
     }
 
     fn latest_version(&self) -> Result<i64, Error> {
@@ -176,7 +176,7 @@ impl Sighting<'_> {
     }
 
     fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp, body: &[u8]) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, listing, record, key } = *self;
+        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
         let body = self.of.place(key, version).seal(tx, body)?;
         tx.execute(
             "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
@@ -191,8 +191,8 @@ impl Sighting<'_> {
                 record.created_at,
                 record.collected_at,
                 known_from,
-                listing.started_at,
-                listing.fetched_at,
+                list.started_at,
+                list.fetched_at,
                 &*body
             ],
         )?;
