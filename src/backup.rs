@@ -1,10 +1,9 @@
-//! The state in one file, made while a daemon writes it, and back.
+//! The state in one file, made while a daemon writes it.
 //!
 //! *Takes* a state. *Gives* an SQLite file that ends with a checksum of everything before it. *Promises* that a cut or
-//! changed file is refused, that a backup holds neither the configuration nor the master key, and that a restored state
-//! has nobody who was erased since. Without the master key of its time a backup's bodies cannot be read.
+//! changed file is told from a whole one, and that a backup holds neither the configuration nor the master key: without the
+//! master key of its time its bodies cannot be read. *Not here*: the way back, which is [`crate::restore`].
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -14,15 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::audit;
 use crate::clock::Timestamp;
-use crate::config::{self, Config};
-use crate::erase;
+use crate::config;
 use crate::publish::{BuiltFrom, checksum};
-use crate::sensitive::{Pepper, hex};
-use crate::store::{self, Readers, Store, Traces, Tx, args};
-use crate::tombstones::{self, Kind, Tombstones};
-use crate::webhook;
+use crate::sensitive::hex;
+use crate::store::{self, Readers};
+use crate::tombstones::{self, Tombstones};
 
 /// The list of backups that were made, in the folder of the state.
 const LIST: &str = "backups.jsonl";
@@ -39,7 +35,7 @@ const MARK: &[u8] = b"\nvinculo-backup ";
 /// Nothing at the end of a backup is longer, in bytes.
 const LONGEST_END: u64 = 4096;
 
-/// Why a backup could not be made or put back.
+/// Why a backup could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is such a file already.
@@ -61,18 +57,9 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// The tombstones are of another state.
-    #[error(
-        "{0} holds the tombstones of another state, so that it cannot be known who was erased; nothing was changed. Restore \
-         into a folder of its own"
-    )]
-    ForeignTombstones(PathBuf),
     /// The state refused.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Somebody who was erased could not be looked for.
-    #[error(transparent)]
-    Erase(#[from] erase::Error),
 }
 
 impl Error {
@@ -82,9 +69,7 @@ impl Error {
             Self::Exists(_) => "backup_exists",
             Self::File { .. } => "backup_not_writable",
             Self::Damaged { .. } => "backup_damaged",
-            Self::ForeignTombstones(_) => "foreign_tombstones",
             Self::Store(error) => error.code(),
-            Self::Erase(error) => error.code(),
         }
     }
 
@@ -109,11 +94,14 @@ pub struct Made {
 
 /// The end of a backup.
 #[derive(Serialize, Deserialize)]
-struct End {
-    made_at: String,
+pub struct End {
+    /// When it was made, RFC 3339.
+    pub made_at: String,
+    /// The state that it holds.
     #[serde(flatten)]
-    state: BuiltFrom,
-    bytes: u64,
+    pub state: BuiltFrom,
+    /// Its size without this end.
+    pub bytes: u64,
     sha256: String,
 }
 
@@ -243,57 +231,11 @@ pub fn made(state: &Path) -> Vec<Made> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// What a restored state came to.
-#[derive(Debug, Serialize)]
-pub struct Restored {
-    /// When the backup was made, RFC 3339.
-    pub made_at: String,
-    /// The state that it holds.
-    #[serde(flatten)]
-    pub state: BuiltFrom,
-    /// Links that were in it and had been erased since, and are gone again.
-    pub erased_again: usize,
-}
-
-/// Puts the backup `from` in the place of the state of `config`, without whoever was erased since. Blocks.
+/// The end of the backup at `path`, when all before it is as it was written. Blocks.
 ///
 /// # Errors
-/// [`Error::Damaged`], [`Error::ForeignTombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
-/// Then the state is as it was.
-pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
-    let end = check(from)?;
-    let state = &config.state.path;
-    if let Some(pid) = store::holder(state) {
-        return Err(store::Error::Held { path: state.clone(), pid }.into());
-    }
-    let fresh = state.with_added_extension("restoring");
-    // One that was killed may have left a log, whose pages would become part of this one.
-    remove_all_of(&fresh);
-    let restored = restore_into(config, from, &fresh, &end, now).await;
-    let restored = restored.and_then(|erased_again| {
-        store::replace(state, &fresh)?;
-        Ok(erased_again)
-    });
-    remove_all_of(&fresh);
-    let erased_again = restored?;
-    if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
-        let file = tombstones::file_of(state);
-        tombstones.write(&file).map_err(Error::at(&file))?;
-    }
-    Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
-}
-
-/// Removes a state and what stands beside it.
-fn remove_all_of(state: &Path) {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = state.to_owned().into_os_string();
-        name.push(suffix);
-        let _ = fs::remove_file(name);
-    }
-}
-
-/// The end of the backup at `path`, when all before it is as it was written.
-fn check(path: &Path) -> Result<End, Error> {
+/// [`Error::Damaged`], [`Error::File`].
+pub fn check(path: &Path) -> Result<End, Error> {
     let damaged = |what| Error::Damaged { path: path.to_owned(), what };
     let mut file = File::open(path).map_err(Error::at(path))?;
     let length = file.metadata().map_err(Error::at(path))?.len();
@@ -327,128 +269,12 @@ fn check(path: &Path) -> Result<End, Error> {
     }
 }
 
-/// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
-async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
-    let folder = fresh.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).map_err(Error::at(folder))?;
-    let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
-        let mut content = File::open(from)?.take(end.bytes);
-        io::copy(&mut content, &mut to)?;
-        to.sync_all()
-    });
-    copied.map_err(Error::at(fresh))?;
-    let mut known = Vec::new();
-    for file in [tombstones::file_of(&config.state.path), tombstones::file_of_backup(from)] {
-        if let Some(tombstones) = Tombstones::read(&file).map_err(Error::at(&file))? {
-            known.push((file, tombstones));
-        }
-    }
-    let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
-    // Whom a webhook names is looked for in its row.
-    store.follow_up_by(webhook::follow_up).await?;
-    let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
-    let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
-        Ok(0) => Ok(0),
-        // Whose traces they are is not known here: the file is written anew.
-        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased).map_err(Error::from),
-        Err(error) => Err(error),
-    };
-    // Nothing may be open when the file is moved.
-    tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
-    erased
-}
-
-fn erase_again(
-    tx: &Tx<'_>,
-    known: Vec<(PathBuf, Tombstones)>,
-    pepper: Option<&Pepper>,
-    now: Timestamp,
-) -> Result<usize, Error> {
-    for (file, tombstones) in known {
-        if !tombstones.keep(tx)? {
-            return Err(Error::ForeignTombstones(file));
-        }
-    }
-    let (mut links, mut external_ids) = (BTreeSet::new(), BTreeSet::new());
-    if let Some(tombstones) = Tombstones::of(tx)? {
-        for table in tx.tables_with("link_id")? {
-            let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
-            let ids = tx.all(&sql, args![], |row| row.text(0))?;
-            links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
-        }
-        let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
-            Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
-        })?;
-        if tombstones.has(Kind::ExternalId) {
-            for (link, external_id, first_seen_at) in &connected {
-                let erased_at = external_id.as_ref().and_then(|id| tombstones.erased_at(Kind::ExternalId, id));
-                if erased_at.is_some_and(|erased_at| *first_seen_at <= erased_at) {
-                    links.insert(link.clone());
-                }
-            }
-        }
-        if tombstones.has(Kind::Person) {
-            let pepper = pepper.ok_or(erase::Error::NoPepper)?;
-            let owners = erase::persons(tx, pepper)?;
-            for (link, person) in owners {
-                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
-                if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
-                    links.insert(link);
-                }
-            }
-        }
-        for (link, external_id, _) in &connected {
-            let Some(external_id) = external_id.as_ref().filter(|_| links.contains(link)) else { continue };
-            let is_shared =
-                connected.iter().any(|(id, other, _)| other.as_ref() == Some(external_id) && !links.contains(id));
-            if !is_shared {
-                external_ids.insert(external_id.clone());
-            }
-        }
-    }
-    let (links, external_ids): (Vec<_>, Vec<_>) = (links.into_iter().collect(), external_ids.into_iter().collect());
-    if !links.is_empty() {
-        erase::remove(tx, &links, &external_ids)?;
-        links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
-        tx.change()?;
-    }
-    audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
-    Ok(links.len())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[tokio::test]
-    async fn what_a_killed_restore_left_becomes_part_of_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        let url = format!("sqlite://{}", path.display());
-        let needs = config::Needs { belvo: false, webhook: false };
-        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
-        let store = Store::open(&path).unwrap();
-        let insert = "INSERT INTO meta (name, value) VALUES ('kept', 'yes')";
-        store.write(|tx| tx.execute(insert, args![])).await.unwrap();
-        let backup = folder.path().join("a.backup");
-        make(&config.state, &backup, Timestamp::from_micros(0)).unwrap();
-        drop(store);
-        while store::holder(&path).is_some() {
-            tokio::task::yield_now().await;
-        }
-
-        let other = rusqlite::Connection::open(folder.path().join("other.db")).unwrap();
-        other.pragma_update(None, "journal_mode", "WAL").unwrap();
-        other.execute_batch("CREATE TABLE other (x TEXT); INSERT INTO other VALUES ('y')").unwrap();
-        fs::copy(folder.path().join("other.db-wal"), folder.path().join("state.db.restoring-wal")).unwrap();
-        restore(&config, &backup, Timestamp::from_micros(0)).await.unwrap();
-        let kept = "SELECT value FROM meta WHERE name = 'kept'";
-        let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
-        assert_eq!(kept.unwrap().as_deref(), Some("yes"));
-    }
+    use crate::store::Store;
 
     #[test]
     fn the_seven_newest_backups_of_the_job_stay_and_no_half_one() {

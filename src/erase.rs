@@ -11,10 +11,7 @@
 //! written (`done`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,12 +27,15 @@ use crate::belvo::{Decision, LinkId, SIMULATED_MISMATCH};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
 use crate::lane::in_background;
-use crate::publish::{self, Forgotten, Publisher, Scope};
-use crate::records::unpack;
-use crate::resources::owners;
+use crate::publish::{self, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
-use crate::store::{self, Row, Store, Traces, Tx, VersionPlace, WebhookPlace, args};
-use crate::tombstones::{self, Kind, Tombstone, Tombstones};
+use crate::store::{self, Store, Traces, Tx, args};
+use crate::subject::{self, Bodies, Subject, each_body, own_external_ids, unnamed_webhooks};
+use crate::tombstones::{self, Kind, Tombstones};
+
+mod receipt;
+
+pub use receipt::{BackupToGo, Receipt, receipts_of};
 
 /// Backups that hold the person must be gone so long after the erasure.
 const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
@@ -49,18 +49,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// An erasure that waits for Belvo is tried again so often.
 const TRY_AGAIN: Duration = Duration::from_mins(1);
 
-/// The folder of receipts, in that of the state.
-const RECEIPTS: &str = "erasures";
-
 /// Why nothing, or not everything, was erased.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is nobody of that name.
-    #[error("nothing is held of this {0}: look at the spelling; what was erased before stays erased")]
-    NotHeld(&'static str),
-    /// Persons have no key without a pepper.
-    #[error("pii.pepper is empty, so that persons have no key: name a link or an external_id")]
-    NoPepper,
+    /// Nobody was found who could be erased.
+    #[error(transparent)]
+    Subject(subject::Error),
     /// The links are to be deleted at Belvo too, and this command does not talk to Belvo.
     #[error("an erasure also waits for Belvo, which is asked by `vinculo serve`")]
     NeedsBelvo,
@@ -87,8 +81,7 @@ impl Error {
     /// The stable code of this failure, for logs, metrics and `status`.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotHeld(_) => "not_held",
-            Self::NoPepper => "no_pepper",
+            Self::Subject(error) => error.code(),
             Self::NeedsBelvo => "needs_belvo",
             Self::Belvo(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
@@ -111,120 +104,13 @@ impl Error {
     }
 }
 
-/// Whom an erasure or an export is about. It has no printed form.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Subject {
-    /// One link.
-    Link(LinkId),
-    /// Every link of an `external_id`.
-    ExternalId(String),
-    /// Every link of a `person_key`.
-    Person(String),
-}
-
-impl fmt::Debug for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Subject({})", self.kind().name())
-    }
-}
-
-impl Subject {
-    /// What kind of name it is.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Link(_) => Kind::Link,
-            Self::ExternalId(_) => Kind::ExternalId,
-            Self::Person(_) => Kind::Person,
+impl From<subject::Error> for Error {
+    fn from(error: subject::Error) -> Self {
+        match error {
+            subject::Error::Store(error) => Self::Store(error),
+            other => Self::Subject(other),
         }
     }
-
-    /// The links that it means, by id. Blocks for long when it is a person: only the bodies say who that is.
-    ///
-    /// # Errors
-    /// [`Error::NoPepper`], [`Error::Store`].
-    pub fn links(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Vec<String>, Error> {
-        Ok(match self {
-            Self::Link(id) => {
-                let mut found = Vec::new();
-                for table in tx.tables_with("link_id")? {
-                    let sql = format!("SELECT link_id FROM {table} WHERE link_id = $1 LIMIT 1");
-                    found.extend(tx.one(&sql, args![id], |row| row.text(0))?);
-                }
-                found.truncate(1);
-                found
-            }
-            Self::ExternalId(id) => {
-                tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![id], |row| {
-                    row.text(0)
-                })?
-            }
-            Self::Person(key) => {
-                let persons = persons(tx, pepper.ok_or(Error::NoPepper)?)?;
-                let found: BTreeSet<String> =
-                    persons.into_iter().filter(|(_, person)| person == key).map(|(link, _)| link).collect();
-                found.into_iter().collect()
-            }
-        })
-    }
-}
-
-/// Every link with the key of every person that it ever named as its owner.
-///
-/// # Errors
-/// [`store::Error`].
-pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, store::Error> {
-    let mut persons = Vec::new();
-    each_body(tx, Bodies::OfResource(owners::RESOURCE.name), |place, body| {
-        if let Some(person) = person_of(&body, pepper) {
-            persons.push((place.link_id.to_owned(), person));
-        }
-        Ok(())
-    })?;
-    Ok(persons)
-}
-
-/// The key of the person that an owner's body names.
-fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
-    let owner: Value = serde_json::from_str(body).ok()?;
-    let cpf = Cpf::parse(owner["document_id"]["document_number"].as_str()?)?;
-    Some(pepper.key_of(&[cpf.digits()]))
-}
-
-/// Which bodies.
-#[derive(Debug, Clone, Copy)]
-pub enum Bodies<'a> {
-    /// Those of one link.
-    OfLink(&'a str),
-    /// Those of a resource, by its name.
-    OfResource(&'a str),
-}
-
-/// Gives every version of every record, opened.
-///
-/// # Errors
-/// [`store::Error`]; a body that cannot be opened is left out, so that damage does not keep anybody.
-pub fn each_body(
-    tx: &Tx<'_>,
-    which: Bodies<'_>,
-    mut each: impl FnMut(VersionPlace<'_>, String) -> Result<(), store::Error>,
-) -> Result<(), store::Error> {
-    let (column, value) = match which {
-        Bodies::OfLink(link) => ("link_id", link),
-        Bodies::OfResource(resource) => ("resource", resource),
-    };
-    let sql = format!(
-        "SELECT link_id, resource, record_key, version, body FROM record_versions WHERE {column} = $1 \
-         ORDER BY link_id, resource, record_key, version"
-    );
-    tx.each(&sql, args![value], |row: &Row<'_>| {
-        let place =
-            VersionPlace { link_id: row.str(0)?, resource: row.str(1)?, record_key: row.str(2)?, version: row.int(3)? };
-        match place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)) {
-            Ok(body) => each(place, body),
-            Err(store::Error::Unreadable(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    })
 }
 
 /// What would go.
@@ -257,52 +143,6 @@ struct Wish {
     is_remote: bool,
 }
 
-/// What was done. It names nobody.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Receipt {
-    /// Random id of the erasure.
-    pub erasure: String,
-    /// When it was asked for, RFC 3339.
-    pub asked_at: String,
-    /// When it was done; empty before.
-    pub finished_at: String,
-    /// `link`, `external_id` or `person`.
-    pub asked_for: String,
-    /// Why, in the operator's words.
-    pub reason: String,
-    /// How many links it was about.
-    pub links: usize,
-    /// What Belvo said of each link, when it was to delete them: `deleted`, or `accepted` when it will.
-    pub remote: Option<Vec<String>>,
-    /// Salted hashes of what must not come back.
-    pub tombstones: Vec<Tombstone>,
-    /// Rows removed from each table of the state, the keys of the bodies (`link_keys`) among them.
-    pub rows: BTreeMap<String, u64>,
-    /// The first snapshot without the person; absent when nothing was ever published.
-    pub published: Option<u32>,
-    /// Snapshots that were dropped, file by file.
-    pub snapshots: Vec<Forgotten>,
-    /// Whether the state's file was written anew, because emptying its log was not enough.
-    pub state_rewritten: bool,
-    /// Traces left in the state, because rows of others hold the same bytes.
-    pub traces_left: usize,
-    /// Backups made before, and when each has to be gone.
-    pub backups: Vec<BackupToGo>,
-    /// Hash of the line in the audit.
-    pub audit_hash: String,
-}
-
-/// A backup that holds an erased person.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct BackupToGo {
-    /// The file, as it was named when it was made.
-    pub file: String,
-    /// When it was made, RFC 3339.
-    pub made_at: String,
-    /// When it must be gone.
-    pub gone_by: String,
-}
-
 /// Erases. Cheap to clone.
 #[derive(Clone)]
 pub struct Eraser {
@@ -332,7 +172,7 @@ impl Eraser {
     /// What erasing `subject` would remove. Nothing is written.
     ///
     /// # Errors
-    /// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+    /// [`Error::Subject`], [`Error::Store`].
     pub async fn plan(&self, subject: Subject) -> Result<Plan, Error> {
         let (readers, pepper) = (self.store.readers(), self.pepper.clone());
         let mut plan = in_background(move || readers.read(|tx| plan(tx, subject, pepper.as_ref()))).await?;
@@ -455,8 +295,8 @@ impl Eraser {
             .write(move |tx| {
                 tx.execute(
                     "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) \
-                     VALUES ($1, $2, $3, $4, 'asked', $5, $6)",
-                    args![&id, asked_at, &asked_for, &reason, &wish, &text],
+                     VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                    args![&id, asked_at, &asked_for, &reason, Step::Asked.name(), &wish, &text],
                 )
             })
             .await?;
@@ -469,14 +309,14 @@ impl Eraser {
     /// [`Error`]; the step can be done again.
     pub async fn step(&self, erasure: &str, traces: &Traces) -> Result<Step, Error> {
         let id = erasure.to_owned();
-        let found = self
-            .store
-            .read(move |tx| tx.one("SELECT step FROM erasures WHERE erasure = $1", args![&id], |row| row.text(0)));
-        match found.await?.as_deref() {
-            Some("asked") => self.remove(erasure).await,
-            Some("removed") => self.publish(erasure).await,
-            Some("published") => self.finish(erasure, traces).await,
-            _ => Ok(Step::Done),
+        let sql = "SELECT step FROM erasures WHERE erasure = $1";
+        let found = self.store.read(move |tx| tx.one(sql, args![&id], |row| Step::by_name(row.str(0)?))).await?;
+        match found {
+            Some(Step::Asked) => self.remove(erasure).await,
+            Some(Step::Removed) => self.publish(erasure).await,
+            Some(Step::Published) => self.finish(erasure, traces).await,
+            // A wish that was taken back leaves nothing to do.
+            Some(Step::Done) | None => Ok(Step::Done),
         }
     }
 
@@ -579,7 +419,7 @@ impl Eraser {
             receipt.finished_at = now.to_string();
             receipt = self.store.write(move |tx| conclude(tx, receipt, now)).await?;
         }
-        write_receipt(&self.state, &receipt)?;
+        receipt::write(&self.state, &receipt)?;
         let done = receipt.clone();
         self.store.write(move |tx| keep(tx, Step::Done, &done)).await?;
         metrics::counter!("vinculo_erasures_total").increment(1);
@@ -600,6 +440,8 @@ impl Eraser {
 /// How far an erasure has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// The wish is noted.
+    Asked,
     /// Nothing of the person is in the state's tables.
     Removed,
     /// Readers see a lake without the person.
@@ -616,21 +458,27 @@ impl Step {
 
     fn name(self) -> &'static str {
         match self {
+            Self::Asked => "asked",
             Self::Removed => "removed",
             Self::Published => "published",
             Self::Done => "done",
         }
+    }
+
+    fn by_name(name: &str) -> Result<Self, store::Error> {
+        let all = [Self::Asked, Self::Removed, Self::Published, Self::Done];
+        all.into_iter().find(|step| step.name() == name).ok_or(store::Error::Unreadable("an erasure's step"))
     }
 }
 
 /// What erasing `subject` would remove from the state. Blocks.
 ///
 /// # Errors
-/// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+/// [`Error::Subject`], [`Error::Store`].
 pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
     let links = subject.links(tx, pepper)?;
     if links.is_empty() {
-        return Err(Error::NotHeld(subject.kind().name()));
+        return Err(subject::Error::NotHeld(subject.kind().name()).into());
     }
     let external_ids = own_external_ids(tx, &links)?;
     let traces = traces(tx, &links, &external_ids)?;
@@ -657,73 +505,6 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
         subject,
         traces,
     })
-}
-
-/// The `external_id`s of `links` that no other link has.
-///
-/// # Errors
-/// [`store::Error`].
-pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
-    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
-    let mut external_ids = BTreeSet::new();
-    for link in links {
-        let sql = "SELECT external_id FROM links WHERE link_id = $1";
-        let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
-        let sharing =
-            tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
-        if sharing.iter().all(|other| ids.contains(other.as_str())) {
-            external_ids.insert(external_id);
-        }
-    }
-    Ok(external_ids)
-}
-
-/// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
-/// they are: they were not understood, and have the name in a place of their own.
-///
-/// # Errors
-/// [`store::Error`].
-pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
-    let names: BTreeSet<&str> = names.map(String::as_str).collect();
-    let mut found = Vec::new();
-    tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
-        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
-        // One that cannot be opened says nothing.
-        if place.open(tx, row.bytes(2)?).is_ok_and(|body| are_named_in(&body, &names)) {
-            found.push(row.int(0)?);
-        }
-        Ok::<_, store::Error>(())
-    })?;
-    Ok(found)
-}
-
-/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
-/// whatever cannot be part of a name.
-fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
-    if let Ok(json) = serde_json::from_slice(body) {
-        return is_named(&json, names);
-    }
-    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
-    let is_there = |name: &&str| {
-        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
-            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
-        })
-    };
-    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
-}
-
-/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
-/// `customer-1` is not in `customer-12`.
-fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
-    match json {
-        Value::String(text) => {
-            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
-        }
-        Value::Number(number) => names.contains(number.to_string().as_str()),
-        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
-        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
-        Value::Null | Value::Bool(_) => false,
-    }
 }
 
 /// Bytes from the middle of a body that tell it from all others.
@@ -852,105 +633,15 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
     .map(drop)
 }
 
-/// Where the receipt of an erasure is, as JSON and as a page.
-pub fn receipts_of(state: &Path, erasure: &str) -> [PathBuf; 2] {
-    ["json", "txt"].map(|kind| state.with_file_name(RECEIPTS).join(format!("{erasure}.{kind}")))
-}
-
-fn write_receipt(state: &Path, receipt: &Receipt) -> Result<(), Error> {
-    let [document, page] = receipts_of(state, &receipt.erasure);
-    let text = serde_json::to_string_pretty(receipt).unwrap_or_default() + "\n";
-    for (path, text) in [(document, text), (page, receipt.to_string())] {
-        let written = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state.with_file_name(RECEIPTS))
-            .and_then(|()| File::options().create(true).truncate(true).write(true).mode(0o600).open(&path))
-            .and_then(|mut file| {
-                file.write_all(text.as_bytes())?;
-                file.sync_all()
-            });
-        written.map_err(|source| Error::File { path, source })?;
-    }
-    Ok(())
-}
-
-/// The page.
-impl fmt::Display for Receipt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "RECEIPT OF AN ERASURE\n")?;
-        writeln!(f, "Erasure      {}", self.erasure)?;
-        writeln!(f, "Asked for    {} ({} link(s))", self.asked_for, self.links)?;
-        writeln!(f, "Reason       {}", self.reason)?;
-        writeln!(f, "Asked at     {}", self.asked_at)?;
-        writeln!(f, "Done at      {}", self.finished_at)?;
-        writeln!(f, "Audit line   {}\n", self.audit_hash)?;
-        writeln!(f, "1. Removed from the state database")?;
-        self.rows.iter().try_for_each(|(table, rows)| writeln!(f, "   {rows:>8} row(s) of {table}"))?;
-        writeln!(
-            f,
-            "   The keys that the stored answers and webhooks were encrypted with are among them (link_keys): what a\n   \
-             copy of the file may still hold of these can no longer be read with this state.\n   \
-             The database's log was emptied{}.\n",
-            if self.state_rewritten {
-                " and its file written anew"
-            } else {
-                ", and its file was searched: no trace is left"
-            }
-        )?;
-        if self.traces_left > 0 {
-            writeln!(f, "   {} searched value(s) also belong to others' rows, which stay.\n", self.traces_left)?;
-        }
-        writeln!(f, "2. Removed from the published data")?;
-        match self.published {
-            Some(snapshot) => writeln!(f, "   Snapshot {snapshot:06} was built without the person.")?,
-            None => writeln!(f, "   Nothing was published yet.")?,
-        }
-        for Forgotten { snapshot, files } in &self.snapshots {
-            writeln!(f, "   Snapshot {snapshot:06} was removed, {} file(s):", files.len())?;
-            files.iter().try_for_each(|file| writeln!(f, "     {file}"))?;
-        }
-        writeln!(f, "\n3. Kept, so that nothing comes back")?;
-        writeln!(f, "   Salted hashes, from which nobody can be told:")?;
-        for Tombstone { kind, hash, .. } in &self.tombstones {
-            writeln!(f, "     {} {hash}", kind.name())?;
-        }
-        writeln!(f, "\n4. Backups made before, which still hold the person")?;
-        if self.backups.is_empty() {
-            writeln!(f, "   None is known.")?;
-        }
-        for BackupToGo { file, made_at, gone_by } in &self.backups {
-            writeln!(f, "   {file}, made at {made_at}: to be destroyed by {gone_by}")?;
-        }
-        match &self.remote {
-            Some(said) => writeln!(f, "\n5. At Belvo: {}", said.join(", "))?,
-            None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
-        }
-        writeln!(f, "\nNot reached: copies that others made, and the data at the institution.")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {
-        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
-        let names = BTreeSet::from([LINK, "user-1", "4711"]);
-        for (json, expected) in [
-            (r#"{"external_id":"user-1"}"#, true),
-            (r#"{"data":[{"of":"us\u0065r-1"}]}"#, true),
-            (r#"{"external_id":"user-12"}"#, false),
-            (r#"{"user-1":"x"}"#, false),
-            (r#"{"external_id":4711}"#, true),
-            (r#"{"external_id":47110}"#, false),
-            (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
-            (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
-            (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
-            (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
-        ] {
-            assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
+    fn a_step_that_no_program_wrote_is_not_taken_for_the_last_one() {
+        for step in [Step::Asked, Step::Removed, Step::Published, Step::Done] {
+            assert_eq!(Step::by_name(step.name()).unwrap(), step);
         }
+        assert_eq!(Step::by_name("finished").unwrap_err().code(), "state_unreadable");
     }
 }

@@ -1,20 +1,164 @@
 //! Everything that is held on one person.
 //!
-//! *Takes* a link, an `external_id` or a person's key. *Gives* the rows of every table of the state that name the links,
-//! each body opened, and the webhooks in the quarantine that name them in a place of their own. *Promises* nobody else's
-//! rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
+//! *Takes* a link, an `external_id` or a person's key. *Gives* its links, and the rows of every table of the state that name
+//! them, each body opened, with the webhooks in the quarantine that name them in a place of their own. *Promises* nobody
+//! else's rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::erase::{Error, Subject, own_external_ids, unnamed_webhooks};
+use crate::belvo::LinkId;
 use crate::records::unpack;
-use crate::sensitive::Pepper;
-use crate::store::{self, Cell, FrozenPlace, Readers, Tx, VersionPlace, WebhookPlace, args};
+use crate::resources::owners;
+use crate::sensitive::{Cpf, Pepper};
+use crate::store::{self, Cell, FrozenPlace, Readers, Row, Tx, VersionPlace, WebhookPlace, args};
+use crate::tombstones::Kind;
+
+/// Why it cannot be said what is held of somebody.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is nobody of that name.
+    #[error("nothing is held of this {0}: look at the spelling; what was erased before stays erased")]
+    NotHeld(&'static str),
+    /// Persons have no key without a pepper.
+    #[error("pii.pepper is empty, so that persons have no key: name a link or an external_id")]
+    NoPepper,
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotHeld(_) => "not_held",
+            Self::NoPepper => "no_pepper",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// Whom an erasure or an export is about. It has no printed form.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// One link.
+    Link(LinkId),
+    /// Every link of an `external_id`.
+    ExternalId(String),
+    /// Every link of a `person_key`.
+    Person(String),
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subject({})", self.kind().name())
+    }
+}
+
+impl Subject {
+    /// What kind of name it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Link(_) => Kind::Link,
+            Self::ExternalId(_) => Kind::ExternalId,
+            Self::Person(_) => Kind::Person,
+        }
+    }
+
+    /// The links that it means, by id. Blocks for long when it is a person: only the bodies say who that is.
+    ///
+    /// # Errors
+    /// [`Error::NoPepper`], [`Error::Store`].
+    pub fn links(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Vec<String>, Error> {
+        Ok(match self {
+            Self::Link(id) => {
+                let mut found = Vec::new();
+                for table in tx.tables_with("link_id")? {
+                    let sql = format!("SELECT link_id FROM {table} WHERE link_id = $1 LIMIT 1");
+                    found.extend(tx.one(&sql, args![id], |row| row.text(0))?);
+                }
+                found.truncate(1);
+                found
+            }
+            Self::ExternalId(id) => {
+                tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![id], |row| {
+                    row.text(0)
+                })?
+            }
+            Self::Person(key) => {
+                let persons = persons(tx, pepper.ok_or(Error::NoPepper)?)?;
+                let found: BTreeSet<String> =
+                    persons.into_iter().filter(|(_, person)| person == key).map(|(link, _)| link).collect();
+                found.into_iter().collect()
+            }
+        })
+    }
+}
+
+/// Every link with the key of every person that it ever named as its owner.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, store::Error> {
+    let mut persons = Vec::new();
+    each_body(tx, Bodies::OfResource(owners::RESOURCE.name), |place, body| {
+        if let Some(person) = person_of(&body, pepper) {
+            persons.push((place.link_id.to_owned(), person));
+        }
+        Ok(())
+    })?;
+    Ok(persons)
+}
+
+/// The key of the person that an owner's body names.
+fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
+    let owner: Value = serde_json::from_str(body).ok()?;
+    let cpf = Cpf::parse(owner["document_id"]["document_number"].as_str()?)?;
+    Some(pepper.key_of(&[cpf.digits()]))
+}
+
+/// Which bodies.
+#[derive(Debug, Clone, Copy)]
+pub enum Bodies<'a> {
+    /// Those of one link.
+    OfLink(&'a str),
+    /// Those of a resource, by its name.
+    OfResource(&'a str),
+}
+
+/// Gives every version of every record, opened.
+///
+/// # Errors
+/// [`store::Error`]; a body that cannot be opened is left out, so that damage does not keep anybody.
+pub fn each_body(
+    tx: &Tx<'_>,
+    which: Bodies<'_>,
+    mut each: impl FnMut(VersionPlace<'_>, String) -> Result<(), store::Error>,
+) -> Result<(), store::Error> {
+    let (column, value) = match which {
+        Bodies::OfLink(link) => ("link_id", link),
+        Bodies::OfResource(resource) => ("resource", resource),
+    };
+    let sql = format!(
+        "SELECT link_id, resource, record_key, version, body FROM record_versions WHERE {column} = $1 \
+         ORDER BY link_id, resource, record_key, version"
+    );
+    tx.each(&sql, args![value], |row: &Row<'_>| {
+        let place =
+            VersionPlace { link_id: row.str(0)?, resource: row.str(1)?, record_key: row.str(2)?, version: row.int(3)? };
+        match place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)) {
+            Ok(body) => each(place, body),
+            Err(store::Error::Unreadable(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
+}
 
 /// What the state holds.
 pub struct Held {
@@ -120,4 +264,96 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
         row.insert(name.clone(), value);
     }
     Ok(row.into())
+}
+
+/// The `external_id`s of `links` that no other link has.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
+    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
+    let mut external_ids = BTreeSet::new();
+    for link in links {
+        let sql = "SELECT external_id FROM links WHERE link_id = $1";
+        let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
+        let sharing =
+            tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
+        if sharing.iter().all(|other| ids.contains(other.as_str())) {
+            external_ids.insert(external_id);
+        }
+    }
+    Ok(external_ids)
+}
+
+/// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
+/// they are: they were not understood, and have the name in a place of their own.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let mut found = Vec::new();
+    tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
+        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
+        // One that cannot be opened says nothing.
+        if place.open(tx, row.bytes(2)?).is_ok_and(|body| are_named_in(&body, &names)) {
+            found.push(row.int(0)?);
+        }
+        Ok::<_, store::Error>(())
+    })?;
+    Ok(found)
+}
+
+/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
+/// whatever cannot be part of a name.
+fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
+    if let Ok(json) = serde_json::from_slice(body) {
+        return is_named(&json, names);
+    }
+    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
+    let is_there = |name: &&str| {
+        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
+            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
+        })
+    };
+    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
+}
+
+/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
+/// `customer-1` is not in `customer-12`.
+fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
+    match json {
+        Value::String(text) => {
+            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
+        }
+        Value::Number(number) => names.contains(number.to_string().as_str()),
+        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
+        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
+        Value::Null | Value::Bool(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let names = BTreeSet::from([LINK, "user-1", "4711"]);
+        for (json, expected) in [
+            (r#"{"external_id":"user-1"}"#, true),
+            (r#"{"data":[{"of":"us\u0065r-1"}]}"#, true),
+            (r#"{"external_id":"user-12"}"#, false),
+            (r#"{"user-1":"x"}"#, false),
+            (r#"{"external_id":4711}"#, true),
+            (r#"{"external_id":47110}"#, false),
+            (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
+            (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
+            (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
+            (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
+        ] {
+            assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
+        }
+    }
 }

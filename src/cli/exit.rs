@@ -6,7 +6,7 @@ use super::work::Signal;
 use crate::belvo::{Failure, Trouble, meaning};
 use crate::config::ConfigErrors;
 use crate::operations::Refused;
-use crate::{admin, backup, delete, erase, links, publish, refresh, store, widget};
+use crate::{admin, backup, delete, erase, links, publish, refresh, restore, store, subject, widget};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(erase::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(subject::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(backup::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(restore::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(Refused::code));
     let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(widget::Error::code));

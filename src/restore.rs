@@ -1,0 +1,225 @@
+//! A backup in the place of the state, without whoever was erased since.
+//!
+//! *Takes* a backup, and the tombstones beside it and beside the state. *Gives* the state that it holds. *Promises* that the
+//! state is as it was until the whole of the other one is ready, and that nobody comes back who was erased. *Not here*: the
+//! lake, which is built anew from the restored state.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::backup::{self, End};
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::publish::BuiltFrom;
+use crate::sensitive::Pepper;
+use crate::store::{self, Readers, Store, Traces, Tx, args};
+use crate::subject::{self, own_external_ids};
+use crate::tombstones::{self, Kind, Tombstones};
+use crate::{audit, erase, webhook};
+
+/// Why a backup was not put back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The backup is none, or cannot be read.
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
+    /// The tombstones are of another state.
+    #[error(
+        "{0} holds the tombstones of another state, so that it cannot be known who was erased; nothing was changed. Restore \
+         into a folder of its own"
+    )]
+    ForeignTombstones(PathBuf),
+    /// Somebody who was erased could not be looked for.
+    #[error(transparent)]
+    Subject(#[from] subject::Error),
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Backup(error) => error.code(),
+            Self::ForeignTombstones(_) => "foreign_tombstones",
+            Self::Subject(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+
+    fn at(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| backup::Error::File { path: path.to_owned(), source }.into()
+    }
+}
+
+/// What a restored state came to.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// When the backup was made, RFC 3339.
+    pub made_at: String,
+    /// The state that it holds.
+    #[serde(flatten)]
+    pub state: BuiltFrom,
+    /// Links that were in it and had been erased since, and are gone again.
+    pub erased_again: usize,
+}
+
+/// Puts the backup `from` in the place of the state of `config`, without whoever was erased since. Blocks.
+///
+/// # Errors
+/// [`Error::Backup`], [`Error::ForeignTombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
+/// Then the state is as it was.
+pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
+    let end = backup::check(from)?;
+    let state = &config.state.path;
+    if let Some(pid) = store::holder(state) {
+        return Err(store::Error::Held { path: state.clone(), pid }.into());
+    }
+    let fresh = state.with_added_extension("restoring");
+    // One that was killed may have left a log, whose pages would become part of this one.
+    remove_all_of(&fresh);
+    let restored = restore_into(config, from, &fresh, &end, now).await;
+    let restored = restored.and_then(|erased_again| {
+        store::replace(state, &fresh)?;
+        Ok(erased_again)
+    });
+    remove_all_of(&fresh);
+    let erased_again = restored?;
+    if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
+        let file = tombstones::file_of(state);
+        tombstones.write(&file).map_err(Error::at(&file))?;
+    }
+    Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
+}
+
+/// Removes a state and what stands beside it.
+fn remove_all_of(state: &Path) {
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = state.to_owned().into_os_string();
+        name.push(suffix);
+        let _ = fs::remove_file(name);
+    }
+}
+
+/// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
+async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
+    let folder = fresh.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).map_err(Error::at(folder))?;
+    let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
+        let mut content = File::open(from)?.take(end.bytes);
+        io::copy(&mut content, &mut to)?;
+        to.sync_all()
+    });
+    copied.map_err(Error::at(fresh))?;
+    let mut known = Vec::new();
+    for file in [tombstones::file_of(&config.state.path), tombstones::file_of_backup(from)] {
+        if let Some(tombstones) = Tombstones::read(&file).map_err(Error::at(&file))? {
+            known.push((file, tombstones));
+        }
+    }
+    let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
+    // Whom a webhook names is looked for in its row.
+    store.follow_up_by(webhook::follow_up).await?;
+    let pepper = config.pii.pepper.clone().map(Pepper::new);
+    let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
+    let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
+        Ok(0) => Ok(0),
+        // Whose traces they are is not known here: the file is written anew.
+        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased).map_err(Error::from),
+        Err(error) => Err(error),
+    };
+    // Nothing may be open when the file is moved.
+    tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
+    erased
+}
+
+fn erase_again(
+    tx: &Tx<'_>,
+    known: Vec<(PathBuf, Tombstones)>,
+    pepper: Option<&Pepper>,
+    now: Timestamp,
+) -> Result<usize, Error> {
+    for (file, tombstones) in known {
+        if !tombstones.keep(tx)? {
+            return Err(Error::ForeignTombstones(file));
+        }
+    }
+    let mut links = BTreeSet::new();
+    if let Some(tombstones) = Tombstones::of(tx)? {
+        for table in tx.tables_with("link_id")? {
+            let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
+            let ids = tx.all(&sql, args![], |row| row.text(0))?;
+            links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
+        }
+        let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
+            Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
+        })?;
+        if tombstones.has(Kind::ExternalId) {
+            for (link, external_id, first_seen_at) in &connected {
+                let erased_at = external_id.as_ref().and_then(|id| tombstones.erased_at(Kind::ExternalId, id));
+                if erased_at.is_some_and(|erased_at| *first_seen_at <= erased_at) {
+                    links.insert(link.clone());
+                }
+            }
+        }
+        if tombstones.has(Kind::Person) {
+            let pepper = pepper.ok_or(subject::Error::NoPepper)?;
+            let owners = subject::persons(tx, pepper)?;
+            for (link, person) in owners {
+                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
+                if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
+                    links.insert(link);
+                }
+            }
+        }
+    }
+    let links: Vec<_> = links.into_iter().collect();
+    if !links.is_empty() {
+        let external_ids: Vec<_> = own_external_ids(tx, &links)?.into_iter().collect();
+        erase::remove(tx, &links, &external_ids)?;
+        links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
+        tx.change()?;
+    }
+    audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
+    Ok(links.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Needs;
+
+    #[tokio::test]
+    async fn what_a_killed_restore_left_becomes_part_of_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let url = format!("sqlite://{}", path.display());
+        let needs = Needs { belvo: false, webhook: false };
+        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let store = Store::open(&path).unwrap();
+        let insert = "INSERT INTO meta (name, value) VALUES ('kept', 'yes')";
+        store.write(|tx| tx.execute(insert, args![])).await.unwrap();
+        let backup = folder.path().join("a.backup");
+        backup::make(&config.state, &backup, Timestamp::from_micros(0)).unwrap();
+        drop(store);
+        while store::holder(&path).is_some() {
+            tokio::task::yield_now().await;
+        }
+
+        let other = rusqlite::Connection::open(folder.path().join("other.db")).unwrap();
+        other.pragma_update(None, "journal_mode", "WAL").unwrap();
+        other.execute_batch("CREATE TABLE other (x TEXT); INSERT INTO other VALUES ('y')").unwrap();
+        fs::copy(folder.path().join("other.db-wal"), folder.path().join("state.db.restoring-wal")).unwrap();
+        restore(&config, &backup, Timestamp::from_micros(0)).await.unwrap();
+        let kept = "SELECT value FROM meta WHERE name = 'kept'";
+        let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
+        assert_eq!(kept.unwrap().as_deref(), Some("yes"));
+    }
+}
