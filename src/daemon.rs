@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +21,7 @@ use crate::belvo::{Budget, Client, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
-use crate::erase::Eraser;
+use crate::erase::{Eraser, Unfinished};
 use crate::features::runs::{self, Mode, Wanted};
 use crate::fetch::trust::Trust;
 use crate::lane::in_background;
@@ -145,7 +145,7 @@ impl Daemon {
         let widgets = Widgets::new(client.clone(), store.clone(), queue.clone(), clock.clone(), config.widget.clone());
         let recollector = Recollector::new(client.clone(), store.clone(), queue.clone(), clock.clone(), read_within);
         let deleter = Deleter::new(client.clone(), store.clone(), queue.clone(), clock.clone(), deleted_within);
-        let eraser = Eraser::new(
+        let (eraser, left) = Eraser::new(
             store.clone(),
             Arc::clone(&publisher),
             (parts != Parts::WithoutBelvo).then(|| deleter.clone()),
@@ -153,8 +153,11 @@ impl Daemon {
             &config.state.path,
             clock.clone(),
         );
-        // Before anybody reads or writes; Belvo, which may take long, is asked by a task.
-        let erasures = eraser.resume().await?;
+        // Before anybody reads or writes; the rest, which may take long or fail, is done by a task.
+        let mut begun = eraser.resume().await?;
+        if parts != Parts::All {
+            begun = eraser.finish_now(begun).await;
+        }
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
@@ -204,7 +207,7 @@ impl Daemon {
         if matches!(parts, Parts::WithoutTasks | Parts::WithoutBelvo) {
             return Ok(daemon);
         }
-        daemon.spawn_tasks(config, erasures);
+        daemon.spawn_tasks(config, begun, left);
         if has_jobs {
             let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
             daemon.spawn_schedule(config, asked, times);
@@ -216,7 +219,7 @@ impl Daemon {
     }
 
     /// What goes on from the start to the end, whoever asks or not.
-    fn spawn_tasks(&self, config: &Config, erasures: Vec<String>) {
+    fn spawn_tasks(&self, config: &Config, erasures: Vec<Unfinished>, left: mpsc::UnboundedReceiver<Unfinished>) {
         let Operations { client, store, queue, links, clock, .. } = &self.operations;
         self.problems.raise(STARTING);
         let look_around = look_around(
@@ -242,7 +245,7 @@ impl Daemon {
         self.spawn("widgets", self.operations.widgets.clone().run(self.shutdown.clone()));
         self.spawn("recollects", self.operations.recollector.clone().run(self.shutdown.clone()));
         self.spawn("deletions", self.operations.deleter.clone().run(self.shutdown.clone()));
-        self.spawn("erasures", self.operations.eraser.clone().run(erasures, self.shutdown.clone()));
+        self.spawn("erasures", self.operations.eraser.clone().run(erasures, left, self.shutdown.clone()));
         self.spawn("lookups", links.clone().run(self.settled.clone(), self.shutdown.clone()));
         let publisher = publish::run(
             Arc::clone(&self.publisher),

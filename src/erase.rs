@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
@@ -26,7 +28,7 @@ use crate::belvo::links::Deletion;
 use crate::belvo::{Decision, LinkId, SIMULATED_MISMATCH};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::{self, Deleter};
-use crate::lane::in_background;
+use crate::lane::{in_background, result_of};
 use crate::publish::{self, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
@@ -46,8 +48,9 @@ const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks whether Belvo has.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// An erasure that waits for Belvo is tried again so often.
-const TRY_AGAIN: Duration = Duration::from_mins(1);
+/// Wait before an erasure that failed is gone on with; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// Why nothing, or not everything, was erased.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +64,11 @@ pub enum Error {
     /// Belvo did not take the wish to delete a link.
     #[error("nothing was erased, because Belvo does not delete the link: {0}")]
     Belvo(Box<delete::Error>),
+    /// It was begun, and something stands in the way of its end.
+    #[error("{0}; once that is mended, `vinculo serve` finishes the erasure by itself, and no other order is needed")]
+    Unfinished(Box<Error>),
     /// A file beside the state cannot be written.
-    #[error("{path} cannot be written: {source}; mend it, and start `vinculo serve`, which finishes the erasure")]
+    #[error("{path} cannot be written: {source}; make room, or give this user the right to write there")]
     File {
         /// The file.
         path: PathBuf,
@@ -84,6 +90,7 @@ impl Error {
             Self::Subject(error) => error.code(),
             Self::NeedsBelvo => "needs_belvo",
             Self::Belvo(error) => error.code(),
+            Self::Unfinished(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
             Self::Publish(error) => error.code(),
             Self::Store(error) => error.code(),
@@ -153,11 +160,25 @@ pub struct Eraser {
     pepper: Option<Pepper>,
     state: PathBuf,
     clock: Clock,
+    /// Takes over what an order could not finish.
+    left: mpsc::UnboundedSender<Unfinished>,
+}
+
+/// An erasure that was begun and is not done.
+#[derive(Clone)]
+pub struct Unfinished {
+    erasure: String,
+    /// Nothing when they were forgotten with an earlier process: the state's file is written anew then.
+    traces: Traces,
+    /// Whether Belvo, which may take long, is to be asked first.
+    waits_for_belvo: bool,
+    /// How long to wait before it is gone on with.
+    pause: Duration,
 }
 
 impl Eraser {
-    /// One for the state at `state`, open as `store`, and the lake behind `publisher`. Without a `deleter` nothing is
-    /// deleted at Belvo.
+    /// One for the state at `state`, open as `store`, and the lake behind `publisher`, and what its orders leave for
+    /// [`Eraser::run`]. Without a `deleter` nothing is deleted at Belvo.
     pub fn new(
         store: Store,
         publisher: Arc<Publisher>,
@@ -165,8 +186,9 @@ impl Eraser {
         pepper: Option<Pepper>,
         state: &Path,
         clock: Clock,
-    ) -> Self {
-        Self { store, publisher, deleter, pepper, state: state.to_owned(), clock }
+    ) -> (Self, mpsc::UnboundedReceiver<Unfinished>) {
+        let (left, unfinished) = mpsc::unbounded_channel();
+        (Self { store, publisher, deleter, pepper, state: state.to_owned(), clock, left }, unfinished)
     }
 
     /// What erasing `subject` would remove. Nothing is written.
@@ -182,16 +204,24 @@ impl Eraser {
     }
 
     /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo does not take is taken back: whoever
-    /// waits is told.
+    /// waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
     ///
     /// # Errors
-    /// [`Error`]. After a crash whoever opens the state next finishes it.
+    /// [`Error::Belvo`], [`Error::Unfinished`]. After a crash whoever opens the state next goes on with it.
     pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
-        let done = self.go_on(erasure, &plan.traces).await;
-        if let Err(Error::Belvo(_)) = &done {
-            self.take_back(erasure).await?;
+        match self.go_on(erasure, &plan.traces).await {
+            Ok(()) => Ok(()),
+            Err(error @ Error::Belvo(_)) => {
+                self.take_back(erasure).await?;
+                Err(error)
+            }
+            Err(error) => {
+                let (erasure, traces) = (erasure.to_owned(), plan.traces.clone());
+                // A command that ends now has nobody who takes it; the next start does.
+                let _ = self.left.send(Unfinished { erasure, traces, waits_for_belvo: false, pause: FIRST_RETRY });
+                Err(Error::Unfinished(Box::new(error)))
+            }
         }
-        done
     }
 
     /// Does all steps of an erasure that are left.
@@ -207,73 +237,106 @@ impl Eraser {
         self.store.write(move |tx| tx.execute(take_back, args![&id])).await.map(drop)
     }
 
-    /// Finishes the erasures that were begun, but for those that wait for Belvo, which may take long: gives their ids, for
-    /// [`Eraser::run`].
+    /// Removes the rows of erasures that were begun, unless Belvo is to be asked first: nobody reads or writes the state yet.
+    /// Gives all that are not done, for [`Eraser::run`]; one that cannot be gone on with now is among them.
     ///
     /// # Errors
-    /// [`Error`].
-    pub async fn resume(&self) -> Result<Vec<String>, Error> {
+    /// [`Error::Store`], when the state cannot be read.
+    pub async fn resume(&self) -> Result<Vec<Unfinished>, Error> {
         let begun = self.store.read(|tx| {
-            let sql = "SELECT erasure, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
-            tx.all(sql, args![], |row| Ok((row.text(0)?, row.opt_text(1)?)))
+            let sql = "SELECT erasure, step, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
+            tx.all(sql, args![], |row| Ok((row.text(0)?, row.text(1)?, row.opt_text(2)?)))
         });
-        let mut waiting = Vec::new();
-        for (erasure, plan) in begun.await? {
+        let mut unfinished = Vec::new();
+        for (erasure, step, plan) in begun.await? {
             // Once something of it was done, its plan is gone, and Belvo has been asked.
             let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
-            if wish.is_some_and(|wish| wish.is_remote) {
+            let waits_for_belvo = wish.is_some_and(|wish| wish.is_remote);
+            if waits_for_belvo {
                 if self.deleter.is_none() {
-                    let error = Error::NeedsBelvo;
-                    tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                    warn_unfinished(&erasure, &Error::NeedsBelvo);
                 }
-                waiting.push(erasure);
-                continue;
+            } else {
+                tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and goes on now");
+                if step == Step::Asked.name()
+                    && let Err(error) = self.remove(&erasure).await
+                {
+                    warn_unfinished(&erasure, &error);
+                }
             }
-            tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and is finished now");
-            // What to look for was forgotten with the process: the state's file is written anew instead.
-            self.go_on(&erasure, &Traces::default()).await?;
+            unfinished.push(Unfinished { erasure, traces: Traces::default(), waits_for_belvo, pause: Duration::ZERO });
         }
-        Ok(waiting)
+        Ok(unfinished)
     }
 
-    /// Finishes the erasures `waiting`, which wait for Belvo, and then waits for `shutdown`. While Belvo cannot be asked they
-    /// go on waiting; a wish that it refuses is taken back, as [`Eraser::erase`] does.
-    pub async fn run(self, mut waiting: Vec<String>, shutdown: CancellationToken) {
-        for erasure in &waiting {
+    /// Finishes those of `unfinished` that need not wait for Belvo, for a command, which may end before [`Eraser::run`] does.
+    /// Gives those that are not done then.
+    pub async fn finish_now(&self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
+        let mut left = Vec::new();
+        for one in unfinished {
+            if one.waits_for_belvo {
+                left.push(one);
+            } else if let Err(error) = self.go_on(&one.erasure, &one.traces).await {
+                warn_unfinished(&one.erasure, &error);
+                left.push(Unfinished { pause: FIRST_RETRY, ..one });
+            }
+        }
+        left
+    }
+
+    /// Finishes the erasures `begun` and those that orders have `left`, until `shutdown`. What fails is tried again after a
+    /// pause, and holds up no other; a wish that Belvo refuses is taken back, as [`Eraser::erase`] does.
+    pub async fn run(
+        self,
+        begun: Vec<Unfinished>,
+        mut left: mpsc::UnboundedReceiver<Unfinished>,
+        shutdown: CancellationToken,
+    ) {
+        for Unfinished { erasure, .. } in begun.iter().filter(|one| one.waits_for_belvo) {
             tracing::warn!(
                 code = "erasure_resumed",
                 erasure,
                 "an erasure was interrupted and goes on: Belvo is asked first"
             );
         }
+        let mut going = JoinSet::new();
+        for one in begun {
+            going.spawn(self.clone().persist(one));
+        }
         let finishing = async {
             loop {
-                let mut left = Vec::new();
-                for erasure in waiting {
-                    let Err(error) = self.go_on(&erasure, &Traces::default()).await else { continue };
-                    if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
-                        tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
-                    } else {
-                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
-                        left.push(erasure);
+                tokio::select! {
+                    Some(one) = left.recv() => {
+                        going.spawn(self.clone().persist(one));
                     }
+                    Some(ended) = going.join_next() => result_of(ended),
                 }
-                if left.is_empty() {
-                    return;
-                }
-                waiting = left;
-                tokio::time::sleep(TRY_AGAIN).await;
             }
         };
         shutdown.run_until_cancelled(finishing).await;
-        shutdown.cancelled().await;
+    }
+
+    /// Goes on with an erasure until it is done or given up.
+    async fn persist(self, unfinished: Unfinished) {
+        let Unfinished { erasure, traces, mut pause, .. } = unfinished;
+        loop {
+            tokio::time::sleep(pause).await;
+            let Err(error) = self.go_on(&erasure, &traces).await else { return };
+            if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
+                tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
+                return;
+            }
+            warn_unfinished(&erasure, &error);
+            pause = (pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
+        }
     }
 
     /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Store`]; then nothing is noted.
     pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
+        self.ensure_lake_is_own().await?;
         let erasure = format!("{:032x}", rand::random::<u128>());
         let asked_at = self.clock.now();
         let named = match &plan.subject {
@@ -390,6 +453,8 @@ impl Eraser {
         }
         let id = erasure.to_owned();
         let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
+        // The volume may have been changed since it was asked for, or the state put back.
+        self.ensure_lake_is_own().await?;
         // Also where a lake has lost its link to the current one.
         if !self.publisher.snapshots()?.is_empty() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
@@ -399,6 +464,12 @@ impl Eraser {
         }
         self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
+    }
+
+    /// An erasure builds the whole lake anew and drops what was there, as only a rebuild may do with another state's lake.
+    async fn ensure_lake_is_own(&self) -> Result<(), publish::Error> {
+        let publisher = Arc::clone(&self.publisher);
+        in_background(move || publisher.may_replace()).await
     }
 
     /// The log is emptied, the state's file looked through, and the receipt written.
@@ -435,6 +506,10 @@ impl Eraser {
         let id = erasure.to_owned();
         Ok(self.store.read(move |tx| read(tx, &id)).await?.1)
     }
+}
+
+fn warn_unfinished(erasure: &str, error: &Error) {
+    tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
 }
 
 /// How far an erasure has come.
@@ -636,6 +711,136 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+    use crate::features::reference::Reference;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    /// A state, and a lake that another one may publish to, too.
+    struct Place {
+        folder: tempfile::TempDir,
+        store: Store,
+        publisher: Arc<Publisher>,
+        eraser: Eraser,
+        left: mpsc::UnboundedReceiver<Unfinished>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            Self::beside(tempfile::tempdir().unwrap(), "state.db")
+        }
+
+        fn beside(folder: tempfile::TempDir, name: &str) -> Self {
+            let path = folder.path().join(name);
+            let store = Store::open(&path).unwrap();
+            let settings = config::Lake {
+                path: folder.path().join("lake"),
+                sinks: vec!["parquet".to_owned()],
+                link_buckets: 1,
+                keep_snapshots: 10,
+                keep_for: Duration::ZERO,
+                duckdb_storage_version: "v1.0.0".to_owned(),
+                publish_quiet: Duration::ZERO,
+                publish_max_wait: Duration::ZERO,
+                reference: Arc::new(Reference::compiled()),
+            };
+            let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000_000));
+            let publisher = Publisher::open(store.clone(), settings, Duration::ZERO, None, clock.clone()).unwrap();
+            let publisher = Arc::new(publisher);
+            let (eraser, left) = Eraser::new(store.clone(), Arc::clone(&publisher), None, None, &path, clock);
+            Self { folder, store, publisher, eraser, left }
+        }
+
+        async fn has_link(&self, external_id: Option<&'static str>) {
+            let insert = "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ($1, $2, 7, $3)";
+            self.store.write(move |tx| tx.execute(insert, args![LINK, external_id, tx.change()?])).await.unwrap();
+        }
+
+        /// Another state publishes a link into the lake, which is its own from then on.
+        async fn is_taken_over(&self) -> Self {
+            let other = Self::beside(tempfile::tempdir().unwrap(), "other.db");
+            other.has_link(None).await;
+            publish::publish_in_background(&other.publisher, Scope::Everything).await.unwrap();
+            let (from, lake) = (other.folder.path().join("lake"), self.folder.path().join("lake"));
+            std::fs::remove_dir_all(&lake).unwrap();
+            std::fs::rename(from, lake).unwrap();
+            other
+        }
+
+        async fn ask(&self, subject: Subject) -> Result<(String, Plan), Error> {
+            let plan = self.eraser.plan(subject).await?;
+            let erasure = self.eraser.ask(&plan, "ticket 1", false).await?;
+            Ok((erasure, plan))
+        }
+
+        async fn count(&self, sql: &'static str) -> i64 {
+            self.store.read(move |tx| tx.one(sql, args![], |row| row.int(0))).await.unwrap().unwrap()
+        }
+    }
+
+    fn link() -> Subject {
+        Subject::Link(LINK.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn nobody_is_erased_from_a_state_whose_lake_is_another_ones() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let _other = place.is_taken_over().await;
+        assert_eq!(place.ask(link()).await.err().unwrap().code(), "foreign_lake");
+        assert_eq!(place.count("SELECT count(*) FROM erasures").await, 0);
+        assert_eq!(place.count("SELECT count(*) FROM links").await, 1);
+    }
+
+    #[tokio::test]
+    async fn an_erasure_leaves_the_lake_alone_that_is_another_states_meanwhile_and_ends_once_it_may() {
+        let mut place = Place::new();
+        place.has_link(None).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let _other = place.is_taken_over().await;
+
+        let failed = place.eraser.erase(&erasure, &plan).await.unwrap_err();
+        assert_eq!(failed.code(), "foreign_lake");
+        assert!(failed.to_string().contains("finishes the erasure by itself"), "{failed}");
+        assert_eq!(place.count("SELECT count(*) FROM links").await, 0, "it has come as far as it may");
+        let left = place.left.recv().await.unwrap();
+        assert_eq!((&left.erasure, left.pause), (&erasure, FIRST_RETRY));
+
+        // Nor does a start touch the lake, or fail.
+        let begun = place.eraser.resume().await.unwrap();
+        let begun = place.eraser.finish_now(begun).await;
+        assert_eq!(begun.len(), 1);
+        assert_eq!(place.publisher.snapshots().unwrap(), [1]);
+
+        publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap().expect("it was ordered");
+        let shutdown = CancellationToken::new();
+        let begun = vec![Unfinished { pause: Duration::ZERO, ..left }];
+        let running = tokio::spawn(place.eraser.clone().run(begun, place.left, shutdown.clone()));
+        let done = "SELECT count(*) FROM erasures WHERE step = 'done'";
+        while place.store.read(move |tx| tx.one(done, args![], |row| row.int(0))).await.unwrap() != Some(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        shutdown.cancel();
+        running.await.unwrap();
+        assert_eq!(place.publisher.snapshots().unwrap(), [3], "the other state's went when that was ordered for");
+        assert!(receipts_of(&place.folder.path().join("state.db"), &erasure).iter().all(|file| file.exists()));
+    }
+
+    #[tokio::test]
+    async fn a_start_removes_the_rows_and_leaves_the_rest_to_a_task() {
+        let place = Place::new();
+        place.has_link(None).await;
+        publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap();
+        let (erasure, _) = place.ask(link()).await.unwrap();
+        let begun = place.eraser.resume().await.unwrap();
+        assert_eq!(begun.iter().map(|one| one.erasure.as_str()).collect::<Vec<_>>(), [erasure.as_str()]);
+        assert_eq!(place.count("SELECT count(*) FROM links").await, 0);
+        assert_eq!(place.count("SELECT count(*) FROM tombstones WHERE kind = 'link'").await, 1);
+        assert_eq!(place.count("SELECT count(*) FROM erasures WHERE step = 'removed'").await, 1);
+        assert_eq!(place.publisher.snapshots().unwrap(), [1], "that may take long");
+        assert!(place.eraser.finish_now(begun).await.is_empty());
+        assert_eq!(place.publisher.snapshots().unwrap(), [2]);
+    }
 
     #[test]
     fn a_step_that_no_program_wrote_is_not_taken_for_the_last_one() {
