@@ -32,8 +32,9 @@ use crate::lane::{in_background, result_of};
 use crate::publish::{self, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
-use crate::subject::{self, Bodies, Subject, each_body, own_external_ids, unnamed_webhooks};
-use crate::tombstones::{self, Kind, Tombstones};
+use crate::subject::{self, Bodies, Names, Subject, each_body, unnamed_webhooks};
+use crate::tombstones::{self, Kind, Tombstone, Tombstones};
+use crate::widget;
 
 mod receipt;
 
@@ -396,12 +397,7 @@ impl Eraser {
         self.store
             .write(move |tx| {
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
-                let links = wish.links.iter().map(|id| (Kind::Link, id));
-                let named = wish.named.iter().map(|(kind, name)| (*kind, name));
-                receipt.tombstones = links
-                    .chain(named)
-                    .map(|(kind, name)| tombstones::bury(tx, kind, name, now))
-                    .collect::<Result<_, _>>()?;
+                receipt.tombstones = bury(tx, &wish, now)?;
                 // Tells the publisher that there is something new.
                 tx.change()?;
                 keep(tx, Step::Removed, &receipt)
@@ -551,26 +547,27 @@ impl Step {
 /// # Errors
 /// [`Error::Subject`], [`Error::Store`].
 pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
-    let links = subject.links(tx, pepper)?;
-    if links.is_empty() {
+    let names = subject.names(tx, pepper)?;
+    let mut rows: BTreeMap<String, u64> = BTreeMap::new();
+    for table in tx.tables_with("link_id")? {
+        let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
+        for link in &names.links {
+            let count = tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
+            *rows.entry(table.clone()).or_default() += count;
+        }
+    }
+    names.each_without_link(tx, |table, _| {
+        *rows.entry(table.to_owned()).or_default() += 1;
+        Ok(())
+    })?;
+    *rows.entry("webhooks".to_owned()).or_default() +=
+        unnamed_webhooks(tx, names.links.iter().chain(&names.external_ids))?.len() as u64;
+    rows.retain(|_, count| *count > 0);
+    if rows.is_empty() {
         return Err(subject::Error::NotHeld(subject.kind().name()).into());
     }
-    let external_ids = own_external_ids(tx, &links)?;
+    let Names { links, external_ids } = names;
     let traces = traces(tx, &links, &external_ids)?;
-    let mut rows = BTreeMap::new();
-    for table in tx.tables_with("link_id")? {
-        let mut count = 0;
-        for link in &links {
-            let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
-            count += tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
-        }
-        if table == "webhooks" {
-            count += unnamed_webhooks(tx, links.iter().chain(&external_ids))?.len() as u64;
-        }
-        if count > 0 {
-            rows.insert(table, count);
-        }
-    }
     Ok(Plan {
         links,
         external_ids: external_ids.into_iter().collect(),
@@ -668,6 +665,7 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         }
     }
     for link in links {
+        widget::forget(tx, link)?;
         // What was ordered for the link stays on record, without saying for whom.
         let sql = "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 OR message LIKE '%' || $1 || '%'";
         tx.execute(sql, args![link])?;
@@ -679,6 +677,15 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         )?;
     }
     Ok(rows)
+}
+
+/// Notes what must not come back: the links, and their users until now. That is also said where a link was named, as
+/// everything under an `external_id` that no other link has goes with it.
+fn bury(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Vec<Tombstone>, store::Error> {
+    let links = wish.links.iter().map(|id| (Kind::Link, id));
+    let users = wish.external_ids.iter().map(|id| (Kind::ExternalId, id));
+    let persons = wish.named.iter().filter(|(kind, _)| *kind == Kind::Person).map(|(kind, key)| (*kind, key));
+    links.chain(users).chain(persons).map(|(kind, name)| tombstones::bury(tx, kind, name, now)).collect()
 }
 
 fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Option<String>, Receipt), store::Error> {
@@ -840,6 +847,56 @@ mod tests {
         assert_eq!(place.publisher.snapshots().unwrap(), [1], "that may take long");
         assert!(place.eraser.finish_now(begun).await.is_empty());
         assert_eq!(place.publisher.snapshots().unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_user_who_opened_the_widget_and_never_connected_is_erased_too() {
+        let place = Place::new();
+        let user = || Subject::ExternalId("user-1".to_owned());
+        assert_eq!(place.ask(user()).await.err().unwrap().code(), "not_held");
+        let fill = |tx: &Tx<'_>| {
+            let sql = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ($1, 7)";
+            ["user-1", "user-12"].iter().try_for_each(|user| tx.execute(sql, args![*user]).map(drop))?;
+            let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)";
+            tx.execute(sql, args![br#"{"external_id":"user-1"}"#.as_slice()])
+        };
+        place.store.write(fill).await.unwrap();
+        let (erasure, plan) = place.ask(user()).await.unwrap();
+        let rows = BTreeMap::from([("webhooks".to_owned(), 1), ("widget_sessions".to_owned(), 1)]);
+        assert_eq!((plan.links.len(), &plan.rows), (0, &rows));
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+
+        let receipt = place.eraser.receipt_of(&erasure).await.unwrap();
+        assert_eq!((receipt.links, &receipt.rows), (0, &rows));
+        assert_eq!(receipt.tombstones.iter().map(|one| one.kind).collect::<Vec<_>>(), [Kind::ExternalId]);
+        assert!(receipt.to_string().contains("external_id (0 link(s))"), "{receipt}");
+        assert_eq!(place.count("SELECT count(*) FROM widget_sessions WHERE external_id = 'user-12'").await, 1);
+        assert_eq!(place.count("SELECT count(*) FROM widget_sessions").await, 1);
+        assert_eq!(place.ask(user()).await.err().unwrap().code(), "not_held");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_only_the_quarantine_names_is_erased_too() {
+        let place = Place::new();
+        let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)";
+        let body = format!("{{\"about\":\"{LINK}\"}}");
+        place.store.write(move |tx| tx.execute(sql, args![body.as_bytes()])).await.unwrap();
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM webhooks").await, 0);
+        assert_eq!(place.ask(link()).await.err().unwrap().code(), "not_held");
+    }
+
+    #[tokio::test]
+    async fn what_says_how_far_a_wait_has_come_names_no_erased_link() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let note = "INSERT INTO meta (name, value) VALUES ('first_data_waited_for', $1)";
+        place.store.write(move |tx| tx.execute(note, args![&format!("7 {LINK}")])).await.unwrap();
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM meta WHERE value LIKE '%2f5d361d%'").await, 0);
+        assert_eq!(place.count("SELECT count(*) FROM meta WHERE value = '7 '").await, 1);
     }
 
     #[test]

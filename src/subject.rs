@@ -71,21 +71,14 @@ impl Subject {
         }
     }
 
-    /// The links that it means, by id. Blocks for long when it is a person: only the bodies say who that is.
+    /// The names under which rows of it may be held. Blocks for long when it is a person: only the bodies say who that is.
     ///
     /// # Errors
     /// [`Error::NoPepper`], [`Error::Store`].
-    pub fn links(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Vec<String>, Error> {
-        Ok(match self {
-            Self::Link(id) => {
-                let mut found = Vec::new();
-                for table in tx.tables_with("link_id")? {
-                    let sql = format!("SELECT link_id FROM {table} WHERE link_id = $1 LIMIT 1");
-                    found.extend(tx.one(&sql, args![id], |row| row.text(0))?);
-                }
-                found.truncate(1);
-                found
-            }
+    pub fn names(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Names, Error> {
+        let links = match self {
+            // Also one that is not tracked: a webhook in the quarantine may be all that names it.
+            Self::Link(id) => vec![id.as_str().to_owned()],
             Self::ExternalId(id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![id], |row| {
                     row.text(0)
@@ -97,7 +90,55 @@ impl Subject {
                     persons.into_iter().filter(|(_, person)| person == key).map(|(link, _)| link).collect();
                 found.into_iter().collect()
             }
-        })
+        };
+        let mut external_ids = own_external_ids(tx, &links)?;
+        if let Self::ExternalId(id) = self {
+            // Its user may have opened the widget and never connected.
+            external_ids.insert(id.clone());
+        }
+        Ok(Names { links, external_ids })
+    }
+}
+
+/// Under what somebody's rows are held.
+pub struct Names {
+    /// The links, by id.
+    pub links: Vec<String>,
+    /// The `external_id`s that no other link has.
+    pub external_ids: BTreeSet<String>,
+}
+
+impl Names {
+    /// Gives the rows, of each table, that name one of the `external_id`s and none of the links.
+    ///
+    /// # Errors
+    /// [`store::Error`], or what `each` gave.
+    pub fn each_without_link(
+        &self,
+        tx: &Tx<'_>,
+        mut each: impl FnMut(&str, Vec<(String, Cell)>) -> Result<(), store::Error>,
+    ) -> Result<(), store::Error> {
+        for table in tx.tables_with("external_id")? {
+            let sql = format!("SELECT * FROM {table} WHERE external_id = $1");
+            for external_id in &self.external_ids {
+                tx.each(&sql, args![external_id], |row| {
+                    let cells = row.cells()?;
+                    match text_of(&cells, "link_id") {
+                        Some(link) if self.links.iter().any(|known| known == link) => Ok(()),
+                        _ => each(&table, cells),
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text in the column `name` of a row.
+fn text_of<'c>(cells: &'c [(String, Cell)], name: &str) -> Option<&'c str> {
+    match cells.iter().find(|(found, _)| found == name) {
+        Some((_, Cell::Text(text))) => Some(text),
+        _ => None,
     }
 }
 
@@ -171,57 +212,42 @@ pub struct Held {
 /// Everything that the state behind `readers` holds of `subject`. Blocks.
 ///
 /// # Errors
-/// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+/// [`Error::NotHeld`] when no table has anything, [`Error::NoPepper`], [`Error::Store`].
 pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Result<Held, Error> {
     readers.read(|tx| {
-        let links = subject.links(tx, pepper)?;
-        if links.is_empty() {
+        let names = subject.names(tx, pepper)?;
+        let tables = of_state(tx, &names)?;
+        if tables.is_empty() {
             return Err(Error::NotHeld(subject.kind().name()));
         }
-        let tables = of_state(tx, &links)?;
-        Ok(Held { links, tables })
+        Ok(Held { links: names.links, tables })
     })
 }
 
 /// The rows of each table that has a column `link_id` or `external_id`.
-fn of_state(tx: &Tx<'_>, links: &[String]) -> Result<Map<String, Value>, store::Error> {
-    let mut external_ids = Vec::new();
-    for link in links {
-        let sql = "SELECT external_id FROM links WHERE link_id = $1";
-        external_ids.extend(tx.one(sql, args![link], |row| row.opt_text(0))?.flatten());
-    }
-    let by_link = tx.tables_with("link_id")?;
+fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Error> {
     let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    let mut gather = |table: &str, sql: &str, names: &[String]| {
-        for name in names {
-            tx.each(sql, args![name], |row| {
-                tables.entry(table.to_owned()).or_default().push(of_row(tx, table, row.cells()?)?);
-                Ok::<_, store::Error>(())
-            })?;
-        }
+    let mut keep = |table: &str, cells| {
+        tables.entry(table.to_owned()).or_default().push(of_row(tx, table, cells)?);
         Ok::<_, store::Error>(())
     };
     // A key is no datum of the person, and an export must not hold one.
-    for table in by_link.iter().filter(|table| *table != "link_keys") {
-        gather(table, &format!("SELECT * FROM {table} WHERE link_id = $1"), links)?;
+    for table in tx.tables_with("link_id")?.iter().filter(|table| *table != "link_keys") {
+        let sql = format!("SELECT * FROM {table} WHERE link_id = $1");
+        for link in &names.links {
+            tx.each(&sql, args![link], |row| keep(table, row.cells()?))?;
+        }
     }
-    for table in tx.tables_with("external_id")?.iter().filter(|table| !by_link.contains(table)) {
-        gather(table, &format!("SELECT * FROM {table} WHERE external_id = $1"), &external_ids)?;
-    }
-    let own = own_external_ids(tx, links)?;
-    for seq in unnamed_webhooks(tx, links.iter().chain(&own))? {
-        gather("webhooks", "SELECT * FROM webhooks WHERE seq = CAST($1 AS BIGINT)", &[seq.to_string()])?;
+    names.each_without_link(tx, &mut keep)?;
+    for seq in unnamed_webhooks(tx, names.links.iter().chain(&names.external_ids))? {
+        tx.each("SELECT * FROM webhooks WHERE seq = $1", args![seq], |row| keep("webhooks", row.cells()?))?;
     }
     Ok(tables.into_iter().map(|(table, rows)| (table, rows.into())).collect())
 }
 
 /// A row by its columns, its body opened.
 fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value, store::Error> {
-    let named = |name: &str| match cells.iter().find(|(found, _)| found == name) {
-        Some((_, Cell::Text(text))) => Some(text.as_str()),
-        _ => None,
-    };
-    let text = |name: &str| named(name).unwrap_or_default();
+    let text = |name: &str| text_of(&cells, name).unwrap_or_default();
     let int = |name: &str| match cells.iter().find(|(found, _)| found == name) {
         Some((_, Cell::Int(int))) => *int,
         _ => 0,
@@ -243,7 +269,7 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
                 plain(place.open(tx, stored)?)
             }
             "webhooks" => {
-                let place = WebhookPlace { link_id: named("link_id"), received_at: int("received_at") };
+                let place = WebhookPlace { link_id: text_of(&cells, "link_id"), received_at: int("received_at") };
                 plain(place.open(tx, stored)?)
             }
             // Another table with a body needs to say here how it is opened.
@@ -336,6 +362,36 @@ fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn the_sessions_of_a_user_who_never_connected_are_told_and_no_other_ones() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let sql = "INSERT INTO widget_sessions (external_id, link_id, asked_at) VALUES ($1, $2, $3)";
+            tx.execute(sql, args!["user-1", None::<&str>, 1])?;
+            tx.execute(sql, args!["user-2", None::<&str>, 2])?;
+            tx.execute(sql, args!["user-2", LINK, 3])?;
+            let link =
+                "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ($1, 'user-2', 0, 0)";
+            tx.execute(link, args![LINK])
+        };
+        store.write(fill).await.unwrap();
+        let sessions = |subject: Subject| {
+            let held = held(&store.readers(), &subject, None)?;
+            let rows = held.tables["widget_sessions"].as_array().cloned().unwrap_or_default();
+            let asked: Vec<_> = rows.iter().filter_map(|row| row["asked_at"].as_i64()).collect();
+            Ok::<_, Error>((held.links.len(), asked))
+        };
+        assert_eq!(sessions(Subject::ExternalId("user-1".to_owned())).unwrap(), (0, vec![1]));
+        let (links, mut asked) = sessions(Subject::ExternalId("user-2".to_owned())).unwrap();
+        asked.sort_unstable();
+        assert_eq!((links, asked), (1, vec![2, 3]), "each once");
+        let nobody = sessions(Subject::ExternalId("user-3".to_owned())).unwrap_err();
+        assert_eq!(nobody.code(), "not_held");
+    }
 
     #[test]
     fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {

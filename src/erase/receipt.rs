@@ -139,6 +139,9 @@ impl fmt::Display for Receipt {
             writeln!(f, "   {file}, made at {made_at}: to be destroyed by {gone_by}")?;
         }
         match &self.remote {
+            Some(said) if said.is_empty() => {
+                writeln!(f, "\n5. At Belvo: no link was known that could be deleted there")?
+            }
             Some(said) => writeln!(f, "\n5. At Belvo: {}", said.join(", "))?,
             None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
         }
