@@ -79,10 +79,22 @@ struct Head {
 /// # Errors
 /// [`Error::Database`].
 pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    has(tx, Kind::Link, link_id.as_str())
+}
+
+/// Whether everything of an `external_id` was erased once. What it connected later is not.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_erased_user(tx: &Tx<'_>, external_id: &str) -> Result<bool, Error> {
+    has(tx, Kind::ExternalId, external_id)
+}
+
+fn has(tx: &Tx<'_>, kind: Kind, name: &str) -> Result<bool, Error> {
     let Some(salt) = salt::held(tx, SALT)? else { return Ok(false) };
-    let hash = hash_of(&salt, Kind::Link, link_id.as_str());
-    let sql = "SELECT 1 FROM tombstones WHERE kind = 'link' AND hash = $1";
-    Ok(tx.one(sql, args![&hash], |_| Ok(()))?.is_some())
+    let hash = hash_of(&salt, kind, name);
+    let sql = "SELECT 1 FROM tombstones WHERE kind = $1 AND hash = $2";
+    Ok(tx.one(sql, args![kind.name(), &hash], |_| Ok(()))?.is_some())
 }
 
 /// Whether a link that was erased is named anywhere in `text`.
