@@ -57,6 +57,9 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
+    /// What tells of whoever was erased since cannot be written beside it.
+    #[error(transparent)]
+    Tombstones(tombstones::FileError),
     /// The state refused.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -69,12 +72,23 @@ impl Error {
             Self::Exists(_) => "backup_exists",
             Self::File { .. } => "backup_not_writable",
             Self::Damaged { .. } => "backup_damaged",
+            Self::Tombstones(error) => error.code(),
             Self::Store(error) => error.code(),
         }
     }
 
     fn at(path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| Self::File { path: path.to_owned(), source }
+    }
+}
+
+impl From<tombstones::FileError> for Error {
+    fn from(error: tombstones::FileError) -> Self {
+        match error {
+            tombstones::FileError::File { path, source } => Self::File { path, source },
+            tombstones::FileError::Store(error) => Self::Store(error),
+            other => Self::Tombstones(other),
+        }
     }
 }
 
@@ -125,7 +139,7 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
         tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| {
             // A backup that may bring somebody back is none.
-            drop((fs::remove_file(&to), fs::remove_file(tombstones::file_of_backup(&to))));
+            let _ = fs::remove_file(&to);
         })?;
         Ok(made)
     });
@@ -141,7 +155,7 @@ fn tell_of_erased(state: &Path, backup: &Path, in_it: Option<Tombstones>) -> Res
     let path = tombstones::file_of_backup(backup);
     let mut told = in_it;
     while let Some(erased) = Readers::of(state).read(Tombstones::of)?.filter(|erased| Some(erased) != told.as_ref()) {
-        erased.write(&path).map_err(Error::at(&path))?;
+        erased.write(&path)?;
         told = Some(erased);
     }
     Ok(())

@@ -39,6 +39,7 @@ use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asked, Asker, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
+use crate::tombstones::{self, FileError};
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
@@ -122,6 +123,7 @@ impl Daemon {
             Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
         };
         let store = Store::configured(&config.state)?;
+        learn_of_erased(&store, &config.state.path).await?;
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
@@ -384,6 +386,18 @@ impl Daemon {
                 "some tasks were cut off; what they did is done again after the next start"
             );
         }
+    }
+}
+
+/// Lets a state that is new in its folder know who was erased there, before it hears of anybody. One that has tombstones of
+/// its own does its work all the same: it is told when they are to be written.
+async fn learn_of_erased(store: &Store, state: &Path) -> Result<(), FileError> {
+    match tombstones::learn(store, state).await {
+        Err(error @ FileError::Foreign(_)) => {
+            tracing::warn!(code = error.code(), "nobody can be erased: {error}");
+            Ok(())
+        }
+        learnt => learnt,
     }
 }
 

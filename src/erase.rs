@@ -33,7 +33,7 @@ use crate::publish::{self, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
 use crate::subject::{self, Bodies, Names, Subject, each_body, unnamed_webhooks};
-use crate::tombstones::{self, Kind, Tombstone, Tombstones};
+use crate::tombstones::{self, FileError, Kind, Tombstone, Tombstones};
 use crate::widget;
 
 mod receipt;
@@ -76,6 +76,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The file beside the state that says who was erased is not this state's.
+    #[error(transparent)]
+    Tombstones(FileError),
     /// The lake could not be published anew.
     #[error(transparent)]
     Publish(#[from] publish::Error),
@@ -93,6 +96,7 @@ impl Error {
             Self::Belvo(error) => error.code(),
             Self::Unfinished(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
+            Self::Tombstones(error) => error.code(),
             Self::Publish(error) => error.code(),
             Self::Store(error) => error.code(),
         }
@@ -117,6 +121,16 @@ impl From<subject::Error> for Error {
         match error {
             subject::Error::Store(error) => Self::Store(error),
             other => Self::Subject(other),
+        }
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::File { path, source } => Self::File { path, source },
+            FileError::Store(error) => Self::Store(error),
+            other => Self::Tombstones(other),
         }
     }
 }
@@ -335,9 +349,11 @@ impl Eraser {
     /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
     ///
     /// # Errors
-    /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Store`]; then nothing is noted.
+    /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those is not
+    /// its own, [`Error::Store`]; then nothing is noted.
     pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
         self.ensure_lake_is_own().await?;
+        tombstones::learn(&self.store, &self.state).await?;
         let erasure = format!("{:032x}", rand::random::<u128>());
         let asked_at = self.clock.now();
         let named = match &plan.subject {
@@ -439,7 +455,7 @@ impl Eraser {
             );
             for (number, file) in files.iter().enumerate() {
                 match tombstones.write(file) {
-                    Err(source) if number == 0 => return Err(Error::File { path: file.clone(), source }),
+                    Err(error) if number == 0 => return Err(error.into()),
                     Err(error) => {
                         tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
                     }
@@ -847,6 +863,23 @@ mod tests {
         assert_eq!(place.publisher.snapshots().unwrap(), [1], "that may take long");
         assert!(place.eraser.finish_now(begun).await.is_empty());
         assert_eq!(place.publisher.snapshots().unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_erased_beside_the_tombstones_of_another_state() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        let other = Place::new();
+        other.has_link(None).await;
+        let file = |place: &Place| tombstones::file_of(&place.folder.path().join("state.db"));
+        std::fs::copy(file(&place), file(&other)).unwrap();
+        let bury = |tx: &Tx<'_>| tombstones::bury(tx, Kind::Link, "another", Timestamp::from_micros(7)).map(drop);
+        other.store.write(bury).await.unwrap();
+        assert_eq!(other.ask(link()).await.err().unwrap().code(), "foreign_tombstones");
+        assert_eq!(other.count("SELECT count(*) FROM erasures").await, 0);
+        assert_eq!(std::fs::read(file(&place)).unwrap(), std::fs::read(file(&other)).unwrap());
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use crate::publish::BuiltFrom;
 use crate::sensitive::Pepper;
 use crate::store::{self, Readers, Store, Traces, Tx, args};
 use crate::subject::{self, own_external_ids};
-use crate::tombstones::{self, Kind, Tombstones};
+use crate::tombstones::{self, FileError, Kind, Tombstones};
 use crate::{audit, erase, webhook};
 
 /// Why a backup was not put back.
@@ -29,12 +29,9 @@ pub enum Error {
     /// The backup is none, or cannot be read.
     #[error(transparent)]
     Backup(#[from] backup::Error),
-    /// The tombstones are of another state.
-    #[error(
-        "{0} holds the tombstones of another state, so that it cannot be known who was erased; nothing was changed. Restore \
-         into a folder of its own"
-    )]
-    ForeignTombstones(PathBuf),
+    /// It cannot be known who was erased.
+    #[error(transparent)]
+    Tombstones(FileError),
     /// Somebody who was erased could not be looked for.
     #[error(transparent)]
     Subject(#[from] subject::Error),
@@ -48,7 +45,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Backup(error) => error.code(),
-            Self::ForeignTombstones(_) => "foreign_tombstones",
+            Self::Tombstones(error) => error.code(),
             Self::Subject(error) => error.code(),
             Self::Store(error) => error.code(),
         }
@@ -56,6 +53,15 @@ impl Error {
 
     fn at(path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| backup::Error::File { path: path.to_owned(), source }.into()
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Foreign(_) | FileError::Damaged(_) => Self::Tombstones(error),
+            other => Self::Backup(other.into()),
+        }
     }
 }
 
@@ -74,7 +80,7 @@ pub struct Restored {
 /// Puts the backup `from` in the place of the state of `config`, without whoever was erased since. Blocks.
 ///
 /// # Errors
-/// [`Error::Backup`], [`Error::ForeignTombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
+/// [`Error::Backup`], [`Error::Tombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
 /// Then the state is as it was.
 pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
     let end = backup::check(from)?;
@@ -94,7 +100,7 @@ pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Res
     let erased_again = restored?;
     if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
         let file = tombstones::file_of(state);
-        tombstones.write(&file).map_err(Error::at(&file))?;
+        tombstones.write(&file)?;
     }
     Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
 }
@@ -120,7 +126,7 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
     copied.map_err(Error::at(fresh))?;
     let mut known = Vec::new();
     for file in [tombstones::file_of(&config.state.path), tombstones::file_of_backup(from)] {
-        if let Some(tombstones) = Tombstones::read(&file).map_err(Error::at(&file))? {
+        if let Some(tombstones) = Tombstones::read(&file)? {
             known.push((file, tombstones));
         }
     }
@@ -148,7 +154,7 @@ fn erase_again(
 ) -> Result<usize, Error> {
     for (file, tombstones) in known {
         if !tombstones.keep(tx)? {
-            return Err(Error::ForeignTombstones(file));
+            return Err(FileError::Foreign(file).into());
         }
     }
     let mut links = BTreeSet::new();
