@@ -1,6 +1,7 @@
 //! The receipt of an erasure: what was removed from where, as JSON and as a page.
 //!
-//! *Takes* what the steps found out. *Gives* two files beside the state. *Promises* that neither names anybody.
+//! *Takes* what the steps found out. *Gives* two files beside the state. *Promises* that neither names anybody, and
+//! that one that was written stays as it is.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -69,26 +70,35 @@ pub fn receipts_of(state: &Path, erasure: &str) -> [PathBuf; 2] {
     ["json", "txt"].map(|kind| state.with_file_name(FOLDER).join(format!("{erasure}.{kind}")))
 }
 
-/// Writes the receipt of the state at `state`.
+/// Writes the receipt of an erasure beside the state at `state`. One that is there is the true one, and stays.
 ///
 /// # Errors
 /// [`Error::File`].
 pub(super) fn write(state: &Path, receipt: &Receipt) -> Result<(), Error> {
     let [document, page] = receipts_of(state, &receipt.erasure);
     let text = serde_json::to_string_pretty(receipt).unwrap_or_default() + "\n";
+    let folder = state.with_file_name(FOLDER);
+    let unwritable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { path, source }
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(unwritable(&folder))?;
     for (path, text) in [(document, text), (page, receipt.to_string())] {
-        let written = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state.with_file_name(FOLDER))
-            .and_then(|()| File::options().create(true).truncate(true).write(true).mode(0o600).open(&path))
+        // A state that was put back from the middle of the erasure finds less to remove than there was.
+        if path.exists() {
+            continue;
+        }
+        let fresh = path.with_added_extension("new");
+        let written = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh);
+        written
             .and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
                 file.sync_all()
-            });
-        written.map_err(|source| Error::File { path, source })?;
+            })
+            .and_then(|()| fs::rename(&fresh, &path))
+            .map_err(unwritable(&path))?;
     }
-    Ok(())
+    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(unwritable(&folder))
 }
 
 /// The page.
@@ -146,5 +156,28 @@ impl fmt::Display for Receipt {
             None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
         }
         writeln!(f, "\nNot reached: copies that others made, and the data at the institution.")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_that_was_written_stays_whatever_is_found_out_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state.db");
+        let first =
+            Receipt { erasure: "1".to_owned(), rows: BTreeMap::from([("links".to_owned(), 1)]), ..Receipt::default() };
+        write(&state, &first).unwrap();
+        let files = receipts_of(&state, "1");
+        let texts = files.clone().map(|file| fs::read_to_string(file).unwrap());
+        assert!(texts[1].contains("1 row(s) of links"), "{}", texts[1]);
+        // A half of it is written once more: a crash came in between.
+        fs::remove_file(&files[1]).unwrap();
+        write(&state, &first).unwrap();
+        write(&state, &Receipt { rows: BTreeMap::new(), ..first }).unwrap();
+        assert_eq!(files.map(|file| fs::read_to_string(file).unwrap()), texts);
+        assert_eq!(fs::read_dir(folder.path().join(FOLDER)).unwrap().count(), 2, "nothing half done is left");
     }
 }
