@@ -102,8 +102,15 @@ pub struct Made {
     /// The state that it holds.
     #[serde(flatten)]
     pub state: BuiltFrom,
-    /// Its size without its end.
+    /// Its size without its end; 0 until it is whole.
     pub bytes: u64,
+}
+
+impl Made {
+    /// Whether this is the same backup, whole or not. Another may have had its name, and been moved away.
+    fn is(&self, other: &Self) -> bool {
+        (&self.file, &self.made_at) == (&other.file, &other.made_at)
+    }
 }
 
 /// The end of a backup.
@@ -128,15 +135,19 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
     if to.symlink_metadata().is_ok() {
         return Err(Error::Exists(to));
     }
-    let partial = to.with_added_extension("partial");
-    let made = write(&state.path, &partial, now).and_then(|(end, erased_in_it)| {
-        let End { made_at, state: held, bytes, .. } = end;
-        let made = Made { file: to.display().to_string(), made_at, state: held, bytes };
-        // Before it is there, so that no crash leaves one that erasures do not know of.
+    let partial = partial_of(&to);
+    let held = Readers::of(&state.path).read(BuiltFrom::of)?;
+    // Made here, and not by SQLite, so that its mode is right from the first byte.
+    let empty = File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial);
+    empty.map_err(Error::at(&partial))?;
+    let begun = Made { file: to.display().to_string(), made_at: now.to_string(), state: held, bytes: 0 };
+    // Before anything is in it, so that no crash leaves a file that erasures do not know of.
+    let made = note(&state.path, &begun).and_then(|()| {
+        let (End { state: held, bytes, .. }, erased_in_it) = write(&state.path, &partial, now)?;
+        let made = Made { state: held, bytes, ..begun.clone() };
         note(&state.path, &made)?;
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
-        let folder = to.parent().unwrap_or(Path::new("/"));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
+        sync_folder_of(&to).map_err(Error::at(&to))?;
         tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| {
             // A backup that may bring somebody back is none.
             let _ = fs::remove_file(&to);
@@ -145,8 +156,21 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
     });
     if made.is_err() {
         let _ = fs::remove_file(&partial);
+        if !to.exists() {
+            let _ = change_list(&state.path, |listed| listed.is(&begun), None);
+        }
     }
     made
+}
+
+/// Where the backup `to` stands until it is whole.
+fn partial_of(to: &Path) -> PathBuf {
+    to.with_added_extension("partial")
+}
+
+/// Waits until a rename in the folder of `path` is on the disk.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// Tells of whoever was erased while the backup was written, beside it; it has `in_it`. Whoever is erased from now on finds it on
@@ -171,9 +195,12 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(Error::at(&folder))?;
     // A process that was killed may have left one half done.
-    for partial in files_of(&folder, "partial")? {
-        fs::remove_file(&partial).map_err(Error::at(&partial))?;
+    let partials = files_of(&folder, "partial")?;
+    for partial in &partials {
+        fs::remove_file(partial).map_err(Error::at(partial))?;
     }
+    let half_done: Vec<PathBuf> = partials.into_iter().map(|partial| partial.with_extension("")).collect();
+    forget(&state.path, &half_done)?;
     let name: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
     make(state, &folder.join(format!("{name}.backup")), now)?;
     // Their names begin with the time.
@@ -183,9 +210,7 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
         fs::remove_file(backup).map_err(Error::at(backup))?;
         let _ = fs::remove_file(tombstones::file_of_backup(backup));
     }
-    if !old.is_empty() {
-        forget(&state.path, old)?;
-    }
+    forget(&state.path, old)?;
     Ok(kept.len() as u64)
 }
 
@@ -218,31 +243,56 @@ fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<(End, Option<To
     Ok((end, erased))
 }
 
-/// Adds to the list of backups, which erasures quote.
+/// Adds to the list of backups, which erasures quote, in the place of what was said of the same one before.
 fn note(state: &Path, made: &Made) -> Result<(), Error> {
-    let path = state.with_file_name(LIST);
-    let line = json!(made).to_string() + "\n";
-    let file = File::options().create(true).append(true).mode(0o600).open(&path);
-    file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all())).map_err(Error::at(&path))
+    change_list(state, |listed| listed.is(made), Some(made))
 }
 
-/// Takes backups that are gone from that list.
+/// Takes backups out of that list that are gone.
 fn forget(state: &Path, gone: &[PathBuf]) -> Result<(), Error> {
-    let path = state.with_file_name(LIST);
-    let mut left = made(state);
-    left.retain(|made| !gone.iter().any(|gone| gone.as_path() == Path::new(&made.file)));
-    let text: String = left.iter().map(|made| json!(made).to_string() + "\n").collect();
-    let fresh = path.with_added_extension("new");
-    let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh);
-    file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&fresh, &path))
-        .map_err(Error::at(&path))
+    let gone: Vec<&PathBuf> = gone.iter().filter(|gone| !gone.exists()).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    change_list(state, |listed| gone.iter().any(|gone| gone.as_path() == Path::new(&listed.file)), None)
 }
 
-/// The backups that were made of the state at `state`, oldest first.
+/// Writes the list anew, durably, without what `is_gone`. One process after the other does, as a backup is made by a command
+/// beside a daemon.
+fn change_list(state: &Path, is_gone: impl Fn(&Made) -> bool, added: Option<&Made>) -> Result<(), Error> {
+    let path = state.with_file_name(LIST);
+    let changed = || {
+        let lock = path.with_added_extension("lock");
+        let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(lock)?;
+        lock.lock()?;
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            text => text?,
+        };
+        let stays = |line: &&str| serde_json::from_str(line).map_or(true, |made: Made| !is_gone(&made));
+        let lines = text.lines().filter(stays).map(str::to_owned).chain(added.map(|made| json!(made).to_string()));
+        let text: String = lines.map(|line| line + "\n").collect();
+        let fresh = path.with_added_extension("new");
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, &path)?;
+        sync_folder_of(&path)
+    };
+    changed().map_err(Error::at(&path))
+}
+
+/// The backups that were made of the state at `state`, oldest first, with those that are not whole, or never were because
+/// their process was killed.
 pub fn made(state: &Path) -> Vec<Made> {
     let text = fs::read_to_string(state.with_file_name(LIST)).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    let listed = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let with_partial = |made: Made| {
+        let partial = partial_of(Path::new(&made.file));
+        let half = partial.exists().then(|| Made { file: partial.display().to_string(), ..made.clone() });
+        [Some(made), half].into_iter().flatten()
+    };
+    listed.flat_map(with_partial).collect()
 }
 
 /// The end of the backup at `path`, when all before it is as it was written. Blocks.
@@ -290,12 +340,80 @@ mod tests {
     use super::*;
     use crate::store::Store;
 
+    fn state_of(folder: &Path) -> config::State {
+        config::State { path: folder.join("state.db"), encryption_key: None, encryption_key_previous: None }
+    }
+
+    fn begun(file: &Path, second: i64) -> Made {
+        let state = BuiltFrom { state_id: String::new(), change: 0 };
+        let made_at = Timestamp::from_micros(second * 1_000_000).to_string();
+        Made { file: file.display().to_string(), made_at, state, bytes: 0 }
+    }
+
+    #[test]
+    fn a_backup_that_cannot_be_written_is_no_bad_state_and_on_no_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_of(folder.path());
+        let to = folder.path().join("no/such/folder/a.backup");
+        let missing = make(&state, &to, Timestamp::from_micros(0)).unwrap_err();
+        assert_eq!(missing.code(), "state_missing");
+        let store = Store::open(&state.path).unwrap();
+        let unwritable = make(&state, &to, Timestamp::from_micros(0)).unwrap_err();
+        assert_eq!(unwritable.code(), "backup_not_writable", "{unwritable}");
+        assert!(made(&state.path).is_empty());
+        drop(store);
+    }
+
+    #[test]
+    fn a_backup_whose_process_was_killed_is_on_the_list_until_it_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_of(folder.path());
+        let store = Store::open(&state.path).unwrap();
+        let backups = folder.path().join(FOLDER);
+        fs::create_dir(&backups).unwrap();
+        for file in [folder.path().join("named.backup"), backups.join("19700101T.backup")] {
+            note(&state.path, &begun(&file, 1)).unwrap();
+            fs::write(partial_of(&file), "half").unwrap();
+        }
+        let listed = || made(&state.path).into_iter().map(|made| made.file).collect::<Vec<_>>();
+        assert_eq!(listed().iter().filter(|file| file.ends_with(".backup.partial")).count(), 2);
+        make_another(&state, Timestamp::from_micros(0)).unwrap();
+        let half: Vec<_> = listed().into_iter().filter(|file| file.ends_with(".partial")).collect();
+        assert_eq!(half, [partial_of(&folder.path().join("named.backup")).display().to_string()]);
+        assert_eq!(listed().len(), 3, "and the new one, once: {:?}", listed());
+        // One of the same name may have been moved away, and is to be destroyed there.
+        fs::remove_file(partial_of(&folder.path().join("named.backup"))).unwrap();
+        make(&state, &folder.path().join("named.backup"), Timestamp::from_micros(2_000_000)).unwrap();
+        assert_eq!(listed().iter().filter(|file| file.ends_with("named.backup")).count(), 2);
+        drop(store);
+    }
+
+    #[test]
+    fn no_process_loses_from_the_list_what_another_notes() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_of(folder.path());
+        let gone = folder.path().join("gone");
+        std::thread::scope(|threads| {
+            for thread in 0..4 {
+                let (state, gone) = (&state.path, &gone);
+                threads.spawn(move || {
+                    for second in 0..5 {
+                        note(state, &begun(&gone.with_file_name(format!("{thread}-{second}")), second)).unwrap();
+                        note(state, &begun(gone, second)).unwrap();
+                        forget(state, std::slice::from_ref(gone)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(made(&state.path).len(), 20);
+    }
+
     #[test]
     fn the_seven_newest_backups_of_the_job_stay_and_no_half_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
         let store = Store::open(&path).unwrap();
-        let state = config::State { path: path.clone(), encryption_key: None, encryption_key_previous: None };
+        let state = state_of(folder.path());
         let named = make(&state, &folder.path().join("named.backup"), Timestamp::from_micros(0)).unwrap();
         for day in 1..=9 {
             let now = Timestamp::from_micros(0) + Duration::from_hours(24 * day);

@@ -43,7 +43,7 @@ use crate::tombstones::{self, FileError};
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
-use crate::{backup, chronicle, delete, origin, recollect, verify, worker};
+use crate::{backup, chronicle, delete, origin, recollect, restore, verify, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -123,6 +123,7 @@ impl Daemon {
             Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
         };
         let store = Store::configured(&config.state)?;
+        restore::clear_left_over(&config.state.path);
         learn_of_erased(&store, &config.state.path).await?;
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);

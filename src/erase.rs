@@ -450,7 +450,8 @@ impl Eraser {
             files.extend(
                 made.iter()
                     .map(|made| Path::new(&made.file))
-                    .filter(|file| file.exists())
+                    // One that is half done is no backup, and told of once it is whole.
+                    .filter(|file| file.exists() && file.extension().is_none_or(|kind| kind != "partial"))
                     .map(tombstones::file_of_backup),
             );
             for (number, file) in files.iter().enumerate() {

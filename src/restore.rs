@@ -18,7 +18,7 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::publish::BuiltFrom;
 use crate::sensitive::Pepper;
-use crate::store::{self, Readers, Store, Traces, Tx, args};
+use crate::store::{self, Ownership, Readers, Store, Traces, Tx, args};
 use crate::subject::{self, own_external_ids};
 use crate::tombstones::{self, FileError, Kind, Tombstones};
 use crate::{audit, erase, webhook};
@@ -85,18 +85,17 @@ pub struct Restored {
 pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
     let end = backup::check(from)?;
     let state = &config.state.path;
-    if let Some(pid) = store::holder(state) {
-        return Err(store::Error::Held { path: state.clone(), pid }.into());
-    }
-    let fresh = state.with_added_extension("restoring");
+    // From the start on, so that nobody works on what is replaced, or takes what is made here for left behind.
+    let owner = Ownership::take(state)?;
     // One that was killed may have left a log, whose pages would become part of this one.
-    remove_all_of(&fresh);
+    clear_left_over(state);
+    let fresh = fresh_of(state);
     let restored = restore_into(config, from, &fresh, &end, now).await;
     let restored = restored.and_then(|erased_again| {
-        store::replace(state, &fresh)?;
+        store::replace(state, &owner, &fresh)?;
         Ok(erased_again)
     });
-    remove_all_of(&fresh);
+    clear_left_over(state);
     let erased_again = restored?;
     if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
         let file = tombstones::file_of(state);
@@ -105,10 +104,16 @@ pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Res
     Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
 }
 
-/// Removes a state and what stands beside it.
-fn remove_all_of(state: &Path) {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = state.to_owned().into_os_string();
+/// Where the state that takes the place of the one at `state` is made.
+fn fresh_of(state: &Path) -> PathBuf {
+    state.with_added_extension("restoring")
+}
+
+/// Removes what a restore that was killed left beside `state`, which is a whole state, and no erasure would find it. For
+/// whoever owns `state`: a restore does as long as it lasts.
+pub fn clear_left_over(state: &Path) {
+    for suffix in ["", "-wal", "-shm", "-journal", ".lock"] {
+        let mut name = fresh_of(state).into_os_string();
         name.push(suffix);
         let _ = fs::remove_file(name);
     }
@@ -116,8 +121,6 @@ fn remove_all_of(state: &Path) {
 
 /// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
 async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
-    let folder = fresh.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).map_err(Error::at(folder))?;
     let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
         let mut content = File::open(from)?.take(end.bytes);
         io::copy(&mut content, &mut to)?;
@@ -201,6 +204,25 @@ fn erase_again(
 mod tests {
     use super::*;
     use crate::config::Needs;
+
+    #[test]
+    fn what_a_killed_restore_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let names = ["state.db", "state.db.lock", "state.db-wal"];
+        let left =
+            ["state.db.restoring", "state.db.restoring-wal", "state.db.restoring-shm", "state.db.restoring.lock"];
+        for name in names.iter().chain(&left) {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        clear_left_over(&path);
+        let mut found: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, ["state.db", "state.db-wal", "state.db.lock"]);
+    }
 
     #[tokio::test]
     async fn what_a_killed_restore_left_becomes_part_of_no_other() {
