@@ -4,21 +4,21 @@
 //! state is as it was until the whole of the other one is ready, and that nobody comes back who was erased. *Not here*: the
 //! lake, which is built anew from the restored state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::backup::{self, End};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::publish::BuiltFrom;
 use crate::sensitive::Pepper;
-use crate::store::{self, Ownership, Readers, Store, Traces, Tx, args};
+use crate::store::{self, Ownership, Readers, Store, Traces, Tx, WebhookPlace, args};
 use crate::subject::{self, own_external_ids};
 use crate::tombstones::{self, FileError, Kind, Tombstones};
 use crate::{audit, erase, webhook};
@@ -139,9 +139,9 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
     let pepper = config.pii.pepper.clone().map(Pepper::new);
     let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
     let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
-        Ok(0) => Ok(0),
+        Ok(ErasedAgain { links: 0, users: 0 }) => Ok(0),
         // Whose traces they are is not known here: the file is written anew.
-        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased).map_err(Error::from),
+        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased.links).map_err(Error::from),
         Err(error) => Err(error),
     };
     // Nothing may be open when the file is moved.
@@ -149,18 +149,25 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
     erased
 }
 
+/// How many had been erased since the backup was made.
+struct ErasedAgain {
+    links: usize,
+    /// Their `external_id`s, and those of users who never connected.
+    users: usize,
+}
+
 fn erase_again(
     tx: &Tx<'_>,
     known: Vec<(PathBuf, Tombstones)>,
     pepper: Option<&Pepper>,
     now: Timestamp,
-) -> Result<usize, Error> {
+) -> Result<ErasedAgain, Error> {
     for (file, tombstones) in known {
         if !tombstones.keep(tx)? {
             return Err(FileError::Foreign(file).into());
         }
     }
-    let mut links = BTreeSet::new();
+    let (mut links, mut users) = (BTreeSet::new(), BTreeSet::new());
     if let Some(tombstones) = Tombstones::of(tx)? {
         for table in tx.tables_with("link_id")? {
             let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
@@ -177,6 +184,7 @@ fn erase_again(
                     links.insert(link.clone());
                 }
             }
+            users = users_without_link(tx, &tombstones)?;
         }
         if tombstones.has(Kind::Person) {
             let pepper = pepper.ok_or(subject::Error::NoPepper)?;
@@ -190,20 +198,87 @@ fn erase_again(
         }
     }
     let links: Vec<_> = links.into_iter().collect();
-    if !links.is_empty() {
-        let external_ids: Vec<_> = own_external_ids(tx, &links)?.into_iter().collect();
-        erase::remove(tx, &links, &external_ids)?;
+    users.extend(own_external_ids(tx, &links)?);
+    let erased = ErasedAgain { links: links.len(), users: users.len() };
+    if !links.is_empty() || !users.is_empty() {
+        erase::remove(tx, &links, &users.into_iter().collect::<Vec<_>>())?;
         links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
         tx.change()?;
     }
-    audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
-    Ok(links.len())
+    audit::note(tx, now, "restore", &json!({ "erased_again": erased.links }))?;
+    Ok(erased)
+}
+
+/// The `external_id`s without a link of which all that is held is from before they were erased: widget sessions, and webhooks
+/// in the quarantine.
+fn users_without_link(tx: &Tx<'_>, tombstones: &Tombstones) -> Result<BTreeSet<String>, store::Error> {
+    let sessions = "SELECT external_id, max(asked_at) FROM widget_sessions GROUP BY external_id";
+    let mut latest: BTreeMap<String, i64> =
+        tx.all(sessions, args![], |row| Ok((row.text(0)?, row.int(1)?)))?.into_iter().collect();
+    tx.each("SELECT received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
+        let received_at = row.int(0)?;
+        let place = WebhookPlace { link_id: None, received_at };
+        // One that cannot be opened says nothing.
+        let Ok(body) = place.open(tx, row.bytes(1)?) else { return Ok(()) };
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if let Some(user) = body["external_id"].as_str() {
+            let latest = latest.entry(user.to_owned()).or_insert(received_at);
+            *latest = received_at.max(*latest);
+        }
+        Ok::<_, store::Error>(())
+    })?;
+    let mut users = BTreeSet::new();
+    for (user, latest) in latest {
+        let is_connected = "SELECT 1 FROM links WHERE external_id = $1";
+        if tombstones.erased_at(Kind::ExternalId, &user).is_some_and(|erased_at| latest <= erased_at)
+            && tx.one(is_connected, args![&user], |_| Ok(()))?.is_none()
+        {
+            users.insert(user);
+        }
+    }
+    Ok(users)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Needs;
+
+    #[tokio::test]
+    async fn a_user_who_was_erased_and_had_never_connected_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let url = format!("sqlite://{}", path.display());
+        let needs = Needs { belvo: false, webhook: false };
+        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let store = Store::open(&path).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ($1, 7)";
+            ["user-1", "user-2"].iter().try_for_each(|user| tx.execute(session, args![*user]).map(drop))?;
+            let webhook = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)";
+            ["user-1", "user-3", "user-4"].iter().try_for_each(|user| {
+                let body = format!("{{\"external_id\":\"{user}\"}}");
+                tx.execute(webhook, args![body.as_bytes()]).map(drop)
+            })
+        };
+        store.write(fill).await.unwrap();
+        let backup = folder.path().join("a.backup");
+        backup::make(&config.state, &backup, Timestamp::from_micros(8)).unwrap();
+        let bury = |tx: &Tx<'_>| {
+            ["user-1", "user-3"]
+                .iter()
+                .try_for_each(|user| tombstones::bury(tx, Kind::ExternalId, user, Timestamp::from_micros(9)).map(drop))
+        };
+        store.write(bury).await.unwrap();
+        let erased = store.read(Tombstones::of).await.unwrap().unwrap();
+        erased.write(&tombstones::file_of(&path)).unwrap();
+        store.close();
+        restore(&config, &backup, Timestamp::from_micros(10)).await.unwrap();
+        let counts = "SELECT (SELECT group_concat(external_id) FROM widget_sessions), (SELECT count(*) FROM webhooks)";
+        let left = Readers::of(&path)
+            .read::<_, store::Error>(|tx| tx.one(counts, args![], |row| Ok((row.text(0)?, row.int(1)?))));
+        assert_eq!(left.unwrap(), Some(("user-2".to_owned(), 1)));
+    }
 
     #[test]
     fn what_a_killed_restore_left_is_removed_and_nothing_else() {
