@@ -150,7 +150,7 @@ impl fmt::Display for Receipt {
         }
         match &self.remote {
             Some(said) if said.is_empty() => {
-                writeln!(f, "\n5. At Belvo: no link was known that could be deleted there")?
+                writeln!(f, "\n5. At Belvo: no link was known that could be deleted there")?;
             }
             Some(said) => writeln!(f, "\n5. At Belvo: {}", said.join(", "))?,
             None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
