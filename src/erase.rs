@@ -32,7 +32,7 @@ use crate::lane::{in_background, result_of};
 use crate::publish::{self, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
-use crate::subject::{self, Bodies, Names, Subject, each_body, unnamed_webhooks};
+use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, unnamed_webhooks};
 use crate::tombstones::{self, FileError, Kind, Tombstone, Tombstones};
 use crate::widget;
 
@@ -405,13 +405,21 @@ impl Eraser {
         let id = erasure.to_owned();
         let (plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
         let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
-        let wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
+        let mut wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
         if wish.is_remote {
             receipt.remote = Some(self.delete_at_belvo(&wish.links).await?);
         }
         let now = self.clock.now();
         self.store
             .write(move |tx| {
+                // Whoever connected again while Belvo was waited for did so after the wish.
+                let mut external_ids = Vec::new();
+                for external_id in std::mem::take(&mut wish.external_ids) {
+                    if !is_of_another(tx, &external_id, &wish.links)? {
+                        external_ids.push(external_id);
+                    }
+                }
+                wish.external_ids = external_ids;
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
                 receipt.tombstones = bury(tx, &wish, now)?;
                 // Tells the publisher that there is something new.
@@ -907,6 +915,19 @@ mod tests {
         assert_eq!(place.count("SELECT count(*) FROM widget_sessions WHERE external_id = 'user-12'").await, 1);
         assert_eq!(place.count("SELECT count(*) FROM widget_sessions").await, 1);
         assert_eq!(place.ask(user()).await.err().unwrap().code(), "not_held");
+    }
+
+    #[tokio::test]
+    async fn whoever_connects_again_before_an_erasure_comes_to_them_stays() {
+        let place = Place::new();
+        place.has_link(Some("user-1")).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let again =
+            "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ('again', 'user-1', 8, $1)";
+        place.store.write(move |tx| tx.execute(again, args![tx.change()?])).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM links WHERE link_id = 'again'").await, 1);
+        assert_eq!(place.count("SELECT count(*) FROM tombstones WHERE kind = 'external_id'").await, 0);
     }
 
     #[tokio::test]

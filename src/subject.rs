@@ -297,18 +297,24 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
 /// # Errors
 /// [`store::Error`].
 pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
-    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
     let mut external_ids = BTreeSet::new();
     for link in links {
         let sql = "SELECT external_id FROM links WHERE link_id = $1";
         let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
-        let sharing =
-            tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
-        if sharing.iter().all(|other| ids.contains(other.as_str())) {
+        if !is_of_another(tx, &external_id, links)? {
             external_ids.insert(external_id);
         }
     }
     Ok(external_ids)
+}
+
+/// Whether a link that is none of `links` has the `external_id`.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn is_of_another(tx: &Tx<'_>, external_id: &str, links: &[String]) -> Result<bool, store::Error> {
+    let sql = "SELECT link_id FROM links WHERE external_id = $1";
+    Ok(tx.all(sql, args![external_id], |row| row.text(0))?.iter().any(|link| !links.contains(link)))
 }
 
 /// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
