@@ -1,10 +1,9 @@
-//! The state in one file, made while a daemon writes it, and back.
+//! The state in one file, made while a daemon writes it.
 //!
 //! *Takes* a state. *Gives* an SQLite file that ends with a checksum of everything before it. *Promises* that a cut or
-//! changed file is refused, that a backup holds neither the configuration nor the master key, and that a restored state
-//! has nobody who was erased since. Without the master key of its time a backup's bodies cannot be read.
+//! changed file is told from a whole one, and that a backup holds neither the configuration nor the master key: without the
+//! master key of its time its bodies cannot be read. *Not here*: the way back, which is [`crate::restore`].
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -14,15 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::audit;
 use crate::clock::Timestamp;
-use crate::config::{self, Config};
-use crate::erase;
+use crate::config;
 use crate::publish::{BuiltFrom, checksum};
-use crate::sensitive::{Pepper, hex};
-use crate::store::{self, Readers, Store, Traces, Tx, args};
-use crate::tombstones::{self, Kind, Tombstones};
-use crate::webhook;
+use crate::sensitive::hex;
+use crate::store::{self, Readers};
+use crate::tombstones::{self, Tombstones};
 
 /// The list of backups that were made, in the folder of the state.
 const LIST: &str = "backups.jsonl";
@@ -39,7 +35,7 @@ const MARK: &[u8] = b"\nvinculo-backup ";
 /// Nothing at the end of a backup is longer, in bytes.
 const LONGEST_END: u64 = 4096;
 
-/// Why a backup could not be made or put back.
+/// Why a backup could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is such a file already.
@@ -61,18 +57,12 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// The tombstones are of another state.
-    #[error(
-        "{0} holds the tombstones of another state, so that it cannot be known who was erased; nothing was changed. Restore \
-         into a folder of its own"
-    )]
-    ForeignTombstones(PathBuf),
+    /// What tells of whoever was erased since cannot be written beside it.
+    #[error(transparent)]
+    Tombstones(tombstones::FileError),
     /// The state refused.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Somebody who was erased could not be looked for.
-    #[error(transparent)]
-    Erase(#[from] erase::Error),
 }
 
 impl Error {
@@ -82,14 +72,23 @@ impl Error {
             Self::Exists(_) => "backup_exists",
             Self::File { .. } => "backup_not_writable",
             Self::Damaged { .. } => "backup_damaged",
-            Self::ForeignTombstones(_) => "foreign_tombstones",
+            Self::Tombstones(error) => error.code(),
             Self::Store(error) => error.code(),
-            Self::Erase(error) => error.code(),
         }
     }
 
     fn at(path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| Self::File { path: path.to_owned(), source }
+    }
+}
+
+impl From<tombstones::FileError> for Error {
+    fn from(error: tombstones::FileError) -> Self {
+        match error {
+            tombstones::FileError::File { path, source } => Self::File { path, source },
+            tombstones::FileError::Store(error) => Self::Store(error),
+            other => Self::Tombstones(other),
+        }
     }
 }
 
@@ -103,17 +102,27 @@ pub struct Made {
     /// The state that it holds.
     #[serde(flatten)]
     pub state: BuiltFrom,
-    /// Its size without its end.
+    /// Its size without its end; 0 until it is whole.
     pub bytes: u64,
+}
+
+impl Made {
+    /// Whether this is the same backup, whole or not. Another may have had its name, and been moved away.
+    fn is(&self, other: &Self) -> bool {
+        (&self.file, &self.made_at) == (&other.file, &other.made_at)
+    }
 }
 
 /// The end of a backup.
 #[derive(Serialize, Deserialize)]
-struct End {
-    made_at: String,
+pub struct End {
+    /// When it was made, RFC 3339.
+    pub made_at: String,
+    /// The state that it holds.
     #[serde(flatten)]
-    state: BuiltFrom,
-    bytes: u64,
+    pub state: BuiltFrom,
+    /// Its size without this end.
+    pub bytes: u64,
     sha256: String,
 }
 
@@ -126,25 +135,42 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
     if to.symlink_metadata().is_ok() {
         return Err(Error::Exists(to));
     }
-    let partial = to.with_added_extension("partial");
-    let made = write(&state.path, &partial, now).and_then(|(end, erased_in_it)| {
-        let End { made_at, state: held, bytes, .. } = end;
-        let made = Made { file: to.display().to_string(), made_at, state: held, bytes };
-        // Before it is there, so that no crash leaves one that erasures do not know of.
+    let partial = partial_of(&to);
+    let held = Readers::of(&state.path).read(BuiltFrom::of)?;
+    // Made here, and not by SQLite, so that its mode is right from the first byte.
+    let empty = File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial);
+    empty.map_err(Error::at(&partial))?;
+    let begun = Made { file: to.display().to_string(), made_at: now.to_string(), state: held, bytes: 0 };
+    // Before anything is in it, so that no crash leaves a file that erasures do not know of.
+    let made = note(&state.path, &begun).and_then(|()| {
+        let (End { state: held, bytes, .. }, erased_in_it) = write(&state.path, &partial, now)?;
+        let made = Made { state: held, bytes, ..begun.clone() };
         note(&state.path, &made)?;
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
-        let folder = to.parent().unwrap_or(Path::new("/"));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::at(folder))?;
+        sync_folder_of(&to).map_err(Error::at(&to))?;
         tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| {
             // A backup that may bring somebody back is none.
-            drop((fs::remove_file(&to), fs::remove_file(tombstones::file_of_backup(&to))));
+            let _ = fs::remove_file(&to);
         })?;
         Ok(made)
     });
     if made.is_err() {
         let _ = fs::remove_file(&partial);
+        if !to.exists() {
+            let _ = change_list(&state.path, |listed| listed.is(&begun), None);
+        }
     }
     made
+}
+
+/// Where the backup `to` stands until it is whole.
+fn partial_of(to: &Path) -> PathBuf {
+    to.with_added_extension("partial")
+}
+
+/// Waits until a rename in the folder of `path` is on the disk.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// Tells of whoever was erased while the backup was written, beside it; it has `in_it`. Whoever is erased from now on finds it on
@@ -153,7 +179,7 @@ fn tell_of_erased(state: &Path, backup: &Path, in_it: Option<Tombstones>) -> Res
     let path = tombstones::file_of_backup(backup);
     let mut told = in_it;
     while let Some(erased) = Readers::of(state).read(Tombstones::of)?.filter(|erased| Some(erased) != told.as_ref()) {
-        erased.write(&path).map_err(Error::at(&path))?;
+        erased.write(&path)?;
         told = Some(erased);
     }
     Ok(())
@@ -169,9 +195,12 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(Error::at(&folder))?;
     // A process that was killed may have left one half done.
-    for partial in files_of(&folder, "partial")? {
-        fs::remove_file(&partial).map_err(Error::at(&partial))?;
+    let partials = files_of(&folder, "partial")?;
+    for partial in &partials {
+        fs::remove_file(partial).map_err(Error::at(partial))?;
     }
+    let half_done: Vec<PathBuf> = partials.into_iter().map(|partial| partial.with_extension("")).collect();
+    forget(&state.path, &half_done)?;
     let name: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
     make(state, &folder.join(format!("{name}.backup")), now)?;
     // Their names begin with the time.
@@ -181,9 +210,7 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
         fs::remove_file(backup).map_err(Error::at(backup))?;
         let _ = fs::remove_file(tombstones::file_of_backup(backup));
     }
-    if !old.is_empty() {
-        forget(&state.path, old)?;
-    }
+    forget(&state.path, old)?;
     Ok(kept.len() as u64)
 }
 
@@ -216,84 +243,63 @@ fn write(state: &Path, partial: &Path, now: Timestamp) -> Result<(End, Option<To
     Ok((end, erased))
 }
 
-/// Adds to the list of backups, which erasures quote.
+/// Adds to the list of backups, which erasures quote, in the place of what was said of the same one before.
 fn note(state: &Path, made: &Made) -> Result<(), Error> {
-    let path = state.with_file_name(LIST);
-    let line = json!(made).to_string() + "\n";
-    let file = File::options().create(true).append(true).mode(0o600).open(&path);
-    file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all())).map_err(Error::at(&path))
+    change_list(state, |listed| listed.is(made), Some(made))
 }
 
-/// Takes backups that are gone from that list.
+/// Takes backups out of that list that are gone.
 fn forget(state: &Path, gone: &[PathBuf]) -> Result<(), Error> {
-    let path = state.with_file_name(LIST);
-    let mut left = made(state);
-    left.retain(|made| !gone.iter().any(|gone| gone.as_path() == Path::new(&made.file)));
-    let text: String = left.iter().map(|made| json!(made).to_string() + "\n").collect();
-    let fresh = path.with_added_extension("new");
-    let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh);
-    file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&fresh, &path))
-        .map_err(Error::at(&path))
+    let gone: Vec<&PathBuf> = gone.iter().filter(|gone| !gone.exists()).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    change_list(state, |listed| gone.iter().any(|gone| gone.as_path() == Path::new(&listed.file)), None)
 }
 
-/// The backups that were made of the state at `state`, oldest first.
+/// Writes the list anew, durably, without what `is_gone`. One process after the other does, as a backup is made by a command
+/// beside a daemon.
+fn change_list(state: &Path, is_gone: impl Fn(&Made) -> bool, added: Option<&Made>) -> Result<(), Error> {
+    let path = state.with_file_name(LIST);
+    let changed = || {
+        let lock = path.with_added_extension("lock");
+        let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(lock)?;
+        lock.lock()?;
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            text => text?,
+        };
+        let stays = |line: &&str| serde_json::from_str(line).map_or(true, |made: Made| !is_gone(&made));
+        let lines = text.lines().filter(stays).map(str::to_owned).chain(added.map(|made| json!(made).to_string()));
+        let text: String = lines.map(|line| line + "\n").collect();
+        let fresh = path.with_added_extension("new");
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, &path)?;
+        sync_folder_of(&path)
+    };
+    changed().map_err(Error::at(&path))
+}
+
+/// The backups that were made of the state at `state`, oldest first, with those that are not whole, or never were because
+/// their process was killed.
 pub fn made(state: &Path) -> Vec<Made> {
     let text = fs::read_to_string(state.with_file_name(LIST)).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    let listed = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let with_partial = |made: Made| {
+        let partial = partial_of(Path::new(&made.file));
+        let half = partial.exists().then(|| Made { file: partial.display().to_string(), ..made.clone() });
+        [Some(made), half].into_iter().flatten()
+    };
+    listed.flat_map(with_partial).collect()
 }
 
-/// What a restored state came to.
-#[derive(Debug, Serialize)]
-pub struct Restored {
-    /// When the backup was made, RFC 3339.
-    pub made_at: String,
-    /// The state that it holds.
-    #[serde(flatten)]
-    pub state: BuiltFrom,
-    /// Links that were in it and had been erased since, and are gone again.
-    pub erased_again: usize,
-}
-
-/// Puts the backup `from` in the place of the state of `config`, without whoever was erased since. Blocks.
+/// The end of the backup at `path`, when all before it is as it was written. Blocks.
 ///
 /// # Errors
-/// [`Error::Damaged`], [`Error::ForeignTombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
-/// Then the state is as it was.
-pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
-    let end = check(from)?;
-    let state = &config.state.path;
-    if let Some(pid) = store::holder(state) {
-        return Err(store::Error::Held { path: state.clone(), pid }.into());
-    }
-    let fresh = state.with_added_extension("restoring");
-    // One that was killed may have left a log, whose pages would become part of this one.
-    remove_all_of(&fresh);
-    let restored = restore_into(config, from, &fresh, &end, now).await;
-    let restored = restored.and_then(|erased_again| {
-        store::replace(state, &fresh)?;
-        Ok(erased_again)
-    });
-    remove_all_of(&fresh);
-    let erased_again = restored?;
-    if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
-        let file = tombstones::file_of(state);
-        tombstones.write(&file).map_err(Error::at(&file))?;
-    }
-    Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
-}
-
-/// Removes a state and what stands beside it.
-fn remove_all_of(state: &Path) {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = state.to_owned().into_os_string();
-        name.push(suffix);
-        let _ = fs::remove_file(name);
-    }
-}
-
-/// The end of the backup at `path`, when all before it is as it was written.
-fn check(path: &Path) -> Result<End, Error> {
+/// [`Error::Damaged`], [`Error::File`].
+pub fn check(path: &Path) -> Result<End, Error> {
     let damaged = |what| Error::Damaged { path: path.to_owned(), what };
     let mut file = File::open(path).map_err(Error::at(path))?;
     let length = file.metadata().map_err(Error::at(path))?.len();
@@ -327,127 +333,79 @@ fn check(path: &Path) -> Result<End, Error> {
     }
 }
 
-/// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
-async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
-    let folder = fresh.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).map_err(Error::at(folder))?;
-    let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
-        let mut content = File::open(from)?.take(end.bytes);
-        io::copy(&mut content, &mut to)?;
-        to.sync_all()
-    });
-    copied.map_err(Error::at(fresh))?;
-    let mut known = Vec::new();
-    for file in [tombstones::file_of(&config.state.path), tombstones::file_of_backup(from)] {
-        if let Some(tombstones) = Tombstones::read(&file).map_err(Error::at(&file))? {
-            known.push((file, tombstones));
-        }
-    }
-    let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
-    // Whom a webhook names is looked for in its row.
-    store.follow_up_by(webhook::follow_up).await?;
-    let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
-    let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
-        Ok(0) => Ok(0),
-        // Whose traces they are is not known here: the file is written anew.
-        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased).map_err(Error::from),
-        Err(error) => Err(error),
-    };
-    // Nothing may be open when the file is moved.
-    tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
-    erased
-}
-
-fn erase_again(
-    tx: &Tx<'_>,
-    known: Vec<(PathBuf, Tombstones)>,
-    pepper: Option<&Pepper>,
-    now: Timestamp,
-) -> Result<usize, Error> {
-    for (file, tombstones) in known {
-        if !tombstones.keep(tx)? {
-            return Err(Error::ForeignTombstones(file));
-        }
-    }
-    let (mut links, mut external_ids) = (BTreeSet::new(), BTreeSet::new());
-    if let Some(tombstones) = Tombstones::of(tx)? {
-        for table in tx.tables_with("link_id")? {
-            let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
-            let ids = tx.all(&sql, args![], |row| row.text(0))?;
-            links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
-        }
-        let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
-            Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
-        })?;
-        if tombstones.has(Kind::ExternalId) {
-            for (link, external_id, first_seen_at) in &connected {
-                let erased_at = external_id.as_ref().and_then(|id| tombstones.erased_at(Kind::ExternalId, id));
-                if erased_at.is_some_and(|erased_at| *first_seen_at <= erased_at) {
-                    links.insert(link.clone());
-                }
-            }
-        }
-        if tombstones.has(Kind::Person) {
-            let pepper = pepper.ok_or(erase::Error::NoPepper)?;
-            let owners = erase::persons(tx, pepper)?;
-            for (link, person) in owners {
-                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
-                if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
-                    links.insert(link);
-                }
-            }
-        }
-        for (link, external_id, _) in &connected {
-            let Some(external_id) = external_id.as_ref().filter(|_| links.contains(link)) else { continue };
-            let is_shared =
-                connected.iter().any(|(id, other, _)| other.as_ref() == Some(external_id) && !links.contains(id));
-            if !is_shared {
-                external_ids.insert(external_id.clone());
-            }
-        }
-    }
-    let (links, external_ids): (Vec<_>, Vec<_>) = (links.into_iter().collect(), external_ids.into_iter().collect());
-    if !links.is_empty() {
-        erase::remove(tx, &links, &external_ids)?;
-        links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
-        tx.change()?;
-    }
-    audit::note(tx, now, "restore", &json!({ "erased_again": links.len() }))?;
-    Ok(links.len())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::Store;
 
-    #[tokio::test]
-    async fn what_a_killed_restore_left_becomes_part_of_no_other() {
+    fn state_of(folder: &Path) -> config::State {
+        config::State { path: folder.join("state.db"), encryption_key: None, encryption_key_previous: None }
+    }
+
+    fn begun(file: &Path, second: i64) -> Made {
+        let state = BuiltFrom { state_id: String::new(), change: 0 };
+        let made_at = Timestamp::from_micros(second * 1_000_000).to_string();
+        Made { file: file.display().to_string(), made_at, state, bytes: 0 }
+    }
+
+    #[test]
+    fn a_backup_that_cannot_be_written_is_no_bad_state_and_on_no_list() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        let url = format!("sqlite://{}", path.display());
-        let needs = config::Needs { belvo: false, webhook: false };
-        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
-        let store = Store::open(&path).unwrap();
-        let insert = "INSERT INTO meta (name, value) VALUES ('kept', 'yes')";
-        store.write(|tx| tx.execute(insert, args![])).await.unwrap();
-        let backup = folder.path().join("a.backup");
-        make(&config.state, &backup, Timestamp::from_micros(0)).unwrap();
+        let state = state_of(folder.path());
+        let to = folder.path().join("no/such/folder/a.backup");
+        let missing = make(&state, &to, Timestamp::from_micros(0)).unwrap_err();
+        assert_eq!(missing.code(), "state_missing");
+        let store = Store::open(&state.path).unwrap();
+        let unwritable = make(&state, &to, Timestamp::from_micros(0)).unwrap_err();
+        assert_eq!(unwritable.code(), "backup_not_writable", "{unwritable}");
+        assert!(made(&state.path).is_empty());
         drop(store);
-        while store::holder(&path).is_some() {
-            tokio::task::yield_now().await;
-        }
+    }
 
-        let other = rusqlite::Connection::open(folder.path().join("other.db")).unwrap();
-        other.pragma_update(None, "journal_mode", "WAL").unwrap();
-        other.execute_batch("CREATE TABLE other (x TEXT); INSERT INTO other VALUES ('y')").unwrap();
-        fs::copy(folder.path().join("other.db-wal"), folder.path().join("state.db.restoring-wal")).unwrap();
-        restore(&config, &backup, Timestamp::from_micros(0)).await.unwrap();
-        let kept = "SELECT value FROM meta WHERE name = 'kept'";
-        let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
-        assert_eq!(kept.unwrap().as_deref(), Some("yes"));
+    #[test]
+    fn a_backup_whose_process_was_killed_is_on_the_list_until_it_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_of(folder.path());
+        let store = Store::open(&state.path).unwrap();
+        let backups = folder.path().join(FOLDER);
+        fs::create_dir(&backups).unwrap();
+        for file in [folder.path().join("named.backup"), backups.join("19700101T.backup")] {
+            note(&state.path, &begun(&file, 1)).unwrap();
+            fs::write(partial_of(&file), "half").unwrap();
+        }
+        let listed = || made(&state.path).into_iter().map(|made| made.file).collect::<Vec<_>>();
+        assert_eq!(listed().iter().filter(|file| file.ends_with(".backup.partial")).count(), 2);
+        make_another(&state, Timestamp::from_micros(0)).unwrap();
+        let half: Vec<_> = listed().into_iter().filter(|file| file.ends_with(".partial")).collect();
+        assert_eq!(half, [partial_of(&folder.path().join("named.backup")).display().to_string()]);
+        assert_eq!(listed().len(), 3, "and the new one, once: {:?}", listed());
+        // One of the same name may have been moved away, and is to be destroyed there.
+        fs::remove_file(partial_of(&folder.path().join("named.backup"))).unwrap();
+        make(&state, &folder.path().join("named.backup"), Timestamp::from_micros(2_000_000)).unwrap();
+        assert_eq!(listed().iter().filter(|file| file.ends_with("named.backup")).count(), 2);
+        drop(store);
+    }
+
+    #[test]
+    fn no_process_loses_from_the_list_what_another_notes() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_of(folder.path());
+        let gone = folder.path().join("gone");
+        std::thread::scope(|threads| {
+            for thread in 0..4 {
+                let (state, gone) = (&state.path, &gone);
+                threads.spawn(move || {
+                    for second in 0..5 {
+                        note(state, &begun(&gone.with_file_name(format!("{thread}-{second}")), second)).unwrap();
+                        note(state, &begun(gone, second)).unwrap();
+                        forget(state, std::slice::from_ref(gone)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(made(&state.path).len(), 20);
     }
 
     #[test]
@@ -455,7 +413,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
         let store = Store::open(&path).unwrap();
-        let state = config::State { path: path.clone(), encryption_key: None, encryption_key_previous: None };
+        let state = state_of(folder.path());
         let named = make(&state, &folder.path().join("named.backup"), Timestamp::from_micros(0)).unwrap();
         for day in 1..=9 {
             let now = Timestamp::from_micros(0) + Duration::from_hours(24 * day);

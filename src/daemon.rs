@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +21,7 @@ use crate::belvo::{Budget, Client, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
-use crate::erase::Eraser;
+use crate::erase::{Eraser, Unfinished};
 use crate::features::runs::{self, Mode, Wanted};
 use crate::fetch::trust::Trust;
 use crate::lane::in_background;
@@ -39,10 +39,11 @@ use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asked, Asker, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
+use crate::tombstones::{self, FileError};
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
-use crate::{backup, chronicle, delete, origin, recollect, verify, worker};
+use crate::{backup, chronicle, delete, origin, recollect, restore, verify, worker};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -124,6 +125,8 @@ impl Daemon {
             Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
         };
         let store = Store::configured(&config.state)?;
+        restore::clear_left_over(&config.state.path);
+        learn_of_erased(&store, &config.state.path).await?;
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
@@ -147,7 +150,7 @@ impl Daemon {
         let widgets = Widgets::new(client.clone(), store.clone(), queue.clone(), clock.clone(), config.widget.clone());
         let recollector = Recollector::new(client.clone(), store.clone(), queue.clone(), clock.clone(), read_within);
         let deleter = Deleter::new(client.clone(), store.clone(), queue.clone(), clock.clone(), deleted_within);
-        let eraser = Eraser::new(
+        let (eraser, left) = Eraser::new(
             store.clone(),
             Arc::clone(&publisher),
             (parts != Parts::WithoutBelvo).then(|| deleter.clone()),
@@ -155,8 +158,11 @@ impl Daemon {
             &config.state.path,
             clock.clone(),
         );
-        // Before anybody reads or writes; Belvo, which may take long, is asked by a task.
-        let erasures = eraser.resume().await?;
+        // Before anybody reads or writes; the rest, which may take long or fail, is done by a task.
+        let mut begun = eraser.resume().await?;
+        if parts != Parts::All {
+            begun = eraser.finish_now(begun).await;
+        }
         let listeners = match parts {
             Parts::All => Some((
                 bind(config.webhook.listen, "webhook.listen").await?,
@@ -206,7 +212,7 @@ impl Daemon {
         if matches!(parts, Parts::WithoutTasks | Parts::WithoutBelvo) {
             return Ok(daemon);
         }
-        daemon.spawn_tasks(config, erasures);
+        daemon.spawn_tasks(config, begun, left);
         if has_jobs {
             let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
             daemon.spawn_schedule(config, asked, times);
@@ -218,7 +224,7 @@ impl Daemon {
     }
 
     /// What goes on from the start to the end, whoever asks or not.
-    fn spawn_tasks(&self, config: &Config, erasures: Vec<String>) {
+    fn spawn_tasks(&self, config: &Config, erasures: Vec<Unfinished>, left: mpsc::UnboundedReceiver<Unfinished>) {
         let Operations { client, store, queue, links, clock, .. } = &self.operations;
         self.problems.raise(STARTING);
         let look_around = look_around(
@@ -244,7 +250,7 @@ impl Daemon {
         self.spawn("widgets", self.operations.widgets.clone().run(self.shutdown.clone()));
         self.spawn("recollects", self.operations.recollector.clone().run(self.shutdown.clone()));
         self.spawn("deletions", self.operations.deleter.clone().run(self.shutdown.clone()));
-        self.spawn("erasures", self.operations.eraser.clone().run(erasures, self.shutdown.clone()));
+        self.spawn("erasures", self.operations.eraser.clone().run(erasures, left, self.shutdown.clone()));
         self.spawn("lookups", links.clone().run(self.settled.clone(), self.shutdown.clone()));
         let publisher = publish::run(
             Arc::clone(&self.publisher),
@@ -382,6 +388,18 @@ impl Daemon {
                 "some tasks were cut off; what they did is done again after the next start"
             );
         }
+    }
+}
+
+/// Lets a state that is new in its folder know who was erased there, before it hears of anybody. One that has tombstones of
+/// its own does its work all the same: it is told when they are to be written.
+async fn learn_of_erased(store: &Store, state: &Path) -> Result<(), FileError> {
+    match tombstones::learn(store, state).await {
+        Err(error @ FileError::Foreign(_)) => {
+            tracing::warn!(code = error.code(), "nobody can be erased: {error}");
+            Ok(())
+        }
+        learnt => learnt,
     }
 }
 

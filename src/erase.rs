@@ -11,16 +11,15 @@
 //! written (`done`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
@@ -30,13 +29,17 @@ use crate::belvo::{Decision, LinkId, SIMULATED_MISMATCH};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
-use crate::lane::in_background;
-use crate::publish::{self, Forgotten, Publisher, Scope};
-use crate::records::unpack;
-use crate::resources::owners;
+use crate::lane::{in_background, result_of};
+use crate::publish::{self, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
-use crate::store::{self, Row, Store, Traces, Tx, VersionPlace, WebhookPlace, args};
-use crate::tombstones::{self, Kind, Tombstone, Tombstones};
+use crate::store::{self, Store, Traces, Tx, args};
+use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, unnamed_webhooks};
+use crate::tombstones::{self, FileError, Kind, Tombstone, Tombstones};
+use crate::widget;
+
+mod receipt;
+
+pub use receipt::{BackupToGo, Receipt, receipts_of};
 
 /// Backups that hold the person must be gone so long after the erasure.
 const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
@@ -47,35 +50,36 @@ const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks whether Belvo has.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// An erasure that waits for Belvo is tried again so often.
-const TRY_AGAIN: Duration = Duration::from_mins(1);
-
-/// The folder of receipts, in that of the state.
-const RECEIPTS: &str = "erasures";
+/// Wait before an erasure that failed is gone on with; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// Why nothing, or not everything, was erased.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is nobody of that name.
-    #[error("nothing is held of this {0}: look at the spelling; what was erased before stays erased")]
-    NotHeld(&'static str),
-    /// Persons have no key without a pepper.
-    #[error("pii.pepper is empty, so that persons have no key: name a link or an external_id")]
-    NoPepper,
+    /// Nobody was found who could be erased.
+    #[error(transparent)]
+    Subject(subject::Error),
     /// The links are to be deleted at Belvo too, and this command does not talk to Belvo.
     #[error("an erasure also waits for Belvo, which is asked by `vinculo serve`")]
     NeedsBelvo,
     /// Belvo did not take the wish to delete a link.
     #[error("nothing was erased, because Belvo does not delete the link: {0}")]
     Belvo(Box<delete::Error>),
+    /// It was begun, and something stands in the way of its end.
+    #[error("{0}; once that is mended, `vinculo serve` finishes the erasure by itself, and no other order is needed")]
+    Unfinished(Box<Error>),
     /// A file beside the state cannot be written.
-    #[error("{path} cannot be written: {source}; mend it, and start `vinculo serve`, which finishes the erasure")]
+    #[error("{path} cannot be written: {source}; make room, or give this user the right to write there")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
+    /// The file beside the state that says who was erased is not this state's.
+    #[error(transparent)]
+    Tombstones(FileError),
     /// The lake could not be published anew.
     #[error(transparent)]
     Publish(#[from] publish::Error),
@@ -88,11 +92,12 @@ impl Error {
     /// The stable code of this failure, for logs, metrics and `status`.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotHeld(_) => "not_held",
-            Self::NoPepper => "no_pepper",
+            Self::Subject(error) => error.code(),
             Self::NeedsBelvo => "needs_belvo",
             Self::Belvo(error) => error.code(),
+            Self::Unfinished(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
+            Self::Tombstones(error) => error.code(),
             Self::Publish(error) => error.code(),
             Self::Store(error) => error.code(),
         }
@@ -112,120 +117,23 @@ impl Error {
     }
 }
 
-/// Whom an erasure or an export is about. It has no printed form.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Subject {
-    /// One link.
-    Link(LinkId),
-    /// Every link of an `external_id`.
-    ExternalId(String),
-    /// Every link of a `person_key`.
-    Person(String),
-}
-
-impl fmt::Debug for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Subject({})", self.kind().name())
-    }
-}
-
-impl Subject {
-    /// What kind of name it is.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Link(_) => Kind::Link,
-            Self::ExternalId(_) => Kind::ExternalId,
-            Self::Person(_) => Kind::Person,
+impl From<subject::Error> for Error {
+    fn from(error: subject::Error) -> Self {
+        match error {
+            subject::Error::Store(error) => Self::Store(error),
+            other => Self::Subject(other),
         }
     }
+}
 
-    /// The links that it means, by id. Blocks for long when it is a person: only the bodies say who that is.
-    ///
-    /// # Errors
-    /// [`Error::NoPepper`], [`Error::Store`].
-    pub fn links(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Vec<String>, Error> {
-        Ok(match self {
-            Self::Link(id) => {
-                let mut found = Vec::new();
-                for table in tx.tables_with("link_id")? {
-                    let sql = format!("SELECT link_id FROM {table} WHERE link_id = $1 LIMIT 1");
-                    found.extend(tx.one(&sql, args![id], |row| row.text(0))?);
-                }
-                found.truncate(1);
-                found
-            }
-            Self::ExternalId(id) => {
-                tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![id], |row| {
-                    row.text(0)
-                })?
-            }
-            Self::Person(key) => {
-                let persons = persons(tx, pepper.ok_or(Error::NoPepper)?)?;
-                let found: BTreeSet<String> =
-                    persons.into_iter().filter(|(_, person)| person == key).map(|(link, _)| link).collect();
-                found.into_iter().collect()
-            }
-        })
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::File { path, source } => Self::File { path, source },
+            FileError::Store(error) => Self::Store(error),
+            other => Self::Tombstones(other),
+        }
     }
-}
-
-/// Every link with the key of every person that it ever named as its owner.
-///
-/// # Errors
-/// [`store::Error`].
-pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, store::Error> {
-    let mut persons = Vec::new();
-    each_body(tx, Bodies::OfResource(owners::RESOURCE.name), |place, body| {
-        if let Some(person) = person_of(&body, pepper) {
-            persons.push((place.link_id.to_owned(), person));
-        }
-        Ok(())
-    })?;
-    Ok(persons)
-}
-
-/// The key of the person that an owner's body names.
-fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
-    let owner: Value = serde_json::from_str(body).ok()?;
-    let cpf = Cpf::parse(owner["document_id"]["document_number"].as_str()?)?;
-    Some(pepper.key_of(&[cpf.digits()]))
-}
-
-/// Which bodies.
-#[derive(Debug, Clone, Copy)]
-pub enum Bodies<'a> {
-    /// Those of one link.
-    OfLink(&'a str),
-    /// Those of a resource, by its name.
-    OfResource(&'a str),
-}
-
-/// Gives every version of every record, opened.
-///
-/// # Errors
-/// [`store::Error`]; a body that cannot be opened is left out, so that damage does not keep anybody.
-pub fn each_body(
-    tx: &Tx<'_>,
-    which: Bodies<'_>,
-    mut each: impl FnMut(VersionPlace<'_>, String) -> Result<(), store::Error>,
-) -> Result<(), store::Error> {
-    let (column, value) = match which {
-        Bodies::OfLink(link) => ("link_id", link),
-        Bodies::OfResource(resource) => ("resource", resource),
-    };
-    let sql = format!(
-        "SELECT link_id, resource, record_key, version, body FROM record_versions WHERE {column} = $1 \
-         ORDER BY link_id, resource, record_key, version"
-    );
-    tx.each(&sql, args![value], |row: &Row<'_>| {
-        let place =
-            VersionPlace { link_id: row.str(0)?, resource: row.str(1)?, record_key: row.str(2)?, version: row.int(3)? };
-        match place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)) {
-            Ok(body) => each(place, body),
-            Err(store::Error::Unreadable(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    })
 }
 
 /// What would go.
@@ -258,52 +166,6 @@ struct Wish {
     is_remote: bool,
 }
 
-/// What was done. It names nobody.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Receipt {
-    /// Random id of the erasure.
-    pub erasure: String,
-    /// When it was asked for, RFC 3339.
-    pub asked_at: String,
-    /// When it was done; empty before.
-    pub finished_at: String,
-    /// `link`, `external_id` or `person`.
-    pub asked_for: String,
-    /// Why, in the operator's words.
-    pub reason: String,
-    /// How many links it was about.
-    pub links: usize,
-    /// What Belvo said of each link, when it was to delete them: `deleted`, or `accepted` when it will.
-    pub remote: Option<Vec<String>>,
-    /// Salted hashes of what must not come back.
-    pub tombstones: Vec<Tombstone>,
-    /// Rows removed from each table of the state, the keys of the bodies (`link_keys`) among them.
-    pub rows: BTreeMap<String, u64>,
-    /// The first snapshot without the person; absent when nothing was ever published.
-    pub published: Option<u32>,
-    /// Snapshots that were dropped, file by file.
-    pub snapshots: Vec<Forgotten>,
-    /// Whether the state's file was written anew, because emptying its log was not enough.
-    pub state_rewritten: bool,
-    /// Traces left in the state, because rows of others hold the same bytes.
-    pub traces_left: usize,
-    /// Backups made before, and when each has to be gone.
-    pub backups: Vec<BackupToGo>,
-    /// Hash of the line in the audit.
-    pub audit_hash: String,
-}
-
-/// A backup that holds an erased person.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct BackupToGo {
-    /// The file, as it was named when it was made.
-    pub file: String,
-    /// When it was made, RFC 3339.
-    pub made_at: String,
-    /// When it must be gone.
-    pub gone_by: String,
-}
-
 /// Erases. Cheap to clone.
 #[derive(Clone)]
 pub struct Eraser {
@@ -314,11 +176,25 @@ pub struct Eraser {
     pepper: Option<Pepper>,
     state: PathBuf,
     clock: Clock,
+    /// Takes over what an order could not finish.
+    left: mpsc::UnboundedSender<Unfinished>,
+}
+
+/// An erasure that was begun and is not done.
+#[derive(Clone)]
+pub struct Unfinished {
+    erasure: String,
+    /// Nothing when they were forgotten with an earlier process: the state's file is written anew then.
+    traces: Traces,
+    /// Whether Belvo, which may take long, is to be asked first.
+    waits_for_belvo: bool,
+    /// How long to wait before it is gone on with.
+    pause: Duration,
 }
 
 impl Eraser {
-    /// One for the state at `state`, open as `store`, and the lake behind `publisher`. Without a `deleter` nothing is
-    /// deleted at Belvo.
+    /// One for the state at `state`, open as `store`, and the lake behind `publisher`, and what its orders leave for
+    /// [`Eraser::run`]. Without a `deleter` nothing is deleted at Belvo.
     pub fn new(
         store: Store,
         publisher: Arc<Publisher>,
@@ -326,14 +202,15 @@ impl Eraser {
         pepper: Option<Pepper>,
         state: &Path,
         clock: Clock,
-    ) -> Self {
-        Self { store, publisher, deleter, pepper, state: state.to_owned(), clock }
+    ) -> (Self, mpsc::UnboundedReceiver<Unfinished>) {
+        let (left, unfinished) = mpsc::unbounded_channel();
+        (Self { store, publisher, deleter, pepper, state: state.to_owned(), clock, left }, unfinished)
     }
 
     /// What erasing `subject` would remove. Nothing is written.
     ///
     /// # Errors
-    /// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+    /// [`Error::Subject`], [`Error::Store`].
     pub async fn plan(&self, subject: Subject) -> Result<Plan, Error> {
         let (readers, pepper) = (self.store.readers(), self.pepper.clone());
         let mut plan = in_background(move || readers.read(|tx| plan(tx, subject, pepper.as_ref()))).await?;
@@ -343,16 +220,24 @@ impl Eraser {
     }
 
     /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo does not take is taken back: whoever
-    /// waits is told.
+    /// waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
     ///
     /// # Errors
-    /// [`Error`]. After a crash whoever opens the state next finishes it.
+    /// [`Error::Belvo`], [`Error::Unfinished`]. After a crash whoever opens the state next goes on with it.
     pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
-        let done = self.go_on(erasure, &plan.traces).await;
-        if let Err(Error::Belvo(_)) = &done {
-            self.take_back(erasure).await?;
+        match self.go_on(erasure, &plan.traces).await {
+            Ok(()) => Ok(()),
+            Err(error @ Error::Belvo(_)) => {
+                self.take_back(erasure).await?;
+                Err(error)
+            }
+            Err(error) => {
+                let (erasure, traces) = (erasure.to_owned(), plan.traces.clone());
+                // A command that ends now has nobody who takes it; the next start does.
+                let _ = self.left.send(Unfinished { erasure, traces, waits_for_belvo: false, pause: FIRST_RETRY });
+                Err(Error::Unfinished(Box::new(error)))
+            }
         }
-        done
     }
 
     /// Does all steps of an erasure that are left.
@@ -368,73 +253,108 @@ impl Eraser {
         self.store.write(move |tx| tx.execute(take_back, args![&id])).await.map(drop)
     }
 
-    /// Finishes the erasures that were begun, but for those that wait for Belvo, which may take long: gives their ids, for
-    /// [`Eraser::run`].
+    /// Removes the rows of erasures that were begun, unless Belvo is to be asked first: nobody reads or writes the state yet.
+    /// Gives all that are not done, for [`Eraser::run`]; one that cannot be gone on with now is among them.
     ///
     /// # Errors
-    /// [`Error`].
-    pub async fn resume(&self) -> Result<Vec<String>, Error> {
+    /// [`Error::Store`], when the state cannot be read.
+    pub async fn resume(&self) -> Result<Vec<Unfinished>, Error> {
         let begun = self.store.read(|tx| {
-            let sql = "SELECT erasure, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
-            tx.all(sql, args![], |row| Ok((row.text(0)?, row.opt_text(1)?)))
+            let sql = "SELECT erasure, step, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
+            tx.all(sql, args![], |row| Ok((row.text(0)?, row.text(1)?, row.opt_text(2)?)))
         });
-        let mut waiting = Vec::new();
-        for (erasure, plan) in begun.await? {
+        let mut unfinished = Vec::new();
+        for (erasure, step, plan) in begun.await? {
             // Once something of it was done, its plan is gone, and Belvo has been asked.
             let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
-            if wish.is_some_and(|wish| wish.is_remote) {
+            let waits_for_belvo = wish.is_some_and(|wish| wish.is_remote);
+            if waits_for_belvo {
                 if self.deleter.is_none() {
-                    let error = Error::NeedsBelvo;
-                    tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+                    warn_unfinished(&erasure, &Error::NeedsBelvo);
                 }
-                waiting.push(erasure);
-                continue;
+            } else {
+                tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and goes on now");
+                if step == Step::Asked.name()
+                    && let Err(error) = self.remove(&erasure).await
+                {
+                    warn_unfinished(&erasure, &error);
+                }
             }
-            tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and is finished now");
-            // What to look for was forgotten with the process: the state's file is written anew instead.
-            self.go_on(&erasure, &Traces::default()).await?;
+            unfinished.push(Unfinished { erasure, traces: Traces::default(), waits_for_belvo, pause: Duration::ZERO });
         }
-        Ok(waiting)
+        Ok(unfinished)
     }
 
-    /// Finishes the erasures `waiting`, which wait for Belvo, and then waits for `shutdown`. While Belvo cannot be asked they
-    /// go on waiting; a wish that it refuses is taken back, as [`Eraser::erase`] does.
-    pub async fn run(self, mut waiting: Vec<String>, shutdown: CancellationToken) {
-        for erasure in &waiting {
+    /// Finishes those of `unfinished` that need not wait for Belvo, for a command, which may end before [`Eraser::run`] does.
+    /// Gives those that are not done then.
+    pub async fn finish_now(&self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
+        let mut left = Vec::new();
+        for one in unfinished {
+            if one.waits_for_belvo {
+                left.push(one);
+            } else if let Err(error) = self.go_on(&one.erasure, &one.traces).await {
+                warn_unfinished(&one.erasure, &error);
+                left.push(Unfinished { pause: FIRST_RETRY, ..one });
+            }
+        }
+        left
+    }
+
+    /// Finishes the erasures `begun` and those that orders have `left`, until `shutdown`. What fails is tried again after a
+    /// pause, and holds up no other; a wish that Belvo refuses is taken back, as [`Eraser::erase`] does.
+    pub async fn run(
+        self,
+        begun: Vec<Unfinished>,
+        mut left: mpsc::UnboundedReceiver<Unfinished>,
+        shutdown: CancellationToken,
+    ) {
+        for Unfinished { erasure, .. } in begun.iter().filter(|one| one.waits_for_belvo) {
             tracing::warn!(
                 code = "erasure_resumed",
                 erasure,
                 "an erasure was interrupted and goes on: Belvo is asked first"
             );
         }
+        let mut going = JoinSet::new();
+        for one in begun {
+            going.spawn(self.clone().persist(one));
+        }
         let finishing = async {
             loop {
-                let mut left = Vec::new();
-                for erasure in waiting {
-                    let Err(error) = self.go_on(&erasure, &Traces::default()).await else { continue };
-                    if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
-                        tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
-                    } else {
-                        tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
-                        left.push(erasure);
+                tokio::select! {
+                    Some(one) = left.recv() => {
+                        going.spawn(self.clone().persist(one));
                     }
+                    Some(ended) = going.join_next() => result_of(ended),
                 }
-                if left.is_empty() {
-                    return;
-                }
-                waiting = left;
-                tokio::time::sleep(TRY_AGAIN).await;
             }
         };
         shutdown.run_until_cancelled(finishing).await;
-        shutdown.cancelled().await;
+    }
+
+    /// Goes on with an erasure until it is done or given up.
+    async fn persist(self, unfinished: Unfinished) {
+        let Unfinished { erasure, traces, mut pause, .. } = unfinished;
+        loop {
+            tokio::time::sleep(pause).await;
+            let Err(error) = self.go_on(&erasure, &traces).await else { return };
+            if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
+                tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
+                return;
+            }
+            warn_unfinished(&erasure, &error);
+            pause = (pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
+        }
     }
 
     /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those is not
+    /// its own, [`Error::Store`]; then nothing is noted.
     pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
+        self.ensure_lake_is_own().await?;
+        tombstones::learn(&self.store, &self.state).await?;
         let erasure = format!("{:032x}", rand::random::<u128>());
         let asked_at = self.clock.now();
         let named = match &plan.subject {
@@ -456,8 +376,8 @@ impl Eraser {
             .write(move |tx| {
                 tx.execute(
                     "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) \
-                     VALUES ($1, $2, $3, $4, 'asked', $5, $6)",
-                    args![&id, asked_at, &asked_for, &reason, &wish, &text],
+                     VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                    args![&id, asked_at, &asked_for, &reason, Step::Asked.name(), &wish, &text],
                 )
             })
             .await?;
@@ -470,14 +390,14 @@ impl Eraser {
     /// [`Error`]; the step can be done again.
     pub async fn step(&self, erasure: &str, traces: &Traces) -> Result<Step, Error> {
         let id = erasure.to_owned();
-        let found = self
-            .store
-            .read(move |tx| tx.one("SELECT step FROM erasures WHERE erasure = $1", args![&id], |row| row.text(0)));
-        match found.await?.as_deref() {
-            Some("asked") => self.remove(erasure).await,
-            Some("removed") => self.publish(erasure).await,
-            Some("published") => self.finish(erasure, traces).await,
-            _ => Ok(Step::Done),
+        let sql = "SELECT step FROM erasures WHERE erasure = $1";
+        let found = self.store.read(move |tx| tx.one(sql, args![&id], |row| Step::by_name(row.str(0)?))).await?;
+        match found {
+            Some(Step::Asked) => self.remove(erasure).await,
+            Some(Step::Removed) => self.publish(erasure).await,
+            Some(Step::Published) => self.finish(erasure, traces).await,
+            // A wish that was taken back leaves nothing to do.
+            Some(Step::Done) | None => Ok(Step::Done),
         }
     }
 
@@ -486,20 +406,23 @@ impl Eraser {
         let id = erasure.to_owned();
         let (plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
         let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
-        let wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
+        let mut wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
         if wish.is_remote {
             receipt.remote = Some(self.delete_at_belvo(&wish.links).await?);
         }
         let now = self.clock.now();
         self.store
             .write(move |tx| {
+                // Whoever connected again while Belvo was waited for did so after the wish.
+                let mut external_ids = Vec::new();
+                for external_id in std::mem::take(&mut wish.external_ids) {
+                    if !is_of_another(tx, &external_id, &wish.links)? {
+                        external_ids.push(external_id);
+                    }
+                }
+                wish.external_ids = external_ids;
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
-                let links = wish.links.iter().map(|id| (Kind::Link, id));
-                let named = wish.named.iter().map(|(kind, name)| (*kind, name));
-                receipt.tombstones = links
-                    .chain(named)
-                    .map(|(kind, name)| tombstones::bury(tx, kind, name, now))
-                    .collect::<Result<_, _>>()?;
+                receipt.tombstones = bury(tx, &wish, now)?;
                 // Tells the publisher that there is something new.
                 tx.change()?;
                 keep(tx, Step::Removed, &receipt)
@@ -536,12 +459,13 @@ impl Eraser {
             files.extend(
                 made.iter()
                     .map(|made| Path::new(&made.file))
-                    .filter(|file| file.exists())
+                    // One that is half done is no backup, and told of once it is whole.
+                    .filter(|file| file.exists() && file.extension().is_none_or(|kind| kind != "partial"))
                     .map(tombstones::file_of_backup),
             );
             for (number, file) in files.iter().enumerate() {
                 match tombstones.write(file) {
-                    Err(source) if number == 0 => return Err(Error::File { path: file.clone(), source }),
+                    Err(error) if number == 0 => return Err(error.into()),
                     Err(error) => {
                         tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
                     }
@@ -551,6 +475,8 @@ impl Eraser {
         }
         let id = erasure.to_owned();
         let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
+        // The volume may have been changed since it was asked for, or the state put back.
+        self.ensure_lake_is_own().await?;
         // Also where a lake has lost its link to the current one.
         if !self.publisher.snapshots()?.is_empty() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
@@ -560,6 +486,12 @@ impl Eraser {
         }
         self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
+    }
+
+    /// An erasure builds the whole lake anew and drops what was there, as only a rebuild may do with another state's lake.
+    async fn ensure_lake_is_own(&self) -> Result<(), publish::Error> {
+        let publisher = Arc::clone(&self.publisher);
+        in_background(move || publisher.may_replace()).await
     }
 
     /// The log is emptied, the state's file looked through, and the receipt written.
@@ -580,7 +512,7 @@ impl Eraser {
             receipt.finished_at = now.to_string();
             receipt = self.store.write(move |tx| conclude(tx, receipt, now)).await?;
         }
-        write_receipt(&self.state, &receipt)?;
+        receipt::write(&self.state, &receipt)?;
         let done = receipt.clone();
         self.store.write(move |tx| keep(tx, Step::Done, &done)).await?;
         metrics::counter!("vinculo_erasures_total").increment(1);
@@ -598,9 +530,15 @@ impl Eraser {
     }
 }
 
+fn warn_unfinished(erasure: &str, error: &Error) {
+    tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
+}
+
 /// How far an erasure has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// The wish is noted.
+    Asked,
     /// Nothing of the person is in the state's tables.
     Removed,
     /// Readers see a lake without the person.
@@ -617,38 +555,45 @@ impl Step {
 
     fn name(self) -> &'static str {
         match self {
+            Self::Asked => "asked",
             Self::Removed => "removed",
             Self::Published => "published",
             Self::Done => "done",
         }
+    }
+
+    fn by_name(name: &str) -> Result<Self, store::Error> {
+        let all = [Self::Asked, Self::Removed, Self::Published, Self::Done];
+        all.into_iter().find(|step| step.name() == name).ok_or(store::Error::Unreadable("an erasure's step"))
     }
 }
 
 /// What erasing `subject` would remove from the state. Blocks.
 ///
 /// # Errors
-/// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+/// [`Error::Subject`], [`Error::Store`].
 pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
-    let links = subject.links(tx, pepper)?;
-    if links.is_empty() {
-        return Err(Error::NotHeld(subject.kind().name()));
-    }
-    let external_ids = own_external_ids(tx, &links)?;
-    let traces = traces(tx, &links, &external_ids)?;
-    let mut rows = BTreeMap::new();
+    let names = subject.names(tx, pepper)?;
+    let mut rows: BTreeMap<String, u64> = BTreeMap::new();
     for table in tx.tables_with("link_id")? {
-        let mut count = 0;
-        for link in &links {
-            let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
-            count += tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
-        }
-        if table == "webhooks" {
-            count += unnamed_webhooks(tx, links.iter().chain(&external_ids))?.len() as u64;
-        }
-        if count > 0 {
-            rows.insert(table, count);
+        let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
+        for link in &names.links {
+            let count = tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
+            *rows.entry(table.clone()).or_default() += count;
         }
     }
+    names.each_without_link(tx, |table, _| {
+        *rows.entry(table.to_owned()).or_default() += 1;
+        Ok(())
+    })?;
+    *rows.entry("webhooks".to_owned()).or_default() +=
+        unnamed_webhooks(tx, names.links.iter().chain(&names.external_ids))?.len() as u64;
+    rows.retain(|_, count| *count > 0);
+    if rows.is_empty() {
+        return Err(subject::Error::NotHeld(subject.kind().name()).into());
+    }
+    let Names { links, external_ids } = names;
+    let traces = traces(tx, &links, &external_ids)?;
     Ok(Plan {
         links,
         external_ids: external_ids.into_iter().collect(),
@@ -658,73 +603,6 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
         subject,
         traces,
     })
-}
-
-/// The `external_id`s of `links` that no other link has.
-///
-/// # Errors
-/// [`store::Error`].
-pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
-    let ids: BTreeSet<&str> = links.iter().map(String::as_str).collect();
-    let mut external_ids = BTreeSet::new();
-    for link in links {
-        let sql = "SELECT external_id FROM links WHERE link_id = $1";
-        let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
-        let sharing =
-            tx.all("SELECT link_id FROM links WHERE external_id = $1", args![&external_id], |row| row.text(0))?;
-        if sharing.iter().all(|other| ids.contains(other.as_str())) {
-            external_ids.insert(external_id);
-        }
-    }
-    Ok(external_ids)
-}
-
-/// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
-/// they are: they were not understood, and have the name in a place of their own.
-///
-/// # Errors
-/// [`store::Error`].
-pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
-    let names: BTreeSet<&str> = names.map(String::as_str).collect();
-    let mut found = Vec::new();
-    tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
-        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
-        // One that cannot be opened says nothing.
-        if place.open(tx, row.bytes(2)?).is_ok_and(|body| are_named_in(&body, &names)) {
-            found.push(row.int(0)?);
-        }
-        Ok::<_, store::Error>(())
-    })?;
-    Ok(found)
-}
-
-/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
-/// whatever cannot be part of a name.
-fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
-    if let Ok(json) = serde_json::from_slice(body) {
-        return is_named(&json, names);
-    }
-    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
-    let is_there = |name: &&str| {
-        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
-            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
-        })
-    };
-    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
-}
-
-/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
-/// `customer-1` is not in `customer-12`.
-fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
-    match json {
-        Value::String(text) => {
-            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
-        }
-        Value::Number(number) => names.contains(number.to_string().as_str()),
-        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
-        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
-        Value::Null | Value::Bool(_) => false,
-    }
 }
 
 /// Bytes from the middle of a body that tell it from all others.
@@ -813,6 +691,7 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         }
     }
     for link in links {
+        widget::forget(tx, link)?;
         // What was ordered for the link stays on record, without saying for whom.
         let sql = "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 OR message LIKE '%' || $1 || '%'";
         tx.execute(sql, args![link])?;
@@ -824,6 +703,15 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         )?;
     }
     Ok(rows)
+}
+
+/// Notes what must not come back: the links, and their users until now. That is also said where a link was named, as
+/// everything under an `external_id` that no other link has goes with it.
+fn bury(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Vec<Tombstone>, store::Error> {
+    let links = wish.links.iter().map(|id| (Kind::Link, id));
+    let users = wish.external_ids.iter().map(|id| (Kind::ExternalId, id));
+    let persons = wish.named.iter().filter(|(kind, _)| *kind == Kind::Person).map(|(kind, key)| (*kind, key));
+    links.chain(users).chain(persons).map(|(kind, name)| tombstones::bury(tx, kind, name, now)).collect()
 }
 
 fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Option<String>, Receipt), store::Error> {
@@ -853,105 +741,225 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
     .map(drop)
 }
 
-/// Where the receipt of an erasure is, as JSON and as a page.
-pub fn receipts_of(state: &Path, erasure: &str) -> [PathBuf; 2] {
-    ["json", "txt"].map(|kind| state.with_file_name(RECEIPTS).join(format!("{erasure}.{kind}")))
-}
-
-fn write_receipt(state: &Path, receipt: &Receipt) -> Result<(), Error> {
-    let [document, page] = receipts_of(state, &receipt.erasure);
-    let text = serde_json::to_string_pretty(receipt).unwrap_or_default() + "\n";
-    for (path, text) in [(document, text), (page, receipt.to_string())] {
-        let written = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state.with_file_name(RECEIPTS))
-            .and_then(|()| File::options().create(true).truncate(true).write(true).mode(0o600).open(&path))
-            .and_then(|mut file| {
-                file.write_all(text.as_bytes())?;
-                file.sync_all()
-            });
-        written.map_err(|source| Error::File { path, source })?;
-    }
-    Ok(())
-}
-
-/// The page.
-impl fmt::Display for Receipt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "RECEIPT OF AN ERASURE\n")?;
-        writeln!(f, "Erasure      {}", self.erasure)?;
-        writeln!(f, "Asked for    {} ({} link(s))", self.asked_for, self.links)?;
-        writeln!(f, "Reason       {}", self.reason)?;
-        writeln!(f, "Asked at     {}", self.asked_at)?;
-        writeln!(f, "Done at      {}", self.finished_at)?;
-        writeln!(f, "Audit line   {}\n", self.audit_hash)?;
-        writeln!(f, "1. Removed from the state database")?;
-        self.rows.iter().try_for_each(|(table, rows)| writeln!(f, "   {rows:>8} row(s) of {table}"))?;
-        writeln!(
-            f,
-            "   The keys that the stored answers and webhooks were encrypted with are among them (link_keys): what a\n   \
-             copy of the file may still hold of these can no longer be read with this state.\n   \
-             The database's log was emptied{}.\n",
-            if self.state_rewritten {
-                " and its file written anew"
-            } else {
-                ", and its file was searched: no trace is left"
-            }
-        )?;
-        if self.traces_left > 0 {
-            writeln!(f, "   {} searched value(s) also belong to others' rows, which stay.\n", self.traces_left)?;
-        }
-        writeln!(f, "2. Removed from the published data")?;
-        match self.published {
-            Some(snapshot) => writeln!(f, "   Snapshot {snapshot:06} was built without the person.")?,
-            None => writeln!(f, "   Nothing was published yet.")?,
-        }
-        for Forgotten { snapshot, files } in &self.snapshots {
-            writeln!(f, "   Snapshot {snapshot:06} was removed, {} file(s):", files.len())?;
-            files.iter().try_for_each(|file| writeln!(f, "     {file}"))?;
-        }
-        writeln!(f, "\n3. Kept, so that nothing comes back")?;
-        writeln!(f, "   Salted hashes, from which nobody can be told:")?;
-        for Tombstone { kind, hash, .. } in &self.tombstones {
-            writeln!(f, "     {} {hash}", kind.name())?;
-        }
-        writeln!(f, "\n4. Backups made before, which still hold the person")?;
-        if self.backups.is_empty() {
-            writeln!(f, "   None is known.")?;
-        }
-        for BackupToGo { file, made_at, gone_by } in &self.backups {
-            writeln!(f, "   {file}, made at {made_at}: to be destroyed by {gone_by}")?;
-        }
-        match &self.remote {
-            Some(said) => writeln!(f, "\n5. At Belvo: {}", said.join(", "))?,
-            None => writeln!(f, "\n5. At Belvo: not asked for; its copy stays until it is deleted there")?,
-        }
-        writeln!(f, "\nNot reached: copies that others made, and the data at the institution.")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+    use crate::features::reference::Reference;
+
+    const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    /// A state, and a lake that another one may publish to, too.
+    struct Place {
+        folder: tempfile::TempDir,
+        store: Store,
+        publisher: Arc<Publisher>,
+        eraser: Eraser,
+        left: mpsc::UnboundedReceiver<Unfinished>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            Self::beside(tempfile::tempdir().unwrap(), "state.db")
+        }
+
+        fn beside(folder: tempfile::TempDir, name: &str) -> Self {
+            let path = folder.path().join(name);
+            let store = Store::open(&path).unwrap();
+            let settings = config::Lake {
+                path: folder.path().join("lake"),
+                sinks: vec!["parquet".to_owned()],
+                link_buckets: 1,
+                keep_snapshots: 10,
+                keep_for: Duration::ZERO,
+                duckdb_storage_version: "v1.0.0".to_owned(),
+                publish_quiet: Duration::ZERO,
+                publish_max_wait: Duration::ZERO,
+                reference: Arc::new(Reference::compiled()),
+            };
+            let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000_000));
+            let publisher = Publisher::open(store.clone(), settings, Duration::ZERO, None, clock.clone()).unwrap();
+            let publisher = Arc::new(publisher);
+            let (eraser, left) = Eraser::new(store.clone(), Arc::clone(&publisher), None, None, &path, clock);
+            Self { folder, store, publisher, eraser, left }
+        }
+
+        async fn has_link(&self, external_id: Option<&'static str>) {
+            let insert = "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ($1, $2, 7, $3)";
+            self.store.write(move |tx| tx.execute(insert, args![LINK, external_id, tx.change()?])).await.unwrap();
+        }
+
+        /// Another state publishes a link into the lake, which is its own from then on.
+        async fn is_taken_over(&self) -> Self {
+            let other = Self::beside(tempfile::tempdir().unwrap(), "other.db");
+            other.has_link(None).await;
+            publish::publish_in_background(&other.publisher, Scope::Everything).await.unwrap();
+            let (from, lake) = (other.folder.path().join("lake"), self.folder.path().join("lake"));
+            std::fs::remove_dir_all(&lake).unwrap();
+            std::fs::rename(from, lake).unwrap();
+            other
+        }
+
+        async fn ask(&self, subject: Subject) -> Result<(String, Plan), Error> {
+            let plan = self.eraser.plan(subject).await?;
+            let erasure = self.eraser.ask(&plan, "ticket 1", false).await?;
+            Ok((erasure, plan))
+        }
+
+        async fn count(&self, sql: &'static str) -> i64 {
+            self.store.read(move |tx| tx.one(sql, args![], |row| row.int(0))).await.unwrap().unwrap()
+        }
+    }
+
+    fn link() -> Subject {
+        Subject::Link(LINK.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn nobody_is_erased_from_a_state_whose_lake_is_another_ones() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let _other = place.is_taken_over().await;
+        assert_eq!(place.ask(link()).await.err().unwrap().code(), "foreign_lake");
+        assert_eq!(place.count("SELECT count(*) FROM erasures").await, 0);
+        assert_eq!(place.count("SELECT count(*) FROM links").await, 1);
+    }
+
+    #[tokio::test]
+    async fn an_erasure_leaves_the_lake_alone_that_is_another_states_meanwhile_and_ends_once_it_may() {
+        let mut place = Place::new();
+        place.has_link(None).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let _other = place.is_taken_over().await;
+
+        let failed = place.eraser.erase(&erasure, &plan).await.unwrap_err();
+        assert_eq!(failed.code(), "foreign_lake");
+        assert!(failed.to_string().contains("finishes the erasure by itself"), "{failed}");
+        assert_eq!(place.count("SELECT count(*) FROM links").await, 0, "it has come as far as it may");
+        let left = place.left.recv().await.unwrap();
+        assert_eq!((&left.erasure, left.pause), (&erasure, FIRST_RETRY));
+
+        // Nor does a start touch the lake, or fail.
+        let begun = place.eraser.resume().await.unwrap();
+        let begun = place.eraser.finish_now(begun).await;
+        assert_eq!(begun.len(), 1);
+        assert_eq!(place.publisher.snapshots().unwrap(), [1]);
+
+        publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap().expect("it was ordered");
+        let shutdown = CancellationToken::new();
+        let begun = vec![Unfinished { pause: Duration::ZERO, ..left }];
+        let running = tokio::spawn(place.eraser.clone().run(begun, place.left, shutdown.clone()));
+        let done = "SELECT count(*) FROM erasures WHERE step = 'done'";
+        while place.store.read(move |tx| tx.one(done, args![], |row| row.int(0))).await.unwrap() != Some(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        shutdown.cancel();
+        running.await.unwrap();
+        assert_eq!(place.publisher.snapshots().unwrap(), [3], "the other state's went when that was ordered for");
+        assert!(receipts_of(&place.folder.path().join("state.db"), &erasure).iter().all(|file| file.exists()));
+    }
+
+    #[tokio::test]
+    async fn a_start_removes_the_rows_and_leaves_the_rest_to_a_task() {
+        let place = Place::new();
+        place.has_link(None).await;
+        publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap();
+        let (erasure, _) = place.ask(link()).await.unwrap();
+        let begun = place.eraser.resume().await.unwrap();
+        assert_eq!(begun.iter().map(|one| one.erasure.as_str()).collect::<Vec<_>>(), [erasure.as_str()]);
+        assert_eq!(place.count("SELECT count(*) FROM links").await, 0);
+        assert_eq!(place.count("SELECT count(*) FROM tombstones WHERE kind = 'link'").await, 1);
+        assert_eq!(place.count("SELECT count(*) FROM erasures WHERE step = 'removed'").await, 1);
+        assert_eq!(place.publisher.snapshots().unwrap(), [1], "that may take long");
+        assert!(place.eraser.finish_now(begun).await.is_empty());
+        assert_eq!(place.publisher.snapshots().unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_erased_beside_the_tombstones_of_another_state() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        let other = Place::new();
+        other.has_link(None).await;
+        let file = |place: &Place| tombstones::file_of(&place.folder.path().join("state.db"));
+        std::fs::copy(file(&place), file(&other)).unwrap();
+        let bury = |tx: &Tx<'_>| tombstones::bury(tx, Kind::Link, "another", Timestamp::from_micros(7)).map(drop);
+        other.store.write(bury).await.unwrap();
+        assert_eq!(other.ask(link()).await.err().unwrap().code(), "foreign_tombstones");
+        assert_eq!(other.count("SELECT count(*) FROM erasures").await, 0);
+        assert_eq!(std::fs::read(file(&place)).unwrap(), std::fs::read(file(&other)).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_user_who_opened_the_widget_and_never_connected_is_erased_too() {
+        let place = Place::new();
+        let user = || Subject::ExternalId("user-1".to_owned());
+        assert_eq!(place.ask(user()).await.err().unwrap().code(), "not_held");
+        let fill = |tx: &Tx<'_>| {
+            let sql = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ($1, 7)";
+            ["user-1", "user-12"].iter().try_for_each(|user| tx.execute(sql, args![*user]).map(drop))?;
+            let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)";
+            tx.execute(sql, args![br#"{"external_id":"user-1"}"#.as_slice()])
+        };
+        place.store.write(fill).await.unwrap();
+        let (erasure, plan) = place.ask(user()).await.unwrap();
+        let rows = BTreeMap::from([("webhooks".to_owned(), 1), ("widget_sessions".to_owned(), 1)]);
+        assert_eq!((plan.links.len(), &plan.rows), (0, &rows));
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+
+        let receipt = place.eraser.receipt_of(&erasure).await.unwrap();
+        assert_eq!((receipt.links, &receipt.rows), (0, &rows));
+        assert_eq!(receipt.tombstones.iter().map(|one| one.kind).collect::<Vec<_>>(), [Kind::ExternalId]);
+        assert!(receipt.to_string().contains("external_id (0 link(s))"), "{receipt}");
+        assert_eq!(place.count("SELECT count(*) FROM widget_sessions WHERE external_id = 'user-12'").await, 1);
+        assert_eq!(place.count("SELECT count(*) FROM widget_sessions").await, 1);
+        assert_eq!(place.ask(user()).await.err().unwrap().code(), "not_held");
+    }
+
+    #[tokio::test]
+    async fn whoever_connects_again_before_an_erasure_comes_to_them_stays() {
+        let place = Place::new();
+        place.has_link(Some("user-1")).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let again =
+            "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ('again', 'user-1', 8, $1)";
+        place.store.write(move |tx| tx.execute(again, args![tx.change()?])).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM links WHERE link_id = 'again'").await, 1);
+        assert_eq!(place.count("SELECT count(*) FROM tombstones WHERE kind = 'external_id'").await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_only_the_quarantine_names_is_erased_too() {
+        let place = Place::new();
+        let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)";
+        let body = format!("{{\"about\":\"{LINK}\"}}");
+        place.store.write(move |tx| tx.execute(sql, args![body.as_bytes()])).await.unwrap();
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM webhooks").await, 0);
+        assert_eq!(place.ask(link()).await.err().unwrap().code(), "not_held");
+    }
+
+    #[tokio::test]
+    async fn what_says_how_far_a_wait_has_come_names_no_erased_link() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let note = "INSERT INTO meta (name, value) VALUES ('first_data_waited_for', $1)";
+        place.store.write(move |tx| tx.execute(note, args![&format!("7 {LINK}")])).await.unwrap();
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM meta WHERE value LIKE '%2f5d361d%'").await, 0);
+        assert_eq!(place.count("SELECT count(*) FROM meta WHERE value = '7 '").await, 1);
+    }
 
     #[test]
-    fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {
-        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
-        let names = BTreeSet::from([LINK, "user-1", "4711"]);
-        for (json, expected) in [
-            (r#"{"external_id":"user-1"}"#, true),
-            (r#"{"data":[{"of":"us\u0065r-1"}]}"#, true),
-            (r#"{"external_id":"user-12"}"#, false),
-            (r#"{"user-1":"x"}"#, false),
-            (r#"{"external_id":4711}"#, true),
-            (r#"{"external_id":47110}"#, false),
-            (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
-            (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
-            (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
-            (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
-        ] {
-            assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
+    fn a_step_that_no_program_wrote_is_not_taken_for_the_last_one() {
+        for step in [Step::Asked, Step::Removed, Step::Published, Step::Done] {
+            assert_eq!(Step::by_name(step.name()).unwrap(), step);
         }
+        assert_eq!(Step::by_name("finished").unwrap_err().code(), "state_unreadable");
     }
 }

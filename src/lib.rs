@@ -61,6 +61,7 @@ pub mod widget;
 pub mod admin;
 pub mod backup;
 pub mod erase;
+pub mod restore;
 pub mod retention;
 pub mod simulate;
 pub mod subject;

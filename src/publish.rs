@@ -233,10 +233,7 @@ impl Publisher {
         let previous = self.lake.current();
         if scope == Scope::Changed {
             // Before anything is touched in the lake.
-            let held = self.readers.read(|tx| Held::of(tx, &self.lake))?;
-            held.is_in(&self.lake)?;
-            let newest = if previous.is_none() { self.lake.newest() } else { None };
-            previous.as_ref().or(newest.as_ref()).map_or(Ok(()), |last| last.agrees_with(&held))?;
+            self.may_replace()?;
         }
         self.lake.make()?;
         let mut published = self.publish_once(previous.as_ref(), scope);
@@ -260,6 +257,16 @@ impl Publisher {
             }
         }
         Ok(published)
+    }
+
+    /// Whether this state may replace what is in the lake: it published that itself, or nothing is lost. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::OtherState`], [`Error::OlderState`], [`Error::Bare`]; [`Error::Store`] when it cannot be known.
+    pub fn may_replace(&self) -> Result<(), Error> {
+        let held = self.readers.read(|tx| Held::of(tx, &self.lake))?;
+        held.is_in(&self.lake)?;
+        self.lake.last().map_or(Ok(()), |last| last.agrees_with(&held))
     }
 
     /// Whether a file of the snapshot that readers see is not as it was published.

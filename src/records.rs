@@ -431,4 +431,25 @@ mod tests {
         assert!(Record::read(&employments::RESOURCE, &other, r#"{"id":"1","link":null}"#).is_ok());
         assert!(Record::read(&employments::RESOURCE, &other, "not JSON").is_ok(), "kept, and listed as rejected");
     }
+
+    #[tokio::test]
+    async fn a_job_keeps_its_key_beside_one_alike_that_is_gone() {
+        for goes in [1, 2] {
+            let bench = Bench::new().await;
+            let stays = 3 - goes;
+            let alike = |id| job(id, "99000042", "2020-01-01", "null", 0);
+            bench.list(0, &[alike(goes), alike(stays)]).await;
+            let key_of = async |id: u32| {
+                let seen = bench.seen().await;
+                seen.into_iter().find(|(_, found, _)| found.starts_with(&format!("{id:08}"))).unwrap().0
+            };
+            let key = key_of(stays).await;
+            for minutes in [10, 80] {
+                bench.list(minutes, &[alike(stays)]).await;
+            }
+            // Another id and another content at once.
+            bench.list(90, &[job(3, "99000042", "2020-01-01", "\"2020-12-31\"", 9)]).await;
+            assert_eq!(key_of(3).await, key, "{goes} is gone");
+        }
+    }
 }

@@ -585,6 +585,11 @@ mod tests {
     type Past = (String, String, i64, Option<i64>, bool);
 
     fn replayed(versions: &[Version], lists: &[i64]) -> (Rows, Result<(), Rejection>) {
+        let list = |&minutes: &i64| List { started_at: at(minutes), fetched_at: at(minutes), collected_at: None };
+        replayed_over(versions, &lists.iter().map(list).collect::<Vec<_>>())
+    }
+
+    fn replayed_over(versions: &[Version], lists: &[List]) -> (Rows, Result<(), Rejection>) {
         let schema = schema::get();
         let tables = schema.records[0].tables.iter().map(|&table| &schema.tables[table]);
         let flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
@@ -598,9 +603,7 @@ mod tests {
             collected_at: None,
             known_from: at(0),
         };
-        let list = |&minutes: &i64| List { started_at: at(minutes), fetched_at: at(minutes), collected_at: None };
-        let lists: Vec<List> = lists.iter().map(list).collect();
-        let appended = replay.append(versions, &latest, &lists, &mut rows);
+        let appended = replay.append(versions, &latest, lists, &mut rows);
         (rows, appended)
     }
 
@@ -636,7 +639,14 @@ mod tests {
 
     /// Every version of the salaries.
     fn history(versions: &[Version], lists: &[i64]) -> Vec<Past> {
-        let (mut rows, _) = replayed(versions, lists);
+        of_history(replayed(versions, lists).0)
+    }
+
+    fn history_of(versions: &[Version], lists: &[List]) -> Vec<Past> {
+        of_history(replayed_over(versions, lists).0)
+    }
+
+    fn of_history(mut rows: Rows) -> Vec<Past> {
         let past = cells(&mut rows.history[2], "salaries_history").into_iter().map(|row| {
             (
                 row["month_text"].clone(),
@@ -806,6 +816,46 @@ mod tests {
         let mut all = Vec::from(versions.each_ref().map(copy));
         all.push(late(200, &[("2025-01", 1), ("2025-02", 5)]));
         assert_eq!(history(&all, &lists), history(&versions, &lists));
+    }
+
+    #[test]
+    fn a_late_answer_stays_where_it_is_when_the_next_version_comes() {
+        let mut versions = vec![
+            collected(100, 101, &[("2025-01", 1)]),
+            Version { is_late: true, ..collected(200, 401, &[("2025-01", 9)]) },
+        ];
+        // What was in force was seen again at 301, and collected then.
+        let lists = [(101, 100), (301, 300)].map(|(fetched, collected)| List {
+            started_at: at(fetched),
+            fetched_at: at(fetched),
+            collected_at: Some(at(collected)),
+        });
+        let told = |versions: &[Version], lists: &[List]| {
+            let mut past = history_of(versions, lists);
+            past.retain(|(_, base, ..)| base == "9.0000");
+            past
+        };
+        let before = told(&versions, &lists);
+        assert_eq!(before, [past("2025-01", "9.0000", 99, Some(100))]);
+        versions.push(collected(500, 501, &[("2025-01", 5)]));
+        assert_eq!(told(&versions, &lists), before);
+    }
+
+    #[test]
+    fn a_late_row_that_was_gone_before_it_came_back_is_told() {
+        let versions = [
+            collected(300, 301, &[("2025-01", 1)]),
+            Version { is_late: true, ..collected(200, 401, &[("2025-01", 1), ("2025-02", 7)]) },
+            collected(500, 501, &[("2025-01", 1), ("2025-02", 7)]),
+        ];
+        let past_of_february: Vec<Past> =
+            history(&versions, &[301, 501]).into_iter().filter(|(month, ..)| month == "2025-02").collect();
+        let expected = [
+            past("2025-02", "7.0000", 200, Some(300)),
+            gone("2025-02", "7.0000", 300, Some(500)),
+            past("2025-02", "7.0000", 500, None),
+        ];
+        assert_eq!(past_of_february, expected);
     }
 
     fn copy(version: &Version) -> Version {

@@ -1,20 +1,205 @@
 //! Everything that is held on one person.
 //!
-//! *Takes* a link, an `external_id` or a person's key. *Gives* the rows of every table of the state that name the links,
-//! each body opened, and the webhooks in the quarantine that name them in a place of their own. *Promises* nobody else's
-//! rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
+//! *Takes* a link, an `external_id` or a person's key. *Gives* its links, and the rows of every table of the state that name
+//! them, each body opened, with the webhooks in the quarantine that name them in a place of their own. *Promises* nobody
+//! else's rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::erase::{Error, Subject, own_external_ids, unnamed_webhooks};
+use crate::belvo::LinkId;
 use crate::records::unpack;
-use crate::sensitive::Pepper;
-use crate::store::{self, Cell, FrozenPlace, Readers, Tx, VersionPlace, WebhookPlace, args};
+use crate::resources::owners;
+use crate::sensitive::{Cpf, Pepper};
+use crate::store::{self, Cell, FrozenPlace, Readers, Row, Tx, VersionPlace, WebhookPlace, args};
+use crate::tombstones::Kind;
+
+/// Why it cannot be said what is held of somebody.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is nobody of that name.
+    #[error("nothing is held of this {0}: look at the spelling; what was erased before stays erased")]
+    NotHeld(&'static str),
+    /// Persons have no key without a pepper.
+    #[error("pii.pepper is empty, so that persons have no key: name a link or an external_id")]
+    NoPepper,
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotHeld(_) => "not_held",
+            Self::NoPepper => "no_pepper",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// Whom an erasure or an export is about. It has no printed form.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// One link.
+    Link(LinkId),
+    /// Every link of an `external_id`.
+    ExternalId(String),
+    /// Every link of a `person_key`.
+    Person(String),
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subject({})", self.kind().name())
+    }
+}
+
+impl Subject {
+    /// What kind of name it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Link(_) => Kind::Link,
+            Self::ExternalId(_) => Kind::ExternalId,
+            Self::Person(_) => Kind::Person,
+        }
+    }
+
+    /// The names under which rows of it may be held. Blocks for long when it is a person: only the bodies say who that is.
+    ///
+    /// # Errors
+    /// [`Error::NoPepper`], [`Error::Store`].
+    pub fn names(&self, tx: &Tx<'_>, pepper: Option<&Pepper>) -> Result<Names, Error> {
+        let links = match self {
+            // Also one that is not tracked: a webhook in the quarantine may be all that names it.
+            Self::Link(id) => vec![id.as_str().to_owned()],
+            Self::ExternalId(id) => {
+                tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![id], |row| {
+                    row.text(0)
+                })?
+            }
+            Self::Person(key) => {
+                let persons = persons(tx, pepper.ok_or(Error::NoPepper)?)?;
+                let found: BTreeSet<String> =
+                    persons.into_iter().filter(|(_, person)| person == key).map(|(link, _)| link).collect();
+                found.into_iter().collect()
+            }
+        };
+        let mut external_ids = own_external_ids(tx, &links)?;
+        if let Self::ExternalId(id) = self {
+            // Its user may have opened the widget and never connected.
+            external_ids.insert(id.clone());
+        }
+        Ok(Names { links, external_ids })
+    }
+}
+
+/// Under what somebody's rows are held.
+pub struct Names {
+    /// The links, by id.
+    pub links: Vec<String>,
+    /// The `external_id`s that no other link has.
+    pub external_ids: BTreeSet<String>,
+}
+
+impl Names {
+    /// Gives the rows, of each table, that name one of the `external_id`s and none of the links.
+    ///
+    /// # Errors
+    /// [`store::Error`], or what `each` gave.
+    pub fn each_without_link(
+        &self,
+        tx: &Tx<'_>,
+        mut each: impl FnMut(&str, Vec<(String, Cell)>) -> Result<(), store::Error>,
+    ) -> Result<(), store::Error> {
+        for table in tx.tables_with("external_id")? {
+            let sql = format!("SELECT * FROM {table} WHERE external_id = $1");
+            for external_id in &self.external_ids {
+                tx.each(&sql, args![external_id], |row| {
+                    let cells = row.cells()?;
+                    match text_of(&cells, "link_id") {
+                        Some(link) if self.links.iter().any(|known| known == link) => Ok(()),
+                        _ => each(&table, cells),
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text in the column `name` of a row.
+fn text_of<'c>(cells: &'c [(String, Cell)], name: &str) -> Option<&'c str> {
+    match cells.iter().find(|(found, _)| found == name) {
+        Some((_, Cell::Text(text))) => Some(text),
+        _ => None,
+    }
+}
+
+/// Every link with the key of every person that it ever named as its owner.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, store::Error> {
+    let mut persons = Vec::new();
+    each_body(tx, Bodies::OfResource(owners::RESOURCE.name), |place, body| {
+        if let Some(person) = person_of(&body, pepper) {
+            persons.push((place.link_id.to_owned(), person));
+        }
+        Ok(())
+    })?;
+    Ok(persons)
+}
+
+/// The key of the person that an owner's body names.
+fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
+    let owner: Value = serde_json::from_str(body).ok()?;
+    let cpf = Cpf::parse(owner["document_id"]["document_number"].as_str()?)?;
+    Some(pepper.key_of(&[cpf.digits()]))
+}
+
+/// Which bodies.
+#[derive(Debug, Clone, Copy)]
+pub enum Bodies<'a> {
+    /// Those of one link.
+    OfLink(&'a str),
+    /// Those of a resource, by its name.
+    OfResource(&'a str),
+}
+
+/// Gives every version of every record, opened.
+///
+/// # Errors
+/// [`store::Error`]; a body that cannot be opened is left out, so that damage does not keep anybody.
+pub fn each_body(
+    tx: &Tx<'_>,
+    which: Bodies<'_>,
+    mut each: impl FnMut(VersionPlace<'_>, String) -> Result<(), store::Error>,
+) -> Result<(), store::Error> {
+    let (column, value) = match which {
+        Bodies::OfLink(link) => ("link_id", link),
+        Bodies::OfResource(resource) => ("resource", resource),
+    };
+    let sql = format!(
+        "SELECT link_id, resource, record_key, version, body FROM record_versions WHERE {column} = $1 \
+         ORDER BY link_id, resource, record_key, version"
+    );
+    tx.each(&sql, args![value], |row: &Row<'_>| {
+        let place =
+            VersionPlace { link_id: row.str(0)?, resource: row.str(1)?, record_key: row.str(2)?, version: row.int(3)? };
+        match place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)) {
+            Ok(body) => each(place, body),
+            Err(store::Error::Unreadable(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
+}
 
 /// What the state holds.
 pub struct Held {
@@ -27,57 +212,42 @@ pub struct Held {
 /// Everything that the state behind `readers` holds of `subject`. Blocks.
 ///
 /// # Errors
-/// [`Error::NotHeld`], [`Error::NoPepper`], [`Error::Store`].
+/// [`Error::NotHeld`] when no table has anything, [`Error::NoPepper`], [`Error::Store`].
 pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Result<Held, Error> {
     readers.read(|tx| {
-        let links = subject.links(tx, pepper)?;
-        if links.is_empty() {
+        let names = subject.names(tx, pepper)?;
+        let tables = of_state(tx, &names)?;
+        if tables.is_empty() {
             return Err(Error::NotHeld(subject.kind().name()));
         }
-        let tables = of_state(tx, &links)?;
-        Ok(Held { links, tables })
+        Ok(Held { links: names.links, tables })
     })
 }
 
 /// The rows of each table that has a column `link_id` or `external_id`.
-fn of_state(tx: &Tx<'_>, links: &[String]) -> Result<Map<String, Value>, store::Error> {
-    let mut external_ids = Vec::new();
-    for link in links {
-        let sql = "SELECT external_id FROM links WHERE link_id = $1";
-        external_ids.extend(tx.one(sql, args![link], |row| row.opt_text(0))?.flatten());
-    }
-    let by_link = tx.tables_with("link_id")?;
+fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Error> {
     let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    let mut gather = |table: &str, sql: &str, names: &[String]| {
-        for name in names {
-            tx.each(sql, args![name], |row| {
-                tables.entry(table.to_owned()).or_default().push(of_row(tx, table, row.cells()?)?);
-                Ok::<_, store::Error>(())
-            })?;
-        }
+    let mut keep = |table: &str, cells| {
+        tables.entry(table.to_owned()).or_default().push(of_row(tx, table, cells)?);
         Ok::<_, store::Error>(())
     };
     // A key is no datum of the person, and an export must not hold one.
-    for table in by_link.iter().filter(|table| *table != "link_keys") {
-        gather(table, &format!("SELECT * FROM {table} WHERE link_id = $1"), links)?;
+    for table in tx.tables_with("link_id")?.iter().filter(|table| *table != "link_keys") {
+        let sql = format!("SELECT * FROM {table} WHERE link_id = $1");
+        for link in &names.links {
+            tx.each(&sql, args![link], |row| keep(table, row.cells()?))?;
+        }
     }
-    for table in tx.tables_with("external_id")?.iter().filter(|table| !by_link.contains(table)) {
-        gather(table, &format!("SELECT * FROM {table} WHERE external_id = $1"), &external_ids)?;
-    }
-    let own = own_external_ids(tx, links)?;
-    for seq in unnamed_webhooks(tx, links.iter().chain(&own))? {
-        gather("webhooks", "SELECT * FROM webhooks WHERE seq = CAST($1 AS BIGINT)", &[seq.to_string()])?;
+    names.each_without_link(tx, &mut keep)?;
+    for seq in unnamed_webhooks(tx, names.links.iter().chain(&names.external_ids))? {
+        tx.each("SELECT * FROM webhooks WHERE seq = $1", args![seq], |row| keep("webhooks", row.cells()?))?;
     }
     Ok(tables.into_iter().map(|(table, rows)| (table, rows.into())).collect())
 }
 
 /// A row by its columns, its body opened.
 fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value, store::Error> {
-    let named = |name: &str| match cells.iter().find(|(found, _)| found == name) {
-        Some((_, Cell::Text(text))) => Some(text.as_str()),
-        _ => None,
-    };
-    let text = |name: &str| named(name).unwrap_or_default();
+    let text = |name: &str| text_of(&cells, name).unwrap_or_default();
     let int = |name: &str| match cells.iter().find(|(found, _)| found == name) {
         Some((_, Cell::Int(int))) => *int,
         _ => 0,
@@ -99,7 +269,7 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
                 plain(place.open(tx, stored)?)
             }
             "webhooks" => {
-                let place = WebhookPlace { link_id: named("link_id"), received_at: int("received_at") };
+                let place = WebhookPlace { link_id: text_of(&cells, "link_id"), received_at: int("received_at") };
                 plain(place.open(tx, stored)?)
             }
             // Another table with a body needs to say here how it is opened.
@@ -120,4 +290,132 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
         row.insert(name.clone(), value);
     }
     Ok(row.into())
+}
+
+/// The `external_id`s of `links` that no other link has.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn own_external_ids(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<String>, store::Error> {
+    let mut external_ids = BTreeSet::new();
+    for link in links {
+        let sql = "SELECT external_id FROM links WHERE link_id = $1";
+        let Some(external_id) = tx.one(sql, args![link], |row| row.opt_text(0))?.flatten() else { continue };
+        if !is_of_another(tx, &external_id, links)? {
+            external_ids.insert(external_id);
+        }
+    }
+    Ok(external_ids)
+}
+
+/// Whether a link that is none of `links` has the `external_id`.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn is_of_another(tx: &Tx<'_>, external_id: &str, links: &[String]) -> Result<bool, store::Error> {
+    let sql = "SELECT link_id FROM links WHERE external_id = $1";
+    Ok(tx.all(sql, args![external_id], |row| row.text(0))?.iter().any(|link| !links.contains(link)))
+}
+
+/// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
+/// they are: they were not understood, and have the name in a place of their own.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>) -> Result<Vec<i64>, store::Error> {
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let mut found = Vec::new();
+    tx.each("SELECT seq, received_at, body FROM webhooks WHERE link_id IS NULL ORDER BY seq", args![], |row| {
+        let place = WebhookPlace { link_id: None, received_at: row.int(1)? };
+        // One that cannot be opened says nothing.
+        if place.open(tx, row.bytes(2)?).is_ok_and(|body| are_named_in(&body, &names)) {
+            found.push(row.int(0)?);
+        }
+        Ok::<_, store::Error>(())
+    })?;
+    Ok(found)
+}
+
+/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
+/// whatever cannot be part of a name.
+fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
+    if let Ok(json) = serde_json::from_slice(body) {
+        return is_named(&json, names);
+    }
+    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
+    let is_there = |name: &&str| {
+        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
+            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
+        })
+    };
+    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
+}
+
+/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
+/// `customer-1` is not in `customer-12`.
+fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
+    match json {
+        Value::String(text) => {
+            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
+        }
+        Value::Number(number) => names.contains(number.to_string().as_str()),
+        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
+        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
+        Value::Null | Value::Bool(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn the_sessions_of_a_user_who_never_connected_are_told_and_no_other_ones() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let sql = "INSERT INTO widget_sessions (external_id, link_id, asked_at) VALUES ($1, $2, $3)";
+            tx.execute(sql, args!["user-1", None::<&str>, 1])?;
+            tx.execute(sql, args!["user-2", None::<&str>, 2])?;
+            tx.execute(sql, args!["user-2", LINK, 3])?;
+            let link =
+                "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ($1, 'user-2', 0, 0)";
+            tx.execute(link, args![LINK])
+        };
+        store.write(fill).await.unwrap();
+        let sessions = |subject: Subject| {
+            let held = held(&store.readers(), &subject, None)?;
+            let rows = held.tables["widget_sessions"].as_array().cloned().unwrap_or_default();
+            let asked: Vec<_> = rows.iter().filter_map(|row| row["asked_at"].as_i64()).collect();
+            Ok::<_, Error>((held.links.len(), asked))
+        };
+        assert_eq!(sessions(Subject::ExternalId("user-1".to_owned())).unwrap(), (0, vec![1]));
+        let (links, mut asked) = sessions(Subject::ExternalId("user-2".to_owned())).unwrap();
+        asked.sort_unstable();
+        assert_eq!((links, asked), (1, vec![2, 3]), "each once");
+        let nobody = sessions(Subject::ExternalId("user-3".to_owned())).unwrap_err();
+        assert_eq!(nobody.code(), "not_held");
+    }
+
+    #[test]
+    fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let names = BTreeSet::from([LINK, "user-1", "4711"]);
+        for (json, expected) in [
+            (r#"{"external_id":"user-1"}"#, true),
+            (r#"{"data":[{"of":"us\u0065r-1"}]}"#, true),
+            (r#"{"external_id":"user-12"}"#, false),
+            (r#"{"user-1":"x"}"#, false),
+            (r#"{"external_id":4711}"#, true),
+            (r#"{"external_id":47110}"#, false),
+            (r#"{"about":"https://x/links/2F5D361D-dad6-45d4-a0bf-26d479766067/"}"#, true),
+            (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
+            (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
+            (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
+        ] {
+            assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
+        }
+    }
 }

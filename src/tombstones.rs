@@ -1,7 +1,8 @@
 //! What was erased and must not come back, without saying who that was.
 //!
 //! *Takes* the names of what is erased, inside the caller's transaction. *Gives* whether a link was. *Promises* that only
-//! salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure learns of it.
+//! salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure, or a new one, learns
+//! of it; and that no file is replaced that is of another state.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::salt;
-use crate::store::{Error, Tx, args};
+use crate::store::{Error, Store, Tx, args};
 
 /// Name of the file, in the folder of the state.
 const FILE: &str = "tombstones.jsonl";
@@ -68,6 +69,67 @@ pub struct Tombstones {
     pub all: Vec<Tombstone>,
 }
 
+/// Why the tombstones of a file are not used, or none are written there.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// They are of another state.
+    #[error(
+        "{0} holds the tombstones of another state, so that it cannot be known who was erased; it is left as it is. Give this \
+         state a folder of its own"
+    )]
+    Foreign(PathBuf),
+    /// They are not what was written.
+    #[error(
+        "{0} does not hold the tombstones that were written, so that it cannot be known who was erased; it is left as it is. \
+         Put a copy of it back"
+    )]
+    Damaged(PathBuf),
+    /// The file cannot be read or written.
+    #[error("{path} cannot be used: {source}; let this user read and write it")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl FileError {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Foreign(_) => "foreign_tombstones",
+            Self::Damaged(_) => "tombstones_damaged",
+            Self::File { .. } => "tombstones_not_usable",
+            Self::Store(error) => error.code(),
+        }
+    }
+
+    fn at(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::File { path: path.to_owned(), source }
+    }
+}
+
+/// Lets the state at `state`, open as `store`, learn what the file beside it says and it does not know: it is new there, or an
+/// older one that was put back.
+///
+/// # Errors
+/// [`FileError`]; [`FileError::Foreign`] when the state has tombstones of its own, under another salt.
+pub async fn learn(store: &Store, state: &Path) -> Result<(), FileError> {
+    let path = file_of(state);
+    let Some(there) = Tombstones::read(&path)? else { return Ok(()) };
+    let held = store.read(Tombstones::of).await?;
+    let has_all = |held: &Tombstones| held.salt == there.salt && there.all.iter().all(|one| held.all.contains(one));
+    if held.as_ref().is_some_and(has_all) || store.write(move |tx| there.keep(tx)).await? {
+        Ok(())
+    } else {
+        Err(FileError::Foreign(path))
+    }
+}
+
 /// First line of the file.
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -79,10 +141,22 @@ struct Head {
 /// # Errors
 /// [`Error::Database`].
 pub fn is_erased(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    has(tx, Kind::Link, link_id.as_str())
+}
+
+/// Whether everything of an `external_id` was erased once. What it connected later is not.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_erased_user(tx: &Tx<'_>, external_id: &str) -> Result<bool, Error> {
+    has(tx, Kind::ExternalId, external_id)
+}
+
+fn has(tx: &Tx<'_>, kind: Kind, name: &str) -> Result<bool, Error> {
     let Some(salt) = salt::held(tx, SALT)? else { return Ok(false) };
-    let hash = hash_of(&salt, Kind::Link, link_id.as_str());
-    let sql = "SELECT 1 FROM tombstones WHERE kind = 'link' AND hash = $1";
-    Ok(tx.one(sql, args![&hash], |_| Ok(()))?.is_some())
+    let hash = hash_of(&salt, kind, name);
+    let sql = "SELECT 1 FROM tombstones WHERE kind = $1 AND hash = $2";
+    Ok(tx.one(sql, args![kind.name(), &hash], |_| Ok(()))?.is_some())
 }
 
 /// Whether a link that was erased is named anywhere in `text`.
@@ -172,23 +246,35 @@ impl Tombstones {
     /// The tombstones in the file at `path`; `None` when there is no file.
     ///
     /// # Errors
-    /// When it cannot be read, or holds something else.
-    pub fn read(path: &Path) -> io::Result<Option<Self>> {
-        let text = match fs::read_to_string(path) {
+    /// [`FileError::Damaged`], [`FileError::File`].
+    pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
+        let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text?,
+            text => text.map_err(FileError::at(path))?,
         };
-        let mut lines = text.lines();
-        let head: Head = serde_json::from_str(lines.next().unwrap_or_default())?;
-        let all = lines.map(serde_json::from_str).collect::<Result<_, _>>()?;
-        Ok(Some(Self { salt: head.salt, all }))
+        Self::parse(&text).map(Some).map_err(|_| FileError::Damaged(path.to_owned()))
+    }
+
+    fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        let mut lines = text.split_inclusive(|byte| *byte == b'\n');
+        let head: Head = serde_json::from_slice(lines.next().unwrap_or_default())?;
+        let all = lines.map(serde_json::from_slice).collect::<Result<_, _>>()?;
+        Ok(Self { salt: head.salt, all })
     }
 
     /// Writes the file at `path` anew, durably, for its owner alone.
     ///
     /// # Errors
-    /// What the system said; the file is then as it was.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
+    /// [`FileError::Foreign`], [`FileError::Damaged`] when something else is there, [`FileError::File`]; the file is then as it
+    /// was.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        if Self::read(path)?.is_some_and(|there| there.salt != self.salt) {
+            return Err(FileError::Foreign(path.to_owned()));
+        }
+        self.replace(path).map_err(FileError::at(path))
+    }
+
+    fn replace(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string(&Head { salt: self.salt.clone() })? + "\n";
         for tombstone in &self.all {
             text += &serde_json::to_string(tombstone)?;
@@ -239,5 +325,42 @@ mod tests {
         assert_eq!((read.erased_at(Kind::Link, LINK), read.erased_at(Kind::Person, LINK)), (Some(7), None));
         assert!(other.write(move |tx| read.keep(tx)).await.unwrap());
         assert!(other.read(move |tx| is_erased(tx, &link)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_new_state_in_an_old_ones_folder_learns_who_was_erased_there_and_replaces_nobody_elses_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let bury_in = |store: &Store, at: i64| {
+            let store = store.clone();
+            async move {
+                store.write(move |tx| bury(tx, Kind::Link, LINK, Timestamp::from_micros(at)).map(drop)).await.unwrap();
+                store.read(Tombstones::of).await.unwrap().unwrap()
+            }
+        };
+        let old = Store::open(&path("old.db")).unwrap();
+        let file = file_of(&path("old.db"));
+        bury_in(&old, 7).await.write(&file).unwrap();
+
+        let new = Store::open(&path("new.db")).unwrap();
+        learn(&new, &path("new.db")).await.unwrap();
+        let link: LinkId = LINK.parse().unwrap();
+        assert!(new.read(move |tx| is_erased(tx, &link)).await.unwrap());
+        bury_in(&new, 8).await.write(&file).unwrap();
+        // An older state that was put back learns what it does not know.
+        learn(&old, &path("old.db")).await.unwrap();
+        let known = old.read(Tombstones::of).await.unwrap().unwrap();
+        assert_eq!(known.erased_at(Kind::Link, LINK), Some(8));
+
+        let before = fs::read(&file).unwrap();
+        let other = Store::open(&path("other.db")).unwrap();
+        let foreign = bury_in(&other, 9).await;
+        assert_eq!(learn(&other, &path("other.db")).await.unwrap_err().code(), "foreign_tombstones");
+        assert_eq!(foreign.write(&file).unwrap_err().code(), "foreign_tombstones");
+        assert_eq!(fs::read(&file).unwrap(), before);
+        fs::write(&file, &before[..before.len() - 9]).unwrap();
+        assert_eq!(known.write(&file).unwrap_err().code(), "tombstones_damaged");
+        let third = Store::open(&path("third.db")).unwrap();
+        assert_eq!(learn(&third, &path("third.db")).await.unwrap_err().code(), "tombstones_damaged");
     }
 }

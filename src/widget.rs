@@ -443,6 +443,16 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
     Ok((links.len(), marked))
 }
 
+/// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that became
+/// known in the same microsecond are looked at once more, which marks nothing twice.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn forget(tx: &Tx<'_>, link: &str) -> Result<(), store::Error> {
+    let sql = "UPDATE meta SET value = replace(value, $2, '') WHERE name = $1";
+    tx.execute(sql, args![WAITED_FOR, link]).map(drop)
+}
+
 /// The resources that Belvo fetches by itself when a link's `fetch_resources` are `names`; all when nobody knows.
 fn fetched(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> {
     resources::ALL
@@ -462,6 +472,26 @@ mod tests {
     use crate::tombstones::Kind;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    #[tokio::test]
+    async fn a_wait_goes_on_where_it_was_when_the_link_is_erased_that_it_had_come_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let look = |tx: &Tx<'_>| mark_silent_links(tx, Timestamp::from_micros(i64::from(u32::MAX)));
+        let add = |digit: u8, seen: i64| {
+            let id = format!("{}{digit}", &ID[..35]);
+            let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, $2, 0)";
+            store.write(move |tx| tx.execute(sql, args![&id, seen]))
+        };
+        add(1, 7).await.unwrap();
+        add(2, 7).await.unwrap();
+        let every = resources::ALL.len();
+        assert_eq!(store.write(look).await.unwrap(), (2, 2 * every));
+        let forgotten = format!("{}2", &ID[..35]);
+        store.write(move |tx| forget(tx, &forgotten)).await.unwrap();
+        add(3, 8).await.unwrap();
+        assert_eq!(store.write(look).await.unwrap(), (3, every), "the others have their marks");
+    }
 
     #[test]
     fn a_session_prints_no_token_but_gives_it_to_whom_it_is_for() {

@@ -9,11 +9,12 @@ use super::{Exit, Global, ordered};
 use crate::backup;
 use crate::belvo::LinkId;
 use crate::config::Needs;
-use crate::erase::{Plan, Subject, plan, receipts_of};
+use crate::erase::{Plan, plan, receipts_of};
 use crate::operations::{Erasure, Order};
 use crate::publish::Lake;
 use crate::sensitive::Pepper;
 use crate::store::Readers;
+use crate::subject::Subject;
 
 /// What `erase` takes.
 #[derive(Debug, clap::Args)]

@@ -6,7 +6,7 @@ use super::work::Signal;
 use crate::belvo::{Failure, Trouble, meaning};
 use crate::config::ConfigErrors;
 use crate::operations::Refused;
-use crate::{admin, backup, delete, erase, links, publish, refresh, store, widget};
+use crate::{admin, backup, delete, erase, links, publish, refresh, restore, store, subject, tombstones, widget};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +62,11 @@ impl Exit {
             | "no_pepper"
             | "lake_not_writable"
             | "lake_missing"
+            | "tombstones_not_usable"
             | "invalid_widget_config" => Self::Config,
             "invalid_request" => Self::Usage,
-            "state_damaged" | "state_unreadable" | "backup_damaged" | "damaged" => Self::Damaged,
+            "state_damaged" | "state_unreadable" | "backup_damaged" | "damaged" | "foreign_tombstones"
+            | "tombstones_damaged" => Self::Damaged,
             _ => match meaning(code).map(|meaning| meaning.trouble) {
                 Some(Trouble::Keys | Trouble::Account) => Self::Credentials,
                 Some(Trouble::Limit) => Self::RateLimited,
@@ -85,7 +87,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(erase::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(subject::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(backup::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(restore::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(tombstones::FileError::code));
     let code = code.or_else(|| cause.downcast_ref().map(Refused::code));
     let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(widget::Error::code));
@@ -120,5 +125,13 @@ mod tests {
         ];
         let expected = [Exit::State, Exit::Config, Exit::Credentials, Exit::RateLimited, Exit::Down, Exit::Failed];
         assert_eq!(exits, expected);
+    }
+
+    #[test]
+    fn a_backup_that_is_refused_is_told_from_one_that_cannot_be_written() {
+        for code in ["backup_damaged", "foreign_tombstones", "tombstones_damaged"] {
+            assert_eq!(Exit::of_code(code), Exit::Damaged, "{code}");
+        }
+        assert_eq!(Exit::of_code("backup_not_writable"), Exit::Failed);
     }
 }

@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Exit, Global, ordered, work};
-use crate::backup;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::operations::Order;
+use crate::restore;
 
 /// What `restore` takes.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     config.check_folders()?;
     let progress = Progress::of("restore", global);
-    let restored = work::block_on(async { Ok(backup::restore(&config, &args.file, Clock::system().now()).await?) })?;
+    let restored = work::block_on(async { Ok(restore::restore(&config, &args.file, Clock::system().now()).await?) })?;
     drop(progress);
     // The lake is of the state that was replaced.
     let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global)?;

@@ -55,7 +55,7 @@ async fn note(config: &Config, export: Export) -> anyhow::Result<()> {
 /// The rows of the links in each published table.
 fn published(lake: &Path, links: &[String]) -> anyhow::Result<Map<String, Value>> {
     let mut tables = Map::new();
-    if !lake.join(database::FILE).exists() {
+    if links.is_empty() || !lake.join(database::FILE).exists() {
         return Ok(tables);
     }
     let names: Vec<String> = links.iter().map(|link| quoted(link)).collect();

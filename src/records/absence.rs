@@ -203,6 +203,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use crate::clock::Timestamp;
     use crate::records::bench::{Bench, job, paid};
 
     #[tokio::test]
@@ -398,5 +399,41 @@ mod tests {
                 Ok(())
             })?;
         }
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_that_says_the_same_is_no_second_list() {
+        let bench = Bench::new().await;
+        bench.list(0, &[paid(&[1, 2], 10)]).await;
+        assert_eq!(bench.list(10, &[paid(&[2], 18)]).await.confirm_at.map(minute), Some(70));
+        // As it was before the first month was paid.
+        let stale = bench.list(80, &[paid(&[2], 5)]).await;
+        assert_eq!((stale.changed, stale.confirm_at.map(minute)), (false, Some(140)));
+        assert!(bench.list(140, &[paid(&[2], 20)]).await.changed, "this one agrees");
+    }
+
+    #[tokio::test]
+    async fn lists_after_the_clock_was_set_back_come_after_those_before() {
+        let bench = Bench::new().await;
+        bench.list(720, &[paid(&[1, 2], 10)]).await;
+        bench.list(630, &[paid(&[2], 11)]).await;
+        for minutes in [635, 715] {
+            assert!(!bench.list(minutes, &[paid(&[2], 12)]).await.changed, "at {minutes}");
+        }
+        assert!(bench.list(781, &[paid(&[2], 13)]).await.changed, "an hour after the first");
+    }
+
+    #[tokio::test]
+    async fn a_job_goes_also_when_it_was_collected_after_those_that_stay() {
+        let bench = Bench::new().await;
+        let (stays, goes) =
+            (job(1, "99000042", "2020-01-01", "null", 10), job(2, "99000077", "2021-01-01", "null", 20));
+        bench.list(0, &[stays.clone(), goes]).await;
+        assert_eq!(bench.list(10, std::slice::from_ref(&stays)).await.confirm_at.map(minute), Some(70));
+        assert_eq!(bench.list(70, &[stays]).await.gone, 1);
+    }
+
+    fn minute(at: Timestamp) -> i64 {
+        at.as_micros() / 60_000_000
     }
 }

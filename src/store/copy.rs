@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
@@ -14,30 +13,27 @@ use super::{Connection, Error, Ownership, Store, connect, scrub};
 /// Between two looks whether a closed store's threads have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Writes what is committed in the state at `path` now into the new file `to`, without its log and its unused pages, while
+/// Writes what is committed in the state at `path` now into the empty file `to`, without its log and its unused pages, while
 /// others go on writing. Blocks.
 ///
 /// # Errors
-/// [`Error::Missing`], [`Error::Folder`] when `to` cannot be made, [`Error::Database`].
+/// [`Error::Missing`], [`Error::Database`].
 pub fn copy(path: &Path, to: &Path) -> Result<(), Error> {
     if !path.exists() {
         return Err(Error::Missing(path.to_owned()));
     }
-    // Made here, and not by SQLite, so that its mode is right from the first byte.
-    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(to);
-    made.map_err(|source| Error::Folder { path: to.to_owned(), source })?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(super::BUSY_TIMEOUT)?;
     connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
     Ok(())
 }
 
-/// Puts the state in the file `fresh` in the place of the one at `path`, by a rename. Blocks.
+/// Puts the state in the file `fresh` in the place of the one at `path`, by a rename; nobody else may have it open, which
+/// its owner says by giving the lock. Blocks.
 ///
 /// # Errors
-/// [`Error::Held`] when somebody owns the one at `path`; [`Error::Folder`]; then it is as it was.
-pub fn replace(path: &Path, fresh: &Path) -> Result<(), Error> {
-    let _owner = Ownership::take(path)?;
+/// [`Error::Folder`]; then it is as it was.
+pub fn replace(path: &Path, _owner: &Ownership, fresh: &Path) -> Result<(), Error> {
     if path.exists()
         && let Ok(connection) = connect(path)
     {

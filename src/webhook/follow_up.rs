@@ -57,7 +57,7 @@ pub(super) fn record(tx: &Tx<'_>, event: &Event, received_at: Timestamp, body: &
     // What names no link goes to the quarantine as it came: it may name one where nobody looks.
     let is_erased = match &event.link_id {
         Some(link_id) => tombstones::is_erased(tx, link_id)?,
-        None => tombstones::are_named_in(tx, body)?,
+        None => tombstones::are_named_in(tx, body)? || is_of_erased_user(tx, event)?,
     };
     if is_erased {
         return count_erased(tx, event, received_at);
@@ -81,6 +81,18 @@ pub(super) fn record(tx: &Tx<'_>, event: &Event, received_at: Timestamp, body: &
         ],
     )
     .map(drop)
+}
+
+/// Whether an event without a link is of a user who was erased and has not come back since: nothing is held under the
+/// `external_id` then, as whoever connects again has opened the widget or has a link.
+fn is_of_erased_user(tx: &Tx<'_>, event: &Event) -> Result<bool, Error> {
+    let Some(external_id) = &event.external_id else { return Ok(false) };
+    if !tombstones::is_erased_user(tx, external_id)? {
+        return Ok(false);
+    }
+    let again =
+        "SELECT 1 FROM links WHERE external_id = $1 UNION ALL SELECT 1 FROM widget_sessions WHERE external_id = $1";
+    Ok(tx.one(again, args![external_id], |_| Ok(()))?.is_none())
 }
 
 /// A webhook that is durable and not followed up yet.
@@ -259,5 +271,37 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(outcomes, ["queued", "quarantined"]);
+    }
+
+    #[tokio::test]
+    async fn a_late_event_without_a_link_brings_no_erased_user_back_and_a_new_consent_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = Timestamp::from_micros;
+        let comes = |body: String| {
+            let store = store.clone();
+            async move {
+                let keep = move |tx: &Tx<'_>| {
+                    record(tx, &Event::read(body.as_bytes()).unwrap(), at(9), body.as_bytes())?;
+                    let last = "SELECT outcome FROM webhooks ORDER BY seq DESC LIMIT 1";
+                    tx.one(last, args![], |row| row.text(0))
+                };
+                store.write(keep).await.unwrap().unwrap()
+            }
+        };
+        let nameless = || r#"{"webhook_type":"PLANETS","external_id":"us-1"}"#.to_owned();
+        assert_eq!(comes(nameless()).await, "quarantined");
+        let erased = move |tx: &Tx<'_>| {
+            tx.execute("DELETE FROM webhooks", args![])?;
+            tombstones::bury(tx, tombstones::Kind::ExternalId, "us-1", at(8)).map(drop)
+        };
+        store.write(erased).await.unwrap();
+        assert_eq!(comes(nameless()).await, "erased");
+        assert_eq!(comes(nameless().replace("us-1", "us-12")).await, "quarantined");
+        // Whoever connects again is named with a link, or has opened the widget.
+        assert_eq!(comes(event(LINK)).await, "received");
+        let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ('us-1', 9)";
+        store.write(move |tx| tx.execute(session, args![])).await.unwrap();
+        assert_eq!(comes(nameless()).await, "quarantined");
     }
 }

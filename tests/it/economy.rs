@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use vinculo::belvo::LinkId;
-use vinculo::erase::Subject;
 use vinculo::operations::{Erasure, Order};
 use vinculo::queue::{self, Trigger};
 use vinculo::resources;
 use vinculo::runs::Reason;
 use vinculo::simulate::{self, Arrival, Fault, Limit, Resource};
 use vinculo::store;
+use vinculo::subject::Subject;
 
 use crate::harness::{Flow, until_delivered};
 use crate::scripted::{EMPLOYMENTS, OWNERS};

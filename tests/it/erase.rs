@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 use vinculo::config::{Config, Needs};
-use vinculo::erase::{Bodies, Subject, each_body};
 use vinculo::resources;
 use vinculo::simulate::{SECRET_ID, SECRET_PASSWORD};
 use vinculo::store::{Error, Readers, WebhookPlace};
+use vinculo::subject::{Bodies, Subject, each_body};
 
 use crate::binary::{Ended, Simulate, Site, free_address, run, vinculo};
 use crate::harness::{ANY_PORT, AUTHORIZATION, PEPPER, Running, TOKEN};

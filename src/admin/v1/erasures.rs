@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
-use crate::erase::Subject;
 use crate::operations::{Erasure, Order, Refused};
+use crate::subject::Subject;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![

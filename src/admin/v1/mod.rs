@@ -28,6 +28,7 @@ use crate::problems::Problems;
 use crate::publish::BuiltFrom;
 use crate::runs::Reason;
 use crate::store;
+use crate::subject;
 
 pub mod audit;
 pub mod belvo;
@@ -213,7 +214,7 @@ impl From<Refused> for Problem {
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)
             | Refused::NoRow(..)
-            | Refused::Erase(erase::Error::NotHeld(_)) => StatusCode::NOT_FOUND,
+            | Refused::Erase(erase::Error::Subject(subject::Error::NotHeld(_))) => StatusCode::NOT_FOUND,
             Refused::Erase(_) | Refused::DecisionTaken(_) => StatusCode::CONFLICT,
             Refused::Lake(_) => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -1,0 +1,328 @@
+//! A backup in the place of the state, without whoever was erased since.
+//!
+//! *Takes* a backup, and the tombstones beside it and beside the state. *Gives* the state that it holds. *Promises* that the
+//! state is as it was until the whole of the other one is ready, and that nobody comes back who was erased. *Not here*: the
+//! lake, which is built anew from the restored state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::backup::{self, End};
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::publish::BuiltFrom;
+use crate::sensitive::Pepper;
+use crate::store::{self, Ownership, Readers, Store, Traces, Tx, WebhookPlace, args};
+use crate::subject::{self, own_external_ids};
+use crate::tombstones::{self, FileError, Kind, Tombstones};
+use crate::{audit, erase, webhook};
+
+/// Why a backup was not put back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The backup is none, or cannot be read.
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
+    /// It cannot be known who was erased.
+    #[error(transparent)]
+    Tombstones(FileError),
+    /// Somebody who was erased could not be looked for.
+    #[error(transparent)]
+    Subject(#[from] subject::Error),
+    /// The state refused.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Backup(error) => error.code(),
+            Self::Tombstones(error) => error.code(),
+            Self::Subject(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+
+    fn at(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| backup::Error::File { path: path.to_owned(), source }.into()
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Foreign(_) | FileError::Damaged(_) => Self::Tombstones(error),
+            other => Self::Backup(other.into()),
+        }
+    }
+}
+
+/// What a restored state came to.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// When the backup was made, RFC 3339.
+    pub made_at: String,
+    /// The state that it holds.
+    #[serde(flatten)]
+    pub state: BuiltFrom,
+    /// Links that were in it and had been erased since, and are gone again.
+    pub erased_again: usize,
+}
+
+/// Puts the backup `from` in the place of the state of `config`, without whoever was erased since. Blocks.
+///
+/// # Errors
+/// [`Error::Backup`], [`Error::Tombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
+/// Then the state is as it was.
+pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
+    let end = backup::check(from)?;
+    let state = &config.state.path;
+    // From the start on, so that nobody works on what is replaced, or takes what is made here for left behind.
+    let owner = Ownership::take(state)?;
+    // One that was killed may have left a log, whose pages would become part of this one.
+    clear_left_over(state);
+    let fresh = fresh_of(state);
+    let restored = restore_into(config, from, &fresh, &end, now).await;
+    let restored = restored.and_then(|erased_again| {
+        store::replace(state, &owner, &fresh)?;
+        Ok(erased_again)
+    });
+    clear_left_over(state);
+    let erased_again = restored?;
+    if let Some(tombstones) = Readers::of(state).read(Tombstones::of)? {
+        let file = tombstones::file_of(state);
+        tombstones.write(&file)?;
+    }
+    Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
+}
+
+/// Where the state that takes the place of the one at `state` is made.
+fn fresh_of(state: &Path) -> PathBuf {
+    state.with_added_extension("restoring")
+}
+
+/// Removes what a restore that was killed left beside `state`, which is a whole state, and no erasure would find it. For
+/// whoever owns `state`: a restore does as long as it lasts.
+pub fn clear_left_over(state: &Path) {
+    for suffix in ["", "-wal", "-shm", "-journal", ".lock"] {
+        let mut name = fresh_of(state).into_os_string();
+        name.push(suffix);
+        let _ = fs::remove_file(name);
+    }
+}
+
+/// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
+async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
+    let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
+        let mut content = File::open(from)?.take(end.bytes);
+        io::copy(&mut content, &mut to)?;
+        to.sync_all()
+    });
+    copied.map_err(Error::at(fresh))?;
+    let mut known = Vec::new();
+    for file in [tombstones::file_of(&config.state.path), tombstones::file_of_backup(from)] {
+        if let Some(tombstones) = Tombstones::read(&file)? {
+            known.push((file, tombstones));
+        }
+    }
+    let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
+    // Whom a webhook names is looked for in its row.
+    store.follow_up_by(webhook::follow_up).await?;
+    let pepper = config.pii.pepper.clone().map(Pepper::new);
+    let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
+    let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
+        Ok(ErasedAgain { links: 0, users: 0 }) => Ok(0),
+        // Whose traces they are is not known here: the file is written anew.
+        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased.links).map_err(Error::from),
+        Err(error) => Err(error),
+    };
+    // Nothing may be open when the file is moved.
+    tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
+    erased
+}
+
+/// How many had been erased since the backup was made.
+struct ErasedAgain {
+    links: usize,
+    /// Their `external_id`s, and those of users who never connected.
+    users: usize,
+}
+
+fn erase_again(
+    tx: &Tx<'_>,
+    known: Vec<(PathBuf, Tombstones)>,
+    pepper: Option<&Pepper>,
+    now: Timestamp,
+) -> Result<ErasedAgain, Error> {
+    for (file, tombstones) in known {
+        if !tombstones.keep(tx)? {
+            return Err(FileError::Foreign(file).into());
+        }
+    }
+    let (mut links, mut users) = (BTreeSet::new(), BTreeSet::new());
+    if let Some(tombstones) = Tombstones::of(tx)? {
+        for table in tx.tables_with("link_id")? {
+            let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
+            let ids = tx.all(&sql, args![], |row| row.text(0))?;
+            links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
+        }
+        let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
+            Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
+        })?;
+        if tombstones.has(Kind::ExternalId) {
+            for (link, external_id, first_seen_at) in &connected {
+                let erased_at = external_id.as_ref().and_then(|id| tombstones.erased_at(Kind::ExternalId, id));
+                if erased_at.is_some_and(|erased_at| *first_seen_at <= erased_at) {
+                    links.insert(link.clone());
+                }
+            }
+            users = users_without_link(tx, &tombstones)?;
+        }
+        if tombstones.has(Kind::Person) {
+            let pepper = pepper.ok_or(subject::Error::NoPepper)?;
+            let owners = subject::persons(tx, pepper)?;
+            for (link, person) in owners {
+                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
+                if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
+                    links.insert(link);
+                }
+            }
+        }
+    }
+    let links: Vec<_> = links.into_iter().collect();
+    users.extend(own_external_ids(tx, &links)?);
+    let erased = ErasedAgain { links: links.len(), users: users.len() };
+    if !links.is_empty() || !users.is_empty() {
+        erase::remove(tx, &links, &users.into_iter().collect::<Vec<_>>())?;
+        links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
+        tx.change()?;
+    }
+    audit::note(tx, now, "restore", &json!({ "erased_again": erased.links }))?;
+    Ok(erased)
+}
+
+/// The `external_id`s without a link of which all that is held is from before they were erased: widget sessions, and webhooks
+/// in the quarantine.
+fn users_without_link(tx: &Tx<'_>, tombstones: &Tombstones) -> Result<BTreeSet<String>, store::Error> {
+    let sessions = "SELECT external_id, max(asked_at) FROM widget_sessions GROUP BY external_id";
+    let mut latest: BTreeMap<String, i64> =
+        tx.all(sessions, args![], |row| Ok((row.text(0)?, row.int(1)?)))?.into_iter().collect();
+    tx.each("SELECT received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
+        let received_at = row.int(0)?;
+        let place = WebhookPlace { link_id: None, received_at };
+        // One that cannot be opened says nothing.
+        let Ok(body) = place.open(tx, row.bytes(1)?) else { return Ok(()) };
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if let Some(user) = body["external_id"].as_str() {
+            let latest = latest.entry(user.to_owned()).or_insert(received_at);
+            *latest = received_at.max(*latest);
+        }
+        Ok::<_, store::Error>(())
+    })?;
+    let mut users = BTreeSet::new();
+    for (user, latest) in latest {
+        let is_connected = "SELECT 1 FROM links WHERE external_id = $1";
+        if tombstones.erased_at(Kind::ExternalId, &user).is_some_and(|erased_at| latest <= erased_at)
+            && tx.one(is_connected, args![&user], |_| Ok(()))?.is_none()
+        {
+            users.insert(user);
+        }
+    }
+    Ok(users)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Needs;
+
+    #[tokio::test]
+    async fn a_user_who_was_erased_and_had_never_connected_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let url = format!("sqlite://{}", path.display());
+        let needs = Needs { belvo: false, webhook: false };
+        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let store = Store::open(&path).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ($1, 7)";
+            ["user-1", "user-2"].iter().try_for_each(|user| tx.execute(session, args![*user]).map(drop))?;
+            let webhook = "INSERT INTO webhooks (received_at, outcome, body) VALUES (7, 'quarantined', $1)";
+            ["user-1", "user-3", "user-4"].iter().try_for_each(|user| {
+                let body = format!("{{\"external_id\":\"{user}\"}}");
+                tx.execute(webhook, args![body.as_bytes()]).map(drop)
+            })
+        };
+        store.write(fill).await.unwrap();
+        let backup = folder.path().join("a.backup");
+        backup::make(&config.state, &backup, Timestamp::from_micros(8)).unwrap();
+        let bury = |tx: &Tx<'_>| {
+            ["user-1", "user-3"]
+                .iter()
+                .try_for_each(|user| tombstones::bury(tx, Kind::ExternalId, user, Timestamp::from_micros(9)).map(drop))
+        };
+        store.write(bury).await.unwrap();
+        let erased = store.read(Tombstones::of).await.unwrap().unwrap();
+        erased.write(&tombstones::file_of(&path)).unwrap();
+        store.close();
+        restore(&config, &backup, Timestamp::from_micros(10)).await.unwrap();
+        let counts = "SELECT (SELECT group_concat(external_id) FROM widget_sessions), (SELECT count(*) FROM webhooks)";
+        let left = Readers::of(&path)
+            .read::<_, store::Error>(|tx| tx.one(counts, args![], |row| Ok((row.text(0)?, row.int(1)?))));
+        assert_eq!(left.unwrap(), Some(("user-2".to_owned(), 1)));
+    }
+
+    #[test]
+    fn what_a_killed_restore_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let names = ["state.db", "state.db.lock", "state.db-wal"];
+        let left =
+            ["state.db.restoring", "state.db.restoring-wal", "state.db.restoring-shm", "state.db.restoring.lock"];
+        for name in names.iter().chain(&left) {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        clear_left_over(&path);
+        let mut found: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, ["state.db", "state.db-wal", "state.db.lock"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_restore_left_becomes_part_of_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let url = format!("sqlite://{}", path.display());
+        let needs = Needs { belvo: false, webhook: false };
+        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let store = Store::open(&path).unwrap();
+        let insert = "INSERT INTO meta (name, value) VALUES ('kept', 'yes')";
+        store.write(|tx| tx.execute(insert, args![])).await.unwrap();
+        let backup = folder.path().join("a.backup");
+        backup::make(&config.state, &backup, Timestamp::from_micros(0)).unwrap();
+        drop(store);
+        while store::holder(&path).is_some() {
+            tokio::task::yield_now().await;
+        }
+
+        let other = rusqlite::Connection::open(folder.path().join("other.db")).unwrap();
+        other.pragma_update(None, "journal_mode", "WAL").unwrap();
+        other.execute_batch("CREATE TABLE other (x TEXT); INSERT INTO other VALUES ('y')").unwrap();
+        fs::copy(folder.path().join("other.db-wal"), folder.path().join("state.db.restoring-wal")).unwrap();
+        restore(&config, &backup, Timestamp::from_micros(0)).await.unwrap();
+        let kept = "SELECT value FROM meta WHERE name = 'kept'";
+        let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
+        assert_eq!(kept.unwrap().as_deref(), Some("yes"));
+    }
+}
