@@ -505,7 +505,7 @@ mod tests {
         while client.budget().usage().waiting_ordinary == 0 {
             tokio::task::yield_now().await;
         }
-        place.pass(COOL_DOWN + Duration::from_secs(60));
+        place.pass(COOL_DOWN + Duration::from_mins(1));
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1);
         permit.unused();
         assert_eq!(first.await.unwrap().asked.len(), 1);

@@ -276,7 +276,7 @@ struct Keeping<'k> {
     kept: Kept,
 }
 
-impl<'k> Keeping<'k> {
+impl Keeping<'_> {
     /// Keeps what the list says of each record that it shows.
     fn see_each(&mut self, compare: &mut Compare<'_>) -> Result<(), Error> {
         let Self { of, list, records, keys, known, previous, confirm_after, ref mut kept, .. } = *self;

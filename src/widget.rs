@@ -135,8 +135,7 @@ impl Widgets {
         let recorded = plan.clone();
         let session = self.store.write(move |tx| record(tx, &recorded, asked_at)).await?.map_err(Error::Invalid)?;
         let token = token::create(&self.client, plan.ask(&self.settings)).await?;
-        // Counted from before the call, so that it is never later than Belvo's.
-        let expires_at = asked_at + token::LASTS;
+        let expires_at = token.expires_at;
         let due_at = expires_at + GRACE;
         self.store
             .write(move |tx| {
@@ -413,6 +412,8 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
     let after = tx.one("SELECT value FROM meta WHERE name = $1", args![WAITED_FOR], |row| row.text(0))?;
     let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
     let seen: i64 = seen.parse().map_err(|_| store::Error::Unreadable("the last link that was waited for"))?;
+    // One that is still to come was written before the clock was set back.
+    let (seen, id) = if seen > now.as_micros() { ((now - FIRST_DATA_WITHIN).as_micros(), "") } else { (seen, id) };
     let links = tx.all(
         "SELECT link_id, first_seen_at, coalesce(created_at, first_seen_at) >= first_seen_at - $3, \
          coalesce(status, 'valid') = 'valid', fetch_resources \
@@ -430,6 +431,7 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
             let known = "SELECT 1 FROM refreshes WHERE link_id = $1 AND resource = $2";
             if tx.one(known, args![link_id, resource.name], |_| Ok(()))?.is_none() {
                 queue::mark(tx, link_id, resource, Trigger::Schedule, now)?;
+                links::hold(tx, link_id, Some(resource))?;
                 marked += 1;
             }
         }

@@ -13,12 +13,13 @@ use serde_json::{Map, Value, json};
 
 use super::client::Call;
 use super::{Class, Client, Failure, Leave, LinkId};
+use crate::clock::Timestamp;
 use crate::config;
 
 const PATH: &str = "/api/token/";
 
 /// How long a token is good, unless its user connects earlier.
-pub const LASTS: Duration = Duration::from_mins(10);
+const LASTS: Duration = Duration::from_mins(10);
 
 /// What a token lets its user do.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +41,8 @@ pub struct Token {
     pub access: SecretString,
     /// What Belvo gives along.
     pub refresh: SecretString,
+    /// When it ends, by our clock: counted from when the call left, so that it is never later than Belvo's.
+    pub expires_at: Timestamp,
 }
 
 impl fmt::Debug for Token {
@@ -60,7 +63,7 @@ pub async fn create(client: &Client, ask: Ask<'_>) -> Result<Token, Failure> {
     let Ok(Wire { access, refresh }) = serde_json::from_slice(&answer.body) else {
         return Err(Failure::own("not_json", PATH).with_method("POST").with_status(200));
     };
-    Ok(Token { access: access.into(), refresh: refresh.into() })
+    Ok(Token { access: access.into(), refresh: refresh.into(), expires_at: answer.started_at + LASTS })
 }
 
 fn body(ask: Ask<'_>, (id, password): (&str, &str)) -> Value {

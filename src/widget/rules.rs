@@ -215,6 +215,7 @@ pub(super) fn sentence(violations: &[Violation]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::clock::Timestamp;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
@@ -318,7 +319,8 @@ pub(super) mod tests {
 
     #[test]
     fn the_address_of_the_page_is_encoded() {
-        let token = || Token { access: "a.b+c/d=&x".into(), refresh: "r".into() };
+        let token =
+            || Token { access: "a.b+c/d=&x".into(), refresh: "r".into(), expires_at: Timestamp::from_micros(0) };
         let base: Url = "https://widget.belvo.io/".parse().unwrap();
         let two = Some(vec![INSTITUTION.into(), "other_br_employment".into()]);
         let single =
