@@ -184,12 +184,12 @@ impl Config {
     /// Those that cannot be used.
     pub fn check_folders(&self) -> Result<(), ConfigErrors> {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
-        let lake = &self.lake.path;
+        let lake = self.lake.path.as_path();
         // A lake that is made here is no bare place of a volume that is not mounted.
-        let lake = &if lake.exists() { lake.clone() } else { lake.join(STAGING) };
-        let mistakes =
-            [("state.url", state, 0o700), ("lake.url", lake, 0o750)].into_iter().filter_map(|(key, folder, mode)| {
-                let error = try_folder(folder, mode).err()?;
+        let tried = if lake.exists() { lake.to_owned() } else { lake.join(STAGING) };
+        let mistakes = [("state.url", state, state, 0o700), ("lake.url", lake, &tried, 0o750)].into_iter().filter_map(
+            |(key, folder, tried, mode)| {
+                let error = try_folder(tried, mode).err()?;
                 let what = format!("the folder {} cannot be used: {error}", folder.display());
                 Some(Mistake::new(
                     "configuration",
@@ -197,7 +197,8 @@ impl Config {
                     what,
                     "name a folder that this user may write, or make this one so",
                 ))
-            });
+            },
+        );
         ConfigErrors::check(mistakes.collect())
     }
 }

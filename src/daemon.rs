@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -50,6 +50,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(9);
 
 /// How often it is looked whether something outside stands in the way.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
+
+/// A clock that is set back by less than this is corrected; what is due then may wait for as much.
+const CORRECTION: Duration = Duration::from_secs(5);
 
 /// How often to ask whether all work is done: the question reads every refresh.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
@@ -227,16 +230,8 @@ impl Daemon {
     fn spawn_tasks(&self, config: &Config, erasures: Vec<Unfinished>, left: mpsc::UnboundedReceiver<Unfinished>) {
         let Operations { client, store, queue, links, clock, .. } = &self.operations;
         self.problems.raise(STARTING);
-        let look_around = look_around(
-            client.clone(),
-            store.clone(),
-            clock.clone(),
-            self.problems.clone(),
-            self.vitals.clone(),
-            self.published.subscribe(),
-            self.shutdown.clone(),
-        );
-        self.spawn("look_around", look_around);
+        let (problems, vitals, shutdown) = (self.problems.clone(), self.vitals.clone(), self.shutdown.clone());
+        self.spawn("look_around", look_around(self.operations.clone(), problems, vitals, shutdown));
         let refresher = Refresher {
             client: client.clone(),
             store: store.clone(),
@@ -487,15 +482,9 @@ impl DaemonActions {
 
 /// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
 /// have a snapshot.
-async fn look_around(
-    client: Client,
-    store: Store,
-    clock: Clock,
-    problems: Problems,
-    vitals: Vitals,
-    mut published: watch::Receiver<i64>,
-    shutdown: CancellationToken,
-) {
+async fn look_around(operations: Operations, problems: Problems, vitals: Vitals, shutdown: CancellationToken) {
+    let Operations { client, store, queue, clock, published, .. } = operations;
+    let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
     let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
     loop {
         let now = client.trouble();
@@ -516,6 +505,12 @@ async fn look_around(
         let looked_at = clock.now();
         let answer = store.write(move |tx| tx.execute(probe, args![looked_at]).map(drop)).await;
         hear(&answer, store.has_room(), &mut state, &problems, &vitals);
+        if let Some(step) = clocks.went_back(clock.now()) {
+            tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
+            // One that the state does not take now is made up for by the next mark of each.
+            let _ = store.write(move |tx| queue::go_back(tx, step)).await;
+            queue.announce();
+        }
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
         tokio::select! {
@@ -527,6 +522,25 @@ async fn look_around(
                 return;
             }
         }
+    }
+}
+
+/// The wall clock beside one that only goes on.
+struct TwoClocks {
+    wall: Timestamp,
+    steady: Instant,
+}
+
+impl TwoClocks {
+    fn new(wall: Timestamp) -> Self {
+        Self { wall, steady: Instant::now() }
+    }
+
+    /// By how much the wall clock was set back since the last look, if by more than it is ever corrected.
+    fn went_back(&mut self, wall: Timestamp) -> Option<Duration> {
+        let expected = self.wall + self.steady.elapsed();
+        *self = Self::new(wall);
+        Some(expected.since(wall)).filter(|step| *step > CORRECTION)
     }
 }
 
@@ -614,6 +628,15 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let mut clocks = TwoClocks::new(at(10_000));
+        for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
+            assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
+        }
+    }
 
     #[test]
     fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {

@@ -523,6 +523,18 @@ impl State {
     }
 }
 
+/// Lets everything be due earlier by as much as the clock was set back: it would wait for so much longer. A second look waits
+/// all the same, because it counts from lists that go by the clock from before.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn go_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
+    let refreshes = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
+    tx.execute(refreshes, args![by, Trigger::Confirm.priority()])?;
+    tx.execute("UPDATE links SET lookup_due_at = lookup_due_at - $1 WHERE lookup_due_at IS NOT NULL", args![by])
+        .map(drop)
+}
+
 /// Whether any refresh runs or is due. Those that failed wait for their next try.
 ///
 /// # Errors
@@ -780,6 +792,22 @@ mod tests {
 
     fn link() -> LinkId {
         LINK.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_due_goes_back_with_the_clock_and_a_second_look_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |minutes: i64| Timestamp::from_micros(minutes * 60_000_000);
+        let other = "00000000-0000-4000-8000-000000000002";
+        let due = move |tx: &Tx<'_>| {
+            for (link, trigger) in [(LINK, Trigger::Webhook), (other, Trigger::Confirm)] {
+                mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
+            }
+            go_back(tx, Duration::from_mins(120))?;
+            tx.all("SELECT due_at FROM refreshes ORDER BY priority", args![], |row| row.at(0))
+        };
+        assert_eq!(store.write(due).await.unwrap(), [at(380), at(500)]);
     }
 
     #[tokio::test]

@@ -418,6 +418,12 @@ impl Window {
             Class::LookUp | Class::Unknown => !is_look_ups_turn && (is_ordinarys_turn || is_urgent_waiting),
         };
         if !is_first || goes_behind {
+            // Its turn came with time, and nobody else tells it.
+            if let Some((_, turn)) =
+                next_look_up.filter(|_| is_look_ups_turn).and_then(|class| self.line(class).front())
+            {
+                turn.notify_one();
+            }
             return Verdict::WhenWoken;
         }
         if let Some(until) = self.paused_until.filter(|until| *until > now) {
@@ -698,6 +704,25 @@ mod tests {
             }
         }
         assert_eq!(before, URGENT_IN_A_ROW);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_comes_with_time_is_taken() {
+        let settings = config::Budget { requests: 20, per: Duration::from_millis(100) };
+        let budget = Budget::open(settings, 0.2, None, Clock::system()).unwrap();
+        let calls = |class, count| {
+            let budget = budget.clone();
+            tokio::spawn(async move {
+                for _ in 0..count {
+                    budget.acquire(class).await.answered();
+                }
+            })
+        };
+        let all =
+            [(Class::Urgent, 80), (Class::Urgent, 80), (Class::LookUp, 8), (Class::Unknown, 4), (Class::Ordinary, 20)];
+        for ended in all.map(|(class, count)| calls(class, count)) {
+            tokio::time::timeout(Duration::from_secs(20), ended).await.expect("nobody waits for ever").unwrap();
+        }
     }
 
     #[test]
