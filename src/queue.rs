@@ -804,7 +804,7 @@ mod tests {
             for (link, trigger) in [(LINK, Trigger::Webhook), (other, Trigger::Confirm)] {
                 mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
             }
-            go_back(tx, Duration::from_mins(120))?;
+            go_back(tx, Duration::from_hours(2))?;
             tx.all("SELECT due_at FROM refreshes ORDER BY priority", args![], |row| row.at(0))
         };
         assert_eq!(store.write(due).await.unwrap(), [at(380), at(500)]);
