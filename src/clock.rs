@@ -103,6 +103,40 @@ impl fmt::Debug for Clock {
     }
 }
 
+/// A clock in a test's hand: it stands until it is moved. Cheap to clone.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(crate) struct Hand(Arc<std::sync::atomic::AtomicI64>);
+
+#[cfg(test)]
+impl Hand {
+    /// One that shows `at`.
+    pub(crate) fn at(at: Timestamp) -> Self {
+        Self(Arc::new(at.0.into()))
+    }
+
+    /// What it shows.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(std::sync::atomic::Ordering::SeqCst))
+    }
+
+    /// Shows `at` from now on, earlier or later.
+    pub(crate) fn set(&self, at: Timestamp) {
+        self.0.store(at.0, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Lets `time` pass.
+    pub(crate) fn pass(&self, time: Duration) {
+        self.set(self.now() + time);
+    }
+
+    /// The clock that goes by it.
+    pub(crate) fn clock(&self) -> Clock {
+        let hand = self.clone();
+        Clock::from_fn(move || hand.now())
+    }
+}
+
 /// Days from 1970-01-01 to a day; `None` when the calendar has none such. Years are counted as in ISO 8601.
 ///
 /// `chrono` gives the same and builds a date first: this is asked for every date and month of a lake.

@@ -216,10 +216,11 @@ fn overdue(tx: &Tx<'_>, now: Timestamp) -> Result<Vec<(LinkId, u32)>, store::Err
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
+    use std::sync::atomic::{AtomicU16, Ordering};
 
     use super::*;
     use crate::belvo::scripted::{self, Script};
+    use crate::clock::Hand;
     use crate::queue::{self, Trigger};
     use crate::resources;
 
@@ -227,7 +228,7 @@ mod tests {
 
     struct Place {
         deleter: Deleter,
-        now: Arc<AtomicI64>,
+        hand: Hand,
         _folder: tempfile::TempDir,
     }
 
@@ -241,16 +242,15 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
             let start = Timestamp::parse("2026-11-23T10:00:00Z").unwrap();
-            let now = Arc::new(AtomicI64::new(start.as_micros()));
-            let hand = Arc::clone(&now);
-            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
+            let hand = Hand::at(start);
+            let clock = hand.clock();
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
             let track = move |tx: &Tx<'_>| {
                 links::note_wish(tx, &link(), start)?;
                 queue::mark(tx, &link(), resources::ALL[0], Trigger::Webhook, start)
             };
             store.write(track).await.unwrap();
-            Self { deleter: Deleter::new(client, store, queue, clock, WITH_WEBHOOKS), now, _folder: folder }
+            Self { deleter: Deleter::new(client, store, queue, clock, WITH_WEBHOOKS), hand, _folder: folder }
         }
 
         async fn status(&self) -> (Option<String>, i64) {
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
         for (status, gone) in [(200, 0), (404, 1), (404, 0)] {
             looked_up.store(status, Ordering::SeqCst);
-            place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
+            place.hand.pass(LONGEST_WAIT);
             assert_eq!(place.deleter.follow_up().await.unwrap(), gone);
         }
         assert!(place.deleter.is_gone(&link()).await.unwrap());
@@ -303,7 +303,7 @@ mod tests {
         let again = async |status| {
             answers.store(status, Ordering::SeqCst);
             for _ in 0..4 {
-                place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
+                place.hand.pass(LONGEST_WAIT);
                 assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
             }
             (place.status().await.0, place.deleter.is_gone(&link()).await.map_err(|error| error.code()))
@@ -339,7 +339,7 @@ mod tests {
         place.deleter.delete(&link()).await.unwrap();
         let now = place.deleter.clock.now();
         place.deleter.store.write(move |tx| links::note_status(tx, &link(), DELETED, now)).await.unwrap();
-        place.now.fetch_add(i64::try_from(LONGEST_WAIT.as_micros()).unwrap(), Ordering::SeqCst);
+        place.hand.pass(LONGEST_WAIT);
         assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
         assert_eq!(script.requests().len(), 1);
 

@@ -674,23 +674,23 @@ async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
+    use crate::clock::Hand;
     use crate::features::reference::Reference;
 
     /// A state without links, and the lake of it.
     struct Place {
         folder: tempfile::TempDir,
         store: Store,
-        now: Arc<AtomicI64>,
+        hand: Hand,
     }
 
     impl Place {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
-            Self { folder, store, now: Arc::new(AtomicI64::new(1_000_000_000)) }
+            Self { folder, store, hand: Hand::at(Timestamp::from_micros(1_000_000_000)) }
         }
 
         fn lake(&self) -> PathBuf {
@@ -713,8 +713,7 @@ mod tests {
                 publish_max_wait: Duration::ZERO,
                 reference: Arc::new(Reference::compiled()),
             };
-            let now = Arc::clone(&self.now);
-            let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::SeqCst)));
+            let clock = self.hand.clock();
             Publisher::open(store.clone(), settings, Duration::from_hours(1), None, clock).unwrap()
         }
     }
@@ -905,7 +904,7 @@ mod tests {
         let place = Place::new();
         let publisher = place.publisher(&["parquet"]);
         for now in [3_000_000_000, 1_000_000_000, 2_000_000_000] {
-            place.now.store(now, Ordering::SeqCst);
+            place.hand.set(Timestamp::from_micros(now));
             publish(&publisher, Scope::Everything).unwrap().unwrap();
         }
         assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3]);

@@ -403,18 +403,17 @@ fn standing(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, Ordering};
-
     use super::*;
     use crate::belvo::Class;
     use crate::belvo::scripted::{self, Script};
+    use crate::clock::Hand;
     use crate::resources;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
     struct Place {
         recollector: Recollector,
-        now: Arc<AtomicI64>,
+        hand: Hand,
         _folder: tempfile::TempDir,
     }
 
@@ -424,9 +423,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
             let start = Timestamp::parse("2026-11-23T10:00:00Z").unwrap();
-            let now = Arc::new(AtomicI64::new(start.as_micros()));
-            let hand = Arc::clone(&now);
-            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
+            let hand = Hand::at(start);
+            let clock = hand.clock();
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
             let seen = start - Duration::from_hours(24);
             let track = move |tx: &Tx<'_>| {
@@ -434,11 +432,11 @@ mod tests {
                 tx.execute("UPDATE links SET status = 'valid', access_mode = 'single', lookup_due_at = NULL", args![])
             };
             store.write(track).await.unwrap();
-            Self { recollector: Recollector::new(client, store, queue, clock, WITH_WEBHOOKS), now, _folder: folder }
+            Self { recollector: Recollector::new(client, store, queue, clock, WITH_WEBHOOKS), hand, _folder: folder }
         }
 
         fn pass(&self, time: Duration) {
-            self.now.fetch_add(i64::try_from(time.as_micros()).unwrap(), Ordering::SeqCst);
+            self.hand.pass(time);
         }
 
         async fn ask(&self, resources: &[&'static Resource]) -> Outcome {

@@ -305,10 +305,8 @@ fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicI64, Ordering};
-
     use super::*;
+    use crate::clock::Hand;
     use crate::store::Value;
 
     const DAY: i64 = 24 * 3_600_000_000;
@@ -322,7 +320,7 @@ mod tests {
 
     struct Place {
         retention: Retention,
-        now: Arc<AtomicI64>,
+        hand: Hand,
         _folder: tempfile::TempDir,
     }
 
@@ -331,9 +329,8 @@ mod tests {
         async fn new(settings: config::Retention) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
-            let now = Arc::new(AtomicI64::new(0));
-            let hand = Arc::clone(&now);
-            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(Ordering::SeqCst)));
+            let hand = Hand::at(Timestamp::from_micros(0));
+            let clock = hand.clock();
             let fill = |tx: &Tx<'_>| {
                 for (link, stale_in) in [("short", Some("30d")), ("usual", None)] {
                     tx.execute(
@@ -370,12 +367,12 @@ mod tests {
                 Ok(())
             };
             store.write(fill).await.unwrap();
-            Self { retention: Retention::new(settings, store, clock), now, _folder: folder }
+            Self { retention: Retention::new(settings, store, clock), hand, _folder: folder }
         }
 
         /// Rows of each table once retention ran on `day`: versions, records and keys of both links, and webhooks.
         async fn on_day(&self, day: i64) -> Vec<i64> {
-            self.now.store(day * DAY, Ordering::SeqCst);
+            self.hand.set(Timestamp::from_micros(day * DAY));
             self.retention.apply().await.unwrap();
             let counts = [
                 "SELECT count(*) FROM record_versions WHERE link_id = 'short'",

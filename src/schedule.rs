@@ -331,29 +331,30 @@ async fn find_stale(
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::clock::Hand;
 
     /// A daemon's schedule over a state that outlives it, with the clock in the test's hand.
     struct World {
         _folder: tempfile::TempDir,
         store: Store,
-        now: Arc<AtomicI64>,
+        hand: Hand,
         ran: Arc<Ran>,
     }
 
-    #[derive(Default)]
     struct Ran {
         times: Mutex<u32>,
-        minutes: AtomicI64,
-        now: Arc<AtomicI64>,
+        /// How long each run takes.
+        minutes: AtomicU64,
+        hand: Hand,
     }
 
     impl Actions for Ran {
         async fn run(&self, job: &Job) -> Result<u64, Failed> {
             *self.times.lock().unwrap() += 1;
-            self.now.fetch_add(self.minutes.load(Ordering::Relaxed) * 60_000_000, Ordering::Relaxed);
+            self.hand.pass(Duration::from_mins(self.minutes.load(Ordering::Relaxed)));
             assert_ne!(job.name, "panics", "as told");
             Ok(3)
         }
@@ -361,21 +362,20 @@ mod tests {
 
     impl World {
         fn at(time: &str) -> Self {
-            let now = Arc::new(AtomicI64::new(Timestamp::parse(time).unwrap().as_micros()));
-            let ran = Arc::new(Ran { now: Arc::clone(&now), ..Ran::default() });
+            let hand = Hand::at(Timestamp::parse(time).unwrap());
+            let ran = Arc::new(Ran { times: Mutex::default(), minutes: AtomicU64::new(0), hand: hand.clone() });
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
-            Self { _folder: folder, store, now, ran }
+            Self { _folder: folder, store, hand, ran }
         }
 
         fn clock_says(&self, time: &str) {
-            self.now.store(Timestamp::parse(time).unwrap().as_micros(), Ordering::Relaxed);
+            self.hand.set(Timestamp::parse(time).unwrap());
         }
 
         /// Starts, does everything that is due, and ends; gives how often the action ran in all since the beginning.
         async fn runs(&self, job: &Job) -> u32 {
-            let now = Arc::clone(&self.now);
-            let clock = Clock::from_fn(move || Timestamp::from_micros(now.load(Ordering::Relaxed)));
+            let clock = self.hand.clock();
             let queue = Queue::open(self.store.clone(), clock.clone()).await.unwrap();
             let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), queue, clock };
             watch.begin().await.unwrap();
@@ -501,7 +501,7 @@ mod tests {
     #[tokio::test]
     async fn a_fetch_asks_for_all_that_its_scope_names() {
         let world = World::at("2026-03-02T12:31:00Z");
-        let now = world.now.load(Ordering::Relaxed);
+        let now = world.hand.now().as_micros();
         let fetch = "schedule = \"*/15 * * * *\"\ntimezone = \"UTC\"\naction = \"fetch\"\n\
              [scope]\nolder_than = \"24h\"\nresources = [\"owners\"]";
         let fetch = Job::parse("fetch", "jobs/fetch.toml", fetch).unwrap();
@@ -573,7 +573,7 @@ mod tests {
         };
         let fetch = Job::parse(name, "jobs/test.toml", text).unwrap();
         world.runs(&fetch).await;
-        let hours_ago = |hours: i64| world.now.load(Ordering::Relaxed) - hours * 3_600_000_000;
+        let hours_ago = |hours: i64| world.hand.now().as_micros() - hours * 3_600_000_000;
         let (old, fresh) = (hours_ago(30), hours_ago(3));
         let links = move |tx: &Tx<'_>| {
             for (digit, mode) in [(1, "recurrent"), (2, "recurrent"), (3, "single"), (4, "recurrent")] {

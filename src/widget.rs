@@ -471,6 +471,7 @@ mod tests {
     use super::rules::tests::{request, settings};
     use super::*;
     use crate::belvo::scripted::{self, Script};
+    use crate::clock::Hand;
     use crate::tombstones::Kind;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
@@ -511,24 +512,22 @@ mod tests {
 
     struct Place {
         widgets: Widgets,
-        now: Arc<std::sync::atomic::AtomicI64>,
+        hand: Hand,
         _folder: tempfile::TempDir,
     }
 
     impl Place {
-        async fn new(client: Client) -> Self {
+        async fn new(script: &Script) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
-            let start = Timestamp::parse("2026-11-23T10:00:00Z").unwrap().as_micros();
-            let now = Arc::new(std::sync::atomic::AtomicI64::new(start));
-            let hand = Arc::clone(&now);
-            let clock = Clock::from_fn(move || Timestamp::from_micros(hand.load(std::sync::atomic::Ordering::SeqCst)));
+            let hand = Hand::at(Timestamp::parse("2026-11-23T10:00:00Z").unwrap());
+            let (client, clock) = (script.client_by(hand.clock()), hand.clock());
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
-            Self { widgets: Widgets::new(client, store, queue, clock, settings()), now, _folder: folder }
+            Self { widgets: Widgets::new(client, store, queue, clock, settings()), hand, _folder: folder }
         }
 
         fn pass(&self, time: Duration) {
-            self.now.fetch_add(micros(time), std::sync::atomic::Ordering::SeqCst);
+            self.hand.pass(time);
         }
 
         async fn waiting(&self, external_id: &'static str) -> bool {
@@ -566,7 +565,7 @@ mod tests {
     #[tokio::test]
     async fn a_session_waits_for_its_user_until_a_webhook_comes_or_its_token_ends() {
         let script = belvo("").await;
-        let place = Place::new(script.client()).await;
+        let place = Place::new(&script).await;
         let session = place.widgets.create(request("user-1")).await.unwrap();
         assert_eq!(session.expires_at, place.widgets.clock.now() + Duration::from_mins(10));
         assert!(place.waiting("user-1").await);
@@ -582,7 +581,7 @@ mod tests {
     #[tokio::test]
     async fn a_session_is_recorded_also_when_belvo_gives_no_token() {
         let script = Script::start(|_| scripted::json(500, "[]")).await;
-        let place = Place::new(script.client()).await;
+        let place = Place::new(&script).await;
         let error = place.widgets.create(request("user-1")).await.unwrap_err();
         assert_eq!(error.code(), "api_down");
         let rows = "SELECT count(*), count(expires_at) FROM widget_sessions";
@@ -594,7 +593,7 @@ mod tests {
     #[tokio::test]
     async fn a_link_of_another_user_gets_no_session() {
         let script = belvo("").await;
-        let place = Place::new(script.client()).await;
+        let place = Place::new(&script).await;
         place.hear(&ID.parse().unwrap(), "user-1").await;
         let update = |external_id: &str| SessionRequest { link: Some(ID.into()), ..request(external_id) };
         let Err(Error::Invalid(violations)) = place.widgets.create(update("user-2")).await else { panic!("a session") };
@@ -610,7 +609,7 @@ mod tests {
             r#""fetch_resources":["EMPLOYMENTS","OWNERS"],"created_at":"2026-11-23T10:01:00Z"}"#
         ))
         .await;
-        let place = Place::new(script.client()).await;
+        let place = Place::new(&script).await;
         place.widgets.create(request("user-1")).await.unwrap();
         place.pass(Duration::from_mins(11));
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
@@ -629,7 +628,7 @@ mod tests {
             r#""fetch_resources":["EMPLOYMENTS","OWNERS"],"created_at":"2026-11-23T10:01:00Z"}"#
         ))
         .await;
-        let place = Place::new(script.client()).await;
+        let place = Place::new(&script).await;
         let now = place.widgets.clock.now();
         place.widgets.store.write(move |tx| tombstones::bury(tx, Kind::Link, ID, now).map(drop)).await.unwrap();
         place.widgets.create(request("user-1")).await.unwrap();
@@ -644,7 +643,7 @@ mod tests {
     #[tokio::test]
     async fn of_a_new_link_each_resource_without_a_webhook_is_listed_after_a_while() {
         let script = belvo("").await;
-        let place = Place::new(script.client()).await;
+        let place = Place::new(&script).await;
         let link: LinkId = ID.parse().unwrap();
         place.hear(&link, "user-1").await;
         let now = place.widgets.clock.now();

@@ -98,7 +98,12 @@ impl Script {
 
     /// One that may make so many calls a second.
     pub(crate) fn client_within(&self, requests: u32) -> Client {
-        client_within(self.address, requests)
+        client_of(self.address, requests, Clock::system())
+    }
+
+    /// One whose answers come by `clock`.
+    pub(crate) fn client_by(&self, clock: Clock) -> Client {
+        client_of(self.address, WIDE, clock)
     }
 }
 
@@ -110,10 +115,13 @@ pub(crate) fn page_of(head: &str) -> u32 {
 
 /// A client of the server at `address`, with short deadlines and a wide budget.
 pub(crate) fn client(address: SocketAddr) -> Client {
-    client_within(address, 10_000)
+    client_of(address, WIDE, Clock::system())
 }
 
-fn client_within(address: SocketAddr, requests: u32) -> Client {
+/// Requests a second that no test comes to.
+const WIDE: u32 = 10_000;
+
+fn client_of(address: SocketAddr, requests: u32, clock: Clock) -> Client {
     let settings = config::Belvo {
         base_url: format!("http://{address}").parse().unwrap(),
         token_url: format!("http://{address}").parse().unwrap(),
@@ -130,8 +138,8 @@ fn client_within(address: SocketAddr, requests: u32) -> Client {
         max_body: 4096,
         confirm_after: Duration::ZERO,
     };
-    let budget = Budget::open(settings.budget, settings.reserve, None, Clock::system()).unwrap();
-    Client::new(&settings, budget, Clock::system()).unwrap()
+    let budget = Budget::open(settings.budget, settings.reserve, None, clock.clone()).unwrap();
+    Client::new(&settings, budget, clock).unwrap()
 }
 
 /// An answer with a length.
