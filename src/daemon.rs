@@ -129,9 +129,13 @@ impl Daemon {
         };
         let store = Store::configured(&config.state)?;
         restore::clear_left_over(&config.state.path);
-        learn_of_erased(&store, &config.state.path).await?;
+        let has_learnt = learn_of_erased(&store, &config.state.path).await?;
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
+        if has_learnt {
+            // An older state that was put back holds whom the file says was erased since.
+            restore::erase_learnt(&store, pepper.clone(), clock.now()).await?;
+        }
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
         let publisher = Publisher::open(store.clone(), lake, confirm_after, pepper, clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
@@ -386,13 +390,14 @@ impl Daemon {
     }
 }
 
-/// Lets a state that is new in its folder know who was erased there, before it hears of anybody. One that has tombstones of
+/// Lets a state that is new in its folder, or an older one, know who was erased there, before it hears of anybody; says whether
+/// there was anything new to it. One that has tombstones of
 /// its own does its work all the same: it is told when they are to be written.
-async fn learn_of_erased(store: &Store, state: &Path) -> Result<(), FileError> {
+async fn learn_of_erased(store: &Store, state: &Path) -> Result<bool, FileError> {
     match tombstones::learn(store, state).await {
         Err(error @ FileError::Foreign(_)) => {
             tracing::warn!(code = error.code(), "nobody can be erased: {error}");
-            Ok(())
+            Ok(false)
         }
         learnt => learnt,
     }
@@ -483,7 +488,7 @@ impl DaemonActions {
 /// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
 /// have a snapshot.
 async fn look_around(operations: Operations, problems: Problems, vitals: Vitals, shutdown: CancellationToken) {
-    let Operations { client, store, queue, clock, published, .. } = operations;
+    let Operations { client, store, queue, clock, publisher, published, .. } = operations;
     let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
     let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
     loop {
@@ -504,12 +509,20 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
             ON CONFLICT (name) DO UPDATE SET value = excluded.value";
         let looked_at = clock.now();
         let answer = store.write(move |tx| tx.execute(probe, args![looked_at]).map(drop)).await;
-        hear(&answer, store.has_room(), &mut state, &problems, &vitals);
+        let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
+        hear(&answer, standing, &mut state, &problems, &vitals);
         if let Some(step) = clocks.went_back(clock.now()) {
             tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
             // One that the state does not take now is made up for by the next mark of each.
             let _ = store.write(move |tx| queue::go_back(tx, step)).await;
             queue.announce();
+        }
+        // A quiet daemon publishes nothing, and would not hear of it.
+        let lake = Arc::clone(&publisher);
+        if in_background(move || lake.is_missing()).await {
+            problems.raise(publish::MISSING);
+        } else {
+            problems.clear(publish::MISSING);
         }
         // That the state takes no writes was just told.
         let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
@@ -544,12 +557,12 @@ impl TwoClocks {
     }
 }
 
-/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and on a full disk, on which
-/// it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
+/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and what stands `otherwise`, as
+/// on a full disk, on which it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
 /// manager's watchdog then starts the daemon anew.
 fn hear(
     answer: &Result<(), store::Error>,
-    has_room: bool,
+    otherwise: Option<&'static str>,
     standing: &mut Option<&'static str>,
     problems: &Problems,
     vitals: &Vitals,
@@ -557,7 +570,7 @@ fn hear(
     let failed = match answer.as_ref().map_err(store::Error::code) {
         Err("state_failed") => Some(STATE_PROBLEM),
         Err(code) => Some(code),
-        Ok(()) => (!has_room).then_some(DISK_FULL),
+        Ok(()) => otherwise,
     };
     if *standing != failed {
         if let Some(code) = failed {
@@ -641,9 +654,9 @@ mod tests {
     #[test]
     fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
         let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
-        let mut hear = |answer: Result<(), store::Error>, has_room| {
+        let mut hear = |answer: Result<(), store::Error>, has_room: bool| {
             let before = vitals.answered_at();
-            hear(&answer, has_room, &mut standing, &problems, &vitals);
+            hear(&answer, (!has_room).then_some(DISK_FULL), &mut standing, &problems, &vitals);
             (problems.standing(), vitals.answered_at() > before)
         };
         assert_eq!(hear(Ok(()), false), (vec![DISK_FULL], true));

@@ -214,6 +214,7 @@ impl Eraser {
     pub async fn plan(&self, subject: Subject) -> Result<Plan, Error> {
         let (readers, pepper) = (self.store.readers(), self.pepper.clone());
         let mut plan = in_background(move || readers.read(|tx| plan(tx, subject, pepper.as_ref()))).await?;
+        self.ensure_lake_is_own().await?;
         plan.snapshots = self.publisher.snapshots()?;
         plan.backups = backup::made(&self.state);
         Ok(plan)
@@ -658,6 +659,33 @@ fn add_texts(value: &Value, traces: &mut Traces) {
         Value::Array(items) => items.iter().for_each(|item| add_texts(item, traces)),
         _ => {}
     }
+}
+
+/// Puts an erasure on record of which the rows are gone already, so that the lake and the log follow.
+///
+/// # Errors
+/// [`store::Error::Database`].
+pub fn note_removed(tx: &Tx<'_>, links: usize, at: Timestamp) -> Result<(), store::Error> {
+    let receipt = Receipt {
+        erasure: format!("{:032x}", rand::random::<u128>()),
+        asked_at: at.to_string(),
+        asked_for: Kind::Link.name().to_owned(),
+        reason: "the tombstones beside this state name what it held".to_owned(),
+        links,
+        ..Receipt::default()
+    };
+    tx.execute(
+        "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) VALUES ($1, $2, $3, $4, $5, NULL, $6)",
+        args![
+            &receipt.erasure,
+            at,
+            &receipt.asked_for,
+            &receipt.reason,
+            Step::Removed.name(),
+            &json!(receipt).to_string()
+        ],
+    )
+    .map(drop)
 }
 
 /// Removes every row of the links and of the `external_id`s that nobody else has, and gives the number for each table.

@@ -460,6 +460,7 @@ mod tests {
             (r#""currency":"BRL""#, r#""currency":"BRL","currency":"BRL""#, "salaries[0].currency", "is there twice"),
             (r#""created_at":"2026-01-01T"#, r#""created_at":"2026-13-01T"#, "created_at", "is not a timestamp"),
             (r#""id":"1""#, r#""id":1"#, "id", "is not a text"),
+            (r#""id":"1""#, r#""id":null"#, "id", "is null"),
             (r#""link":null"#, r#""link":{}"#, "link", "is not a text"),
         ] {
             let record = job(&pay("2025-01", "null", "1.50")).replacen(from, to, 1);

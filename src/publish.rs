@@ -44,6 +44,9 @@ use handover::Handover;
 use output::Linker;
 use snapshots::{Sealed, Staging};
 
+/// Stands while the folder of the lake is as bare as the place of a volume that is not mounted.
+pub const MISSING: &str = "lake_missing";
+
 /// Stands while nothing can be published.
 const PROBLEM: &str = "publish_failed";
 
@@ -130,7 +133,7 @@ impl Error {
             },
             Self::OtherState => "foreign_lake",
             Self::OlderState { .. } => "state_older_than_lake",
-            Self::Bare { .. } => "lake_missing",
+            Self::Bare { .. } => MISSING,
             Self::Thread(_) => "no_thread",
             Self::Sink(_) => "sink_failed",
             Self::Store(error) => error.code(),
@@ -267,6 +270,12 @@ impl Publisher {
         let held = self.readers.read(|tx| Held::of(tx, &self.lake))?;
         held.is_in(&self.lake)?;
         self.lake.last().map_or(Ok(()), |last| last.agrees_with(&held))
+    }
+
+    /// Whether the lake is not there that was published into. Blocks.
+    pub fn is_missing(&self) -> bool {
+        let held = self.readers.read(|tx| Held::of(tx, &self.lake));
+        held.is_ok_and(|held| held.is_in(&self.lake).is_err())
     }
 
     /// Whether a file of the snapshot that readers see is not as it was published.
@@ -521,6 +530,19 @@ impl Held {
             args![Self::LAST_SNAPSHOT, &format!("{snapshot} {}", lake.path().display())],
         )?;
         Ok(())
+    }
+
+    /// Whether what was published into `lake` is still there in some form.
+    ///
+    /// # Errors
+    /// [`Error::Bare`], also when somebody removed all of it.
+    pub fn has_published(&self, lake: &Lake) -> Result<(), Error> {
+        match self.last_snapshot {
+            Some(snapshot @ 1..) if lake.newest().is_none() => {
+                Err(Error::Bare { path: lake.path().to_owned(), snapshot })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether what was published into `lake` may be in it: the bare folder of what was full is one that is not mounted.

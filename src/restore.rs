@@ -133,6 +133,11 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
             known.push((file, tombstones));
         }
     }
+    // The state that is replaced knows them too, unless it is the reason for this.
+    let replaced = Readers::of(&config.state.path).read(Tombstones::of);
+    if let Ok(Some(tombstones)) = replaced {
+        known.push((config.state.path.clone(), tombstones));
+    }
     let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
     // Whom a webhook names is looked for in its row.
     store.follow_up_by(webhook::follow_up).await?;
@@ -147,6 +152,25 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
     // Nothing may be open when the file is moved.
     tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
     erased
+}
+
+/// Erases in the state whom its tombstones name, which it has just learnt: rows go at once, and the rest of an erasure is left
+/// to whoever goes on with those that were begun.
+///
+/// # Errors
+/// [`Error::Subject`] when persons were erased and there is no `pii.pepper` to find them by; [`Error::Store`].
+pub async fn erase_learnt(store: &Store, pepper: Option<Pepper>, now: Timestamp) -> Result<(), Error> {
+    let erase = move |tx: &Tx<'_>| {
+        let erased = match erase_again(tx, Vec::new(), pepper.as_ref(), now) {
+            Ok(erased) => erased,
+            Err(error) => return Ok(Err(error)),
+        };
+        if erased.links + erased.users > 0 {
+            erase::note_removed(tx, erased.links, now)?;
+        }
+        Ok(Ok(()))
+    };
+    store.write(erase).await?
 }
 
 /// How many had been erased since the backup was made.
@@ -324,5 +348,27 @@ mod tests {
         let kept = "SELECT value FROM meta WHERE name = 'kept'";
         let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
         assert_eq!(kept.unwrap().as_deref(), Some("yes"));
+    }
+
+    #[tokio::test]
+    async fn a_state_that_learns_who_was_erased_holds_them_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let [erased, stays] = [1, 2].map(|digit| format!("00000000-0000-4000-8000-00000000000{digit}"));
+        let links = [erased.clone(), stays.clone()];
+        let fill = move |tx: &Tx<'_>| {
+            for link in &links {
+                let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, 0, 0)";
+                tx.execute(sql, args![link])?;
+            }
+            tombstones::bury(tx, Kind::Link, &erased, Timestamp::from_micros(1)).map(drop)
+        };
+        store.write(fill).await.unwrap();
+        erase_learnt(&store, None, Timestamp::from_micros(2)).await.unwrap();
+        let left = |tx: &Tx<'_>| {
+            let links = tx.all("SELECT link_id FROM links", args![], |row| row.text(0))?;
+            Ok((links, tx.all("SELECT step FROM erasures", args![], |row| row.text(0))?))
+        };
+        assert_eq!(store.read(left).await.unwrap(), (vec![stays], vec!["removed".to_owned()]), "the lake is to follow");
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::belvo::LinkId;
 use crate::records::unpack;
 use crate::resources::owners;
-use crate::sensitive::{Cpf, Pepper};
+use crate::sensitive::Pepper;
 use crate::store::{self, Cell, FrozenPlace, Readers, Row, Tx, VersionPlace, WebhookPlace, args};
 use crate::tombstones::Kind;
 
@@ -160,8 +160,8 @@ pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, st
 /// The key of the person that an owner's body names.
 fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
     let owner: Value = serde_json::from_str(body).ok()?;
-    let cpf = Cpf::parse(owner["document_id"]["document_number"].as_str()?)?;
-    Some(pepper.key_of(&[cpf.digits()]))
+    let document = &owner["document_id"];
+    owners::person_of(document["document_number"].as_str(), document["document_type"].as_str(), pepper)
 }
 
 /// Which bodies.

@@ -114,20 +114,21 @@ impl FileError {
 }
 
 /// Lets the state at `state`, open as `store`, learn what the file beside it says and it does not know: it is new there, or an
-/// older one that was put back.
+/// older one that was put back. Says whether there was anything. A file that is missing is written from what the state knows.
 ///
 /// # Errors
 /// [`FileError`]; [`FileError::Foreign`] when the state has tombstones of its own, under another salt.
-pub async fn learn(store: &Store, state: &Path) -> Result<(), FileError> {
+pub async fn learn(store: &Store, state: &Path) -> Result<bool, FileError> {
     let path = file_of(state);
-    let Some(there) = Tombstones::read(&path)? else { return Ok(()) };
     let held = store.read(Tombstones::of).await?;
+    let Some(there) = Tombstones::read(&path)? else {
+        return held.map_or(Ok(()), |held| held.write(&path)).map(|()| false);
+    };
     let has_all = |held: &Tombstones| held.salt == there.salt && there.all.iter().all(|one| held.all.contains(one));
-    if held.as_ref().is_some_and(has_all) || store.write(move |tx| there.keep(tx)).await? {
-        Ok(())
-    } else {
-        Err(FileError::Foreign(path))
+    if held.as_ref().is_some_and(has_all) {
+        return Ok(false);
     }
+    if store.write(move |tx| there.keep(tx)).await? { Ok(true) } else { Err(FileError::Foreign(path)) }
 }
 
 /// First line of the file.
@@ -255,6 +256,15 @@ impl Tombstones {
         Self::parse(&text).map(Some).map_err(|_| FileError::Damaged(path.to_owned()))
     }
 
+    /// Whether those in the file at `path` are of the state that has `held`.
+    ///
+    /// # Errors
+    /// [`FileError::Foreign`].
+    pub fn are_of_one(path: &Path, there: Option<&Self>, held: Option<&Self>) -> Result<(), FileError> {
+        let is_foreign = there.zip(held).is_some_and(|(there, held)| there.salt != held.salt);
+        if is_foreign { Err(FileError::Foreign(path.to_owned())) } else { Ok(()) }
+    }
+
     fn parse(text: &[u8]) -> serde_json::Result<Self> {
         let mut lines = text.split_inclusive(|byte| *byte == b'\n');
         let head: Head = serde_json::from_slice(lines.next().unwrap_or_default())?;
@@ -268,9 +278,7 @@ impl Tombstones {
     /// [`FileError::Foreign`], [`FileError::Damaged`] when something else is there, [`FileError::File`]; the file is then as it
     /// was.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        if Self::read(path)?.is_some_and(|there| there.salt != self.salt) {
-            return Err(FileError::Foreign(path.to_owned()));
-        }
+        Self::are_of_one(path, Self::read(path)?.as_ref(), Some(self))?;
         self.replace(path).map_err(FileError::at(path))
     }
 

@@ -13,6 +13,7 @@ use crate::publish::integrity::{self, Damage};
 use crate::publish::{Held, Lake};
 use crate::records::unpack;
 use crate::store::{Error, FrozenPlace, Readers, Row, VersionPlace, WebhookPlace, args};
+use crate::tombstones::{self, Tombstones};
 
 /// Bodies of each kind that are opened; the database checks every page, and a body is checked whenever it is read.
 const SAMPLE: i64 = 500;
@@ -46,6 +47,7 @@ pub fn check(state: &config::State, lake_path: &Path) -> anyhow::Result<Report> 
     let faults = found.faults.into_iter().map(|(code, what)| Damage { file: name.clone(), code, what });
     lake.damage.splice(0..0, faults);
     lake.damage.extend(strange_state(&readers, lake_path));
+    lake.damage.extend(strange_tombstones(&readers, &state.path));
     Ok(Report { ok: lake.damage.is_empty(), lake, bodies_opened: found.bodies, audit_lines: found.audit_lines })
 }
 
@@ -119,10 +121,20 @@ fn check_state(readers: &Readers) -> Result<State, Error> {
     }
 }
 
+/// Tombstones beside the state that are not as they were written, or another state's.
+fn strange_tombstones(readers: &Readers, state: &Path) -> Option<Damage> {
+    let file = tombstones::file_of(state);
+    let held = readers.read(Tombstones::of).ok()?;
+    let error =
+        Tombstones::read(&file).and_then(|there| Tombstones::are_of_one(&file, there.as_ref(), held.as_ref())).err()?;
+    Some(Damage { file: file.file_name()?.to_string_lossy().into_owned(), code: error.code(), what: error.to_string() })
+}
+
 /// A lake that was not published from this state, or from a newer one.
 fn strange_state(readers: &Readers, lake: &Path) -> Option<Damage> {
     let lake = Lake::look(lake);
     let held = readers.read(|tx| Held::of(tx, &lake)).ok()?;
-    let error = lake.current()?.agrees_with(&held).err()?;
+    let agreed = lake.current().map_or_else(|| held.has_published(&lake), |current| current.agrees_with(&held));
+    let error = agreed.err()?;
     Some(Damage { file: "current".to_owned(), code: error.code(), what: error.to_string() })
 }

@@ -308,7 +308,10 @@ impl Client {
         permit.answered();
         let response = match response {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(Failure::own(transport_code(&error, "unreachable"), path)),
+            Ok(Err(error)) => {
+                let failure = Failure::own(transport_code(&error, "unreachable"), path);
+                return Err(if error.is_connect() { failure.of_no_connection() } else { failure });
+            }
             Err(_) => return Err(Failure::own("timeout", path)),
         };
         let status = response.status().as_u16();
@@ -573,7 +576,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         let client = scripted::client(address);
-        assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "unreachable");
+        let failure = client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
+        assert_eq!((failure.code, failure.may_have_arrived()), ("unreachable", false));
     }
 
     #[tokio::test]

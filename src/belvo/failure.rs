@@ -99,6 +99,8 @@ pub struct Failure {
     /// What was asked for, without its query.
     path: String,
     pace: Pace,
+    /// Whether no byte of the call can have left.
+    is_unsent: bool,
 }
 
 impl Failure {
@@ -114,6 +116,7 @@ impl Failure {
             method: "GET",
             path: without_query(path),
             pace: if matches!(kind, Refused | Gone) { Patient } else { Quick },
+            is_unsent: false,
         }
     }
 
@@ -127,6 +130,11 @@ impl Failure {
     pub(super) fn with_method(mut self, method: &'static str) -> Self {
         self.method = method;
         self
+    }
+
+    /// The same failure of a call of which no byte has left.
+    pub(super) fn of_no_connection(self) -> Self {
+        Self { is_unsent: true, ..self }
     }
 
     /// The same failure, to be tried again after `wait`, unless trying again is no use.
@@ -160,6 +168,7 @@ impl Failure {
             method: "GET",
             path: without_query(path),
             pace: rule.pace,
+            is_unsent: false,
         }
     }
 
@@ -182,7 +191,8 @@ impl Failure {
     /// Whether Belvo may do all the same what the call asked for, because no answer says that it will not: none came, it was
     /// cut off, or Belvo failed on the way.
     pub fn may_have_arrived(&self) -> bool {
-        !matches!(self.code, "api_auth" | "tls_refused" | SIMULATED_MISMATCH)
+        !self.is_unsent
+            && !matches!(self.code, "api_auth" | "tls_refused" | SIMULATED_MISMATCH)
             && self.http_status.is_none_or(|status| matches!(status, 200..=299 | 408 | 500..=599))
     }
 

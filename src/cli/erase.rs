@@ -11,9 +11,9 @@ use crate::belvo::LinkId;
 use crate::config::Needs;
 use crate::erase::{Plan, plan, receipts_of};
 use crate::operations::{Erasure, Order};
-use crate::publish::Lake;
+use crate::publish::{Held, Lake};
 use crate::sensitive::Pepper;
-use crate::store::Readers;
+use crate::store::{self, Readers};
 use crate::subject::Subject;
 
 /// What `erase` takes.
@@ -100,8 +100,11 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn tell_plan(subject: Subject, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let mut plan: Plan = Readers::configured(&config.state).read(|tx| plan(tx, subject, pepper.as_ref()))?;
-    plan.snapshots = Lake::look(&config.lake.path).all()?;
+    let (readers, lake) = (Readers::configured(&config.state), Lake::look(&config.lake.path));
+    let mut plan: Plan = readers.read(|tx| plan(tx, subject, pepper.as_ref()))?;
+    let held = readers.read::<_, store::Error>(|tx| Held::of(tx, &lake))?;
+    held.is_in(&lake)?;
+    plan.snapshots = lake.all()?;
     plan.backups = backup::made(&config.state.path);
     let out = &mut io::stdout().lock();
     if global.json {

@@ -350,7 +350,7 @@ impl Parser<'_, '_> {
         let kind = self.reader.kind()?;
         if kind == Kind::Null {
             self.reader.word()?;
-            return Ok(());
+            return if matches!(field.node, Node::Id) { Err(self.reject(field, table, "is null")) } else { Ok(()) };
         }
         match (&field.node, kind) {
             (Node::Text(slot), Kind::Text) => {
@@ -380,9 +380,11 @@ impl Parser<'_, '_> {
                     return Err(self.reject(field, table, "is not a timestamp"));
                 }
             }
-            (Node::Name, Kind::Text) => drop(self.reader.text()?),
+            (Node::Name | Node::Id, Kind::Text) => drop(self.reader.text()?),
             (Node::Known, _) => drop(self.reader.any()?),
-            (Node::Text(_) | Node::Instant | Node::Name, _) => return Err(self.reject(field, table, "is not a text")),
+            (Node::Text(_) | Node::Instant | Node::Name | Node::Id, _) => {
+                return Err(self.reject(field, table, "is not a text"));
+            }
             (Node::Number(_), _) => return Err(self.reject(field, table, "is not a number")),
             (Node::Object(_), _) => return Err(self.reject(field, table, "is not an object")),
             (Node::Rows(..), _) => return Err(self.reject(field, table, "is not a list")),

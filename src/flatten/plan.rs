@@ -47,6 +47,8 @@ pub(super) enum Node {
     Instant,
     /// A text, or null, that only has to be one.
     Name,
+    /// A text that only has to be one.
+    Id,
     /// Anything.
     Known,
     /// An object, or null, whose fields belong to the same row.
@@ -164,7 +166,7 @@ impl Slots<'_> {
                     match context {
                         Context::CreatedAt => *self.field("created_at") = Node::Instant,
                         Context::CollectedAt => *self.field("collected_at") = Node::Instant,
-                        Context::RecordId => *self.field("id") = Node::Name,
+                        Context::RecordId => *self.field("id") = Node::Id,
                         Context::LinkId => *self.field("link") = Node::Name,
                         _ => {}
                     }

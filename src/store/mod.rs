@@ -178,10 +178,13 @@ fn database_code(error: &rusqlite::Error) -> &'static str {
         Some(ErrorCode::DiskFull) => "disk_full",
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => "state_read_only",
         Some(ErrorCode::SystemIoFailure) => "state_io",
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => "state_damaged",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => DAMAGED,
         _ => "state_failed",
     }
 }
+
+/// The code of a file that is not as it was written.
+pub const DAMAGED: &str = "state_damaged";
 
 /// The open state. Cheap to clone; the last clone to go ends the writer and frees the state for others.
 #[derive(Clone)]
@@ -328,6 +331,11 @@ impl Store {
     ) -> Result<T, Error> {
         let readers = Arc::clone(&self.readers);
         tokio::task::spawn_blocking(move || readers.read(work)).await.map_err(|_| Error::Closed)?
+    }
+
+    /// Whether a write has met a damaged page since the state was opened.
+    pub fn is_damaged(&self) -> bool {
+        self.shared.is_damaged.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Whether the disk of the state has room for another commit.

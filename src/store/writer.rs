@@ -11,6 +11,7 @@
 //! more when a burst has left any.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::checkpoint::Checkpoints;
-use super::{Error, MasterKeys, Tx, connect};
+use super::{DAMAGED, Error, MasterKeys, Tx, connect};
 
 /// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
 const GATHER_FOR: Duration = Duration::from_millis(10);
@@ -61,6 +62,8 @@ pub(super) struct Shared {
     pub follow_up: OnceLock<FollowUp>,
     /// Told of each commit in which some were.
     pub followed_up: watch::Sender<()>,
+    /// Whether a write met a page that is damaged: others may do well as long as they do not.
+    pub is_damaged: AtomicBool,
 }
 
 /// One write that waits for its turn and then for its commit.
@@ -189,6 +192,9 @@ impl Writer {
             let is_quiet = next.is_none();
             let committed = self.write_together(next, &mut coming, &mut done, &mut ahead).map_err(|error| {
                 tracing::error!(code = error.code(), "the state could not be written: {error}");
+                if error.code() == DAMAGED {
+                    self.shared.is_damaged.store(true, Ordering::Relaxed);
+                }
                 error.code()
             });
             wait = match committed {
