@@ -877,7 +877,8 @@ mod tests {
         add_link(&place.store, 2).await;
         let restarted = place.publisher(&["parquet"]);
         for publisher in [&publisher, &restarted] {
-            assert_eq!(code(publish(publisher, Scope::Changed)), "lake_missing");
+            assert_eq!(code(publish(publisher, Scope::Changed)), MISSING);
+            assert!(publisher.is_missing());
         }
         assert_eq!(fs::read_dir(&lake).unwrap().count(), 0);
 
@@ -885,6 +886,7 @@ mod tests {
         fs::rename(&volume, &lake).unwrap();
         let manifest = publish(&restarted, Scope::Changed).unwrap().unwrap();
         assert_eq!((manifest.snapshot, manifest.table("links").unwrap().rows), (2, 2), "it is mounted again");
+        assert!(!restarted.is_missing());
 
         fs::remove_dir_all(&lake).unwrap();
         let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();

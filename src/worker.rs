@@ -736,6 +736,10 @@ mod tests {
         place.worker.refusal_wait(&of(3), &other);
         let instead = place.worker.refusal_wait(&of(40_000), &refused);
         assert!(instead < Duration::from_secs(7), "somebody else goes ahead: {instead:?}");
+        // Of one that is asked for no more another takes the place.
+        place.worker.refusals.forget(&of(5));
+        let instead = place.worker.refusal_wait(&of(40_001), &refused);
+        assert!(instead < Duration::from_secs(7), "{instead:?}");
         assert_eq!(place.worker.refusals.end(&of(3)), [""; 0]);
         assert_eq!(place.worker.refusals.end(&of(4)), ["too_large"]);
     }

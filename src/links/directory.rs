@@ -585,6 +585,33 @@ mod tests {
     use crate::links::note_webhook;
 
     #[tokio::test]
+    async fn what_only_the_list_shows_is_listed_once_unless_a_job_will() {
+        let link = |(n, status, access_mode): (u32, &str, &str)| {
+            format!(
+                r#"{{"id":"{n:08}-0000-4000-8000-000000000000","institution":"inss_br_employment","status":"{status}","access_mode":{access_mode}}}"#
+            )
+        };
+        let told = [
+            (1, "valid", r#""recurrent""#),
+            (2, "valid", r#""single""#),
+            (3, "valid", "null"),
+            (4, "invalid", r#""recurrent""#),
+            (5, "token_required", r#""single""#),
+        ];
+        let told = told.map(link).join(",");
+        let script =
+            Script::start(move |_| scripted::json(200, &format!(r#"{{"results":[{told}],"next":null}}"#))).await;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
+        let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+        Directory::new(script.client(), store.clone(), queue, clock).sync().await.unwrap();
+        let due = "SELECT DISTINCT link_id FROM refreshes WHERE due_at IS NOT NULL ORDER BY 1";
+        let due = store.read(move |tx| tx.all(due, args![], |row| Ok(row.text(0)?[7..8].to_owned()))).await.unwrap();
+        assert_eq!(due, ["2", "3", "4", "5"]);
+    }
+
+    #[tokio::test]
     async fn many_new_links_are_told_of_by_one_list_and_those_that_it_lacks_come_behind_the_next() {
         let id = |n: u32| format!("{n:08}-0000-4000-8000-000000000000");
         let script = Script::start(move |head| {
