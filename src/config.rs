@@ -397,6 +397,24 @@ pub struct Lake {
     pub reference: Arc<Reference>,
 }
 
+#[cfg(test)]
+impl Lake {
+    /// One at `path` for few links, which publishes at once.
+    pub(crate) fn small(path: PathBuf, sinks: &[&str]) -> Self {
+        Self {
+            path,
+            sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect(),
+            link_buckets: 1,
+            keep_snapshots: 10,
+            keep_for: Duration::ZERO,
+            duckdb_storage_version: "v1.0.0".to_owned(),
+            publish_quiet: Duration::ZERO,
+            publish_max_wait: Duration::ZERO,
+            reference: Arc::new(Reference::compiled()),
+        }
+    }
+}
+
 /// What may be derived from personal data.
 #[derive(Debug, Clone)]
 pub struct Pii {

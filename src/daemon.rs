@@ -391,8 +391,8 @@ impl Daemon {
 }
 
 /// Lets a state that is new in its folder, or an older one, know who was erased there, before it hears of anybody; says whether
-/// there was anything new to it. One that has tombstones of
-/// its own does its work all the same: it is told when they are to be written.
+/// there was anything new to it. One that has tombstones of its own does its work all the same: it is told when they are to be
+/// written.
 async fn learn_of_erased(store: &Store, state: &Path) -> Result<bool, FileError> {
     match tombstones::learn(store, state).await {
         Err(error @ FileError::Foreign(_)) => {

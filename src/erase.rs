@@ -773,7 +773,6 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
 mod tests {
     use super::*;
     use crate::config;
-    use crate::features::reference::Reference;
 
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
@@ -794,17 +793,7 @@ mod tests {
         fn beside(folder: tempfile::TempDir, name: &str) -> Self {
             let path = folder.path().join(name);
             let store = Store::open(&path).unwrap();
-            let settings = config::Lake {
-                path: folder.path().join("lake"),
-                sinks: vec!["parquet".to_owned()],
-                link_buckets: 1,
-                keep_snapshots: 10,
-                keep_for: Duration::ZERO,
-                duckdb_storage_version: "v1.0.0".to_owned(),
-                publish_quiet: Duration::ZERO,
-                publish_max_wait: Duration::ZERO,
-                reference: Arc::new(Reference::compiled()),
-            };
+            let settings = config::Lake::small(folder.path().join("lake"), &["parquet"]);
             let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000_000));
             let publisher = Publisher::open(store.clone(), settings, Duration::ZERO, None, clock.clone()).unwrap();
             let publisher = Arc::new(publisher);

@@ -24,7 +24,7 @@ use crate::problems::Problems;
 use crate::schema::{self, Schema, Table};
 use crate::sensitive::{Pepper, hex};
 use crate::sinks::{self, Staged};
-use crate::store::{self, Readers, Store, Tx, args};
+use crate::store::{self, Store, Tx, args};
 
 mod cells;
 mod delta;
@@ -144,7 +144,6 @@ impl Error {
 /// Publishes the record store.
 pub struct Publisher {
     store: Store,
-    readers: Arc<Readers>,
     lake: Lake,
     settings: config::Lake,
     confirm_after: Duration,
@@ -188,10 +187,10 @@ impl Publisher {
         pepper: Option<Pepper>,
         clock: Clock,
     ) -> Result<Self, Error> {
-        let (readers, lake) = (store.readers(), Lake::look(&settings.path));
-        let held = readers.read(|tx| Held::of(tx, &lake))?;
+        let lake = Lake::look(&settings.path);
+        let held = store.readers().read(|tx| Held::of(tx, &lake))?;
         if held.is_in(&lake).is_ok() {
-            lake.make()?;
+            Lake::open(&settings.path)?;
             // In another state's lake somebody may be at work.
             if lake.last().is_none_or(|last| last.built_from.state_id == held.built_from.state_id) {
                 lake.clear_staging()?;
@@ -200,7 +199,7 @@ impl Publisher {
         settings.reference.tell_expiries();
         let (schema, turn, failure) = (schema::get(), Mutex::default(), watch::Sender::default());
         let publishes_pii = false;
-        Ok(Self { store, readers, lake, settings, confirm_after, pepper, clock, schema, publishes_pii, turn, failure })
+        Ok(Self { store, lake, settings, confirm_after, pepper, clock, schema, publishes_pii, turn, failure })
     }
 
     /// The same publisher, which also publishes unmasked rows under `pii/` when `is_wanted`.
@@ -236,7 +235,8 @@ impl Publisher {
         let previous = self.lake.current();
         if scope == Scope::Changed {
             // Before anything is touched in the lake.
-            self.may_replace()?;
+            let newest = if previous.is_none() { self.lake.newest() } else { None };
+            self.held()?.may_replace(&self.lake, previous.as_ref().or(newest.as_ref()))?;
         }
         self.lake.make()?;
         let mut published = self.publish_once(previous.as_ref(), scope);
@@ -267,15 +267,16 @@ impl Publisher {
     /// # Errors
     /// [`Error::OtherState`], [`Error::OlderState`], [`Error::Bare`]; [`Error::Store`] when it cannot be known.
     pub fn may_replace(&self) -> Result<(), Error> {
-        let held = self.readers.read(|tx| Held::of(tx, &self.lake))?;
-        held.is_in(&self.lake)?;
-        self.lake.last().map_or(Ok(()), |last| last.agrees_with(&held))
+        self.held()?.may_replace(&self.lake, self.lake.last().as_ref())
+    }
+
+    fn held(&self) -> Result<Held, store::Error> {
+        self.store.readers().read(|tx| Held::of(tx, &self.lake))
     }
 
     /// Whether the lake is not there that was published into. Blocks.
     pub fn is_missing(&self) -> bool {
-        let held = self.readers.read(|tx| Held::of(tx, &self.lake));
-        held.is_ok_and(|held| held.is_in(&self.lake).is_err())
+        self.lake.is_bare() && self.held().is_ok_and(|held| held.is_in(&self.lake).is_err())
     }
 
     /// Whether a file of the snapshot that readers see is not as it was published.
@@ -343,7 +344,7 @@ impl Publisher {
     /// # Errors
     /// [`Error::Store`].
     pub fn is_behind(&self) -> Result<bool, Error> {
-        let latest = self.readers.read(BuiltFrom::of)?;
+        let latest = self.store.readers().read(BuiltFrom::of)?;
         Ok(self.lake.current().is_none_or(|manifest| manifest.built_from != latest))
     }
 
@@ -359,7 +360,7 @@ impl Publisher {
         scope: Scope,
     ) -> Result<Option<(Manifest, Sealed)>, Error> {
         let published_at = self.clock.now();
-        let staged = self.readers.read(|tx| {
+        let staged = self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
             let fitting = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
             if fitting.is_some_and(|previous| previous.built_from == built_from) {
@@ -532,6 +533,15 @@ impl Held {
         Ok(())
     }
 
+    /// Whether this may take the place of what is in `lake`, of which `last` was published last.
+    ///
+    /// # Errors
+    /// [`Error::OtherState`], [`Error::OlderState`], [`Error::Bare`].
+    pub fn may_replace(&self, lake: &Lake, last: Option<&Manifest>) -> Result<(), Error> {
+        self.is_in(lake)?;
+        last.map_or(Ok(()), |last| last.agrees_with(self))
+    }
+
     /// Whether what was published into `lake` is still there in some form.
     ///
     /// # Errors
@@ -699,7 +709,6 @@ mod tests {
 
     use super::*;
     use crate::clock::Hand;
-    use crate::features::reference::Reference;
 
     /// A state without links, and the lake of it.
     struct Place {
@@ -724,17 +733,7 @@ mod tests {
         }
 
         fn publisher_of(&self, store: &Store, sinks: &[&str]) -> Publisher {
-            let settings = config::Lake {
-                path: self.lake(),
-                sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect(),
-                link_buckets: 1,
-                keep_snapshots: 10,
-                keep_for: Duration::ZERO,
-                duckdb_storage_version: "v1.0.0".to_owned(),
-                publish_quiet: Duration::ZERO,
-                publish_max_wait: Duration::ZERO,
-                reference: Arc::new(Reference::compiled()),
-            };
+            let settings = config::Lake::small(self.lake(), sinks);
             let clock = self.hand.clock();
             Publisher::open(store.clone(), settings, Duration::from_hours(1), None, clock).unwrap()
         }

@@ -65,7 +65,7 @@ impl Drift {
             tx.execute(
                 "INSERT INTO meta (name, value) VALUES ($1, CAST($2 AS TEXT)) \
                  ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(meta.value AS BIGINT) + $2 AS TEXT)",
-                args![&format!("{}{} {kind}", Self::COUNTERS, resource.name), i64::try_from(count).unwrap_or(i64::MAX)],
+                args![&format!("{}{} {kind}", Self::COUNTERS, resource.name), count],
             )?;
         }
         Ok(())
@@ -337,7 +337,7 @@ impl Keeping<'_> {
                 list.fetched_at,
                 list.started_at,
                 kept.collected_at,
-                i64::try_from(records.len()).unwrap_or(i64::MAX),
+                records.len(),
                 webhook_count,
                 kept.versions + kept.gone > 0,
                 is_news.then_some(kept.change),

@@ -268,13 +268,16 @@ mod tests {
     use super::*;
     use crate::config::Needs;
 
+    fn config_of(state: &Path) -> Config {
+        let url = format!("sqlite://{}", state.display());
+        Config::load(None, [], &[("state.url", url.as_str())], Needs { belvo: false, webhook: false }).unwrap()
+    }
+
     #[tokio::test]
     async fn a_user_who_was_erased_and_had_never_connected_does_not_come_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let url = format!("sqlite://{}", path.display());
-        let needs = Needs { belvo: false, webhook: false };
-        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let config = config_of(&path);
         let store = Store::open(&path).unwrap();
         let fill = |tx: &Tx<'_>| {
             let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ($1, 7)";
@@ -327,9 +330,7 @@ mod tests {
     async fn what_a_killed_restore_left_becomes_part_of_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let url = format!("sqlite://{}", path.display());
-        let needs = Needs { belvo: false, webhook: false };
-        let config = Config::load(None, [], &[("state.url", url.as_str())], needs).unwrap();
+        let config = config_of(&path);
         let store = Store::open(&path).unwrap();
         let insert = "INSERT INTO meta (name, value) VALUES ('kept', 'yes')";
         store.write(|tx| tx.execute(insert, args![])).await.unwrap();

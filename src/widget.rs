@@ -41,7 +41,7 @@ const FIRST_DATA_WITHIN: Duration = Duration::from_mins(5);
 const NEW_FOR: Duration = Duration::from_hours(24);
 
 /// Links that are looked at in one transaction.
-const CHUNK: i64 = 500;
+const CHUNK: usize = 500;
 
 /// How long a session stays on record that nobody waits for any more.
 const KEEP: Duration = Duration::from_hours(90 * 24);
@@ -232,7 +232,7 @@ impl Deadlines for Widgets {
         loop {
             let (links, marks) = self.store.write(move |tx| mark_silent_links(tx, now)).await?;
             marked += marks;
-            if links < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
+            if links < CHUNK {
                 break;
             }
         }
@@ -418,7 +418,7 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
         "SELECT link_id, first_seen_at, coalesce(created_at, first_seen_at) >= first_seen_at - $3, \
          coalesce(status, 'valid') = 'valid', fetch_resources \
          FROM links WHERE (first_seen_at, link_id) > ($1, $2) AND first_seen_at <= $4 ORDER BY first_seen_at, link_id LIMIT $5",
-        args![seen, id, micros(NEW_FOR), now - FIRST_DATA_WITHIN, CHUNK],
+        args![seen, id, NEW_FOR, now - FIRST_DATA_WITHIN, CHUNK],
         |row| Ok((row.link_id(0)?, row.at(1)?, row.int(2)? == 1 && row.int(3)? == 1, row.opt_text(4)?)),
     )?;
     let mut marked = 0;
@@ -460,10 +460,6 @@ fn fetched(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> 
     resources::ALL
         .into_iter()
         .filter(move |resource| names.is_none_or(|names| names.iter().any(|name| name == resource.webhook_type)))
-}
-
-fn micros(time: Duration) -> i64 {
-    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::admin::status::{Status, grouped};
 use crate::belvo::{self, Trouble, meaning};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
-use crate::publish::{Held, Lake};
+use crate::publish::{self, Held, Lake};
 use crate::store::{self, Readers, args};
 use crate::{daemon, schedule, schema};
 
@@ -225,10 +225,9 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
 
 fn published(config: &Config, lake: &Lake, held: &Held, status: &Status, now: Timestamp, report: &mut Report) {
     let mend = if status.held_by.is_some() { "look for publish_failed in the daemon's log" } else { "vinculo publish" };
-    let agreed = lake.last().map_or_else(|| held.is_in(lake), |last| last.agrees_with(held));
-    if let Err(error) = agreed {
+    if let Err(error) = held.may_replace(lake, lake.last().as_ref()) {
         let mend = match error.code() {
-            "lake_missing" => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
+            publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
             _ => "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake",
         };
         report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);

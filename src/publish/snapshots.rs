@@ -144,10 +144,12 @@ impl Lake {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let lake = Self::look(path);
         lake.make()?;
+        let probe = lake.staging().join("probe");
+        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|source| Error::at(&lake.path, source))?;
         Ok(lake)
     }
 
-    /// Makes its folders when they are not there, and tries to write.
+    /// Makes its folders when they are not there.
     ///
     /// # Errors
     /// [`Error::Folder`].
@@ -155,8 +157,7 @@ impl Lake {
         for folder in [&self.path, &self.snapshots(), &self.staging()] {
             DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(|source| Error::at(folder, source))?;
         }
-        let probe = self.staging().join("probe");
-        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|source| Error::at(&self.path, source))
+        Ok(())
     }
 
     /// The lake at `path`, to look at only.

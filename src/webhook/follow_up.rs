@@ -140,7 +140,7 @@ pub fn follow_up(tx: &Tx<'_>, most: usize) -> Result<usize, Error> {
     let (mut received, mut failed) = (Vec::new(), Vec::new());
     tx.each(
         "SELECT seq, received_at, body FROM webhooks WHERE outcome = 'received' ORDER BY seq LIMIT $1",
-        args![i64::try_from(most).unwrap_or(i64::MAX)],
+        args![most],
         |row| {
             match Waiting::read(tx, row) {
                 Ok(one) => received.push(one),
