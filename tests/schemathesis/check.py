@@ -85,7 +85,9 @@ def simulator(program, folder, file):
 
 def schemathesis(name, arguments, document, folder):
     command = [pathlib.Path(sys.executable).with_name("st"), "run", document, *arguments]
-    command += ["--max-examples", EXAMPLES, "--seed", SEED, "--phases", "examples,coverage,fuzzing", "--workers", "2"]
+    # One worker: before 3.11.8, Python's parser counts its depth for all threads together, and then fails in one of them
+    # (python/cpython#106905).
+    command += ["--max-examples", EXAMPLES, "--seed", SEED, "--phases", "examples,coverage,fuzzing", "--workers", "1"]
     command += ["--suppress-health-check", "all", "--request-timeout", "30", "--warnings", "off", "--no-color"]
     environment = {**os.environ, "NO_PROXY": "*", "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis")}
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
