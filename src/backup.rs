@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::config;
+use crate::durable;
 use crate::publish::{BuiltFrom, checksum};
 use crate::sensitive::hex;
 use crate::store::{self, Readers};
@@ -107,6 +108,11 @@ pub struct Made {
 }
 
 impl Made {
+    /// Whether all of it is there.
+    pub fn is_whole(&self) -> bool {
+        self.bytes > 0 && Path::new(&self.file).exists()
+    }
+
     /// Whether this is the same backup, whole or not. Another may have had its name, and been moved away.
     fn is(&self, other: &Self) -> bool {
         (&self.file, &self.made_at) == (&other.file, &other.made_at)
@@ -138,8 +144,7 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
     let partial = partial_of(&to);
     let held = Readers::of(&state.path).read(BuiltFrom::of)?;
     // Made here, and not by SQLite, so that its mode is right from the first byte.
-    let empty = File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial);
-    empty.map_err(Error::at(&partial))?;
+    durable::private(&partial).map_err(Error::at(&partial))?;
     let begun = Made { file: to.display().to_string(), made_at: now.to_string(), state: held, bytes: 0 };
     // Before anything is in it, so that no crash leaves a file that erasures do not know of.
     let made = note(&state.path, &begun).and_then(|()| {
@@ -147,7 +152,7 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
         let made = Made { state: held, bytes, ..begun.clone() };
         note(&state.path, &made)?;
         fs::rename(&partial, &to).map_err(Error::at(&to))?;
-        sync_folder_of(&to).map_err(Error::at(&to))?;
+        durable::sync_folder_of(&to).map_err(Error::at(&to))?;
         tell_of_erased(&state.path, &to, erased_in_it).inspect_err(|_| {
             // A backup that may bring somebody back is none.
             let _ = fs::remove_file(&to);
@@ -166,11 +171,6 @@ pub fn make(state: &config::State, to: &Path, now: Timestamp) -> Result<Made, Er
 /// Where the backup `to` stands until it is whole.
 fn partial_of(to: &Path) -> PathBuf {
     to.with_added_extension("partial")
-}
-
-/// Waits until a rename in the folder of `path` is on the disk.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// Tells of whoever was erased while the backup was written, beside it; it has `in_it`. Whoever is erased from now on finds it on
@@ -272,12 +272,7 @@ fn change_list(state: &Path, is_gone: impl Fn(&Made) -> bool, added: Option<&Mad
         let stays = |line: &&str| serde_json::from_str(line).map_or(true, |made: Made| !is_gone(&made));
         let lines = text.lines().filter(stays).map(str::to_owned).chain(added.map(|made| json!(made).to_string()));
         let text: String = lines.map(|line| line + "\n").collect();
-        let fresh = path.with_added_extension("new");
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        sync_folder_of(&path)
+        durable::replace(&path, text.as_bytes())
     };
     changed().map_err(Error::at(&path))
 }
@@ -289,7 +284,7 @@ pub fn made(state: &Path) -> Vec<Made> {
     let listed = text.lines().filter_map(|line| serde_json::from_str(line).ok());
     let with_partial = |made: Made| {
         let partial = partial_of(Path::new(&made.file));
-        let half = partial.exists().then(|| Made { file: partial.display().to_string(), ..made.clone() });
+        let half = partial.exists().then(|| Made { file: partial.display().to_string(), bytes: 0, ..made.clone() });
         [Some(made), half].into_iter().flatten()
     };
     listed.flat_map(with_partial).collect()

@@ -458,11 +458,10 @@ impl Eraser {
             let mut files = vec![tombstones::file_of(&self.state)];
             // Whoever restores one of these elsewhere finds them there too, unless the backup was moved.
             files.extend(
+                // One that is half done is no backup, and told of once it is whole.
                 made.iter()
-                    .map(|made| Path::new(&made.file))
-                    // One that is half done is no backup, and told of once it is whole.
-                    .filter(|file| file.exists() && file.extension().is_none_or(|kind| kind != "partial"))
-                    .map(tombstones::file_of_backup),
+                    .filter(|made| made.is_whole())
+                    .map(|made| tombstones::file_of_backup(Path::new(&made.file))),
             );
             for (number, file) in files.iter().enumerate() {
                 match tombstones.write(file) {

@@ -33,6 +33,7 @@ pub mod clock;
 pub mod columns;
 pub mod crowd;
 pub mod database;
+pub mod durable;
 pub mod guesses;
 pub mod json;
 pub mod lane;

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -16,6 +15,7 @@ use serde_json::{Value, json};
 use crate::backup::{self, End};
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::durable;
 use crate::publish::BuiltFrom;
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Readers, Store, Traces, Tx, WebhookPlace, args};
@@ -121,7 +121,7 @@ pub fn clear_left_over(state: &Path) {
 
 /// Copies the backup to `fresh`, and erases there whom the tombstones name. Gives the number of their links.
 async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now: Timestamp) -> Result<usize, Error> {
-    let copied = File::options().create(true).truncate(true).write(true).mode(0o600).open(fresh).and_then(|mut to| {
+    let copied = durable::private(fresh).and_then(|mut to| {
         let mut content = File::open(from)?.take(end.bytes);
         io::copy(&mut content, &mut to)?;
         to.sync_all()

@@ -4,15 +4,15 @@
 //! salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure, or a new one, learns
 //! of it; and that no file is replaced that is of another state.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::durable;
 use crate::salt;
 use crate::store::{Error, Store, Tx, args};
 
@@ -288,12 +288,7 @@ impl Tombstones {
             text += &serde_json::to_string(tombstone)?;
             text.push('\n');
         }
-        let fresh = path.with_added_extension("new");
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        durable::replace(path, text.as_bytes())
     }
 }
 

@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::durable;
 use crate::publish::Forgotten;
 use crate::tombstones::Tombstone;
 
@@ -88,17 +88,9 @@ pub(super) fn write(state: &Path, receipt: &Receipt) -> Result<(), Error> {
         if path.exists() {
             continue;
         }
-        let fresh = path.with_added_extension("new");
-        let written = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh);
-        written
-            .and_then(|mut file| {
-                file.write_all(text.as_bytes())?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&fresh, &path))
-            .map_err(unwritable(&path))?;
+        durable::replace(&path, text.as_bytes()).map_err(unwritable(&path))?;
     }
-    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(unwritable(&folder))
+    Ok(())
 }
 
 /// The page.

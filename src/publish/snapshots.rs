@@ -17,6 +17,7 @@ use super::{Error, integrity, pii};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::database;
+use crate::durable;
 use crate::sensitive::hex;
 
 /// What a snapshot consists of and what it was built from: `manifest.json`.
@@ -496,7 +497,7 @@ fn entries(folder: &Path) -> Result<Vec<(PathBuf, Metadata)>, Error> {
 
 /// Waits until a file or folder is on the disk: a rename or a link lasts once its folder is.
 fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|source| Error::at(path, source))
+    durable::sync(path).map_err(|source| Error::at(path, source))
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

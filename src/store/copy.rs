@@ -1,6 +1,6 @@
 //! A consistent copy of the state, and another state in its place.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread::sleep;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::OpenFlags;
 
 use super::{Connection, Error, Ownership, Store, connect, scrub};
+use crate::durable;
 
 /// Between two looks whether a closed store's threads have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -46,11 +47,10 @@ pub fn replace(path: &Path, _owner: &Ownership, fresh: &Path) -> Result<(), Erro
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         });
-    let folder = path.parent().unwrap_or(Path::new("."));
     replaced
-        .and_then(|()| File::open(fresh)?.sync_all())
+        .and_then(|()| durable::sync(fresh))
         .and_then(|()| fs::rename(fresh, path))
-        .and_then(|()| File::open(folder)?.sync_all())
+        .and_then(|()| durable::sync_folder_of(path))
         .map_err(|source| Error::Folder { path: path.to_owned(), source })
 }
 
