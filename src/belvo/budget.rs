@@ -406,23 +406,16 @@ impl Window {
         let is_first = self.line(class).front().is_some_and(|(waiting, _)| *waiting == number);
         let slow_until = self.slow_until.filter(|until| *until > now);
         let limit = if slow_until.is_some() { self.limit.div_ceil(2) } else { self.limit };
-        let is_ordinarys_turn = self.urgent_in_a_row >= URGENT_IN_A_ROW && !self.line(Class::Ordinary).is_empty();
         let next_look_up = [Class::LookUp, Class::Unknown].into_iter().find(|class| !self.line(*class).is_empty());
-        let is_look_ups_turn = self.urgent_past_look_ups >= URGENT_IN_A_ROW
-            && next_look_up.is_some_and(|class| self.look_up_from(limit, class, now).is_none());
-        let is_urgent_waiting = !self.line(Class::Urgent).is_empty();
-        let goes_behind = match class {
-            Class::Urgent => is_ordinarys_turn || is_look_ups_turn,
-            Class::Ordinary => is_look_ups_turn || (!is_ordinarys_turn && is_urgent_waiting),
-            Class::LookUp | Class::Unknown if next_look_up != Some(class) => true,
-            Class::LookUp | Class::Unknown => !is_look_ups_turn && (is_ordinarys_turn || is_urgent_waiting),
+        let turn = self.turn(next_look_up, limit, now);
+        let goes_behind = match turn {
+            Some(turn) => turn != class,
+            None => matches!(class, Class::LookUp | Class::Unknown) && next_look_up != Some(class),
         };
         if !is_first || goes_behind {
-            // Its turn came with time, and nobody else tells it.
-            if let Some((_, turn)) =
-                next_look_up.filter(|_| is_look_ups_turn).and_then(|class| self.line(class).front())
-            {
-                turn.notify_one();
+            // Turns change with time and with who comes. Whoever has it now may wait to be woken since it was another's.
+            if let Some((_, first)) = turn.or(next_look_up).and_then(|class| self.line(class).front()) {
+                first.notify_one();
             }
             return Verdict::WhenWoken;
         }
@@ -430,9 +423,8 @@ impl Window {
             return Verdict::NotBefore(until);
         }
         self.free_what_is_over(now);
-        let is_its_turn = is_look_ups_turn && next_look_up == Some(class);
-        let share =
-            if class == Class::Urgent || is_its_turn { limit } else { limit.saturating_sub(self.reserve).max(1) };
+        let is_in_reserve = turn == Some(class) && class != Class::Ordinary;
+        let share = if is_in_reserve { limit } else { limit.saturating_sub(self.reserve).max(1) };
         let in_use = self.in_use();
         metrics::gauge!("vinculo_belvo_budget_in_use").set(u32::try_from(in_use).unwrap_or(u32::MAX));
         if in_use >= share {
@@ -446,7 +438,7 @@ impl Window {
         }
         let not_yet = match class {
             Class::Urgent => None,
-            Class::Ordinary => self.spread(share, is_ordinarys_turn, now),
+            Class::Ordinary => self.spread(share, turn == Some(class), now),
             Class::LookUp | Class::Unknown => self.look_up_from(limit, class, now),
         };
         if let Some(instant) = not_yet {
@@ -471,6 +463,15 @@ impl Window {
             self.fresh - 1
         });
         Verdict::Granted(slot)
+    }
+
+    /// Whose turn it is, as long as they cannot go side by side; `next_look_up` are the look-ups that go before the others.
+    fn turn(&mut self, next_look_up: Option<Class>, limit: usize, now: Instant) -> Option<Class> {
+        let may_look_up = |class: &Class| self.look_up_from(limit, *class, now).is_none();
+        let look_up = next_look_up.filter(may_look_up).filter(|_| self.urgent_past_look_ups >= URGENT_IN_A_ROW);
+        let ordinary = (self.urgent_in_a_row >= URGENT_IN_A_ROW).then_some(Class::Ordinary);
+        let is_waiting = |class: &Class| !self.line(*class).is_empty();
+        look_up.or(ordinary.filter(is_waiting)).or(Some(Class::Urgent).filter(is_waiting))
     }
 
     /// Takes the next place of the spread; the instant before which there is none, unless it is the call's `turn`.
@@ -556,6 +557,9 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -619,6 +623,81 @@ mod tests {
             let requests = usize::try_from(requests).unwrap();
             for crowd in arrivals.windows(requests + 1) {
                 prop_assert!(crowd[requests] - crowd[0] >= 100 * MS);
+            }
+        }
+    }
+
+    /// One who waits for a place, as [`Budget::acquire`] does.
+    struct Waiter {
+        number: u64,
+        class: Class,
+        turn: Arc<Notify>,
+        timer: Option<Instant>,
+    }
+
+    impl Waiter {
+        fn new(window: &mut Window, class: Class) -> Self {
+            let turn = Arc::new(Notify::new());
+            // Whoever has just come looks at once.
+            turn.notify_one();
+            Self { number: window.queue(class, Arc::clone(&turn)), class, turn, timer: None }
+        }
+
+        fn is_told(&self) -> bool {
+            pin!(self.turn.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// Urgent calls that take all of it, and now and then one of the others: as long as anybody waits, somebody has a timer
+        /// or a call is under way whose answer wakes others.
+        #[test]
+        fn nobody_waits_for_what_never_comes(
+            requests in 10_u32..80,
+            urgent in 2_usize..7,
+            ordinary in 0_usize..4,
+            random in prop::collection::vec(0_u32..1_000, 997),
+        ) {
+            let mut window = Window::new(requests, 0.04, 3_000 * MS);
+            let mut random = random.into_iter().cycle();
+            let mut up_to = |most: u32| MS * (random.next().unwrap() * most / 1_000 + 1);
+            let mut now = Instant::now();
+            let mut coming: Vec<(Instant, Class)> = Vec::new();
+            for (class, count) in
+                [(Class::Urgent, urgent), (Class::Ordinary, ordinary), (Class::LookUp, 1), (Class::Unknown, 1)]
+            {
+                coming.extend((0..count).map(|_| (now, class)));
+            }
+            let (mut waiting, mut open): (Vec<Waiter>, Vec<(Instant, usize, Class)>) = (Vec::new(), Vec::new());
+            for _ in 0..20_000 {
+                for come in coming.extract_if(.., |(at, _)| *at <= now) {
+                    waiting.push(Waiter::new(&mut window, come.1));
+                }
+                for (_, slot, class) in open.extract_if(.., |(answer, ..)| *answer <= now) {
+                    window.answered(slot, now);
+                    let pause = if matches!(class, Class::LookUp | Class::Unknown) { 600 } else { 40 };
+                    coming.push((now + up_to(pause), class));
+                }
+                while let Some(at) =
+                    waiting.iter().position(|one| one.timer.is_some_and(|timer| timer <= now) || one.is_told())
+                {
+                    let Waiter { number, class, .. } = waiting[at];
+                    match window.decide(number, class, now) {
+                        Verdict::Granted(slot) => {
+                            waiting.remove(at);
+                            window.leave(number, class);
+                            open.push((now + up_to(35), slot, class));
+                        }
+                        Verdict::NotBefore(instant) => waiting[at].timer = Some(instant.max(now + MS)),
+                        Verdict::WhenWoken => waiting[at].timer = None,
+                    }
+                }
+                let timers = waiting.iter().filter_map(|one| one.timer);
+                let next = timers.chain(open.iter().map(|(answer, ..)| *answer)).min();
+                prop_assert!(waiting.is_empty() || next.is_some(), "{} wait, and nothing will wake them", waiting.len());
+                now = next.into_iter().chain(coming.iter().map(|(at, _)| *at)).min().unwrap();
             }
         }
     }
