@@ -412,13 +412,19 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
     let after = tx.one("SELECT value FROM meta WHERE name = $1", args![WAITED_FOR], |row| row.text(0))?;
     let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
     let seen: i64 = seen.parse().map_err(|_| store::Error::Unreadable("the last link that was waited for"))?;
-    // One that is still to come was written before the clock was set back.
-    let (seen, id) = if seen > now.as_micros() { ((now - FIRST_DATA_WITHIN).as_micros(), "") } else { (seen, id) };
+    let longest_known = now - FIRST_DATA_WITHIN;
+    let (seen, id) = if seen > now.as_micros() {
+        // It was written before the clock was set back. Written down, or each later look would begin where it ends.
+        note_waited_for(tx, longest_known, "")?;
+        (longest_known.as_micros(), "")
+    } else {
+        (seen, id)
+    };
     let links = tx.all(
         "SELECT link_id, first_seen_at, coalesce(created_at, first_seen_at) >= first_seen_at - $3, \
          coalesce(status, 'valid') = 'valid', fetch_resources \
          FROM links WHERE (first_seen_at, link_id) > ($1, $2) AND first_seen_at <= $4 ORDER BY first_seen_at, link_id LIMIT $5",
-        args![seen, id, NEW_FOR, now - FIRST_DATA_WITHIN, CHUNK],
+        args![seen, id, NEW_FOR, longest_known, CHUNK],
         |row| Ok((row.link_id(0)?, row.at(1)?, row.int(2)? == 1 && row.int(3)? == 1, row.opt_text(4)?)),
     )?;
     let mut marked = 0;
@@ -437,12 +443,18 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
         }
     }
     if let Some((link_id, first_seen_at, ..)) = links.last() {
-        tx.execute(
-            "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            args![WAITED_FOR, &format!("{} {link_id}", first_seen_at.as_micros())],
-        )?;
+        note_waited_for(tx, *first_seen_at, link_id.as_str())?;
     }
     Ok((links.len(), marked))
+}
+
+/// Notes that all links have been waited for up to the one that became known at `seen`.
+fn note_waited_for(tx: &Tx<'_>, seen: Timestamp, link: &str) -> Result<(), store::Error> {
+    tx.execute(
+        "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        args![WAITED_FOR, &format!("{} {link}", seen.as_micros())],
+    )
+    .map(drop)
 }
 
 /// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that became
@@ -649,5 +661,14 @@ mod tests {
         place.pass(Duration::from_mins(5));
         assert_eq!(place.widgets.follow_up().await.unwrap(), resources::ALL.len() - 1);
         assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+        // Another becomes known after the clock was set back.
+        place.hand.set(now - Duration::from_hours(2));
+        place.hear(&"3f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap(), "user-2").await;
+        for _ in 0..4 {
+            assert_eq!(place.widgets.follow_up().await.unwrap(), 0);
+            place.pass(Duration::from_mins(1));
+        }
+        place.pass(Duration::from_mins(1));
+        assert_eq!(place.widgets.follow_up().await.unwrap(), resources::ALL.len());
     }
 }
