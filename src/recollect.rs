@@ -53,7 +53,8 @@ pub struct Scope {
     pub resources: Vec<&'static Resource>,
 }
 
-/// The links in `scope` that a recollect would help; one that surely never arrived helped nobody.
+/// The links in `scope` that a recollect would help. One that surely never arrived helped nobody: it failed, and its results
+/// were never looked for.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -66,7 +67,8 @@ pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId
              LEFT JOIN recollects r ON r.link_id = l.link_id \
              WHERE ($2 IS NULL OR l.access_mode = $2) AND l.status = 'valid' AND l.paused_reason IS NULL \
              AND coalesce(f.last_collected_at, f.last_fetched_at, l.first_seen_at) <= $3 \
-             AND (coalesce(r.asked_at, 0) <= $3 OR (r.last_error_code IS NOT NULL AND r.due_at IS NULL))",
+             AND (coalesce(r.asked_at, 0) <= $3 \
+             OR (r.last_error_code IS NOT NULL AND r.due_at IS NULL AND r.attempts = 0))",
             args![resource.name, scope.access_mode.as_deref(), before],
             |row| row.link_id(0),
         )?;
@@ -231,7 +233,7 @@ impl Recollector {
         let Err(failure) = sent else {
             metrics::counter!("vinculo_recollects_total", "outcome" => "ok").increment(1);
             let (link, now) = (link_id.clone(), self.clock.now());
-            self.store.write(move |tx| note_taken(tx, &link, patience, now)).await?;
+            self.store.write(move |tx| note_arrival(tx, &link, None, patience, now)).await?;
             return Ok(Asked::Taken(link_id));
         };
         metrics::counter!("vinculo_recollects_total", "outcome" => failure.code).increment(1);
@@ -242,7 +244,14 @@ impl Recollector {
             "not recollected: {failure}"
         );
         let (now, kept) = (self.clock.now(), failure.clone());
-        self.store.write(move |tx| note_failure(tx, &link_id, &kept, now)).await?;
+        let noted = self.store.write(move |tx| {
+            if kept.may_have_arrived() {
+                note_arrival(tx, &link_id, Some(kept.code), patience, now)
+            } else {
+                note_refusal(tx, &link_id, &kept, now)
+            }
+        });
+        noted.await?;
         Ok(Asked::Failed(failure))
     }
 
@@ -259,7 +268,8 @@ impl Deadlines for Recollector {
     /// [`Error`].
     async fn follow_up(&self) -> Result<usize, Error> {
         let (now, patience) = (self.clock.now(), self.patience);
-        let marked = self.store.write(move |tx| mark_overdue(tx, patience, now)).await?;
+        let asking = self.lock().clone();
+        let marked = self.store.write(move |tx| mark_overdue(tx, &asking, patience, now)).await?;
         if marked > 0 {
             self.queue.announce();
         }
@@ -324,19 +334,20 @@ fn note_ask(tx: &Tx<'_>, link: &LinkId, resources: &str, patience: Duration, now
     Ok(fitness)
 }
 
-/// Belvo took the ask, which may have waited long before it was sent: from now on the link rests, and results are due.
-fn note_taken(tx: &Tx<'_>, link: &LinkId, patience: Duration, now: Timestamp) -> Result<(), Error> {
-    let sql =
-        "UPDATE recollects SET free_at = $2, due_at = CASE WHEN due_at < $3 THEN $3 ELSE due_at END WHERE link_id = $1";
-    tx.execute(sql, args![link, now + COOL_DOWN, now + patience]).map(drop)
+/// Belvo took the ask, or may have, with `code`: it may have waited long before it was sent. From now on the link rests, and
+/// results are due.
+fn note_arrival(
+    tx: &Tx<'_>,
+    link: &LinkId,
+    code: Option<&str>,
+    patience: Duration,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let sql = "UPDATE recollects SET free_at = $2, due_at = $3, last_error_code = $4 WHERE link_id = $1";
+    tx.execute(sql, args![link, now + COOL_DOWN, now + patience, code]).map(drop)
 }
 
-fn note_failure(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
-    if failure.may_have_arrived() {
-        // It counts as one, and its results are looked for.
-        let sql = "UPDATE recollects SET last_error_code = $2 WHERE link_id = $1";
-        return tx.execute(sql, args![link, failure.code]).map(drop);
-    }
+fn note_refusal(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
     // Belvo names the minutes; of its own accord nothing else makes a link rest.
     let rest = if failure.code == "link_cooling" { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
     let free_at = now + rest;
@@ -350,15 +361,17 @@ fn note_failure(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -
     }
 }
 
-/// Marks the resources of overdue asks whose results were not seen, and sets the next deadline.
-fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize, Error> {
-    let due = tx.all(
-        "SELECT link_id, resources, asked_at, change, attempts FROM recollects WHERE due_at <= $1",
+/// Marks the resources of overdue asks whose results were not seen, and sets the next deadline. Asks that are still on their
+/// way, `asking`, have none yet.
+fn mark_overdue(tx: &Tx<'_>, asking: &HashSet<LinkId>, patience: Duration, now: Timestamp) -> Result<usize, Error> {
+    let mut due = tx.all(
+        "SELECT link_id, resources, asked_at, change, attempts, free_at FROM recollects WHERE due_at <= $1",
         args![now],
-        |row| Ok((row.link_id(0)?, row.text(1)?, row.at(2)?, row.int(3)?, row.int(4)?)),
+        |row| Ok((row.link_id(0)?, row.text(1)?, row.at(2)?, row.int(3)?, row.int(4)?, row.at(5)?)),
     )?;
+    due.retain(|(link, ..)| !asking.contains(link));
     let mut marked = 0;
-    for (link, resources, asked_at, change, attempts) in due {
+    for (link, resources, asked_at, change, attempts, free_at) in due {
         let mut is_waiting = false;
         for resource in resources.split(',').filter_map(Resource::by_name) {
             let (is_seen, is_under_way) = standing(tx, &link, resource, change, asked_at, now)?;
@@ -371,7 +384,8 @@ fn mark_overdue(tx: &Tx<'_>, patience: Duration, now: Timestamp) -> Result<usize
             }
         }
         let wait = patience * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(8));
-        let is_over = !is_waiting || now.since(asked_at) + wait > GIVE_UP;
+        // The ask may have been sent long after it was written down, and the link rests since then.
+        let is_over = !is_waiting || now.since(free_at - COOL_DOWN) + wait > GIVE_UP;
         tx.execute(
             "UPDATE recollects SET attempts = attempts + 1, due_at = $2 WHERE link_id = $1",
             args![&link, (!is_over).then(|| now + wait)],
@@ -443,6 +457,13 @@ mod tests {
             self.recollector.recollect(vec![link()], resources).await.unwrap()
         }
 
+        async fn in_scope(&self, access_mode: Option<&str>, hours: u64) -> usize {
+            let (older_than, access_mode) = (Duration::from_hours(hours), access_mode.map(str::to_owned));
+            let scope = Scope { access_mode, older_than, resources: vec![&employments::RESOURCE] };
+            let now = self.recollector.clock.now();
+            self.recollector.store.read(move |tx| in_scope(tx, &scope, now)).await.unwrap().len()
+        }
+
         async fn due_refreshes(&self) -> Vec<String> {
             let due = "SELECT resource FROM refreshes WHERE due_at IS NOT NULL ORDER BY resource";
             self.recollector.store.read(move |tx| tx.all(due, args![], |row| row.text(0))).await.unwrap()
@@ -505,10 +526,12 @@ mod tests {
         }
         place.pass(COOL_DOWN + Duration::from_mins(1));
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1);
+        assert_eq!(place.recollector.follow_up().await.unwrap(), 0, "there is no result before it is sent");
         permit.unused();
         assert_eq!(first.await.unwrap().asked.len(), 1);
         place.pass(COOL_DOWN.saturating_sub(Duration::from_secs(1)));
         assert_eq!(place.ask(&[&employments::RESOURCE]).await.cooling, 1, "it rests since it was taken");
+        assert_eq!(place.recollector.follow_up().await.unwrap(), 1, "and results are due since then");
         assert_eq!(script.requests().len(), 1);
     }
 
@@ -593,21 +616,25 @@ mod tests {
     async fn a_job_asks_for_links_of_its_kind_that_were_read_long_ago() {
         let script = Script::start(|_| accepted()).await;
         let place = Place::new(script.client()).await;
-        let now = place.recollector.clock.now();
-        let wanted = |access_mode: Option<&'static str>, hours| {
-            let store = place.recollector.store.clone();
-            async move {
-                let older_than = Duration::from_hours(hours);
-                let access_mode = access_mode.map(str::to_owned);
-                let scope = Scope { access_mode, older_than, resources: vec![&employments::RESOURCE] };
-                store.read(move |tx| in_scope(tx, &scope, now)).await.unwrap().len()
-            }
-        };
-        assert_eq!(wanted(Some("single"), 24).await, 1);
-        assert_eq!(wanted(None, 24).await, 1);
-        assert_eq!(wanted(Some("recurrent"), 24).await, 0);
-        assert_eq!(wanted(Some("single"), 25).await, 0);
+        assert_eq!(place.in_scope(Some("single"), 24).await, 1);
+        assert_eq!(place.in_scope(None, 24).await, 1);
+        assert_eq!(place.in_scope(Some("recurrent"), 24).await, 0);
+        assert_eq!(place.in_scope(Some("single"), 25).await, 0);
         place.ask(&[&employments::RESOURCE]).await;
-        assert_eq!(wanted(Some("single"), 24).await, 0);
+        assert_eq!(place.in_scope(Some("single"), 24).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_job_asks_again_for_what_belvo_refused_and_not_for_what_may_be_on_the_bill() {
+        for (status, expected) in [(400, 1), (504, 0)] {
+            let script = Script::start(move |_| scripted::json(status, r#"[{"code":"x"}]"#)).await;
+            let place = Place::new(script.client()).await;
+            assert_eq!(place.ask(&[&employments::RESOURCE]).await.failed.len(), 1, "{status}");
+            for _ in 0..3 {
+                place.pass(GIVE_UP);
+                place.recollector.follow_up().await.unwrap();
+            }
+            assert_eq!(place.in_scope(None, 24).await, expected, "{status}");
+        }
     }
 }
