@@ -198,9 +198,17 @@ impl Watch {
     /// far ahead.
     async fn last_slot(&self, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
         let name = self.job.name.clone();
-        let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1 AND slot_at <= $2";
-        let last = self.store.read(move |tx| tx.one(sql, args![&name, now + AHEAD], |row| row.opt_at(0))).await?;
-        Ok(last.flatten())
+        let last = self.store.read(move |tx| last_slot_of(tx, &name)).await?;
+        if last.is_none_or(|last| last <= now + AHEAD) {
+            return Ok(last);
+        }
+        let name = self.job.name.clone();
+        let forget = move |tx: &Tx<'_>| {
+            // Left on record, it would stop the job once its time is near.
+            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at > $2", args![&name, now + AHEAD])?;
+            last_slot_of(tx, &name)
+        };
+        self.store.write(forget).await
     }
 
     /// True when the slot is this run's: nobody ran it before.
@@ -272,6 +280,11 @@ impl Watch {
         warn!(job = %self.job.name, code = error.code(), "the schedule cannot use the state, and tries again: {error}");
         NAP
     }
+}
+
+fn last_slot_of(tx: &Tx<'_>, job: &str) -> Result<Option<Timestamp>, store::Error> {
+    let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1";
+    Ok(tx.one(sql, args![job], |row| row.opt_at(0))?.flatten())
 }
 
 /// Notes since when the job is known: what was due before is not caught up, and what is due later is.
@@ -446,6 +459,11 @@ mod tests {
         assert_eq!(world.runs(&hourly).await, 0);
         world.clock_says("2026-03-02T13:00:00Z");
         assert_eq!(world.runs(&hourly).await, 1);
+        // Nor when that time is near.
+        world.clock_says("2036-03-02T11:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 2);
+        world.clock_says("2036-03-02T12:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 3);
     }
 
     #[tokio::test]
