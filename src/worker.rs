@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::belvo::{Class, Decision, Failure, LinkId, Permit, patience};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
 use crate::records::Kept;
@@ -41,6 +41,9 @@ const OF_THE_ACCOUNT: &str = "api_forbidden";
 
 /// Refused refreshes that wait no longer than their own failure says, however many there are.
 const SCOUTS: usize = 20;
+
+/// A refused refresh that is not asked for again so long after its time was paused, stopped or erased meanwhile.
+const LAPSE: Duration = Duration::from_mins(10);
 
 /// Tries after which Belvo is asked whether it knows the link at all.
 const GONE_AFTER: u32 = 2;
@@ -99,26 +102,47 @@ impl Places {
 #[derive(Clone, Default)]
 struct Refusals(Arc<Mutex<HashMap<Refusal, Refused>>>);
 
-/// Links that are refused alike, and whether each goes ahead of the others.
+/// Links that are refused alike.
 #[derive(Default)]
 struct Refused {
-    links: HashMap<LinkId, bool>,
+    links: HashMap<LinkId, Waiting>,
     scouts: usize,
+    /// When those were last forgotten that lapsed.
+    swept_at: Option<Timestamp>,
+}
+
+/// One of them.
+struct Waiting {
+    /// Whether it goes ahead of the others.
+    is_scout: bool,
+    until: Timestamp,
 }
 
 impl Refused {
-    /// Adds the link, if it is not there yet, and says whether it goes ahead.
-    fn add(&mut self, link_id: &LinkId) -> bool {
-        let Self { links, scouts } = self;
-        *links.entry(link_id.clone()).or_insert_with(|| {
-            let is_scout = *scouts < SCOUTS;
-            *scouts += usize::from(is_scout);
-            is_scout
-        })
+    /// Adds the link, if it is not there yet. `wait_of` says how long it waits when it goes ahead, or does not, and how many there
+    /// are.
+    fn add(&mut self, link_id: &LinkId, now: Timestamp, wait_of: impl FnOnce(bool, usize) -> Duration) -> Duration {
+        self.sweep(now);
+        let is_scout = self.links.get(link_id).map_or(self.scouts < SCOUTS, |known| known.is_scout);
+        self.remove(link_id);
+        let wait = wait_of(is_scout, self.links.len() + 1);
+        self.links.insert(link_id.clone(), Waiting { is_scout, until: now + wait });
+        self.scouts += usize::from(is_scout);
+        wait
     }
 
     fn remove(&mut self, link_id: &LinkId) {
-        self.scouts -= usize::from(self.links.remove(link_id) == Some(true));
+        self.scouts -= usize::from(self.links.remove(link_id).is_some_and(|known| known.is_scout));
+    }
+
+    /// Forgets now and then those that lapsed.
+    fn sweep(&mut self, now: Timestamp) {
+        let swept_at = *self.swept_at.get_or_insert(now);
+        if now.since(swept_at) >= LAPSE {
+            self.links.retain(|_, waiting| now.since(waiting.until) < LAPSE);
+            self.scouts = self.links.values().filter(|waiting| waiting.is_scout).count();
+            self.swept_at = Some(now);
+        }
     }
 }
 
@@ -126,14 +150,19 @@ impl Refused {
 type Refusal = (&'static str, &'static str);
 
 impl Refusals {
-    /// Notes one, and says whether it goes ahead of those of its kind, and how many these are.
-    fn note(&self, refresh: &Refresh, code: &'static str) -> (bool, usize) {
+    /// Notes one, and gives how long it waits: see [`Refused::add`].
+    fn note(
+        &self,
+        refresh: &Refresh,
+        code: &'static str,
+        now: Timestamp,
+        wait_of: impl FnOnce(bool, usize) -> Duration,
+    ) -> Duration {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, refused) in all.iter_mut().filter(|((of, other), _)| *of == refresh.resource.name && *other != code) {
             refused.remove(&refresh.link_id);
         }
-        let refused = all.entry((refresh.resource.name, code)).or_default();
-        (refused.add(&refresh.link_id), refused.links.len())
+        all.entry((refresh.resource.name, code)).or_default().add(&refresh.link_id, now, wait_of)
     }
 
     /// Forgets the refresh, which is asked for no more: nobody waits behind it.
@@ -408,14 +437,15 @@ impl Worker {
         if refresh.class() == Class::Unknown {
             return wait;
         }
-        let (is_scout, refused) = self.refusals.note(refresh, failure.code);
-        if is_scout {
-            return wait;
-        }
-        let usage = self.refresher.client.usage();
-        let for_them = usage.requests as f64 / f64::from(REFUSED_PART);
-        let of_their_number = Duration::try_from_secs_f64(refused as f64 * usage.per_seconds / for_them);
-        wait.max(of_their_number.unwrap_or(LONGEST_REFUSAL).min(LONGEST_REFUSAL))
+        self.refusals.note(refresh, failure.code, self.clock.now(), |is_scout, refused| {
+            if is_scout {
+                return wait;
+            }
+            let usage = self.refresher.client.usage();
+            let for_them = usage.requests as f64 / f64::from(REFUSED_PART);
+            let of_their_number = Duration::try_from_secs_f64(refused as f64 * usage.per_seconds / for_them);
+            wait.max(of_their_number.unwrap_or(LONGEST_REFUSAL).min(LONGEST_REFUSAL))
+        })
     }
 
     /// Gives the refresh back, however long that takes; its link is told what went wrong. While it cannot be given back
@@ -601,7 +631,7 @@ async fn one_of(places: &[Arc<Semaphore>]) -> OwnedSemaphorePermit {
 mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
-    use crate::clock::Timestamp;
+    use crate::clock::Hand;
     use crate::fetch::trust::Trust;
     use crate::refresh::Inspections;
     use crate::resources::owners;
@@ -613,6 +643,7 @@ mod tests {
 
     struct Place {
         worker: Worker,
+        hand: Hand,
         _folder: tempfile::TempDir,
     }
 
@@ -620,7 +651,8 @@ mod tests {
         async fn new(client: crate::belvo::Client) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
-            let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
+            let hand = Hand::at(Timestamp::from_micros(1_000_000));
+            let clock = hand.clock();
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
             let refresher = Refresher {
                 client,
@@ -631,7 +663,7 @@ mod tests {
             };
             let (settled, refusals) = (watch::Sender::new(()), Refusals::default());
             let worker = Worker { refresher, queue, clock, settled, refusals, shutdown: CancellationToken::new() };
-            Self { worker, _folder: folder }
+            Self { worker, hand, _folder: folder }
         }
 
         /// A claimed refresh of each of so many links.
@@ -740,7 +772,14 @@ mod tests {
         place.worker.refusals.forget(&of(5));
         let instead = place.worker.refusal_wait(&of(40_001), &refused);
         assert!(instead < Duration::from_secs(7), "{instead:?}");
-        assert_eq!(place.worker.refusals.end(&of(3)), [""; 0]);
+        // Nobody tells of a link that was paused, and it does not keep its place for ever.
+        place.hand.pass(LAPSE * 2);
+        place.worker.refusal_wait(&of(40_002), &refused);
+        for n in [3, 4] {
+            let again = place.worker.refusal_wait(&of(n), &refused);
+            assert!(again < Duration::from_secs(7), "few are left: {again:?}");
+        }
+        assert_eq!(place.worker.refusals.end(&of(6)), [""; 0]);
         assert_eq!(place.worker.refusals.end(&of(4)), ["too_large"]);
     }
 }
