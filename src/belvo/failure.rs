@@ -12,6 +12,7 @@ use serde::Deserialize;
 use self::Decision::{AskUser, Gone, Refused, Retry, Stop};
 use self::Pace::{Patient, Quick, Slow};
 use self::Trouble::{Account, Down, Keys, Limit, Link};
+use super::LinkId;
 
 /// The code of keys that Belvo refuses.
 pub const REFUSED_KEYS: &str = "api_auth";
@@ -96,7 +97,7 @@ pub struct Failure {
     pub request_id: Option<String>,
     /// How it was asked.
     method: &'static str,
-    /// What was asked for, without its query.
+    /// What was asked for, as it may be shown.
     path: String,
     pace: Pace,
     /// Whether no byte of the call can have left.
@@ -114,7 +115,7 @@ impl Failure {
             belvo_code: None,
             request_id: None,
             method: "GET",
-            path: without_query(path),
+            path: shown(path),
             pace: if matches!(kind, Refused | Gone) { Patient } else { Quick },
             is_unsent: false,
         }
@@ -166,7 +167,7 @@ impl Failure {
             belvo_code,
             request_id,
             method: "GET",
-            path: without_query(path),
+            path: shown(path),
             pace: rule.pace,
             is_unsent: false,
         }
@@ -473,8 +474,11 @@ fn hexadecimal(id: &str) -> Option<String> {
     (hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| hex.to_ascii_lowercase())
 }
 
-fn without_query(path: &str) -> String {
-    path.split('?').next().unwrap_or_default().to_owned()
+/// The address of a call as it may be shown: without its query, and without the links it names.
+fn shown(path: &str) -> String {
+    let path = path.split('?').next().unwrap_or_default();
+    let shown = path.split('/').map(|part| if part.parse::<LinkId>().is_ok() { "{id}" } else { part });
+    shown.collect::<Vec<_>>().join("/")
 }
 
 #[cfg(test)]
@@ -553,7 +557,9 @@ mod tests {
     }
 
     #[test]
-    fn no_text_of_belvos_and_no_query_is_shown() {
+    fn no_text_of_belvos_no_link_and_no_query_is_shown() {
+        let of_a_link = Failure::own("timeout", "/api/links/2f5d361d-dad6-45d4-a0bf-26d479766067/refresh/");
+        assert!(of_a_link.to_string().starts_with("GET /api/links/{id}/refresh/: "), "{of_a_link}");
         let failure =
             answered(400, r#"[{"code":"99000000191","message":"Maria","request_id":"Maria","field":"99000000191"}]"#);
         assert_eq!(failure.belvo_code, Some("other"));
