@@ -133,8 +133,10 @@ fn strange_tombstones(readers: &Readers, state: &Path) -> Option<Damage> {
 /// A lake that was not published from this state, or from a newer one.
 fn strange_state(readers: &Readers, lake: &Path) -> Option<Damage> {
     let lake = Lake::look(lake);
+    // Before the state: a snapshot that comes in between is none that it does not know.
+    let current = lake.current();
     let held = readers.read(|tx| Held::of(tx, &lake)).ok()?;
-    let agreed = lake.current().map_or_else(|| held.has_published(&lake), |current| current.agrees_with(&held));
+    let agreed = current.map_or_else(|| held.has_published(&lake), |current| current.agrees_with(&held));
     let error = agreed.err()?;
     Some(Damage { file: "current".to_owned(), code: error.code(), what: error.to_string() })
 }

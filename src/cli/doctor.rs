@@ -187,6 +187,8 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
         let newest = tx.one(newest, args![], |row| row.opt_at(0))?.flatten();
         Ok((Held::of(tx, &lake)?, newest))
     };
+    // Before the state: a snapshot that comes in between is none that it does not know.
+    let last = lake.last();
     let looked =
         readers.read(look).and_then(|found| Ok((found, Status::gather(&config.state.path, &config.lake.path, now)?)));
     let ((held, newest_webhook), status) = match looked {
@@ -219,20 +221,21 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
         }
         _ => {}
     }
-    published(config, &lake, &held, &status, now, report);
+    match held.may_replace(&lake, last.as_ref()) {
+        Ok(()) => published(config, &lake, &held, &status, now, report),
+        Err(error) => {
+            let mend = match error.code() {
+                publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
+                _ => "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake",
+            };
+            report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
+        }
+    }
     Some(status)
 }
 
 fn published(config: &Config, lake: &Lake, held: &Held, status: &Status, now: Timestamp, report: &mut Report) {
     let mend = if status.held_by.is_some() { "look for publish_failed in the daemon's log" } else { "vinculo publish" };
-    if let Err(error) = held.may_replace(lake, lake.last().as_ref()) {
-        let mend = match error.code() {
-            publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
-            _ => "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake",
-        };
-        report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
-        return;
-    }
     match lake.current() {
         Some(manifest) => {
             let age = Timestamp::parse(&manifest.published_at).map_or(Duration::ZERO, |at| now.since(at));
