@@ -178,16 +178,16 @@ impl Config {
         all.into_iter().filter(|(_, secrets)| secrets.iter().any(is_short)).map(|(key, _)| key).collect()
     }
 
-    /// Makes the folders of state and lake where they are missing, and writes a file into each to see that it can.
+    /// Makes the folder of the state where it is missing, and writes a file into it and that of the lake to see that it can. A
+    /// lake is made by whoever knows that it is none that is not mounted: until then, the folder is tried that it is to be in.
     ///
     /// # Errors
     /// Those that cannot be used.
     pub fn check_folders(&self) -> Result<(), ConfigErrors> {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
         let lake = self.lake.path.as_path();
-        // A lake that is made here is no bare place of a volume that is not mounted.
-        let tried = if lake.exists() { lake.to_owned() } else { lake.join(STAGING) };
-        let mistakes = [("state.url", state, state, 0o700), ("lake.url", lake, &tried, 0o750)].into_iter().filter_map(
+        let tried = lake.ancestors().find(|folder| folder.exists()).unwrap_or(lake);
+        let mistakes = [("state.url", state, state, 0o700), ("lake.url", lake, tried, 0o750)].into_iter().filter_map(
             |(key, folder, tried, mode)| {
                 let error = try_folder(tried, mode).err()?;
                 let what = format!("the folder {} cannot be used: {error}", folder.display());
@@ -224,9 +224,6 @@ fn try_folder(folder: &Path, mode: u32) -> io::Result<()> {
         removed => removed,
     }
 }
-
-/// The folder of a lake in which snapshots are made that nobody sees yet.
-pub const STAGING: &str = ".staging";
 
 /// How to reach Belvo, and how much of it may be used.
 #[derive(Debug, Clone)]
@@ -683,15 +680,16 @@ the configuration has 20 errors:
     }
 
     #[test]
-    fn the_folders_of_state_and_lake_are_no_business_of_strangers() {
+    fn the_folder_of_the_state_is_no_business_of_strangers() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let mut config = load("", &[], Needs::default()).unwrap();
         config.state.path = folder.path().join("var/state.db");
         config.lake.path = folder.path().join("lake");
         config.check_folders().unwrap();
-        let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("var"), mode("lake")), (0o700, 0o750));
+        let state = fs::metadata(folder.path().join("var")).unwrap();
+        assert_eq!(state.permissions().mode() & 0o777, 0o700);
+        assert!(!config.lake.path.exists(), "it is made by whoever knows that it is none that is not mounted");
     }
 
     #[test]

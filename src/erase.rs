@@ -729,6 +729,7 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
             args![&decision],
         )?;
     }
+    publish::note_removal(tx)?;
     Ok(rows)
 }
 

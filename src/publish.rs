@@ -84,9 +84,9 @@ pub enum Error {
         /// Change of the state that it was built from.
         change: i64,
     },
-    /// The folder of the lake is there and empty, as the place of a volume is that is not mounted.
+    /// The folder of the lake is empty, or not there on its volume, as when that is not mounted.
     #[error(
-        "{path} is empty, and this state published snapshot {snapshot} there: mount the volume of the lake, or run \
+        "{path} is empty or missing, and this state published snapshot {snapshot} there: mount the volume of the lake, or run \
          `vinculo rebuild` if the lake was removed on purpose; until then nothing is written there"
     )]
     Bare {
@@ -298,8 +298,11 @@ impl Publisher {
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))
         });
-        // After the rename there is nothing left to remove.
+        // After the rename there is nothing left to remove, unless nobody sees what was renamed: each try would leave one.
         let _ = std::fs::remove_dir_all(&staging.folder);
+        if published.is_err() && self.current() != Some(staging.snapshot) {
+            let _ = self.lake.drop_snapshot(staging.snapshot);
+        }
         published
     }
 
@@ -362,7 +365,10 @@ impl Publisher {
         let published_at = self.clock.now();
         let staged = self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
-            let fitting = previous.filter(|previous| scope == Scope::Changed && self.fits(previous, &built_from));
+            let removed = last_removal(tx)?;
+            let fitting = previous.filter(|previous| {
+                scope == Scope::Changed && self.fits(previous, &built_from) && previous.built_from.change >= removed
+            });
             if fitting.is_some_and(|previous| previous.built_from == built_from) {
                 return Ok(None);
             }
@@ -502,10 +508,12 @@ pub struct Held {
     /// The last snapshot that it made visible in this lake, or was about to; 0 when it never published, `None` when it
     /// published elsewhere since.
     last_snapshot: Option<u32>,
+    /// The device that the lake was on then.
+    device: Option<u64>,
 }
 
 impl Held {
-    /// The row of `meta` with the number of a snapshot and the folder of its lake.
+    /// The row of `meta` with the number of a snapshot, and the device and the folder of its lake.
     const LAST_SNAPSHOT: &str = "last_snapshot";
 
     /// What the state holds, as far as it concerns `lake`.
@@ -514,21 +522,26 @@ impl Held {
     /// [`store::Error::Database`], or [`store::Error::Unreadable`].
     pub fn of(tx: &Tx<'_>, lake: &Lake) -> Result<Self, store::Error> {
         let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![Self::LAST_SNAPSHOT], |row| row.text(0))?;
-        let last_snapshot = match noted.as_deref().map(|noted| noted.split_once(' ')) {
-            None => Some(0),
-            Some(Some((number, place))) if Path::new(place) == lake.path() => {
-                Some(number.parse().map_err(|_| store::Error::Unreadable("the last snapshot"))?)
+        let noted: Option<Vec<&str>> = noted.as_deref().map(|noted| noted.splitn(3, ' ').collect());
+        let (last_snapshot, device) = match noted.as_deref() {
+            None => (Some(0), None),
+            Some(&[number, device, place]) if Path::new(place) == lake.path() => {
+                let number = number.parse().map_err(|_| store::Error::Unreadable("the last snapshot"))?;
+                (Some(number), device.parse().ok())
             }
-            Some(_) => None,
+            Some(_) => (None, None),
         };
-        Ok(Self { built_from: BuiltFrom::of(tx)?, last_snapshot })
+        Ok(Self { built_from: BuiltFrom::of(tx)?, last_snapshot, device })
     }
 
     /// Notes that a snapshot of `lake` becomes visible. It is no change of what is published.
     fn note(tx: &Tx<'_>, lake: &Lake, snapshot: u32) -> Result<(), store::Error> {
         tx.execute(
             "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
-            args![Self::LAST_SNAPSHOT, &format!("{snapshot} {}", lake.path().display())],
+            args![
+                Self::LAST_SNAPSHOT,
+                &format!("{snapshot} {} {}", lake.device().unwrap_or_default(), lake.path().display())
+            ],
         )?;
         Ok(())
     }
@@ -555,16 +568,39 @@ impl Held {
         }
     }
 
-    /// Whether what was published into `lake` may be in it: the bare folder of what was full is one that is not mounted.
+    /// Whether what was published into `lake` may be in it: the bare folder of what was full is one that is not mounted, and
+    /// so is one that would be made on another device. On the same one somebody removed it.
     ///
     /// # Errors
     /// [`Error::Bare`].
     pub fn is_in(&self, lake: &Lake) -> Result<(), Error> {
         match self.last_snapshot {
-            Some(snapshot @ 1..) if lake.is_bare() => Err(Error::Bare { path: lake.path().to_owned(), snapshot }),
+            Some(snapshot @ 1..) if lake.is_bare() && (lake.has_folder() || lake.device() != self.device) => {
+                Err(Error::Bare { path: lake.path().to_owned(), snapshot })
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// The row of `meta` with the change in which a link was removed last.
+const LAST_REMOVAL: &str = "last_removal";
+
+/// Notes that a link goes, with all its rows: nothing is taken over from a snapshot from before, which may show it, whoever puts
+/// that in the place of a newer one.
+///
+/// # Errors
+/// [`store::Error::Database`], or [`store::Error::Unreadable`].
+pub fn note_removal(tx: &Tx<'_>) -> Result<(), store::Error> {
+    let change = tx.change()?;
+    let sql = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2";
+    tx.execute(sql, args![LAST_REMOVAL, &change.to_string()]).map(drop)
+}
+
+/// The change in which a link was removed last; 0 when none was.
+fn last_removal(tx: &Tx<'_>) -> Result<i64, store::Error> {
+    let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![LAST_REMOVAL], |row| row.text(0))?;
+    noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("the last removal")))
 }
 
 /// Where readers find the features of a date.
@@ -706,6 +742,7 @@ async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
     use crate::clock::Hand;
@@ -870,6 +907,7 @@ mod tests {
         add_link(&place.store, 1).await;
         let publisher = place.publisher(&["parquet"]);
         publish(&publisher, Scope::Changed).unwrap().unwrap();
+        assert_eq!(place.lake().metadata().unwrap().mode() & 0o777, 0o750, "it is no business of strangers");
         let (lake, volume) = (place.lake(), place.folder.path().join("volume"));
         fs::rename(&lake, &volume).unwrap();
         fs::create_dir(&lake).unwrap();
@@ -888,12 +926,64 @@ mod tests {
         assert!(!restarted.is_missing());
 
         fs::remove_dir_all(&lake).unwrap();
+        let device = "UPDATE meta SET value = replace(value, ' ' || $1 || ' ', ' 7 ') WHERE name = 'last_snapshot'";
+        let here = Lake::look(&lake).device().unwrap().to_string();
+        place.store.write(move |tx| tx.execute(device, args![&here])).await.unwrap();
+        let publisher = place.publisher(&["parquet"]);
+        assert_eq!(code(publish(&publisher, Scope::Changed)), MISSING, "what it is in was on another device");
+        assert!(publisher.is_missing() && !lake.exists());
+        publish(&publisher, Scope::Everything).unwrap().expect("it was ordered");
+
+        fs::remove_dir_all(&lake).unwrap();
         let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
         assert_eq!(manifest.snapshot, 1, "somebody removed it on purpose");
         fs::remove_dir_all(&lake).unwrap();
         fs::create_dir(&lake).unwrap();
         publish(&place.publisher(&["parquet"]), Scope::Everything).unwrap().expect("it was ordered");
         assert_eq!(code(publish(&place.publisher(&["parquet"]), Scope::Changed)), "none");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_nobody_will_see_is_not_left() {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        let publisher = place.publisher(&["parquet"]);
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        // As a copy leaves it that follows links.
+        let current = place.lake().join("current");
+        fs::remove_file(&current).unwrap();
+        fs::create_dir(&current).unwrap();
+        for _ in 0..3 {
+            assert_eq!(code(publish(&publisher, Scope::Changed)), "lake_not_writable");
+        }
+        assert_eq!(publisher.snapshots().unwrap(), [1]);
+        fs::remove_dir(&current).unwrap();
+        assert_eq!(publish(&publisher, Scope::Changed).unwrap().unwrap().snapshot, 2);
+    }
+
+    #[tokio::test]
+    async fn an_older_copy_of_the_lake_brings_nobody_back() {
+        let place = Place::new();
+        for number in 1..=200 {
+            add_link(&place.store, number).await;
+        }
+        let publisher = place.publisher(&["parquet"]);
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        let remove = |tx: &Tx<'_>| {
+            tx.execute("DELETE FROM links WHERE link_id IN (SELECT link_id FROM links LIMIT 1)", args![])?;
+            note_removal(tx)
+        };
+        place.store.write(remove).await.unwrap();
+        // The lake stands as it was before, and another link changes.
+        add_link(&place.store, 201).await;
+        let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+        let links = manifest.table("links").unwrap();
+        assert_eq!(links.rows, 200);
+        assert!(
+            links.files.iter().all(|file| {
+                place.lake().join("snapshots/000002").join(&file.path).metadata().unwrap().nlink() == 1
+            })
+        );
     }
 
     #[tokio::test]

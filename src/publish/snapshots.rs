@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 
 use super::{Error, integrity, pii};
 use crate::clock::Timestamp;
-use crate::config;
 use crate::database;
 use crate::durable;
 use crate::sensitive::hex;
@@ -128,6 +127,9 @@ pub struct Lake {
 /// What the name of a snapshot ends in that is being removed.
 const GONE: &str = "gone";
 
+/// The folder in which snapshots are made that nobody sees yet.
+const STAGING: &str = ".staging";
+
 /// A snapshot that nobody sees yet.
 #[derive(Debug, Clone)]
 pub struct Staging {
@@ -182,10 +184,19 @@ impl Lake {
         &self.path
     }
 
-    /// Whether its folder is there and nothing of a lake in it: so is the place of a volume that is not mounted. A lake that
-    /// was removed leaves no folder, or one that [`Lake::make`] has made again.
+    /// Whether nothing of a lake is there.
     pub(super) fn is_bare(&self) -> bool {
-        self.path.is_dir() && !self.snapshots().exists() && !self.staging().exists()
+        !self.snapshots().exists() && !self.staging().exists()
+    }
+
+    /// Whether its folder is there, whatever is in it.
+    pub(super) fn has_folder(&self) -> bool {
+        self.path.is_dir()
+    }
+
+    /// The device that its folder is on, or would be made on.
+    pub(super) fn device(&self) -> Option<u64> {
+        self.path.ancestors().find_map(|folder| folder.metadata().ok()).map(|folder| folder.dev())
     }
 
     /// The manifest of the snapshot that readers see; `None` when there is none that can be read.
@@ -360,7 +371,7 @@ impl Lake {
     }
 
     fn staging(&self) -> PathBuf {
-        self.path.join(config::STAGING)
+        self.path.join(STAGING)
     }
 }
 
