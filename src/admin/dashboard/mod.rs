@@ -261,6 +261,13 @@ fn escaped(text: &str) -> String {
         .collect()
 }
 
+/// `path` with those of the fields that are given as its query.
+fn place<const N: usize>(path: &str, fields: [(&str, Option<&str>); N]) -> String {
+    let given = fields.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", escaped(value?))));
+    let given: Vec<String> = given.collect();
+    if given.is_empty() { path.to_owned() } else { format!("{path}?{}", given.join("&")) }
+}
+
 /// The fields of the query, by name; the last of two alike.
 fn query(uri: &axum::http::Uri) -> std::collections::BTreeMap<String, String> {
     let pairs = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
@@ -269,7 +276,8 @@ fn query(uri: &axum::http::Uri) -> std::collections::BTreeMap<String, String> {
 
 /// Brings `path` back when it is one of our own, so that nobody is led elsewhere.
 fn own_place(path: &str) -> &str {
-    let is_ours = path.starts_with('/') && !path.starts_with("//") && !path.contains(['\\', '\r', '\n', '\t']);
+    let is_strange = |char: char| char == '\\' || char.is_control();
+    let is_ours = path.starts_with('/') && !path.starts_with("//") && !path.contains(is_strange);
     if is_ours { path } else { "/" }
 }
 
@@ -283,11 +291,14 @@ mod tests {
             ("/links?q=1", "/links?q=1"),
             ("//attacker.example", "/"),
             ("/\\attacker.example", "/"),
+            ("/links\u{1}", "/"),
             ("https://attacker.example", "/"),
             ("", "/"),
         ] {
             assert_eq!(own_place(given), expected, "{given}");
         }
         assert_eq!(escaped("a job@1/ü"), "a%20job@1%2F%C3%BC");
+        assert_eq!(place("/runs", [("kind", None), ("name", Some("a b")), ("x", Some("1"))]), "/runs?name=a%20b&x=1");
+        assert_eq!(place("/runs", [("kind", None)]), "/runs");
     }
 }

@@ -11,6 +11,7 @@ use super::chart::{self, Bar};
 use super::health::{self, Freshness, Vitals};
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago, ago_text, badge};
+use super::runs::title;
 use super::session::Viewer;
 use super::{Board, Trouble, escaped, plain};
 use crate::chronicle;
@@ -317,9 +318,8 @@ fn strip(runs: &[Run], lang: Lang, now: Timestamp) -> Markup {
         .chain(runs.iter().rev().map(|run| Bar {
             parts: vec![(tone(run), height(run))],
             label: format!(
-                    "{} {}: {}",
-                    plain::kind(&run.kind, lang),
-                    run.name.as_deref().unwrap_or_default(),
+                    "{}: {}",
+                    title(run, lang),
                     run.duration_ms
                         .map_or_else(|| lang.t("running", "em andamento").to_owned(), |millis| lang.seconds(millis))
                 ),

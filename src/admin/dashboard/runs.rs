@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text};
 use super::session::Viewer;
-use super::{Board, Trouble, escaped, plain, query};
+use super::{Board, Trouble, escaped, place, plain, query};
 use crate::clock::Timestamp;
 use crate::runs::{self, Filter, Kind, Run};
 
@@ -29,11 +29,7 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Ma
     let found = board.operations.store.read(move |tx| runs::list(tx, &filter, start.as_deref(), PAGE)).await?;
     let (found, next) = found;
     let found: Vec<Run> = found.into_iter().map(|run| board.operations.runs.brought_up_to_date(run)).collect();
-    let base = match (&kind, &name) {
-        (Some(kind), Some(name)) => format!("/runs?kind={}&name={}", escaped(kind), escaped(name)),
-        (Some(kind), None) => format!("/runs?kind={}", escaped(kind)),
-        _ => "/runs".to_owned(),
-    };
+    let base = place("/runs", [("kind", kind.as_deref()), ("name", name.as_deref())]);
     let body = html! {
         ul.filters aria-label=(lang.t("By kind", "Por tipo")) {
             li { a href="/runs" aria-current=[kind.is_none().then_some("true")] { (lang.t("all", "todas")) } }
@@ -70,7 +66,7 @@ fn table(found: &[Run], lang: Lang, now: Timestamp) -> Markup {
 }
 
 /// The kind, and what it was about unless that is a person's business.
-fn title(run: &Run, lang: Lang) -> String {
+pub(super) fn title(run: &Run, lang: Lang) -> String {
     let kind = plain::kind(&run.kind, lang);
     match &run.name {
         Some(name) if run.kind == "job" || run.kind == "features" => format!("{kind}: {name}"),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge};
 use super::session::{Ordered, Viewer};
-use super::{About, Board, Trouble, escaped, query};
+use super::{About, Board, Trouble, escaped, place, query};
 use crate::clock::Timestamp;
 use crate::operations::{Order, Replay};
 use crate::store::Tx;
@@ -34,20 +34,17 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Ma
     let (lang, now, query) = (viewer.lang, board.operations.clock.now(), query(&uri));
     let (outcome, link, after) =
         (query.get("outcome").cloned(), query.get("link").cloned(), query.get("after").cloned());
-    let filter = Filter {
-        webhook_type: None,
-        outcome: outcome.clone(),
-        link: link.as_deref().and_then(|link| link.parse().ok()),
-    };
     let before = after.as_deref().and_then(|after| after.parse().ok());
-    let read = move |tx: &Tx<'_>| Ok((log::list(tx, &filter, before, PAGE)?, log::count_quarantined(tx)?));
+    let wanted = link.as_deref().map(str::parse).transpose();
+    let filter = wanted.map(|link| Filter { webhook_type: None, outcome: outcome.clone(), link });
+    let read = move |tx: &Tx<'_>| {
+        // What is no link's id is none of any webhook.
+        let found = filter.map_or_else(|_| Ok((Vec::new(), None)), |filter| log::list(tx, &filter, before, PAGE))?;
+        Ok((found, log::count_quarantined(tx)?))
+    };
     let ((found, next), quarantined) = board.operations.store.read(read).await?;
     let next = next.map(|seq| seq.to_string());
-    let base = match (&outcome, &link) {
-        (Some(outcome), _) => format!("/webhooks?outcome={}", escaped(outcome)),
-        (None, Some(link)) => format!("/webhooks?link={}", escaped(link)),
-        (None, None) => "/webhooks".to_owned(),
-    };
+    let base = place("/webhooks", [("outcome", outcome.as_deref()), ("link", link.as_deref())]);
     let body = html! {
         ul.filters aria-label=(lang.t("By outcome", "Por resultado")) {
             li { a href="/webhooks" aria-current=[outcome.is_none().then_some("true")] { (lang.t("all", "todos")) } }
