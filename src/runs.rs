@@ -377,7 +377,7 @@ const ALL: &str = "SELECT CAST(run_id AS TEXT) AS id, kind, name, reason, starte
      finished_at, outcome, NULL, coalesce(item_count, 0), NULL, NULL, NULL FROM job_runs WHERE reason <> 'first-start'";
 
 /// At most `limit` runs, the newest first, from after the run `after` on. Gives them and, when there are more, the `after`
-/// of the next page.
+/// of the next page. After a run that is not on record there is none.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -387,11 +387,12 @@ pub fn list(
     after: Option<&str>,
     limit: usize,
 ) -> Result<(Vec<Run>, Option<String>), Error> {
-    let last = match after {
-        Some(id) => {
-            tx.one(&format!("SELECT started_at FROM ({ALL}) AS every WHERE id = $1"), args![id], |row| row.int(0))?
-        }
-        None => None,
+    let started_at = format!("SELECT started_at FROM ({ALL}) AS every WHERE id = $1");
+    let last = after.map(|id| tx.one(&started_at, args![id], |row| row.int(0))).transpose()?;
+    let last = match last {
+        None => i64::MAX,
+        Some(Some(started_at)) => started_at,
+        Some(None) => return Ok((Vec::new(), None)),
     };
     let sql = format!(
         "SELECT * FROM ({ALL}) AS every WHERE (started_at < $1 OR (started_at = $1 AND id < $2)) \
@@ -399,7 +400,7 @@ pub fn list(
          ORDER BY started_at DESC, id DESC LIMIT $5"
     );
     let (kind, name, more) = (filter.kind.as_deref(), filter.name.as_deref(), limit.saturating_add(1));
-    let found = tx.all(&sql, args![last.unwrap_or(i64::MAX), after.unwrap_or_default(), kind, name, more], read)?;
+    let found = tx.all(&sql, args![last, after.unwrap_or_default(), kind, name, more], read)?;
     Ok(store::page(found, limit, |run| run.id.clone()))
 }
 
