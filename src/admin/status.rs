@@ -112,9 +112,9 @@ impl Standing {
 pub struct JobRun {
     /// The job.
     pub job: String,
-    /// The time that it was due.
+    /// The time that it was due, or that it was ordered.
     pub slot_at: String,
-    /// `schedule`, or `catch-up` when it was missed.
+    /// `schedule`, `catch-up` when it was missed, or `api` or `command`, which ordered it.
     pub reason: String,
     /// `done`, `interrupted` or the code of a failure; absent while it runs.
     pub outcome: Option<String>,
@@ -228,8 +228,12 @@ fn drift(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, store::Error> {
 }
 
 fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
-    let sql = "SELECT job, slot_at, reason, outcome, item_count FROM job_runs AS run WHERE reason <> 'first-start' AND slot_at = \
-         (SELECT max(slot_at) FROM job_runs WHERE job = run.job AND coalesce(outcome, '') <> 'skipped') ORDER BY job";
+    // Those of the schedule and those that were ordered; of slots that were passed over nothing came.
+    let sql = "WITH every AS (SELECT job, slot_at, reason, outcome, item_count, started_at FROM job_runs \
+         WHERE reason <> 'first-start' AND coalesce(outcome, '') <> 'skipped' \
+         UNION ALL SELECT name, started_at, reason, outcome, done, started_at FROM runs WHERE kind = 'job'), \
+         numbered AS (SELECT every.*, row_number() OVER (PARTITION BY job ORDER BY started_at DESC, slot_at DESC) AS number FROM every) \
+         SELECT job, slot_at, reason, outcome, item_count FROM numbered WHERE number = 1 ORDER BY job";
     tx.all(sql, args![], |row| {
         Ok(JobRun {
             job: row.text(0)?,
