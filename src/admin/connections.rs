@@ -39,6 +39,9 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long a body may take.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long the connections that are open may take at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// No body that is taken anywhere is larger; of one that is, this much and a byte is passed on, and refused there.
 const LARGEST_BODY: usize = 64 << 10;
 
@@ -54,7 +57,9 @@ pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: Cance
     })
     .await;
     open.close();
-    open.wait().await;
+    if timeout(DRAIN, open.wait()).await.is_err() {
+        tracing::debug!(code = "drain", left = open.len(), "admin connections were still open at the end");
+    }
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, guest: Guest, shutdown: CancellationToken) {

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
@@ -129,10 +130,18 @@ struct Guard {
 
 /// Nothing is done for a caller whose role is too low, or of whom nothing is known; and nothing is changed that is not
 /// in the audit first.
-async fn let_in(State(guard): State<Guard>, parameters: RawPathParams, request: Request, next: Next) -> Response {
+async fn let_in(
+    State(guard): State<Guard>,
+    parameters: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+    next: Next,
+) -> Response {
     let needed = guard.role;
     let message = match request.extensions().get::<Caller>() {
         Some(caller) if caller.role.may(needed) => {
+            let Ok(parameters) = parameters else {
+                return Problem::invalid("the path holds text that is not UTF-8").into_response();
+            };
             if guard.method == Method::GET {
                 return next.run(request).await;
             }
