@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use chrono::{Days, NaiveDate, NaiveTime};
+use chrono::{Datelike, Days, NaiveDate, NaiveTime};
 
 use crate::clock::Timestamp;
 use crate::store::{self, Row, Store, Tx, args};
@@ -72,12 +72,18 @@ pub struct Run {
     pub change: i64,
 }
 
+/// Dates of earlier years are slips, and each would stay a partition that is published for ever.
+const FIRST_YEAR: i32 = 1900;
+
 /// Why a run is not recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The date has not begun.
     #[error("{0} has not begun in UTC: nothing can be known of it; name today or an earlier date")]
     Future(NaiveDate),
+    /// Nobody had a job in Belvo's records then.
+    #[error("{0} is before {FIRST_YEAR}, and nothing can be known of it; name a later date")]
+    Ancient(NaiveDate),
     /// A strict run is final.
     #[error(
         "the strict run of {as_of} is final, with a lag of {lag_months} months: decisions may have used it; \
@@ -97,11 +103,14 @@ pub enum Error {
 /// The clock K of a date and mode at `now`: retro for today is strict.
 ///
 /// # Errors
-/// [`Error::Future`].
+/// [`Error::Future`], [`Error::Ancient`].
 pub fn clocks(as_of: NaiveDate, mode: Mode, now: Timestamp) -> Result<(Mode, Timestamp), Error> {
     let today = now.to_utc().date_naive();
     if as_of > today {
         return Err(Error::Future(as_of));
+    }
+    if as_of.year() < FIRST_YEAR {
+        return Err(Error::Ancient(as_of));
     }
     if mode == Mode::Retro && as_of < today { Ok((Mode::Retro, now)) } else { Ok((Mode::Strict, end_of(as_of))) }
 }
@@ -196,6 +205,7 @@ mod tests {
         assert_eq!(clocks(day("2026-06-15"), Mode::Retro, now).unwrap(), (Mode::Strict, end));
         assert_eq!(clocks(day("2026-06-14"), Mode::Retro, now).unwrap(), (Mode::Retro, now));
         assert!(matches!(clocks(day("2026-06-16"), Mode::Strict, now), Err(Error::Future(_))));
+        assert!(matches!(clocks(day("0226-06-15"), Mode::Strict, now), Err(Error::Ancient(_))));
     }
 
     #[tokio::test]
