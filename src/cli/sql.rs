@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use duckdb::Connection;
@@ -119,7 +121,7 @@ impl Printer {
     }
 
     fn print(&mut self, batch: &RecordBatch, out: &mut impl Write) -> anyhow::Result<()> {
-        let columns: Vec<ArrayRef> = batch.columns().iter().map(printable).collect();
+        let columns = batch.columns().iter().map(printable).collect::<Result<Vec<ArrayRef>, _>>()?;
         let options = FormatOptions::new().with_types_info(false);
         let cells =
             columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
@@ -155,13 +157,21 @@ impl Printer {
     }
 }
 
-/// Timestamps with a zone as instants in UTC: arrow cannot print a named zone here.
-fn printable(column: &ArrayRef) -> ArrayRef {
-    match column.data_type() {
-        DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => {
-            Arc::new(column.as_primitive::<TimestampMicrosecondType>().clone().with_timezone("+00:00"))
-        }
-        _ => Arc::clone(column),
+/// Timestamps with a zone as instants in UTC, also inside of others: arrow cannot print a named zone here.
+fn printable(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    cast(column, &in_utc(column.data_type()))
+}
+
+fn in_utc(data_type: &DataType) -> DataType {
+    let of = |field: &FieldRef| Arc::new(Field::clone(field).with_data_type(in_utc(field.data_type())));
+    match data_type {
+        DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("+00:00".into())),
+        DataType::List(field) => DataType::List(of(field)),
+        DataType::LargeList(field) => DataType::LargeList(of(field)),
+        DataType::FixedSizeList(field, length) => DataType::FixedSizeList(of(field), *length),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        DataType::Map(field, is_sorted) => DataType::Map(of(field), *is_sorted),
+        other => other.clone(),
     }
 }
 
