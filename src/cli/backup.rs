@@ -1,10 +1,10 @@
 //! `vinculo backup`: the state in one file, also while a daemon runs.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use super::progress::Progress;
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::backup;
 use crate::clock::Clock;
 use crate::config::Needs;
@@ -22,7 +22,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let progress = Progress::of("backup", global);
     let made = backup::make(&config.state, &args.file, Clock::system().now())?;
     drop(progress);
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&made)?)?;
     } else {

@@ -1,11 +1,11 @@
 //! `vinculo check`: config, jobs and schemas, parsed; and when each job runs next. Touches nothing outside.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use chrono_tz::Tz;
 use serde_json::json;
 
-use super::{Exit, Global, environment};
+use super::{Exit, Global, environment, streams};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, ConfigErrors, Needs};
 use crate::mistake::Mistake;
@@ -31,7 +31,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     }
     ConfigErrors::check(mistakes)?;
     let now = Clock::system().now();
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         let jobs: Vec<_> = jobs.iter().map(|job| as_json(job, now)).collect();
         writeln!(out, "{}", json!({ "ok": true, "jobs": jobs }))?;

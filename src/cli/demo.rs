@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::sql::{self, Form};
-use super::{Exit, Global, init, ordered, work};
+use super::{Exit, Global, init, ordered, streams, work};
 use crate::admin::Recorder;
 use crate::admin::status::grouped;
 use crate::clock::Clock;
@@ -250,7 +250,7 @@ async fn follow(daemon: &Daemon, simulation: &Simulation, people: u32, global: &
 
 /// Says what was built, for a newcomer.
 fn summarize(args: &Args, global: &Global, config: &Config, manifest: &Manifest, took: Duration) -> anyhow::Result<()> {
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     let lake = &config.lake.path;
     let form = if global.json { Form::Json } else { Form::Table };
     let ask = |question: &str| -> anyhow::Result<String> {

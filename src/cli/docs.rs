@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::features::catalog::{self, Macro};
 use crate::features::dictionary::{self, Kind};
 use crate::schema;
@@ -30,7 +30,7 @@ pub enum Format {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     let entries = entries();
     match if global.json { Format::Json } else { args.format } {
         Format::Md => markdown(&entries, &macros(), out)?,

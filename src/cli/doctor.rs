@@ -13,7 +13,7 @@ use rustix::fs::{Access, access};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Exit, Global, environment, work};
+use super::{Exit, Global, environment, streams, work};
 use crate::admin::client::{self, Client};
 use crate::admin::status::{Status, grouped};
 use crate::belvo::{self, Trouble, meaning};
@@ -460,7 +460,7 @@ impl Report {
     }
 
     fn tell(&self, global: &Global) -> io::Result<()> {
-        let out = &mut io::stdout().lock();
+        let out = &mut streams::out();
         if global.json {
             let document =
                 json!({ "ok": self.exit == Exit::Done, "exit_code": self.exit as u8, "findings": self.findings });

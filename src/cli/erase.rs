@@ -1,11 +1,11 @@
 //! `vinculo erase`: one link or person, everywhere.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::{Exit, Global, ordered};
+use super::{Exit, Global, ordered, streams};
 use crate::backup;
 use crate::belvo::LinkId;
 use crate::config::Needs;
@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             let read = |path: &std::path::Path| {
                 std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
             };
-            let out = &mut io::stdout().lock();
+            let out = &mut streams::out();
             if global.json {
                 let receipt: Value = serde_json::from_str(&read(document)?)?;
                 writeln!(out, "{:#}", json!({ "receipt": receipt, "files": files }))?;
@@ -106,7 +106,7 @@ fn tell_plan(subject: Subject, global: &Global) -> anyhow::Result<Exit> {
     held.is_in(&lake)?;
     plan.snapshots = lake.all()?;
     plan.backups = backup::made(&config.state.path);
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
         return Ok(Exit::Done);

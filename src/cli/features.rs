@@ -9,7 +9,7 @@ use chrono::{Months, NaiveDate};
 use serde_json::{Value, json};
 
 use super::table::Table;
-use super::{Exit, Global, ordered};
+use super::{Exit, Global, ordered, streams};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::database;
@@ -114,7 +114,7 @@ fn warn_of_expiry(config: &Config, as_of: NaiveDate) -> io::Result<()> {
     let past = config.lake.reference.expiries().into_iter().filter(|expiry| expiry.valid_to < as_of);
     past.into_iter().try_for_each(|expiry| {
         writeln!(
-            io::stderr(),
+            streams::err(),
             "warning: {} ends on {}, so features that need it are NULL; put the next one into reference.dir",
             expiry.table,
             expiry.valid_to
@@ -127,7 +127,7 @@ fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
     let lake = Lake::look(&config.lake.path);
     let manifest = lake.current().context("nothing is published")?;
     let FeaturesAt { path, rows } = lake.features_at(&manifest, *as_of);
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         let document = json!({
             "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "known_at": known_at.to_string(),
@@ -164,7 +164,7 @@ fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<E
     let Some(explanation) = explanation else {
         bail!("there is no link {} in the lake: `vinculo sql \"SELECT link_id FROM links\"` lists them", args.link)
     };
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?;
     } else {
@@ -323,7 +323,7 @@ fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exi
     ordered::complain(&run, global)?;
     let kept = Readers::configured(&config.state).read(|tx| frozen::of(tx, &args.decision_id))?;
     let Frozen { decision_id, link_id, as_of, mode, row, .. } = kept.context("the row is not on record")?;
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         let document = json!({
             "decision_id": decision_id, "link_id": link_id, "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "row": row,

@@ -1,7 +1,7 @@
 //! `vinculo init`: a commented `vinculo.toml` and `jobs/`, and nothing else.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use rand::Rng;
 use serde_json::json;
 
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::{config, schedule};
 
 /// What `init` takes.
@@ -24,7 +24,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let written = write(&args.dir)?;
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", json!({ "written": written }))?;
     } else {

@@ -1,12 +1,12 @@
 //! `vinculo jobs`: the schedule, and one job of it now.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use serde_json::json;
 
 use super::ordered::{self, Needed};
 use super::table::Table;
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::clock::Clock;
 use crate::config::{ConfigErrors, Needs};
 use crate::daemon::Parts;
@@ -50,7 +50,7 @@ fn list(global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let jobs = schedule::load(config.jobs_dir.as_deref()).map_err(ConfigErrors)?;
     let jobs = Readers::of(&config.state.path).read(|tx| view::list(tx, &jobs, Clock::system().now()))?;
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         jobs.iter().try_for_each(|job| writeln!(out, "{}", json!(job)))?;
         return Ok(Exit::Done);
@@ -78,7 +78,7 @@ fn run_now(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(Order::Job(name.to_owned()), needed, global)?;
     if let Some(run) = &run {
         ordered::complain(run, global)?;
-        let out = &mut io::stdout().lock();
+        let out = &mut streams::out();
         if global.json {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {

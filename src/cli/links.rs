@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use super::table::{self, Table};
-use super::{Exit, Global, ordered};
+use super::{Exit, Global, ordered, streams};
 use crate::admin::v1::PAGE;
 use crate::belvo::LinkId;
 use crate::clock::Clock;
@@ -101,7 +101,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
         let page = view::list(tx, &filter, &after, limit, now)?;
         Ok::<_, store::Error>((page, widget::awaited(tx, filter.external_id.as_deref(), now)?))
     })?;
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         links.iter().try_for_each(|link| writeln!(out, "{}", json!(link)))?;
     } else {
@@ -121,10 +121,10 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
         table.write(out)?;
     }
     if let Some(awaited) = awaited {
-        writeln!(io::stderr(), "a widget session waits for its user until {}", awaited.expires_at)?;
+        writeln!(streams::err(), "a widget session waits for its user until {}", awaited.expires_at)?;
     }
     if let Some(next) = next {
-        writeln!(io::stderr(), "there are more: --after {next} shows them")?;
+        writeln!(streams::err(), "there are more: --after {next} shows them")?;
     }
     Ok(Exit::Done)
 }
@@ -135,7 +135,7 @@ fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     let Some(link) = Readers::of(&config.state.path).read(|tx| view::show(tx, link_id, now))? else {
         bail!("the link {link_id} is not tracked: `vinculo links sync` asks Belvo for its list");
     };
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&link)?)?;
     } else {
@@ -176,7 +176,7 @@ fn sync(global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(Order::SyncLinks, ordered::BELVO, global)?;
     if let Some(run) = &run {
         ordered::complain(run, global)?;
-        let out = &mut io::stdout().lock();
+        let out = &mut streams::out();
         if global.json {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {
@@ -196,7 +196,7 @@ fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(order, needed, global)?;
     if let Some(run) = &run {
         ordered::complain(run, global)?;
-        let out = &mut io::stdout().lock();
+        let out = &mut streams::out();
         if global.json {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {

@@ -1,11 +1,11 @@
 //! `vinculo man`: the manual page, for packagers.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use clap::CommandFactory;
 use clap_mangen::Man;
 
-use super::{Cli, Exit, Global};
+use super::{Cli, Exit, Global, streams};
 
 /// What `man` takes.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     // Into memory first, so that a closed pipe is an error like every other.
     let mut text = Vec::new();
     Man::new(page).render(&mut text)?;
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::json!({ "page": String::from_utf8_lossy(&text) }))?;
     } else {

@@ -37,6 +37,7 @@ pub mod serve;
 pub mod simulate;
 pub mod sql;
 pub mod status;
+mod streams;
 pub mod subject;
 pub mod table;
 #[cfg(feature = "otlp")]
@@ -180,7 +181,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(exit) => exit.into(),
-        // Whoever reads along has seen enough, as in `vinculo sql … | head`.
+        // Whoever reads along has seen enough, as in `vinculo sql … | head`; others write to `streams`.
         Err(error) if is_closed_pipe(&error) => Exit::Done.into(),
         Err(error) => {
             let exit = Exit::of(&error);

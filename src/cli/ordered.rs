@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::progress::Progress;
 use super::work::{self, asked_to_end};
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::admin::client::Client;
 use crate::clock::Clock;
 use crate::config::Needs;
@@ -55,7 +55,7 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
                 run = follow => run,
                 signal = asked_to_end() => {
                     signal?;
-                    writeln!(io::stderr(), "the daemon goes on with it; GET /v1/runs/{id} tells what came of it")?;
+                    writeln!(streams::err(), "the daemon goes on with it; GET /v1/runs/{id} tells what came of it")?;
                     Ok(None)
                 }
             };
@@ -128,9 +128,9 @@ pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
     let code = run.outcome.as_deref().unwrap_or_default();
     if global.json {
         let exit = exit(Some(run)) as u8;
-        writeln!(io::stderr(), "{}", serde_json::json!({ "error": message, "code": code, "exit_code": exit }))
+        writeln!(streams::err(), "{}", serde_json::json!({ "error": message, "code": code, "exit_code": exit }))
     } else {
-        writeln!(io::stderr(), "error: {message} ({code})")
+        writeln!(streams::err(), "error: {message} ({code})")
     }
 }
 

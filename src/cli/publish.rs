@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::{Exit, Global, ordered};
+use super::{Exit, Global, ordered, streams};
 use crate::config::Needs;
 use crate::operations::Order;
 use crate::publish::{Lake, Manifest};
@@ -39,7 +39,7 @@ fn manifest(lake: &Path, snapshot: u32) -> anyhow::Result<Manifest> {
 
 /// Says what is visible now.
 fn tell(published: Option<&Manifest>, global: &Global) -> io::Result<()> {
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     match published {
         manifest if global.json => writeln!(out, "{}", serde_json::to_string_pretty(&manifest)?),
         None => writeln!(out, "nothing changed since the last snapshot"),

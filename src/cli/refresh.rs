@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
-use super::{Exit, Global, ordered};
+use super::{Exit, Global, ordered, streams};
 use crate::belvo::{LinkId, Meaning, meaning};
 use crate::clock::Clock;
 use crate::config::Needs;
@@ -89,7 +89,7 @@ fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> a
     if billed_calls < 2 {
         return Ok(None);
     }
-    let err = &mut io::stderr().lock();
+    let err = &mut streams::err();
     writeln!(err, "Belvo would read {billed_calls} links again: {billed_calls} calls on its bill")?;
     if cooling + unfit > 0 {
         writeln!(err, "left out: {cooling} read minutes ago, {unfit} gone or in need of their user")?;
@@ -117,7 +117,7 @@ impl Scope {
 }
 
 fn tell(run: &Run, global: &Global) -> io::Result<()> {
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     let Progress { done, failed, .. } = &run.progress;
     if global.json {
         return writeln!(out, "{}", json!({ "refreshed": done, "failed": failed, "run": run.id }));

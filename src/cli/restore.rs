@@ -1,12 +1,12 @@
 //! `vinculo restore`: a backup in the place of the state, without whoever was erased since, and the lake built from it.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Exit, Global, ordered, work};
+use super::{Exit, Global, ordered, streams, work};
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::operations::Order;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global)?;
     run.iter().try_for_each(|run| ordered::complain(run, global))?;
     let published = run.as_ref().and_then(|run| run.progress.snapshot);
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{:#}", json!({ "restored": restored, "snapshot": published }))?;
     } else {

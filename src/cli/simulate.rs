@@ -1,6 +1,6 @@
 //! `vinculo simulate`: a faithful fake Belvo.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::work::{self, Signal};
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::simulate::{Fault, SECRET_ID, SECRET_PASSWORD, Settings, Simulation};
 
 /// What `simulate` takes.
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             format!("{} cannot be listened on: free the port, or give another one with --listen", args.listen)
         })?;
         let address = listener.local_addr()?;
-        let out = &mut io::stdout();
+        let out = &mut streams::out();
         if global.json {
             writeln!(
                 out,

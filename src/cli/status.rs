@@ -1,8 +1,8 @@
 //! `vinculo status`: one line for people, a document for machines.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
-use super::{Exit, Global, work};
+use super::{Exit, Global, streams, work};
 use crate::admin::client::{Client, Live};
 use crate::admin::status::Status;
 use crate::clock::Clock;
@@ -19,7 +19,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     status.reference = config.lake.reference.expiries();
     for expiry in status.reference.iter().filter(|expiry| expiry.is_near(now)) {
         writeln!(
-            io::stderr(),
+            streams::err(),
             "warning: {} knows the law until {}; put the next one into reference.dir, or features that need it are NULL",
             expiry.table,
             expiry.valid_to
@@ -30,9 +30,9 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
         (status.budget, status.problems) = (live.budget, live.problems);
     }
     if let Some(note) = config.state.unkept_promise() {
-        writeln!(io::stderr(), "warning: {note}")?;
+        writeln!(streams::err(), "warning: {note}")?;
     }
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
     } else {

@@ -1,13 +1,13 @@
 //! `vinculo subject`: everything held on one link or person, as JSON. That it was read out is in the audit.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::erase::Whom;
 use super::sql::{self, Form};
-use super::{Exit, Global, work};
+use super::{Exit, Global, streams, work};
 use crate::admin::client::Client;
 use crate::admin::v1::exports::Export;
 use crate::clock::Clock;
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let export = Export { asked_for: subject.kind().name().to_owned(), links: held.links.clone() };
     work::block_on(note(&config, export))?;
     let document = json!({ "links": held.links, "state": held.tables, "lake": lake });
-    writeln!(io::stdout().lock(), "{document:#}")?;
+    writeln!(streams::out(), "{document:#}")?;
     Ok(Exit::Done)
 }
 

@@ -1,9 +1,9 @@
 //! `vinculo verify`: holds every published file and the state against what was written.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use super::progress::Progress;
-use super::{Exit, Global};
+use super::{Exit, Global, streams};
 use crate::config::Needs;
 use crate::publish::integrity::Damage;
 use crate::verify;
@@ -17,7 +17,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let progress = Progress::of("verify", global);
     let report = verify::check(&config.state, &config.lake.path)?;
     drop(progress);
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     let exit = if report.ok { Exit::Done } else { Exit::Damaged };
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;

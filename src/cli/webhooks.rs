@@ -1,13 +1,13 @@
 //! `vinculo webhooks`: the inbound log and its quarantine.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use anyhow::bail;
 use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::table::Table;
-use super::{Exit, Global, ordered};
+use super::{Exit, Global, ordered, streams};
 use crate::admin::v1::PAGE;
 use crate::belvo::LinkId;
 use crate::config::Needs;
@@ -89,7 +89,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let filter = Filter { webhook_type, outcome, link: wish.link.clone() };
     let limit = wish.limit.unwrap_or(PAGE);
     let (entries, next) = Readers::configured(&config.state).read(|tx| log::list(tx, &filter, wish.after, limit))?;
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         entries.iter().try_for_each(|entry| writeln!(out, "{}", json!(entry)))?;
     } else {
@@ -117,7 +117,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
         table.write(out)?;
     }
     if let Some(next) = next {
-        writeln!(io::stderr(), "there are more: --after {next} shows them")?;
+        writeln!(streams::err(), "there are more: --after {next} shows them")?;
     }
     Ok(Exit::Done)
 }
@@ -128,7 +128,7 @@ fn show(seq: i64, global: &Global) -> anyhow::Result<Exit> {
         bail!("there is no webhook {seq} in the log: `vinculo webhooks list` shows them");
     };
     let document = json!({ "webhook": webhook, "body": body });
-    writeln!(io::stdout().lock(), "{}", serde_json::to_string_pretty(&document)?)?;
+    writeln!(streams::out(), "{}", serde_json::to_string_pretty(&document)?)?;
     Ok(Exit::Done)
 }
 
@@ -136,7 +136,7 @@ fn replay(which: Replay, global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(Order::Replay(which), ordered::STATE_AND_LAKE, global)?;
     if let Some(run) = &run {
         ordered::complain(run, global)?;
-        let out = &mut io::stdout().lock();
+        let out = &mut streams::out();
         if global.json {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use clap::builder::PossibleValuesParser;
 use serde_json::{Value, json};
 
-use super::{Exit, Global, work};
+use super::{Exit, Global, streams, work};
 use crate::admin::client::Client;
 use crate::belvo::LinkId;
 use crate::clock::Clock;
@@ -72,7 +72,7 @@ impl Args {
 }
 
 fn tell(session: &Value, global: &Global) -> io::Result<()> {
-    let out = &mut io::stdout().lock();
+    let out = &mut streams::out();
     if global.json {
         return writeln!(out, "{session}");
     }
