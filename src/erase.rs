@@ -37,8 +37,12 @@ use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, unn
 use crate::tombstones::{self, FileError, Kind, Tombstone, Tombstones};
 use crate::widget;
 
+mod again;
+mod begun;
 mod receipt;
 
+pub use again::{Again, erase_again, learn};
+pub use begun::Begun;
 pub use receipt::{BackupToGo, Receipt, receipts_of};
 
 /// Backups that hold the person must be gone so long after the erasure.
@@ -69,7 +73,7 @@ pub enum Error {
     /// It was begun, and something stands in the way of its end.
     #[error("{0}; once that is mended, `vinculo serve` finishes the erasure by itself, and no other order is needed")]
     Unfinished(Box<Error>),
-    /// A file beside the state cannot be written.
+    /// The receipt cannot be written.
     #[error("{path} cannot be written: {source}; make room, or give this user the right to write there")]
     File {
         /// The file.
@@ -77,7 +81,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The file beside the state that says who was erased is not this state's.
+    /// The file beside the state that says who was erased is not this state's, or cannot be used.
     #[error(transparent)]
     Tombstones(FileError),
     /// The lake could not be published anew.
@@ -129,7 +133,6 @@ impl From<subject::Error> for Error {
 impl From<FileError> for Error {
     fn from(error: FileError) -> Self {
         match error {
-            FileError::File { path, source } => Self::File { path, source },
             FileError::Store(error) => Self::Store(error),
             other => Self::Tombstones(other),
         }
@@ -192,6 +195,13 @@ pub struct Unfinished {
     pause: Duration,
 }
 
+impl Unfinished {
+    /// One that need not wait, of which no more is known than that it was begun.
+    fn new(erasure: String) -> Self {
+        Self { erasure, traces: Traces::default(), waits_for_belvo: false, pause: Duration::ZERO }
+    }
+}
+
 impl Eraser {
     /// One for the state at `state`, open as `store`, and the lake behind `publisher`, and what its orders leave for
     /// [`Eraser::run`]. Without a `deleter` nothing is deleted at Belvo.
@@ -228,17 +238,18 @@ impl Eraser {
     pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
         match self.go_on(erasure, &plan.traces).await {
             Ok(()) => Ok(()),
-            Err(error @ Error::Belvo(_)) => {
-                self.take_back(erasure).await?;
-                Err(error)
-            }
+            Err(error @ Error::Belvo(_)) if self.take_back(erasure).await.is_ok() => Err(error),
             Err(error) => {
-                let (erasure, traces) = (erasure.to_owned(), plan.traces.clone());
-                // A command that ends now has nobody who takes it; the next start does.
-                let _ = self.left.send(Unfinished { erasure, traces, waits_for_belvo: false, pause: FIRST_RETRY });
+                let traces = plan.traces.clone();
+                self.leave(Unfinished { traces, pause: FIRST_RETRY, ..Unfinished::new(erasure.to_owned()) });
                 Err(Error::Unfinished(Box::new(error)))
             }
         }
+    }
+
+    /// Hands an erasure to [`Eraser::run`]. A command that ends now has nobody who takes it; the next start does.
+    fn leave(&self, unfinished: Unfinished) {
+        let _ = self.left.send(unfinished);
     }
 
     /// Does all steps of an erasure that are left.
@@ -260,12 +271,8 @@ impl Eraser {
     /// # Errors
     /// [`Error::Store`], when the state cannot be read.
     pub async fn resume(&self) -> Result<Vec<Unfinished>, Error> {
-        let begun = self.store.read(|tx| {
-            let sql = "SELECT erasure, step, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
-            tx.all(sql, args![], |row| Ok((row.text(0)?, row.text(1)?, row.opt_text(2)?)))
-        });
         let mut unfinished = Vec::new();
-        for (erasure, step, plan) in begun.await? {
+        for Begun { erasure, step, plan, .. } in self.store.read(Begun::all).await? {
             // Once something of it was done, its plan is gone, and Belvo has been asked.
             let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
             let waits_for_belvo = wish.is_some_and(|wish| wish.is_remote);
@@ -275,13 +282,13 @@ impl Eraser {
                 }
             } else {
                 tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and goes on now");
-                if step == Step::Asked.name()
+                if step == Step::Asked
                     && let Err(error) = self.remove(&erasure).await
                 {
                     warn_unfinished(&erasure, &error);
                 }
             }
-            unfinished.push(Unfinished { erasure, traces: Traces::default(), waits_for_belvo, pause: Duration::ZERO });
+            unfinished.push(Unfinished { waits_for_belvo, ..Unfinished::new(erasure) });
         }
         Ok(unfinished)
     }
@@ -352,37 +359,29 @@ impl Eraser {
     ///
     /// # Errors
     /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those is not
-    /// its own, [`Error::Store`]; then nothing is noted.
+    /// its own, [`Error::Subject`] when it names persons and there is no `pii.pepper`, [`Error::Store`].
     pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
         self.ensure_lake_is_own().await?;
-        tombstones::learn(&self.store, &self.state).await?;
-        let erasure = format!("{:032x}", rand::random::<u128>());
         let asked_at = self.clock.now();
+        if let Some(erasure) = learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?.erasure {
+            self.leave(Unfinished::new(erasure));
+        }
         let named = match &plan.subject {
             Subject::Link(_) => None,
             Subject::ExternalId(name) | Subject::Person(name) => Some((plan.subject.kind(), name.clone())),
         };
         let wish = Wish { links: plan.links.clone(), external_ids: plan.external_ids.clone(), named, is_remote };
         let receipt = Receipt {
-            erasure: erasure.clone(),
+            erasure: new_id(),
             asked_at: asked_at.to_string(),
             asked_for: plan.subject.kind().name().to_owned(),
             reason: reason.to_owned(),
             links: plan.links.len(),
             ..Receipt::default()
         };
-        let (id, wish, text) = (erasure.clone(), json!(wish).to_string(), json!(receipt).to_string());
-        let (asked_for, reason) = (receipt.asked_for, receipt.reason);
-        self.store
-            .write(move |tx| {
-                tx.execute(
-                    "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                    args![&id, asked_at, &asked_for, &reason, Step::Asked.name(), &wish, &text],
-                )
-            })
-            .await?;
-        Ok(erasure)
+        let begun = Begun::new(&receipt, asked_at, Step::Asked, Some(json!(wish).to_string()));
+        self.store.write(move |tx| begun.keep(tx)).await?;
+        Ok(receipt.erasure)
     }
 
     /// Does the next step of an erasure, and gives the one that it has reached.
@@ -530,12 +529,16 @@ impl Eraser {
     }
 }
 
+fn new_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 fn warn_unfinished(erasure: &str, error: &Error) {
     tracing::warn!(code = error.code(), erasure, "an erasure is not finished yet: {error}");
 }
 
 /// How far an erasure has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// The wish is noted.
     Asked,
@@ -658,33 +661,6 @@ fn add_texts(value: &Value, traces: &mut Traces) {
         Value::Array(items) => items.iter().for_each(|item| add_texts(item, traces)),
         _ => {}
     }
-}
-
-/// Puts an erasure on record of which the rows are gone already, so that the lake and the log follow.
-///
-/// # Errors
-/// [`store::Error::Database`].
-pub fn note_removed(tx: &Tx<'_>, links: usize, at: Timestamp) -> Result<(), store::Error> {
-    let receipt = Receipt {
-        erasure: format!("{:032x}", rand::random::<u128>()),
-        asked_at: at.to_string(),
-        asked_for: Kind::Link.name().to_owned(),
-        reason: "the tombstones beside this state name what it held".to_owned(),
-        links,
-        ..Receipt::default()
-    };
-    tx.execute(
-        "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) VALUES ($1, $2, $3, $4, $5, NULL, $6)",
-        args![
-            &receipt.erasure,
-            at,
-            &receipt.asked_for,
-            &receipt.reason,
-            Step::Removed.name(),
-            &json!(receipt).to_string()
-        ],
-    )
-    .map(drop)
 }
 
 /// Removes every row of the links and of the `external_id`s that nobody else has, and gives the number for each table.
