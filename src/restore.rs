@@ -14,10 +14,10 @@ use crate::backup::{self, End};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::durable;
-use crate::erase::{self, Again, erase_again};
+use crate::erase::{self, Again, Begun, erase_again};
 use crate::publish::BuiltFrom;
 use crate::sensitive::Pepper;
-use crate::store::{self, Ownership, Readers, Store, Traces};
+use crate::store::{self, Ownership, Readers, Store, Traces, Tx};
 use crate::tombstones::{self, FileError, Tombstones};
 use crate::webhook;
 
@@ -131,16 +131,21 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
             known.push((file, tombstones));
         }
     }
-    // The state that is replaced knows them too, unless it is the reason for this.
-    let replaced = Readers::of(&config.state.path).read(Tombstones::of);
-    if let Ok(Some(tombstones)) = replaced {
+    // The state that is replaced knows them too, and what of it is not done, unless it is the reason for this.
+    let replaced = Readers::of(&config.state.path);
+    if let Ok(Some(tombstones)) = replaced.read(Tombstones::of) {
         known.push((config.state.path.clone(), tombstones));
     }
+    let begun = replaced.read(Begun::all).unwrap_or_default();
     let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
     // Whom a webhook names is looked for in its row.
     store.follow_up_by(webhook::follow_up).await?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let erased = match store.attempt(move |tx| erase_again(tx, known, pepper.as_ref(), now)).await {
+    let erase = move |tx: &Tx<'_>| {
+        begun.iter().try_for_each(|erasure| erasure.keep(tx))?;
+        erase_again(tx, known, pepper.as_ref(), now)
+    };
+    let erased = match store.attempt(erase).await {
         Ok(Again { links, erasure: None }) => Ok(links),
         // Whose traces they are is not known here: the file is written anew.
         Ok(Again { links, .. }) => store.scrub(Traces::default()).await.map(|_| links).map_err(Error::from),
@@ -155,7 +160,7 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
 mod tests {
     use super::*;
     use crate::config::Needs;
-    use crate::store::{Tx, args};
+    use crate::store::args;
     use crate::tombstones::Kind;
 
     fn config_of(state: &Path) -> Config {
@@ -239,5 +244,37 @@ mod tests {
         let kept = "SELECT value FROM meta WHERE name = 'kept'";
         let kept = Readers::of(&path).read::<_, store::Error>(|tx| tx.one(kept, args![], |row| row.text(0)));
         assert_eq!(kept.unwrap().as_deref(), Some("yes"));
+    }
+
+    #[tokio::test]
+    async fn what_the_replaced_state_had_begun_to_erase_goes_on_in_the_restored_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let config = config_of(&path);
+        let store = Store::open(&path).unwrap();
+        let links = [1, 2].map(|digit| format!("00000000-0000-4000-8000-00000000000{digit}"));
+        let gone = links[0].clone();
+        let fill = move |tx: &Tx<'_>| {
+            let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, 0, 0)";
+            links.iter().try_for_each(|link| tx.execute(sql, args![link]).map(drop))
+        };
+        store.write(fill).await.unwrap();
+        let backup = folder.path().join("a.backup");
+        backup::make(&config.state, &backup, Timestamp::from_micros(8)).unwrap();
+        let erase = move |tx: &Tx<'_>| {
+            tombstones::bury(tx, Kind::Link, &gone, Timestamp::from_micros(9))?;
+            let begun = "INSERT INTO erasures VALUES ($1, 9, 'link', 'ticket 1', $2, $3, '{}')";
+            [("1", "removed", None), ("2", "asked", Some("{}")), ("3", "done", None)]
+                .into_iter()
+                .try_for_each(|(id, step, plan)| tx.execute(begun, args![id, step, plan]).map(drop))
+        };
+        store.write(erase).await.unwrap();
+        store.close();
+        let restored = restore(&config, &backup, Timestamp::from_micros(10)).await.unwrap();
+        assert_eq!(restored.erased_again, 1);
+        let begun = "SELECT step || ' ' || reason FROM erasures ORDER BY asked_at, erasure";
+        let begun = Readers::of(&path).read::<_, store::Error>(|tx| tx.all(begun, args![], |row| row.text(0)));
+        let again = "removed the tombstones beside this state name what it held";
+        assert_eq!(begun.unwrap(), ["removed ticket 1", "asked ticket 1", again], "older snapshots are to follow");
     }
 }
