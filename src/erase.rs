@@ -230,7 +230,7 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo does not take is taken back: whoever
+    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish that Belvo does not take is taken back: whoever
     /// waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
     ///
     /// # Errors
@@ -355,12 +355,12 @@ impl Eraser {
         }
     }
 
-    /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
+    /// The wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`. It counts once it is put on record.
     ///
     /// # Errors
     /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those is not
     /// its own, [`Error::Subject`] when it names persons and there is no `pii.pepper`, [`Error::Store`].
-    pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
+    pub async fn wish(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<Begun, Error> {
         self.ensure_lake_is_own().await?;
         let asked_at = self.clock.now();
         if let Some(erasure) = learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?.erasure {
@@ -379,9 +379,7 @@ impl Eraser {
             links: plan.links.len(),
             ..Receipt::default()
         };
-        let begun = Begun::new(&receipt, asked_at, Step::Asked, Some(json!(wish).to_string()));
-        self.store.write(move |tx| begun.keep(tx)).await?;
-        Ok(receipt.erasure)
+        Ok(Begun::new(&receipt, asked_at, Step::Asked, Some(json!(wish).to_string())))
     }
 
     /// Does the next step of an erasure, and gives the one that it has reached.
@@ -794,7 +792,9 @@ mod tests {
 
         async fn ask(&self, subject: Subject) -> Result<(String, Plan), Error> {
             let plan = self.eraser.plan(subject).await?;
-            let erasure = self.eraser.ask(&plan, "ticket 1", false).await?;
+            let wish = self.eraser.wish(&plan, "ticket 1", false).await?;
+            let erasure = wish.erasure.clone();
+            self.store.write(move |tx| wish.keep(tx)).await?;
             Ok((erasure, plan))
         }
 
