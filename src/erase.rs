@@ -402,7 +402,7 @@ impl Eraser {
     /// Rows, keys and bodies go, and tombstones come.
     async fn remove(&self, erasure: &str) -> Result<Step, Error> {
         let id = erasure.to_owned();
-        let (plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
+        let (asked_at, plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
         let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
         let mut wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
         if wish.is_remote {
@@ -420,7 +420,7 @@ impl Eraser {
                 }
                 wish.external_ids = external_ids;
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
-                receipt.tombstones = bury(tx, &wish, now)?;
+                receipt.tombstones = bury(tx, &wish, asked_at, now)?;
                 // Tells the publisher that there is something new.
                 tx.change()?;
                 keep(tx, Step::Removed, &receipt)
@@ -471,7 +471,7 @@ impl Eraser {
             }
         }
         let id = erasure.to_owned();
-        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
+        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.2;
         // The volume may have been changed since it was asked for, or the state put back.
         self.ensure_lake_is_own().await?;
         // Also where a lake has lost its link to the current one.
@@ -523,7 +523,7 @@ impl Eraser {
     /// [`Error::Store`].
     pub async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
         let id = erasure.to_owned();
-        Ok(self.store.read(move |tx| read(tx, &id)).await?.1)
+        Ok(self.store.read(move |tx| read(tx, &id)).await?.2)
     }
 }
 
@@ -707,18 +707,20 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
 }
 
 /// Notes what must not come back: the links, and their users until now. That is also said where a link was named, as
-/// everything under an `external_id` that no other link has goes with it.
-fn bury(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Vec<Tombstone>, store::Error> {
-    let links = wish.links.iter().map(|id| (Kind::Link, id));
-    let users = wish.external_ids.iter().map(|id| (Kind::ExternalId, id));
-    let persons = wish.named.iter().filter(|(kind, _)| *kind == Kind::Person).map(|(kind, key)| (*kind, key));
-    links.chain(users).chain(persons).map(|(kind, name)| tombstones::bury(tx, kind, name, now)).collect()
+/// everything under an `external_id` that no other link has goes with it. Of a person, what came after the wish is not in its
+/// plan and stays: somebody who connects again while Belvo is waited for.
+fn bury(tx: &Tx<'_>, wish: &Wish, asked_at: Timestamp, now: Timestamp) -> Result<Vec<Tombstone>, store::Error> {
+    let links = wish.links.iter().map(|id| (Kind::Link, id, now));
+    let users = wish.external_ids.iter().map(|id| (Kind::ExternalId, id, now));
+    let persons = wish.named.iter().filter(|(kind, _)| *kind == Kind::Person).map(|(kind, key)| (*kind, key, asked_at));
+    links.chain(users).chain(persons).map(|(kind, name, at)| tombstones::bury(tx, kind, name, at)).collect()
 }
 
-fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Option<String>, Receipt), store::Error> {
-    let found = tx.one("SELECT plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
-        let receipt = serde_json::from_str(row.str(1)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
-        Ok((row.opt_text(0)?, receipt))
+/// When an erasure was asked for, its plan, and what was done so far.
+fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Timestamp, Option<String>, Receipt), store::Error> {
+    let found = tx.one("SELECT asked_at, plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
+        let receipt = serde_json::from_str(row.str(2)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
+        Ok((row.at(0)?, row.opt_text(1)?, receipt))
     })?;
     found.ok_or(store::Error::Unreadable("an erasure"))
 }
@@ -945,6 +947,25 @@ mod tests {
         place.eraser.erase(&erasure, &plan).await.unwrap();
         assert_eq!(place.count("SELECT count(*) FROM meta WHERE value LIKE '%2f5d361d%'").await, 0);
         assert_eq!(place.count("SELECT count(*) FROM meta WHERE value = '7 '").await, 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_of_a_person_connects_while_belvo_is_waited_for_is_not_under_the_tombstone() {
+        let place = Place::new();
+        let wish = Wish {
+            links: vec![LINK.to_owned()],
+            external_ids: Vec::new(),
+            named: Some((Kind::Person, "person-1".to_owned())),
+            is_remote: false,
+        };
+        let receipt = Receipt { erasure: new_id(), ..Receipt::default() };
+        let asked_at = Timestamp::from_micros(5);
+        let begun = Begun::new(&receipt, asked_at, Step::Asked, Some(json!(wish).to_string()));
+        place.store.write(move |tx| begun.keep(tx)).await.unwrap();
+        place.eraser.remove(&receipt.erasure).await.unwrap();
+        let tombstones = place.store.read(Tombstones::of).await.unwrap().unwrap();
+        assert_eq!(tombstones.erased_at(Kind::Person, "person-1"), Some(5));
+        assert_eq!(tombstones.erased_at(Kind::Link, LINK), Some(1_000_000_000));
     }
 
     #[test]
