@@ -30,7 +30,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
 use crate::lane::{in_background, result_of};
-use crate::publish::{self, Publisher, Scope};
+use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
 use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, unnamed_webhooks};
@@ -470,16 +470,23 @@ impl Eraser {
                 }
             }
         }
-        let id = erasure.to_owned();
-        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.2;
+        let mut receipt = self.receipt_of(erasure).await?;
         // The volume may have been changed since it was asked for, or the state put back.
         self.ensure_lake_is_own().await?;
         // Also where a lake has lost its link to the current one.
         if !self.publisher.snapshots()?.is_empty() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
             let publisher = Arc::clone(&self.publisher);
-            receipt.snapshots = in_background(move || publisher.forget()).await?;
+            let older = in_background(move || publisher.older()).await?;
+            let going: Vec<_> = older.iter().map(|older| older.snapshot).collect();
+            // On record before they go: when a crash or a failure comes in between, the next try finds only what is left.
+            let is_new = |older: &Forgotten| receipt.snapshots.iter().all(|known| known.snapshot != older.snapshot);
+            let new: Vec<_> = older.into_iter().filter(is_new).collect();
+            receipt.snapshots.extend(new);
             receipt.published = self.publisher.current();
+            let (publisher, so_far) = (Arc::clone(&self.publisher), receipt.clone());
+            self.store.write(move |tx| keep(tx, Step::Removed, &so_far)).await?;
+            in_background(move || publisher.forget(&going)).await?;
         }
         self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
@@ -966,6 +973,26 @@ mod tests {
         let tombstones = place.store.read(Tombstones::of).await.unwrap().unwrap();
         assert_eq!(tombstones.erased_at(Kind::Person, "person-1"), Some(5));
         assert_eq!(tombstones.erased_at(Kind::Link, LINK), Some(1_000_000_000));
+    }
+
+    #[tokio::test]
+    async fn a_receipt_names_the_snapshots_that_were_dropped_before_something_failed() {
+        let place = Place::new();
+        place.has_link(None).await;
+        publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap();
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let refuse = "CREATE TRIGGER full BEFORE UPDATE ON erasures WHEN NEW.step = 'published' \
+                      BEGIN SELECT RAISE(ABORT, 'full'); END";
+        place.store.write(move |tx| tx.execute(refuse, args![])).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap_err();
+        assert_eq!(place.publisher.snapshots().unwrap(), [2], "the first is gone");
+        place.store.write(|tx| tx.execute("DROP TRIGGER full", args![])).await.unwrap();
+        let begun = place.eraser.resume().await.unwrap();
+        assert!(place.eraser.finish_now(begun).await.is_empty());
+        let receipt = place.eraser.receipt_of(&erasure).await.unwrap();
+        assert_eq!(receipt.snapshots.iter().map(|gone| gone.snapshot).collect::<Vec<_>>(), [1, 2]);
+        assert!(receipt.snapshots.iter().all(|gone| !gone.files.is_empty()), "{receipt}");
+        assert_eq!((receipt.published, place.publisher.snapshots().unwrap()), (Some(3), vec![3]));
     }
 
     #[test]
