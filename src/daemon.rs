@@ -245,7 +245,9 @@ impl Daemon {
         self.spawn("widgets", self.operations.widgets.clone().run(self.shutdown.clone()));
         self.spawn("recollects", self.operations.recollector.clone().run(self.shutdown.clone()));
         self.spawn("deletions", self.operations.deleter.clone().run(self.shutdown.clone()));
-        self.spawn("erasures", self.operations.eraser.clone().run(erasures, left, self.shutdown.clone()));
+        let (eraser, problems, shutdown) =
+            (self.operations.eraser.clone(), self.problems.clone(), self.shutdown.clone());
+        self.spawn("erasures", eraser.run(erasures, left, problems, shutdown));
         self.spawn("lookups", links.clone().run(self.settled.clone(), self.shutdown.clone()));
         let publisher = publish::run(
             Arc::clone(&self.publisher),

@@ -30,6 +30,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
 use crate::lane::{in_background, result_of};
+use crate::problems::Problems;
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
@@ -57,6 +58,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Wait before an erasure that failed is gone on with; it doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_mins(10);
+
+/// Stands while an erasure that has failed is not done.
+const PROBLEM: &str = "erasure_unfinished";
 
 /// Why nothing, or not everything, was erased.
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +204,11 @@ impl Unfinished {
     fn new(erasure: String) -> Self {
         Self { erasure, traces: Traces::default(), waits_for_belvo: false, pause: Duration::ZERO }
     }
+
+    /// Whether it was gone on with before, and failed.
+    fn has_failed(&self) -> bool {
+        !self.pause.is_zero()
+    }
 }
 
 impl Eraser {
@@ -309,11 +318,13 @@ impl Eraser {
     }
 
     /// Finishes the erasures `begun` and those that orders have `left`, until `shutdown`. What fails is tried again after a
-    /// pause, and holds up no other; a wish that Belvo refuses is taken back, as [`Eraser::erase`] does.
+    /// pause, stands among the `problems` until it is done, and holds up no other; a wish that Belvo refuses is taken back, as
+    /// [`Eraser::erase`] does.
     pub async fn run(
         self,
         begun: Vec<Unfinished>,
         mut left: mpsc::UnboundedReceiver<Unfinished>,
+        problems: Problems,
         shutdown: CancellationToken,
     ) {
         for Unfinished { erasure, .. } in begun.iter().filter(|one| one.waits_for_belvo) {
@@ -323,36 +334,48 @@ impl Eraser {
                 "an erasure was interrupted and goes on: Belvo is asked first"
             );
         }
-        let mut going = JoinSet::new();
-        for one in begun {
-            going.spawn(self.clone().persist(one));
-        }
+        // Those that have failed once, and are not done.
+        let mut failing: BTreeSet<String> =
+            begun.iter().filter(|one| one.has_failed()).map(|one| one.erasure.clone()).collect();
+        let mut going: JoinSet<_> = begun.into_iter().map(|one| self.clone().persist(one)).collect();
         let finishing = async {
             loop {
-                tokio::select! {
-                    Some(one) = left.recv() => {
-                        going.spawn(self.clone().persist(one));
-                    }
-                    Some(ended) = going.join_next() => result_of(ended),
+                if failing.is_empty() {
+                    problems.clear(PROBLEM);
+                } else {
+                    problems.raise(PROBLEM);
                 }
+                let unfinished = tokio::select! {
+                    Some(one) = left.recv() => one,
+                    Some(ended) = going.join_next() => match result_of(ended) {
+                        Ok(erasure) => {
+                            failing.remove(&erasure);
+                            continue;
+                        }
+                        Err(one) => one,
+                    }
+                };
+                if unfinished.has_failed() {
+                    failing.insert(unfinished.erasure.clone());
+                }
+                going.spawn(self.clone().persist(unfinished));
             }
         };
         shutdown.run_until_cancelled(finishing).await;
     }
 
-    /// Goes on with an erasure until it is done or given up.
-    async fn persist(self, unfinished: Unfinished) {
-        let Unfinished { erasure, traces, mut pause, .. } = unfinished;
-        loop {
-            tokio::time::sleep(pause).await;
-            let Err(error) = self.go_on(&erasure, &traces).await else { return };
-            if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
-                tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
-                return;
-            }
-            warn_unfinished(&erasure, &error);
-            pause = (pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
+    /// Goes on with an erasure, and gives its id when it is done or given up, and otherwise what is to be gone on with later.
+    async fn persist(self, unfinished: Unfinished) -> Result<String, Unfinished> {
+        tokio::time::sleep(unfinished.pause).await;
+        let Unfinished { erasure, traces, pause, .. } = &unfinished;
+        let Err(error) = self.go_on(erasure, traces).await else { return Ok(unfinished.erasure) };
+        if error.is_refusal() && self.take_back(erasure).await.is_ok() {
+            tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
+            return Ok(unfinished.erasure);
         }
+        warn_unfinished(erasure, &error);
+        let pause = (*pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
+        Err(Unfinished { pause, ..unfinished })
     }
 
     /// The wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`. It counts once it is put on record.
@@ -849,15 +872,38 @@ mod tests {
         publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap().expect("it was ordered");
         let shutdown = CancellationToken::new();
         let begun = vec![Unfinished { pause: Duration::ZERO, ..left }];
-        let running = tokio::spawn(place.eraser.clone().run(begun, place.left, shutdown.clone()));
-        let done = "SELECT count(*) FROM erasures WHERE step = 'done'";
-        while place.store.read(move |tx| tx.one(done, args![], |row| row.int(0))).await.unwrap() != Some(1) {
+        let running = tokio::spawn(place.eraser.clone().run(begun, place.left, Problems::default(), shutdown.clone()));
+        while place.store.read(Begun::count).await.unwrap() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         shutdown.cancel();
         running.await.unwrap();
         assert_eq!(place.publisher.snapshots().unwrap(), [3], "the other state's went when that was ordered for");
         assert!(receipts_of(&place.folder.path().join("state.db"), &erasure).iter().all(|file| file.exists()));
+    }
+
+    #[tokio::test]
+    async fn an_erasure_that_fails_stands_among_the_problems_until_it_is_done() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let receipts = place.folder.path().join("erasures");
+        std::fs::write(&receipts, "no folder").unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap_err();
+
+        let (problems, shutdown) = (Problems::default(), CancellationToken::new());
+        let running = place.eraser.clone().run(Vec::new(), place.left, problems.clone(), shutdown.clone());
+        let running = tokio::spawn(running);
+        while problems.standing() != [PROBLEM] {
+            tokio::task::yield_now().await;
+        }
+        std::fs::remove_file(&receipts).unwrap();
+        while !problems.standing().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(place.store.read(Begun::count).await.unwrap(), 0);
+        shutdown.cancel();
+        running.await.unwrap();
     }
 
     #[tokio::test]

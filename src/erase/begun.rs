@@ -49,6 +49,14 @@ impl Begun {
         })
     }
 
+    /// How many there are.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn count(tx: &Tx<'_>) -> Result<u64, Error> {
+        tx.count("SELECT count(*) FROM erasures WHERE step <> 'done'", args![])
+    }
+
     /// Puts it on record. One that is there and has come as far stays as it is.
     ///
     /// # Errors
@@ -100,6 +108,7 @@ mod tests {
             let all = store.write(move |tx| kept.keep(tx).and_then(|()| Begun::all(tx))).await.unwrap();
             let all: Vec<_> = all.iter().map(|begun| (begun.step, begun.plan.as_deref())).collect();
             assert_eq!(all, expected.into_iter().collect::<Vec<_>>());
+            assert_eq!(store.read(Begun::count).await.unwrap(), all.len() as u64);
         }
     }
 }
