@@ -940,6 +940,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_found_to_have_been_erased_when_somebody_else_is_asked_for_goes_too() {
+        let mut place = Place::new();
+        place.has_link(None).await;
+        let other = Place::new();
+        let bury = |tx: &Tx<'_>| tombstones::bury(tx, Kind::ExternalId, "user-1", Timestamp::from_micros(7)).map(drop);
+        other.store.write(bury).await.unwrap();
+        let known = other.store.read(Tombstones::of).await.unwrap().unwrap();
+        known.write(&tombstones::file_of(&place.folder.path().join("state.db"))).unwrap();
+        let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ('user-1', 7)";
+        place.store.write(move |tx| tx.execute(session, args![])).await.unwrap();
+
+        place.ask(link()).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM widget_sessions").await, 0);
+        let left = place.left.recv().await.unwrap();
+        assert!(place.eraser.finish_now(vec![left]).await.is_empty());
+        assert_eq!(place.store.read(Begun::count).await.unwrap(), 1, "the wish itself");
+    }
+
+    #[tokio::test]
     async fn a_user_who_opened_the_widget_and_never_connected_is_erased_too() {
         let place = Place::new();
         let user = || Subject::ExternalId("user-1".to_owned());

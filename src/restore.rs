@@ -1,8 +1,8 @@
 //! A backup in the place of the state, without whoever was erased since.
 //!
 //! *Takes* a backup, and the tombstones beside it and beside the state. *Gives* the state that it holds. *Promises* that the
-//! state is as it was until the whole of the other one is ready, and that nobody comes back who was erased. *Not here*: the
-//! lake, which is built anew from the restored state.
+//! state is as it was until the whole of the other one is ready, that nobody comes back who was erased, and that an erasure
+//! which was begun goes on at the next start. *Not here*: the lake, which is built anew from the restored state.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
