@@ -21,7 +21,7 @@ use crate::belvo::{Budget, Client, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
-use crate::erase::{Eraser, Unfinished};
+use crate::erase::{self, Eraser, Unfinished};
 use crate::features::runs::{self, Mode, Wanted};
 use crate::fetch::trust::Trust;
 use crate::lane::in_background;
@@ -39,7 +39,7 @@ use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asked, Asker, Job, Times};
 use crate::sensitive::Pepper;
 use crate::store::{self, Ownership, Store, args};
-use crate::tombstones::{self, FileError};
+use crate::tombstones::FileError;
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
@@ -129,15 +129,11 @@ impl Daemon {
         };
         let store = Store::configured(&config.state)?;
         restore::clear_left_over(&config.state.path);
-        let has_learnt = learn_of_erased(&store, &config.state.path).await?;
         store.follow_up_by(webhook::follow_up).await?;
         let pepper = config.pii.pepper.clone().map(Pepper::new);
-        if has_learnt {
-            // An older state that was put back holds whom the file says was erased since.
-            restore::erase_learnt(&store, pepper.clone(), clock.now()).await?;
-        }
+        learn_of_erased(&store, &config.state.path, pepper.clone(), clock.now()).await?;
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
-        let publisher = Publisher::open(store.clone(), lake, confirm_after, pepper, clock.clone())?;
+        let publisher = Publisher::open(store.clone(), lake, confirm_after, pepper.clone(), clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let ledger = ledger(&config.state.path);
@@ -161,7 +157,7 @@ impl Daemon {
             store.clone(),
             Arc::clone(&publisher),
             (parts != Parts::WithoutBelvo).then(|| deleter.clone()),
-            config.pii.pepper.clone().map(Pepper::new),
+            pepper,
             &config.state.path,
             clock.clone(),
         );
@@ -249,7 +245,9 @@ impl Daemon {
         self.spawn("widgets", self.operations.widgets.clone().run(self.shutdown.clone()));
         self.spawn("recollects", self.operations.recollector.clone().run(self.shutdown.clone()));
         self.spawn("deletions", self.operations.deleter.clone().run(self.shutdown.clone()));
-        self.spawn("erasures", self.operations.eraser.clone().run(erasures, left, self.shutdown.clone()));
+        let (eraser, problems, shutdown) =
+            (self.operations.eraser.clone(), self.problems.clone(), self.shutdown.clone());
+        self.spawn("erasures", eraser.run(erasures, left, problems, shutdown));
         self.spawn("lookups", links.clone().run(self.settled.clone(), self.shutdown.clone()));
         let publisher = publish::run(
             Arc::clone(&self.publisher),
@@ -390,16 +388,20 @@ impl Daemon {
     }
 }
 
-/// Lets a state that is new in its folder, or an older one, know who was erased there, before it hears of anybody; says whether
-/// there was anything new to it. One that has tombstones of its own does its work all the same: it is told when they are to be
-/// written.
-async fn learn_of_erased(store: &Store, state: &Path) -> Result<bool, FileError> {
-    match tombstones::learn(store, state).await {
-        Err(error @ FileError::Foreign(_)) => {
+/// Lets a state that is new in its folder, or an older one that was put back, know who was erased there, before it hears of
+/// anybody else. One that has tombstones of its own does its work all the same: it is told when they are to be written.
+async fn learn_of_erased(
+    store: &Store,
+    state: &Path,
+    pepper: Option<Pepper>,
+    now: Timestamp,
+) -> Result<(), erase::Error> {
+    match erase::learn(store, state, pepper, now).await {
+        Err(error @ erase::Error::Tombstones(FileError::Foreign(_))) => {
             tracing::warn!(code = error.code(), "nobody can be erased: {error}");
-            Ok(false)
+            Ok(())
         }
-        learnt => learnt,
+        learnt => learnt.map(drop),
     }
 }
 

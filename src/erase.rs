@@ -30,15 +30,20 @@ use crate::clock::{Clock, Timestamp};
 use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
 use crate::lane::{in_background, result_of};
-use crate::publish::{self, Publisher, Scope};
+use crate::problems::Problems;
+use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
 use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, unnamed_webhooks};
 use crate::tombstones::{self, FileError, Kind, Tombstone, Tombstones};
 use crate::widget;
 
+mod again;
+mod begun;
 mod receipt;
 
+pub use again::{Again, erase_again, learn};
+pub use begun::Begun;
 pub use receipt::{BackupToGo, Receipt, receipts_of};
 
 /// Backups that hold the person must be gone so long after the erasure.
@@ -53,6 +58,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Wait before an erasure that failed is gone on with; it doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_mins(10);
+
+/// Stands while an erasure that has failed is not done.
+const PROBLEM: &str = "erasure_unfinished";
 
 /// Why nothing, or not everything, was erased.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +77,7 @@ pub enum Error {
     /// It was begun, and something stands in the way of its end.
     #[error("{0}; once that is mended, `vinculo serve` finishes the erasure by itself, and no other order is needed")]
     Unfinished(Box<Error>),
-    /// A file beside the state cannot be written.
+    /// The receipt cannot be written.
     #[error("{path} cannot be written: {source}; make room, or give this user the right to write there")]
     File {
         /// The file.
@@ -77,7 +85,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The file beside the state that says who was erased is not this state's.
+    /// The file beside the state that says who was erased is not this state's, or cannot be used.
     #[error(transparent)]
     Tombstones(FileError),
     /// The lake could not be published anew.
@@ -129,7 +137,6 @@ impl From<subject::Error> for Error {
 impl From<FileError> for Error {
     fn from(error: FileError) -> Self {
         match error {
-            FileError::File { path, source } => Self::File { path, source },
             FileError::Store(error) => Self::Store(error),
             other => Self::Tombstones(other),
         }
@@ -192,6 +199,18 @@ pub struct Unfinished {
     pause: Duration,
 }
 
+impl Unfinished {
+    /// One that need not wait, of which no more is known than that it was begun.
+    fn new(erasure: String) -> Self {
+        Self { erasure, traces: Traces::default(), waits_for_belvo: false, pause: Duration::ZERO }
+    }
+
+    /// Whether it was gone on with before, and failed.
+    fn has_failed(&self) -> bool {
+        !self.pause.is_zero()
+    }
+}
+
 impl Eraser {
     /// One for the state at `state`, open as `store`, and the lake behind `publisher`, and what its orders leave for
     /// [`Eraser::run`]. Without a `deleter` nothing is deleted at Belvo.
@@ -220,7 +239,7 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Finishes the erasure that [`Eraser::ask`] noted of `plan`. A wish that Belvo does not take is taken back: whoever
+    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish that Belvo does not take is taken back: whoever
     /// waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
     ///
     /// # Errors
@@ -228,17 +247,18 @@ impl Eraser {
     pub async fn erase(&self, erasure: &str, plan: &Plan) -> Result<(), Error> {
         match self.go_on(erasure, &plan.traces).await {
             Ok(()) => Ok(()),
-            Err(error @ Error::Belvo(_)) => {
-                self.take_back(erasure).await?;
-                Err(error)
-            }
+            Err(error @ Error::Belvo(_)) if self.take_back(erasure).await.is_ok() => Err(error),
             Err(error) => {
-                let (erasure, traces) = (erasure.to_owned(), plan.traces.clone());
-                // A command that ends now has nobody who takes it; the next start does.
-                let _ = self.left.send(Unfinished { erasure, traces, waits_for_belvo: false, pause: FIRST_RETRY });
+                let traces = plan.traces.clone();
+                self.leave(Unfinished { traces, pause: FIRST_RETRY, ..Unfinished::new(erasure.to_owned()) });
                 Err(Error::Unfinished(Box::new(error)))
             }
         }
+    }
+
+    /// Hands an erasure to [`Eraser::run`]. A command that ends now has nobody who takes it; the next start does.
+    fn leave(&self, unfinished: Unfinished) {
+        let _ = self.left.send(unfinished);
     }
 
     /// Does all steps of an erasure that are left.
@@ -260,12 +280,8 @@ impl Eraser {
     /// # Errors
     /// [`Error::Store`], when the state cannot be read.
     pub async fn resume(&self) -> Result<Vec<Unfinished>, Error> {
-        let begun = self.store.read(|tx| {
-            let sql = "SELECT erasure, step, plan FROM erasures WHERE step <> 'done' ORDER BY asked_at";
-            tx.all(sql, args![], |row| Ok((row.text(0)?, row.text(1)?, row.opt_text(2)?)))
-        });
         let mut unfinished = Vec::new();
-        for (erasure, step, plan) in begun.await? {
+        for Begun { erasure, step, plan, .. } in self.store.read(Begun::all).await? {
             // Once something of it was done, its plan is gone, and Belvo has been asked.
             let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
             let waits_for_belvo = wish.is_some_and(|wish| wish.is_remote);
@@ -275,13 +291,13 @@ impl Eraser {
                 }
             } else {
                 tracing::warn!(code = "erasure_resumed", erasure, "an erasure was interrupted and goes on now");
-                if step == Step::Asked.name()
+                if step == Step::Asked
                     && let Err(error) = self.remove(&erasure).await
                 {
                     warn_unfinished(&erasure, &error);
                 }
             }
-            unfinished.push(Unfinished { erasure, traces: Traces::default(), waits_for_belvo, pause: Duration::ZERO });
+            unfinished.push(Unfinished { waits_for_belvo, ..Unfinished::new(erasure) });
         }
         Ok(unfinished)
     }
@@ -302,11 +318,13 @@ impl Eraser {
     }
 
     /// Finishes the erasures `begun` and those that orders have `left`, until `shutdown`. What fails is tried again after a
-    /// pause, and holds up no other; a wish that Belvo refuses is taken back, as [`Eraser::erase`] does.
+    /// pause, stands among the `problems` until it is done, and holds up no other; a wish that Belvo refuses is taken back, as
+    /// [`Eraser::erase`] does.
     pub async fn run(
         self,
         begun: Vec<Unfinished>,
         mut left: mpsc::UnboundedReceiver<Unfinished>,
+        problems: Problems,
         shutdown: CancellationToken,
     ) {
         for Unfinished { erasure, .. } in begun.iter().filter(|one| one.waits_for_belvo) {
@@ -316,73 +334,75 @@ impl Eraser {
                 "an erasure was interrupted and goes on: Belvo is asked first"
             );
         }
-        let mut going = JoinSet::new();
-        for one in begun {
-            going.spawn(self.clone().persist(one));
-        }
+        // Those that have failed once, and are not done.
+        let mut failing: BTreeSet<String> =
+            begun.iter().filter(|one| one.has_failed()).map(|one| one.erasure.clone()).collect();
+        let mut going: JoinSet<_> = begun.into_iter().map(|one| self.clone().persist(one)).collect();
         let finishing = async {
             loop {
-                tokio::select! {
-                    Some(one) = left.recv() => {
-                        going.spawn(self.clone().persist(one));
-                    }
-                    Some(ended) = going.join_next() => result_of(ended),
+                if failing.is_empty() {
+                    problems.clear(PROBLEM);
+                } else {
+                    problems.raise(PROBLEM);
                 }
+                let unfinished = tokio::select! {
+                    Some(one) = left.recv() => one,
+                    Some(ended) = going.join_next() => match result_of(ended) {
+                        Ok(erasure) => {
+                            failing.remove(&erasure);
+                            continue;
+                        }
+                        Err(one) => one,
+                    }
+                };
+                if unfinished.has_failed() {
+                    failing.insert(unfinished.erasure.clone());
+                }
+                going.spawn(self.clone().persist(unfinished));
             }
         };
         shutdown.run_until_cancelled(finishing).await;
     }
 
-    /// Goes on with an erasure until it is done or given up.
-    async fn persist(self, unfinished: Unfinished) {
-        let Unfinished { erasure, traces, mut pause, .. } = unfinished;
-        loop {
-            tokio::time::sleep(pause).await;
-            let Err(error) = self.go_on(&erasure, &traces).await else { return };
-            if error.is_refusal() && self.take_back(&erasure).await.is_ok() {
-                tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
-                return;
-            }
-            warn_unfinished(&erasure, &error);
-            pause = (pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
+    /// Goes on with an erasure, and gives its id when it is done or given up, and otherwise what is to be gone on with later.
+    async fn persist(self, unfinished: Unfinished) -> Result<String, Unfinished> {
+        tokio::time::sleep(unfinished.pause).await;
+        let Unfinished { erasure, traces, pause, .. } = &unfinished;
+        let Err(error) = self.go_on(erasure, traces).await else { return Ok(unfinished.erasure) };
+        if error.is_refusal() && self.take_back(erasure).await.is_ok() {
+            tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
+            return Ok(unfinished.erasure);
         }
+        warn_unfinished(erasure, &error);
+        let pause = (*pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
+        Err(Unfinished { pause, ..unfinished })
     }
 
-    /// Notes the wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`, and gives the erasure's id.
+    /// The wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`. It counts once it is put on record.
     ///
     /// # Errors
     /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those is not
-    /// its own, [`Error::Store`]; then nothing is noted.
-    pub async fn ask(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<String, Error> {
+    /// its own, [`Error::Subject`] when it names persons and there is no `pii.pepper`, [`Error::Store`].
+    pub async fn wish(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<Begun, Error> {
         self.ensure_lake_is_own().await?;
-        tombstones::learn(&self.store, &self.state).await?;
-        let erasure = format!("{:032x}", rand::random::<u128>());
         let asked_at = self.clock.now();
+        if let Some(erasure) = learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?.erasure {
+            self.leave(Unfinished::new(erasure));
+        }
         let named = match &plan.subject {
             Subject::Link(_) => None,
             Subject::ExternalId(name) | Subject::Person(name) => Some((plan.subject.kind(), name.clone())),
         };
         let wish = Wish { links: plan.links.clone(), external_ids: plan.external_ids.clone(), named, is_remote };
         let receipt = Receipt {
-            erasure: erasure.clone(),
+            erasure: new_id(),
             asked_at: asked_at.to_string(),
             asked_for: plan.subject.kind().name().to_owned(),
             reason: reason.to_owned(),
             links: plan.links.len(),
             ..Receipt::default()
         };
-        let (id, wish, text) = (erasure.clone(), json!(wish).to_string(), json!(receipt).to_string());
-        let (asked_for, reason) = (receipt.asked_for, receipt.reason);
-        self.store
-            .write(move |tx| {
-                tx.execute(
-                    "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                    args![&id, asked_at, &asked_for, &reason, Step::Asked.name(), &wish, &text],
-                )
-            })
-            .await?;
-        Ok(erasure)
+        Ok(Begun::new(&receipt, asked_at, Step::Asked, Some(json!(wish).to_string())))
     }
 
     /// Does the next step of an erasure, and gives the one that it has reached.
@@ -405,7 +425,7 @@ impl Eraser {
     /// Rows, keys and bodies go, and tombstones come.
     async fn remove(&self, erasure: &str) -> Result<Step, Error> {
         let id = erasure.to_owned();
-        let (plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
+        let (asked_at, plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
         let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
         let mut wish = wish.ok_or(store::Error::Unreadable("an erasure's plan"))?;
         if wish.is_remote {
@@ -423,7 +443,7 @@ impl Eraser {
                 }
                 wish.external_ids = external_ids;
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
-                receipt.tombstones = bury(tx, &wish, now)?;
+                receipt.tombstones = bury(tx, &wish, asked_at, now)?;
                 // Tells the publisher that there is something new.
                 tx.change()?;
                 keep(tx, Step::Removed, &receipt)
@@ -473,16 +493,23 @@ impl Eraser {
                 }
             }
         }
-        let id = erasure.to_owned();
-        let mut receipt = self.store.read(move |tx| read(tx, &id)).await?.1;
+        let mut receipt = self.receipt_of(erasure).await?;
         // The volume may have been changed since it was asked for, or the state put back.
         self.ensure_lake_is_own().await?;
         // Also where a lake has lost its link to the current one.
         if !self.publisher.snapshots()?.is_empty() {
             publish::publish_in_background(&self.publisher, Scope::Everything).await?;
             let publisher = Arc::clone(&self.publisher);
-            receipt.snapshots = in_background(move || publisher.forget()).await?;
+            let older = in_background(move || publisher.older()).await?;
+            let going: Vec<_> = older.iter().map(|older| older.snapshot).collect();
+            // On record before they go: when a crash or a failure comes in between, the next try finds only what is left.
+            let is_new = |older: &Forgotten| receipt.snapshots.iter().all(|known| known.snapshot != older.snapshot);
+            let new: Vec<_> = older.into_iter().filter(is_new).collect();
+            receipt.snapshots.extend(new);
             receipt.published = self.publisher.current();
+            let (publisher, so_far) = (Arc::clone(&self.publisher), receipt.clone());
+            self.store.write(move |tx| keep(tx, Step::Removed, &so_far)).await?;
+            in_background(move || publisher.forget(&going)).await?;
         }
         self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
@@ -526,8 +553,12 @@ impl Eraser {
     /// [`Error::Store`].
     pub async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
         let id = erasure.to_owned();
-        Ok(self.store.read(move |tx| read(tx, &id)).await?.1)
+        Ok(self.store.read(move |tx| read(tx, &id)).await?.2)
     }
+}
+
+fn new_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 fn warn_unfinished(erasure: &str, error: &Error) {
@@ -535,7 +566,7 @@ fn warn_unfinished(erasure: &str, error: &Error) {
 }
 
 /// How far an erasure has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// The wish is noted.
     Asked,
@@ -660,33 +691,6 @@ fn add_texts(value: &Value, traces: &mut Traces) {
     }
 }
 
-/// Puts an erasure on record of which the rows are gone already, so that the lake and the log follow.
-///
-/// # Errors
-/// [`store::Error::Database`].
-pub fn note_removed(tx: &Tx<'_>, links: usize, at: Timestamp) -> Result<(), store::Error> {
-    let receipt = Receipt {
-        erasure: format!("{:032x}", rand::random::<u128>()),
-        asked_at: at.to_string(),
-        asked_for: Kind::Link.name().to_owned(),
-        reason: "the tombstones beside this state name what it held".to_owned(),
-        links,
-        ..Receipt::default()
-    };
-    tx.execute(
-        "INSERT INTO erasures (erasure, asked_at, asked_for, reason, step, plan, receipt) VALUES ($1, $2, $3, $4, $5, NULL, $6)",
-        args![
-            &receipt.erasure,
-            at,
-            &receipt.asked_for,
-            &receipt.reason,
-            Step::Removed.name(),
-            &json!(receipt).to_string()
-        ],
-    )
-    .map(drop)
-}
-
 /// Removes every row of the links and of the `external_id`s that nobody else has, and gives the number for each table.
 ///
 /// A table is found by its columns `link_id` and `external_id`, so that none is forgotten.
@@ -734,18 +738,20 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
 }
 
 /// Notes what must not come back: the links, and their users until now. That is also said where a link was named, as
-/// everything under an `external_id` that no other link has goes with it.
-fn bury(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Vec<Tombstone>, store::Error> {
-    let links = wish.links.iter().map(|id| (Kind::Link, id));
-    let users = wish.external_ids.iter().map(|id| (Kind::ExternalId, id));
-    let persons = wish.named.iter().filter(|(kind, _)| *kind == Kind::Person).map(|(kind, key)| (*kind, key));
-    links.chain(users).chain(persons).map(|(kind, name)| tombstones::bury(tx, kind, name, now)).collect()
+/// everything under an `external_id` that no other link has goes with it. Of a person, what came after the wish is not in its
+/// plan and stays: somebody who connects again while Belvo is waited for.
+fn bury(tx: &Tx<'_>, wish: &Wish, asked_at: Timestamp, now: Timestamp) -> Result<Vec<Tombstone>, store::Error> {
+    let links = wish.links.iter().map(|id| (Kind::Link, id, now));
+    let users = wish.external_ids.iter().map(|id| (Kind::ExternalId, id, now));
+    let persons = wish.named.iter().filter(|(kind, _)| *kind == Kind::Person).map(|(kind, key)| (*kind, key, asked_at));
+    links.chain(users).chain(persons).map(|(kind, name, at)| tombstones::bury(tx, kind, name, at)).collect()
 }
 
-fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Option<String>, Receipt), store::Error> {
-    let found = tx.one("SELECT plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
-        let receipt = serde_json::from_str(row.str(1)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
-        Ok((row.opt_text(0)?, receipt))
+/// When an erasure was asked for, its plan, and what was done so far.
+fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Timestamp, Option<String>, Receipt), store::Error> {
+    let found = tx.one("SELECT asked_at, plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
+        let receipt = serde_json::from_str(row.str(2)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
+        Ok((row.at(0)?, row.opt_text(1)?, receipt))
     })?;
     found.ok_or(store::Error::Unreadable("an erasure"))
 }
@@ -819,7 +825,9 @@ mod tests {
 
         async fn ask(&self, subject: Subject) -> Result<(String, Plan), Error> {
             let plan = self.eraser.plan(subject).await?;
-            let erasure = self.eraser.ask(&plan, "ticket 1", false).await?;
+            let wish = self.eraser.wish(&plan, "ticket 1", false).await?;
+            let erasure = wish.erasure.clone();
+            self.store.write(move |tx| wish.keep(tx)).await?;
             Ok((erasure, plan))
         }
 
@@ -865,15 +873,38 @@ mod tests {
         publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap().expect("it was ordered");
         let shutdown = CancellationToken::new();
         let begun = vec![Unfinished { pause: Duration::ZERO, ..left }];
-        let running = tokio::spawn(place.eraser.clone().run(begun, place.left, shutdown.clone()));
-        let done = "SELECT count(*) FROM erasures WHERE step = 'done'";
-        while place.store.read(move |tx| tx.one(done, args![], |row| row.int(0))).await.unwrap() != Some(1) {
+        let running = tokio::spawn(place.eraser.clone().run(begun, place.left, Problems::default(), shutdown.clone()));
+        while place.store.read(Begun::count).await.unwrap() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         shutdown.cancel();
         running.await.unwrap();
         assert_eq!(place.publisher.snapshots().unwrap(), [3], "the other state's went when that was ordered for");
         assert!(receipts_of(&place.folder.path().join("state.db"), &erasure).iter().all(|file| file.exists()));
+    }
+
+    #[tokio::test]
+    async fn an_erasure_that_fails_stands_among_the_problems_until_it_is_done() {
+        let place = Place::new();
+        place.has_link(None).await;
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let receipts = place.folder.path().join("erasures");
+        std::fs::write(&receipts, "no folder").unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap_err();
+
+        let (problems, shutdown) = (Problems::default(), CancellationToken::new());
+        let running = place.eraser.clone().run(Vec::new(), place.left, problems.clone(), shutdown.clone());
+        let running = tokio::spawn(running);
+        while problems.standing() != [PROBLEM] {
+            tokio::task::yield_now().await;
+        }
+        std::fs::remove_file(&receipts).unwrap();
+        while !problems.standing().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(place.store.read(Begun::count).await.unwrap(), 0);
+        shutdown.cancel();
+        running.await.unwrap();
     }
 
     #[tokio::test]
@@ -907,6 +938,25 @@ mod tests {
         assert_eq!(other.ask(link()).await.err().unwrap().code(), "foreign_tombstones");
         assert_eq!(other.count("SELECT count(*) FROM erasures").await, 0);
         assert_eq!(std::fs::read(file(&place)).unwrap(), std::fs::read(file(&other)).unwrap());
+    }
+
+    #[tokio::test]
+    async fn who_is_found_to_have_been_erased_when_somebody_else_is_asked_for_goes_too() {
+        let mut place = Place::new();
+        place.has_link(None).await;
+        let other = Place::new();
+        let bury = |tx: &Tx<'_>| tombstones::bury(tx, Kind::ExternalId, "user-1", Timestamp::from_micros(7)).map(drop);
+        other.store.write(bury).await.unwrap();
+        let known = other.store.read(Tombstones::of).await.unwrap().unwrap();
+        known.write(&tombstones::file_of(&place.folder.path().join("state.db"))).unwrap();
+        let session = "INSERT INTO widget_sessions (external_id, asked_at) VALUES ('user-1', 7)";
+        place.store.write(move |tx| tx.execute(session, args![])).await.unwrap();
+
+        place.ask(link()).await.unwrap();
+        assert_eq!(place.count("SELECT count(*) FROM widget_sessions").await, 0);
+        let left = place.left.recv().await.unwrap();
+        assert!(place.eraser.finish_now(vec![left]).await.is_empty());
+        assert_eq!(place.store.read(Begun::count).await.unwrap(), 1, "the wish itself");
     }
 
     #[tokio::test]
@@ -970,6 +1020,45 @@ mod tests {
         place.eraser.erase(&erasure, &plan).await.unwrap();
         assert_eq!(place.count("SELECT count(*) FROM meta WHERE value LIKE '%2f5d361d%'").await, 0);
         assert_eq!(place.count("SELECT count(*) FROM meta WHERE value = '7 '").await, 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_of_a_person_connects_while_belvo_is_waited_for_is_not_under_the_tombstone() {
+        let place = Place::new();
+        let wish = Wish {
+            links: vec![LINK.to_owned()],
+            external_ids: Vec::new(),
+            named: Some((Kind::Person, "person-1".to_owned())),
+            is_remote: false,
+        };
+        let receipt = Receipt { erasure: new_id(), ..Receipt::default() };
+        let asked_at = Timestamp::from_micros(5);
+        let begun = Begun::new(&receipt, asked_at, Step::Asked, Some(json!(wish).to_string()));
+        place.store.write(move |tx| begun.keep(tx)).await.unwrap();
+        place.eraser.remove(&receipt.erasure).await.unwrap();
+        let tombstones = place.store.read(Tombstones::of).await.unwrap().unwrap();
+        assert_eq!(tombstones.erased_at(Kind::Person, "person-1"), Some(5));
+        assert_eq!(tombstones.erased_at(Kind::Link, LINK), Some(1_000_000_000));
+    }
+
+    #[tokio::test]
+    async fn a_receipt_names_the_snapshots_that_were_dropped_before_something_failed() {
+        let place = Place::new();
+        place.has_link(None).await;
+        publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap();
+        let (erasure, plan) = place.ask(link()).await.unwrap();
+        let refuse = "CREATE TRIGGER full BEFORE UPDATE ON erasures WHEN NEW.step = 'published' \
+                      BEGIN SELECT RAISE(ABORT, 'full'); END";
+        place.store.write(move |tx| tx.execute(refuse, args![])).await.unwrap();
+        place.eraser.erase(&erasure, &plan).await.unwrap_err();
+        assert_eq!(place.publisher.snapshots().unwrap(), [2], "the first is gone");
+        place.store.write(|tx| tx.execute("DROP TRIGGER full", args![])).await.unwrap();
+        let begun = place.eraser.resume().await.unwrap();
+        assert!(place.eraser.finish_now(begun).await.is_empty());
+        let receipt = place.eraser.receipt_of(&erasure).await.unwrap();
+        assert_eq!(receipt.snapshots.iter().map(|gone| gone.snapshot).collect::<Vec<_>>(), [1, 2]);
+        assert!(receipt.snapshots.iter().all(|gone| !gone.files.is_empty()), "{receipt}");
+        assert_eq!((receipt.published, place.publisher.snapshots().unwrap()), (Some(3), vec![3]));
     }
 
     #[test]

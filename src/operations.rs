@@ -435,7 +435,8 @@ impl Operations {
 
     async fn erase(&self, erasure: Erasure, reason: Reason) -> Result<String, Refused> {
         let plan = self.eraser.plan(erasure.subject).await?;
-        let id = self.eraser.ask(&plan, &erasure.reason, erasure.is_remote).await?;
+        let wish = self.eraser.wish(&plan, &erasure.reason, erasure.is_remote).await?;
+        let id = wish.erasure.clone();
         let this = self.clone();
         let name = Some(id.clone());
         let work = |progress: watch::Sender<Progress>| async move {
@@ -450,7 +451,9 @@ impl Operations {
             });
             Ok(())
         };
-        Ok(self.runs.start(Kind::Erase, name, reason, work).await?.to_string())
+        // A wish without a run would be carried out by the next start alone, although whoever asked was told that it failed.
+        let note = move |tx: &Tx<'_>| wish.keep(tx);
+        Ok(self.runs.start_with(Kind::Erase, name, reason, note, work).await?.to_string())
     }
 
     /// Keeps the row before the order is answered: its run has nothing left to do.

@@ -315,16 +315,24 @@ impl Publisher {
         self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now()).map(drop)
     }
 
-    /// Drops all snapshots before the current one, whatever their age. Blocks.
+    /// All snapshots before the current one, with their files.
     ///
     /// # Errors
     /// [`Error::Folder`].
-    pub fn forget(&self) -> Result<Vec<Forgotten>, Error> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lake.forget()
+    pub fn older(&self) -> Result<Vec<Forgotten>, Error> {
+        self.lake.older()
     }
 
-    /// The snapshots that are there, which [`Publisher::forget`] would drop once there is a new one.
+    /// Drops these of [`Publisher::older`], whatever their age. One that is gone already is none to drop. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn forget(&self, snapshots: &[u32]) -> Result<(), Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lake.forget(snapshots)
+    }
+
+    /// The snapshots that are there, which an erasure drops once there is a new one.
     ///
     /// # Errors
     /// [`Error::Folder`].
@@ -1023,7 +1031,8 @@ mod tests {
         assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3]);
         let left = place.lake().join(".staging/000000.gone");
         fs::create_dir(&left).unwrap();
-        let forgotten = publisher.forget().unwrap();
+        let forgotten = publisher.older().unwrap();
+        publisher.forget(&[1, 2]).unwrap();
         assert_eq!(forgotten.iter().map(|gone| gone.snapshot).collect::<Vec<_>>(), [1, 2]);
         assert!(forgotten.iter().all(|gone| !gone.files.is_empty()), "{forgotten:?}");
         assert_eq!(publisher.snapshots().unwrap(), [3]);

@@ -1,27 +1,25 @@
 //! A backup in the place of the state, without whoever was erased since.
 //!
 //! *Takes* a backup, and the tombstones beside it and beside the state. *Gives* the state that it holds. *Promises* that the
-//! state is as it was until the whole of the other one is ready, and that nobody comes back who was erased. *Not here*: the
-//! lake, which is built anew from the restored state.
+//! state is as it was until the whole of the other one is ready, that nobody comes back who was erased, and that an erasure
+//! which was begun goes on at the next start. *Not here*: the lake, which is built anew from the restored state.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use crate::backup::{self, End};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::durable;
+use crate::erase::{self, Again, Begun, erase_again};
 use crate::publish::BuiltFrom;
 use crate::sensitive::Pepper;
-use crate::store::{self, Ownership, Readers, Store, Traces, Tx, WebhookPlace, args};
-use crate::subject::{self, own_external_ids};
-use crate::tombstones::{self, FileError, Kind, Tombstones};
-use crate::{audit, erase, webhook};
+use crate::store::{self, Ownership, Readers, Store, Traces, Tx};
+use crate::tombstones::{self, FileError, Tombstones};
+use crate::webhook;
 
 /// Why a backup was not put back.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +30,9 @@ pub enum Error {
     /// It cannot be known who was erased.
     #[error(transparent)]
     Tombstones(FileError),
-    /// Somebody who was erased could not be looked for.
+    /// Who was erased could not be erased again.
     #[error(transparent)]
-    Subject(#[from] subject::Error),
+    Erase(#[from] erase::Error),
     /// The state refused.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -46,7 +44,7 @@ impl Error {
         match self {
             Self::Backup(error) => error.code(),
             Self::Tombstones(error) => error.code(),
-            Self::Subject(error) => error.code(),
+            Self::Erase(error) => error.code(),
             Self::Store(error) => error.code(),
         }
     }
@@ -133,140 +131,37 @@ async fn restore_into(config: &Config, from: &Path, fresh: &Path, end: &End, now
             known.push((file, tombstones));
         }
     }
-    // The state that is replaced knows them too, unless it is the reason for this.
-    let replaced = Readers::of(&config.state.path).read(Tombstones::of);
-    if let Ok(Some(tombstones)) = replaced {
+    // The state that is replaced knows them too, and what of it is not done, unless it is the reason for this.
+    let replaced = Readers::of(&config.state.path);
+    if let Ok(Some(tombstones)) = replaced.read(Tombstones::of) {
         known.push((config.state.path.clone(), tombstones));
     }
+    let begun = replaced.read(Begun::all).unwrap_or_default();
     let store = Store::open_with(fresh, store::MasterKeys::of(&config.state))?;
     // Whom a webhook names is looked for in its row.
     store.follow_up_by(webhook::follow_up).await?;
     let pepper = config.pii.pepper.clone().map(Pepper::new);
-    let erased = store.write(move |tx| Ok(erase_again(tx, known, pepper.as_ref(), now))).await;
-    let erased = match erased.map_err(Error::from).and_then(|erased| erased) {
-        Ok(ErasedAgain { links: 0, users: 0 }) => Ok(0),
+    let erase = move |tx: &Tx<'_>| {
+        begun.iter().try_for_each(|erasure| erasure.keep(tx))?;
+        erase_again(tx, known, pepper.as_ref(), now)
+    };
+    let erased = match store.attempt(erase).await {
+        Ok(Again { links, erasure: None }) => Ok(links),
         // Whose traces they are is not known here: the file is written anew.
-        Ok(erased) => store.scrub(Traces::default()).await.map(|_| erased.links).map_err(Error::from),
-        Err(error) => Err(error),
+        Ok(Again { links, .. }) => store.scrub(Traces::default()).await.map(|_| links).map_err(Error::from),
+        Err(error) => Err(error.into()),
     };
     // Nothing may be open when the file is moved.
     tokio::task::spawn_blocking(move || store.close()).await.map_err(|_| store::Error::Closed)?;
     erased
 }
 
-/// Erases in the state whom its tombstones name, which it has just learnt: rows go at once, and the rest of an erasure is left
-/// to whoever goes on with those that were begun.
-///
-/// # Errors
-/// [`Error::Subject`] when persons were erased and there is no `pii.pepper` to find them by; [`Error::Store`].
-pub async fn erase_learnt(store: &Store, pepper: Option<Pepper>, now: Timestamp) -> Result<(), Error> {
-    let erase = move |tx: &Tx<'_>| {
-        let erased = match erase_again(tx, Vec::new(), pepper.as_ref(), now) {
-            Ok(erased) => erased,
-            Err(error) => return Ok(Err(error)),
-        };
-        if erased.links + erased.users > 0 {
-            erase::note_removed(tx, erased.links, now)?;
-        }
-        Ok(Ok(()))
-    };
-    store.write(erase).await?
-}
-
-/// How many had been erased since the backup was made.
-struct ErasedAgain {
-    links: usize,
-    /// Their `external_id`s, and those of users who never connected.
-    users: usize,
-}
-
-fn erase_again(
-    tx: &Tx<'_>,
-    known: Vec<(PathBuf, Tombstones)>,
-    pepper: Option<&Pepper>,
-    now: Timestamp,
-) -> Result<ErasedAgain, Error> {
-    for (file, tombstones) in known {
-        if !tombstones.keep(tx)? {
-            return Err(FileError::Foreign(file).into());
-        }
-    }
-    let (mut links, mut users) = (BTreeSet::new(), BTreeSet::new());
-    if let Some(tombstones) = Tombstones::of(tx)? {
-        for table in tx.tables_with("link_id")? {
-            let sql = format!("SELECT DISTINCT link_id FROM {table} WHERE link_id IS NOT NULL");
-            let ids = tx.all(&sql, args![], |row| row.text(0))?;
-            links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
-        }
-        let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
-            Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
-        })?;
-        if tombstones.has(Kind::ExternalId) {
-            for (link, external_id, first_seen_at) in &connected {
-                let erased_at = external_id.as_ref().and_then(|id| tombstones.erased_at(Kind::ExternalId, id));
-                if erased_at.is_some_and(|erased_at| *first_seen_at <= erased_at) {
-                    links.insert(link.clone());
-                }
-            }
-            users = users_without_link(tx, &tombstones)?;
-        }
-        if tombstones.has(Kind::Person) {
-            let pepper = pepper.ok_or(subject::Error::NoPepper)?;
-            let owners = subject::persons(tx, pepper)?;
-            for (link, person) in owners {
-                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
-                if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
-                    links.insert(link);
-                }
-            }
-        }
-    }
-    let links: Vec<_> = links.into_iter().collect();
-    users.extend(own_external_ids(tx, &links)?);
-    let erased = ErasedAgain { links: links.len(), users: users.len() };
-    if !links.is_empty() || !users.is_empty() {
-        erase::remove(tx, &links, &users.into_iter().collect::<Vec<_>>())?;
-        links.iter().try_for_each(|link| tombstones::bury(tx, Kind::Link, link, now).map(drop))?;
-        tx.change()?;
-    }
-    audit::note(tx, now, "restore", &json!({ "erased_again": erased.links }))?;
-    Ok(erased)
-}
-
-/// The `external_id`s without a link of which all that is held is from before they were erased: widget sessions, and webhooks
-/// in the quarantine.
-fn users_without_link(tx: &Tx<'_>, tombstones: &Tombstones) -> Result<BTreeSet<String>, store::Error> {
-    let sessions = "SELECT external_id, max(asked_at) FROM widget_sessions GROUP BY external_id";
-    let mut latest: BTreeMap<String, i64> =
-        tx.all(sessions, args![], |row| Ok((row.text(0)?, row.int(1)?)))?.into_iter().collect();
-    tx.each("SELECT received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
-        let received_at = row.int(0)?;
-        let place = WebhookPlace { link_id: None, received_at };
-        // One that cannot be opened says nothing.
-        let Ok(body) = place.open(tx, row.bytes(1)?) else { return Ok(()) };
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        if let Some(user) = body["external_id"].as_str() {
-            let latest = latest.entry(user.to_owned()).or_insert(received_at);
-            *latest = received_at.max(*latest);
-        }
-        Ok::<_, store::Error>(())
-    })?;
-    let mut users = BTreeSet::new();
-    for (user, latest) in latest {
-        let is_connected = "SELECT 1 FROM links WHERE external_id = $1";
-        if tombstones.erased_at(Kind::ExternalId, &user).is_some_and(|erased_at| latest <= erased_at)
-            && tx.one(is_connected, args![&user], |_| Ok(()))?.is_none()
-        {
-            users.insert(user);
-        }
-    }
-    Ok(users)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Needs;
+    use crate::store::args;
+    use crate::tombstones::Kind;
 
     fn config_of(state: &Path) -> Config {
         let url = format!("sqlite://{}", state.display());
@@ -352,24 +247,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_state_that_learns_who_was_erased_holds_them_no_more() {
+    async fn what_the_replaced_state_had_begun_to_erase_goes_on_in_the_restored_one() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let [erased, stays] = [1, 2].map(|digit| format!("00000000-0000-4000-8000-00000000000{digit}"));
-        let links = [erased.clone(), stays.clone()];
+        let path = folder.path().join("state.db");
+        let config = config_of(&path);
+        let store = Store::open(&path).unwrap();
+        let links = [1, 2].map(|digit| format!("00000000-0000-4000-8000-00000000000{digit}"));
+        let gone = links[0].clone();
         let fill = move |tx: &Tx<'_>| {
-            for link in &links {
-                let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, 0, 0)";
-                tx.execute(sql, args![link])?;
-            }
-            tombstones::bury(tx, Kind::Link, &erased, Timestamp::from_micros(1)).map(drop)
+            let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, 0, 0)";
+            links.iter().try_for_each(|link| tx.execute(sql, args![link]).map(drop))
         };
         store.write(fill).await.unwrap();
-        erase_learnt(&store, None, Timestamp::from_micros(2)).await.unwrap();
-        let left = |tx: &Tx<'_>| {
-            let links = tx.all("SELECT link_id FROM links", args![], |row| row.text(0))?;
-            Ok((links, tx.all("SELECT step FROM erasures", args![], |row| row.text(0))?))
+        let backup = folder.path().join("a.backup");
+        backup::make(&config.state, &backup, Timestamp::from_micros(8)).unwrap();
+        let erase = move |tx: &Tx<'_>| {
+            tombstones::bury(tx, Kind::Link, &gone, Timestamp::from_micros(9))?;
+            let begun = "INSERT INTO erasures VALUES ($1, 9, 'link', 'ticket 1', $2, $3, '{}')";
+            [("1", "removed", None), ("2", "asked", Some("{}")), ("3", "done", None)]
+                .into_iter()
+                .try_for_each(|(id, step, plan)| tx.execute(begun, args![id, step, plan]).map(drop))
         };
-        assert_eq!(store.read(left).await.unwrap(), (vec![stays], vec!["removed".to_owned()]), "the lake is to follow");
+        store.write(erase).await.unwrap();
+        store.close();
+        let restored = restore(&config, &backup, Timestamp::from_micros(10)).await.unwrap();
+        assert_eq!(restored.erased_again, 1);
+        let begun = "SELECT step || ' ' || reason FROM erasures ORDER BY asked_at, erasure";
+        let begun = Readers::of(&path).read::<_, store::Error>(|tx| tx.all(begun, args![], |row| row.text(0)));
+        let again = "removed the tombstones beside this state name what it held";
+        assert_eq!(begun.unwrap(), ["removed ticket 1", "asked ticket 1", again], "older snapshots are to follow");
     }
 }

@@ -233,8 +233,27 @@ impl Runs {
     where
         F: Future<Output = Result<(), Failed>> + Send + 'static,
     {
+        self.start_with(kind, name, reason, |_| Ok(()), work).await
+    }
+
+    /// Like [`Runs::start`], with what `note` puts on record together with the run: both are, or neither.
+    ///
+    /// # Errors
+    /// Those of [`Runs::start`], and what `note` gave.
+    pub async fn start_with<F>(
+        &self,
+        kind: Kind,
+        name: Option<String>,
+        reason: Reason,
+        note: impl FnOnce(&Tx<'_>) -> Result<(), Error> + Send + 'static,
+        work: impl FnOnce(watch::Sender<Progress>) -> F,
+    ) -> Result<i64, Error>
+    where
+        F: Future<Output = Result<(), Failed>> + Send + 'static,
+    {
         let now = self.clock.now();
         let begin = move |tx: &Tx<'_>| {
+            note(tx)?;
             let sql = "INSERT INTO runs (kind, name, reason, started_at) VALUES ($1, $2, $3, $4) RETURNING run_id";
             tx.one(sql, args![kind.name(), name.as_deref(), reason.name(), now], |row| row.int(0))
         };
@@ -505,6 +524,26 @@ mod tests {
         let cut_off = runs.start(Kind::Rebuild, None, Reason::Api, |_| std::future::pending()).await.unwrap();
         shutdown.cancel();
         assert_eq!(ended(&runs, cut_off).await.outcome.as_deref(), Some("interrupted"));
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_with_a_run_is_on_record_with_it_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let (runs, _) = runs(&folder.path().join("state.db")).await;
+        let note = |tx: &Tx<'_>| tx.execute("INSERT INTO meta (name, value) VALUES ('noted', '')", args![]).map(drop);
+        let start = || runs.start_with(Kind::Erase, None, Reason::Api, note, |_| async { Ok(()) });
+        let counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM meta WHERE name = 'noted')";
+        let counts = || runs.store.read(move |tx| tx.one(counts, args![], |row| Ok((row.int(0)?, row.int(1)?))));
+        let refuse = "CREATE TRIGGER full BEFORE INSERT ON runs BEGIN SELECT RAISE(ABORT, 'full'); END";
+        runs.store.write(move |tx| tx.execute(refuse, args![])).await.unwrap();
+        start().await.unwrap_err();
+        assert_eq!(counts().await.unwrap(), Some((0, 0)));
+        runs.store.write(|tx| tx.execute("DROP TRIGGER full", args![])).await.unwrap();
+        start().await.unwrap();
+        assert_eq!(counts().await.unwrap(), Some((1, 1)));
+        // Noted already.
+        start().await.unwrap_err();
+        assert_eq!(counts().await.unwrap(), Some((1, 1)));
     }
 
     #[tokio::test]

@@ -113,22 +113,18 @@ impl FileError {
     }
 }
 
-/// Lets the state at `state`, open as `store`, learn what the file beside it says and it does not know: it is new there, or an
-/// older one that was put back. Says whether there was anything. A file that is missing is written from what the state knows.
+/// What the file beside the state at `state` says and the state, open as `store`, does not know: it is new there, or an older one
+/// that was put back. `None` when there is nothing. A file that is missing is written from what the state knows.
 ///
 /// # Errors
-/// [`FileError`]; [`FileError::Foreign`] when the state has tombstones of its own, under another salt.
-pub async fn learn(store: &Store, state: &Path) -> Result<bool, FileError> {
+/// [`FileError::Damaged`], [`FileError::File`], [`FileError::Store`].
+pub async fn unknown(store: &Store, state: &Path) -> Result<Option<(PathBuf, Tombstones)>, FileError> {
     let path = file_of(state);
     let held = store.read(Tombstones::of).await?;
     let Some(there) = Tombstones::read(&path)? else {
-        return held.map_or(Ok(()), |held| held.write(&path)).map(|()| false);
+        return held.map_or(Ok(()), |held| held.write(&path)).map(|()| None);
     };
-    let has_all = |held: &Tombstones| held.salt == there.salt && there.all.iter().all(|one| held.all.contains(one));
-    if held.as_ref().is_some_and(has_all) {
-        return Ok(false);
-    }
-    if store.write(move |tx| there.keep(tx)).await? { Ok(true) } else { Err(FileError::Foreign(path)) }
+    Ok(if held.is_some_and(|held| held.has_all(&there)) { None } else { Some((path, there)) })
 }
 
 /// First line of the file.
@@ -239,6 +235,15 @@ impl Tombstones {
         self.all.iter().find(|tombstone| tombstone.kind == kind && tombstone.hash == hash).map(|found| found.erased_at)
     }
 
+    /// Whether each of `others` is here, as late or later.
+    fn has_all(&self, others: &Self) -> bool {
+        let has = |other: &Tombstone| {
+            let is_it = |one: &Tombstone| (one.kind, &one.hash) == (other.kind, &other.hash);
+            self.all.iter().any(|one| is_it(one) && one.erased_at >= other.erased_at)
+        };
+        self.salt == others.salt && others.all.iter().all(has)
+    }
+
     /// Whether there is one of this kind.
     pub fn has(&self, kind: Kind) -> bool {
         self.all.iter().any(|tombstone| tombstone.kind == kind)
@@ -331,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_state_in_an_old_ones_folder_learns_who_was_erased_there_and_replaces_nobody_elses_file() {
+    async fn what_only_the_file_knows_is_unknown_to_the_state_and_nobody_elses_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let bury_in = |store: &Store, at: i64| {
@@ -346,24 +351,26 @@ mod tests {
         bury_in(&old, 7).await.write(&file).unwrap();
 
         let new = Store::open(&path("new.db")).unwrap();
-        learn(&new, &path("new.db")).await.unwrap();
-        let link: LinkId = LINK.parse().unwrap();
-        assert!(new.read(move |tx| is_erased(tx, &link)).await.unwrap());
+        let (from, there) = unknown(&new, &path("new.db")).await.unwrap().expect("it knows of nobody");
+        assert_eq!((from, there.erased_at(Kind::Link, LINK)), (file.clone(), Some(7)));
+        assert!(new.write(move |tx| there.keep(tx)).await.unwrap());
         bury_in(&new, 8).await.write(&file).unwrap();
-        // An older state that was put back learns what it does not know.
-        learn(&old, &path("old.db")).await.unwrap();
-        let known = old.read(Tombstones::of).await.unwrap().unwrap();
-        assert_eq!(known.erased_at(Kind::Link, LINK), Some(8));
+        // An older state that was put back does not know what came since; one that knows more does not learn less.
+        let (_, there) = unknown(&old, &path("old.db")).await.unwrap().expect("it was erased once more");
+        assert_eq!(there.erased_at(Kind::Link, LINK), Some(8));
+        let known = bury_in(&old, 9).await;
+        assert_eq!(unknown(&old, &path("old.db")).await.unwrap(), None);
 
         let before = fs::read(&file).unwrap();
         let other = Store::open(&path("other.db")).unwrap();
         let foreign = bury_in(&other, 9).await;
-        assert_eq!(learn(&other, &path("other.db")).await.unwrap_err().code(), "foreign_tombstones");
+        let (_, there) = unknown(&other, &path("other.db")).await.unwrap().expect("it is another's");
+        assert!(!other.write(move |tx| there.keep(tx)).await.unwrap());
         assert_eq!(foreign.write(&file).unwrap_err().code(), "foreign_tombstones");
         assert_eq!(fs::read(&file).unwrap(), before);
         fs::write(&file, &before[..before.len() - 9]).unwrap();
         assert_eq!(known.write(&file).unwrap_err().code(), "tombstones_damaged");
         let third = Store::open(&path("third.db")).unwrap();
-        assert_eq!(learn(&third, &path("third.db")).await.unwrap_err().code(), "tombstones_damaged");
+        assert_eq!(unknown(&third, &path("third.db")).await.unwrap_err().code(), "tombstones_damaged");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! *Takes* a bound listener and routes. *Promises* that neither silent nor slow clients keep an operator out: a head and a
 //! body have to come in time, there are no more than [`MOST_CONNECTIONS`], and who says nothing makes room; that a request
-//! which a proxy in front may read otherwise is refused and ends its connection; and that what was begun is answered when
-//! the program stops. *Not here*: who may ask, and what.
+//! which a proxy in front may read otherwise is refused and ends its connection; that what orders or changes something is
+//! carried out once it has come, whether its sender waits or not; and that what was begun is answered when the program
+//! stops. *Not here*: who may ask, and what.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error;
 use crate::crowd::{Crowd, Guest};
+use crate::lane::result_of;
 use crate::listener;
 use crate::wire::{Framing, Heads};
 
@@ -53,7 +55,7 @@ pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: Cance
     // Nothing is lost with an operator's connection, so that nobody counts them.
     let (crowd, open) = (Crowd::new(MOST_CONNECTIONS, Counter::noop()), TaskTracker::new());
     listener::take(listener, "admin", &crowd, &shutdown, |stream, peer, guest| {
-        open.spawn(connection(stream, peer, routes.clone(), guest, shutdown.clone()));
+        open.spawn(connection(stream, peer, routes.clone(), guest, open.clone(), shutdown.clone()));
     })
     .await;
     open.close();
@@ -62,10 +64,17 @@ pub(super) async fn serve(listener: TcpListener, routes: Router, shutdown: Cance
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, guest: Guest, shutdown: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    routes: Router,
+    guest: Guest,
+    open: TaskTracker,
+    shutdown: CancellationToken,
+) {
     let (guest, routes, heads) = (Arc::new(guest), TowerToHyperService::new(routes), Heads::default());
     let service = service_fn(|request| {
-        let (guest, routes, framing) = (Arc::clone(&guest), routes.clone(), heads.next());
+        let (guest, routes, open, framing) = (Arc::clone(&guest), routes.clone(), open.clone(), heads.next());
         async move {
             let _busy = guest.busy();
             let read = match framing {
@@ -79,7 +88,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, guest: 
             let mut answer = match read {
                 Ok(mut request) => {
                     request.extensions_mut().insert(ConnectInfo(peer));
-                    routes.call(request).await?
+                    let is_order = !request.method().is_safe();
+                    let answer = routes.call(request);
+                    // An answer is dropped with its connection, and an order must not be cut off between two of its steps.
+                    if is_order { result_of(open.spawn(answer).await)? } else { answer.await? }
                 }
                 Err(refusal) => refusal,
             };
@@ -128,14 +140,20 @@ fn doubtful(message: &str) -> Response<Body> {
 mod tests {
     use std::time::Instant;
 
+    use axum::http::Method;
     use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::{mpsc, watch};
 
     use super::*;
 
     /// A listener that repeats what it is sent, and ends with the test.
     async fn start() -> (SocketAddr, tokio_util::sync::DropGuard) {
         let routes = Router::new().route("/", get(|| async { "here" })).route("/", post(|body: Bytes| async { body }));
+        start_with(routes).await
+    }
+
+    async fn start_with(routes: Router) -> (SocketAddr, tokio_util::sync::DropGuard) {
         let (listener, end) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, routes, end.clone()));
@@ -201,6 +219,29 @@ mod tests {
         let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n";
         let answer = rest(begin(address, &format!("{chunked}{hidden}")).await).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ab"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_order_is_carried_out_although_its_sender_left_and_a_question_is_not() {
+        let (begun, mut begins) = mpsc::channel(1);
+        let (go_on, wait) = watch::channel(false);
+        let (done, mut ends) = mpsc::channel(1);
+        let handler = async move |method: Method| {
+            begun.send(()).await.unwrap();
+            wait.clone().wait_for(|may| *may).await.unwrap();
+            done.send(method).await.unwrap();
+        };
+        let (address, end) = start_with(Router::new().route("/", get(handler.clone()).post(handler))).await;
+        for head in [GET, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"] {
+            let mut sender = begin(address, head).await;
+            begins.recv().await.unwrap();
+            sender.shutdown().await.unwrap();
+            assert_eq!(rest(sender).await, "", "the listener has seen that nobody waits");
+        }
+        go_on.send_replace(true);
+        drop(end);
+        assert_eq!(ends.recv().await, Some(Method::POST));
+        assert_eq!(ends.recv().await, None);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::belvo::Budget;
 use crate::clock::Timestamp;
 use crate::config;
+use crate::erase::Begun;
 use crate::features::reference::Expiry;
 use crate::problems::Problems;
 use crate::publish::Lake;
@@ -39,6 +40,8 @@ pub struct Status {
     pub blocked: u64,
     /// Widget sessions whose user is still to come.
     pub users_awaited: u64,
+    /// Erasures that were begun and are not done.
+    pub erasures_unfinished: u64,
     /// How many refreshes last failed with each code.
     pub errors: BTreeMap<String, u64>,
     /// Webhooks by what became of them.
@@ -180,6 +183,7 @@ impl Status {
             retrying,
             blocked,
             users_awaited: widget::waiting_count(tx, now)?,
+            erasures_unfinished: Begun::count(tx)?,
             errors: queue::errors(tx)?,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             webhooks_by_type: webhooks_by_type(tx)?,
@@ -279,6 +283,9 @@ impl fmt::Display for Status {
         if self.users_awaited > 0 {
             write!(f, "{} waiting for their user · ", grouped(self.users_awaited))?;
         }
+        if self.erasures_unfinished > 0 {
+            write!(f, "{} erasures unfinished · ", grouped(self.erasures_unfinished))?;
+        }
         if let Some(BudgetUse { in_use, limit, paused_until, .. }) = &self.budget {
             write!(f, "budget {in_use} of {limit} in use")?;
             if let Some(until) = paused_until {
@@ -370,6 +377,11 @@ mod tests {
         let since = Timestamp::parse(&status.problems.as_ref().unwrap()[0].since).unwrap();
         assert!(since <= now && now.since(since) < Duration::from_mins(1), "{since}");
         assert!(status.to_string().contains("salary rows · in the way: disk_full · held by"), "{status}");
+        let erasures = "INSERT INTO erasures VALUES ('1', 0, 'link', '', 'removed', NULL, '{}'), \
+                        ('2', 0, 'link', '', 'done', NULL, '{}')";
+        store.write(move |tx| tx.execute(erasures, args![])).await.unwrap();
+        let status = Status::gather(&state, folder.path(), now).unwrap();
+        assert!(status.to_string().contains("0 blocked · 1 erasures unfinished · snapshot"), "{status}");
         drop(store);
     }
 

@@ -368,6 +368,11 @@ fn work_left(status: &Status, report: &mut Report) {
         let what = format!("{} refreshes wait for a person", grouped(status.blocked));
         report.warn("blocked", what, "vinculo links list --json, and do what each link's what_to_do says");
     }
+    // A daemon finishes them, and tells of those that have failed.
+    if status.erasures_unfinished > 0 && status.held_by.is_none() {
+        let what = format!("{} erasures were begun and are not finished", grouped(status.erasures_unfinished));
+        report.warn("erasure_unfinished", what, "vinculo serve");
+    }
     if let Some(quarantined) = status.webhooks.get("quarantined").filter(|count| **count > 0) {
         let what = format!("{} webhooks are in the quarantine", grouped(*quarantined));
         report.warn(

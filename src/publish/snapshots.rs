@@ -288,31 +288,31 @@ impl Lake {
         Ok(numbers)
     }
 
-    /// Drops all snapshots before the current one, and what an earlier removal left of others.
-    pub(super) fn forget(&self) -> Result<Vec<Forgotten>, Error> {
+    /// All snapshots before the current one, with their files.
+    pub(super) fn older(&self) -> Result<Vec<Forgotten>, Error> {
         let current = self.current_number();
-        let mut forgotten = Vec::new();
-        for snapshot in self.all()?.into_iter().filter(|&number| current.is_some_and(|current| number < current)) {
-            let manifest = self.manifest(snapshot);
-            let files = manifest.iter().flat_map(|manifest| {
-                manifest
-                    .tables
-                    .iter()
-                    .flat_map(|table| &table.files)
-                    .chain(&manifest.files)
-                    .map(|file| file.path.clone())
-            });
-            let files = files.collect();
-            self.drop_snapshot(snapshot)?;
-            forgotten.push(Forgotten { snapshot, files });
-        }
+        let mut older = self.all()?;
+        older.retain(|&number| current.is_some_and(|current| number < current));
+        Ok(older.into_iter().map(|snapshot| Forgotten { snapshot, files: self.files_of(snapshot) }).collect())
+    }
+
+    /// The files of snapshot `number`, as far as its manifest tells.
+    fn files_of(&self, number: u32) -> Vec<String> {
+        let Some(manifest) = self.manifest(number) else { return Vec::new() };
+        let of_tables = manifest.tables.into_iter().flat_map(|table| table.files);
+        of_tables.chain(manifest.files).map(|file| file.path).collect()
+    }
+
+    /// Drops these snapshots, and what an earlier removal left of others.
+    pub(super) fn forget(&self, snapshots: &[u32]) -> Result<(), Error> {
+        snapshots.iter().try_for_each(|&snapshot| self.drop_snapshot(snapshot))?;
         let staging = self.staging();
         for entry in fs::read_dir(&staging).map_err(|source| Error::at(&staging, source))?.flatten() {
             if entry.path().extension().is_some_and(|extension| extension == GONE) {
                 remove(&entry.path())?;
             }
         }
-        Ok(forgotten)
+        Ok(())
     }
 
     /// Drops snapshot `number`, whatever its age.

@@ -282,6 +282,17 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.attempt(work).await
+    }
+
+    /// Like [`Store::write`], for work that may also fail for reasons of its own.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`].
+    pub async fn attempt<T: Send + 'static, E: From<Error> + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let (write, result) = Waiting::boxed(work, false);
         self.writer.send(write).await.map_err(|_| Error::Closed)?;
         result.await.map_err(|_| Error::Closed)?

@@ -76,28 +76,30 @@ pub(super) trait Write: Send {
     fn answer(self: Box<Self>, committed: Result<(), &'static str>);
 }
 
-pub(super) struct Waiting<F, T> {
+pub(super) struct Waiting<F, T, E> {
     work: Option<F>,
     is_append: bool,
-    result: Option<Result<T, Error>>,
-    caller: oneshot::Sender<Result<T, Error>>,
+    result: Option<Result<T, E>>,
+    caller: oneshot::Sender<Result<T, E>>,
 }
 
-impl<F, T> Waiting<F, T>
+impl<F, T, E> Waiting<F, T, E>
 where
-    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
+    F: FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
     T: Send + 'static,
+    E: From<Error> + Send + 'static,
 {
-    pub(super) fn boxed(work: F, is_append: bool) -> (Box<dyn Write>, oneshot::Receiver<Result<T, Error>>) {
+    pub(super) fn boxed(work: F, is_append: bool) -> (Box<dyn Write>, oneshot::Receiver<Result<T, E>>) {
         let (caller, result) = oneshot::channel();
         (Box::new(Self { work: Some(work), is_append, result: None, caller }), result)
     }
 }
 
-impl<F, T> Write for Waiting<F, T>
+impl<F, T, E> Write for Waiting<F, T, E>
 where
-    F: FnOnce(&Tx<'_>) -> Result<T, Error> + Send,
+    F: FnOnce(&Tx<'_>) -> Result<T, E> + Send,
     T: Send,
+    E: From<Error> + Send,
 {
     fn is_append(&self) -> bool {
         self.is_append
@@ -114,8 +116,8 @@ where
         let result = match (committed, self.result) {
             (Ok(()), Some(result)) => result,
             (Err(_), Some(Err(own))) => Err(own),
-            (Err(code), _) => Err(Error::NotDurable(code)),
-            (Ok(()), None) => Err(if self.work.is_some() { Error::Closed } else { Error::Panicked }),
+            (Err(code), _) => Err(Error::NotDurable(code).into()),
+            (Ok(()), None) => Err(if self.work.is_some() { Error::Closed } else { Error::Panicked }.into()),
         };
         // The caller may have left; its write stands all the same.
         let _ = self.caller.send(result);

@@ -604,7 +604,8 @@ async fn asked_to_erase_at_belvo(belvo: &Belvo) -> Running {
     running.until_idle().await;
     let eraser = &running.daemon.operations.eraser;
     let plan = eraser.plan(Subject::Link(LINK.parse().unwrap())).await.unwrap();
-    eraser.ask(&plan, "ticket 10", true).await.unwrap();
+    let wish = eraser.wish(&plan, "ticket 10", true).await.unwrap();
+    running.daemon.store.write(move |tx| wish.keep(tx)).await.unwrap();
     running
 }
 

@@ -255,6 +255,13 @@ static WORDS: &[Words] = &[
         "veja o log; leitores veem o último snapshot",
     ),
     of_ours(
+        "erasure_unfinished",
+        "an erasure is not finished",
+        "look at the log for what stands in its way; it is tried again by itself",
+        "uma eliminação não foi concluída",
+        "veja no log o que a impede; é tentada de novo automaticamente",
+    ),
+    of_ours(
         "sink_failed",
         "a file of the lake could not be written",
         "look at the log; readers see the last snapshot",
