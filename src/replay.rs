@@ -189,15 +189,18 @@ impl<'p> Replay<'p> {
         }
         let mut next = self.flattener.columns();
         self.flattener.flatten(&version.body, &first_sighting(version, latest), &mut next)?;
+        // What came before the first content that can be read is not kept any more, or was never told: nobody knew its rows
+        // while the lists showed that.
+        let known = if last_good.is_none() { version.known_from } else { version.first_known() };
         for (table, (timeline, next)) in timelines.iter_mut().zip(&next).enumerate() {
-            self.merge(table, timeline, next, version);
+            self.merge(table, timeline, next, version, known);
         }
         *last_good = Some(next);
         Ok(())
     }
 
-    /// Compares the standing rows of one table with those of the next version.
-    fn merge(&self, table: usize, timeline: &mut Timeline, next: &Columns, version: &Version) {
+    /// Compares the standing rows of one table with those of the next version. Those that are new are known since `known`.
+    fn merge(&self, table: usize, timeline: &mut Timeline, next: &Columns, version: &Version, known: Timestamp) {
         let before = std::mem::take(&mut timeline.standing);
         let mut before = before.into_iter().peekable();
         let mut new = 0;
@@ -218,7 +221,7 @@ impl<'p> Replay<'p> {
                 continue;
             }
             let standing = match old {
-                None => timeline.push(&self.shapes[table], next, new, Span::from(version.first_known(), version)),
+                None => timeline.push(&self.shapes[table], next, new, Span::from(known, version)),
                 Some(old) => {
                     let span = timeline.spans[old.at];
                     if !span.is_deleted && self.flattener.same_content(table, &timeline.rows, old.at, next, new) {
@@ -760,6 +763,29 @@ mod tests {
         assert_eq!(history(&versions, &lists), ended);
         versions.push(version(300, &[("2025-01", 120)]));
         assert_eq!(salaries(&versions, &[0, 10, 20, 90, 300]).0, [row("2025-01", "120.0000", 300)]);
+    }
+
+    #[test]
+    fn a_row_whose_earlier_versions_are_not_kept_is_known_no_earlier_than_its_oldest_and_stays_so() {
+        // Belvo named the same time for both contents; the list that was begun at 58 still showed the first.
+        let first = collected(1, 2, &[("2025-01", 100)]);
+        let second = Version { known_from: at(58), ..collected(1, 59, &[("2025-01", 120)]) };
+        let third = collected(424, 425, &[("2025-01", 120), ("2025-02", 1)]);
+        let whole = history(&[copy(&first), copy(&second), copy(&third)], &[2, 58, 59, 425]);
+        assert_eq!(whole[1], past("2025-01", "120.0000", 58, None));
+        assert_eq!(history(&[copy(&second)], &[59]), [past("2025-01", "120.0000", 58, None)]);
+        assert_eq!(history(&[second, third], &[59, 425]), whole[1..]);
+    }
+
+    #[test]
+    fn a_record_that_came_back_after_versions_that_are_not_kept_stays_known_since_then() {
+        let mut end = version(11, &[]);
+        end.body.clear();
+        let back = Version { known_from: at(20), ..collected(1, 21, &[("2025-01", 100)]) };
+        let next = collected(30, 31, &[("2025-01", 100), ("2025-02", 1)]);
+        let known = [past("2025-01", "100.0000", 20, None), past("2025-02", "1.0000", 30, None)];
+        assert_eq!(history(&[copy(&back), copy(&next)], &[21, 31]), known);
+        assert_eq!(history(&[end, back, next], &[11, 21, 31]), known);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
 //! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
 //! would show a person without a job. When history goes, a row that stays is known since its oldest version that is left, so
-//! that the lists from before that go too, and the feature rows that decisions kept go like old versions.
+//! that the lists from before that go too, and the first that is left counts for no earlier time. The feature rows that
+//! decisions kept go like old versions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -172,21 +173,15 @@ fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Err
 fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
     let means = Kept::MEANS;
     let sql = format!(
-        "SELECT r.link_id, r.resource, r.record_key FROM records r LEFT JOIN links l ON l.link_id = r.link_id \
+        "SELECT r.link_id, r.resource, r.record_key, r.version_at FROM records r LEFT JOIN links l ON l.link_id = r.link_id \
          WHERE length(r.content_hash) = 0 AND r.version_at < $1 - $2 AND {means} LIMIT $3"
     );
     let ended = tx.all(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()], |row| {
-        Ok((row.text(0)?, row.text(1)?, row.text(2)?))
+        Ok((row.text(0)?, row.text(1)?, row.text(2)?, row.at(3)?))
     })?;
     let mut rows = 0;
-    for (link_id, resource, record_key) in &ended {
-        forget_lists(
-            tx,
-            link_id,
-            resource,
-            "SELECT version_at FROM records WHERE link_id = $1 AND resource = $2 AND record_key = $3",
-            record_key,
-        )?;
+    for (link_id, resource, record_key, ended_at) in &ended {
+        forget_lists(tx, link_id, resource, *ended_at, *ended_at)?;
         for table in ["records", "record_ids", "record_versions"] {
             let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2 AND record_key = $3");
             rows += tx.execute(&sql, args![link_id, resource, record_key])?;
@@ -208,39 +203,73 @@ fn superseded_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize
          AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0))) \
          AND (v.link_id, v.resource, v.record_key, v.version) > ($6, $7, $8, $9) ORDER BY 1, 2, 3, 4 LIMIT $3"
     );
-    let mut after = (String::new(), String::new(), String::new(), 0);
+    let mut after = <([String; 3], i64)>::default();
     loop {
-        let (link_id, resource, record_key, version) = &after;
+        let ([link_id, resource, record_key], version) = &after;
         let of = args![now, kept.time, AT_ONCE, kept.all(), kept.saying(), link_id, resource, record_key, *version];
-        let superseded =
-            tx.all(&sql, of, |row| Ok(((row.text(0)?, row.text(1)?, row.text(2)?, row.int(3)?), row.int(4)? == 1)))?;
-        let Some((last, _)) = superseded.last() else { return Ok(0) };
-        let last = last.clone();
+        let superseded = tx.all(&sql, of, |row| {
+            let record = [row.text(0)?, row.text(1)?, row.text(2)?];
+            Ok(Superseded { record, version: row.int(3)?, is_late: row.int(4)? == 1 })
+        })?;
+        let Some(last) = superseded.last() else { return Ok(0) };
         let mut rows = 0;
-        for ((link_id, resource, record_key, version), is_late) in &superseded {
-            let place = VersionPlace { link_id, resource, record_key, version: *version };
-            if !is_late && !is_replaced(tx, &place, now, kept)? {
-                continue;
-            }
-            rows += tx.execute(
-                "DELETE FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
-                args![link_id, resource, record_key, *version],
-            )?;
-            let oldest = "SELECT min(fetched_at) FROM record_versions \
-                 WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0";
-            forget_lists(tx, link_id, resource, oldest, record_key)?;
-            note_change(tx, link_id, resource)?;
+        for of_record in superseded.chunk_by(|one, next| one.record == next.record) {
+            rows += remove_superseded(tx, of_record, now, kept)?;
         }
         if rows > 0 {
             return Ok(rows);
         }
         // All of these stay, because nothing that can be read took their place.
-        after = last;
+        after = (last.record.clone(), last.version);
     }
 }
 
-/// Whether a later version, as old as what may go, took the place of this one: one that cannot be flattened takes nobody's,
-/// and the last good one stays.
+/// A version that may go.
+struct Superseded {
+    /// Link, resource and key.
+    record: [String; 3],
+    version: i64,
+    is_late: bool,
+}
+
+/// Removes those `versions` of one record that go, with the lists from before what is left of it. Gives their number.
+fn remove_superseded(tx: &Tx<'_>, versions: &[Superseded], now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+    let (mut rows, mut first_gone) = (0, None);
+    let [link_id, resource, record_key] = &versions[0].record;
+    for &Superseded { version, is_late, .. } in versions {
+        let place = VersionPlace { link_id, resource, record_key, version };
+        if !is_late && !is_replaced(tx, &place, now, kept)? {
+            continue;
+        }
+        rows += tx.execute(
+            "DELETE FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
+            args![link_id, resource, record_key, version],
+        )?;
+        if !is_late {
+            first_gone = first_gone.or(Some(version));
+        }
+    }
+    if rows == 0 {
+        return Ok(0);
+    }
+    let oldest = tx.one(
+        "SELECT version, fetched_at, known_from FROM record_versions \
+         WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 ORDER BY version LIMIT 1",
+        args![link_id, resource, record_key],
+        |row| Ok((row.int(0)?, row.at(1)?, row.at(2)?)),
+    )?;
+    // What an older answer told, or one after the oldest that stays, was not all that was known of its time.
+    if let (Some(gone), Some((version, fetched_at, known_from))) = (first_gone, oldest)
+        && gone < version
+    {
+        forget_lists(tx, link_id, resource, fetched_at, known_from)?;
+    }
+    note_change(tx, link_id, resource)?;
+    Ok(rows)
+}
+
+/// Whether a later version, as old as what may go, took the place of this one: one that cannot be flattened takes the place
+/// of such only, and the last good one stays.
 fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kept) -> Result<bool, Error> {
     let VersionPlace { link_id, resource, record_key, version } = *place;
     let Some(of) = Resource::by_name(resource) else { return Ok(false) };
@@ -249,7 +278,7 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
     loop {
         let later = tx.one(
             "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
-             AND version > $4 AND version < $7 AND fetched_at < $5 - $6 ORDER BY version DESC LIMIT 1",
+             AND version >= $4 AND version < $7 AND fetched_at < $5 - $6 ORDER BY version DESC LIMIT 1",
             args![link_id, resource, record_key, version, now, kept.time, before],
             |row| {
                 let later = row.int(0)?;
@@ -258,18 +287,38 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
         )?;
         let Some((later, body)) = later else { return Ok(false) };
         // An empty one says that the record was gone.
-        if body.is_empty() || inspection.inspect(&body).is_ok() {
+        let is_good = body.is_empty() || inspection.inspect(&body).is_ok();
+        if later == version {
+            return Ok(!is_good);
+        }
+        if is_good {
             return Ok(true);
         }
         before = later;
     }
 }
 
-/// Forgets the lists from before the instant that `since` gives for the record: what its rows were then is not kept any more,
-/// and a list without them would tell of a person without that job.
-fn forget_lists(tx: &Tx<'_>, link_id: &str, resource: &str, since: &str, record_key: &str) -> Result<(), Error> {
-    let sql = format!("DELETE FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at < ({since})");
-    tx.execute(&sql, args![link_id, resource, record_key]).map(drop)
+/// Forgets the lists from before `since`: what rows of a record were then is not kept any more, and a list without them would
+/// tell of a person without that job. So would the first that is left, which says since when a link counts as asked, where
+/// Belvo named an older time for it: it counts from `known_from` on, since when what is left of the record is known.
+fn forget_lists(
+    tx: &Tx<'_>,
+    link_id: &str,
+    resource: &str,
+    since: Timestamp,
+    known_from: Timestamp,
+) -> Result<(), Error> {
+    tx.execute(
+        "DELETE FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at < $3",
+        args![link_id, resource, since],
+    )?;
+    tx.execute(
+        "UPDATE link_snapshots SET collected_at = $3 WHERE link_id = $1 AND resource = $2 AND collected_at < $3 \
+         AND fetched_at = (SELECT min(fetched_at) FROM link_snapshots \
+         WHERE link_id = $1 AND resource = $2 AND collected_at IS NOT NULL)",
+        args![link_id, resource, known_from],
+    )
+    .map(drop)
 }
 
 /// Rows of features that decisions kept so long ago.
@@ -377,6 +426,26 @@ mod tests {
             Self { retention: Retention::new(settings, store, clock), hand, _folder: folder }
         }
 
+        /// Lists of the usual link: on which day each was complete, and on which day Belvo collected it.
+        async fn lists(&self, days: &[(i64, i64)]) {
+            let days = days.to_vec();
+            let fill = move |tx: &Tx<'_>| {
+                days.iter().try_for_each(|(fetched, collected)| {
+                    let sql = "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, \
+                         changed) VALUES ('usual', 'owners', $1, $1, $2, 1, 0)";
+                    tx.execute(sql, args![fetched * DAY, collected * DAY]).map(drop)
+                })
+            };
+            self.retention.store.write(fill).await.unwrap();
+        }
+
+        /// The same of those that are left.
+        async fn days_of_lists(&self) -> Vec<(i64, i64)> {
+            let sql = "SELECT fetched_at, collected_at FROM link_snapshots ORDER BY fetched_at";
+            let read = move |tx: &Tx<'_>| tx.all(sql, args![], |row| Ok((row.int(0)? / DAY, row.int(1)? / DAY)));
+            self.retention.store.read(read).await.unwrap()
+        }
+
         /// Rows of each table once retention ran on `day`: versions, records and keys of both links, and webhooks.
         async fn on_day(&self, day: i64) -> Vec<i64> {
             self.hand.set(Timestamp::from_micros(day * DAY));
@@ -455,21 +524,73 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_versions_that_cannot_be_read_only_the_current_one_stays() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        place.lists(&[(0, 0), (1, 1)]).await;
+        let spoil = |tx: &Tx<'_>| {
+            tx.execute("UPDATE record_versions SET body = $1 WHERE version = 2", args![packed("{}").as_slice()])?;
+            for version in 3..=5 {
+                tx.execute(
+                    "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, known_from, \
+                     started_at, fetched_at, body) SELECT link_id, resource, record_key, $1, 0, 'i', $2, $2, $2, body \
+                     FROM record_versions WHERE version = 2",
+                    args![version, (version - 1) * DAY],
+                )?;
+            }
+            tx.execute("UPDATE records SET version = 5", args![])
+        };
+        place.retention.store.write(spoil).await.unwrap();
+        place.on_day(1000).await;
+        let left = |tx: &Tx<'_>| {
+            let sql = "SELECT version FROM record_versions WHERE link_id = 'usual' ORDER BY version";
+            tx.all(sql, args![], |row| row.int(0))
+        };
+        assert_eq!(place.retention.store.read(left).await.unwrap(), [1, 5], "the last good one, and the current one");
+        assert_eq!(place.days_of_lists().await, [(0, 0), (1, 1)], "what was known from the first list on still is");
+    }
+
+    #[tokio::test]
     async fn lists_from_before_what_is_still_known_go_with_the_versions() {
         let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
-        let fill = |tx: &Tx<'_>| {
-            (0..4).try_for_each(|day| {
-                let sql = "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, item_count, changed) \
-                     VALUES ('usual', 'owners', $1, $1, 1, 0)";
-                tx.execute(sql, args![day * DAY]).map(drop)
-            })
-        };
-        place.retention.store.write(fill).await.unwrap();
-        let days_of_lists = |tx: &Tx<'_>| tx.all("SELECT fetched_at FROM link_snapshots", args![], |row| row.int(0));
+        let lists = [(0, 0), (1, 1), (2, 2), (3, 3)];
+        place.lists(&lists).await;
         place.on_day(11).await;
-        assert_eq!(place.retention.store.read(days_of_lists).await.unwrap().len(), 4);
+        assert_eq!(place.days_of_lists().await, lists);
         place.on_day(12).await;
-        assert_eq!(place.retention.store.read(days_of_lists).await.unwrap(), [DAY, 2 * DAY, 3 * DAY]);
+        assert_eq!(place.days_of_lists().await, lists[1..]);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_left_counts_for_no_time_before_what_is_still_known() {
+        // Belvo named the time of the first list for the second one, too, which showed something else.
+        let stuck = [(3, 1), (4, 1), (5, 5)];
+        let settings = config::Retention { history: days(10), ..FOREVER };
+        let place = Place::new(settings).await;
+        place.lists(&stuck).await;
+        let shown = "UPDATE record_versions SET known_from = $1, fetched_at = $2 WHERE version = 2";
+        place.retention.store.write(move |tx| tx.execute(shown, args![2 * DAY, 3 * DAY])).await.unwrap();
+        place.on_day(1000).await;
+        assert_eq!(place.days_of_lists().await, [(3, 2), (4, 1), (5, 5)]);
+
+        let place = Place::new(settings).await;
+        place.lists(&stuck).await;
+        let end = "UPDATE records SET content_hash = $1, version_at = $2";
+        place.retention.store.write(move |tx| tx.execute(end, args![[].as_slice(), 4 * DAY])).await.unwrap();
+        place.on_day(1000).await;
+        assert_eq!(place.days_of_lists().await, [(4, 4), (5, 5)], "it was known until then");
+    }
+
+    #[tokio::test]
+    async fn an_older_answer_goes_without_the_lists_before_what_is_current() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        place.lists(&[(0, 0), (1, 1)]).await;
+        let make_late = |tx: &Tx<'_>| {
+            tx.execute("UPDATE record_versions SET version = 3, is_late = 1 WHERE version = 1", args![])?;
+            tx.execute("UPDATE records SET version = 2", args![])
+        };
+        place.retention.store.write(make_late).await.unwrap();
+        assert_eq!(place.on_day(12).await[..2], [1, 1]);
+        assert_eq!(place.days_of_lists().await, [(0, 0), (1, 1)]);
     }
 
     #[tokio::test]

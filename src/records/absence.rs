@@ -3,7 +3,7 @@
 //! *Takes* a list of which each record is kept, and the lists before it. *Gives* versions that say a record is gone, and the
 //! instant at which another list is wanted. *Promises* that no list ends anything alone, however soon a second one agrees;
 //! that an older list says nothing about what it lacks, nor does one with a record without an id, or an empty one of a link
-//! that is not in order; and that what is settled is not asked for again. *Not here*: since when a row of a record that
+//! that is not in order; and that what is missing is asked for until it is settled, and not again. *Not here*: since when a row of a record that
 //! stays is gone (`replay`).
 
 use std::collections::HashSet;
@@ -19,18 +19,16 @@ use crate::store::{Error, args};
 const LINK_RECOVERS: Duration = Duration::from_hours(24);
 
 impl<'k> Keeping<'k> {
-    /// Ends the records that this list lacks and an earlier one lacked, too; where that one was too short a while ago, or
-    /// there was none, another list is wanted. Gives the keys of those that it ended.
+    /// Ends the records that this list lacks and an earlier one lacked, too; where that one was too short a while ago, there
+    /// was none, or this list says nothing about what it lacks, another list is wanted. Gives the keys of those that it ended.
     pub(super) fn end_missing(&mut self, webhook_count: Option<i64>) -> Result<HashSet<&'k str>, Error> {
         let mut ended = HashSet::new();
-        // An empty list says that records are gone only when a webhook counted none and the link is in order: Belvo drops
-        // what it holds without a word.
+        // An older answer says nothing of what came later. An empty list says that records are gone only when a webhook
+        // counted none and the link is in order: Belvo drops what it holds without a word.
         let is_empty = self.records.is_empty();
-        if is_empty && webhook_count != Some(0) {
-            return Ok(ended);
-        }
-        let ends = !is_empty || self.of.is_valid()?;
-        let is_doubtful = self.has_nameless_record();
+        let is_evidence = if is_empty { webhook_count == Some(0) } else { !self.is_stale };
+        let ends = is_evidence && (!is_empty || self.of.is_valid()?);
+        let is_doubtful = is_evidence && self.has_nameless_record();
         let now = self.list.fetched_at;
         for (key, held) in self.missing() {
             if is_doubtful {
@@ -38,7 +36,7 @@ impl<'k> Keeping<'k> {
                 continue;
             }
             let first = self.of.first_list_without(held)?;
-            let absent_since = first.unwrap_or(now);
+            let Some(absent_since) = first.or(is_evidence.then_some(now)) else { continue };
             if first.is_none() || now < absent_since + self.confirm_after {
                 self.kept.want_list_at(absent_since + self.confirm_after);
             } else if ends {
@@ -46,19 +44,24 @@ impl<'k> Keeping<'k> {
                 ended.insert(key);
                 self.kept.gone += 1;
             } else {
-                // The link may be in order again by then.
-                self.kept.want_list_at(now + self.confirm_after.max(LINK_RECOVERS));
+                // The list that was asked for came, and settled nothing.
+                self.kept.want_list_at(now + self.wait_for_another());
             }
         }
         Ok(ended)
     }
 
-    /// The held records, with their keys, that the list would show if they were not gone. An older answer says nothing of what
-    /// came later.
+    /// The held records, with their keys, that the list would show if they were not gone.
     fn missing(&self) -> Vec<(&'k str, &'k Held)> {
         let shown: HashSet<&str> = self.keys.iter().map(String::as_str).collect();
         let held = self.known.by_key.iter().map(|(key, held)| (key.as_str(), held));
-        held.filter(|(key, held)| !self.is_stale && !shown.contains(key) && !held.is_gone()).collect()
+        held.filter(|(key, held)| !shown.contains(key) && !held.is_gone()).collect()
+    }
+
+    /// How long after a list that settles nothing another one is wanted.
+    fn wait_for_another(&self) -> Duration {
+        // The link may be in order again by then.
+        if self.records.is_empty() { self.confirm_after.max(LINK_RECOVERS) } else { self.confirm_after }
     }
 
     /// Whether a record without an id may be any of those that seem to be missing: it was none with an id before.
@@ -85,9 +88,8 @@ impl<'k> Keeping<'k> {
                 continue;
             }
             // An older answer agrees with nothing, nor does an empty one: another list has to.
-            let wait = if is_empty { confirm_after.max(LINK_RECOVERS) } else { confirm_after };
             if is_empty || is_stale {
-                self.kept.want_list_at(now + wait);
+                self.kept.want_list_at(now + self.wait_for_another());
             } else {
                 self.kept.changed = true;
             }
@@ -272,6 +274,26 @@ mod tests {
         assert_eq!(bench.list(600, &[stays(40)]).await.gone, 0);
         assert_eq!(bench.due().await, Some(660));
         assert_eq!(bench.list(660, &[stays(40)]).await.gone, 1);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_says_nothing_leaves_a_missing_job_to_be_asked_for() {
+        let stays = |minute| job(1, "99000042", "2020-01-01", "null", minute);
+        let (older, nothing) = (vec![stays(5)], vec![]);
+        // What comes before the wanted list leaves it wanted; what comes in its place is followed by another.
+        for (says_nothing, minutes, due) in
+            [(&older, 30, 70), (&older, 70, 130), (&nothing, 30, 70), (&nothing, 70, 70 + 24 * 60)]
+        {
+            let bench = Bench::new().await;
+            bench.list(0, &[stays(10), job(2, "99000077", "2021-01-01", "null", 10)]).await;
+            bench.list(10, &[stays(20)]).await;
+            bench.forget_marks().await;
+            let kept = bench.list_counting(minutes, says_nothing, None).await;
+            assert_eq!((kept.gone, bench.due().await), (0, Some(due)), "{says_nothing:?} at {minutes}");
+            bench.forget_marks().await;
+            assert_eq!(bench.list(due, &[stays(30)]).await.gone, 1);
+            assert_eq!(bench.due().await, None);
+        }
     }
 
     #[tokio::test]

@@ -36,14 +36,17 @@ impl Bench {
         Self { store, confirm_after, _folder: folder }
     }
 
-    /// A list at `minutes`.
+    /// A list at `minutes`, of which a webhook told when it is empty.
     pub(super) async fn list(&self, minutes: i64, jobs: &[String]) -> Kept {
+        self.list_counting(minutes, jobs, jobs.is_empty().then_some(0)).await
+    }
+
+    /// A list at `minutes`, of which a webhook counted this many jobs, if one told of it.
+    pub(super) async fn list_counting(&self, minutes: i64, jobs: &[String], webhook_count: Option<i64>) -> Kept {
         let at = Timestamp::from_micros(minutes * 60_000_000);
         let link_id: LinkId = LINK.parse().unwrap();
         let records = jobs.iter().map(|job| Record::read(&employments::RESOURCE, &link_id, job).unwrap()).collect();
         let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
-        // What the webhook of an empty list counted.
-        let webhook_count = listing.records.is_empty().then_some(0);
         let confirm_after = self.confirm_after;
         self.store
             .write(move |tx| {

@@ -79,4 +79,26 @@ mod tests {
         assert!(matches!(run(&mut connection, &path), Err(Error::Newer { found: 99, .. })));
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
+
+    #[test]
+    fn lists_from_before_version_9_that_are_older_than_one_before_them_are_no_evidence() {
+        let connection = Connection::open_in_memory().unwrap();
+        for statements in &VERSIONS[..8] {
+            connection.execute_batch(&statements.replace("{bytes}", BYTES).replace("{counter}", COUNTER)).unwrap();
+        }
+        // The day on which Belvo collected each list; the last one is empty. Another resource has times of its own.
+        let lists = [("employments", [Some(1), Some(5), Some(3), Some(5), None]), ("owners", [Some(4); 5])];
+        for (resource, days) in lists {
+            for (fetched_at, collected_at) in (0..).zip(days) {
+                let list = "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, \
+                     changed) VALUES ('l', ?1, ?2, ?2, ?3, 1, 0)";
+                connection.execute(list, (resource, fetched_at, collected_at)).unwrap();
+            }
+        }
+        connection.execute_batch(VERSIONS[8]).unwrap();
+        let mut older =
+            connection.prepare("SELECT resource, fetched_at FROM link_snapshots WHERE is_stale = 1").unwrap();
+        let older = older.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))).unwrap();
+        assert_eq!(older.map(Result::unwrap).collect::<Vec<_>>(), [("employments".to_owned(), 2)]);
+    }
 }

@@ -167,8 +167,7 @@ class Job:
 
 def features(history, link, as_of, known, lag):
     kept = {"pit_mode": "retro" if known.date() > as_of else "strict", "lag_months": lag}
-    answers = [row["collected_at"] or row["fetched_at"] for row in history.answers[link]]
-    answers = [at for at in answers if at <= known]
+    answers = answers_known(history, link, known)
     kept["has_data"] = bool(answers)
     if not answers:
         return {**kept, "dq_flags": [], "is_employed": None, "paid_months_12m": None, "data_age_days": None}
@@ -316,6 +315,17 @@ def rest(job, window):
 
 def legal_months(job, window):
     return range(max(number_of(job.start), window - 35), min(number_of(job.until), window) + 1)
+
+
+def answers_known(history, link, known):
+    """When each answer was collected that counts: of those that are older than the first, only where they told of a job."""
+    rows = sorted(history.answers[link], key=lambda row: row["fetched_at"])
+    first = next((row["collected_at"] for row in rows if row["collected_at"]), None)
+    answers = [row["collected_at"] or row["fetched_at"] for row in rows]
+    answers = [at for at in answers if at <= known]
+    told = [row for row in history.jobs[link] if row["known_from"] <= known and row["known_to"] and first and row["known_to"] <= first]
+    is_asked = any(first and first <= known or not row["collected_at"] and row["fetched_at"] <= known for row in rows)
+    return answers if is_asked or told else []
 
 
 def spread(months):

@@ -1,11 +1,30 @@
 -- Collected: links whose jobs were asked for and answered by `known`, even when the answer was empty. Not asked is not
 -- unemployed: without such a row has_data is false and no feature is computed.
+-- An answer that came after the first and is older than it counts where it told of versions from before the first. Where it
+-- said what was known already, or what retention took is missing, the link would seem to be without those jobs.
 asked AS MATERIALIZED (
-    SELECT
-        CAST(row_number() OVER (ORDER BY link_id) AS INTEGER) AS link_no,
-        link_id,
-        max(coalesce(collected_at, fetched_at)) AS collected_at
-    FROM link_snapshots
-    WHERE resource = 'employments' AND coalesce(collected_at, fetched_at) <= CAST(known AS TIMESTAMPTZ)
-    GROUP BY link_id
+    SELECT CAST(row_number() OVER (ORDER BY link_id) AS INTEGER) AS link_no, link_id, collected_at
+    FROM (
+        SELECT
+            link_id,
+            max(coalesce(collected_at, fetched_at))
+                FILTER (WHERE coalesce(collected_at, fetched_at) <= CAST(known AS TIMESTAMPTZ)) AS collected_at,
+            arg_min(collected_at, fetched_at) FILTER (WHERE collected_at IS NOT NULL) AS first_collected_at,
+            min(fetched_at) FILTER (WHERE collected_at IS NULL) AS first_empty_at
+        FROM link_snapshots
+        WHERE resource = 'employments'
+        GROUP BY link_id
+    ) AS answers
+    WHERE collected_at IS NOT NULL
+      AND (
+          first_collected_at <= CAST(known AS TIMESTAMPTZ)
+          OR first_empty_at <= CAST(known AS TIMESTAMPTZ)
+          OR EXISTS (
+              SELECT 1
+              FROM employments_history AS e
+              WHERE e.link_id = answers.link_id
+                AND e.known_from <= CAST(known AS TIMESTAMPTZ)
+                AND e.known_to <= answers.first_collected_at
+          )
+      )
 )
