@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,18 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::crowd::{Crowd, Guest};
 use crate::wire::{self, Heads, Wire};
+
+/// What somebody reads who began a head and did not end it in time; the parser itself only hangs up.
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// How long that may take.
+const LAST_WORD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Gives every connection of the listener called `name`, with its place in the crowd, to `begin`, until `shutdown`.
 pub async fn take(
@@ -59,20 +67,26 @@ pub async fn answer<S, B>(
     shutdown: CancellationToken,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>>,
+    S: Unpin,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
     B: Body + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let _ = stream.set_nodelay(true);
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_within)
         .max_buf_size(wire::LARGEST_HEAD)
-        .serve_connection(TokioIo::new(Wire::new(stream, heads)), service);
-    tokio::pin!(connection);
+        .serve_connection(TokioIo::new(Wire::new(stream, heads.clone())), service);
     tokio::select! {
         // What breaks, breaks on the client's side.
-        _ = &mut connection => return,
+        ended = &mut connection => {
+            if ended.is_err_and(|error| error.is_timeout()) && heads.has_begun() {
+                let mut wire = connection.into_parts().io.into_inner();
+                let _ = timeout(LAST_WORD_WITHIN, wire.write_all(TOO_SLOW)).await;
+            }
+            return;
+        }
         () = guest.asked_to_leave() => {
             if guest.is_silent() {
                 return;
@@ -80,6 +94,6 @@ pub async fn answer<S, B>(
         }
         () = shutdown.cancelled() => {}
     }
-    connection.as_mut().graceful_shutdown();
+    Pin::new(&mut connection).graceful_shutdown();
     let _ = connection.await;
 }

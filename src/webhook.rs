@@ -696,6 +696,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_head_that_does_not_end_is_answered_and_silence_is_not() {
+        let listening = Listening::start().await;
+        for (said, expected) in [("POST /hook HTTP/1.1\r\nHost: x\r\n", 408), ("", 0)] {
+            let mut stream = TcpStream::connect(listening.address).await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(status(&answer), expected, "{said:?}: {answer}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_stop_answers_what_was_begun_and_ends_the_silent() {
         let listening = Listening::with(|settings| settings.body_timeout = Duration::from_secs(5)).await;
         let _silent = TcpStream::connect(listening.address).await.unwrap();

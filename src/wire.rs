@@ -48,6 +48,12 @@ impl Heads {
         framing
     }
 
+    /// Whether a part of a head has come and not the end of it.
+    pub fn has_begun(&self) -> bool {
+        let bytes = self.lock();
+        bytes.unread.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+    }
+
     fn came(&self, came: &[u8]) {
         let mut bytes = self.lock();
         if bytes.is_over {
