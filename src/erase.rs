@@ -60,7 +60,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// Stands while an erasure that has failed is not done.
-const PROBLEM: &str = "erasure_unfinished";
+pub const PROBLEM: &str = "erasure_unfinished";
 
 /// Why nothing, or not everything, was erased.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::problems::Problems;
 
 /// Stands once a task has ended that should go on: only a restart helps.
-const TASK_ENDED: &str = "task_ended";
+pub const TASK_ENDED: &str = "task_ended";
 
 /// A state that gives no answer for so long, not even an error, is stuck. An erasure in a large state may keep its writer
 /// for minutes.

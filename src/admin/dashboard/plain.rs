@@ -27,7 +27,8 @@ const fn of_ours(
     Words { code, en: Some((what, advice)), pt: (pt_what, pt_advice) }
 }
 
-const BY_ITSELF: (&str, &str) = ("It is tried again by itself.", "É tentado de novo automaticamente.");
+/// Advice for a code that has no words.
+const LOOK_AT_LOG: (&str, &str) = ("The log says more.", "O log diz mais.");
 
 static WORDS: &[Words] = &[
     of_belvo(
@@ -255,6 +256,104 @@ static WORDS: &[Words] = &[
         "veja o log; leitores veem o último snapshot",
     ),
     of_ours(
+        "task_ended",
+        "a task of the daemon has ended",
+        "start the daemon anew, which loses nothing, and report this with the log",
+        "uma tarefa do daemon terminou",
+        "reinicie o daemon, o que não perde nada, e relate isso com o log",
+    ),
+    of_ours(
+        "backup_not_writable",
+        "the backup could not be written",
+        "look at the folder backups beside the state, then order it again",
+        "o backup não pôde ser gravado",
+        "veja a pasta backups ao lado do estado e ordene de novo",
+    ),
+    of_ours(
+        "backup_exists",
+        "there is a backup of that name",
+        "order it again",
+        "já existe um backup com esse nome",
+        "ordene de novo",
+    ),
+    of_ours(
+        "delete_refused",
+        "Belvo refuses to delete the link",
+        "look at the message of the run, then order it again",
+        "a Belvo recusa apagar o link",
+        "veja a mensagem da execução e ordene de novo",
+    ),
+    of_ours(
+        "receipt_not_writable",
+        "the receipt cannot be written",
+        "give the daemon's user the right to write beside the state; it is tried again by itself",
+        "o recibo não pode ser gravado",
+        "dê ao usuário do daemon o direito de gravar ao lado do estado; é tentado de novo automaticamente",
+    ),
+    of_ours(
+        "tombstones_not_usable",
+        "the tombstones beside the state cannot be used",
+        "give the daemon's user the right to write there",
+        "os tombstones ao lado do estado não podem ser usados",
+        "dê ao usuário do daemon o direito de gravar lá",
+    ),
+    of_ours(
+        "tombstones_damaged",
+        "the tombstones beside the state are damaged",
+        "put a copy of the file back",
+        "os tombstones ao lado do estado estão danificados",
+        "coloque de volta uma cópia do arquivo",
+    ),
+    of_ours(
+        "foreign_tombstones",
+        "the tombstones beside the state are of another state",
+        "give this state a folder of its own",
+        "os tombstones ao lado do estado são de outro estado",
+        "dê a este estado uma pasta própria",
+    ),
+    of_ours(
+        "link_erased",
+        "the link was erased",
+        "let the user connect again, as a new link",
+        "o link foi eliminado",
+        "o usuário pode conectar de novo, como um link novo",
+    ),
+    of_ours(
+        "no_such_webhook",
+        "the webhook is not in the log any more",
+        "nothing is lost: what it told was done",
+        "o webhook não está mais no log",
+        "nada se perdeu: o que ele dizia foi feito",
+    ),
+    of_ours(
+        "needs_belvo",
+        "Belvo was to be asked and is not configured",
+        "set belvo.secret_id and belvo.secret_password, then order it again",
+        "a Belvo devia ser consultada e não está configurada",
+        "defina belvo.secret_id e belvo.secret_password e ordene de novo",
+    ),
+    of_ours(
+        "state_unreadable",
+        "the state holds something that cannot be read",
+        "run vinculo verify, then restore a backup",
+        "o estado contém algo que não pode ser lido",
+        "execute vinculo verify e depois restaure um backup",
+    ),
+    of_ours(
+        "state_busy",
+        "the state was busy for too long",
+        "order it again; look at the disk if it stays",
+        "o estado esteve ocupado por tempo demais",
+        "ordene de novo; veja o disco se continuar",
+    ),
+    of_ours(
+        "no_thread",
+        "the system gives no more threads",
+        "raise ulimit -u, or TasksMax of the service",
+        "o sistema não dá mais threads",
+        "aumente ulimit -u ou TasksMax do serviço",
+    ),
+    of_ours(
         "erasure_unfinished",
         "an erasure is not finished",
         "look at the log for what stands in its way; it is tried again by itself",
@@ -346,7 +445,7 @@ pub(super) fn advice(code: &str, lang: Lang) -> String {
         Lang::En => english,
         Lang::Pt => words.map(|words| words.pt.1),
     };
-    found.map_or_else(|| lang.t(BY_ITSELF.0, BY_ITSELF.1).to_owned(), sentence)
+    found.map_or_else(|| lang.t(LOOK_AT_LOG.0, LOOK_AT_LOG.1).to_owned(), sentence)
 }
 
 /// With a capital at the start and a full stop at the end.
@@ -459,6 +558,7 @@ pub(super) fn reason(reason: &str, lang: Lang) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{erase, publish, vitals};
 
     #[test]
     fn every_code_of_belvo_has_words_in_both_languages() {
@@ -475,5 +575,9 @@ mod tests {
             "As chamadas param pelo tempo pedido; reduza belvo.budget se repetir."
         );
         assert_eq!(what("never_heard_of", Lang::En), "never heard of");
+        assert_eq!(advice("never_heard_of", Lang::Pt), "O log diz mais.");
+        for problem in [vitals::TASK_ENDED, publish::MISSING, erase::PROBLEM] {
+            assert!(WORDS.iter().any(|words| words.code == problem), "{problem} stands on the overview");
+        }
     }
 }
