@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use arrow::array::{Array, ArrayRef};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef};
@@ -65,17 +65,28 @@ pub enum Form {
 /// # Errors
 /// DuckDB's, those of `out`, and when nothing is published.
 pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
+    if sql.trim().is_empty() {
+        bail!("there is no question: give one such as \"SELECT * FROM links LIMIT 5\"");
+    }
     let connection = open(lake)?;
-    let mut statement = connection.prepare(sql)?;
-    let mut batches = statement.stream_arrow([])?;
+    let mut statement = connection.prepare(sql).map_err(told)?;
+    let mut batches = statement.stream_arrow([]).map_err(told)?;
     let schema = batches.get_schema();
     let mut printer =
         Printer::new(form, schema.fields().iter().map(|field| (field.name().clone(), field.data_type().is_numeric())));
     printer.begin(out)?;
     for batch in &mut batches {
-        printer.print(&batch?, out)?;
+        printer.print(&batch.map_err(told)?, out)?;
     }
     printer.end(out)
+}
+
+/// What DuckDB says, without the number that its binding adds to everything.
+fn told(error: duckdb::Error) -> anyhow::Error {
+    match error {
+        duckdb::Error::DuckDBFailure(_, Some(what)) => anyhow!(what),
+        other => other.into(),
+    }
 }
 
 /// The published database.
@@ -122,11 +133,17 @@ impl Printer {
 
     fn print(&mut self, batch: &RecordBatch, out: &mut impl Write) -> anyhow::Result<()> {
         let columns = batch.columns().iter().map(printable).collect::<Result<Vec<ArrayRef>, _>>()?;
-        let options = FormatOptions::new().with_types_info(false);
+        let options = FormatOptions::new().with_types_info(false).with_null("NULL");
         let cells =
             columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
+        // Of a NULL without a type, too.
+        let nulls: Vec<_> = columns.iter().map(|column| column.logical_nulls()).collect();
         for row in 0..batch.num_rows() {
-            let cell = |at: usize| columns[at].is_valid(row).then(|| cells[at].value(row).try_to_string()).transpose();
+            let cell = |at: usize| {
+                (!nulls[at].as_ref().is_some_and(|nulls| nulls.is_null(row)))
+                    .then(|| cells[at].value(row).try_to_string())
+                    .transpose()
+            };
             let texts = (0..columns.len()).map(cell).collect::<Result<Vec<_>, _>>()?;
             match self.form {
                 Form::Table if self.table.len() < SHOWN_ROWS => self.table.push(texts),
@@ -242,6 +259,20 @@ name                    amount  known_from                   reference_month  is
 a         999999999999999.9900  2026-03-02T12:00:00.000001Z  2026-03-01       true     1  1   0.5
 b "c", d             1033.0900  NULL                         NULL             NULL     1  1   0.5
 "#);
+    }
+
+    #[test]
+    fn nulls_without_a_type_and_timestamps_inside_of_others_are_printed_too() {
+        let lake = lake();
+        let rows = "SELECT NULL AS nothing, list(known_from ORDER BY name) AS all, {'at': max(known_from)} AS last FROM salaries";
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Csv).unwrap(), @r#"
+nothing,all,last
+,"[2026-03-02T12:00:00.000001Z, NULL]",{at: 2026-03-02T12:00:00.000001Z}
+"#);
+        insta::assert_snapshot!(ask(lake.path(), "SELECT NULL AS nothing", Form::Json).unwrap(), @r#"{"nothing":null}"#);
+        let wrong = ask(lake.path(), "SELECT 1 +", Form::Csv).unwrap_err();
+        assert!(!format!("{wrong:#}").contains("Unknown error code"), "{wrong:#}");
+        assert!(ask(lake.path(), " ", Form::Csv).unwrap_err().to_string().contains("there is no question"));
     }
 
     #[test]
