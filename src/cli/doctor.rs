@@ -65,8 +65,10 @@ fn look(config: &Config, global: &Global, report: &mut Report) -> anyhow::Result
     jobs_and_schemas(config, report);
     secrets(config, global, report);
     folders(config, report);
-    let status = state(config, now, report);
-    reference(config, now, report);
+    let lake = Lake::look(&config.lake.path);
+    // Before the state: a snapshot that comes in between is none that it does not know.
+    let last = lake.last();
+    let state = state(config, &lake, now, report);
     let is_sound = report.exit == Exit::Done;
     work::block_on(async {
         match Client::find(config).await {
@@ -85,7 +87,20 @@ fn look(config: &Config, global: &Global, report: &mut Report) -> anyhow::Result
         }
         anyhow::Ok(())
     })?;
-    if let Some(status) = status {
+    reference(config, now, report);
+    if let Some((held, status)) = state {
+        match held.may_replace(&lake, last.as_ref()) {
+            Ok(()) => published(config, &lake, &held, &status, now, report),
+            Err(error) => {
+                let mend = match error.code() {
+                    publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
+                    _ => {
+                        "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake"
+                    }
+                };
+                report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
+            }
+        }
         work_left(&status, report);
     }
     Ok(())
@@ -174,21 +189,18 @@ fn folders(config: &Config, report: &mut Report) {
     }
 }
 
-/// The state, whether it can be read, and how far the lake is behind it.
-fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status> {
+/// The state, and whether it can be read.
+fn state(config: &Config, lake: &Lake, now: Timestamp, report: &mut Report) -> Option<(Held, Status)> {
     let readers = Readers::configured(&config.state);
     let has_key = config.state.encryption_key.is_some();
-    let lake = Lake::look(&config.lake.path);
     let look = |tx: &store::Tx<'_>| {
         if tx.count("SELECT count(*) FROM link_keys", args![])? > 0 && !has_key {
             return Err(store::Error::KeyMissing);
         }
         let newest = "SELECT max(received_at) FROM webhooks";
         let newest = tx.one(newest, args![], |row| row.opt_at(0))?.flatten();
-        Ok((Held::of(tx, &lake)?, newest))
+        Ok((Held::of(tx, lake)?, newest))
     };
-    // Before the state: a snapshot that comes in between is none that it does not know.
-    let last = lake.last();
     let looked =
         readers.read(look).and_then(|found| Ok((found, Status::gather(&config.state.path, &config.lake.path, now)?)));
     let ((held, newest_webhook), status) = match looked {
@@ -221,17 +233,7 @@ fn state(config: &Config, now: Timestamp, report: &mut Report) -> Option<Status>
         }
         _ => {}
     }
-    match held.may_replace(&lake, last.as_ref()) {
-        Ok(()) => published(config, &lake, &held, &status, now, report),
-        Err(error) => {
-            let mend = match error.code() {
-                publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
-                _ => "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake",
-            };
-            report.add(Level::Error, error.code(), error.to_string(), mend, Exit::Damaged);
-        }
-    }
-    Some(status)
+    Some((held, status))
 }
 
 fn published(config: &Config, lake: &Lake, held: &Held, status: &Status, now: Timestamp, report: &mut Report) {
