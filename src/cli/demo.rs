@@ -33,6 +33,9 @@ const MADE_BY_DEMO: &str = "# Made by `vinculo demo`; the next demo in this fold
 /// What the simulated Belvo sends with its webhooks. The demo listens to this machine alone.
 const AUTHORIZATION: &str = "Bearer demo-webhook-authorization";
 
+/// Where a fake Belvo would listen that is started beside the demo's configuration.
+const BELVO: &str = "http://127.0.0.1:8090";
+
 /// People who may still connect through the widget while the demo serves.
 const TO_COME: u32 = 10;
 
@@ -121,6 +124,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         )?;
         let clock = simulated_clock();
         let daemon = Daemon::start(&config, clock.clone(), Parts::All).await?;
+        if args.serve {
+            name_addresses(&config_file, &daemon, &base_url)?;
+        }
         let webhook =
             format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
         let simulation = Simulation::new(simulate::Settings {
@@ -163,6 +169,15 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     })
 }
 
+/// Writes where everything listens into the configuration, so that commands with it find this daemon.
+fn name_addresses(config_file: &Path, daemon: &Daemon, base_url: &str) -> anyhow::Result<()> {
+    let mut text = fs::read_to_string(config_file)?.replace(BELVO, base_url);
+    for (from, to) in [("0.0.0.0:8080", daemon.webhook_address), ("127.0.0.1:9090", daemon.admin_address)] {
+        text = text.replace(from, &to.context("both listeners are up")?.to_string());
+    }
+    Ok(fs::write(config_file, text)?)
+}
+
 /// A clock that shows the simulated day, on which the people live: so every demo gives the same rows, features included.
 fn simulated_clock() -> Clock {
     let (start, begun) = (simulate::Settings::default().start, Instant::now());
@@ -192,8 +207,8 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
         ("secret_password = \"\"", &format!("secret_password = \"{SECRET_PASSWORD}\"")),
         ("authorization = []", &format!("authorization = [\"{AUTHORIZATION}\"]")),
         ("allow_ips = [\"3.130.254.46\", \"18.220.61.186\", \"18.223.45.212\"]", "allow_ips = [\"127.0.0.1\"]"),
-        ("https://api.belvo.com", "http://127.0.0.1:8090"),
-        ("https://widget.belvo.io/", "http://127.0.0.1:8090/widget/"),
+        ("https://api.belvo.com", BELVO),
+        ("https://widget.belvo.io/", &format!("{BELVO}/widget/")),
         ("success = \"\"", "success = \"https://demo.example/done\""),
         ("exit = \"\"", "exit = \"https://demo.example/left\""),
         ("event = \"\"", "event = \"https://demo.example/error\""),
