@@ -309,7 +309,7 @@ own! {
     "api_forbidden", Refused, Account, "Belvo forbids this call to the account", "ask Belvo to enable the resource; it is asked for again by itself, at last once an hour";
     "institution_refuses", Retry, Down, "the institution refuses Belvo", "it is tried again in some minutes";
     "institution_down", Retry, Down, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
-    "link_cooling", Retry, Down, "the link was refreshed minutes ago", "it is tried again in some minutes";
+    "link_cooling", Retry, Link, "the link was refreshed minutes ago", "it is tried again in some minutes";
     "api_blocked", Retry, Limit, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
     "rate_limited", Retry, Limit, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
     "link_needs_user", AskUser, Link, "the link needs its user", "let the user open the widget in update mode";
