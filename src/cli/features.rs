@@ -96,7 +96,7 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
     let as_of = args.as_of.unwrap_or(now.to_utc().date_naive());
     let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
     let (mode, _) = runs::clocks(as_of, args.mode, now)?;
-    warn_of_expiry(config, as_of)?;
+    warn_of_expiry(config, as_of, global)?;
     let order = Order::Features(Wanted { as_of, mode: args.mode, lag_months });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
     if let Some(run) = &run {
@@ -110,15 +110,12 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
     Ok(ordered::exit(run.as_ref()))
 }
 
-fn warn_of_expiry(config: &Config, as_of: NaiveDate) -> io::Result<()> {
+fn warn_of_expiry(config: &Config, as_of: NaiveDate, global: &Global) -> io::Result<()> {
     let past = config.lake.reference.expiries().into_iter().filter(|expiry| expiry.valid_to < as_of);
     past.into_iter().try_for_each(|expiry| {
-        writeln!(
-            streams::err(),
-            "warning: {} ends on {}, so features that need it are NULL; put the next one into reference.dir",
-            expiry.table,
-            expiry.valid_to
-        )
+        let (table, end) = (expiry.table, expiry.valid_to);
+        let mend = "put the next one into reference.dir";
+        streams::note(&format!("warning: {table} ends on {end}, so features that need it are NULL; {mend}"), global)
     })
 }
 

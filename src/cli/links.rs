@@ -121,10 +121,10 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
         table.write(out)?;
     }
     if let Some(awaited) = awaited {
-        writeln!(streams::err(), "a widget session waits for its user until {}", awaited.expires_at)?;
+        streams::note(&format!("a widget session waits for its user until {}", awaited.expires_at), global)?;
     }
     if let Some(next) = next {
-        writeln!(streams::err(), "there are more: --after {next} shows them")?;
+        streams::note(&format!("there are more: --after {next} shows them"), global)?;
     }
     Ok(Exit::Done)
 }

@@ -23,7 +23,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Some(name) => {
             let command = program.find_subcommand(name).cloned();
             let Some(command) = command else {
-                anyhow::bail!("there is no command {name}: `vinculo help` lists them");
+                writeln!(streams::err(), "error: there is no command {name}: `vinculo help` lists them")?;
+                return Ok(Exit::Usage);
             };
             command
         }

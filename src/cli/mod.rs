@@ -151,7 +151,7 @@ pub enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
     let _log = log::start(&global);
     let result = match command {
         Command::Init(args) => init::run(&args, &global),
@@ -216,6 +216,17 @@ impl Global {
 /// The environment; text that is not Unicode is replaced, so that a variable of somebody else does no harm.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+}
+
+/// Ends the program as a wrong command line does, or with the help that was asked for.
+fn refuse(error: &clap::Error) -> ! {
+    if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let text = text.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned();
+        tell(&anyhow::anyhow!(text), Exit::Usage, true);
+        std::process::exit(Exit::Usage as i32);
+    }
+    error.exit()
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -55,7 +55,7 @@ pub fn carry_out(order: Order, needed: Needed, global: &Global) -> anyhow::Resul
                 run = follow => run,
                 signal = asked_to_end() => {
                     signal?;
-                    writeln!(streams::err(), "the daemon goes on with it; GET /v1/runs/{id} tells what came of it")?;
+                    streams::note(&format!("the daemon goes on with it; GET /v1/runs/{id} tells what came of it"), global)?;
                     Ok(None)
                 }
             };

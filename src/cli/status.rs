@@ -18,19 +18,16 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let mut status = Status::gather(&config.state.path, &config.lake.path, now)?;
     status.reference = config.lake.reference.expiries();
     for expiry in status.reference.iter().filter(|expiry| expiry.is_near(now)) {
-        writeln!(
-            streams::err(),
-            "warning: {} knows the law until {}; put the next one into reference.dir, or features that need it are NULL",
-            expiry.table,
-            expiry.valid_to
-        )?;
+        let (table, until) = (expiry.table, expiry.valid_to);
+        let mend = "put the next one into reference.dir, or features that need it are NULL";
+        streams::note(&format!("warning: {table} knows the law until {until}; {mend}"), global)?;
     }
     // Only the daemon knows; without it, or without its token, the rest is told all the same.
     if let Some(live) = work::block_on(async { Ok(ask_daemon(&config).await) })? {
         (status.budget, status.problems) = (live.budget, live.problems);
     }
     if let Some(note) = config.state.unkept_promise() {
-        writeln!(streams::err(), "warning: {note}")?;
+        streams::note(&format!("warning: {note}"), global)?;
     }
     let out = &mut streams::out();
     if global.json {

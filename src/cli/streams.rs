@@ -5,6 +5,10 @@
 
 use std::io::{self, ErrorKind, StderrLock, StdoutLock, Write};
 
+use serde_json::json;
+
+use super::Global;
+
 /// A stream that takes what nobody reads any more.
 pub(super) struct Patient<W>(W);
 
@@ -16,6 +20,14 @@ pub(super) fn out() -> Patient<StdoutLock<'static>> {
 /// Standard error.
 pub(super) fn err() -> Patient<StderrLock<'static>> {
     Patient(io::stderr().lock())
+}
+
+/// Says something beside the result, on standard error.
+///
+/// # Errors
+/// Those of standard error.
+pub(super) fn note(text: &str, global: &Global) -> io::Result<()> {
+    if global.json { writeln!(err(), "{}", json!({ "note": text })) } else { writeln!(err(), "{text}") }
 }
 
 impl<W: Write> Write for Patient<W> {

@@ -117,7 +117,7 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
         table.write(out)?;
     }
     if let Some(next) = next {
-        writeln!(streams::err(), "there are more: --after {next} shows them")?;
+        streams::note(&format!("there are more: --after {next} shows them"), global)?;
     }
     Ok(Exit::Done)
 }
