@@ -68,7 +68,7 @@ const ANSWERS: [(u16, &str, &str, &str, Then, i32); 47] = [
     (404, "expired_credentials", "", "link_expired", User("invalid"), 1),
     (405, "method_not_allowed", "", "bad_request", Operator, 1),
     (408, "request_timeout", "", "api_timeout", Again, 6),
-    (409, "link_refreshed", "Please wait 7 minutes before trying again.", "link_cooling", Again, 6),
+    (409, "link_refreshed", "Please wait 7 minutes before trying again.", "link_cooling", Again, 1),
     (428, "activation_required", "", "link_needs_user", User("invalid"), 1),
     (428, "token_required", "", "link_needs_user", User("token_required"), 1),
     (429, "(html)", "", "rate_limited", Again, 7),
