@@ -31,6 +31,7 @@ pub mod belvo;
 pub mod chronicle;
 pub mod clock;
 pub mod columns;
+pub mod coverage;
 pub mod crowd;
 pub mod database;
 pub mod durable;

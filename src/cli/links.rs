@@ -11,6 +11,7 @@ use crate::admin::v1::PAGE;
 use crate::belvo::LinkId;
 use crate::clock::Clock;
 use crate::config::Needs;
+use crate::coverage::Coverage;
 use crate::links::view::{self, Filter, View};
 use crate::operations::Order;
 use crate::store::{self, Readers};
@@ -97,12 +98,13 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
     let filter = Filter { external_id: wish.external_id.clone(), status: wish.status.clone() };
     let (after, limit) = (wish.after.clone().unwrap_or_default(), wish.limit.unwrap_or(PAGE));
     let now = Clock::system().now();
-    let ((links, next), awaited) = Readers::of(&config.state.path).read(|tx| {
+    let ((mut links, next), awaited) = Readers::of(&config.state.path).read(|tx| {
         let page = view::list(tx, &filter, &after, limit, now)?;
         Ok::<_, store::Error>((page, widget::awaited(tx, filter.external_id.as_deref(), now)?))
     })?;
     let out = &mut streams::out();
     if global.json {
+        view::cover(&mut links, &config.lake.path);
         links.iter().try_for_each(|link| writeln!(out, "{}", json!(link)))?;
     } else {
         let columns = ["link_id", "external_id", "status", "access_mode", "fetched", "what to do"];
@@ -132,9 +134,10 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
 fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let now = Clock::system().now();
-    let Some(link) = Readers::of(&config.state.path).read(|tx| view::show(tx, link_id, now))? else {
+    let Some(mut link) = Readers::of(&config.state.path).read(|tx| view::show(tx, link_id, now))? else {
         bail!("the link {link_id} is not tracked: `vinculo links sync` asks Belvo for its list");
     };
+    view::cover(std::slice::from_mut(&mut link), &config.lake.path);
     let out = &mut streams::out();
     if global.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&link)?)?;
@@ -157,6 +160,9 @@ fn tell(link: &View, out: &mut impl io::Write) -> io::Result<()> {
         ("last webhook", &link.last_webhook_at),
     ] {
         writeln!(out, "{name:<12} {}", value.as_deref().map_or_else(unknown, table::shown))?;
+    }
+    if let Some(Coverage { months, first_month, last_month }) = &link.coverage {
+        writeln!(out, "pay          {months} months, {first_month} to {last_month}")?;
     }
     for resource in &link.resources {
         let fetched = resource.last_fetched_at.as_deref().unwrap_or("never");

@@ -4,6 +4,7 @@
 //! commands and the dashboard. *Promises* to change nothing. *Not here*: how it is shown.
 
 use std::fmt;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
@@ -11,6 +12,7 @@ use serde::{Serialize, Serializer};
 use super::{DELETED, DELETING, NOT_FOUND, PAUSED};
 use crate::belvo::{self, LinkId};
 use crate::clock::Timestamp;
+use crate::coverage::{self, Coverage};
 use crate::queue;
 use crate::resources::{self, Resource};
 use crate::store::{self, Error, Row, Tx, args};
@@ -49,6 +51,8 @@ pub struct View {
     pub paused_at: Option<String>,
     /// How each resource stands.
     pub resources: Vec<ResourceView>,
+    /// The months that published salaries have of it; absent when there are none.
+    pub coverage: Option<Coverage>,
     /// The newest failure that still stands.
     pub last_error: Option<LastError>,
     /// What a person does next, in plain words.
@@ -73,7 +77,7 @@ pub struct ResourceView {
     pub last_collected_at: Option<String>,
     /// Records in the last complete list.
     pub item_count: Option<i64>,
-    /// What the last webhook counted.
+    /// What the last webhook counted, as far as one did for that list or the next.
     pub webhook_count: Option<i64>,
     /// Complete lists so far.
     pub lists: i64,
@@ -229,6 +233,7 @@ fn read(row: &Row<'_>) -> Result<View, Error> {
         paused_reason: row.opt_text(10)?,
         paused_at: at(11)?,
         resources: Vec::new(),
+        coverage: None,
         last_error: row
             .opt_text(12)?
             .map(|code| {
@@ -242,6 +247,15 @@ fn read(row: &Row<'_>) -> Result<View, Error> {
             .transpose()?,
         next: Next::Nothing,
     })
+}
+
+/// Says of each of `links` what the lake at `lake` has of it. Blocks.
+pub fn cover(links: &mut [View], lake: &Path) {
+    let ids: Vec<&str> = links.iter().map(|link| link.link_id.as_str()).collect();
+    let mut found = coverage::of(lake, &ids);
+    for link in links {
+        link.coverage = found.remove(&link.link_id);
+    }
 }
 
 fn with_resources(tx: &Tx<'_>, mut link: View, now: Timestamp) -> Result<View, Error> {
@@ -270,8 +284,10 @@ fn read_resource(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, now: Timest
     let listed = "SELECT count(*), max(fetched_at) FROM link_snapshots WHERE link_id = $1 AND resource = $2";
     let listed = tx.one(listed, args![link_id, resource.name], |row| Ok((row.int(0)?, row.opt_at(1)?)))?;
     let (lists, latest) = listed.unwrap_or_default();
-    let count = "SELECT item_count FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at = $3";
-    let item_count = tx.one(count, args![link_id, resource.name, latest], |row| row.int(0))?;
+    let counts =
+        "SELECT item_count, webhook_count FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at = $3";
+    let counts = tx.one(counts, args![link_id, resource.name, latest], |row| Ok((row.opt_int(0)?, row.opt_int(1)?)))?;
+    let (item_count, webhook_count) = counts.unwrap_or_default();
     let refresh = queue::State::of(tx, link_id, resource)?.unwrap_or_default();
     let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
     Ok(ResourceView {
@@ -281,7 +297,7 @@ fn read_resource(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource, now: Timest
         age_seconds: refresh.fetched_at.map(|at| now.since(at).as_secs()),
         last_collected_at: text(refresh.collected_at),
         item_count,
-        webhook_count: refresh.webhook_count,
+        webhook_count: refresh.webhook_count.or(webhook_count),
         lists,
         due_at: text(refresh.due_at),
         attempts: refresh.attempts,

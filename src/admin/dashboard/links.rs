@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use maud::{Markup, html};
 
-use super::coverage::{self, Coverage};
 use super::lang::Lang;
 use super::layout::{self, Page, Tab, ago_text, badge, signature};
+use super::months::{self, Months};
 use super::session::{Ordered, Viewer};
 use super::{About, Board, Trouble, chart, escaped, plain, query};
 use crate::belvo::LinkId;
@@ -163,7 +163,7 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
     let (lang, now) = (viewer.lang, board.operations.clock.now());
     let (id, link) = tracked(&board, &id).await?;
     let lake = board.settings.lake.clone();
-    let coverage = tokio::task::spawn_blocking(move || coverage::read(&lake, &id)).await.ok().flatten();
+    let months = tokio::task::spawn_blocking(move || months::read(&lake, &id)).await.ok().flatten();
     let (tone, word) = plain::status(&link, lang);
     let is_busy = link.resources.iter().any(|resource| resource.state.is_on_its_way());
     let body = html! {
@@ -176,7 +176,7 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
         (resources(&link.resources, lang, now))
         section.card {
             h2 { (lang.t("Coverage by month", "Cobertura por mês")) }
-            (months(coverage.as_ref(), lang))
+            (coverage(months.as_ref(), lang))
         }
         section.card {
             h2 { (lang.t("At Belvo", "Na Belvo")) }
@@ -257,15 +257,15 @@ fn resources(resources: &[ResourceView], lang: Lang, now: Timestamp) -> Markup {
     }
 }
 
-fn months(coverage: Option<&Coverage>, lang: Lang) -> Markup {
-    let Some(coverage) = coverage else {
+fn coverage(months: Option<&Months>, lang: Lang) -> Markup {
+    let Some(months) = months else {
         return layout::nothing(lang.t("Nothing published to read it from yet.", "Nada publicado ainda de onde ler."));
     };
-    let Some((first, last)) = &coverage.span else {
+    let Some((first, last)) = &months.span else {
         return layout::nothing(lang.t("No month with pay.", "Nenhum mês com pagamento."));
     };
     let many = lang.count(
-        coverage.months as u64,
+        months.count as u64,
         lang.t("month with pay", "mês com pagamento"),
         lang.t("months with pay", "meses com pagamento"),
     );
@@ -278,7 +278,7 @@ fn months(coverage: Option<&Coverage>, lang: Lang) -> Markup {
         )
     };
     html! {
-        (chart::months(&coverage.years, lang.t("JFMAMJJASOND", "JFMAMJJASOND"), &summary, unit))
+        (chart::months(&months.years, lang.t("JFMAMJJASOND", "JFMAMJJASOND"), &summary, unit))
         p.quiet { (summary) "." }
     }
 }

@@ -35,7 +35,6 @@ use lang::Lang;
 use session::{Sessions, Viewer};
 
 mod chart;
-mod coverage;
 mod data;
 mod developer;
 mod errors;
@@ -43,6 +42,7 @@ mod health;
 mod lang;
 mod layout;
 mod links;
+mod months;
 mod overview;
 mod plain;
 mod runs;

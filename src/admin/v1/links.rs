@@ -13,6 +13,7 @@ use super::route::Route;
 use super::{Api, Problem, body, query};
 use crate::admin::role::Role;
 use crate::belvo::LinkId;
+use crate::lane::in_background;
 use crate::links::view::{self, Filter, View};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
@@ -84,6 +85,7 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Page>, Problem> {
         Ok((page, widget::awaited(tx, filter.external_id.as_deref(), now)?))
     };
     let ((links, next), waiting_for_user) = api.operations.store.read(read).await?;
+    let links = api.covered(links).await;
     Ok(Json(Page { links, next, waiting_for_user }))
 }
 
@@ -91,8 +93,23 @@ async fn show(State(api): State<Api>, Path(link_id): Path<String>) -> Result<Jso
     let link_id: LinkId = link_id.parse().map_err(Refused::from)?;
     let now = api.operations.clock.now();
     match api.operations.store.read(move |tx| view::show(tx, &link_id, now)).await? {
-        Some(link) => Ok(Json(One { link })),
+        Some(link) => {
+            let mut links = api.covered(vec![link]).await;
+            links.pop().map(|link| Json(One { link })).ok_or_else(not_tracked)
+        }
         None => Err(not_tracked()),
+    }
+}
+
+impl Api {
+    /// The same links, with what is published of each.
+    async fn covered(&self, mut links: Vec<View>) -> Vec<View> {
+        let lake = self.places.lake.clone();
+        in_background(move || {
+            view::cover(&mut links, &lake);
+            links
+        })
+        .await
     }
 }
 

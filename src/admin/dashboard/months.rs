@@ -1,29 +1,28 @@
-//! Which months of a link the lake has pay for: counts alone, never an amount.
+//! The months of a link that the lake has pay for, year by year.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::chart::Year;
 use crate::belvo::LinkId;
-use crate::database;
+use crate::coverage;
 
 /// Years that are shown; careers are longer.
 const YEARS: usize = 10;
 
 /// The months that a link has pay for.
-pub(super) struct Coverage {
+pub(super) struct Months {
     /// The latest years, the newest first, without a gap.
     pub(super) years: Vec<Year>,
     /// Months with pay, of all years.
-    pub(super) months: usize,
+    pub(super) count: usize,
     /// The first and the last of them, such as `2026-03`.
     pub(super) span: Option<(String, String)>,
 }
 
 /// Reads them from the current snapshot of the lake at `lake`; `None` when it has no DuckDB file to ask. Blocks.
-pub(super) fn read(lake: &Path, link: &LinkId) -> Option<Coverage> {
-    let file = database::published(lake).ok()?;
-    let months = count(&file, link).inspect_err(|error| tracing::debug!("no coverage: {error}")).ok()?;
+pub(super) fn read(lake: &Path, link: &LinkId) -> Option<Months> {
+    let months = coverage::months(lake, link)?;
     let mut years = BTreeMap::<i32, [u32; 12]>::new();
     for (&(year, month), &count) in &months {
         if let Some(place) = years.entry(year).or_default().get_mut(month.saturating_sub(1) as usize) {
@@ -36,16 +35,5 @@ pub(super) fn read(lake: &Path, link: &LinkId) -> Option<Coverage> {
     let shown = shown.map(|year| Year { year, months: years.get(&year).copied().unwrap_or_default() }).collect();
     let text = |&(year, month): &(i32, u32)| format!("{year}-{month:02}");
     let span = months.keys().next().map(text).zip(months.keys().next_back().map(text));
-    Some(Coverage { years: shown, months: months.len(), span })
-}
-
-/// How many jobs have pay in each month.
-fn count(file: &Path, link: &LinkId) -> Result<BTreeMap<(i32, u32), u32>, duckdb::Error> {
-    let connection = database::open(file)?;
-    let mut statement = connection.prepare(
-        "SELECT CAST(year(reference_month) AS INTEGER), CAST(month(reference_month) AS INTEGER), \
-         CAST(count(DISTINCT employment_key) AS INTEGER) FROM salaries WHERE link_id = ? AND reference_month IS NOT NULL GROUP BY 1, 2",
-    )?;
-    let rows = statement.query_map([link.as_str()], |row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?)))?;
-    rows.collect()
+    Some(Months { years: shown, count: months.len(), span })
 }
