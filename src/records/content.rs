@@ -8,10 +8,23 @@
 
 use std::borrow::Cow;
 
+use super::text;
+use crate::clock::Timestamp;
 use crate::json::{Fields, Kind, NotJson, Reader, Text};
 
-/// Fields that Belvo renews without the record having changed.
+/// Fields that Belvo renews without the record having changed, as long as they are what they should be.
 const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
+
+/// Whether Belvo may have renewed the field: another value of another kind is a change, and the record may be broken by it.
+fn is_volatile(name: &str, value: &str) -> bool {
+    match name {
+        "id" => value.len() > 2 && value.starts_with('"'),
+        "created_at" | "collected_at" => {
+            value == "null" || text(value).is_some_and(|text| Timestamp::parse(&text).is_some())
+        }
+        _ => false,
+    }
+}
 
 /// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
 /// own content.
@@ -22,7 +35,11 @@ pub(super) fn content(json: &str) -> String {
 /// The content of `json`, whose `fields` are put in order.
 pub(super) fn content_of(json: &str, fields: Option<&mut Fields<'_>>) -> String {
     fn written(fields: &mut Fields<'_>, content: &mut String) -> Option<()> {
-        for (name, value) in fields.sorted().iter().filter(|(name, _)| !VOLATILE.contains(&&**name)) {
+        for name in VOLATILE.iter().filter(|name| fields.get(name).is_none()) {
+            content.push_str(name);
+            content.push('\n');
+        }
+        for (name, value) in fields.sorted().iter().filter(|(name, value)| !is_volatile(name, value)) {
             content.push_str(name);
             content.push(':');
             if value.starts_with('[') {

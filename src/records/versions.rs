@@ -6,7 +6,7 @@
 
 use super::body::{pack, unpack};
 use super::content::{content, say_the_same};
-use super::{Compare, List, Loss, Of, Record};
+use super::{Compare, List, Loss, NO_ID, Of, Record};
 use crate::clock::Timestamp;
 use crate::store::{Error, VersionPlace, args};
 
@@ -96,7 +96,10 @@ impl Sighting<'_> {
         let (record_id, created_at, collected_at) = if is_older {
             (&held.record_id, held.created_at, held.collected_at)
         } else {
-            (&record.id, record.created_at, record.collected_at.or(held.collected_at.filter(|_| !held.is_gone())))
+            // What a broken record does not tell stays as it was told.
+            let id = if record.id.starts_with(NO_ID) { &held.record_id } else { &record.id };
+            let collected_at = record.collected_at.or(held.collected_at.filter(|_| !held.is_gone()));
+            (id, record.created_at.or(held.created_at), collected_at)
         };
         tx.execute(
             "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
@@ -126,7 +129,7 @@ impl Sighting<'_> {
                 link_id,
                 resource.name,
                 key,
-                record.likeness.as_deref().unwrap_or_default(),
+                record.likeness.as_deref().unwrap_or(&held.likeness),
                 record.hash.as_slice(),
                 version,
                 list.fetched_at
@@ -304,6 +307,56 @@ mod tests {
         assert_eq!((again.versions, again.changed), (0, false));
         let other = bench.list(20, &[spelt.replace("[1,2]", "[2,1]")]).await;
         assert_eq!((other.versions, other.changed), (1, true));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_comes_back_broken_where_belvo_renews_it_is_a_version_and_takes_back_nothing() {
+        let sound = job(1, "99000042", "2020-01-01", "null", 0);
+        let id = r#""id":"00000001-0000-4000-8000-000000000000","#;
+        for (from, to, is_broken) in [
+            (id, r#""id":null,"#, true),
+            (id, r#""id":7,"#, true),
+            (id, "", true),
+            (r#""created_at":"2026-01-01T00:00:00.000Z""#, r#""created_at":"yesterday""#, true),
+            (r#""collected_at":"2026-01-01T00:00:00.000Z","#, "", true),
+            (r#""collected_at":"2026-01-01T00:00:00.000Z""#, r#""collected_at":"2026-01-02T00:00:00.000Z""#, false),
+        ] {
+            let bench = Bench::new().await;
+            bench.list(0, std::slice::from_ref(&sound)).await;
+            let before = bench.seen().await;
+            let broken = sound.replace(from, to);
+            assert_ne!(broken, sound);
+            let kept = bench.list(10, std::slice::from_ref(&broken)).await;
+            assert_eq!(kept.versions, usize::from(is_broken), "{to}");
+            let after = bench.seen().await;
+            assert_eq!((&after[0].0, &after[0].1), (&before[0].0, &before[0].1), "{to}");
+            bench.list(20, std::slice::from_ref(&sound)).await;
+            assert_eq!(bench.seen().await[0].1, before[0].1, "{to}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_keeps_its_key_under_another_id_although_its_start_was_broken_in_between() {
+        let bench = Bench::new().await;
+        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        let key = bench.seen().await.remove(0).0;
+        bench.list(10, &[job(1, "99000042", "2020-02-30", "null", 10)]).await;
+        bench.list(20, &[job(2, "99000042", "2020-01-01", "null", 20)]).await;
+        let keys: Vec<String> = bench.seen().await.into_iter().map(|seen| seen.0).collect();
+        assert_eq!(keys, [key]);
+    }
+
+    #[tokio::test]
+    async fn a_list_with_less_than_its_webhook_counted_is_asked_for_once_more() {
+        let bench = Bench::new().await;
+        bench.forget_marks().await;
+        let jobs = [job(1, "99000042", "2020-01-01", "null", 0)];
+        bench.list_counting(0, &jobs, Some(3)).await;
+        assert_eq!(bench.due().await, Some(1));
+        bench.forget_marks().await;
+        bench.list_counting(1, &jobs, None).await;
+        bench.list_counting(2, &jobs, Some(1)).await;
+        assert_eq!(bench.due().await, None);
     }
 
     #[tokio::test]

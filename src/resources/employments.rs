@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use chrono::NaiveDate;
 use serde::Deserialize;
 
 use super::{Derive, Resource};
@@ -42,6 +43,8 @@ fn likeness(fields: &Fields<'_>) -> Option<String> {
         Some(code) => code.key(),
         None => "",
     };
+    // One that no calendar has says nothing of when the job began.
+    let start_date = start_date.map(|date| date.parse::<NaiveDate>().map(|_| date)).transpose().ok()?;
     Some(format!("{employer}\n{}", start_date.unwrap_or_default()))
 }
 
@@ -303,6 +306,7 @@ mod tests {
             (r#"{"employer_data":null}"#, Some("\n")),
             (r#"{"employer_data":7,"start_date":"2020-01-01"}"#, None),
             (r#"{"employer_data":{},"start_date":20200101}"#, None),
+            (r#"{"employer_data":{},"start_date":"2020-02-30"}"#, None),
         ] {
             assert_eq!(alike(job).as_deref(), expected, "{job}");
         }
