@@ -19,7 +19,7 @@ use crate::tombstones;
 mod directory;
 pub mod view;
 
-pub use directory::{Directory, SyncError, Synced};
+pub use directory::{Directory, SyncError, Synced, UNKNOWN_LINKS, alarm};
 
 /// What is said of a link that Belvo does not know.
 pub const NOT_FOUND: &str = "not_found";
@@ -553,13 +553,14 @@ fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Resu
     Ok(())
 }
 
-/// Belvo was at the institution since, and no webhook made us ask: what was read before that visit is asked for again.
+/// Belvo was at the institution since, and no webhook made us ask: what was listed or read before that visit is asked for again.
 fn mark_unseen_visit(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<(), Error> {
     let Some(visited_at) = link.last_accessed_at else { return Ok(()) };
     let unseen = tx.all(
         "SELECT resource FROM refreshes WHERE link_id = $1 AND blocked_reason IS NULL AND due_at IS NULL AND lease IS NULL \
-         AND last_fetched_at IS NOT NULL AND (last_collected_at IS NULL OR last_collected_at < $2)",
-        args![&link.id, visited_at - SAME_VISIT],
+         AND last_fetched_at IS NOT NULL \
+         AND (last_fetched_at < $2 OR last_collected_at IS NULL OR last_collected_at < $3)",
+        args![&link.id, visited_at, visited_at - SAME_VISIT],
         |row| row.text(0),
     )?;
     for resource in unseen.iter().filter_map(|name| Resource::by_name(name)) {
