@@ -610,6 +610,8 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
+    metrics::gauge!("vinculo_belvo_paused", "code" => "rate_limited")
+        .set(u8::from(client.budget().paused_until().is_some()));
     // A state that cannot be read is told where it is written.
     let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
         return;

@@ -13,6 +13,7 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::erase::Begun;
 use crate::features::reference::Expiry;
+use crate::links;
 use crate::problems::Problems;
 use crate::publish::Lake;
 use crate::queue::{self, Backlog};
@@ -42,7 +43,8 @@ pub struct Status {
     pub users_awaited: u64,
     /// Erasures that were begun and are not done.
     pub erasures_unfinished: u64,
-    /// How many refreshes last failed with each code.
+    /// How many refreshes last failed with each code; and under `unknown_links`, when that is an alarm, how many links of the last
+    /// hour webhooks named that Belvo does not know.
     pub errors: BTreeMap<String, u64>,
     /// Webhooks by what became of them.
     pub webhooks: BTreeMap<String, u64>,
@@ -174,6 +176,8 @@ impl Status {
     fn read(tx: &Tx<'_>, state: &Path, lake: &Path, now: Timestamp) -> Result<Self, store::Error> {
         let Backlog { pending, retrying, blocked } = queue::backlog(tx)?;
         let text = |sql: &str| tx.one(sql, args![], |row| row.text(0)).map(Option::unwrap_or_default);
+        let mut errors = queue::errors(tx)?;
+        errors.extend(links::alarm(tx, now)?.map(|unknown| (links::UNKNOWN_LINKS.to_owned(), unknown)));
         Ok(Self {
             at: now.to_string(),
             version: env!("CARGO_PKG_VERSION"),
@@ -184,7 +188,7 @@ impl Status {
             blocked,
             users_awaited: widget::waiting_count(tx, now)?,
             erasures_unfinished: Begun::count(tx)?,
-            errors: queue::errors(tx)?,
+            errors,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             webhooks_by_type: webhooks_by_type(tx)?,
             drift: drift(tx)?,

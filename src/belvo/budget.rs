@@ -220,8 +220,6 @@ impl Permit {
         if let Some(ledger) = &budget.ledger {
             ledger.opened(slot);
         }
-        let is_urgent = if class == Class::Urgent { "true" } else { "false" };
-        metrics::counter!("vinculo_belvo_grants_total", "urgent" => is_urgent).increment(1);
         Self { budget: Arc::clone(budget), slot, class, is_used: true }
     }
 
@@ -241,6 +239,8 @@ impl Drop for Permit {
         let mut window = self.budget.lock();
         if self.is_used {
             self.budget.calls.fetch_add(1, Ordering::Relaxed);
+            let is_urgent = if self.class == Class::Urgent { "true" } else { "false" };
+            metrics::counter!("vinculo_belvo_grants_total", "urgent" => is_urgent).increment(1);
             window.answered(self.slot, Instant::now());
         } else {
             window.given_back(self.slot, self.class);

@@ -326,25 +326,17 @@ impl Directory {
         }
         memory.count_from = Some(Instant::now() + COUNT_EVERY);
         let now = self.clock.now();
-        let (from, told_by) = (now - UNKNOWN_COUNTS, now - TOLD_WITHIN);
-        let count = move |tx: &Tx<'_>| {
-            tx.count(
-                "SELECT count(*) FROM links WHERE first_seen_at > $1 AND created_at IS NULL AND institution IS NULL \
-                 AND (status = $3 OR (looked_up_at IS NULL AND first_seen_at < $2))",
-                args![from, told_by, NOT_FOUND],
-            )
-        };
-        let unknown = self.store.read(count).await?;
+        let unknown = self.store.read(move |tx| count_unknown(tx, now)).await?;
         metrics::gauge!("vinculo_unknown_links").set(u32::try_from(unknown).unwrap_or(u32::MAX));
         let is_alarmed = unknown >= MANY_UNKNOWN;
         if is_alarmed && !memory.is_alarmed {
             tracing::error!(
-                code = "unknown_links",
+                code = UNKNOWN_LINKS,
                 links = unknown,
                 "webhooks name many links that Belvo does not know; they get a small part of the requests. If nobody tests, \
                  change the value of webhook.authorization"
             );
-            self.store.write(move |tx| chronicle::note_failure(tx, "unknown_links", now)).await?;
+            self.store.write(move |tx| chronicle::note_failure(tx, UNKNOWN_LINKS, now)).await?;
         } else if memory.is_alarmed && !is_alarmed {
             tracing::info!(links = unknown, "hardly any webhook names links that Belvo does not know any more");
         }
@@ -576,6 +568,25 @@ impl SyncError {
             Self::Store(error) => error.code(),
         }
     }
+}
+
+/// The code of the alarm that webhooks name many links that Belvo does not know.
+pub const UNKNOWN_LINKS: &str = "unknown_links";
+
+/// How many such links there are of the last hour, when that is the alarm.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn alarm(tx: &Tx<'_>, now: Timestamp) -> Result<Option<u64>, Error> {
+    Ok(Some(count_unknown(tx, now)?).filter(|unknown| *unknown >= MANY_UNKNOWN))
+}
+
+fn count_unknown(tx: &Tx<'_>, now: Timestamp) -> Result<u64, Error> {
+    tx.count(
+        "SELECT count(*) FROM links WHERE first_seen_at > $1 AND created_at IS NULL AND institution IS NULL \
+         AND (status = $3 OR (looked_up_at IS NULL AND first_seen_at < $2))",
+        args![now - UNKNOWN_COUNTS, now - TOLD_WITHIN, NOT_FOUND],
+    )
 }
 
 #[cfg(test)]
