@@ -754,6 +754,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Hand;
+    use crate::features::runs;
 
     /// A state without links, and the lake of it.
     struct Place {
@@ -782,6 +783,13 @@ mod tests {
             let clock = self.hand.clock();
             Publisher::open(store.clone(), settings, Duration::from_hours(1), None, clock).unwrap()
         }
+    }
+
+    /// Asks for features of a date that is over, corrections included.
+    async fn ask_for_features(place: &Place, as_of: &str) {
+        let now = place.hand.clock().now();
+        let wanted = runs::Wanted { as_of: as_of.parse().unwrap(), mode: runs::Mode::Retro, lag_months: 0 };
+        place.store.attempt(move |tx| runs::record(tx, wanted, now)).await.unwrap();
     }
 
     async fn add_link(store: &Store, number: u32) {
@@ -1037,6 +1045,29 @@ mod tests {
         assert!(forgotten.iter().all(|gone| !gone.files.is_empty()), "{forgotten:?}");
         assert_eq!(publisher.snapshots().unwrap(), [3]);
         assert_eq!(fs::read_dir(place.lake().join(".staging")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_folder_around_the_lake_may_be_called_as_a_key_of_its_rows() {
+        let place = Place::new();
+        for (number, folder) in [(1, "env=prod"), (4, "link_id=7"), (7, "as_of_date=2020-01-01")] {
+            let settings = config::Lake::small(place.folder.path().join(folder), &["parquet", "duckdb"]);
+            let (store, clock) = (place.store.clone(), place.hand.clock());
+            let publisher = Publisher::open(store, settings, Duration::from_hours(1), None, clock).unwrap();
+            for number in number..number + 3 {
+                add_link(&place.store, number).await;
+                ask_for_features(&place, "1969-12-31").await;
+                ask_for_features(&place, "1969-12-30").await;
+                publish(&publisher, Scope::Changed).unwrap().expect(folder);
+            }
+            let count = "SELECT sum(of_date), min(of_date), count(*) FROM (SELECT as_of_date, count(*) AS of_date \
+                 FROM credit_features WHERE as_of_date IN (DATE '1969-12-31', DATE '1969-12-30') GROUP BY 1)";
+            let counted = duckdb::Connection::open(publisher.database().unwrap()).unwrap().query_row(count, [], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            });
+            let links = i64::from(number) + 2;
+            assert_eq!(counted.unwrap(), (2 * links, links, 2), "{folder}");
+        }
     }
 
     #[test]
