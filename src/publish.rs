@@ -374,12 +374,13 @@ impl Publisher {
         let staged = self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
             let removed = last_removal(tx)?;
-            let fitting = previous.filter(|previous| {
-                scope == Scope::Changed && self.fits(previous, &built_from) && previous.built_from.change >= removed
+            let alike = previous.filter(|previous| {
+                scope == Scope::Changed && self.is_alike(previous, &built_from) && previous.built_from.change >= removed
             });
-            if fitting.is_some_and(|previous| previous.built_from == built_from) {
+            if alike.is_some_and(|previous| previous.built_from == built_from && self.has_what_is_wanted(previous)) {
                 return Ok(None);
             }
+            let fitting = alike.filter(|previous| self.has_parquet(previous));
             let links: Option<i64> = tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?;
             let links = links.and_then(|links| u64::try_from(links).ok()).unwrap_or_default();
             let split = Split::of(links, self.settings.link_buckets);
@@ -429,7 +430,7 @@ impl Publisher {
             (sealing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
         });
         let (sealed, files) = (sealed?, files?);
-        if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
+        if !self.wants("parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
                 if table.files.is_empty() {
@@ -455,8 +456,8 @@ impl Publisher {
         Ok(Some((manifest, sealed)))
     }
 
-    /// Whether files of `previous` may stand in a snapshot that is made now.
-    fn fits(&self, previous: &Manifest, built_from: &BuiltFrom) -> bool {
+    /// Whether rows of `previous` may stand in a snapshot that is made now.
+    fn is_alike(&self, previous: &Manifest, built_from: &BuiltFrom) -> bool {
         previous.built_from.state_id == built_from.state_id
             && previous.built_from.change <= built_from.change
             && previous.link_buckets == self.settings.link_buckets
@@ -465,18 +466,34 @@ impl Publisher {
             && previous.reference == self.settings.reference.digest()
             && previous.settings == self.settings_digest()
             && self.published_tables().all(|table| {
-                previous
-                    .table(&table.name)
-                    .is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
+                previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version)
             })
     }
 
-    /// What `pii.pepper` and `belvo.confirm_after` make of a text: another of either makes other rows. The pepper cannot be
-    /// told from it.
+    /// Whether each table of `previous` has Parquet files that can be taken over.
+    fn has_parquet(&self, previous: &Manifest) -> bool {
+        let mut tables = self.published_tables();
+        tables.all(|table| previous.table(&table.name).is_some_and(|entry| !entry.files.is_empty()))
+    }
+
+    /// Whether `previous` is in the forms that `lake.sinks` names, and in no other.
+    fn has_what_is_wanted(&self, previous: &Manifest) -> bool {
+        let is_in = |file: &str| previous.files.iter().any(|entry| entry.path == file);
+        self.wants("parquet") == self.has_parquet(previous)
+            && sinks::ALL.iter().all(|sink| self.wants(sink.name()) == sink.files().iter().all(|file| is_in(file)))
+    }
+
+    fn wants(&self, sink: &str) -> bool {
+        self.settings.sinks.iter().any(|wanted| wanted == sink)
+    }
+
+    /// What `pii.pepper` and `belvo.confirm_after` make of a text, because another of either makes other rows, and
+    /// `lake.duckdb_storage_version`, because another one makes another database. The pepper cannot be told from it.
     fn settings_digest(&self) -> String {
         let confirm_after = self.confirm_after.as_micros().to_string();
-        let keyed = self.pepper.as_ref().map(|pepper| pepper.key_of(&[b"settings of a snapshot"]));
-        hex(&Sha256::digest(format!("{}\n{confirm_after}", keyed.unwrap_or_default()))[..16])
+        let keyed = self.pepper.as_ref().map(|pepper| pepper.key_of(&[b"settings of a snapshot"])).unwrap_or_default();
+        let storage_version = &self.settings.duckdb_storage_version;
+        hex(&Sha256::digest(format!("{keyed}\n{confirm_after}\n{storage_version}"))[..16])
     }
 
     fn published_tables(&self) -> impl Iterator<Item = &'static Table> {
@@ -1067,6 +1084,38 @@ mod tests {
             });
             let links = i64::from(number) + 2;
             assert_eq!(counted.unwrap(), (2 * links, links, 2), "{folder}");
+        }
+    }
+
+    #[test]
+    fn what_the_lake_is_to_be_made_of_is_seen_to_although_nothing_else_changed() {
+        let place = Place::new();
+        let forms = |manifest: &Manifest| {
+            let links = manifest.table("links").unwrap();
+            (!links.files.is_empty(), manifest.files.iter().any(|file| file.path == database::FILE))
+        };
+        let publish_with = |sinks: &[&str], version: &str| {
+            let settings = config::Lake {
+                duckdb_storage_version: version.to_owned(),
+                ..config::Lake::small(place.lake(), sinks)
+            };
+            let (store, clock) = (place.store.clone(), place.hand.clock());
+            publish(&Publisher::open(store, settings, Duration::from_hours(1), None, clock).unwrap(), Scope::Changed)
+                .unwrap()
+        };
+        for (sinks, version, expected) in [
+            (&["parquet"][..], "v1.0.0", (true, false)),
+            (&["parquet", "duckdb"], "v1.0.0", (true, true)),
+            (&["duckdb"], "v1.0.0", (false, true)),
+            (&["duckdb"], "v1.2.0", (false, true)),
+            (&["parquet", "duckdb"], "v1.2.0", (true, true)),
+            (&["parquet", "duckdb"], "v1.0.0", (true, true)),
+            (&["parquet"], "v1.0.0", (true, false)),
+        ] {
+            let published = publish_with(sinks, version).map(|manifest| forms(&manifest));
+            assert_eq!(published, Some(expected), "{sinks:?} {version}");
+            assert!(publish_with(sinks, version).is_none(), "{sinks:?} {version}");
+            assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
         }
     }
 

@@ -47,6 +47,10 @@ impl Sink for Duckdb {
         "duckdb"
     }
 
+    fn files(&self) -> &'static [&'static str] {
+        &[FILE]
+    }
+
     fn begin(&self, target: Target) -> Result<Box<dyn Begun>, Error> {
         let target = Arc::new(target);
         let replacer = target.previous.is_some().then(|| {
