@@ -465,9 +465,9 @@ impl Publisher {
             && previous.has_pii() == self.publishes_pii
             && previous.reference == self.settings.reference.digest()
             && previous.settings == self.settings_digest()
-            && self.published_tables().all(|table| {
-                previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version)
-            })
+            && self
+                .published_tables()
+                .all(|table| previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version))
     }
 
     /// Whether each table of `previous` has Parquet files that can be taken over.
@@ -1065,6 +1065,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn features_stand_in_the_order_of_their_key_and_no_footer_tells_of_anybody() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet"]);
+        let now = place.hand.now();
+        for number in [2, 1, 3] {
+            add_link(&place.store, number).await;
+            ask_for_features(&place, "1969-12-31").await;
+            let (as_of, mode) = ("1969-12-31".parse().unwrap(), runs::Mode::Strict);
+            let strict = runs::Wanted { as_of, mode, lag_months: 0 };
+            place.store.attempt(move |tx| runs::record(tx, strict, now)).await.unwrap();
+            let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+            let folder = publisher.lake.folder(manifest.snapshot);
+            let file = folder.join(publisher.lake.features_at(&manifest, as_of).path);
+            assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+            let texts = |sql: &str| {
+                let connection = duckdb::Connection::open_in_memory().unwrap();
+                let mut found = connection.prepare(&sql.replace("FILE", &format!("'{}'", file.display()))).unwrap();
+                found.query_map([], |row| row.get(0)).unwrap().collect::<duckdb::Result<Vec<String>>>().unwrap()
+            };
+            let rows = texts(
+                "SELECT link_id || pit_mode FROM read_parquet(FILE, file_row_number = true) ORDER BY file_row_number",
+            );
+            assert!(rows.is_sorted() && rows.iter().any(|row| row.ends_with("strict")), "{rows:?}");
+            assert!(rows.iter().any(|row| row.ends_with("retro")), "{rows:?}");
+            let told = texts(
+                "SELECT DISTINCT path_in_schema FROM parquet_metadata(FILE) \
+                 WHERE coalesce(stats_min, stats_max, stats_min_value, stats_max_value) IS NOT NULL",
+            );
+            assert_eq!(told, ["link_id"]);
+        }
+    }
+
+    #[tokio::test]
     async fn a_folder_around_the_lake_may_be_called_as_a_key_of_its_rows() {
         let place = Place::new();
         for (number, folder) in [(1, "env=prod"), (4, "link_id=7"), (7, "as_of_date=2020-01-01")] {
@@ -1079,9 +1112,10 @@ mod tests {
             }
             let count = "SELECT sum(of_date), min(of_date), count(*) FROM (SELECT as_of_date, count(*) AS of_date \
                  FROM credit_features WHERE as_of_date IN (DATE '1969-12-31', DATE '1969-12-30') GROUP BY 1)";
-            let counted = duckdb::Connection::open(publisher.database().unwrap()).unwrap().query_row(count, [], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-            });
+            let counted =
+                duckdb::Connection::open(publisher.database().unwrap()).unwrap().query_row(count, [], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+                });
             let links = i64::from(number) + 2;
             assert_eq!(counted.unwrap(), (2 * links, links, 2), "{folder}");
         }
@@ -1095,10 +1129,8 @@ mod tests {
             (!links.files.is_empty(), manifest.files.iter().any(|file| file.path == database::FILE))
         };
         let publish_with = |sinks: &[&str], version: &str| {
-            let settings = config::Lake {
-                duckdb_storage_version: version.to_owned(),
-                ..config::Lake::small(place.lake(), sinks)
-            };
+            let settings =
+                config::Lake { duckdb_storage_version: version.to_owned(), ..config::Lake::small(place.lake(), sinks) };
             let (store, clock) = (place.store.clone(), place.hand.clock());
             publish(&Publisher::open(store, settings, Duration::from_hours(1), None, clock).unwrap(), Scope::Changed)
                 .unwrap()

@@ -886,8 +886,7 @@ mod tests {
             let months: Vec<String> =
                 (0..rows).map(|row| format!("{:04}-{:02}", 1000 + row / 12, row % 12 + 1)).collect();
             let pays = |base| months.iter().map(|month| (month.as_str(), base)).collect::<Vec<_>>();
-            let versions =
-                [collected(300, 301, &pays(1)), Version { is_late: true, ..collected(200, 401, &pays(9)) }];
+            let versions = [collected(300, 301, &pays(1)), Version { is_late: true, ..collected(200, 401, &pays(9)) }];
             let started = std::time::Instant::now();
             let (mut replayed, appended) = replayed(&versions, &[301, 401]);
             let took = started.elapsed();

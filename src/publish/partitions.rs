@@ -134,10 +134,7 @@ impl Partitions {
             let whole = staging.folder.join(&path);
             let folder = whole.parent().unwrap_or(&staging.folder);
             fs::create_dir_all(folder).map_err(|source| Error::at(folder, source))?;
-            let rows = match earlier.filter(|_| !kept.is_empty()) {
-                Some(earlier) => Self::splice(computer, &earlier, &kept, &whole)?,
-                None => computer.write(&whole).map_err(sinks::Error::from)?,
-            };
+            let rows = Self::splice(computer, earlier.filter(|_| !kept.is_empty()).as_ref(), &kept, &whole)?;
             files.push(staging.checked(&path, Some(rows))?);
         }
         Ok(TableEntry {
@@ -180,16 +177,30 @@ impl Partitions {
         Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
 
-    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows.
-    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept<'_>], whole: &Path) -> Result<u64, Error> {
-        let computed = whole.with_extension("computed");
+    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. Also where nothing is
+    /// kept: what DuckDB writes shows values of its columns outside of them.
+    fn splice(
+        computer: &Computer,
+        earlier: Option<&Earlier<'_>>,
+        kept: &[Kept<'_>],
+        whole: &Path,
+    ) -> Result<u64, Error> {
+        let [computed, none] = ["computed", "none"].map(|extension| whole.with_extension(extension));
         computer.write(&computed).map_err(sinks::Error::from)?;
+        let earlier = match earlier {
+            Some(earlier) => earlier.folder.join(&earlier.file.path),
+            None => {
+                computer.write(&none).map_err(sinks::Error::from)?;
+                none.clone()
+            }
+        };
         let stays = |[link_id, mode]: parquet::Key<'_>| {
             kept.iter().any(|kept| kept.mode.name().as_bytes() == mode && !kept.all_but.contains(link_id))
         };
-        let files = [&*earlier.folder.join(&earlier.file.path), &*computed];
-        let rows = parquet::splice(files, whole, compute::KEY, compute::order, stays)?;
-        fs::remove_file(&computed).map_err(|source| Error::at(&computed, source))?;
+        let rows = parquet::splice([&earlier, &computed], whole, compute::KEY, stays)?;
+        for done in [Some(&computed), Some(&none).filter(|none| **none == earlier)].into_iter().flatten() {
+            fs::remove_file(done).map_err(|source| Error::at(done, source))?;
+        }
         Ok(rows)
     }
 }
