@@ -560,6 +560,17 @@ the configuration has 20 errors:
     }
 
     #[test]
+    fn a_lake_is_in_no_folder_whose_name_duckdb_reads_otherwise() {
+        for folder in ["a?b/lake", "a\\\\b/lake"] {
+            let told = errors(&format!("[lake]\nurl = \"{folder}\""), &[], Needs::default());
+            assert!(told.contains("lake.url") && told.contains("DuckDB"), "{told}");
+        }
+        for folder in ["env=prod/lake", "o'x/la ke", "a[1]/lake"] {
+            load(&format!("[lake]\nurl = \"{folder}\""), &[], Needs::default()).unwrap();
+        }
+    }
+
+    #[test]
     fn only_versions_that_duckdb_knows_are_written() {
         let text = |version: &str| format!("[lake]\nduckdb_storage_version = \"{version}\"");
         load(&text("v1.2.0"), &[], Needs::default()).unwrap();

@@ -307,13 +307,23 @@ struct Known {
     pauses: u32,
 }
 
-/// Keeps what Belvo said of a link when asked at `asked_at`, inside the caller's transaction.
-fn keep(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -> Result<News, Error> {
+/// When Belvo was asked about links, and when what it said is kept.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// Before the request: what came meanwhile is newer than the answer.
+    asked_at: Timestamp,
+    /// In the transaction: what was recorded before it, such as a run of features, did not know a link that is new in it.
+    kept_at: Timestamp,
+}
+
+/// Keeps what Belvo said of a link, inside the caller's transaction.
+fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result<News, Error> {
+    let asked_at = told.asked_at;
     let Some(known) = known(tx, &link.id)? else {
         if tombstones::is_erased(tx, &link.id)? {
             return Ok(News::Same);
         }
-        add(tx, link, asked_at, sync)?;
+        add(tx, link, told, sync)?;
         return Ok(News::New);
     };
     tx.execute(
@@ -404,11 +414,12 @@ fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
 
 /// Tracks a link that Belvo told of. One that only its list shows is asked for once, unless it is recurrent and in order: no
 /// webhook and no job will, and of one whose user has to do something Belvo may hold data all the same.
-fn add(tx: &Tx<'_>, link: &LinkObject, asked_at: Timestamp, sync: Option<i64>) -> Result<(), Error> {
+fn add(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result<(), Error> {
+    let Told { asked_at, kept_at } = told;
     tx.execute(
         "INSERT INTO links (link_id, first_seen_at, looked_up_at, status_at, sync_number, changed_seq) \
-         VALUES ($1, $2, $2, $2, $3, 0)",
-        args![&link.id, asked_at, sync],
+         VALUES ($1, $2, $3, $3, $4, 0)",
+        args![&link.id, kept_at, asked_at, sync],
     )?;
     update(tx, link)?;
     let stopped_by = link.status.as_deref().and_then(stops);

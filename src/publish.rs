@@ -374,12 +374,13 @@ impl Publisher {
         let staged = self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
             let removed = last_removal(tx)?;
-            let fitting = previous.filter(|previous| {
-                scope == Scope::Changed && self.fits(previous, &built_from) && previous.built_from.change >= removed
+            let alike = previous.filter(|previous| {
+                scope == Scope::Changed && self.is_alike(previous, &built_from) && previous.built_from.change >= removed
             });
-            if fitting.is_some_and(|previous| previous.built_from == built_from) {
+            if alike.is_some_and(|previous| previous.built_from == built_from && self.has_what_is_wanted(previous)) {
                 return Ok(None);
             }
+            let fitting = alike.filter(|previous| self.has_parquet(previous));
             let links: Option<i64> = tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?;
             let links = links.and_then(|links| u64::try_from(links).ok()).unwrap_or_default();
             let split = Split::of(links, self.settings.link_buckets);
@@ -429,7 +430,7 @@ impl Publisher {
             (sealing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
         });
         let (sealed, files) = (sealed?, files?);
-        if !self.settings.sinks.iter().any(|sink| sink == "parquet") {
+        if !self.wants("parquet") {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
                 if table.files.is_empty() {
@@ -455,8 +456,8 @@ impl Publisher {
         Ok(Some((manifest, sealed)))
     }
 
-    /// Whether files of `previous` may stand in a snapshot that is made now.
-    fn fits(&self, previous: &Manifest, built_from: &BuiltFrom) -> bool {
+    /// Whether rows of `previous` may stand in a snapshot that is made now.
+    fn is_alike(&self, previous: &Manifest, built_from: &BuiltFrom) -> bool {
         previous.built_from.state_id == built_from.state_id
             && previous.built_from.change <= built_from.change
             && previous.link_buckets == self.settings.link_buckets
@@ -464,19 +465,35 @@ impl Publisher {
             && previous.has_pii() == self.publishes_pii
             && previous.reference == self.settings.reference.digest()
             && previous.settings == self.settings_digest()
-            && self.published_tables().all(|table| {
-                previous
-                    .table(&table.name)
-                    .is_some_and(|entry| entry.schema_version == table.version && !entry.files.is_empty())
-            })
+            && self
+                .published_tables()
+                .all(|table| previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version))
     }
 
-    /// What `pii.pepper` and `belvo.confirm_after` make of a text: another of either makes other rows. The pepper cannot be
-    /// told from it.
+    /// Whether each table of `previous` has Parquet files that can be taken over.
+    fn has_parquet(&self, previous: &Manifest) -> bool {
+        let mut tables = self.published_tables();
+        tables.all(|table| previous.table(&table.name).is_some_and(|entry| !entry.files.is_empty()))
+    }
+
+    /// Whether `previous` is in the forms that `lake.sinks` names, and in no other.
+    fn has_what_is_wanted(&self, previous: &Manifest) -> bool {
+        let is_in = |file: &str| previous.files.iter().any(|entry| entry.path == file);
+        self.wants("parquet") == self.has_parquet(previous)
+            && sinks::ALL.iter().all(|sink| self.wants(sink.name()) == sink.files().iter().all(|file| is_in(file)))
+    }
+
+    fn wants(&self, sink: &str) -> bool {
+        self.settings.sinks.iter().any(|wanted| wanted == sink)
+    }
+
+    /// What `pii.pepper` and `belvo.confirm_after` make of a text, because another of either makes other rows, and
+    /// `lake.duckdb_storage_version`, because another one makes another database. The pepper cannot be told from it.
     fn settings_digest(&self) -> String {
         let confirm_after = self.confirm_after.as_micros().to_string();
-        let keyed = self.pepper.as_ref().map(|pepper| pepper.key_of(&[b"settings of a snapshot"]));
-        hex(&Sha256::digest(format!("{}\n{confirm_after}", keyed.unwrap_or_default()))[..16])
+        let keyed = self.pepper.as_ref().map(|pepper| pepper.key_of(&[b"settings of a snapshot"])).unwrap_or_default();
+        let storage_version = &self.settings.duckdb_storage_version;
+        hex(&Sha256::digest(format!("{keyed}\n{confirm_after}\n{storage_version}"))[..16])
     }
 
     fn published_tables(&self) -> impl Iterator<Item = &'static Table> {
@@ -754,6 +771,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Hand;
+    use crate::features::runs;
 
     /// A state without links, and the lake of it.
     struct Place {
@@ -782,6 +800,13 @@ mod tests {
             let clock = self.hand.clock();
             Publisher::open(store.clone(), settings, Duration::from_hours(1), None, clock).unwrap()
         }
+    }
+
+    /// Asks for features of a date that is over, corrections included.
+    async fn ask_for_features(place: &Place, as_of: &str) {
+        let now = place.hand.clock().now();
+        let wanted = runs::Wanted { as_of: as_of.parse().unwrap(), mode: runs::Mode::Retro, lag_months: 0 };
+        place.store.attempt(move |tx| runs::record(tx, wanted, now)).await.unwrap();
     }
 
     async fn add_link(store: &Store, number: u32) {
@@ -1037,6 +1062,93 @@ mod tests {
         assert!(forgotten.iter().all(|gone| !gone.files.is_empty()), "{forgotten:?}");
         assert_eq!(publisher.snapshots().unwrap(), [3]);
         assert_eq!(fs::read_dir(place.lake().join(".staging")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn features_stand_in_the_order_of_their_key_and_no_footer_tells_of_anybody() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet"]);
+        let now = place.hand.now();
+        for number in [2, 1, 3] {
+            add_link(&place.store, number).await;
+            ask_for_features(&place, "1969-12-31").await;
+            let (as_of, mode) = ("1969-12-31".parse().unwrap(), runs::Mode::Strict);
+            let strict = runs::Wanted { as_of, mode, lag_months: 0 };
+            place.store.attempt(move |tx| runs::record(tx, strict, now)).await.unwrap();
+            let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+            let folder = publisher.lake.folder(manifest.snapshot);
+            let file = folder.join(publisher.lake.features_at(&manifest, as_of).path);
+            assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+            let texts = |sql: &str| {
+                let connection = duckdb::Connection::open_in_memory().unwrap();
+                let mut found = connection.prepare(&sql.replace("FILE", &format!("'{}'", file.display()))).unwrap();
+                found.query_map([], |row| row.get(0)).unwrap().collect::<duckdb::Result<Vec<String>>>().unwrap()
+            };
+            let rows = texts(
+                "SELECT link_id || pit_mode FROM read_parquet(FILE, file_row_number = true) ORDER BY file_row_number",
+            );
+            assert!(rows.is_sorted() && rows.iter().any(|row| row.ends_with("strict")), "{rows:?}");
+            assert!(rows.iter().any(|row| row.ends_with("retro")), "{rows:?}");
+            let told = texts(
+                "SELECT DISTINCT path_in_schema FROM parquet_metadata(FILE) \
+                 WHERE coalesce(stats_min, stats_max, stats_min_value, stats_max_value) IS NOT NULL",
+            );
+            assert_eq!(told, ["link_id"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_around_the_lake_may_be_called_as_a_key_of_its_rows() {
+        let place = Place::new();
+        for (number, folder) in [(1, "env=prod"), (4, "link_id=7"), (7, "as_of_date=2020-01-01")] {
+            let settings = config::Lake::small(place.folder.path().join(folder), &["parquet", "duckdb"]);
+            let (store, clock) = (place.store.clone(), place.hand.clock());
+            let publisher = Publisher::open(store, settings, Duration::from_hours(1), None, clock).unwrap();
+            for number in number..number + 3 {
+                add_link(&place.store, number).await;
+                ask_for_features(&place, "1969-12-31").await;
+                ask_for_features(&place, "1969-12-30").await;
+                publish(&publisher, Scope::Changed).unwrap().expect(folder);
+            }
+            let count = "SELECT sum(of_date), min(of_date), count(*) FROM (SELECT as_of_date, count(*) AS of_date \
+                 FROM credit_features WHERE as_of_date IN (DATE '1969-12-31', DATE '1969-12-30') GROUP BY 1)";
+            let counted =
+                duckdb::Connection::open(publisher.database().unwrap()).unwrap().query_row(count, [], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+                });
+            let links = i64::from(number) + 2;
+            assert_eq!(counted.unwrap(), (2 * links, links, 2), "{folder}");
+        }
+    }
+
+    #[test]
+    fn what_the_lake_is_to_be_made_of_is_seen_to_although_nothing_else_changed() {
+        let place = Place::new();
+        let forms = |manifest: &Manifest| {
+            let links = manifest.table("links").unwrap();
+            (!links.files.is_empty(), manifest.files.iter().any(|file| file.path == database::FILE))
+        };
+        let publish_with = |sinks: &[&str], version: &str| {
+            let settings =
+                config::Lake { duckdb_storage_version: version.to_owned(), ..config::Lake::small(place.lake(), sinks) };
+            let (store, clock) = (place.store.clone(), place.hand.clock());
+            publish(&Publisher::open(store, settings, Duration::from_hours(1), None, clock).unwrap(), Scope::Changed)
+                .unwrap()
+        };
+        for (sinks, version, expected) in [
+            (&["parquet"][..], "v1.0.0", (true, false)),
+            (&["parquet", "duckdb"], "v1.0.0", (true, true)),
+            (&["duckdb"], "v1.0.0", (false, true)),
+            (&["duckdb"], "v1.2.0", (false, true)),
+            (&["parquet", "duckdb"], "v1.2.0", (true, true)),
+            (&["parquet", "duckdb"], "v1.0.0", (true, true)),
+            (&["parquet"], "v1.0.0", (true, false)),
+        ] {
+            let published = publish_with(sinks, version).map(|manifest| forms(&manifest));
+            assert_eq!(published, Some(expected), "{sinks:?} {version}");
+            assert!(publish_with(sinks, version).is_none(), "{sinks:?} {version}");
+            assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
+        }
     }
 
     #[test]

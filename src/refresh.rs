@@ -131,7 +131,7 @@ impl Refresher {
             permit.unused();
             return Vec::new();
         };
-        let Some((form, canary)) = way else {
+        let Some(way) = way else {
             // The proof has just become void.
             permit.unused();
             return refreshes.into_iter().map(|refresh| (refresh, Err(Error::Alone))).collect();
@@ -139,13 +139,13 @@ impl Refresher {
         let links: Vec<LinkId> = refreshes.iter().map(|refresh| refresh.link_id.clone()).collect();
         let classes = || refreshes.iter().map(Refresh::class);
         let class = classes().find(|class| *class != Class::Ordinary).unwrap_or(Class::Ordinary);
-        let fetched = fetch_many(&self.client, resource, form, &links, &canary, class, Some(permit)).await;
+        let fetched = fetch_many(&self.client, resource, way.form, &links, &way.canary, class, Some(permit)).await;
         match fetched {
             Ok(lists) => self.keep_many(resource, refreshes, lists).await,
             Err(Useless::Failed(failure)) if self.is_about_all(&failure) => {
                 // It may have been about this way of asking, and is not worth another pause of everything.
                 if failure.code == "api_blocked" {
-                    self.trust.was_refused(resource);
+                    self.trust.was_refused(resource, &way);
                 }
                 refreshes.into_iter().map(|refresh| (refresh, Err((*failure).clone().into()))).collect()
             }
@@ -155,7 +155,7 @@ impl Refresher {
                     Useless::Wrong(_) => true,
                 };
                 if is_doubtful {
-                    self.trust.was_wrong(resource);
+                    self.trust.was_wrong(resource, &way);
                 }
                 tracing::warn!(
                     code = "many_links",

@@ -281,10 +281,21 @@ impl<'p> Replay<'p> {
         let collected = late.first_known();
         let next_version = versions.iter().find(|(of_belvo, _)| *of_belvo > collected).map(|(_, known)| *known);
         for (table, (timeline, rows)) in timelines.iter_mut().zip(&rows).enumerate() {
+            self.sort_by_key(table, timeline);
             for row in 0..rows.len() {
                 self.insert_late_row(table, timeline, rows, row, late, lists, next_version);
             }
         }
+    }
+
+    /// Puts all versions of a table's rows in the order of its key: an answer may have thousands of rows, and each looks for
+    /// what is held of it.
+    fn sort_by_key(&self, table: usize, timeline: &mut Timeline) {
+        let mut by_key = std::mem::take(&mut timeline.by_key);
+        by_key.extend(by_key.len()..timeline.spans.len());
+        // Most of them are in order: they came so, version by version.
+        by_key.sort_by(|&a, &b| self.flattener.compare_keys(table, &timeline.rows, a, &timeline.rows, b));
+        timeline.by_key = by_key;
     }
 
     #[expect(clippy::too_many_arguments, reason = "one row of one table of one answer, and what surrounds it")]
@@ -302,9 +313,9 @@ impl<'p> Replay<'p> {
             !timeline.spans[at].is_deleted && self.flattener.same_content(table, &timeline.rows, at, rows, row)
         };
         let shape = &self.shapes[table];
-        let mut held: Vec<usize> = (0..timeline.spans.len())
-            .filter(|&at| self.flattener.compare_keys(table, &timeline.rows, at, rows, row).is_eq())
-            .collect();
+        let key_of = |at: usize| self.flattener.compare_keys(table, &timeline.rows, at, rows, row);
+        let from_key = &timeline.by_key[timeline.by_key.partition_point(|&at| key_of(at).is_lt())..];
+        let mut held: Vec<usize> = from_key.iter().copied().take_while(|&at| key_of(at).is_eq()).collect();
         held.sort_by_key(|&at| timeline.spans[at].from);
         let collected = late.first_known();
         let following = held.partition_point(|&at| timeline.spans[at].from <= collected);
@@ -479,6 +490,8 @@ struct Timeline {
     spans: Vec<Span>,
     /// The latest version of each row, in the order of the table's key.
     standing: Vec<Standing>,
+    /// Places of the versions in the order of the table's key; those that came since they were looked for last are missing.
+    by_key: Vec<usize>,
 }
 
 /// When a version of a row held.
@@ -523,7 +536,7 @@ impl Standing {
 
 impl Timeline {
     fn of(rows: Columns) -> Self {
-        Self { rows, spans: Vec::new(), standing: Vec::new() }
+        Self { rows, spans: Vec::new(), standing: Vec::new(), by_key: Vec::new() }
     }
 
     /// Adds row `row` of `rows`, and gives its place.
@@ -865,6 +878,26 @@ mod tests {
         assert_eq!(before, [past("2025-01", "9.0000", 99, Some(100))]);
         versions.push(collected(500, 501, &[("2025-01", 5)]));
         assert_eq!(told(&versions, &lists), before);
+    }
+
+    #[test]
+    fn a_late_answer_takes_as_long_as_it_has_rows() {
+        let took = |rows: u32| {
+            let months: Vec<String> =
+                (0..rows).map(|row| format!("{:04}-{:02}", 1000 + row / 12, row % 12 + 1)).collect();
+            let pays = |base| months.iter().map(|month| (month.as_str(), base)).collect::<Vec<_>>();
+            let versions = [collected(300, 301, &pays(1)), Version { is_late: true, ..collected(200, 401, &pays(9)) }];
+            let started = std::time::Instant::now();
+            let (mut replayed, appended) = replayed(&versions, &[301, 401]);
+            let took = started.elapsed();
+            appended.unwrap();
+            let history = schema::get().table("salaries_history");
+            assert_eq!(replayed.history[2].take(&history.batch).unwrap().num_rows(), 2 * rows as usize);
+            took
+        };
+        let few = (0..3).map(|_| took(1_000)).min().unwrap();
+        let many = (0..2).map(|_| took(10_000)).min().unwrap();
+        assert!(many < few * 30, "ten times the rows took {many:?} instead of {few:?}");
     }
 
     #[test]

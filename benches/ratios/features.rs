@@ -136,19 +136,20 @@ fn ours(folder: &Path, changed: Option<&Changed>, links: u32) -> anyhow::Result<
     let all = |table: &str| vec![file(folder, table)];
     let computer = Computer::over_parquet(all, of_wanted, folder, &Reference::compiled())?;
     computer.add(&the_run(), changed.map(|changed| changed.links.as_slice()), &[])?;
+    let (computed, none) = (folder.join("computed.parquet"), folder.join("none.parquet"));
+    computer.write(&computed)?;
     let rows = match changed {
-        None => computer.write(&out)?,
+        None => {
+            computer.write(&none)?;
+            parquet::splice([&none, &computed], &out, compute::KEY, |_| true)?
+        }
         Some(changed) => {
-            let computed = folder.join("computed.parquet");
-            computer.write(&computed)?;
             let all_but: HashSet<&[u8]> = changed.links.iter().map(String::as_bytes).collect();
             let files = [earlier.as_path(), &computed];
-            let rows =
-                parquet::splice(files, &out, compute::KEY, compute::order, |[link_id, _]| !all_but.contains(link_id))?;
-            fs::remove_file(&computed)?;
-            rows
+            parquet::splice(files, &out, compute::KEY, |[link_id, _]| !all_but.contains(link_id))?
         }
     };
+    fs::remove_file(&computed)?;
     let took = started.elapsed();
     anyhow::ensure!(rows == u64::from(links), "{rows} rows of {links} links");
     fs::rename(out, earlier)?;

@@ -275,6 +275,12 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         let what = format!("{scheme}:// is not known: this version keeps its lake in a folder");
         read.refuse("lake.url", what, "the default is var/lake");
     }
+    let path = read.absolute(&url);
+    // DuckDB reads other names out of these than the files have, also in the folder that the file of a relative path is in.
+    if path.to_string_lossy().contains(['?', '\\']) {
+        let what = format!("{} has a ? or a \\, and DuckDB does not find files in such a folder", path.display());
+        read.refuse("lake.url", what, "write a folder without them; the default is var/lake");
+    }
     let expected = format!("a list of sinks; there are {}", listed(sinks::names()));
     let sinks = read.texts("lake.sinks", &expected, |sink| sinks::names().any(|name| name == sink));
     if sinks.is_empty() {
@@ -301,7 +307,7 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         );
     }
     Lake {
-        path: read.absolute(&url),
+        path,
         sinks,
         link_buckets,
         keep_snapshots: read.whole("lake.keep_snapshots", 1..=10_000) as usize,

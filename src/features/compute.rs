@@ -4,7 +4,6 @@
 //! link. *Promises* memory that does not grow with the number of links: the same SQL as the macro sees only the links of
 //! one batch, whose rows lie together in the files.
 
-use std::cmp::Ordering;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{self, AtomicUsize};
@@ -36,13 +35,8 @@ const MEMORY: &str = "512MiB";
 /// Where it does, in the working folder. Its own: the sink of `vinculo.duckdb` works in the same one.
 const TEMPORARY: &str = "features.tmp";
 
-/// What tells the rows of a file that [`Computer::write`] wrote apart.
+/// What tells the rows of a file that [`Computer::write`] wrote apart; they stand in the order of these texts.
 pub const KEY: [&str; 2] = ["link_id", "pit_mode"];
-
-/// The order in which they stand there, by the texts of [`KEY`]: what was known before what is known now.
-pub fn order(a: [&[u8]; 2], b: [&[u8]; 2]) -> Ordering {
-    a[0].cmp(b[0]).then_with(|| b[1].cmp(a[1]))
-}
 
 /// The first link of a batch, and that of the one after.
 type Batch = (String, Option<String>);
@@ -161,19 +155,19 @@ impl Computer {
         })
     }
 
-    /// Writes what was added into a Parquet file, in the order of [`order`], forgets it, and gives the number of rows.
+    /// Writes what was added into a Parquet file, in the order of [`KEY`], forgets it, and gives the number of rows. It is not
+    /// for readers: DuckDB cannot leave out the least and the greatest value of each column, which are somebody's.
     ///
     /// # Errors
     /// DuckDB's.
     pub fn write(&self, file: &Path) -> duckdb::Result<u64> {
-        // Level 1, as the lake's own writer uses: more costs time and saves next to nothing.
+        // It is read once, and soon.
         let rows = self.connection.execute(
             &format!(
-                "COPY (SELECT * EXCLUDE (as_of_date) FROM result ORDER BY {}, {} DESC) TO {} \
-                 (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, KV_METADATA {{'vinculo.table': 'credit_features', \
+                "COPY (SELECT * EXCLUDE (as_of_date) FROM result ORDER BY {}) TO {} \
+                 (FORMAT parquet, COMPRESSION uncompressed, KV_METADATA {{'vinculo.table': 'credit_features', \
                  'vinculo.schema_version': '{}'}})",
-                KEY[0],
-                KEY[1],
+                KEY.join(", "),
                 quoted(&file.to_string_lossy()),
                 dictionary::version(),
             ),

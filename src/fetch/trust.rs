@@ -68,6 +68,19 @@ struct Standing {
     records_per_link: f64,
     bytes_per_link: f64,
     alone: HashSet<LinkId>,
+    /// How many proofs there were so far.
+    proofs: u64,
+}
+
+/// A way to ask for several links together that was proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// In which form.
+    pub form: Form,
+    /// With which canary.
+    pub canary: LinkId,
+    /// By which proof, of all so far.
+    proof: u64,
 }
 
 #[derive(Default)]
@@ -75,8 +88,7 @@ enum Verdict {
     #[default]
     Unknown,
     Proven {
-        form: Form,
-        canary: LinkId,
+        way: Way,
         until: Instant,
     },
     Refused {
@@ -110,10 +122,10 @@ impl Trust {
         }
     }
 
-    /// In which form several links are asked for together, and with which canary; `None` while nothing is proven.
-    pub fn way(&self, resource: &'static Resource) -> Option<(Form, LinkId)> {
+    /// How several links are asked for together; `None` while nothing is proven.
+    pub fn way(&self, resource: &'static Resource) -> Option<Way> {
         match &self.lock().entry(resource.name).or_default().verdict {
-            Verdict::Proven { form, canary, .. } => Some((*form, canary.clone())),
+            Verdict::Proven { way, .. } => Some(way.clone()),
             Verdict::Unknown | Verdict::Refused { .. } => None,
         }
     }
@@ -167,21 +179,31 @@ impl Trust {
         standing.bytes_per_link += LATEST * (bytes as f64 / links - standing.bytes_per_link);
     }
 
-    /// An answer for many links was not right: the proof is void, and after several in a row it is not made again soon.
-    pub fn was_wrong(&self, resource: &'static Resource) {
+    /// An answer for many links that were asked for in this `way` was not right: the proof is void, and after several in a
+    /// row it is not made again soon. Of a way that is not the proven one any more it says nothing new: the requests that were
+    /// under way together are one strike.
+    pub fn was_wrong(&self, resource: &'static Resource, way: &Way) {
         let mut standings = self.lock();
         let standing = standings.entry(resource.name).or_default();
+        if !standing.goes_by(way) {
+            return;
+        }
         standing.strikes += 1;
         if standing.strikes >= STRIKES {
             standing.refuse(resource);
-        } else if matches!(standing.verdict, Verdict::Proven { .. }) {
+        } else {
             standing.reopen(resource);
         }
     }
 
-    /// A request for many links was refused as such: there is none for a long time.
-    pub fn was_refused(&self, resource: &'static Resource) {
-        self.lock().entry(resource.name).or_default().refuse(resource);
+    /// A request for many links was refused as such: there is none for a long time. Those that were under way together are
+    /// refused once.
+    pub fn was_refused(&self, resource: &'static Resource, way: &Way) {
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        if standing.goes_by(way) {
+            standing.refuse(resource);
+        }
     }
 
     /// Whether a check should be made now that `due` refreshes of `resource` wait. Whoever is told so calls
@@ -253,6 +275,11 @@ impl Standing {
         matches!(self.verdict, Verdict::Unknown) && !self.is_checking && self.samples.len() < 2 && is_new
     }
 
+    /// Whether requests still leave in this way.
+    fn goes_by(&self, way: &Way) -> bool {
+        matches!(&self.verdict, Verdict::Proven { way: proven, .. } if proven == way)
+    }
+
     fn decide(&mut self, resource: &Resource, verdict: Verdict) {
         let is_proven = matches!(verdict, Verdict::Proven { .. });
         metrics::gauge!("vinculo_belvo_many_links", "resource" => resource.name).set(u8::from(is_proven));
@@ -265,7 +292,9 @@ impl Standing {
     }
 
     fn prove(&mut self, resource: &Resource, form: Form, canary: LinkId, samples: &[Sample]) {
-        self.decide(resource, Verdict::Proven { form, canary, until: Instant::now() + PROOF_HOLDS });
+        self.proofs += 1;
+        let way = Way { form, canary, proof: self.proofs };
+        self.decide(resource, Verdict::Proven { way, until: Instant::now() + PROOF_HOLDS });
         if !self.was_proven {
             let links = samples.len().max(1) as f64;
             self.records_per_link = samples.iter().map(|sample| sample.identities.len()).sum::<usize>() as f64 / links;
@@ -383,6 +412,11 @@ mod tests {
         RawPages::whole(at, at, vec![page])
     }
 
+    /// The form and the canary of what is proven.
+    fn proven(trust: &Trust, resource: &'static Resource) -> Option<(Form, LinkId)> {
+        trust.way(resource).map(|way| (way.form, way.canary))
+    }
+
     /// A trust that has seen links 1 and 2 alone, with one and two records.
     fn with_samples(resource: &'static Resource) -> Trust {
         let trust = Trust::new(1000);
@@ -420,7 +454,7 @@ mod tests {
             let shown = String::from_utf8_lossy(&answer).into_owned();
             let script = Script::start(move |_| answer.clone()).await;
             trust.check(&script.client(), &owners::RESOURCE).await;
-            assert_eq!(trust.way(&owners::RESOURCE), is_right.then(|| (Form::Alone, link(2))), "{shown}");
+            assert_eq!(proven(&trust, &owners::RESOURCE), is_right.then(|| (Form::Alone, link(2))), "{shown}");
             assert_eq!(trust.fit(&link(7), &owners::RESOURCE), if is_right { MOST_LINKS - 1 } else { 1 });
             assert!(!trust.wants_check(&owners::RESOURCE, 500), "it is not made again at once");
         }
@@ -451,7 +485,7 @@ mod tests {
         let resource = &employments::RESOURCE;
         let trust = with_samples(resource);
         trust.check(&script.client(), resource).await;
-        assert_eq!(trust.way(resource), Some((Form::Beside, link(2))));
+        assert_eq!(proven(&trust, resource), Some((Form::Beside, link(2))));
         trust.keep_alone(resource, &link(4));
         assert_eq!((trust.fit(&link(4), resource), trust.fit(&link(3), resource)), (1, 49));
         trust.saw(resource, &link(4), &list(&[r#"{"id":"8"}"#.into()]));
@@ -462,16 +496,34 @@ mod tests {
         (0..50).for_each(|_| trust.was_right(resource, 10, 1000, 1000));
         assert_eq!(trust.fit(&link(3), resource), 8);
 
-        trust.was_wrong(resource);
-        assert_eq!((trust.way(resource), trust.fit(&link(3), resource)), (None, 1));
-        trust.saw(resource, &link(1), &list(&[record(1, 1)]));
-        trust.saw(resource, &link(2), &list(&[record(2, 2), record(3, 2)]));
-        assert!(trust.wants_check(resource, 2), "what was proven before is soon tried again");
+        for strike in 1..=STRIKES {
+            // Sixteen requests were under way.
+            let way = trust.way(resource).unwrap();
+            (0..16).for_each(|_| trust.was_wrong(resource, &way));
+            assert_eq!((trust.way(resource), trust.fit(&link(3), resource)), (None, 1));
+            trust.saw(resource, &link(1), &list(&[record(1, 1)]));
+            trust.saw(resource, &link(2), &list(&[record(2, 2), record(3, 2)]));
+            let is_tried_again = trust.wants_check(resource, 2);
+            assert_eq!(is_tried_again, strike < STRIKES, "{strike}: three times in a row are enough");
+            if is_tried_again {
+                trust.check(&script.client(), resource).await;
+                (0..16).for_each(|_| trust.was_wrong(resource, &way));
+                assert!(trust.way(resource).is_some(), "what was asked for before says nothing of a new proof");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_refused_together_are_refused_once() {
+        let both = [record(3, 2), record(1, 1), record(2, 2)];
+        let script = Script::start(move |_| scripted::json(200, &page(&both))).await;
+        let resource = &employments::RESOURCE;
+        let trust = with_samples(resource);
         trust.check(&script.client(), resource).await;
-        trust.was_wrong(resource);
-        trust.was_wrong(resource);
-        trust.saw(resource, &link(1), &list(&[record(1, 1)]));
-        trust.saw(resource, &link(2), &list(&[record(2, 2)]));
-        assert!(!trust.wants_check(resource, 500), "three times in a row are enough");
+        let way = trust.way(resource).unwrap();
+        (0..16).for_each(|_| trust.was_refused(resource, &way));
+        let standings = trust.lock();
+        let Verdict::Refused { until } = standings[resource.name].verdict else { panic!("it was refused") };
+        assert!(until <= Instant::now() + REFUSED_FIRST);
     }
 }

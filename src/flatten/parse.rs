@@ -17,6 +17,7 @@ pub(super) struct Rows {
     blank: Vec<Slot>,
     /// Row after row; in the order in which they become columns once they are sorted.
     slots: Vec<Slot>,
+    /// In the order of their rows.
     extras: Vec<Extra>,
     /// The rows in the order in which they become columns, with what they are ordered by.
     order: Vec<(u64, u32)>,
@@ -224,7 +225,8 @@ impl Rows {
     /// none.
     pub(super) fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
         let mut tree = Branch::default();
-        for extra in self.extras.iter().filter(|extra| extra.row == row) {
+        let of_row = &self.extras[self.extras.partition_point(|extra| extra.row < row)..];
+        for extra in of_row.iter().take_while(|extra| extra.row == row) {
             let place =
                 extra.parents.iter().fold(&mut tree, |branch, name| branch.branches.entry(name.clone()).or_default());
             place.leaves.push((&extra.name, extra.value.of(record)));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{DELETED, DELETING, NOT_FOUND, News, keep, note_status};
+use super::{DELETED, DELETING, NOT_FOUND, News, Told, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
 use crate::belvo::{self, Class, Client, Decision, Failure, Leave, LinkId};
 use crate::chronicle;
@@ -264,7 +264,7 @@ impl Directory {
 
     /// Keeps those of `links` that are due, and gives their number.
     async fn keep_due(&self, links: Vec<LinkObject>, asked_at: Timestamp) -> Result<usize, Error> {
-        let is_simulated = self.client.is_simulated().unwrap_or_default();
+        let (is_simulated, clock) = (self.client.is_simulated().unwrap_or_default(), self.clock.clone());
         self.store
             .write(move |tx| {
                 let mut kept = 0;
@@ -274,7 +274,7 @@ impl Directory {
                 for link in &links {
                     let is_due = "SELECT 1 FROM links WHERE link_id = $1 AND lookup_due_at <= $2";
                     if tx.one(is_due, args![&link.id, asked_at], |_| Ok(()))?.is_some() {
-                        keep(tx, link, asked_at, None)?;
+                        keep(tx, link, Told { asked_at, kept_at: clock.now() }, None)?;
                         kept += 1;
                     }
                 }
@@ -346,13 +346,14 @@ impl Directory {
 
     /// Keeps what Belvo says of `links`; false when it is not the Belvo whose answers the state holds.
     async fn keep_all(&self, links: Vec<LinkObject>, asked_at: Timestamp) -> Result<bool, Error> {
-        let is_simulated = self.client.is_simulated().unwrap_or_default();
+        let (is_simulated, clock) = (self.client.is_simulated().unwrap_or_default(), self.clock.clone());
         self.store
             .write(move |tx| {
                 if !links.is_empty() && !origin::agrees(tx, is_simulated)? {
                     return Ok(false);
                 }
-                links.iter().try_for_each(|link| keep(tx, link, asked_at, None).map(drop))?;
+                let told = Told { asked_at, kept_at: clock.now() };
+                links.iter().try_for_each(|link| keep(tx, link, told, None).map(drop))?;
                 Ok(true)
             })
             .await
@@ -500,7 +501,7 @@ impl Directory {
         asked_at: Timestamp,
         sync: i64,
     ) -> Result<Option<(Synced, usize)>, Error> {
-        let is_simulated = self.client.is_simulated().unwrap_or_default();
+        let (is_simulated, clock) = (self.client.is_simulated().unwrap_or_default(), self.clock.clone());
         self.store
             .write(move |tx| {
                 if !origin::agrees(tx, is_simulated)? {
@@ -514,7 +515,7 @@ impl Directory {
                         continue;
                     }
                     counted.listed += 1;
-                    match keep(tx, link, asked_at, Some(sync))? {
+                    match keep(tx, link, Told { asked_at, kept_at: clock.now() }, Some(sync))? {
                         News::New => counted.new += 1,
                         News::Changed => counted.changed += 1,
                         News::Same => {}
@@ -593,6 +594,7 @@ fn count_unknown(tx: &Tx<'_>, now: Timestamp) -> Result<u64, Error> {
 mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
+    use crate::clock::Hand;
     use crate::links::note_webhook;
 
     #[tokio::test]
@@ -620,6 +622,28 @@ mod tests {
         let due = "SELECT DISTINCT link_id FROM refreshes WHERE due_at IS NOT NULL ORDER BY 1";
         let due = store.read(move |tx| tx.all(due, args![], |row| Ok(row.text(0)?[7..8].to_owned()))).await.unwrap();
         assert_eq!(due, ["2", "3", "4", "5"]);
+    }
+
+    #[tokio::test]
+    async fn a_link_is_first_seen_when_it_is_kept_and_not_when_its_page_was_asked_for() {
+        let hand = Hand::at(Timestamp::from_micros(1));
+        let page = r#"{"results":[{"id":"00000001-0000-4000-8000-000000000000","status":"valid"}],"next":null}"#;
+        let script = Script::start({
+            let hand = hand.clone();
+            move |_| {
+                // Meanwhile features of this day are asked for.
+                hand.set(Timestamp::from_micros(5));
+                scripted::json(200, page)
+            }
+        });
+        let script = script.await;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let queue = Queue::open(store.clone(), hand.clock()).await.unwrap();
+        Directory::new(script.client(), store.clone(), queue, hand.clock()).sync().await.unwrap();
+        let instants = "SELECT first_seen_at, looked_up_at, status_at FROM links";
+        let read = move |tx: &Tx<'_>| tx.one(instants, args![], |row| Ok([row.int(0)?, row.int(1)?, row.int(2)?]));
+        assert_eq!(store.read(read).await.unwrap(), Some([5, 1, 1]), "Belvo's word is as old as the question");
     }
 
     #[tokio::test]

@@ -134,10 +134,7 @@ impl Partitions {
             let whole = staging.folder.join(&path);
             let folder = whole.parent().unwrap_or(&staging.folder);
             fs::create_dir_all(folder).map_err(|source| Error::at(folder, source))?;
-            let rows = match earlier.filter(|_| !kept.is_empty()) {
-                Some(earlier) => Self::splice(computer, &earlier, &kept, &whole)?,
-                None => computer.write(&whole).map_err(sinks::Error::from)?,
-            };
+            let rows = Self::splice(computer, earlier.filter(|_| !kept.is_empty()).as_ref(), &kept, &whole)?;
             files.push(staging.checked(&path, Some(rows))?);
         }
         Ok(TableEntry {
@@ -180,16 +177,30 @@ impl Partitions {
         Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
 
-    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows.
-    fn splice(computer: &Computer, earlier: &Earlier<'_>, kept: &[Kept<'_>], whole: &Path) -> Result<u64, Error> {
-        let computed = whole.with_extension("computed");
+    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. Also where nothing is
+    /// kept: what DuckDB writes shows values of its columns outside of them.
+    fn splice(
+        computer: &Computer,
+        earlier: Option<&Earlier<'_>>,
+        kept: &[Kept<'_>],
+        whole: &Path,
+    ) -> Result<u64, Error> {
+        let [computed, none] = ["computed", "none"].map(|extension| whole.with_extension(extension));
         computer.write(&computed).map_err(sinks::Error::from)?;
+        let earlier = match earlier {
+            Some(earlier) => earlier.folder.join(&earlier.file.path),
+            None => {
+                computer.write(&none).map_err(sinks::Error::from)?;
+                none.clone()
+            }
+        };
         let stays = |[link_id, mode]: parquet::Key<'_>| {
             kept.iter().any(|kept| kept.mode.name().as_bytes() == mode && !kept.all_but.contains(link_id))
         };
-        let files = [&*earlier.folder.join(&earlier.file.path), &*computed];
-        let rows = parquet::splice(files, whole, compute::KEY, compute::order, stays)?;
-        fs::remove_file(&computed).map_err(|source| Error::at(&computed, source))?;
+        let rows = parquet::splice([&earlier, &computed], whole, compute::KEY, stays)?;
+        for done in [Some(&computed), Some(&none).filter(|none| **none == earlier)].into_iter().flatten() {
+            fs::remove_file(done).map_err(|source| Error::at(done, source))?;
+        }
         Ok(rows)
     }
 }
@@ -266,6 +277,17 @@ fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, st
             Ok::<_, store::Error>(())
         },
     )?;
+    // Another version gives an answer that came too late another place in the history, however old that is: not before Belvo
+    // had collected it.
+    tx.each(
+        "SELECT v.link_id, coalesce(v.collected_at, v.fetched_at) FROM refreshes r JOIN record_versions v \
+         ON v.link_id = r.link_id AND v.resource = r.resource WHERE r.resource = $1 AND r.content_seq > $2 AND v.is_late = 1",
+        args![resource, before],
+        |row| {
+            note(row.str(0)?, row.at(1)?);
+            Ok::<_, store::Error>(())
+        },
+    )?;
     tx.each(
         "SELECT link_id FROM refreshes WHERE resource = $1 AND removed_seq > $2",
         args![resource, before],
@@ -285,4 +307,46 @@ pub(super) fn file(manifest: &Manifest, date: NaiveDate) -> Option<&FileEntry> {
 
 fn path_of(date: NaiveDate) -> PathBuf {
     format!("{TABLE}/as_of_date={date}/part-0.parquet").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn another_version_is_news_of_the_time_of_each_answer_that_came_too_late_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            // Collected at 500, 100 and 700; published between the second and the third.
+            for (version, is_late, collected, fetched) in [(1, 0, 500, 510), (2, 1, 100, 520), (3, 0, 700, 710)] {
+                tx.execute(
+                    "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, collected_at, \
+                     known_from, started_at, fetched_at, body) VALUES ('a', $1, 'r', $2, $3, 'r', $4, $4, $5, $5, $6)",
+                    args![employments::RESOURCE.name, version, is_late, collected, fetched, [].as_slice()],
+                )?;
+            }
+            tx.execute(
+                "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, changed, \
+                 news_seq) VALUES ('a', $1, 710, 710, 700, 1, 1, 9)",
+                args![employments::RESOURCE.name],
+            )?;
+            tx.execute(
+                "INSERT INTO refreshes (link_id, resource, marks, priority, content_seq) VALUES ('a', $1, 1, 0, 9)",
+                args![employments::RESOURCE.name],
+            )
+        };
+        store.write(fill).await.unwrap();
+        for (change, known) in [(8, Some(100)), (9, None)] {
+            let previous = serde_json::from_value(serde_json::json!({
+                "snapshot": 1, "schema_version": 1, "published_at": "", "vinculo_version": "", "link_buckets": 1,
+                "built_from": { "state_id": "", "change": change }, "tables": [], "files": [],
+            }));
+            let previous: Manifest = previous.unwrap();
+            let news = store.read(move |tx| news(tx, &previous)).await.unwrap();
+            let expected = known.map(|known| ("a".to_owned(), Timestamp::from_micros(known)));
+            assert_eq!(news, Vec::from_iter(expected), "since {change}");
+        }
+    }
 }

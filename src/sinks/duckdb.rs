@@ -47,6 +47,10 @@ impl Sink for Duckdb {
         "duckdb"
     }
 
+    fn files(&self) -> &'static [&'static str] {
+        &[FILE]
+    }
+
     fn begin(&self, target: Target) -> Result<Box<dyn Begun>, Error> {
         let target = Arc::new(target);
         let replacer = target.previous.is_some().then(|| {
@@ -317,18 +321,36 @@ fn load<'f>(
     files: impl IntoIterator<Item = &'f StagedFile>,
     condition: &str,
 ) -> Result<(), Error> {
-    let files = files.into_iter().filter(|file| file.rows > 0);
-    let paths: Vec<PathBuf> = files.map(|file| folder.join(&file.path)).collect();
-    if paths.is_empty() {
+    let files: Vec<&StagedFile> = files.into_iter().filter(|file| file.rows > 0).collect();
+    if files.is_empty() {
         return Ok(());
     }
-    // The key of a date's folder is not a column of its file; that of a bucket is not one of its table.
-    let is_by_date = table == FEATURES;
-    let sql = format!(
-        "INSERT INTO lake.{table} BY NAME SELECT * FROM read_parquet([{}], hive_partitioning = {is_by_date}) {condition}",
-        list(paths.iter().map(PathBuf::as_path))
-    );
-    Ok(connection.execute_batch(&sql)?)
+    // Never `hive_partitioning`: DuckDB looks for keys in the whole path, and the folder of the lake may be in `env=prod`.
+    let insert = |columns: &str, files: &[&StagedFile]| {
+        let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
+        connection.execute_batch(&format!(
+            "INSERT INTO lake.{table} BY NAME SELECT {columns} FROM read_parquet([{}], hive_partitioning = false) {condition}",
+            list(paths.iter().map(PathBuf::as_path))
+        ))
+    };
+    if table != FEATURES {
+        // That of a bucket's folder is not a column of its table.
+        return Ok(insert("*", &files)?);
+    }
+    // That of a date's folder is a column of its table, but not of its file.
+    for file in files {
+        let Some(date) = date_of(&file.path) else {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is in no folder of a date");
+            return Err(Error::File { path: file.path.clone(), source });
+        };
+        insert(&format!("*, DATE {} AS as_of_date", quoted(date)), &[file])?;
+    }
+    Ok(())
+}
+
+/// The date whose features a file holds, as its folder says.
+fn date_of(file: &Path) -> Option<&str> {
+    file.parent()?.file_name()?.to_str()?.strip_prefix("as_of_date=")
 }
 
 /// What the data dictionary says of the tables of the schemas.

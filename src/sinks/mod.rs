@@ -27,6 +27,9 @@ pub trait Sink: Sync {
     /// Its name in `lake.sinks`.
     fn name(&self) -> &'static str;
 
+    /// The files that it writes, relative to the snapshot.
+    fn files(&self) -> &'static [&'static str];
+
     /// Begins with what needs no Parquet, while that is written.
     ///
     /// # Errors

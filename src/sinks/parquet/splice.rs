@@ -37,7 +37,7 @@ const MOST_WORKERS: usize = 4;
 pub type Key<'k> = [&'k [u8]; 2];
 
 /// Writes into `out` all rows of `new`, and those of `earlier` for whose key `stays` holds, which is not for any in `new`. The
-/// texts of a row's key are in the columns `key`, and rows stand in `order` in all three files. Gives the number of rows.
+/// texts of a row's key are in the columns `key`, and rows stand in their order in all three files. Gives the number of rows.
 ///
 /// # Errors
 /// [`Error::File`]; [`Error::Parquet`] also when the files do not have the same columns, or one has a row without a key, or
@@ -46,7 +46,6 @@ pub fn splice(
     [earlier, new]: [&Path; 2],
     out: &Path,
     key: [&str; 2],
-    order: impl Fn(Key<'_>, Key<'_>) -> Ordering,
     stays: impl Fn(Key<'_>) -> bool,
 ) -> std::result::Result<u64, Error> {
     let [earlier, new] = [open(earlier)?, open(new)?];
@@ -73,7 +72,7 @@ pub fn splice(
     let mut file = SerializedFileWriter::new(file, schema.root_schema_ptr(), Arc::clone(&properties))?;
     let mut rows = 0;
     loop {
-        let (steps, count) = next_group(&mut keys, &order, &stays)?;
+        let (steps, count) = next_group(&mut keys, &stays)?;
         if count == 0 {
             break;
         }
@@ -220,11 +219,7 @@ struct Step {
 }
 
 /// What the next row group is made of, and how many rows that are.
-fn next_group(
-    keys: &mut [Keys; 2],
-    order: &impl Fn(Key<'_>, Key<'_>) -> Ordering,
-    stays: &impl Fn(Key<'_>) -> bool,
-) -> Result<(Vec<Step>, usize)> {
+fn next_group(keys: &mut [Keys; 2], stays: &impl Fn(Key<'_>) -> bool) -> Result<(Vec<Step>, usize)> {
     let mut steps: Vec<Step> = Vec::new();
     let mut count = 0;
     while count < ROW_GROUP {
@@ -232,7 +227,7 @@ fn next_group(
         let (from, is_kept) = match (earlier?, new?) {
             (None, None) => break,
             (Some(earlier), _) if !stays(earlier) => (0, false),
-            (Some(earlier), Some(new)) => match order(earlier, new) {
+            (Some(earlier), Some(new)) => match earlier.cmp(&new) {
                 Ordering::Less => (0, true),
                 Ordering::Greater => (1, true),
                 Ordering::Equal => return Err(damaged("a row stays and is new, too")),
@@ -466,10 +461,6 @@ mod tests {
         )
     }
 
-    fn by_link_and_mode(a: Key<'_>, b: Key<'_>) -> Ordering {
-        a[0].cmp(b[0]).then_with(|| b[1].cmp(a[1]))
-    }
-
     /// Two files and what they are spliced into, and the number of rows.
     fn spliced(
         connection: &Connection,
@@ -481,12 +472,12 @@ mod tests {
         for (sql, file) in [(before, &earlier), (now, &new)] {
             // Of a table DuckDB knows which columns are never NULL, and writes it into the file.
             let write = format!(
-                "CREATE OR REPLACE TABLE t AS {sql}; COPY (FROM t ORDER BY link_id, mode DESC) TO '{}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 4096)",
+                "CREATE OR REPLACE TABLE t AS {sql}; COPY (FROM t ORDER BY link_id, mode) TO '{}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 4096)",
                 file.display()
             );
             connection.execute_batch(&write).unwrap();
         }
-        let count = splice([&earlier, &new], &out, ["link_id", "mode"], by_link_and_mode, stays);
+        let count = splice([&earlier, &new], &out, ["link_id", "mode"], stays);
         (out.display().to_string(), count)
     }
 
@@ -522,13 +513,13 @@ mod tests {
         let numbered = out.replace("* EXCLUDE (file_row_number)", "link_id, mode, file_row_number AS at");
         let unordered = format!(
             "SELECT count(*) FROM ({numbered}) a JOIN ({numbered}) b ON b.at = a.at + 1 \
-             WHERE (a.link_id, b.mode) >= (b.link_id, a.mode)"
+             WHERE (a.link_id, a.mode) >= (b.link_id, b.mode)"
         );
         assert_eq!(one(&unordered), 0);
 
         // And what was spliced can be spliced again.
         let [out, new, again] = ["out", "new", "again"].map(|name| folder.path().join(name));
-        let count = splice([&out, &new], &again, ["link_id", "mode"], by_link_and_mode, |key| key[0].is_empty());
+        let count = splice([&out, &new], &again, ["link_id", "mode"], |key| key[0].is_empty());
         assert_eq!(count.unwrap(), one(&format!("SELECT count(*) FROM ({now})")));
     }
 
