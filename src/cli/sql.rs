@@ -65,7 +65,14 @@ pub enum Form {
 /// # Errors
 /// DuckDB's, those of `out`, and when nothing is published.
 pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
-    let connection = open(lake)?;
+    ask(&open(lake)?, sql, form, out)
+}
+
+/// Asks `connection`, and prints the rows to `out`.
+///
+/// # Errors
+/// DuckDB's, and those of `out`.
+pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
     let mut statement = connection.prepare(sql)?;
     let mut batches = statement.stream_arrow([])?;
     let schema = batches.get_schema();
