@@ -1,7 +1,7 @@
 //! The database that readers see: where it is, how it is opened, and how its SQL is written.
 //!
-//! *Gives* connections that read the one file, and nothing else. *Not here*: how it is made (`sinks::duckdb`), and what is
-//! asked.
+//! *Gives* connections that read the one file, or those of one folder, and nothing else. *Not here*: how it is made
+//! (`sinks::duckdb`), and what is asked.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,77 @@ pub fn open(file: &Path) -> duckdb::Result<Connection> {
     Ok(connection)
 }
 
+/// A connection that holds nothing, to read the Parquet files below `folder` where there is no database of them. Nothing else
+/// can be read or loaded through it, and nothing personal is written into temporary files.
+///
+/// # Errors
+/// DuckDB's.
+pub fn over_files(folder: &Path) -> duckdb::Result<Connection> {
+    let settings = Config::default()
+        .enable_autoload_extension(false)?
+        .with("autoinstall_known_extensions", "false")?
+        .with("allow_community_extensions", "false")?;
+    let connection = Connection::open_in_memory_with_flags(settings)?;
+    connection.execute_batch(&format!(
+        // It is asked for before a pattern is looked into, and again for what is found.
+        "SET temp_directory = ''; SET allowed_directories = [{}, {}]; SET enable_external_access = false; \
+         SET lock_configuration = true;",
+        quoted(&folder.to_string_lossy()),
+        quoted(&pattern(folder)),
+    ))?;
+    Ok(connection)
+}
+
+/// The rows of a Parquet file, as SQL: no name in its path is taken for a pattern, or for a column.
+pub fn rows_of(file: &Path) -> String {
+    format!("read_parquet({}, hive_partitioning = false)", quoted(&pattern(file)))
+}
+
+/// The pattern that finds this path alone.
+fn pattern(path: &Path) -> String {
+    let mut pattern = String::new();
+    for letter in path.to_string_lossy().chars() {
+        match letter {
+            '*' | '?' | '[' => pattern.extend(['[', letter, ']']),
+            _ => pattern.push(letter),
+        }
+    }
+    pattern
+}
+
 /// A text as an SQL literal.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whatever_its_folders_are_called_and_no_other_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = Connection::open_in_memory().unwrap();
+        // The last two are what a pattern made of others would find.
+        let names =
+            ["it's", "[ab]", "a*", "a?", "back\\slash", "year=2026", "a \"b\", c", "100%", "ção", "{a}", "a", "ab"];
+        let file = |name: &str| folder.path().join(name).join("part-0.parquet");
+        for (number, name) in names.iter().enumerate() {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            let plain = folder.path().join("plain.parquet");
+            write
+                .execute_batch(&format!("COPY (SELECT {number} AS n) TO {}", quoted(plain.to_str().unwrap())))
+                .unwrap();
+            std::fs::rename(plain, file(name)).unwrap();
+        }
+        for (number, name) in names.iter().enumerate() {
+            let connection = over_files(&folder.path().join(name)).unwrap();
+            let ask = |name: &str| {
+                let sql = format!("SELECT string_agg(n, ',') FROM (SELECT * FROM {}) t(n)", rows_of(&file(name)));
+                connection.query_row(&sql, [], |row| row.get::<_, String>(0))
+            };
+            assert_eq!(ask(name).map_err(|error| error.to_string()), Ok(number.to_string()), "{name}");
+            assert!(ask(names[(number + 1) % names.len()]).is_err(), "{name} has no wall around it");
+        }
+    }
 }

@@ -34,7 +34,7 @@ use crate::problems::Problems;
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Store, Traces, Tx, args};
-use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, unnamed_webhooks};
+use crate::subject::{self, Bodies, Names, Subject, each_body, is_of_another, runs_of, unnamed_webhooks};
 use crate::tombstones::{self, FileError, Kind, Tombstone, Tombstones};
 use crate::widget;
 
@@ -704,11 +704,8 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
             *rows.entry(table.to_owned()).or_insert(0) += count as u64;
         }
     };
-    let mut decisions = Vec::new();
-    for link in links {
-        let sql = "SELECT decision_id FROM frozen_features WHERE link_id = $1";
-        decisions.extend(tx.all(sql, args![link], |row| row.text(0))?);
-    }
+    // Before the rows of decisions go.
+    let runs = runs_of(tx, links)?;
     // Before their key goes.
     for seq in unnamed_webhooks(tx, links.iter().chain(external_ids))? {
         note("webhooks", tx.execute("DELETE FROM webhooks WHERE seq = $1", args![seq])?);
@@ -723,15 +720,10 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
     }
     for link in links {
         widget::forget(tx, link)?;
-        // What was ordered for the link stays on record, without saying for whom.
-        let sql = "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 OR message LIKE '%' || $1 || '%'";
-        tx.execute(sql, args![link])?;
     }
-    for decision in decisions {
-        tx.execute(
-            "UPDATE runs SET name = NULL, message = NULL WHERE name = $1 AND kind = 'freeze'",
-            args![&decision],
-        )?;
+    for run in runs {
+        // What was ordered for the link stays on record, without saying for whom.
+        tx.execute("UPDATE runs SET name = NULL, message = NULL WHERE run_id = $1", args![run])?;
     }
     publish::note_removal(tx)?;
     Ok(rows)

@@ -105,7 +105,7 @@ pub struct Erasure {
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "WhichLinks")]
 pub enum Links {
-    /// This one; it is tracked from now on.
+    /// This one; it is tracked from now on, unless Belvo says that it does not know it.
     LinkId(String),
     /// Those of this external id.
     ExternalId(String),
@@ -137,6 +137,9 @@ pub enum Refused {
     /// Nothing to refresh.
     #[error("no tracked link fits: name one with its link id, or run `vinculo links sync` first")]
     NoLink,
+    /// Neither the state nor Belvo knows the link.
+    #[error("Belvo does not know this link, and nothing of it is kept here: look at the spelling")]
+    UnknownLink,
     /// The link was erased.
     #[error(
         "this link was erased: nothing of it is asked for or written down again; what Belvo still holds is deleted there"
@@ -180,7 +183,7 @@ impl Refused {
     /// The stable code of this refusal.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoLink => "no_such_link",
+            Self::NoLink | Self::UnknownLink => "no_such_link",
             Self::Erased => "link_erased",
             Self::NotALinkId(_) => "not_a_link_id",
             Self::NoJob { .. } => "no_such_job",
@@ -490,6 +493,12 @@ impl Operations {
         let now = self.clock.now();
         if let Links::LinkId(id) = &links {
             let link_id: LinkId = id.parse()?;
+            let named = link_id.clone();
+            let is_new = move |tx: &Tx<'_>| Ok(!links::is_tracked(tx, &named)? && !tombstones::is_erased(tx, &named)?);
+            // What is mistyped would be tracked for good.
+            if self.store.read(is_new).await? && self.links.is_unknown(&link_id).await {
+                return Err(Refused::UnknownLink);
+            }
             let tracked = link_id.clone();
             let note = move |tx: &Tx<'_>| {
                 links::note_wish(tx, &tracked, now)?;

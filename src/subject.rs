@@ -224,7 +224,7 @@ pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Re
     })
 }
 
-/// The rows of each table that has a column `link_id` or `external_id`.
+/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place.
 fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Error> {
     let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let mut keep = |table: &str, cells| {
@@ -241,6 +241,9 @@ fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Err
     names.each_without_link(tx, &mut keep)?;
     for seq in unnamed_webhooks(tx, names.links.iter().chain(&names.external_ids))? {
         tx.each("SELECT * FROM webhooks WHERE seq = $1", args![seq], |row| keep("webhooks", row.cells()?))?;
+    }
+    for run in runs_of(tx, &names.links)? {
+        tx.each("SELECT * FROM runs WHERE run_id = $1", args![run], |row| keep("runs", row.cells()?))?;
     }
     Ok(tables.into_iter().map(|(table, rows)| (table, rows.into())).collect())
 }
@@ -336,6 +339,20 @@ pub fn unnamed_webhooks<'n>(tx: &Tx<'_>, names: impl Iterator<Item = &'n String>
     Ok(found)
 }
 
+/// Numbers of the runs that name one of `links`, or a decision that keeps a row of it: what was ordered for it.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn runs_of(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<i64>, store::Error> {
+    let mut found = BTreeSet::new();
+    for link in links {
+        let sql = "SELECT run_id FROM runs WHERE name = $1 OR message LIKE '%' || $1 || '%' OR (kind = 'freeze' \
+                   AND name IN (SELECT decision_id FROM frozen_features WHERE link_id = $1))";
+        found.extend(tx.all(sql, args![link], |row| row.int(0))?);
+    }
+    Ok(found)
+}
+
 /// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
 /// whatever cannot be part of a name.
 fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
@@ -397,6 +414,44 @@ mod tests {
         assert_eq!((links, asked), (1, vec![2, 3]), "each once");
         let nobody = sessions(Subject::ExternalId("user-3".to_owned())).unwrap_err();
         assert_eq!(nobody.code(), "not_held");
+    }
+
+    #[tokio::test]
+    async fn what_was_ordered_for_a_link_is_told_once_and_nobody_elses_orders() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let message = format!("the link {LINK} is not known");
+            for (kind, name, message) in [
+                ("untrack", Some(LINK), None),
+                ("delete", Some(LINK), Some(message.as_str())),
+                ("replay", None, Some(message.as_str())),
+                ("freeze", Some("decision-1"), None),
+                ("freeze", Some("decision-2"), None),
+                // A job may be called what a decision is.
+                ("job", Some("decision-1"), None),
+                ("untrack", Some("3f5d361d-dad6-45d4-a0bf-26d479766067"), None),
+                ("publish", None, None),
+            ] {
+                let sql = "INSERT INTO runs (kind, name, reason, started_at, message) VALUES ($1, $2, 'api', 7, $3)";
+                tx.execute(sql, args![kind, name, message])?;
+            }
+            for (decision, link) in [("decision-1", LINK), ("decision-2", "3f5d361d-dad6-45d4-a0bf-26d479766067")] {
+                let place = FrozenPlace { link_id: link, decision_id: decision };
+                let sql = "INSERT INTO frozen_features (decision_id, link_id, as_of_date, pit_mode, frozen_at, body) \
+                           VALUES ($1, $2, '2026-01-31', 'strict', 7, $3)";
+                tx.execute(sql, args![decision, link, place.seal(tx, b"{}")?.as_ref()])?;
+            }
+            Ok(())
+        };
+        store.write(fill).await.unwrap();
+        let held = held(&store.readers(), &Subject::Link(LINK.parse().unwrap()), None).unwrap();
+        let runs = held.tables["runs"].as_array().unwrap().iter();
+        let told: Vec<_> = runs.map(|run| (run["kind"].as_str().unwrap(), run["name"].as_str())).collect();
+        let expected =
+            [("untrack", Some(LINK)), ("delete", Some(LINK)), ("replay", None), ("freeze", Some("decision-1"))];
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Exit, Global, streams};
 use crate::features::catalog::{self, Macro};
 use crate::features::dictionary::{self, Kind};
-use crate::schema;
+use crate::schema::{self, Column, Table};
 use crate::sinks::duckdb::AS_OF;
 
 /// What `docs` takes.
@@ -31,11 +31,11 @@ pub enum Format {
 
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let out = &mut streams::out();
-    let entries = entries();
     match if global.json { Format::Json } else { args.format } {
-        Format::Md => markdown(&entries, &macros(), out)?,
-        Format::Json => writeln!(out, "{:#}", as_json(&entries, &macros()))?,
-        Format::Dbt => dbt(&entries, out)?,
+        Format::Md => markdown(&described(), &macros(), out)?,
+        Format::Json => writeln!(out, "{:#}", as_json(&described(), &macros()))?,
+        // Its sources are those of the DuckDB file.
+        Format::Dbt => dbt(&entries(), out)?,
     }
     Ok(Exit::Done)
 }
@@ -44,6 +44,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 struct Entry {
     name: &'static str,
     is_view: bool,
+    /// Whether it stands under `pii/`: in Parquet alone, and only with `pii.publish`.
+    is_unmasked: bool,
     key: &'static [String],
     meaning: &'static str,
     columns: Vec<Field>,
@@ -65,30 +67,11 @@ struct Field {
 /// Every table and view of `vinculo.duckdb`.
 fn entries() -> Vec<Entry> {
     let schema = schema::get();
-    let tables = schema.tables.iter().chain(&schema.lake_tables).map(|table| Entry {
-        name: &table.name,
-        is_view: false,
-        key: &table.key,
-        meaning: &table.meaning,
-        columns: table
-            .columns
-            .iter()
-            .map(|column| Field {
-                name: &column.name,
-                kind: column.kind.duckdb(),
-                meaning: &column.meaning,
-                formula: None,
-                unit: column.unit.as_deref(),
-                null: &column.null,
-                direction: None,
-                sensitivity: &column.sensitivity,
-                example: &column.example,
-            })
-            .collect(),
-    });
+    let tables = schema.tables.iter().chain(&schema.lake_tables).map(|table| of_schema(table, false));
     let relations = dictionary::relations().iter().map(|relation| Entry {
         name: &relation.name,
         is_view: relation.kind == Kind::View,
+        is_unmasked: false,
         key: &relation.key,
         meaning: &relation.meaning,
         columns: relation
@@ -110,6 +93,35 @@ fn entries() -> Vec<Entry> {
     tables.chain(relations).collect()
 }
 
+/// These, and the tables under `pii/`.
+fn described() -> Vec<Entry> {
+    let mut entries = entries();
+    entries.extend(schema::pii().tables.iter().map(|table| of_schema(table, true)));
+    entries
+}
+
+fn of_schema(table: &'static Table, is_unmasked: bool) -> Entry {
+    let field = |column: &'static Column| Field {
+        name: &column.name,
+        kind: column.kind.duckdb(),
+        meaning: &column.meaning,
+        formula: None,
+        unit: column.unit.as_deref(),
+        null: &column.null,
+        direction: None,
+        sensitivity: &column.sensitivity,
+        example: &column.example,
+    };
+    Entry {
+        name: &table.name,
+        is_view: false,
+        is_unmasked,
+        key: &table.key,
+        meaning: &table.meaning,
+        columns: table.columns.iter().map(field).collect(),
+    }
+}
+
 /// Every macro of `vinculo.duckdb`.
 fn macros() -> Vec<Macro> {
     let mut macros = catalog::macros();
@@ -118,10 +130,18 @@ fn macros() -> Vec<Macro> {
 }
 
 fn markdown(entries: &[Entry], macros: &[Macro], out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "# Tables, views and macros of vinculo.duckdb")?;
+    writeln!(
+        out,
+        "# Tables, views and macros of vinculo.duckdb\n\nThe tables under `pii/` come last: they are not in that file."
+    )?;
     for entry in entries {
         let what = if entry.is_view { " (view)" } else { "" };
-        writeln!(out, "\n## {}{what}\n\n{}. Key: {}.\n", entry.name, entry.meaning, entry.key.join(", "))?;
+        write!(out, "\n## {}{what}\n\n{}. Key: {}.", entry.name, entry.meaning, entry.key.join(", "))?;
+        writeln!(
+            out,
+            "{}\n",
+            if entry.is_unmasked { " Published only with `pii.publish`, as Parquet alone." } else { "" }
+        )?;
         writeln!(
             out,
             "| column | type | meaning | NULL | sensitivity | example |\n| --- | --- | --- | --- | --- | --- |"
@@ -152,7 +172,8 @@ fn as_json(entries: &[Entry], macros: &[Macro]) -> serde_json::Value {
         });
         json!({
             "name": entry.name, "kind": if entry.is_view { "view" } else { "table" }, "key": entry.key,
-            "meaning": entry.meaning, "columns": columns.collect::<Vec<_>>(),
+            "meaning": entry.meaning, "only_with": entry.is_unmasked.then_some("pii.publish"),
+            "columns": columns.collect::<Vec<_>>(),
         })
     });
     let macros =
@@ -209,11 +230,11 @@ mod tests {
 
     #[test]
     fn every_column_of_every_table_is_described_in_every_format() {
-        let entries = entries();
+        let entries = described();
         let (mut text, mut yaml) = (Vec::new(), Vec::new());
         let macros = macros();
         markdown(&entries, &macros, &mut text).unwrap();
-        dbt(&entries, &mut yaml).unwrap();
+        dbt(&super::entries(), &mut yaml).unwrap();
         let (text, yaml) = (String::from_utf8(text).unwrap(), String::from_utf8(yaml).unwrap());
         let document = as_json(&entries, &macros);
         for name in ["credit_features", "employments_as_of", "salaries_as_of", "inss_expected"] {
@@ -223,9 +244,10 @@ mod tests {
         }
         let tables = document["tables"].as_array().unwrap();
         for (entry, table) in entries.iter().zip(tables) {
-            assert!(
-                text.contains(&format!("\n## {}", entry.name)) && yaml.contains(&format!("- name: {}\n", entry.name))
-            );
+            assert!(text.contains(&format!("\n## {}", entry.name)), "{}", entry.name);
+            // Where there is a DuckDB file, nobody is in it unmasked.
+            assert_eq!(yaml.contains(&format!("- name: {}\n", entry.name)), !entry.is_unmasked, "{}", entry.name);
+            assert_eq!(table["only_with"] == "pii.publish", entry.is_unmasked, "{}", entry.name);
             for (field, column) in entry.columns.iter().zip(table["columns"].as_array().unwrap()) {
                 let place = format!("{}.{}", entry.name, field.name);
                 assert!(
@@ -237,7 +259,8 @@ mod tests {
                 assert_eq!(column["name"], field.name);
             }
         }
-        for name in ["salaries_history", "credit_features", "ref_inss", "current_jobs", "data_dictionary"] {
+        for name in ["salaries_history", "credit_features", "ref_inss", "current_jobs", "data_dictionary", "pii/owners"]
+        {
             assert!(entries.iter().any(|entry| entry.name == name), "{name}");
         }
     }

@@ -34,11 +34,11 @@ pub enum Command {
     Show(Show),
     /// Compare them with Belvo's list
     Sync,
-    /// Stop tracking one, or delete it at Belvo too; its rows stay
+    /// Pause one, or delete it at Belvo; its rows stay
     #[command(
-        long_about = "Stops tracking a link: what is due of it ends, and neither jobs nor webhooks nor `refresh --all` ask \
-        for it again. That is the pause of its page on the dashboard, whose Resume takes it up again. Its rows stay as they \
-        are, here and in the lake; `vinculo erase` removes those. With --remote Belvo deletes the link, with all that it \
+        long_about = "Pauses a link: what is due of it ends, and neither jobs nor webhooks nor `refresh --all` ask for it \
+        again. That is the pause of its page on the dashboard, whose Resume takes it up again; `links list` still shows it. \
+        Its rows stay as they are, here and in the lake; `vinculo erase` removes those. With --remote Belvo deletes the link, with all that it \
         holds of it, which cannot be undone."
     )]
     Delete(Delete),
@@ -78,7 +78,7 @@ pub struct Delete {
     /// The link, too
     #[arg(long, value_name = "ID", conflicts_with = "id")]
     pub link: Option<LinkId>,
-    /// Delete it at Belvo too, which cannot be undone
+    /// Delete it at Belvo, which cannot be undone
     #[arg(long)]
     pub remote: bool,
 }
@@ -206,7 +206,11 @@ fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
         if global.json {
             writeln!(out, "{}", json!(run))?;
         } else if run.message.is_none() {
-            let what = if wish.remote { "is deleted at Belvo" } else { "is not tracked any more; Belvo still has it" };
+            let what = if wish.remote {
+                "is deleted at Belvo"
+            } else {
+                "is paused: nothing asks for it any more until it is resumed on the dashboard; Belvo still has it"
+            };
             writeln!(out, "{link} {what}; its rows here stay, `vinculo erase` removes them")?;
         }
     }

@@ -68,7 +68,14 @@ pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow
     if sql.trim().is_empty() {
         bail!("there is no question: give one such as \"SELECT * FROM links LIMIT 5\"");
     }
-    let connection = open(lake)?;
+    ask(&open(lake)?, sql, form, out)
+}
+
+/// Asks `connection`, and prints the rows to `out`.
+///
+/// # Errors
+/// DuckDB's, and those of `out`.
+pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
     let mut statement = connection.prepare(sql).map_err(told)?;
     let mut batches = statement.stream_arrow([]).map_err(told)?;
     let schema = batches.get_schema();

@@ -63,6 +63,9 @@ const UNKNOWN_COUNTS: Duration = Duration::from_hours(1);
 /// How long Belvo may take to tell of a new link before it counts as one that nobody knows.
 const TOLD_WITHIN: Duration = Duration::from_mins(1);
 
+/// Whoever names a link by hand waits so long for Belvo to say whether it knows it.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
+
 /// Lookups that one transaction asks for, so that webhooks between two of them are not kept waiting.
 const LOOKUPS_AT_ONCE: usize = 5_000;
 
@@ -281,6 +284,12 @@ impl Directory {
                 Ok(kept)
             })
             .await
+    }
+
+    /// Whether Belvo says that it does not know the link. While it says nothing, or something else, nobody can tell.
+    pub async fn is_unknown(&self, id: &LinkId) -> bool {
+        let asked = tokio::time::timeout(KNOWN_WITHIN, belvo::links::get(&self.client, id)).await;
+        matches!(asked, Ok(Err(failure)) if failure.kind == Decision::Gone)
     }
 
     /// Looks up one link by its id.
@@ -644,6 +653,25 @@ mod tests {
         let instants = "SELECT first_seen_at, looked_up_at, status_at FROM links";
         let read = move |tx: &Tx<'_>| tx.one(instants, args![], |row| Ok([row.int(0)?, row.int(1)?, row.int(2)?]));
         assert_eq!(store.read(read).await.unwrap(), Some([5, 1, 1]), "Belvo's word is as old as the question");
+    }
+
+    #[tokio::test]
+    async fn a_link_is_unknown_when_belvo_says_so_and_not_when_it_says_nothing() {
+        let id = |n: u32| -> LinkId { format!("{n:08}-0000-4000-8000-000000000000").parse().unwrap() };
+        let script = Script::start(move |head| match head {
+            head if head.contains(id(1).as_str()) => scripted::json(200, &format!(r#"{{"id":"{}"}}"#, id(1))),
+            head if head.contains(id(2).as_str()) => scripted::json(404, r#"[{"code":"not_found"}]"#),
+            _ => scripted::json(500, r#"[{"code":"unexpected_error"}]"#),
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
+        let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+        let directory = Directory::new(script.client(), store, queue, clock);
+        for (number, is_unknown) in [(1, false), (2, true), (3, false)] {
+            assert_eq!(directory.is_unknown(&id(number)).await, is_unknown, "{number}");
+        }
     }
 
     #[tokio::test]

@@ -101,10 +101,13 @@ fn every_command_prints_the_json_that_is_documented() {
     let unknown = r#"{"webhook_type":"PLANETS","webhook_code":"x","link_id":"2f5d361d-dad6-45d4-a0bf-26d479766067"}"#;
     assert_eq!(runtime.block_on(site.webhook(unknown)).0, 200);
     json("publish", &[]);
-    json("features", &[]);
+    let features: Value = serde_json::from_str(&json("features", &[])).unwrap();
+    let as_of = features["as_of_date"].as_str().unwrap();
     let listed = json("links list", &[]);
     let ids: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let id = |place: usize| ids[place]["link_id"].as_str().unwrap();
+    json("features explain", &["--link", id(0), "--as-of", as_of]);
+    json("features freeze", &["--link", id(0), "--as-of", as_of, "--decision-id", "it-json"]);
     json("links show", &[id(0)]);
     json("widget", &["--external-id", "it-json"]);
     json("jobs", &[]);

@@ -271,6 +271,21 @@ async fn a_refresh_whose_list_lacks_a_row_ends_without_the_second_list_that_is_t
     assert_eq!(running.tables()["employments"].len(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_for_a_link_that_belvo_does_not_know_leaves_nothing_behind() {
+    let belvo = Belvo::start().await;
+    belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
+    let running = Running::start(belvo.address, &[]).await;
+    let order = |link: &str| Order::Refresh { links: Links::LinkId(link.to_owned()), resources: Vec::new() };
+    let operations = &running.daemon.operations;
+    let mistyped = operations.start(order("3f5d361d-dad6-45d4-a0bf-26d479766067"), Reason::Command).await;
+    assert_eq!(mistyped.unwrap_err().code(), "no_such_link");
+    operations.start(order(LINK), Reason::Command).await.unwrap();
+    running.until_idle().await;
+    let tracked = running.daemon.store.read(vinculo::links::all).await.unwrap();
+    assert_eq!(tracked.iter().map(vinculo::belvo::LinkId::as_str).collect::<Vec<_>>(), [LINK]);
+}
+
 async fn mark(running: &Running, resource: &str, trigger: Trigger) {
     let resource = Resource::by_name(resource).unwrap();
     let mark = move |tx: &vinculo::store::Tx<'_>| {

@@ -330,7 +330,7 @@ async fn a_link_that_is_deleted_here_keeps_its_rows_and_nothing_of_it_is_asked_f
 
     // Alone, by its place; then beside a daemon, by its option.
     let told = command(&["links", "delete", &ids[0]], 0);
-    assert!(told.contains("is not tracked any more") && told.contains("vinculo erase"), "{told}");
+    assert!(told.contains("is paused") && told.contains("vinculo erase"), "{told}");
     let served = site.serve();
     command(&["links", "delete", "--link", &ids[1]], 0);
     for id in &ids {

@@ -210,6 +210,7 @@ impl From<Refused> for Problem {
             Refused::Store(error) | Refused::Erase(erase::Error::Store(error)) => return error.into(),
             Refused::NotALinkId(_) | Refused::Features(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NoLink
+            | Refused::UnknownLink
             | Refused::Erased
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)
