@@ -448,12 +448,12 @@ impl DaemonActions {
     /// Looks at everything that is kept, and gives the number of files.
     async fn verify(&self) -> Result<u64, Failed> {
         let (state, lake) = (self.state.clone(), self.lake.clone());
-        let looked = in_background(move || verify::check(&state, &lake)).await;
+        let looked = in_background(move || verify::check(&state, &lake, |_, _| {})).await;
         let report = looked.map_err(|error| Failed { code: "verify_failed", message: format!("{error:#}") })?;
         match report.lake.damage.first() {
             None => Ok(report.lake.files as u64),
             Some(Damage { file, what, .. }) => {
-                let count = report.lake.damage.len();
+                let count = report.damaged();
                 let message = format!("{count} damaged, first {file}, which {what}: `vinculo verify` names all");
                 Err(Failed { code: "damaged", message })
             }
