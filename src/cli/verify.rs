@@ -31,9 +31,7 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     }
     let (files, snapshots, bodies) = (report.lake.files, report.lake.snapshots, report.bodies_opened);
     match report.damaged() {
-        0 => {
-            writeln!(out, "whole: {files} files of {snapshots} snapshots, and the state with all its {bodies} bodies")?
-        }
+        0 => writeln!(out, "whole: {files} files of {snapshots} snapshots, and the state with its {bodies} bodies")?,
         damaged => writeln!(
             out,
             "{damaged} damaged, of {files} files of {snapshots} snapshots and the state: `vinculo rebuild` mends the lake, \
