@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::role::Tokens;
 use crate::admin::{Admin, Recorder, dashboard, v1};
-use crate::belvo::{Budget, Client, advice};
+use crate::belvo::{Budget, Client, Patience, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
@@ -418,7 +418,7 @@ struct DaemonActions {
 impl Actions for DaemonActions {
     async fn run(&self, job: &Job) -> Result<u64, Failed> {
         match job.action {
-            Action::SyncLinks => self.operations.compare_links().await,
+            Action::SyncLinks => self.operations.compare_links(Patience::Long).await,
             Action::Publish => {
                 let published = self.operations.publish(Scope::Changed).await?;
                 Ok(published.as_ref().map_or(0, Manifest::rows))
@@ -448,12 +448,12 @@ impl DaemonActions {
     /// Looks at everything that is kept, and gives the number of files.
     async fn verify(&self) -> Result<u64, Failed> {
         let (state, lake) = (self.state.clone(), self.lake.clone());
-        let looked = in_background(move || verify::check(&state, &lake)).await;
+        let looked = in_background(move || verify::check(&state, &lake, |_, _| {})).await;
         let report = looked.map_err(|error| Failed { code: "verify_failed", message: format!("{error:#}") })?;
         match report.lake.damage.first() {
             None => Ok(report.lake.files as u64),
             Some(Damage { file, what, .. }) => {
-                let count = report.lake.damage.len();
+                let count = report.damaged();
                 let message = format!("{count} damaged, first {file}, which {what}: `vinculo verify` names all");
                 Err(Failed { code: "damaged", message })
             }
@@ -476,7 +476,7 @@ impl DaemonActions {
         let (wanted, now) =
             (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.operations.clock.now());
         let links = self.operations.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
-        let outcome = self.operations.recollector.recollect(links, &resources).await?;
+        let outcome = self.operations.recollector.recollect(links, &resources, Patience::Long).await?;
         match outcome.failed.iter().next() {
             Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
                 code,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::belvo::links::Deletion;
-use crate::belvo::{self, Client, Decision, Failure, LinkId};
+use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::links::{self, DELETED, DELETING};
@@ -79,14 +79,14 @@ impl Deleter {
         Self { client, store, queue, clock, patience }
     }
 
-    /// Lets Belvo delete `link`. [`Deletion::Accepted`] says that it will be gone soon.
+    /// Lets Belvo delete `link`, for somebody who waits. [`Deletion::Accepted`] says that it will be gone soon.
     ///
     /// # Errors
     /// [`Error`]. When nobody knows whether the wish arrived, it is sent again later.
     pub async fn delete(&self, link: &LinkId) -> Result<Deletion, Error> {
         let (wish, now, patience) = (link.clone(), self.clock.now(), self.patience);
         let sending = self.store.write(move |tx| note_wish(tx, &wish, now, now + patience)).await?;
-        self.send(link, sending).await
+        self.send(link, sending, Patience::Short).await
     }
 
     /// Whether Belvo has said that `link` is gone, or nobody asks any more because it was erased here.
@@ -105,8 +105,8 @@ impl Deleter {
         }
     }
 
-    async fn send(&self, link: &LinkId, sending: Sending) -> Result<Deletion, Error> {
-        let sent = belvo::links::delete(&self.client, link).await;
+    async fn send(&self, link: &LinkId, sending: Sending, patience: Patience) -> Result<Deletion, Error> {
+        let sent = belvo::links::delete(&self.client, link, patience).await;
         let (link, now) = (link.clone(), self.clock.now());
         match sent {
             Ok(Deletion::Done) => {
@@ -161,7 +161,7 @@ impl Deadlines for Deleter {
                     self.store.write(move |tx| tx.execute(postpone, args![&later, until])).await?;
                     // Still there after some looks: the wish is sent again, and its failure is logged.
                     if answer.is_ok() && attempts % 4 == 3 {
-                        let _ = self.send(&link, Sending::Again).await;
+                        let _ = self.send(&link, Sending::Again, Patience::Long).await;
                     }
                 }
             }

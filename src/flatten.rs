@@ -54,6 +54,11 @@ pub struct Rejection {
 }
 
 impl Rejection {
+    /// Of a record of which the state holds a body that cannot be opened.
+    pub fn of_damage() -> Self {
+        Self { path: "the record".into(), reason: "is damaged in the state" }
+    }
+
     /// `path` is a schema's, with `[]` where `row` belongs.
     fn at(path: &str, row: usize, reason: &'static str) -> Self {
         Self { path: path.replacen("[]", &format!("[{row}]"), 1), reason }

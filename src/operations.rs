@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, LinkId, REFUSED_KEYS};
+use crate::belvo::{Client, LinkId, Patience, REFUSED_KEYS};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
@@ -352,7 +352,7 @@ impl Operations {
         let this = self.clone();
         let work = |progress: watch::Sender<Progress>| async move {
             progress.send_modify(|progress: &mut Progress| progress.total = Some(wanted.len() as u64));
-            let outcome = this.recollector.recollect(wanted, &resources).await?;
+            let outcome = this.recollector.recollect(wanted, &resources, Patience::Short).await?;
             // What a failure says of a link is to be published, too.
             this.settled.send_replace(());
             progress.send_modify(|progress| {
@@ -522,7 +522,8 @@ impl Operations {
         Ok(())
     }
 
-    /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure.
+    /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no longer for
+    /// those that wait once Belvo is found to be down. These stay marked.
     async fn follow(
         &self,
         mut wanted: Wanted,
@@ -530,8 +531,11 @@ impl Operations {
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Failed> {
         let mut settled = self.settled.subscribe();
+        let before = self.client.down();
         loop {
             settled.mark_unchanged();
+            // Before the look: what ends in between is counted as what it came to.
+            let down = self.client.down().filter(|down| before.is_none_or(|before| down.found > before.found));
             let now = self.clock.now();
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
             if done > 0 || !failed.is_empty() {
@@ -549,6 +553,11 @@ impl Operations {
                 // None of these leaves before somebody mends the keys; they stay marked until then.
                 let left = waiting.len() as u64;
                 progress.send_modify(|progress| progress.fail(REFUSED_KEYS, left));
+                return Ok(());
+            }
+            if let Some(down) = down {
+                let left = waiting.len() as u64;
+                progress.send_modify(|progress| progress.fail(down.code, left));
                 return Ok(());
             }
             wanted = waiting;
@@ -594,15 +603,15 @@ impl Operations {
     ///
     /// # Errors
     /// Why Belvo's list could not be had or kept.
-    pub async fn compare_links(&self) -> Result<u64, Failed> {
-        let synced = self.links.sync().await;
+    pub async fn compare_links(&self, patience: Patience) -> Result<u64, Failed> {
+        let synced = self.links.sync_with(patience).await;
         self.settled.send_replace(());
         self.queue.announce();
         synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
     }
 
     async fn sync_links(self, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        let listed = self.compare_links().await?;
+        let listed = self.compare_links(Patience::Short).await?;
         progress.send_modify(|progress| progress.done = listed);
         Ok(())
     }

@@ -770,8 +770,14 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::belvo::LinkId;
     use crate::clock::Hand;
     use crate::features::runs;
+    use crate::flatten::Comparison;
+    use crate::queue::{self, Trigger};
+    use crate::records::{self, Drift, Listing, Record};
+    use crate::resources::employments;
+    use crate::sinks::parquet::read_texts;
 
     /// A state without links, and the lake of it.
     struct Place {
@@ -838,6 +844,77 @@ mod tests {
         assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 1);
         publish(&another, Scope::Everything).unwrap().unwrap();
         assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 0);
+    }
+
+    /// Lists a job of `number`'s link, as Belvo gave it in `minutes`.
+    async fn list_job(store: &Store, number: u32, minutes: i64, end: &'static str) {
+        let link = format!("{number:08}-0000-4000-8000-000000000000");
+        let job = format!(
+            r#"{{"id":"{number:08}-0000-4000-8000-00000000000a","link":"{link}","created_at":"2026-01-01T00:00:00.000Z",
+            "collected_at":"2026-01-01T00:{minutes:02}:00.000Z","start_date":"2020-01-01","end_date":{end},
+            "employer_data":{{"name":"EMPRESA","code":"99000042","economic_activity":null}},"occupations":[],"salaries":[]}}"#
+        );
+        let list = move |tx: &Tx<'_>| {
+            let (link, resource): (LinkId, _) = (link.parse().unwrap(), &employments::RESOURCE);
+            let at = Timestamp::from_micros(minutes * 60_000_000);
+            queue::mark(tx, &link, resource, Trigger::Webhook, at)?;
+            let records = vec![Record::read(resource, &link, &job).unwrap()];
+            let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
+            let mut comparison = Comparison::of(resource);
+            let compare = &mut |old: &str, new: &str| comparison.loss(old, new);
+            let kept = records::keep(tx, &link, resource, &listing, None, Duration::from_hours(1), compare)?;
+            let news = "UPDATE refreshes SET content_seq = $2, sighted_seq = $2, touched_seq = $2 WHERE link_id = $1";
+            tx.execute(news, args![&link, kept.change])
+        };
+        store.write(list).await.unwrap();
+    }
+
+    /// What stands in the text columns `names` of a table.
+    fn texts(publisher: &Publisher, table: &str, names: [&str; 2]) -> Vec<[Option<String>; 2]> {
+        let mut rows = Vec::new();
+        let (manifest, lake) = (publisher.lake.current().unwrap(), publisher.lake.path().join("current"));
+        for file in &manifest.table(table).unwrap().files {
+            let keep = |row: [Option<&str>; 2]| rows.push(row.map(|text| text.map(str::to_owned)));
+            read_texts(&lake.join(&file.path), names, keep).unwrap();
+        }
+        rows.sort_unstable();
+        rows
+    }
+
+    #[tokio::test]
+    async fn a_damaged_body_is_a_rejected_record_and_everything_else_is_published() {
+        let place = Place::new();
+        for number in 1..=3 {
+            add_link(&place.store, number).await;
+            list_job(&place.store, number, 1, "null").await;
+        }
+        list_job(&place.store, 1, 5, "\"2026-01-01\"").await;
+        // The only version of the second, and the latest of the first.
+        let damage = "UPDATE record_versions SET body = substr(body, 1, length(body) - 6) \
+            WHERE (substr(link_id, 8, 1), version) IN (('1', 2), ('2', 1))";
+        assert_eq!(place.store.write(move |tx| tx.execute(damage, args![])).await.unwrap(), 2);
+        let publisher = place.publisher(&["parquet"]);
+        publish(&publisher, Scope::Everything).unwrap().unwrap();
+        let listed = texts(&publisher, "employments", ["link_id", "employer_code"]);
+        let of = |number: u32| Some(format!("{number:08}-0000-4000-8000-000000000000"));
+        assert_eq!(
+            listed.iter().map(|[link, _]| link.clone()).collect::<Vec<_>>(),
+            [of(1), of(3)],
+            "the last good version stays"
+        );
+        assert_eq!(publisher.lake.current().unwrap().table("links").unwrap().rows, 3);
+        let rejected = texts(&publisher, "rejected_records", ["link_id", "reason"]);
+        let told = |number| [of(number), Some("is damaged in the state".to_owned())];
+        assert_eq!(rejected, [told(1), told(2)]);
+        // The next list that is new mends what readers see.
+        list_job(&place.store, 2, 9, "\"2026-02-02\"").await;
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        assert_eq!(texts(&publisher, "employments", ["link_id", "employer_code"]).len(), 3);
+        assert_eq!(
+            texts(&publisher, "rejected_records", ["link_id", "reason"]).len(),
+            2,
+            "its history lacks a version"
+        );
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::belvo::{self, Client, Decision, Failure, LinkId};
+use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
@@ -176,8 +176,13 @@ impl Recollector {
     ///
     /// # Errors
     /// [`Error`]; what was asked until then stays asked. A failure of Belvo's is part of the outcome; refused keys end the
-    /// asking.
-    pub async fn recollect(&self, links: Vec<LinkId>, resources: &[&'static Resource]) -> Result<Outcome, Error> {
+    /// asking, and for the impatient a Belvo that is down.
+    pub async fn recollect(
+        &self,
+        links: Vec<LinkId>,
+        resources: &[&'static Resource],
+        patience: Patience,
+    ) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         let (mut links, mut asks) = (links.into_iter(), JoinSet::new());
         let mut is_open = true;
@@ -185,7 +190,7 @@ impl Recollector {
             while is_open && asks.len() < AT_ONCE {
                 let Some(link) = links.next() else { break };
                 let (recollector, resources) = (self.clone(), resources.to_vec());
-                asks.spawn(async move { recollector.ask(link, &resources).await });
+                asks.spawn(async move { recollector.ask(link, &resources, patience).await });
             }
             let Some(ended) = asks.join_next().await else { return Ok(outcome) };
             match result_of(ended)? {
@@ -193,7 +198,8 @@ impl Recollector {
                 Asked::Not(Fitness::Cooling) => outcome.cooling += 1,
                 Asked::Not(_) => outcome.unfit += 1,
                 Asked::Failed(failure) => {
-                    is_open &= failure.kind != Decision::Stop;
+                    let is_in_vain = patience == Patience::Short && self.client.down().is_some();
+                    is_open &= failure.kind != Decision::Stop && !is_in_vain;
                     *outcome.failed.entry(failure.code).or_default() += 1;
                 }
             }
@@ -201,19 +207,24 @@ impl Recollector {
     }
 
     /// Asks for one link, unless that is being done already: each ask is one call on the bill.
-    async fn ask(&self, link_id: LinkId, resources: &[&'static Resource]) -> Result<Asked, Error> {
+    async fn ask(&self, link_id: LinkId, resources: &[&'static Resource], patience: Patience) -> Result<Asked, Error> {
         if !self.lock().insert(link_id.clone()) {
             return Ok(Asked::Not(Fitness::Cooling));
         }
         let _asking = Asking { recollector: self, link_id: link_id.clone() };
-        self.ask_once(link_id, resources).await
+        self.ask_once(link_id, resources, patience).await
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<LinkId>> {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask_once(&self, link_id: LinkId, resources: &[&'static Resource]) -> Result<Asked, Error> {
+    async fn ask_once(
+        &self,
+        link_id: LinkId,
+        resources: &[&'static Resource],
+        for_belvo: Patience,
+    ) -> Result<Asked, Error> {
         let (now, patience) = (self.clock.now(), self.patience);
         let (link, names) =
             (link_id.clone(), resources.iter().map(|resource| resource.name).collect::<Vec<_>>().join(","));
@@ -223,11 +234,11 @@ impl Recollector {
         }
         let sent = match resources {
             [one] if one.name == employments::RESOURCE.name => {
-                belvo::links::collect(&self.client, &link_id, one.endpoint).await
+                belvo::links::collect(&self.client, &link_id, one.endpoint, for_belvo).await
             }
             _ => {
                 let names: Vec<_> = resources.iter().map(|resource| resource.webhook_type).collect();
-                belvo::links::refresh(&self.client, &link_id, &names).await
+                belvo::links::refresh(&self.client, &link_id, &names, for_belvo).await
             }
         };
         let Err(failure) = sent else {
@@ -454,7 +465,7 @@ mod tests {
         }
 
         async fn ask(&self, resources: &[&'static Resource]) -> Outcome {
-            self.recollector.recollect(vec![link()], resources).await.unwrap()
+            self.recollector.recollect(vec![link()], resources, Patience::Long).await.unwrap()
         }
 
         async fn in_scope(&self, access_mode: Option<&str>, hours: u64) -> usize {
@@ -519,8 +530,9 @@ mod tests {
         let permit = client.budget().acquire(Class::Ordinary).await;
         let place = Place::new(client.clone()).await;
         let recollector = place.recollector.clone();
-        let first =
-            tokio::spawn(async move { recollector.recollect(vec![link()], &[&employments::RESOURCE]).await.unwrap() });
+        let first = tokio::spawn(async move {
+            recollector.recollect(vec![link()], &[&employments::RESOURCE], Patience::Long).await.unwrap()
+        });
         while client.budget().usage().waiting_ordinary == 0 {
             tokio::task::yield_now().await;
         }
@@ -605,7 +617,7 @@ mod tests {
         let estimated = links.clone();
         let estimated = place.recollector.store.read(move |tx| estimate(tx, &estimated, now)).await.unwrap();
         assert_eq!(estimated, Estimate { billed_calls: 1, cooling: 0, unfit: 1 });
-        let outcome = place.recollector.recollect(links, &resources::ALL).await.unwrap();
+        let outcome = place.recollector.recollect(links, &resources::ALL, Patience::Long).await.unwrap();
         assert_eq!((outcome.unfit, outcome.failed), (1, BTreeMap::from([("link_needs_user", 1)])));
         // From now on its user is needed first.
         assert_eq!(place.ask(&resources::ALL).await.unfit, 1);

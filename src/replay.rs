@@ -23,6 +23,8 @@ const SHORTEST: Duration = Duration::from_micros(1);
 pub struct Version {
     /// Belvo's JSON; empty where two lists agreed that the record is gone, and where an older answer came again.
     pub body: String,
+    /// Whether what is kept of it cannot be opened; then the body is empty and says nothing.
+    pub is_damaged: bool,
     /// Whether a newer answer was held already when it came.
     pub is_late: bool,
     /// Belvo's id of the record in it.
@@ -44,7 +46,17 @@ impl Version {
     }
 
     fn is_end(&self) -> bool {
-        self.body.is_empty()
+        self.body.is_empty() && !self.is_damaged
+    }
+
+    /// Appends its rows to `columns`.
+    fn flatten(
+        &self,
+        flattener: &mut Flattener<'_>,
+        facts: &RecordFacts<'_>,
+        columns: &mut [Columns],
+    ) -> Result<(), Rejection> {
+        if self.is_damaged { Err(Rejection::of_damage()) } else { flattener.flatten(&self.body, facts, columns) }
     }
 }
 
@@ -93,7 +105,8 @@ impl<'p> Replay<'p> {
     /// resource that count against what they lack, in order. They are not needed for a record with one version.
     ///
     /// # Errors
-    /// The [`Rejection`] of the latest version that is not late. The rows of the good ones are appended all the same.
+    /// The [`Rejection`] of the latest version that is not late, or else of any that is damaged: nobody else would tell that
+    /// the history lacks it. The rows of the good ones are appended all the same.
     pub fn append(
         &mut self,
         versions: &[Version],
@@ -134,14 +147,18 @@ impl<'p> Replay<'p> {
         for (table, timeline) in timelines.iter().enumerate() {
             self.write(table, timeline, latest, last_good.as_deref(), rows);
         }
-        outcome
+        if versions.iter().any(|version| version.is_damaged) {
+            outcome.and(Err(Rejection::of_damage()))
+        } else {
+            outcome
+        }
     }
 
     /// The rows of a record that never changed: both tables take them from one reading.
     fn append_only(&mut self, only: &Version, latest: &RecordFacts<'_>, rows: &mut Rows) -> Result<(), Rejection> {
         let starts: Vec<usize> = rows.current.iter().map(Columns::len).collect();
         let facts = RecordFacts { known_from: only.known_from, ..*latest };
-        self.flattener.flatten(&only.body, &facts, &mut rows.current)?;
+        only.flatten(&mut self.flattener, &facts, &mut rows.current)?;
         for (table, shape) in self.shapes.iter().enumerate() {
             let (current, history) = (&rows.current[table], &mut rows.history[table]);
             let new = starts[table]..current.len();
@@ -188,7 +205,7 @@ impl<'p> Replay<'p> {
             return Ok(());
         }
         let mut next = self.flattener.columns();
-        self.flattener.flatten(&version.body, &first_sighting(version, latest), &mut next)?;
+        version.flatten(&mut self.flattener, &first_sighting(version, latest), &mut next)?;
         // What came before the first content that can be read is not kept any more, or was never told: nobody knew its rows
         // while the lists showed that.
         let known = if last_good.is_none() { version.known_from } else { version.first_known() };
@@ -275,7 +292,7 @@ impl<'p> Replay<'p> {
         timelines: &mut [Timeline],
     ) {
         let mut rows = self.flattener.columns();
-        if self.flattener.flatten(&late.body, &first_sighting(late, latest), &mut rows).is_err() {
+        if late.flatten(&mut self.flattener, &first_sighting(late, latest), &mut rows).is_err() {
             return;
         }
         let collected = late.first_known();
@@ -585,6 +602,7 @@ mod tests {
         );
         Version {
             body,
+            is_damaged: false,
             is_late: false,
             record_id: "1".into(),
             created_at: None,
@@ -731,6 +749,20 @@ mod tests {
         let (rows, appended) = salaries(&versions, &[0, 10]);
         assert_eq!(rows, [row("2025-01", "100.0000", 0)]);
         assert_eq!(appended.unwrap_err().path, "start_date");
+    }
+
+    #[test]
+    fn a_damaged_version_changes_nothing_and_is_told_also_when_later_ones_are_good() {
+        let damaged = |minutes| Version { body: String::new(), is_damaged: true, ..version(minutes, &[]) };
+        let (rows, appended) = salaries(&[damaged(0)], &[]);
+        assert_eq!((rows, appended.unwrap_err()), (Vec::new(), Rejection::of_damage()));
+        let (rows, appended) = salaries(&[version(0, &[("2025-01", 100)]), damaged(10)], &[0, 10, 200]);
+        assert_eq!((rows, appended.unwrap_err()), (vec![row("2025-01", "100.0000", 0)], Rejection::of_damage()));
+        // No end either: its rows are those of the version before.
+        let versions = [version(0, &[("2025-01", 100)]), damaged(10), version(20, &[("2025-01", 100), ("2025-02", 5)])];
+        let (rows, appended) = salaries(&versions, &[0, 10, 20]);
+        assert_eq!(rows, [row("2025-01", "100.0000", 0), row("2025-02", "5.0000", 20)]);
+        assert_eq!(appended.unwrap_err(), Rejection::of_damage());
     }
 
     #[test]

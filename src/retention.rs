@@ -282,12 +282,16 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
             args![link_id, resource, record_key, version, now, kept.time, before],
             |row| {
                 let later = row.int(0)?;
-                Ok((later, unpack(&VersionPlace { version: later, ..*place }.open(tx, row.bytes(1)?)?)?))
+                let opened = VersionPlace { version: later, ..*place }.open(tx, row.bytes(1)?);
+                match opened.and_then(|packed| unpack(&packed)) {
+                    Err(Error::Unreadable(_)) => Ok((later, None)),
+                    body => Ok((later, Some(body?))),
+                }
             },
         )?;
         let Some((later, body)) = later else { return Ok(false) };
-        // An empty one says that the record was gone.
-        let is_good = body.is_empty() || inspection.inspect(&body).is_ok();
+        // An empty one says that the record was gone; a damaged one says nothing.
+        let is_good = body.is_some_and(|body| body.is_empty() || inspection.inspect(&body).is_ok());
         if later == version {
             return Ok(!is_good);
         }
@@ -519,8 +523,11 @@ mod tests {
     async fn the_last_version_that_can_be_read_stays_however_old_it_is() {
         let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
         let spoil = "UPDATE record_versions SET body = $1 WHERE link_id = 'short' AND version = 2";
-        place.retention.store.write(move |tx| tx.execute(spoil, args![packed("{}").as_slice()])).await.unwrap();
-        assert_eq!(place.on_day(1000).await, [2, 1, 2, 2, 2]);
+        // No record that can be flattened, and none at all.
+        for body in [packed("{}"), b"damaged".to_vec()] {
+            place.retention.store.write(move |tx| tx.execute(spoil, args![body.as_slice()])).await.unwrap();
+            assert_eq!(place.on_day(1000).await, [2, 1, 2, 2, 2]);
+        }
     }
 
     #[tokio::test]

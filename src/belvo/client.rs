@@ -22,7 +22,7 @@ use url::Url;
 
 use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
 use super::failure::{Failure, REFUSED_KEYS, SIMULATED_MISMATCH};
-use super::gate::{Ending, Gate};
+use super::gate::{Down, Ending, Gate, Patience, Shut};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 
@@ -126,23 +126,31 @@ pub struct Leave {
     class: Class,
     permit: Option<Permit>,
     is_trial: bool,
+    patience: Patience,
 }
 
 impl Leave {
     /// It waits for a place among those of its class.
     pub fn of(class: Class) -> Self {
-        Self { class, permit: None, is_trial: false }
+        Self { class, permit: None, is_trial: false, patience: Patience::Long }
     }
 
     /// It has its place already.
     pub fn with(class: Class, permit: Permit) -> Self {
-        Self { class, permit: Some(permit), is_trial: false }
+        Self { permit: Some(permit), ..Self::of(class) }
     }
 
     /// An ordinary call that tries what may not be answered: when the gate before the API refuses it, that is about this
     /// call, and the others go on.
     pub fn for_a_trial() -> Self {
-        Self { class: Class::Ordinary, permit: None, is_trial: true }
+        Self { is_trial: true, ..Self::of(Class::Ordinary) }
+    }
+
+    /// The same for a call that waits so long for a Belvo that is down. One that does not leave for want of patience fails as
+    /// the last one did.
+    #[must_use]
+    pub fn waiting(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 }
 
@@ -202,16 +210,28 @@ impl Client {
     /// As [`Client::get`].
     pub(super) async fn call(&self, call: &Call<'_>, leave: Leave) -> Result<Answer, Failure> {
         let failed = |failure: Failure| failure.with_method(call.method_name());
-        let Leave { class, permit, is_trial } = leave;
+        let Leave { class, permit, is_trial, patience } = leave;
+        let in_vain = |down: Down| failed(Failure::own(down.code, call.path).of_no_connection());
         // The place in the budget first, as the worker has it: who waits for one while it is the only call that the gate lets
         // through would wait for those that wait behind it.
         let permit = match permit {
             Some(permit) => permit,
-            None => self.0.budget.acquire(class).await,
+            None if patience == Patience::Long => self.0.budget.acquire(class).await,
+            // Those that wait for Belvo may have all places.
+            None => tokio::select! {
+                permit = self.0.budget.acquire(class) => permit,
+                down = self.0.gate.until_down() => return Err(in_vain(down)),
+            },
         };
-        let Ok(pass) = self.0.gate.enter(class == Class::Urgent).await else {
-            permit.unused();
-            return Err(failed(Failure::own(REFUSED_KEYS, call.path)));
+        let pass = match self.0.gate.enter(class == Class::Urgent, patience).await {
+            Ok(pass) => pass,
+            Err(shut) => {
+                permit.unused();
+                return Err(match shut {
+                    Shut::Refused => failed(Failure::own(REFUSED_KEYS, call.path)),
+                    Shut::Down(down) => in_vain(down),
+                });
+            }
         };
         // Belvo may have asked for patience since the place was taken.
         self.0.budget.until_unpaused().await;
@@ -247,6 +267,11 @@ impl Client {
             return Some(SIMULATED_MISMATCH);
         }
         self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
+    }
+
+    /// What is known of a Belvo that is down; `None` when it is not.
+    pub fn down(&self) -> Option<Down> {
+        self.0.gate.down()
     }
 
     /// Whether Belvo refuses the keys, so that no call leaves until somebody mends them.
@@ -471,7 +496,9 @@ fn ending(result: &Result<Answer, Failure>) -> Ending {
         Ok(_) => Ending::Answered,
         Err(failure) if failure.code == REFUSED_KEYS => Ending::Refused,
         Err(failure) => match failure.code {
-            "api_down" | "api_timeout" | "timeout" | "unreachable" | "tls_refused" | "truncated" => Ending::Failed,
+            "api_down" | "api_timeout" | "timeout" | "unreachable" | "tls_refused" | "truncated" => {
+                Ending::Failed(failure.code)
+            }
             _ => Ending::Answered,
         },
     }

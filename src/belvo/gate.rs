@@ -1,10 +1,12 @@
 //! Whether calling Belvo makes sense at all now.
 //!
 //! *Takes* how calls ended. *Gives* leave to call. *Promises* that refused keys cost three calls and then one a minute,
-//! and that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it answers.
+//! that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it answers, and
+//! that a call for which somebody waits goes first, and no longer waits once another was in vain.
 //! *Not here*: how many calls may leave ([`super::budget`]), and when one refresh is tried again.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -30,8 +32,26 @@ pub(super) enum Ending {
     Answered,
     /// Belvo refused the keys.
     Refused,
-    /// No answer, or one that says that Belvo failed.
-    Failed,
+    /// No answer, or one that says that Belvo failed; with the code of that.
+    Failed(&'static str),
+}
+
+/// How long a call waits for a Belvo that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes: nobody waits for it.
+    Long,
+    /// Until the next call has shown it, whosever that is: somebody waits, and can ask again.
+    Short,
+}
+
+/// A Belvo that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Down {
+    /// The code of the last failure.
+    pub code: &'static str,
+    /// How often Belvo was found to be down, so that it can be told whether that was once more.
+    pub found: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,17 +69,35 @@ enum Mode {
 pub(super) struct Gate {
     state: watch::Sender<State>,
     single: Semaphore,
+    /// Impatient calls that wait to be the only one.
+    impatient: AtomicUsize,
 }
 
 struct State {
     mode: Mode,
     refusals: u32,
     failing: HashSet<u64>,
+    found: Down,
 }
 
-/// All calls pause, because the keys are refused.
+impl State {
+    fn new(mode: Mode) -> Self {
+        Self { mode, refusals: 0, failing: HashSet::new(), found: Down { code: "api_down", found: 0 } }
+    }
+
+    fn down(&self) -> Option<Down> {
+        matches!(self.mode, Mode::Down { .. }).then_some(self.found)
+    }
+}
+
+/// Why a call does not leave.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refused;
+pub(super) enum Shut {
+    /// All calls pause, because the keys are refused.
+    Refused,
+    /// Belvo is down, and the call is impatient.
+    Down(Down),
+}
 
 /// Leave for one call.
 pub(super) struct Pass<'a> {
@@ -69,34 +107,49 @@ pub(super) struct Pass<'a> {
 
 impl Gate {
     pub(super) fn new() -> Self {
-        let state = State { mode: Mode::Unproven, refusals: 0, failing: HashSet::new() };
-        Self { state: watch::Sender::new(state), single: Semaphore::new(1) }
+        let state = State::new(Mode::Unproven);
+        Self { state: watch::Sender::new(state), single: Semaphore::new(1), impatient: AtomicUsize::new(0) }
     }
 
-    /// Waits until a call makes sense. An urgent one does not wait for a Belvo that is down longer than
+    /// Waits until a call makes sense. An urgent or impatient one does not wait for a Belvo that is down longer than
     /// [`PROBE_FIRST`].
     ///
     /// # Errors
-    /// [`Refused`], at once.
-    pub(super) async fn enter(&self, is_urgent: bool) -> Result<Pass<'_>, Refused> {
+    /// [`Shut::Refused`], at once; [`Shut::Down`] for an impatient one when another was in vain meanwhile.
+    pub(super) async fn enter(&self, is_urgent: bool, patience: Patience) -> Result<Pass<'_>, Shut> {
         let mut changes = self.state.subscribe();
+        let (is_impatient, came) = (patience == Patience::Short, changes.borrow().found.found);
         loop {
-            let mode = changes.borrow_and_update().mode;
+            let (mode, down) = {
+                let state = changes.borrow_and_update();
+                (state.mode, state.down())
+            };
+            if let Some(down) = down.filter(|down| is_impatient && down.found > came) {
+                return Err(Shut::Down(down));
+            }
             let not_before = match mode {
                 Mode::Open => return Ok(Pass { gate: self, _single: None }),
-                Mode::Refused { until } if until > Instant::now() => return Err(Refused),
+                Mode::Refused { until } if until > Instant::now() => return Err(Shut::Refused),
                 Mode::Refused { .. } | Mode::Unproven => None,
-                Mode::Down { until, apart } => Some(if is_urgent { urgent_from(until, apart) } else { until }),
+                Mode::Down { until, apart } => {
+                    Some(if is_urgent || is_impatient { urgent_from(until, apart) } else { until })
+                }
             };
             if let Some(instant) = not_before.filter(|instant| *instant > Instant::now()) {
                 // Either way the next round looks again.
                 let _ = tokio::time::timeout_at(instant, changes.changed()).await;
                 continue;
             }
+            let turn = is_impatient.then(|| Turn::wanted(&self.impatient));
             let single = tokio::select! {
                 single = self.single.acquire() => single.ok(),
                 _ = changes.changed() => continue,
             };
+            drop(turn);
+            if !is_impatient && self.impatient.load(Ordering::Relaxed) > 0 {
+                // It is the turn of those; this one queues up again behind them.
+                continue;
+            }
             if changes.borrow_and_update().mode == mode {
                 return Ok(Pass { gate: self, _single: single });
             }
@@ -113,6 +166,24 @@ impl Gate {
             }
             let _ = tokio::time::timeout_at(until, changes.changed()).await;
         }
+    }
+
+    /// Waits until Belvo is found to be down, once more if it is already.
+    pub(super) async fn until_down(&self) -> Down {
+        let mut changes = self.state.subscribe();
+        let came = changes.borrow().found.found;
+        loop {
+            if let Some(down) = changes.borrow_and_update().down().filter(|down| down.found > came) {
+                return down;
+            }
+            // Its sender lives as long as this.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// What is known of a Belvo that is down; `None` when it is not.
+    pub(super) fn down(&self) -> Option<Down> {
+        self.state.borrow().down()
     }
 
     /// `api_auth` or `api_down` while calls pause for that.
@@ -132,6 +203,22 @@ impl Pass<'_> {
     }
 }
 
+/// An impatient call that waits to be the only one.
+struct Turn<'a>(&'a AtomicUsize);
+
+impl<'a> Turn<'a> {
+    fn wanted(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// When an urgent call may ask a Belvo that is down, others not before `until`.
 fn urgent_from(until: Instant, apart: Duration) -> Instant {
     until - apart + PROBE_FIRST
@@ -142,7 +229,7 @@ impl State {
     fn note(&mut self, request: u64, ending: Ending, now: Instant) -> bool {
         let before = self.mode;
         match ending {
-            Ending::Answered => *self = Self { mode: Mode::Open, refusals: 0, failing: HashSet::new() },
+            Ending::Answered => *self = Self { found: self.found, ..Self::new(Mode::Open) },
             Ending::Refused => {
                 self.refusals = self.refusals.saturating_add(1);
                 self.failing.clear();
@@ -152,7 +239,8 @@ impl State {
                     _ => Mode::Unproven,
                 };
             }
-            Ending::Failed => {
+            Ending::Failed(code) => {
+                self.found.code = code;
                 if self.failing.len() < FAILING {
                     self.failing.insert(request);
                 }
@@ -170,6 +258,9 @@ impl State {
                     mode => mode,
                 };
             }
+        }
+        if before != self.mode && matches!(self.mode, Mode::Down { .. }) {
+            self.found.found += 1;
         }
         metrics::gauge!("vinculo_belvo_paused", "code" => "api_auth")
             .set(u8::from(matches!(self.mode, Mode::Refused { .. })));
@@ -199,30 +290,35 @@ impl State {
 mod tests {
     use super::*;
 
+    const FAILED: Ending = Ending::Failed("unreachable");
+
     fn state() -> State {
-        State { mode: Mode::Open, refusals: 0, failing: HashSet::new() }
+        State::new(Mode::Open)
     }
 
     #[tokio::test]
     async fn until_the_keys_are_proven_calls_go_one_by_one_and_after_three_refusals_none() {
         let gate = Gate::new();
         for _ in 0..3 {
-            let pass = gate.enter(false).await.unwrap();
-            assert!(tokio::time::timeout(Duration::from_millis(20), gate.enter(true)).await.is_err(), "one at a time");
+            let pass = gate.enter(false, Patience::Long).await.unwrap();
+            assert!(
+                tokio::time::timeout(Duration::from_millis(20), gate.enter(true, Patience::Long)).await.is_err(),
+                "one at a time"
+            );
             pass.ended(1, Ending::Refused);
         }
-        assert_eq!(gate.enter(true).await.err(), Some(Refused));
+        assert_eq!(gate.enter(true, Patience::Long).await.err(), Some(Shut::Refused));
         assert_eq!(gate.trouble(), Some("api_auth"));
     }
 
     #[tokio::test]
     async fn those_who_wait_go_on_together_once_the_keys_are_proven() {
         let gate = std::sync::Arc::new(Gate::new());
-        let first = gate.enter(false).await.unwrap();
+        let first = gate.enter(false, Patience::Long).await.unwrap();
         let others: Vec<_> = (0..8)
             .map(|_| {
                 let gate = std::sync::Arc::clone(&gate);
-                tokio::spawn(async move { gate.enter(false).await.is_ok() })
+                tokio::spawn(async move { gate.enter(false, Patience::Long).await.is_ok() })
             })
             .collect();
         tokio::task::yield_now().await;
@@ -250,23 +346,68 @@ mod tests {
     fn one_failing_link_is_not_a_failing_belvo_and_five_are() {
         let (mut state, mut now) = (state(), Instant::now());
         for _ in 0..20 {
-            state.note(7, Ending::Failed, now);
+            state.note(7, FAILED, now);
         }
         assert_eq!(state.mode, Mode::Open);
         for request in 0..4 {
-            state.note(request, Ending::Failed, now);
+            state.note(request, FAILED, now);
         }
         assert_eq!(state.mode, Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST });
-        state.note(9, Ending::Failed, now);
+        state.note(9, FAILED, now);
         assert_eq!(state.mode, Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST }, "it left before");
         for seconds in [6, 12, 24, 30, 30] {
             let Mode::Down { until, .. } = state.mode else { panic!("still down") };
             now = until;
-            state.note(9, Ending::Failed, now);
+            state.note(9, FAILED, now);
             let apart = Duration::from_secs(seconds);
             assert_eq!(state.mode, Mode::Down { until: now + apart, apart });
         }
         state.note(9, Ending::Answered, now);
         assert_eq!(state.mode, Mode::Open);
+    }
+
+    #[tokio::test]
+    async fn whoever_is_impatient_ends_with_the_call_that_was_in_vain_and_others_wait_on() {
+        let gate = Gate::new();
+        for request in 0..4 {
+            gate.enter(false, Patience::Long).await.unwrap().ended(request, FAILED);
+        }
+        let last = gate.enter(false, Patience::Long).await.unwrap();
+        let in_vain = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            last.ended(9, FAILED);
+        };
+        let patient = tokio::time::timeout(Duration::from_millis(100), gate.enter(false, Patience::Long));
+        let ((), shut, found, patient) =
+            tokio::join!(in_vain, gate.enter(false, Patience::Short), gate.until_down(), patient);
+        let down = Down { code: "unreachable", found: 1 };
+        assert_eq!((shut.err(), found, gate.down()), (Some(Shut::Down(down)), down, Some(down)));
+        assert!(patient.is_err(), "it waits for its own turn");
+        // One that comes only now is told what comes of the next call, and not of the last.
+        let late = tokio::time::timeout(Duration::from_millis(20), gate.enter(false, Patience::Short));
+        assert!(late.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn whoever_is_impatient_is_the_next_probe_however_many_wait_for_it() {
+        let gate = std::sync::Arc::new(Gate::new());
+        let first = gate.enter(false, Patience::Long).await.unwrap();
+        let (told, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let mut waiting = tokio::task::JoinSet::new();
+        for (number, patience) in
+            [Patience::Long, Patience::Long, Patience::Long, Patience::Short].into_iter().enumerate()
+        {
+            let (gate, told) = (std::sync::Arc::clone(&gate), told.clone());
+            waiting.spawn(async move {
+                let pass = gate.enter(false, patience).await.unwrap();
+                told.send(number).unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                pass.ended(1, FAILED);
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        first.ended(1, FAILED);
+        waiting.join_all().await;
+        assert_eq!(order.recv().await, Some(3));
     }
 }

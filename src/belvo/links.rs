@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::client::Call;
 use super::page::{Next, Page};
-use super::{Class, Client, Decision, Failure, Leave, LinkId};
+use super::{Class, Client, Decision, Failure, Leave, LinkId, Patience};
 use crate::clock::Timestamp;
 
 /// Where they are listed.
@@ -125,11 +125,11 @@ pub async fn by_external_id(client: &Client, external_id: &str) -> Result<Vec<Li
 ///
 /// # Errors
 /// A [`Failure`].
-pub async fn delete(client: &Client, id: &LinkId) -> Result<Deletion, Failure> {
+pub async fn delete(client: &Client, id: &LinkId, patience: Patience) -> Result<Deletion, Failure> {
     let path = format!("{PATH}{id}/");
     // Belvo takes five of the other kind a minute.
     let call = Call { is_async: true, ..Call::delete(&path, &[202, 204]) };
-    match client.call(&call, Leave::of(Class::Ordinary)).await {
+    match client.call(&call, Leave::of(Class::Ordinary).waiting(patience)).await {
         Ok(answer) if answer.status == 204 => Ok(Deletion::Done),
         Ok(_) => Ok(Deletion::Accepted),
         Err(failure) if failure.kind == Decision::Gone => Ok(Deletion::Done),
@@ -150,20 +150,21 @@ pub enum Deletion {
 ///
 /// # Errors
 /// A [`Failure`]; `link_cooling` with the time to wait when the link was refreshed minutes ago.
-pub async fn refresh(client: &Client, id: &LinkId, resources: &[&str]) -> Result<(), Failure> {
+pub async fn refresh(client: &Client, id: &LinkId, resources: &[&str], patience: Patience) -> Result<(), Failure> {
     let path = format!("{PATH}{id}/refresh/");
     let body = serde_json::json!({ "fetch_resources": resources });
-    client.call(&Call::post(&path, &body, &[200, 201, 202]), Leave::of(Class::Ordinary)).await.map(drop)
+    let leave = Leave::of(Class::Ordinary).waiting(patience);
+    client.call(&Call::post(&path, &body, &[200, 201, 202]), leave).await.map(drop)
 }
 
 /// Lets Belvo read the institution again for the resource at `endpoint` alone; a webhook follows.
 ///
 /// # Errors
 /// A [`Failure`].
-pub async fn collect(client: &Client, id: &LinkId, endpoint: &str) -> Result<(), Failure> {
+pub async fn collect(client: &Client, id: &LinkId, endpoint: &str, patience: Patience) -> Result<(), Failure> {
     let body = serde_json::json!({ "link": id.as_str(), "save_data": true });
     let call = Call { is_async: true, ..Call::post(endpoint, &body, &[200, 201, 202]) };
-    client.call(&call, Leave::of(Class::Ordinary)).await.map(drop)
+    client.call(&call, Leave::of(Class::Ordinary).waiting(patience)).await.map(drop)
 }
 
 /// One link.

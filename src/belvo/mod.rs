@@ -21,6 +21,7 @@ pub use failure::{
     Decision, Failure, Meaning, REFUSED_KEYS, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, patience,
     refused_codes,
 };
+pub use gate::{Down, Patience};
 
 /// The id of a link: a UUID in lower case with dashes. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

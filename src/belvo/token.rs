@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::client::Call;
-use super::{Class, Client, Failure, Leave, LinkId};
+use super::{Class, Client, Failure, Leave, LinkId, Patience};
 use crate::clock::Timestamp;
 use crate::config;
 
@@ -59,7 +59,7 @@ pub async fn create(client: &Client, ask: Ask<'_>) -> Result<Token, Failure> {
     let settings = client.settings();
     let keys = (settings.secret_id.expose_secret(), settings.secret_password.expose_secret());
     let call = Call { is_for_token: true, ..Call::post(PATH, &body(ask, keys), &[200, 201]) };
-    let answer = client.call(&call, Leave::of(Class::Urgent)).await?;
+    let answer = client.call(&call, Leave::of(Class::Urgent).waiting(Patience::Short)).await?;
     let Ok(Wire { access, refresh }) = serde_json::from_slice(&answer.body) else {
         return Err(Failure::own("not_json", PATH).with_method("POST").with_status(200));
     };

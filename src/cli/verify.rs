@@ -15,7 +15,7 @@ pub struct Args {}
 pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let progress = Progress::of("verify", global);
-    let report = verify::check(&config.state, &config.lake.path)?;
+    let report = verify::check(&config.state, &config.lake.path, |done, total| progress.set(done, Some(total)))?;
     drop(progress);
     let out = &mut streams::out();
     let exit = if report.ok { Exit::Done } else { Exit::Damaged };
@@ -26,9 +26,12 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
     for Damage { file, code, what } in &report.lake.damage {
         writeln!(out, "{file}: {what} ({code})")?;
     }
+    if report.unnamed() > 0 {
+        writeln!(out, "and {} more bodies that cannot be opened", report.unnamed())?;
+    }
     let (files, snapshots, bodies) = (report.lake.files, report.lake.snapshots, report.bodies_opened);
-    match report.lake.damage.len() {
-        0 => writeln!(out, "whole: {files} files of {snapshots} snapshots, and the state with {bodies} bodies opened")?,
+    match report.damaged() {
+        0 => writeln!(out, "whole: {files} files of {snapshots} snapshots, and the state with its {bodies} bodies")?,
         damaged => writeln!(
             out,
             "{damaged} damaged, of {files} files of {snapshots} snapshots and the state: `vinculo rebuild` mends the lake, \

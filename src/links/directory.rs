@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DELETED, DELETING, NOT_FOUND, News, Told, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
-use crate::belvo::{self, Class, Client, Decision, Failure, Leave, LinkId};
+use crate::belvo::{self, Class, Client, Decision, Failure, Leave, LinkId, Patience};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
 use crate::origin;
@@ -32,6 +32,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// How often a page of the whole list is asked for again before the reconciliation fails.
 const MOST_RETRIES: u32 = 5;
+
+/// The same when somebody waits for it, who can ask again.
+const MOST_RETRIES_IN_HASTE: u32 = 1;
 
 /// Belvo's whole list is tried again so long after it could not be read.
 const LIST_AGAIN: Duration = Duration::from_secs(30);
@@ -441,12 +444,20 @@ impl Directory {
     /// # Errors
     /// [`SyncError`]; what was listed until then is kept, and nothing is missing yet.
     pub async fn sync(&self) -> Result<Synced, SyncError> {
+        self.sync_with(Patience::Long).await
+    }
+
+    /// The same for somebody who waits so long for a Belvo that is down.
+    ///
+    /// # Errors
+    /// As [`Directory::sync`].
+    pub async fn sync_with(&self, patience: Patience) -> Result<Synced, SyncError> {
         let started_at = self.clock.now();
         let sync = self.store.write(|tx| tx.next_number("syncs")).await?;
         let mut synced = Synced::default();
         for number in 1.. {
             let asked_at = self.clock.now();
-            let Some(page) = self.page(number).await? else { break };
+            let Some(page) = self.page(number, patience).await? else { break };
             if page.unreadable > 0 {
                 tracing::warn!(
                     code = "unreadable_link",
@@ -482,16 +493,15 @@ impl Directory {
     }
 
     /// A page of the whole list, asked for again when that may help; `None` beyond the last one.
-    async fn page(&self, number: u32) -> Result<Option<LinkPage>, SyncError> {
+    async fn page(&self, number: u32, patience: Patience) -> Result<Option<LinkPage>, SyncError> {
         let mut attempts = 0;
         loop {
-            match belvo::links::list_page(&self.client, number, self.client.page_size()).await {
+            let leave = Leave::of(Class::Ordinary).waiting(patience);
+            match belvo::links::list_page_with(&self.client, number, self.client.page_size(), leave).await {
                 Ok(page) => return Ok(Some(page)),
                 // The list has become shorter meanwhile.
                 Err(failure) if failure.kind == Decision::Gone && number > 1 => return Ok(None),
-                Err(failure)
-                    if attempts < MOST_RETRIES && matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_)) =>
-                {
+                Err(failure) if attempts < self.most_retries(&failure, patience) => {
                     let wait = failure.delay(attempts, &mut rand::rng());
                     tracing::warn!(code = failure.code, request_id = failure.request_id, page = number, "{failure}");
                     tokio::time::sleep(wait).await;
@@ -499,6 +509,15 @@ impl Directory {
                 }
                 Err(failure) => return Err(failure.into()),
             }
+        }
+    }
+
+    /// How often a page that failed so is asked for again.
+    fn most_retries(&self, failure: &Failure, patience: Patience) -> u32 {
+        match (failure.kind, patience) {
+            (Decision::RetryAfter(_), _) | (Decision::Retry, Patience::Long) => MOST_RETRIES,
+            (Decision::Retry, Patience::Short) if self.client.down().is_none() => MOST_RETRIES_IN_HASTE,
+            _ => 0,
         }
     }
 
@@ -672,6 +691,36 @@ mod tests {
         for (number, is_unknown) in [(1, false), (2, true), (3, false)] {
             assert_eq!(directory.is_unknown(&id(number)).await, is_unknown, "{number}");
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_orders_a_list_is_told_soon_that_nobody_answers_however_much_waits() {
+        // Nobody listens there any more.
+        let client = Script::silent(Vec::new(), false).await.client();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let queue = Queue::open(store.clone(), Clock::system()).await.unwrap();
+        let directory = Directory::new(client.clone(), store, queue, Clock::system());
+        let sync = async || {
+            let begun = Instant::now();
+            let error = directory.sync_with(Patience::Short).await.unwrap_err();
+            (error.code(), begun.elapsed())
+        };
+        // Nobody has asked before.
+        let (code, took) = sync().await;
+        assert_eq!(code, "unreachable");
+        assert!(took < Duration::from_secs(6), "{took:?}");
+        let mut waiting = tokio::task::JoinSet::new();
+        for number in 0..50 {
+            let client = client.clone();
+            waiting.spawn(async move { client.get(&format!("/{number}"), Leave::of(Class::Urgent)).await.map(drop) });
+        }
+        while client.down().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (code, took) = sync().await;
+        assert_eq!(code, "unreachable");
+        assert!(took < Duration::from_secs(5), "{took:?}");
     }
 
     #[tokio::test]

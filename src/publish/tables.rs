@@ -108,6 +108,8 @@ struct Gathered {
     few_changed: HashMap<String, FewChanged>,
     /// Rows of the links whose features are computed anew, when these are few.
     delta: Option<Delta>,
+    /// Bodies that cannot be opened.
+    damaged: usize,
 }
 
 impl Gathered {
@@ -206,6 +208,14 @@ impl Stager<'_> {
             let staged = self.stage_records(records, changed, gathered)?;
             hand_over(gathered, staged);
         }
+        if gathered.damaged > 0 {
+            tracing::error!(
+                code = "body_damaged",
+                bodies = gathered.damaged,
+                "bodies of records are damaged in the state: their records are listed in rejected_records, and the last good \
+                 versions stay; `vinculo verify` names them, and a backup has them"
+            );
+        }
         // Not those of `links`: its rows show when webhooks came, which alone is no reason to write any.
         let [snapshots, rejected] = ["link_snapshots", REJECTED].map(|name| self.schema.table(name));
         gathered.note_changed(self.split.whole(), snapshots, &changed.lists);
@@ -303,6 +313,7 @@ impl Stager<'_> {
             let delta = gathered.delta.as_mut().filter(|delta| delta.has(&record.link_id));
             let delta = delta.map(|delta| (delta, rows.history.iter().map(Columns::len).collect::<Vec<_>>()));
             let appended = replay.append(&record.versions, &record.facts(), &lists, rows);
+            gathered.damaged += record.versions.iter().filter(|version| version.is_damaged).count();
             if let Some((delta, firsts)) = delta {
                 let mut rows = histories.iter().zip(&rows.history).zip(firsts);
                 rows.try_for_each(|((table, rows), first)| delta.take(table, rows, first))?;
@@ -452,8 +463,15 @@ impl Stager<'_> {
                 }
                 let (link_id, record_key) = (row.str(0)?, row.str(1)?);
                 let place = VersionPlace { link_id, resource: resource.name, record_key, version: row.int(12)? };
+                let (body, is_damaged) =
+                    match row.bytes(4).and_then(|body| place.open(self.tx, body)).and_then(|packed| unpack(&packed)) {
+                        // That of one record is no reason to publish nothing of all others. A key that is missing or wrong is.
+                        Err(store::Error::Unreadable(_)) => (String::new(), true),
+                        body => (body?, false),
+                    };
                 let version = Version {
-                    body: unpack(&place.open(self.tx, row.bytes(4)?)?)?,
+                    body,
+                    is_damaged,
                     is_late: row.int(5)? == 1,
                     record_id: row.text(6)?,
                     created_at: row.opt_at(7)?,

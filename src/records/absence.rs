@@ -176,7 +176,9 @@ impl Of<'_> {
         let mut lost = Vec::new();
         for (key, version, at) in versions {
             let of_record = Contents { of: self, key: &key };
-            if let Some((version, new)) = of_record.latest_before(version + 1)?
+            // One that is damaged lacks nothing that anybody knows of.
+            if let Some((readable, new)) = of_record.latest_before(version + 1)?
+                && readable == version
                 && let Some((earlier, old)) = of_record.latest_before(version)?
                 && of_record.loses_rows(earlier, old, &new, compare)?
             {

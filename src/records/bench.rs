@@ -75,6 +75,12 @@ impl Bench {
         self.store.write(change).await.unwrap();
     }
 
+    /// Damages the body of a version of the only record.
+    pub(super) async fn damage(&self, version: i64) {
+        let cut = "UPDATE record_versions SET body = substr(body, 1, length(body) - 6) WHERE version = $1";
+        assert_eq!(self.store.write(move |tx| tx.execute(cut, args![version])).await.unwrap(), 1);
+    }
+
     pub(super) async fn forget_marks(&self) {
         self.store.write(|tx| tx.execute("UPDATE refreshes SET due_at = NULL", args![])).await.unwrap();
     }

@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::dict::{DecoderDictionary, EncoderDictionary};
-use zstd::zstd_safe::get_dict_id_from_frame;
+use zstd::zstd_safe::{CParameter, get_dict_id_from_frame};
 
 use crate::store::Error;
 
@@ -46,10 +46,19 @@ pub(super) fn pack(body: &str) -> Vec<u8> {
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {
             Some(compressor) => compressor,
-            None => slot.insert(Compressor::with_prepared_dictionary(&ENCODER).expect("the dictionary is one")),
+            None => slot.insert(compressor()),
         };
         compressor.compress(body.as_bytes()).expect("memory compresses into memory")
     })
+}
+
+/// One that ends each frame with a checksum of the text: without `state.encryption_key` nothing else tells that a bit of a
+/// body was flipped, and a flipped digit is an amount like any other. It costs four bytes, and a twentieth of the
+/// time of compressing. Bodies from before have none.
+fn compressor() -> Compressor<'static> {
+    let mut compressor = Compressor::with_prepared_dictionary(&ENCODER).expect("the dictionary is one");
+    compressor.set_parameter(CParameter::ChecksumFlag(true)).expect("every zstd knows checksums");
+    compressor
 }
 
 /// The JSON of a body, opened before.
@@ -105,6 +114,20 @@ mod tests {
         other[5] ^= 1;
         assert!(unpack(&other).is_err());
         assert!(unpack(&pack(RECORD)[..20]).is_err() && unpack(b"").is_err());
+    }
+
+    #[test]
+    fn a_flipped_bit_is_told_wherever_it_is_and_bodies_without_a_checksum_are_read() {
+        let packed = pack(RECORD);
+        for bit in 0..packed.len() * 8 {
+            let mut flipped = packed.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            // Where a flip changes nothing that is read, nothing is damaged.
+            assert!(unpack(&flipped).map_or(true, |text| text == RECORD), "bit {bit}");
+        }
+        let without = Compressor::with_prepared_dictionary(&ENCODER).unwrap().compress(RECORD.as_bytes()).unwrap();
+        assert_eq!(without.len() + 4, packed.len());
+        assert_eq!(unpack(&without).unwrap(), RECORD);
     }
 
     #[test]

@@ -150,8 +150,8 @@ impl Sighting<'_> {
             args![link_id, resource.name, key],
             |row| {
                 if latest.is_none() {
-                    let body = unpack(&self.of.place(key, row.int(1)?).open(tx, row.bytes(0)?)?)?;
-                    latest = Some(body).filter(|body| !body.is_empty());
+                    let body = self.of.body(key, row.int(1)?, row.bytes(0)?)?;
+                    latest = body.filter(|body| !body.is_empty());
                 }
                 Ok::<_, Error>(())
             },
@@ -212,9 +212,10 @@ impl Sighting<'_> {
         if held.hash == self.record.hash {
             return Ok(None);
         }
-        let (_, old) = self.contents().latest_before(held.version + 1)?.ok_or(Error::Unreadable("a record's body"))?;
+        // Where what is held is damaged, any other content is news.
+        let (version, old) = self.contents().latest_before(held.version + 1)?.unwrap_or_default();
         let new = unpack(&self.record.body)?;
-        let is_same = !held.is_gone() && say_the_same(&old, &new);
+        let is_same = version == held.version && !held.is_gone() && say_the_same(&old, &new);
         Ok((!is_same).then_some(Change { old, new }))
     }
 
@@ -260,18 +261,26 @@ impl Contents<'_> {
         Ok(false)
     }
 
-    /// The last version before `version`, and its content.
-    pub(super) fn latest_before(&self, version: i64) -> Result<Option<(i64, String)>, Error> {
+    /// The last version before `version` that can be opened, and its content: damage to one keeps no later list from being
+    /// kept.
+    pub(super) fn latest_before(&self, mut version: i64) -> Result<Option<(i64, String)>, Error> {
         let Self { of: Of { tx, link_id, resource }, key } = *self;
-        tx.one(
-            "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
-             AND is_late = 0 AND version < $4 ORDER BY version DESC LIMIT 1",
-            args![link_id, resource.name, key, version],
-            |row| {
-                let version = row.int(0)?;
-                Ok((version, unpack(&self.of.place(key, version).open(tx, row.bytes(1)?)?)?))
-            },
-        )
+        loop {
+            let found = tx.one(
+                "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
+                 AND is_late = 0 AND version < $4 ORDER BY version DESC LIMIT 1",
+                args![link_id, resource.name, key, version],
+                |row| {
+                    let version = row.int(0)?;
+                    Ok((version, self.of.body(key, version, row.bytes(1)?)?))
+                },
+            )?;
+            match found {
+                Some((earlier, None)) => version = earlier,
+                Some((earlier, Some(body))) => return Ok(Some((earlier, body))),
+                None => return Ok(None),
+            }
+        }
     }
 }
 
@@ -279,6 +288,16 @@ impl<'s> Of<'s> {
     /// Where the body of a version is kept.
     fn place(self, key: &'s str, version: i64) -> VersionPlace<'s> {
         VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: key, version }
+    }
+
+    /// What is kept of a version; `None` when that is damaged.
+    fn body(self, key: &str, version: i64, stored: &[u8]) -> Result<Option<String>, Error> {
+        let place =
+            VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: key, version };
+        match place.open(self.tx, stored).and_then(|packed| unpack(&packed)) {
+            Err(Error::Unreadable(_)) => Ok(None),
+            body => body.map(Some),
+        }
     }
 
     /// Notes that a list may have shown a record.
@@ -357,6 +376,21 @@ mod tests {
         bench.list_counting(1, &jobs, None).await;
         bench.list_counting(2, &jobs, Some(1)).await;
         assert_eq!(bench.due().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_body_keeps_no_later_list_from_being_kept() {
+        let bench = Bench::new().await;
+        let [first, second] = ["null", "\"2020-12-31\""].map(|end| job(1, "99000042", "2020-01-01", end, 0));
+        bench.list(0, std::slice::from_ref(&first)).await;
+        bench.list(10, &[second]).await;
+        bench.damage(2).await;
+        // Not what is held, although it is what was held before.
+        assert_eq!(bench.list(20, std::slice::from_ref(&first)).await.versions, 1);
+        bench.damage(1).await;
+        bench.damage(3).await;
+        assert_eq!(bench.list(30, &[first]).await.versions, 0, "its content is known by its hash");
+        assert_eq!(bench.list(40, &[job(1, "99000042", "2020-01-02", "null", 0)]).await.versions, 1);
     }
 
     #[tokio::test]

@@ -237,6 +237,7 @@ pub(super) fn settle(connection: &mut Connection, keys: &MasterKeys) -> Result<(
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     match probe(&transaction)? {
         None => {
+            check_others(&transaction, keys)?;
             let wrapped = wrap(&keys.current, NOBODY, &Key::new())?;
             transaction.execute("INSERT INTO link_keys (link_id, wrapped) VALUES ('', $1)", [wrapped])?;
         }
@@ -253,6 +254,17 @@ pub(super) fn settle(connection: &mut Connection, keys: &MasterKeys) -> Result<(
         )?;
     }
     Ok(())
+}
+
+/// Refuses keys that open no other link's: a lost probe makes no wrong key the right one, under which all would be damaged.
+fn check_others(connection: &Connection, keys: &MasterKeys) -> Result<(), Error> {
+    let other = connection
+        .query_row("SELECT link_id, wrapped FROM link_keys LIMIT 1", [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
+        })
+        .optional()?;
+    let opens = |(owner, wrapped): (String, Vec<u8>)| unwrap(&keys.current, &owner, &wrapped).is_some();
+    if other.is_none_or(opens) { Ok(()) } else { Err(Error::KeyWrong) }
 }
 
 fn wrap_anew(connection: &Connection, keys: &MasterKeys) -> Result<(), Error> {
@@ -512,6 +524,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wrong_key_is_refused_also_when_the_row_that_tells_so_is_lost() {
+        let (_folder, path) = place();
+        let store = Store::configured(&settings(&path, Some(1), None)).unwrap();
+        keep(&store).await;
+        store.write(|tx| tx.execute("DELETE FROM link_keys WHERE link_id = ''", args![])).await.unwrap();
+        drop(store);
+        assert!(matches!(opened_once_free(&path, Some(2), None), Err(Error::KeyWrong)));
+        drop(until_free(&path, Some(1), None));
+    }
+
+    #[tokio::test]
     async fn another_key_and_none_are_refused_and_nothing_is_written() {
         let (_folder, path) = place();
         let store = Store::configured(&settings(&path, Some(1), None)).unwrap();
@@ -532,10 +555,14 @@ mod tests {
 
     /// The threads of a store that was dropped end in their own time.
     fn until_free(path: &Path, current: Option<u8>, previous: Option<u8>) -> Store {
+        opened_once_free(path, current, previous).unwrap()
+    }
+
+    fn opened_once_free(path: &Path, current: Option<u8>, previous: Option<u8>) -> Result<Store, Error> {
         loop {
             match Store::configured(&settings(path, current, previous)) {
                 Err(Error::Held { .. }) => std::thread::yield_now(),
-                store => return store.unwrap(),
+                store => return store,
             }
         }
     }
