@@ -24,6 +24,8 @@ use crate::store;
 
 /// How long running refreshes have to end when the program stops; what does not is done again after the next start.
 const DRAIN: Duration = Duration::from_secs(8);
+/// The same while Belvo is down: nearly all of them wait for it to be back.
+const DRAIN_IN_VAIN: Duration = Duration::from_secs(1);
 
 /// How long to wait after the queue itself failed; doubled with each failure in a row.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
@@ -230,7 +232,8 @@ impl Worker {
             () = self.shutdown.cancelled() => {}
         }
         // What was claimed is run to its end, or done again after the next start.
-        if tokio::time::timeout(DRAIN, async { while running.join_next().await.is_some() {} }).await.is_err() {
+        let drain = if self.refresher.client.down().is_some() { DRAIN_IN_VAIN } else { DRAIN };
+        if tokio::time::timeout(drain, async { while running.join_next().await.is_some() {} }).await.is_err() {
             tracing::warn!(
                 code = "stopped_early",
                 "refreshes were still running; they are done again after the next start"
