@@ -187,18 +187,15 @@ impl Partitions {
     ) -> Result<u64, Error> {
         let [computed, none] = ["computed", "none"].map(|extension| whole.with_extension(extension));
         computer.write(&computed).map_err(sinks::Error::from)?;
-        let earlier = match earlier {
-            Some(earlier) => earlier.folder.join(&earlier.file.path),
-            None => {
-                computer.write(&none).map_err(sinks::Error::from)?;
-                none.clone()
-            }
-        };
+        if earlier.is_none() {
+            computer.write(&none).map_err(sinks::Error::from)?;
+        }
+        let before = earlier.map_or_else(|| none.clone(), |earlier| earlier.folder.join(&earlier.file.path));
         let stays = |[link_id, mode]: parquet::Key<'_>| {
             kept.iter().any(|kept| kept.mode.name().as_bytes() == mode && !kept.all_but.contains(link_id))
         };
-        let rows = parquet::splice([&earlier, &computed], whole, compute::KEY, stays)?;
-        for done in [Some(&computed), Some(&none).filter(|none| **none == earlier)].into_iter().flatten() {
+        let rows = parquet::splice([&before, &computed], whole, compute::KEY, stays)?;
+        for done in std::iter::once(&computed).chain(earlier.is_none().then_some(&none)) {
             fs::remove_file(done).map_err(|source| Error::at(done, source))?;
         }
         Ok(rows)
