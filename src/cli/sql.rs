@@ -144,7 +144,7 @@ impl Printer {
         let cells =
             columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
         // Of a NULL without a type, too.
-        let nulls: Vec<_> = columns.iter().map(|column| column.logical_nulls()).collect();
+        let nulls: Vec<_> = columns.iter().map(Array::logical_nulls).collect();
         for row in 0..batch.num_rows() {
             let cell = |at: usize| {
                 (!nulls[at].as_ref().is_some_and(|nulls| nulls.is_null(row)))
