@@ -444,8 +444,6 @@ impl Eraser {
                 wish.external_ids = external_ids;
                 receipt.rows = remove(tx, &wish.links, &wish.external_ids)?;
                 receipt.tombstones = bury(tx, &wish, asked_at, now)?;
-                // Tells the publisher that there is something new.
-                tx.change()?;
                 keep(tx, Step::Removed, &receipt)
             })
             .await?;

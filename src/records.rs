@@ -97,9 +97,6 @@ pub struct Record {
     body: Vec<u8>,
 }
 
-/// A list that shows less than its webhook counted is asked for again after so long.
-const LOADS_WITHIN: Duration = Duration::from_mins(1);
-
 /// First character of an id that this program made up.
 pub const NO_ID: char = '?';
 
@@ -219,7 +216,6 @@ pub fn keep(
     let drift = &listing.drift;
     let mut keeping = Keeping { of, list, drift, records, keys, known, previous, is_stale, confirm_after, kept };
     keeping.see_each(compare)?;
-    keeping.ask_for_the_rest(webhook_count);
     let ended = keeping.end_missing(webhook_count)?;
     keeping.settle_lost_rows(&ended, compare)?;
     keeping.note_list(webhook_count)
@@ -318,14 +314,6 @@ impl Keeping<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Asks once more for what a webhook counted and the list does not show yet: Belvo may still be loading it.
-    fn ask_for_the_rest(&mut self, webhook_count: Option<i64>) {
-        let shown = i64::try_from(self.records.len()).unwrap_or(i64::MAX);
-        if shown > 0 && webhook_count.is_some_and(|counted| counted > shown) {
-            self.kept.want_list_at(self.list.fetched_at + LOADS_WITHIN);
-        }
     }
 
     /// Keeps that there was this list, and gives what came of it.

@@ -108,8 +108,6 @@ fn remove_and_note(tx: &Tx<'_>, links: &[String], users: &[String], now: Timesta
         tombstones: links.iter().map(|link| tombstones::bury(tx, Kind::Link, link, now)).collect::<Result<_, _>>()?,
         ..Receipt::default()
     };
-    // Tells the publisher that there is something new.
-    tx.change()?;
     Begun::new(&receipt, now, Step::Removed, None).keep(tx)?;
     Ok(receipt.erasure)
 }

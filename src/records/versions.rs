@@ -366,19 +366,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_with_less_than_its_webhook_counted_is_asked_for_once_more() {
-        let bench = Bench::new().await;
-        bench.forget_marks().await;
-        let jobs = [job(1, "99000042", "2020-01-01", "null", 0)];
-        bench.list_counting(0, &jobs, Some(3)).await;
-        assert_eq!(bench.due().await, Some(1));
-        bench.forget_marks().await;
-        bench.list_counting(1, &jobs, None).await;
-        bench.list_counting(2, &jobs, Some(1)).await;
-        assert_eq!(bench.due().await, None);
-    }
-
-    #[tokio::test]
     async fn a_damaged_body_keeps_no_later_list_from_being_kept() {
         let bench = Bench::new().await;
         let [first, second] = ["null", "\"2020-12-31\""].map(|end| job(1, "99000042", "2020-01-01", end, 0));

@@ -94,7 +94,7 @@ fn the_manual_has_a_page_for_the_program_and_for_each_command() {
     assert!(page.out.contains(".TH vinculo") && page.out.contains("doctor"), "{}", page.out);
     let page = run(vinculo().args(["man", "refresh"]));
     assert!(page.out.contains("recollect") && page.out.contains(".TH"), "{}", page.out);
-    assert_eq!(run(vinculo().args(["man", "nothing"])).code, Some(1));
+    assert_eq!(run(vinculo().args(["man", "nothing"])).code, Some(2));
 }
 
 #[test]

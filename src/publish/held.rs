@@ -1,0 +1,132 @@
+//! What a state knows of the lake that it publishes: whose it is, how far it has come, what it took out.
+//!
+//! *Takes* rows of `meta`, and what is in a lake. *Gives* whether the one may follow the other. *Promises* that no state replaces
+//! what it did not publish, that nothing is written in the place of a lake that is not mounted, and that a snapshot which may
+//! show whom an erasure removed is told from those after it. *Not here*: how a snapshot is made.
+
+use std::path::Path;
+
+use super::{BuiltFrom, Error, Lake, Manifest};
+use crate::store::{self, Tx, args};
+
+impl Manifest {
+    /// Whether what the state `held` has may follow this snapshot.
+    ///
+    /// # Errors
+    /// [`Error::OtherState`], unless this one has no row that could be lost; [`Error::OlderState`].
+    pub fn agrees_with(&self, held: &Held) -> Result<(), Error> {
+        if self.built_from.state_id != held.built_from.state_id {
+            let is_empty = self.tables.iter().all(|table| table.rows == 0);
+            return if is_empty { Ok(()) } else { Err(Error::OtherState) };
+        }
+        let (snapshot, change) = (self.snapshot, self.built_from.change);
+        // An older state that goes on comes past the change of its lake, but not past a snapshot that it never published.
+        if change > held.built_from.change || held.last_snapshot.is_some_and(|last| snapshot > last) {
+            return Err(Error::OlderState { snapshot, change });
+        }
+        Ok(())
+    }
+}
+
+/// What a state is, how far it has come, and what it published last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What it is, and its last change.
+    pub built_from: BuiltFrom,
+    /// The last snapshot that it made visible in this lake, or was about to; 0 when it never published, `None` when it
+    /// published elsewhere since.
+    last_snapshot: Option<u32>,
+    /// The device that the lake was on then.
+    device: Option<u64>,
+}
+
+impl Held {
+    /// The row of `meta` with the number of a snapshot, and the device and the folder of its lake.
+    const LAST_SNAPSHOT: &str = "last_snapshot";
+
+    /// What the state holds, as far as it concerns `lake`.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub fn of(tx: &Tx<'_>, lake: &Lake) -> Result<Self, store::Error> {
+        let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![Self::LAST_SNAPSHOT], |row| row.text(0))?;
+        let noted: Option<Vec<&str>> = noted.as_deref().map(|noted| noted.splitn(3, ' ').collect());
+        let (last_snapshot, device) = match noted.as_deref() {
+            None => (Some(0), None),
+            Some(&[number, device, place]) if Path::new(place) == lake.path() => {
+                let number = number.parse().map_err(|_| store::Error::Unreadable("the last snapshot"))?;
+                (Some(number), device.parse().ok())
+            }
+            Some(_) => (None, None),
+        };
+        Ok(Self { built_from: BuiltFrom::of(tx)?, last_snapshot, device })
+    }
+
+    /// Notes that a snapshot of `lake` becomes visible. It is no change of what is published.
+    pub(super) fn note(tx: &Tx<'_>, lake: &Lake, snapshot: u32) -> Result<(), store::Error> {
+        tx.execute(
+            "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
+            args![
+                Self::LAST_SNAPSHOT,
+                &format!("{snapshot} {} {}", lake.device().unwrap_or_default(), lake.path().display())
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Whether this may take the place of what is in `lake`, of which `last` was published last.
+    ///
+    /// # Errors
+    /// [`Error::OtherState`], [`Error::OlderState`], [`Error::Bare`].
+    pub fn may_replace(&self, lake: &Lake, last: Option<&Manifest>) -> Result<(), Error> {
+        self.is_in(lake)?;
+        last.map_or(Ok(()), |last| last.agrees_with(self))
+    }
+
+    /// Whether what was published into `lake` is still there in some form.
+    ///
+    /// # Errors
+    /// [`Error::Bare`], also when somebody removed all of it.
+    pub fn has_published(&self, lake: &Lake) -> Result<(), Error> {
+        match self.last_snapshot {
+            Some(snapshot @ 1..) if lake.newest().is_none() => {
+                Err(Error::Bare { path: lake.path().to_owned(), snapshot })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what was published into `lake` may be in it: the bare folder of what was full is one that is not mounted, and
+    /// so is one that would be made on another device. On the same one somebody removed it.
+    ///
+    /// # Errors
+    /// [`Error::Bare`].
+    pub fn is_in(&self, lake: &Lake) -> Result<(), Error> {
+        match self.last_snapshot {
+            Some(snapshot @ 1..) if lake.is_bare() && (lake.has_folder() || lake.device() != self.device) => {
+                Err(Error::Bare { path: lake.path().to_owned(), snapshot })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The row of `meta` with the change in which a link was removed last.
+const LAST_REMOVAL: &str = "last_removal";
+
+/// Notes that a link goes, with all its rows, which is news for the publisher: nothing is taken over from a snapshot from before, which may show it, whoever puts
+/// that in the place of a newer one.
+///
+/// # Errors
+/// [`store::Error::Database`], or [`store::Error::Unreadable`].
+pub fn note_removal(tx: &Tx<'_>) -> Result<(), store::Error> {
+    let change = tx.change()?;
+    let sql = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2";
+    tx.execute(sql, args![LAST_REMOVAL, &change.to_string()]).map(drop)
+}
+
+/// The change in which a link was removed last; 0 when none was.
+pub(super) fn last_removal(tx: &Tx<'_>) -> Result<i64, store::Error> {
+    let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![LAST_REMOVAL], |row| row.text(0))?;
+    noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("the last removal")))
+}
