@@ -25,12 +25,7 @@ pub fn published(lake: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// DuckDB's.
 pub fn open(file: &Path) -> duckdb::Result<Connection> {
-    let settings = Config::default()
-        .access_mode(AccessMode::ReadOnly)?
-        .enable_autoload_extension(false)?
-        .with("autoinstall_known_extensions", "false")?
-        .with("allow_community_extensions", "false")?;
-    let connection = Connection::open_with_flags(file, settings)?;
+    let connection = Connection::open_with_flags(file, without_extensions()?.access_mode(AccessMode::ReadOnly)?)?;
     connection
         .execute_batch("SET temp_directory = ''; SET enable_external_access = false; SET lock_configuration = true;")?;
     Ok(connection)
@@ -42,11 +37,7 @@ pub fn open(file: &Path) -> duckdb::Result<Connection> {
 /// # Errors
 /// DuckDB's.
 pub fn over_files(folder: &Path) -> duckdb::Result<Connection> {
-    let settings = Config::default()
-        .enable_autoload_extension(false)?
-        .with("autoinstall_known_extensions", "false")?
-        .with("allow_community_extensions", "false")?;
-    let connection = Connection::open_in_memory_with_flags(settings)?;
+    let connection = Connection::open_in_memory_with_flags(without_extensions()?)?;
     connection.execute_batch(&format!(
         // It is asked for before a pattern is looked into, and again for what is found.
         "SET temp_directory = ''; SET allowed_directories = [{}, {}]; SET enable_external_access = false; \
@@ -55,6 +46,14 @@ pub fn over_files(folder: &Path) -> duckdb::Result<Connection> {
         quoted(&pattern(folder)),
     ))?;
     Ok(connection)
+}
+
+/// Settings with which nothing is loaded from elsewhere.
+fn without_extensions() -> duckdb::Result<Config> {
+    Config::default()
+        .enable_autoload_extension(false)?
+        .with("autoinstall_known_extensions", "false")?
+        .with("allow_community_extensions", "false")
 }
 
 /// The rows of a Parquet file, as SQL: no name in its path is taken for a pattern, or for a column.

@@ -540,10 +540,11 @@ impl BuiltFrom {
     /// # Errors
     /// [`store::Error::Database`], or [`store::Error::Unreadable`].
     pub fn of(tx: &Tx<'_>) -> Result<Self, store::Error> {
-        let value = |name: &str| tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0));
-        let change =
-            value("changes")?.map_or(Ok(0), |text| text.parse()).map_err(|_| store::Error::Unreadable("a counter"))?;
-        Ok(Self { state_id: value("state_id")?.unwrap_or_default(), change })
+        let change = tx
+            .meta("changes")?
+            .map_or(Ok(0), |text| text.parse())
+            .map_err(|_| store::Error::Unreadable("a counter"))?;
+        Ok(Self { state_id: tx.meta("state_id")?.unwrap_or_default(), change })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::store::{Error, Tx, args};
 /// # Errors
 /// [`Error::Database`].
 pub fn held(tx: &Tx<'_>, name: &str) -> Result<Option<String>, Error> {
-    tx.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0))
+    tx.meta(name)
 }
 
 /// The same, made when there is none.

@@ -409,7 +409,7 @@ const WAITED_FOR: &str = "first_data_waited_for";
 /// Marks what links, new a while ago, should have had a historical webhook for and had none. Gives how many links it looked
 /// at, at most [`CHUNK`], and how many refreshes it marked.
 fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), store::Error> {
-    let after = tx.one("SELECT value FROM meta WHERE name = $1", args![WAITED_FOR], |row| row.text(0))?;
+    let after = tx.meta(WAITED_FOR)?;
     let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
     let seen: i64 = seen.parse().map_err(|_| store::Error::Unreadable("the last link that was waited for"))?;
     let longest_known = now - FIRST_DATA_WITHIN;
@@ -450,11 +450,7 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
 
 /// Notes that all links have been waited for up to the one that became known at `seen`.
 fn note_waited_for(tx: &Tx<'_>, seen: Timestamp, link: &str) -> Result<(), store::Error> {
-    tx.execute(
-        "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        args![WAITED_FOR, &format!("{} {link}", seen.as_micros())],
-    )
-    .map(drop)
+    tx.set_meta(WAITED_FOR, &format!("{} {link}", seen.as_micros()))
 }
 
 /// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that became

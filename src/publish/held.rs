@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::{BuiltFrom, Error, Lake, Manifest};
-use crate::store::{self, Tx, args};
+use crate::store::{self, Tx};
 
 impl Manifest {
     /// Whether what the state `held` has may follow this snapshot.
@@ -49,7 +49,7 @@ impl Held {
     /// # Errors
     /// [`store::Error::Database`], or [`store::Error::Unreadable`].
     pub fn of(tx: &Tx<'_>, lake: &Lake) -> Result<Self, store::Error> {
-        let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![Self::LAST_SNAPSHOT], |row| row.text(0))?;
+        let noted = tx.meta(Self::LAST_SNAPSHOT)?;
         let noted: Option<Vec<&str>> = noted.as_deref().map(|noted| noted.splitn(3, ' ').collect());
         let (last_snapshot, device) = match noted.as_deref() {
             None => (Some(0), None),
@@ -64,14 +64,8 @@ impl Held {
 
     /// Notes that a snapshot of `lake` becomes visible. It is no change of what is published.
     pub(super) fn note(tx: &Tx<'_>, lake: &Lake, snapshot: u32) -> Result<(), store::Error> {
-        tx.execute(
-            "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
-            args![
-                Self::LAST_SNAPSHOT,
-                &format!("{snapshot} {} {}", lake.device().unwrap_or_default(), lake.path().display())
-            ],
-        )?;
-        Ok(())
+        let device = lake.device().unwrap_or_default();
+        tx.set_meta(Self::LAST_SNAPSHOT, &format!("{snapshot} {device} {}", lake.path().display()))
     }
 
     /// Whether this may take the place of what is in `lake`, of which `last` was published last.
@@ -114,19 +108,17 @@ impl Held {
 /// The row of `meta` with the change in which a link was removed last.
 const LAST_REMOVAL: &str = "last_removal";
 
-/// Notes that a link goes, with all its rows, which is news for the publisher: nothing is taken over from a snapshot from before, which may show it, whoever puts
-/// that in the place of a newer one.
+/// Notes that a link goes, with all its rows, which is news for the publisher: nothing is taken over from a snapshot from
+/// before, which may show it, whoever puts that in the place of a newer one.
 ///
 /// # Errors
 /// [`store::Error::Database`], or [`store::Error::Unreadable`].
 pub fn note_removal(tx: &Tx<'_>) -> Result<(), store::Error> {
-    let change = tx.change()?;
-    let sql = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2";
-    tx.execute(sql, args![LAST_REMOVAL, &change.to_string()]).map(drop)
+    tx.set_meta(LAST_REMOVAL, &tx.change()?.to_string())
 }
 
 /// The change in which a link was removed last; 0 when none was.
 pub(super) fn last_removal(tx: &Tx<'_>) -> Result<i64, store::Error> {
-    let noted = tx.one("SELECT value FROM meta WHERE name = $1", args![LAST_REMOVAL], |row| row.text(0))?;
+    let noted = tx.meta(LAST_REMOVAL)?;
     noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("the last removal")))
 }

@@ -92,6 +92,24 @@ impl<'c> Tx<'c> {
         Ok(self.one(sql, args, |row| row.count(0))?.unwrap_or_default())
     }
 
+    /// What `meta` says under `name`.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn meta(&self, name: &str) -> Result<Option<String>, Error> {
+        self.one("SELECT value FROM meta WHERE name = $1", args![name], |row| row.text(0))
+    }
+
+    /// Lets `meta` say `value` under `name`.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn set_meta(&self, name: &str, value: &str) -> Result<(), Error> {
+        let sql =
+            "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        self.execute(sql, args![name, value]).map(drop)
+    }
+
     /// The tables that have a column called `column`, by name.
     ///
     /// # Errors
