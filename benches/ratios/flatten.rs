@@ -1,7 +1,7 @@
 //! Flattening against DuckDB on the same file, and against nothing but parsing.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufRead as _, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -40,8 +40,8 @@ pub(crate) fn run() -> anyhow::Result<bool> {
         let out = folder.path().join("ours");
         let _ = fs::remove_dir_all(&out);
         let parsing = cost(|| parse(&text))?.1;
-        let flattening = cost(|| flatten(&text, &ids, None))?.1;
-        let (rows, writing) = cost(|| flatten(&fs::read_to_string(&input)?, &ids, Some(&out)))?;
+        let flattening = cost(|| flatten(|each| lines(&text).try_for_each(each), &ids, None))?.1;
+        let (rows, writing) = cost(|| flatten(|each| read_lines(&input, each), &ids, Some(&out)))?;
         salaries = rows;
         let round = [parsing, flattening, writing, duckdb(&input, &folder.path().join("duckdb"))?];
         best = Some(best.map_or(round, |best| std::array::from_fn(|of| best[of].min(round[of]))));
@@ -75,15 +75,30 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     memchr::memchr_iter(b'\n', text.as_bytes()).map(move |end| &text[std::mem::replace(&mut start, end + 1)..end])
 }
 
+/// Gives each line of the file, read bit by bit, as DuckDB reads it too.
+fn read_lines(path: &Path, mut each: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let mut line = String::new();
+    while file.read_line(&mut line)? > 0 {
+        each(line.trim_end())?;
+        line.clear();
+    }
+    Ok(())
+}
+
 fn parse(text: &str) -> anyhow::Result<usize> {
     let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
     lines(text).try_for_each(|line| flattener.parse(line))?;
     Ok(text.len())
 }
 
-/// Flattens every line, a record of the link and key in `ids` each, and gives the number of salary rows; writes the tables
-/// into `out`, if one is given.
-fn flatten(text: &str, ids: &[(String, String)], out: Option<&Path>) -> anyhow::Result<u64> {
+/// Flattens every line that `each_line` gives, a record of the link and key in `ids` each, and gives the number of salary rows;
+/// writes the tables into `out`, if one is given.
+fn flatten(
+    each_line: impl FnOnce(&mut dyn FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()>,
+    ids: &[(String, String)],
+    out: Option<&Path>,
+) -> anyhow::Result<u64> {
     let schema = schema::get();
     let tables: Vec<_> = schema.records[0].tables.iter().map(|&table| &schema.tables[table]).collect();
     let mut flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
@@ -112,7 +127,9 @@ fn flatten(text: &str, ids: &[(String, String)], out: Option<&Path>) -> anyhow::
         Ok(())
     };
     let known_from = Timestamp::from_micros(1_795_176_000_000_000);
-    for (line, (link_id, key)) in lines(text).zip(ids) {
+    let mut ids = ids.iter();
+    each_line(&mut |line| {
+        let (link_id, key) = ids.next().context("there are as many ids as lines")?;
         let facts = RecordFacts {
             link_id,
             record_key: key,
@@ -122,8 +139,8 @@ fn flatten(text: &str, ids: &[(String, String)], out: Option<&Path>) -> anyhow::
             known_from,
         };
         flattener.flatten(line, &facts, &mut columns)?;
-        write(&mut columns, BATCH)?;
-    }
+        write(&mut columns, BATCH)
+    })?;
     write(&mut columns, 0)?;
     for writer in writers.into_iter().flatten() {
         writer.finish()?;
