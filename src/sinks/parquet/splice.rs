@@ -22,6 +22,7 @@ use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
 };
 use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
@@ -57,7 +58,8 @@ pub fn splice(
         .set_statistics_enabled(EnabledStatistics::None)
         .set_column_statistics_enabled(ColumnPath::from(key[0]), EnabledStatistics::Chunk)
         .set_created_by(CREATED_BY.to_owned())
-        .set_key_value_metadata(metadata.key_value_metadata().cloned());
+        .set_key_value_metadata(metadata.key_value_metadata().cloned())
+        .set_sorting_columns(Some(sorted_by(&schema, key)));
     let properties: WriterPropertiesPtr = Arc::new(properties.build());
 
     let mut keys = [Keys::of(&earlier, key)?, Keys::of(&new, key)?];
@@ -83,12 +85,40 @@ pub fn splice(
         }
         group.close()?;
     }
-    file.close()?;
+    order_by_type(&file.into_inner()?, schema.num_columns())?;
     Ok(rows)
 }
 
-/// The columns of two files whose writers said of different columns that they are never NULL: DuckDB says so of those that
-/// were not, in that file.
+/// The columns that rows are in the order of.
+fn sorted_by(schema: &SchemaDescriptor, key: [&str; 2]) -> Vec<SortingColumn> {
+    let at = key.iter().filter_map(|name| schema.columns().iter().position(|column| column.name() == *name));
+    at.filter_map(|at| i32::try_from(at).ok())
+        .map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: true })
+        .collect()
+}
+
+/// Makes the finished `file` readable for those who have not heard of the total order of IEEE 754. `parquet` names it as the
+/// order of least and greatest values in each column of floats, and most readers from before 2026 then refuse the whole file.
+/// Such columns have no least and greatest values here, so that their order says nothing.
+fn order_by_type(file: &File, columns: usize) -> Result<()> {
+    // In Thrift's compact protocol: field 1 or 2 of a union, and in it a struct without fields.
+    const BY_TYPE: [u8; 3] = [0x1c, 0, 0];
+    const TOTAL: [u8; 3] = [0x2c, 0, 0];
+    /// After the metadata, which the orders of the columns are the last field of, come its length and the magic number.
+    const AFTER: u64 = 8;
+
+    let mut orders = vec![0; columns * BY_TYPE.len() + 1];
+    let from_end = AFTER + orders.len() as u64;
+    let at = file.metadata()?.len().checked_sub(from_end).ok_or_else(|| damaged("a file ends too early"))?;
+    file.read_exact_at(&mut orders, at)?;
+    if orders.pop() != Some(0) || orders.chunks_exact(BY_TYPE.len()).any(|order| order != BY_TYPE && order != TOTAL) {
+        return Err(damaged("a footer does not end with the orders of the columns"));
+    }
+    Ok(file.write_all_at(&BY_TYPE.repeat(columns), at)?)
+}
+
+/// The columns of two files, each of which may be NULL: DuckDB says of those that never were so in one file that they never
+/// are, and readers that take all files of a table to be like the first would read a NULL of another as 0.
 fn common(a: &TypePtr, b: &TypePtr) -> Result<TypePtr> {
     let (of_a, of_b) = (a.get_basic_info(), b.get_basic_info());
     let is_alike = |a: &Schema, b: &Schema| match (a, b) {
@@ -116,16 +146,24 @@ fn common(a: &TypePtr, b: &TypePtr) -> Result<TypePtr> {
     if !are_alike {
         return Err(damaged("the new rows have other columns than those before"));
     }
-    let wider = if a.is_optional() { a } else { b };
-    if a.is_primitive() {
-        return Ok(Arc::clone(wider));
+    let is_repeated = !a.is_schema() && of_a.repetition() == Repetition::REPEATED;
+    let repetition = if is_repeated { Repetition::REPEATED } else { Repetition::OPTIONAL };
+    if let Schema::PrimitiveType { physical_type, type_length, scale, precision, .. } = &**a {
+        let column = Schema::primitive_type_builder(a.name(), *physical_type)
+            .with_repetition(repetition)
+            .with_converted_type(of_a.converted_type())
+            .with_logical_type(of_a.logical_type_ref().cloned())
+            .with_length(*type_length)
+            .with_scale(*scale)
+            .with_precision(*precision);
+        return Ok(Arc::new(column.build()?));
     }
     let fields = a.get_fields().iter().zip(b.get_fields()).map(|(a, b)| common(a, b)).collect::<Result<_>>()?;
     let group = Schema::group_type_builder(a.name())
         .with_fields(fields)
         .with_converted_type(of_a.converted_type())
         .with_logical_type(of_a.logical_type_ref().cloned());
-    let group = if a.is_schema() { group } else { group.with_repetition(wider.get_basic_info().repetition()) };
+    let group = if a.is_schema() { group } else { group.with_repetition(repetition) };
     Ok(Arc::new(group.build()?))
 }
 
@@ -445,6 +483,7 @@ fn carry_over(
 #[cfg(test)]
 mod tests {
     use duckdb::Connection;
+    use parquet::basic::ColumnOrder;
 
     use super::*;
 
@@ -500,6 +539,11 @@ mod tests {
         let expected = format!("{before} AND n % 10 <> 1 AND n <= 139_900 UNION ALL {now}");
         let groups = format!("SELECT count(DISTINCT row_group_id) FROM parquet_metadata('{out}')");
         assert_eq!(one(&groups), 2, "readers go on in the middle of their row groups");
+        let never_null = format!("SELECT count(*) FROM parquet_schema('{out}') WHERE repetition_type = 'REQUIRED' AND name <> 'duckdb_schema'");
+        assert_eq!(one(&never_null), 0, "all files of a table have one schema, whatever rows they have");
+        let orders = SerializedFileReader::new(File::open(&out).unwrap()).unwrap();
+        let orders = orders.metadata().file_metadata().column_orders().unwrap();
+        assert!(orders.iter().all(|order| matches!(order, ColumnOrder::TYPE_DEFINED_ORDER(_))), "{orders:?}");
         let out = format!("SELECT * EXCLUDE (file_row_number) FROM read_parquet('{out}', file_row_number = true)");
         for count in [count.unwrap(), one(&format!("SELECT count(*) FROM ({out})"))] {
             assert_eq!(count, one(&format!("SELECT count(*) FROM ({expected})")));
