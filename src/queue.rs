@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::{self, Class, LinkId};
+use crate::belvo::{self, Class, FARTHEST_AHEAD, LinkId};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
@@ -347,12 +347,25 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
         Outcome::Listed { started_at, fetched_at, collected_at, content_seq, sighted_seq, touched_seq } => tx.execute(
             "UPDATE refreshes SET lease = NULL, cleared = lease_marks, attempts = 0, last_error_code = NULL, \
              last_error_at = NULL, blocked_reason = NULL, last_fetched_at = $4, \
-             last_collected_at = CASE WHEN $5 < last_collected_at THEN last_collected_at ELSE coalesce($5, last_collected_at) END, \
+             last_collected_at = CASE WHEN $5 < last_collected_at AND last_collected_at <= $10 THEN last_collected_at \
+             ELSE coalesce($5, last_collected_at) END, \
              content_seq = coalesce($6, content_seq), touched_seq = $7, \
              sighted_seq = coalesce($9, sighted_seq), \
              due_at = CASE WHEN marks > lease_marks THEN coalesce(due_at, $8) ELSE NULL END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE, sighted_seq],
+            args![
+                link_id,
+                resource,
+                lease,
+                fetched_at,
+                collected_at,
+                content_seq,
+                touched_seq,
+                started_at + SETTLE,
+                sighted_seq,
+                // It was kept when anything Belvo said was believed.
+                fetched_at + FARTHEST_AHEAD
+            ],
         )?,
         Outcome::Postponed { code, at, until } => tx.execute(
             // An answer came, if not a whole one: failures before it are over.
@@ -842,9 +855,13 @@ mod tests {
     #[tokio::test]
     async fn when_belvo_collected_last_never_goes_back() {
         let place = Place::new().await;
+        // From when anything Belvo said was believed.
+        let decades_ahead = at(50) + FARTHEST_AHEAD + Duration::from_secs(1);
+        place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))).await;
+        let slip = "UPDATE refreshes SET last_collected_at = $1";
+        place.write(move |tx| tx.execute(slip, args![decades_ahead])).await;
         // A list without records has no such time, and an older answer an earlier one.
-        for (collected, newest) in
-            [(None, None), (Some(20), Some(20)), (Some(10), Some(20)), (None, Some(20)), (Some(30), Some(30))]
+        for (collected, newest) in [(Some(20), Some(20)), (Some(10), Some(20)), (None, Some(20)), (Some(30), Some(30))]
         {
             place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))).await;
             let refresh = place.claim(Lane::Ordinary).await.remove(0).remove(0);
