@@ -5,6 +5,12 @@
 //! clock steps, because each is claimed in the state before it runs; that a job that was due while nothing ran runs once,
 //! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
 //! done.
+//!
+//! Slots on record that lie days ahead come from a clock that was ahead then, or the clock is back now; nobody can tell which.
+//! They stay on record and are left out of what the job goes by until all of them have passed: then they count again, so that
+//! whatever ran before a clock was wrongly set back runs no second time when it is right again. Where time comes to them slot
+//! by slot, as after a clock that was ahead, each but the last is claimed anew and runs, so that no job stands still for as
+//! long as the clock was ahead.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -34,8 +40,8 @@ const LATE: Duration = Duration::from_mins(1);
 /// The longest sleep: the wall clock may be set while it lasts.
 const NAP: Duration = Duration::from_secs(10);
 
-/// A slot that the state has run, further ahead than this, comes from a clock that was wrong.
-const AHEAD: Duration = Duration::from_hours(25);
+/// A slot on record that is further ahead than this is there because a clock was wrong, or is.
+pub(crate) const AHEAD: Duration = Duration::from_hours(25);
 
 /// How long runs stay on record.
 const KEEP: Duration = Duration::from_hours(90 * 24);
@@ -194,33 +200,39 @@ impl Watch {
         Ok(Duration::ZERO)
     }
 
-    /// The last slot that ran or was passed over; `None` when the job is new, or all its slots come from a clock that was
-    /// far ahead.
+    /// The last slot that ran or was passed over; `None` when the job is new, or all its slots lie days ahead.
     async fn last_slot(&self, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
         let name = self.job.name.clone();
-        let last = self.store.read(move |tx| last_slot_of(tx, &name)).await?;
+        let last = self.store.read(move |tx| last_slot_of(tx, &name, now)).await?;
         if last.is_none_or(|last| last <= now + AHEAD) {
             return Ok(last);
         }
         let name = self.job.name.clone();
-        let forget = move |tx: &Tx<'_>| {
-            // Left on record, it would stop the job once its time is near.
-            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at > $2", args![&name, now + AHEAD])?;
-            last_slot_of(tx, &name)
+        let leave_out = move |tx: &Tx<'_>| {
+            let first = "SELECT min(slot_at) FROM job_runs WHERE job = $1 AND slot_at > $2";
+            if let Some(first) = tx.one(first, args![&name, now + AHEAD], |row| row.opt_at(0))?.flatten() {
+                tx.set_meta(&ahead(&name), &first.as_micros().to_string())?;
+            }
+            last_slot_of(tx, &name, now)
         };
-        self.store.write(forget).await
+        self.store.write(leave_out).await
     }
 
-    /// True when the slot is this run's: nobody ran it before.
+    /// True when the slot is this run's: nobody ran it before, but for a clock that was ahead.
     async fn claim(&self, slot: Timestamp, reason: &'static str) -> Result<bool, store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
         let claim = move |tx: &Tx<'_>| {
-            tx.execute(
-                "INSERT INTO job_runs (job, slot_at, started_at, reason) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-                args![&name, slot, now, reason],
-            )
+            let left_out = left_out_from(tx, &name, now)?.unwrap_or(Timestamp::from_micros(i64::MAX));
+            let claimed = tx.execute(
+                "INSERT INTO job_runs (job, slot_at, started_at, reason) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (job, slot_at) DO UPDATE SET started_at = excluded.started_at, reason = excluded.reason, \
+                 finished_at = NULL, outcome = NULL, item_count = NULL WHERE job_runs.slot_at >= $5",
+                args![&name, slot, now, reason, left_out],
+            )?;
+            count_up_to(tx, &name, slot)?;
+            Ok(claimed == 1)
         };
-        Ok(self.store.write(claim).await? == 1)
+        self.store.write(claim).await
     }
 
     async fn act(&self, actions: Arc<impl Actions>) -> Result<u64, Failed> {
@@ -269,6 +281,7 @@ impl Watch {
                      VALUES ($1, $2, $3, $3, 'schedule', 'skipped') ON CONFLICT DO NOTHING",
                     args![&name, passed, now],
                 )?;
+                count_up_to(tx, &name, passed)?;
             }
             tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, now - KEEP])?;
             Ok(())
@@ -282,16 +295,38 @@ impl Watch {
     }
 }
 
-fn last_slot_of(tx: &Tx<'_>, job: &str) -> Result<Option<Timestamp>, store::Error> {
-    let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1";
-    Ok(tx.one(sql, args![job], |row| row.opt_at(0))?.flatten())
+/// The last slot of the job that counts.
+fn last_slot_of(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
+    let left_out = left_out_from(tx, job, now)?.unwrap_or(Timestamp::from_micros(i64::MAX));
+    let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1 AND slot_at < $2";
+    Ok(tx.one(sql, args![job, left_out], |row| row.opt_at(0))?.flatten())
+}
+
+/// Name in `meta` of the first of the job's slots that are left out because they lie ahead.
+fn ahead(job: &str) -> String {
+    format!("job ahead {job}")
+}
+
+/// From which slot on those of the job are left out; `None` when all count, because all have passed.
+fn left_out_from(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
+    let Some(first) = tx.meta(&ahead(job))? else { return Ok(None) };
+    let first = first.parse().map_err(|_| store::Error::Unreadable("from when on a job's slots lie ahead"))?;
+    let is_ahead = "SELECT 1 FROM job_runs WHERE job = $1 AND slot_at > $2 LIMIT 1";
+    Ok(tx.one(is_ahead, args![job, now], |_| Ok(()))?.map(|()| Timestamp::from_micros(first)))
+}
+
+/// The job has come to `slot`: that counts, and whatever was left out before it.
+fn count_up_to(tx: &Tx<'_>, job: &str, slot: Timestamp) -> Result<(), store::Error> {
+    let sql = "UPDATE meta SET value = CAST($2 AS TEXT) WHERE name = $1 AND CAST(value AS BIGINT) <= $2";
+    tx.execute(sql, args![&ahead(job), slot.as_micros() + 1]).map(drop)
 }
 
 /// Notes since when the job is known: what was due before is not caught up, and what is due later is.
 fn note_first_start(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<(), store::Error> {
     let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
          VALUES ($1, $2, $2, $2, 'first-start', 'noted') ON CONFLICT DO NOTHING";
-    tx.execute(sql, args![job, now]).map(drop)
+    tx.execute(sql, args![job, now])?;
+    count_up_to(tx, job, now)
 }
 
 /// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are.
@@ -464,6 +499,50 @@ mod tests {
         assert_eq!(world.runs(&hourly).await, 2);
         world.clock_says("2036-03-02T12:00:00Z");
         assert_eq!(world.runs(&hourly).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_wrongly_back_repeats_nothing_once_it_is_right_and_loses_no_history() {
+        let world = World::at("2026-03-02T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        world.clock_says("2026-03-02T13:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2025-01-01T10:30:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2025-01-01T11:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 2, "it does not stand still meanwhile");
+        world.clock_says("2026-03-02T13:20:00Z");
+        assert_eq!(world.runs(&hourly).await, 2, "the slot of 13:00 ran already");
+        world.clock_says("2026-03-02T14:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 3);
+        let slots = ["first-start noted", "schedule done", "schedule done"];
+        assert_eq!(world.reasons("hourly"), slots, "those of a year ago are too old to stay");
+    }
+
+    #[tokio::test]
+    async fn slots_that_a_clock_ahead_has_claimed_run_when_time_comes_to_them() {
+        let world = World::at("2026-03-12T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        for (time, runs) in [
+            ("2026-03-12T13:00:00Z", 1),
+            ("2026-03-12T14:00:00Z", 2),
+            ("2026-03-12T15:00:00Z", 3),
+            // Now it is right.
+            ("2026-03-02T12:30:00Z", 3),
+            ("2026-03-02T13:00:00Z", 4),
+            ("2026-03-12T12:00:00Z", 5),
+            ("2026-03-12T13:00:00Z", 6),
+            ("2026-03-12T13:10:00Z", 6),
+            ("2026-03-12T14:00:00Z", 7),
+            // The last of them does not run again.
+            ("2026-03-12T15:00:00Z", 7),
+            ("2026-03-12T16:00:00Z", 8),
+        ] {
+            world.clock_says(time);
+            assert_eq!(world.runs(&hourly).await, runs, "{time}");
+        }
     }
 
     #[tokio::test]
