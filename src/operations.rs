@@ -295,7 +295,7 @@ impl Operations {
             }
             Order::Replay(which) => {
                 if let Replay::One(seq) = which
-                    && self.store.read(move |tx| log::show(tx, seq)).await?.is_none()
+                    && !self.store.read(move |tx| log::is_there(tx, seq)).await?
                 {
                     return Err(Refused::NoWebhook(seq));
                 }
