@@ -226,7 +226,11 @@ impl Deadlines for Widgets {
     async fn follow_up(&self) -> Result<usize, store::Error> {
         let mut marked = 0;
         let now = self.clock.now();
-        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
+        let due = move |tx: &Tx<'_>| {
+            forget_sessions(tx, now)?;
+            due_sessions(tx, now)
+        };
+        for session in self.store.write(due).await? {
             marked += self.look_up(session).await?;
         }
         loop {
@@ -272,7 +276,6 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
             )?;
         }
     }
-    tx.execute("DELETE FROM widget_sessions WHERE due_at IS NULL AND asked_at < $1", args![at - KEEP])?;
     let access_mode = plan.link.is_none().then_some(plan.access_mode);
     let session = tx.one(
         "INSERT INTO widget_sessions (external_id, access_mode, link_id, asked_at) VALUES ($1, $2, $3, $4) RETURNING session",
@@ -362,6 +365,17 @@ pub fn waiting_count(tx: &Tx<'_>, now: Timestamp) -> Result<u64, store::Error> {
 /// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external id.
 const HEARD: &str = "EXISTS (SELECT 1 FROM links l WHERE l.last_webhook_at >= s.asked_at \
                      AND (l.link_id = s.link_id OR (s.link_id IS NULL AND l.external_id = s.external_id)))";
+
+/// Forgets sessions for which nobody waits any more, of the oldest [`CHUNK`]: whoever asks for a token does not wait until
+/// all of them are looked at, and no look takes longer the more there are.
+fn forget_sessions(tx: &Tx<'_>, now: Timestamp) -> Result<usize, store::Error> {
+    tx.execute(
+        "DELETE FROM widget_sessions WHERE session IN (SELECT session FROM \
+         (SELECT session, due_at, asked_at FROM widget_sessions ORDER BY session LIMIT $2) AS oldest \
+         WHERE due_at IS NULL AND asked_at < $1)",
+        args![now - KEEP, CHUNK],
+    )
+}
 
 /// A session of which nothing was heard in time.
 struct Due {
@@ -580,6 +594,27 @@ mod tests {
         assert!(place.waiting("user-2").await);
         place.pass(Duration::from_mins(10));
         assert!(!place.waiting("user-2").await);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_nobody_waits_for_stays_on_record_for_ninety_days() {
+        let script = belvo("").await;
+        let place = Place::new(&script).await;
+        let count = async || {
+            let sessions = |tx: &Tx<'_>| tx.count("SELECT count(*) FROM widget_sessions", args![]);
+            place.widgets.store.read(sessions).await.unwrap()
+        };
+        place.widgets.create(request("user-1")).await.unwrap();
+        place.pass(Duration::from_hours(1));
+        place.widgets.follow_up().await.unwrap();
+        place.pass(KEEP.saturating_sub(Duration::from_hours(1)));
+        place.widgets.follow_up().await.unwrap();
+        assert_eq!(count().await, 1);
+        place.pass(Duration::from_secs(1));
+        place.widgets.create(request("user-2")).await.unwrap();
+        assert_eq!(count().await, 2, "whoever asks for a token does not see to it");
+        place.widgets.follow_up().await.unwrap();
+        assert_eq!(count().await, 1);
     }
 
     #[tokio::test]
