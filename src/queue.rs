@@ -544,8 +544,16 @@ impl State {
 pub fn go_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
     let refreshes = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
     tx.execute(refreshes, args![by, Trigger::Confirm.priority()])?;
-    tx.execute("UPDATE links SET lookup_due_at = lookup_due_at - $1 WHERE lookup_due_at IS NOT NULL", args![by])
-        .map(drop)
+    for (table, due) in [
+        ("links", "lookup_due_at"),
+        ("recollects", "free_at"),
+        ("recollects", "due_at"),
+        ("widget_sessions", "due_at"),
+        ("deletions", "due_at"),
+    ] {
+        tx.execute(&format!("UPDATE {table} SET {due} = {due} - $1 WHERE {due} IS NOT NULL"), args![by])?;
+    }
+    Ok(())
 }
 
 /// Whether any refresh runs or is due. Those that failed wait for their next try.
@@ -817,10 +825,21 @@ mod tests {
             for (link, trigger) in [(LINK, Trigger::Webhook), (other, Trigger::Confirm)] {
                 mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
             }
+            let others = [
+                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, 0, $2, 0)",
+                "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, '', 0, $2, 0, $2)",
+                "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ($1, 0, $2)",
+                "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, 0, $2)",
+            ];
+            others.iter().try_for_each(|sql| tx.execute(sql, args![LINK, at(500)]).map(drop))?;
             go_back(tx, Duration::from_hours(2))?;
-            tx.all("SELECT due_at FROM refreshes ORDER BY priority", args![], |row| row.at(0))
+            let others = "SELECT lookup_due_at FROM links UNION ALL SELECT free_at FROM recollects \
+                UNION ALL SELECT due_at FROM recollects UNION ALL SELECT due_at FROM widget_sessions \
+                UNION ALL SELECT due_at FROM deletions";
+            let refreshes = "SELECT due_at FROM refreshes ORDER BY priority";
+            Ok((tx.all(refreshes, args![], |row| row.at(0))?, tx.all(others, args![], |row| row.at(0))?))
         };
-        assert_eq!(store.write(due).await.unwrap(), [at(380), at(500)]);
+        assert_eq!(store.write(due).await.unwrap(), (vec![at(380), at(500)], vec![at(380); 5]));
     }
 
     #[tokio::test]
