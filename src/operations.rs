@@ -466,7 +466,7 @@ impl Operations {
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
         let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());
         let read = in_background(move || {
-            publisher.database().map(|file| explain::published(&file, &link, as_of, mode)).transpose()
+            publisher.database().map(|file| explain::published(&file, link.as_str(), as_of, mode)).transpose()
         });
         let read = read.await;
         let row = read?.flatten().ok_or(Refused::NoRow(as_of, mode))?;
