@@ -266,7 +266,7 @@ impl Daemon {
 
     /// Runs the jobs that are `asked` for, at their `times`.
     fn spawn_schedule(&self, config: &Config, asked: Asked, times: Times) {
-        let Operations { store, queue, clock, .. } = &self.operations;
+        let Operations { store, clock, .. } = &self.operations;
         let actions = Arc::new(DaemonActions {
             operations: self.operations.clone(),
             retention: Retention::new(config.retention, store.clone(), clock.clone()),
@@ -274,8 +274,8 @@ impl Daemon {
             lake: config.lake.path.clone(),
             lag_months: config.features.lag_months,
         });
-        let (store, queue, clock) = (store.clone(), queue.clone(), clock.clone());
-        self.spawn("schedule", schedule::run(asked, times, store, queue, clock, actions, self.shutdown.clone()));
+        let (store, clock) = (store.clone(), clock.clone());
+        self.spawn("schedule", schedule::run(asked, times, store, clock, actions, self.shutdown.clone()));
     }
 
     /// Takes webhooks and operators' requests.
@@ -436,7 +436,10 @@ impl Actions for DaemonActions {
             Action::Backup => self.back_up().await,
             Action::Verify => self.verify().await,
             Action::Features => self.features().await,
-            Action::Fetch => Ok(0),
+            Action::Fetch => {
+                let Operations { store, queue, clock, .. } = &self.operations;
+                Ok(schedule::fetch(&job.scope, store, queue, clock.now()).await?)
+            }
         }
     }
 }

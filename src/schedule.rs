@@ -1,7 +1,7 @@
 //! The jobs of `jobs/*.toml` and the clock: what is to be done when nobody asks.
 //!
-//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* marks in the queue, for the action `fetch`, and
-//! calls of [`Actions`] for the others. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
+//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* calls of these; and the marks in the queue that
+//! the action `fetch` comes to. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
 //! clock steps, because each is claimed in the state before it runs; that a job that was due while nothing ran runs once,
 //! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
 //! done.
@@ -49,7 +49,7 @@ const KEEP: Duration = Duration::from_hours(90 * 24);
 /// Marks in one transaction, so that webhooks between two of them are not kept waiting.
 const MARKS_AT_ONCE: usize = 500;
 
-/// What the daemon does for a job; everything but [`Action::Fetch`], which is a matter of the queue alone.
+/// What the daemon does for a job.
 pub trait Actions: Send + Sync + 'static {
     /// Does the job's action once and gives how many things it touched. Dropped when the daemon ends.
     fn run(&self, job: &Job) -> impl Future<Output = Result<u64, Failed>> + Send;
@@ -110,14 +110,13 @@ pub async fn run(
     asked: Asked,
     times: Times,
     store: Store,
-    queue: Queue,
     clock: Clock,
     actions: Arc<impl Actions>,
     shutdown: CancellationToken,
 ) {
     let mut watches = JoinSet::new();
     for (job, asked) in asked.0 {
-        let watch = Watch { job: Arc::new(job), store: store.clone(), queue: queue.clone(), clock: clock.clone() };
+        let watch = Watch { job: Arc::new(job), store: store.clone(), clock: clock.clone() };
         watches.spawn(watch.run(times, asked, Arc::clone(&actions), shutdown.clone()));
     }
     watches.join_all().await;
@@ -127,7 +126,6 @@ pub async fn run(
 struct Watch {
     job: Arc<Job>,
     store: Store,
-    queue: Queue,
     clock: Clock,
 }
 
@@ -236,9 +234,6 @@ impl Watch {
     }
 
     async fn act(&self, actions: Arc<impl Actions>) -> Result<u64, Failed> {
-        if self.job.action == Action::Fetch {
-            return Ok(mark_stale(&self.job.scope, &self.store, &self.queue, self.clock.now()).await?);
-        }
         let job = Arc::clone(&self.job);
         // A task of its own, so that a panic ends this run and not the schedule.
         let mut run = JoinSet::new();
@@ -330,7 +325,10 @@ fn note_first_start(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<(), store:
 }
 
 /// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are.
-async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) -> Result<u64, store::Error> {
+///
+/// # Errors
+/// [`store::Error`]; what was marked until then stays marked.
+pub async fn fetch(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) -> Result<u64, store::Error> {
     let mut marked = 0;
     for &resource in &scope.resources {
         let mut after = String::new();
@@ -397,6 +395,7 @@ mod tests {
         /// How long each run takes.
         minutes: AtomicU64,
         hand: Hand,
+        store: Store,
     }
 
     impl Actions for Ran {
@@ -404,6 +403,10 @@ mod tests {
             *self.times.lock().unwrap() += 1;
             self.hand.pass(Duration::from_mins(self.minutes.load(Ordering::Relaxed)));
             assert_ne!(job.name, "panics", "as told");
+            if job.action == Action::Fetch {
+                let queue = Queue::open(self.store.clone(), self.hand.clock()).await?;
+                return Ok(fetch(&job.scope, &self.store, &queue, self.hand.now()).await?);
+            }
             Ok(3)
         }
     }
@@ -411,9 +414,10 @@ mod tests {
     impl World {
         fn at(time: &str) -> Self {
             let hand = Hand::at(Timestamp::parse(time).unwrap());
-            let ran = Arc::new(Ran { times: Mutex::default(), minutes: AtomicU64::new(0), hand: hand.clone() });
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let (minutes, times) = (AtomicU64::new(0), Mutex::default());
+            let ran = Arc::new(Ran { times, minutes, hand: hand.clone(), store: store.clone() });
             Self { _folder: folder, store, hand, ran }
         }
 
@@ -424,8 +428,7 @@ mod tests {
         /// Starts, does everything that is due, and ends; gives how often the action ran in all since the beginning.
         async fn runs(&self, job: &Job) -> u32 {
             let clock = self.hand.clock();
-            let queue = Queue::open(self.store.clone(), clock.clone()).await.unwrap();
-            let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), queue, clock };
+            let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), clock };
             watch.begin().await.unwrap();
             while watch.step(&self.ran, &CancellationToken::new()).await.unwrap().is_zero() {}
             *self.ran.times.lock().unwrap()
@@ -585,8 +588,7 @@ mod tests {
         world.clock_says("2026-03-02T13:00:00Z");
         // Fired, and then nothing more: kill -9.
         let clock = Clock::from_fn(|| Timestamp::parse("2026-03-02T13:00:00Z").unwrap());
-        let queue = Queue::open(world.store.clone(), clock.clone()).await.unwrap();
-        let watch = Watch { job: Arc::new(hourly.clone()), store: world.store.clone(), queue, clock };
+        let watch = Watch { job: Arc::new(hourly.clone()), store: world.store.clone(), clock };
         assert!(watch.claim(Timestamp::parse("2026-03-02T13:00:00Z").unwrap(), "schedule").await.unwrap());
         world.clock_says("2026-03-02T13:05:00Z");
         assert_eq!(world.runs(&hourly).await, 0);
