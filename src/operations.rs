@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::NaiveDate;
 use schemars::JsonSchema;
@@ -36,8 +36,10 @@ use crate::webhook::log;
 use crate::webhook::replay::{Replayed, replay};
 use crate::widget::Widgets;
 
-/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted.
+/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// and where there are many, looks take one part of the time in so many.
+const LOOKS: u32 = 10;
 
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
@@ -380,7 +382,7 @@ impl Operations {
         let mut settled = self.settled.subscribe();
         while !asked.is_empty() {
             settled.mark_unchanged();
-            let now = self.clock.now();
+            let (now, begun) = (self.clock.now(), Instant::now());
             let look = move |tx: &Tx<'_>| {
                 let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
                 for link in asked {
@@ -393,6 +395,7 @@ impl Operations {
                 Ok((seen, missed, waiting))
             };
             let (seen, missed, waiting) = self.store.read(look).await?;
+            let look = begun.elapsed();
             progress.send_modify(|progress| {
                 progress.done += seen;
                 if missed > 0 {
@@ -403,7 +406,7 @@ impl Operations {
             if !asked.is_empty() {
                 // A deadline that passes is no news.
                 let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(pause_after(look)).await;
             }
         }
         Ok(())
@@ -536,8 +539,9 @@ impl Operations {
             settled.mark_unchanged();
             // Before the look: what ends in between is counted as what it came to.
             let down = self.client.down().filter(|down| before.is_none_or(|before| down.found > before.found));
-            let now = self.clock.now();
+            let (now, begun) = (self.clock.now(), Instant::now());
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
+            let look = begun.elapsed();
             if done > 0 || !failed.is_empty() {
                 progress.send_modify(|progress| {
                     progress.done += done;
@@ -563,7 +567,7 @@ impl Operations {
             wanted = waiting;
             // That the keys are refused is no end of a refresh.
             let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(pause_after(look)).await;
         }
     }
 
@@ -720,6 +724,11 @@ pub fn tracked(
 
 type Wanted = Vec<(LinkId, &'static Resource)>;
 
+/// How long to wait after a look that took `look`.
+fn pause_after(look: Duration) -> Duration {
+    LOOK_AGAIN.max(look * LOOKS)
+}
+
 /// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
 /// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A list that lacked a
 /// row is done, too: the order made the refresh more urgent than a second look, so what is only that now was booked by the
@@ -753,6 +762,12 @@ fn look(
 mod tests {
     use super::*;
     use crate::resources::owners;
+
+    #[test]
+    fn a_look_that_takes_long_is_followed_by_a_longer_pause() {
+        assert_eq!(pause_after(Duration::from_millis(3)), LOOK_AGAIN);
+        assert_eq!(pause_after(Duration::from_millis(900)), Duration::from_secs(9));
+    }
 
     #[tokio::test]
     async fn a_failure_from_before_the_order_is_not_its_own() {
