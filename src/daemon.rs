@@ -308,7 +308,7 @@ impl Daemon {
     /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When the state cannot be read, or a publish fails.
     pub async fn until_idle(&self) -> anyhow::Result<()> {
         let (mut settled, mut published) = (self.settled.subscribe(), self.published.subscribe());
         loop {
@@ -319,13 +319,17 @@ impl Daemon {
                 let sql = "SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL AND coalesce(status, '') <> 'not_found'";
                 Ok(queue::backlog(tx)?.pending > 0 || tx.count(sql, args![])? > 0)
             });
-            let publisher = Arc::clone(&self.publisher);
-            if !waiting.await? && !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {
-                return Ok(());
-            }
-            tokio::select! {
-                _ = settled.changed() => {}
-                _ = published.changed() => {}
+            if waiting.await? {
+                tokio::select! {
+                    _ = settled.changed() => {}
+                    _ = published.changed() => {}
+                }
+            } else {
+                let publisher = Arc::clone(&self.publisher);
+                if !in_background(move || publisher.is_behind()).await? {
+                    return Ok(());
+                }
+                self.until_published().await?;
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -335,7 +339,7 @@ impl Daemon {
     /// wait for hours; while Belvo refuses the keys, nothing else is waited for either.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When the state cannot be read, or a publish fails.
     pub async fn until_caught_up(&self) -> anyhow::Result<()> {
         let mut settled = self.settled.subscribe();
         loop {
@@ -354,17 +358,9 @@ impl Daemon {
     /// Waits until every change so far is published.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When a publish fails.
     pub async fn until_published(&self) -> anyhow::Result<()> {
-        let mut published = self.published.subscribe();
-        loop {
-            published.mark_unchanged();
-            let publisher = Arc::clone(&self.publisher);
-            if !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {
-                return Ok(());
-            }
-            published.changed().await?;
-        }
+        Ok(self.publisher.until_published(self.published.subscribe()).await?)
     }
 
     /// Takes over what `config` says of who may send webhooks and who may ask: `webhook.authorization` and the tokens of
@@ -664,6 +660,15 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let mut clocks = TwoClocks::new(at(10_000));
+        for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
+            assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
+        }
+    }
+
     #[tokio::test]
     async fn what_is_due_goes_once_with_a_clock_that_was_set_back_while_nothing_ran() {
         let folder = tempfile::tempdir().unwrap();
@@ -679,15 +684,6 @@ mod tests {
             go_back_with_the_clock(&store, at(now)).await.unwrap();
             let found = store.read(|tx| tx.one("SELECT due_at FROM deletions", args![], |row| row.at(0))).await;
             assert_eq!(found.unwrap(), Some(at(due)), "{now}");
-        }
-    }
-
-    #[test]
-    fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let mut clocks = TwoClocks::new(at(10_000));
-        for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
-            assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
         }
     }
 

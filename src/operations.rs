@@ -23,7 +23,7 @@ use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
 use crate::links::{self, Directory, PAUSED};
-use crate::publish::{self, BuiltFrom, Manifest, Publisher, Scope};
+use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
@@ -663,28 +663,10 @@ impl Operations {
         }
     }
 
-    /// Waits until every change up to now is published, or a publish fails; other changes may come meanwhile without an end.
+    /// Waits until every change up to now is published, or a publish fails.
     async fn until_published(&self) -> Result<(), Failed> {
-        let (mut published, mut failures) = (self.published.subscribe(), self.publisher.failures());
-        let wanted = self.store.read(BuiltFrom::of).await?.change;
-        loop {
-            if *published.borrow_and_update() >= wanted {
-                return Ok(());
-            }
-            let publisher = Arc::clone(&self.publisher);
-            let is_behind = in_background(move || publisher.is_behind()).await;
-            if !is_behind.map_err(|error| Failed::of(error.code(), error))? {
-                return Ok(());
-            }
-            tokio::select! {
-                told = published.changed() => if told.is_err() { return Ok(()) },
-                Ok(()) = failures.changed() => {
-                    if let Some((code, message)) = failures.borrow_and_update().clone() {
-                        return Err(Failed { code, message });
-                    }
-                }
-            }
-        }
+        let published = self.publisher.until_published(self.published.subscribe()).await;
+        published.map_err(|Unpublished { code, message }| Failed { code, message })
     }
 }
 
