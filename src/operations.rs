@@ -22,7 +22,7 @@ use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
-use crate::links::{self, Directory, PAUSED};
+use crate::links::{self, Directory, PAUSED, freshness};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
@@ -692,12 +692,14 @@ pub fn tracked(
             Links::ExternalId(external_id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
             }
-            Links::OlderThanSeconds(age) => tx.all(
-                "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                 WHERE (f.last_fetched_at IS NULL OR f.last_fetched_at <= $2) AND l.paused_reason IS DISTINCT FROM $3",
-                args![resource.name, now - Duration::from_secs(*age), PAUSED],
-                |row| row.link_id(0),
-            )?,
+            Links::OlderThanSeconds(age) => {
+                let sql = format!(
+                    "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+                     WHERE {} AND l.paused_reason IS DISTINCT FROM $3",
+                    freshness::is_late("$2")
+                );
+                tx.all(&sql, args![resource.name, now - Duration::from_secs(*age), PAUSED], |row| row.link_id(0))?
+            }
         };
         wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
     }

@@ -24,6 +24,7 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
+use crate::links::freshness;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
 use crate::runs::Failed;
@@ -359,17 +360,17 @@ async fn find_stale(
 ) -> Result<Vec<LinkId>, store::Error> {
     let before = now - scope.older_than;
     let access_mode = scope.access_mode.clone();
-    let read_by_belvo = format!("%\"{}\"%", resource.webhook_type);
-    let sql = "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+    let (is_read, is_late) = (freshness::is_read(resource), freshness::is_late("$3"));
+    let sql = format!(
+        "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
          WHERE l.link_id > $4 AND (CAST($2 AS TEXT) IS NULL OR l.access_mode = $2) AND l.paused_reason IS NULL \
-         AND (l.fetch_resources IS NULL OR l.fetch_resources LIKE $5 OR f.last_collected_at IS NOT NULL) \
-         AND (f.link_id IS NULL OR (f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
-         AND (f.last_fetched_at IS NULL OR f.last_fetched_at <= $3))) \
-         ORDER BY l.link_id LIMIT $6";
+         AND {is_read} AND {is_late} AND f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
+         ORDER BY l.link_id LIMIT $5"
+    );
     let find = move |tx: &Tx<'_>| {
         let mode = access_mode.as_deref();
-        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, MARKS_AT_ONCE];
-        tx.all(sql, args, |row| row.link_id(0))
+        let args = args![resource.name, mode, before, &*after, MARKS_AT_ONCE];
+        tx.all(&sql, args, |row| row.link_id(0))
     };
     store.read(find).await
 }

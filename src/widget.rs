@@ -20,9 +20,8 @@ use crate::belvo::{self, Client, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::deadlines::{self, Deadlines};
-use crate::links;
+use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
-use crate::resources::{self, Resource};
 use crate::store::{self, Store, Tx, args};
 use crate::tombstones;
 
@@ -204,7 +203,7 @@ impl Widgets {
                     links::note_wish(tx, &link.id, now)?;
                     let name = "UPDATE links SET external_id = $2 WHERE link_id = $1";
                     tx.execute(name, args![&link.id, &session.external_id])?;
-                    for resource in fetched(link.fetch_resources.as_deref()) {
+                    for resource in freshness::read(link.fetch_resources.as_deref()) {
                         queue::mark(tx, &link.id, resource, Trigger::Operator, now)?;
                         marked += 1;
                     }
@@ -447,7 +446,7 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
             continue;
         }
         let names: Option<Vec<String>> = fetch_resources.as_deref().and_then(|json| serde_json::from_str(json).ok());
-        for resource in fetched(names.as_deref()) {
+        for resource in freshness::read(names.as_deref()) {
             let known = "SELECT 1 FROM refreshes WHERE link_id = $1 AND resource = $2";
             if tx.one(known, args![link_id, resource.name], |_| Ok(()))?.is_none() {
                 queue::mark(tx, link_id, resource, Trigger::Schedule, now)?;
@@ -477,19 +476,13 @@ pub fn forget(tx: &Tx<'_>, link: &str) -> Result<(), store::Error> {
     tx.execute(sql, args![WAITED_FOR, link]).map(drop)
 }
 
-/// The resources that Belvo fetches by itself when a link's `fetch_resources` are `names`; all when nobody knows.
-fn fetched(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> {
-    resources::ALL
-        .into_iter()
-        .filter(move |resource| names.is_none_or(|names| names.iter().any(|name| name == resource.webhook_type)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::rules::tests::{request, settings};
     use super::*;
     use crate::belvo::scripted::{self, Script};
     use crate::clock::Hand;
+    use crate::resources;
     use crate::tombstones::Kind;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
@@ -597,6 +590,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_session_is_recorded_also_when_belvo_gives_no_token() {
+        let script = Script::start(|_| scripted::json(500, "[]")).await;
+        let place = Place::new(&script).await;
+        let error = place.widgets.create(request("user-1")).await.unwrap_err();
+        assert_eq!(error.code(), "api_down");
+        let rows = "SELECT count(*), count(expires_at) FROM widget_sessions";
+        let rows = place.widgets.store.read(|tx| tx.one(rows, args![], |row| Ok((row.int(0)?, row.int(1)?)))).await;
+        assert_eq!(rows.unwrap(), Some((1, 0)));
+        assert!(!place.waiting("user-1").await);
+    }
+
+    #[tokio::test]
     async fn a_session_that_nobody_waits_for_stays_on_record_for_ninety_days() {
         let script = belvo("").await;
         let place = Place::new(&script).await;
@@ -615,18 +620,6 @@ mod tests {
         assert_eq!(count().await, 2, "whoever asks for a token does not see to it");
         place.widgets.follow_up().await.unwrap();
         assert_eq!(count().await, 1);
-    }
-
-    #[tokio::test]
-    async fn a_session_is_recorded_also_when_belvo_gives_no_token() {
-        let script = Script::start(|_| scripted::json(500, "[]")).await;
-        let place = Place::new(&script).await;
-        let error = place.widgets.create(request("user-1")).await.unwrap_err();
-        assert_eq!(error.code(), "api_down");
-        let rows = "SELECT count(*), count(expires_at) FROM widget_sessions";
-        let rows = place.widgets.store.read(|tx| tx.one(rows, args![], |row| Ok((row.int(0)?, row.int(1)?)))).await;
-        assert_eq!(rows.unwrap(), Some((1, 0)));
-        assert!(!place.waiting("user-1").await);
     }
 
     #[tokio::test]
