@@ -38,7 +38,7 @@ use crate::runs::Failed;
 use crate::runs::Runs;
 use crate::schedule::{self, Action, Actions, Asked, Asker, Job, Times};
 use crate::sensitive::Pepper;
-use crate::store::{self, Ownership, Store, args};
+use crate::store::{self, Ownership, Store, Tx, args};
 use crate::tombstones::FileError;
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
@@ -56,6 +56,9 @@ const CORRECTION: Duration = Duration::from_secs(5);
 
 /// How often to ask whether all work is done: the question reads every refresh.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Name in `meta` of the instant at which a daemon last wrote that it runs.
+const LOOKED_AT: &str = "looked_at";
 
 /// Stands until the lake has what the state had at the start.
 const STARTING: &str = "starting";
@@ -135,6 +138,7 @@ impl Daemon {
         let (lake, confirm_after) = (config.lake.clone(), config.belvo.confirm_after);
         let publisher = Publisher::open(store.clone(), lake, confirm_after, pepper.clone(), clock.clone())?;
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
+        go_back_with_the_clock(&store, clock.now()).await?;
         let queue = Queue::open(store.clone(), clock.clone()).await?;
         let ledger = ledger(&config.state.path);
         // Two states in one folder would each count only their own calls.
@@ -262,7 +266,7 @@ impl Daemon {
 
     /// Runs the jobs that are `asked` for, at their `times`.
     fn spawn_schedule(&self, config: &Config, asked: Asked, times: Times) {
-        let Operations { store, queue, clock, .. } = &self.operations;
+        let Operations { store, clock, .. } = &self.operations;
         let actions = Arc::new(DaemonActions {
             operations: self.operations.clone(),
             retention: Retention::new(config.retention, store.clone(), clock.clone()),
@@ -270,8 +274,8 @@ impl Daemon {
             lake: config.lake.path.clone(),
             lag_months: config.features.lag_months,
         });
-        let (store, queue, clock) = (store.clone(), queue.clone(), clock.clone());
-        self.spawn("schedule", schedule::run(asked, times, store, queue, clock, actions, self.shutdown.clone()));
+        let (store, clock) = (store.clone(), clock.clone());
+        self.spawn("schedule", schedule::run(asked, times, store, clock, actions, self.shutdown.clone()));
     }
 
     /// Takes webhooks and operators' requests.
@@ -304,7 +308,7 @@ impl Daemon {
     /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When the state cannot be read, or a publish fails.
     pub async fn until_idle(&self) -> anyhow::Result<()> {
         let (mut settled, mut published) = (self.settled.subscribe(), self.published.subscribe());
         loop {
@@ -315,13 +319,17 @@ impl Daemon {
                 let sql = "SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL AND coalesce(status, '') <> 'not_found'";
                 Ok(queue::backlog(tx)?.pending > 0 || tx.count(sql, args![])? > 0)
             });
-            let publisher = Arc::clone(&self.publisher);
-            if !waiting.await? && !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {
-                return Ok(());
-            }
-            tokio::select! {
-                _ = settled.changed() => {}
-                _ = published.changed() => {}
+            if waiting.await? {
+                tokio::select! {
+                    _ = settled.changed() => {}
+                    _ = published.changed() => {}
+                }
+            } else {
+                let publisher = Arc::clone(&self.publisher);
+                if !in_background(move || publisher.is_behind()).await? {
+                    return Ok(());
+                }
+                self.until_published().await?;
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -331,7 +339,7 @@ impl Daemon {
     /// wait for hours; while Belvo refuses the keys, nothing else is waited for either.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When the state cannot be read, or a publish fails.
     pub async fn until_caught_up(&self) -> anyhow::Result<()> {
         let mut settled = self.settled.subscribe();
         loop {
@@ -350,17 +358,9 @@ impl Daemon {
     /// Waits until every change so far is published.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When a publish fails.
     pub async fn until_published(&self) -> anyhow::Result<()> {
-        let mut published = self.published.subscribe();
-        loop {
-            published.mark_unchanged();
-            let publisher = Arc::clone(&self.publisher);
-            if !tokio::task::spawn_blocking(move || publisher.is_behind()).await?? {
-                return Ok(());
-            }
-            published.changed().await?;
-        }
+        Ok(self.publisher.until_published(self.published.subscribe()).await?)
     }
 
     /// Takes over what `config` says of who may send webhooks and who may ask: `webhook.authorization` and the tokens of
@@ -432,7 +432,10 @@ impl Actions for DaemonActions {
             Action::Backup => self.back_up().await,
             Action::Verify => self.verify().await,
             Action::Features => self.features().await,
-            Action::Fetch => Ok(0),
+            Action::Fetch => {
+                let Operations { store, queue, clock, .. } = &self.operations;
+                Ok(schedule::fetch(&job.scope, store, queue, clock.now()).await?)
+            }
         }
     }
 }
@@ -507,10 +510,8 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
         show_what_waits(&client, &store, clock.now()).await;
         Recorder::global().condense();
         // SQLite writes no row that stays as it is, and what is not written cannot fail.
-        let probe = "INSERT INTO meta (name, value) VALUES ('looked_at', CAST($1 AS TEXT)) \
-            ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-        let looked_at = clock.now();
-        let answer = store.write(move |tx| tx.execute(probe, args![looked_at]).map(drop)).await;
+        let looked_at = clock.now().as_micros().to_string();
+        let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
         let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
         hear(&answer, standing, &mut state, &problems, &vitals);
         if let Some(step) = clocks.went_back(clock.now()) {
@@ -538,6 +539,19 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
             }
         }
     }
+}
+
+/// Lets everything be due earlier by as much as the clock was set back while nothing ran.
+async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Result<(), store::Error> {
+    let go_back = move |tx: &Tx<'_>| {
+        let looked_at = tx.meta(LOOKED_AT)?.and_then(|text| text.parse().ok()).map(Timestamp::from_micros);
+        let Some(step) = looked_at.map(|at| at.since(now)).filter(|step| *step > CORRECTION) else { return Ok(()) };
+        tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
+        queue::go_back(tx, step)?;
+        // In the same transaction, or whoever starts next would do it once more.
+        tx.set_meta(LOOKED_AT, &now.as_micros().to_string())
+    };
+    store.write(go_back).await
 }
 
 /// The wall clock beside one that only goes on.
@@ -652,6 +666,24 @@ mod tests {
         let mut clocks = TwoClocks::new(at(10_000));
         for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
             assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_due_goes_once_with_a_clock_that_was_set_back_while_nothing_ran() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let insert = move |tx: &Tx<'_>| {
+            tx.set_meta(LOOKED_AT, &at(10_000).as_micros().to_string())?;
+            let sql = "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ('a', $1, $2)";
+            tx.execute(sql, args![at(9_990), at(10_050)])
+        };
+        store.write(insert).await.unwrap();
+        for (now, due) in [(9_996, 10_050), (2_000, 2_050), (2_001, 2_050), (5_000, 2_050)] {
+            go_back_with_the_clock(&store, at(now)).await.unwrap();
+            let found = store.read(|tx| tx.one("SELECT due_at FROM deletions", args![], |row| row.at(0))).await;
+            assert_eq!(found.unwrap(), Some(at(due)), "{now}");
         }
     }
 

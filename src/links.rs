@@ -17,6 +17,7 @@ use crate::store::{Error, Tx, args};
 use crate::tombstones;
 
 mod directory;
+pub mod freshness;
 pub mod view;
 
 pub use directory::{Directory, SyncError, Synced, UNKNOWN_LINKS, alarm};
@@ -425,7 +426,7 @@ fn add(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result<
     let stopped_by = link.status.as_deref().and_then(stops);
     if sync.is_some() && (stopped_by.is_some() || link.access_mode.as_deref() != Some("recurrent")) {
         let trigger = if stopped_by.is_some() { Trigger::Operator } else { Trigger::Schedule };
-        for resource in resources::ALL.into_iter().filter(|resource| reads(link, resource)) {
+        for resource in freshness::read(link.fetch_resources.as_deref()) {
             queue::mark(tx, &link.id, resource, trigger, asked_at)?;
         }
     }
@@ -455,11 +456,6 @@ fn update(tx: &Tx<'_>, link: &LinkObject) -> Result<(), Error> {
         ],
     )?;
     Ok(())
-}
-
-/// Whether Belvo reads the resource for this link, as far as it said.
-fn reads(link: &LinkObject, resource: &Resource) -> bool {
-    link.fetch_resources.as_ref().is_none_or(|names| names.iter().any(|name| name == resource.webhook_type))
 }
 
 fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Result<(), Error> {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::NaiveDate;
 use schemars::JsonSchema;
@@ -22,8 +22,8 @@ use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
-use crate::links::{self, Directory, PAUSED};
-use crate::publish::{self, BuiltFrom, Manifest, Publisher, Scope};
+use crate::links::{self, Directory, PAUSED, freshness};
+use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
@@ -36,8 +36,10 @@ use crate::webhook::log;
 use crate::webhook::replay::{Replayed, replay};
 use crate::widget::Widgets;
 
-/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted.
+/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// and where there are many, looks take one part of the time in so many.
+const LOOKS: u32 = 10;
 
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
@@ -295,7 +297,7 @@ impl Operations {
             }
             Order::Replay(which) => {
                 if let Replay::One(seq) = which
-                    && self.store.read(move |tx| log::show(tx, seq)).await?.is_none()
+                    && !self.store.read(move |tx| log::is_there(tx, seq)).await?
                 {
                     return Err(Refused::NoWebhook(seq));
                 }
@@ -380,7 +382,7 @@ impl Operations {
         let mut settled = self.settled.subscribe();
         while !asked.is_empty() {
             settled.mark_unchanged();
-            let now = self.clock.now();
+            let (now, begun) = (self.clock.now(), Instant::now());
             let look = move |tx: &Tx<'_>| {
                 let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
                 for link in asked {
@@ -393,6 +395,7 @@ impl Operations {
                 Ok((seen, missed, waiting))
             };
             let (seen, missed, waiting) = self.store.read(look).await?;
+            let look = begun.elapsed();
             progress.send_modify(|progress| {
                 progress.done += seen;
                 if missed > 0 {
@@ -403,7 +406,7 @@ impl Operations {
             if !asked.is_empty() {
                 // A deadline that passes is no news.
                 let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(pause_after(look)).await;
             }
         }
         Ok(())
@@ -466,7 +469,7 @@ impl Operations {
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
         let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());
         let read = in_background(move || {
-            publisher.database().map(|file| explain::published(&file, &link, as_of, mode)).transpose()
+            publisher.database().map(|file| explain::published(&file, link.as_str(), as_of, mode)).transpose()
         });
         let read = read.await;
         let row = read?.flatten().ok_or(Refused::NoRow(as_of, mode))?;
@@ -536,8 +539,9 @@ impl Operations {
             settled.mark_unchanged();
             // Before the look: what ends in between is counted as what it came to.
             let down = self.client.down().filter(|down| before.is_none_or(|before| down.found > before.found));
-            let now = self.clock.now();
+            let (now, begun) = (self.clock.now(), Instant::now());
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
+            let look = begun.elapsed();
             if done > 0 || !failed.is_empty() {
                 progress.send_modify(|progress| {
                     progress.done += done;
@@ -563,7 +567,7 @@ impl Operations {
             wanted = waiting;
             // That the keys are refused is no end of a refresh.
             let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(pause_after(look)).await;
         }
     }
 
@@ -659,28 +663,10 @@ impl Operations {
         }
     }
 
-    /// Waits until every change up to now is published, or a publish fails; other changes may come meanwhile without an end.
+    /// Waits until every change up to now is published, or a publish fails.
     async fn until_published(&self) -> Result<(), Failed> {
-        let (mut published, mut failures) = (self.published.subscribe(), self.publisher.failures());
-        let wanted = self.store.read(BuiltFrom::of).await?.change;
-        loop {
-            if *published.borrow_and_update() >= wanted {
-                return Ok(());
-            }
-            let publisher = Arc::clone(&self.publisher);
-            let is_behind = in_background(move || publisher.is_behind()).await;
-            if !is_behind.map_err(|error| Failed::of(error.code(), error))? {
-                return Ok(());
-            }
-            tokio::select! {
-                told = published.changed() => if told.is_err() { return Ok(()) },
-                Ok(()) = failures.changed() => {
-                    if let Some((code, message)) = failures.borrow_and_update().clone() {
-                        return Err(Failed { code, message });
-                    }
-                }
-            }
-        }
+        let published = self.publisher.until_published(self.published.subscribe()).await;
+        published.map_err(|Unpublished { code, message }| Failed { code, message })
     }
 }
 
@@ -706,12 +692,14 @@ pub fn tracked(
             Links::ExternalId(external_id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
             }
-            Links::OlderThanSeconds(age) => tx.all(
-                "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                 WHERE (f.last_fetched_at IS NULL OR f.last_fetched_at <= $2) AND l.paused_reason IS DISTINCT FROM $3",
-                args![resource.name, now - Duration::from_secs(*age), PAUSED],
-                |row| row.link_id(0),
-            )?,
+            Links::OlderThanSeconds(age) => {
+                let sql = format!(
+                    "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+                     WHERE {} AND l.paused_reason IS DISTINCT FROM $3",
+                    freshness::is_late("$2")
+                );
+                tx.all(&sql, args![resource.name, now - Duration::from_secs(*age), PAUSED], |row| row.link_id(0))?
+            }
         };
         wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
     }
@@ -719,6 +707,11 @@ pub fn tracked(
 }
 
 type Wanted = Vec<(LinkId, &'static Resource)>;
+
+/// How long to wait after a look that took `look`.
+fn pause_after(look: Duration) -> Duration {
+    LOOK_AGAIN.max(look * LOOKS)
+}
 
 /// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
 /// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A list that lacked a
@@ -753,6 +746,12 @@ fn look(
 mod tests {
     use super::*;
     use crate::resources::owners;
+
+    #[test]
+    fn a_look_that_takes_long_is_followed_by_a_longer_pause() {
+        assert_eq!(pause_after(Duration::from_millis(3)), LOOK_AGAIN);
+        assert_eq!(pause_after(Duration::from_millis(900)), Duration::from_secs(9));
+    }
 
     #[tokio::test]
     async fn a_failure_from_before_the_order_is_not_its_own() {

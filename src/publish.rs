@@ -144,6 +144,22 @@ impl Error {
     }
 }
 
+/// A publish that failed while somebody waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("nothing was published, and readers see the last snapshot: {message}")]
+pub struct Unpublished {
+    /// The stable code of the failure.
+    pub code: &'static str,
+    /// Its words.
+    pub message: String,
+}
+
+impl From<&Error> for Unpublished {
+    fn from(error: &Error) -> Self {
+        Self { code: error.code(), message: error.to_string() }
+    }
+}
+
 /// Publishes the record store.
 pub struct Publisher {
     store: Store,
@@ -157,8 +173,8 @@ pub struct Publisher {
     publishes_pii: bool,
     /// One snapshot is staged at a time: two would take the same number.
     turn: Mutex<Turn>,
-    /// The code and words of the failure of the latest publish; `None` when it was none.
-    failure: watch::Sender<Option<(&'static str, String)>>,
+    /// The failure of the latest publish; `None` when it was none.
+    failure: watch::Sender<Option<Unpublished>>,
 }
 
 /// What one publish leaves to the next.
@@ -223,14 +239,36 @@ impl Publisher {
             Ok(manifest) => span.record("snapshot", manifest.as_ref().map(|manifest| manifest.snapshot)),
             Err(error) => span.record("code", error.code()),
         };
-        let failure = published.as_ref().err().map(|error| (error.code(), error.to_string()));
-        self.failure.send_replace(failure);
+        self.failure.send_replace(published.as_ref().err().map(Unpublished::from));
         published
     }
 
-    /// Told after each publish of its failure, as its code and its words.
-    pub fn failures(&self) -> watch::Receiver<Option<(&'static str, String)>> {
-        self.failure.subscribe()
+    /// Waits until every change up to now is published, or a publish fails; other changes may come meanwhile without an end.
+    /// `published` tells of the change that the latest snapshot has, as [`run`] does.
+    ///
+    /// # Errors
+    /// [`Unpublished`]; it is tried again, but nobody knows how often.
+    pub async fn until_published(self: &Arc<Self>, mut published: watch::Receiver<i64>) -> Result<(), Unpublished> {
+        let mut failures = self.failure.subscribe();
+        let wanted = self.store.read(BuiltFrom::of).await.map_err(|error| Unpublished::from(&error.into()))?.change;
+        loop {
+            if *published.borrow_and_update() >= wanted {
+                return Ok(());
+            }
+            let this = Arc::clone(self);
+            let is_behind = in_background(move || this.is_behind()).await;
+            if !is_behind.map_err(|error| Unpublished::from(&error))? {
+                return Ok(());
+            }
+            tokio::select! {
+                told = published.changed() => if told.is_err() { return Ok(()) },
+                Ok(()) = failures.changed() => {
+                    if let Some(failure) = failures.borrow_and_update().clone() {
+                        return Err(failure);
+                    }
+                }
+            }
+        }
     }
 
     fn publish_inside(&self, mut scope: Scope) -> Result<Option<Manifest>, Error> {
@@ -1002,6 +1040,27 @@ mod tests {
         assert!(failed.elapsed() < LAST_RETRY / 2, "{:?}", failed.elapsed());
         assert!(problems.standing().is_empty());
         shutdown.cancel();
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_publish_hears_that_it_failed() {
+        let place = Place::new();
+        let publisher = Arc::new(place.publisher(&["parquet"]));
+        let staging = place.lake().join(".staging");
+        fs::remove_dir(&staging).unwrap();
+        fs::write(&staging, "no folder").unwrap();
+        add_link(&place.store, 1).await;
+        let published = watch::Sender::new(0);
+        let publish = || publish_in_background(&publisher, Scope::Changed);
+        let (waited, failed) = tokio::join!(publisher.until_published(published.subscribe()), publish());
+        let (waited, failed) = (waited.unwrap_err(), failed.unwrap_err());
+        assert_eq!((waited.code, waited.code), ("lake_not_writable", failed.code()));
+        assert!(waited.to_string().contains("make room"), "{waited}");
+
+        fs::remove_file(&staging).unwrap();
+        fs::create_dir(&staging).unwrap();
+        let manifest = publish().await.unwrap().unwrap();
+        publisher.until_published(watch::Sender::new(manifest.built_from.change).subscribe()).await.unwrap();
     }
 
     #[test]

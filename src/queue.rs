@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::{self, Class, LinkId};
+use crate::belvo::{self, Class, FARTHEST_AHEAD, LinkId};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
 use crate::resources::Resource;
@@ -347,12 +347,25 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
         Outcome::Listed { started_at, fetched_at, collected_at, content_seq, sighted_seq, touched_seq } => tx.execute(
             "UPDATE refreshes SET lease = NULL, cleared = lease_marks, attempts = 0, last_error_code = NULL, \
              last_error_at = NULL, blocked_reason = NULL, last_fetched_at = $4, \
-             last_collected_at = CASE WHEN $5 < last_collected_at THEN last_collected_at ELSE coalesce($5, last_collected_at) END, \
+             last_collected_at = CASE WHEN $5 < last_collected_at AND last_collected_at <= $10 THEN last_collected_at \
+             ELSE coalesce($5, last_collected_at) END, \
              content_seq = coalesce($6, content_seq), touched_seq = $7, \
              sighted_seq = coalesce($9, sighted_seq), \
              due_at = CASE WHEN marks > lease_marks THEN coalesce(due_at, $8) ELSE NULL END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, fetched_at, collected_at, content_seq, touched_seq, started_at + SETTLE, sighted_seq],
+            args![
+                link_id,
+                resource,
+                lease,
+                fetched_at,
+                collected_at,
+                content_seq,
+                touched_seq,
+                started_at + SETTLE,
+                sighted_seq,
+                // It was kept when anything Belvo said was believed.
+                fetched_at + FARTHEST_AHEAD
+            ],
         )?,
         Outcome::Postponed { code, at, until } => tx.execute(
             // An answer came, if not a whole one: failures before it are over.
@@ -531,8 +544,16 @@ impl State {
 pub fn go_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
     let refreshes = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
     tx.execute(refreshes, args![by, Trigger::Confirm.priority()])?;
-    tx.execute("UPDATE links SET lookup_due_at = lookup_due_at - $1 WHERE lookup_due_at IS NOT NULL", args![by])
-        .map(drop)
+    for (table, due) in [
+        ("links", "lookup_due_at"),
+        ("recollects", "free_at"),
+        ("recollects", "due_at"),
+        ("widget_sessions", "due_at"),
+        ("deletions", "due_at"),
+    ] {
+        tx.execute(&format!("UPDATE {table} SET {due} = {due} - $1 WHERE {due} IS NOT NULL"), args![by])?;
+    }
+    Ok(())
 }
 
 /// Whether any refresh runs or is due. Those that failed wait for their next try.
@@ -804,10 +825,21 @@ mod tests {
             for (link, trigger) in [(LINK, Trigger::Webhook), (other, Trigger::Confirm)] {
                 mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
             }
+            let others = [
+                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, 0, $2, 0)",
+                "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, '', 0, $2, 0, $2)",
+                "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ($1, 0, $2)",
+                "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, 0, $2)",
+            ];
+            others.iter().try_for_each(|sql| tx.execute(sql, args![LINK, at(500)]).map(drop))?;
             go_back(tx, Duration::from_hours(2))?;
-            tx.all("SELECT due_at FROM refreshes ORDER BY priority", args![], |row| row.at(0))
+            let others = "SELECT lookup_due_at FROM links UNION ALL SELECT free_at FROM recollects \
+                UNION ALL SELECT due_at FROM recollects UNION ALL SELECT due_at FROM widget_sessions \
+                UNION ALL SELECT due_at FROM deletions";
+            let refreshes = "SELECT due_at FROM refreshes ORDER BY priority";
+            Ok((tx.all(refreshes, args![], |row| row.at(0))?, tx.all(others, args![], |row| row.at(0))?))
         };
-        assert_eq!(store.write(due).await.unwrap(), [at(380), at(500)]);
+        assert_eq!(store.write(due).await.unwrap(), (vec![at(380), at(500)], vec![at(380); 5]));
     }
 
     #[tokio::test]
@@ -842,9 +874,13 @@ mod tests {
     #[tokio::test]
     async fn when_belvo_collected_last_never_goes_back() {
         let place = Place::new().await;
+        // From when anything Belvo said was believed.
+        let decades_ahead = at(50) + FARTHEST_AHEAD + Duration::from_secs(1);
+        place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))).await;
+        let slip = "UPDATE refreshes SET last_collected_at = $1";
+        place.write(move |tx| tx.execute(slip, args![decades_ahead])).await;
         // A list without records has no such time, and an older answer an earlier one.
-        for (collected, newest) in
-            [(None, None), (Some(20), Some(20)), (Some(10), Some(20)), (None, Some(20)), (Some(30), Some(30))]
+        for (collected, newest) in [(Some(20), Some(20)), (Some(10), Some(20)), (None, Some(20)), (Some(30), Some(30))]
         {
             place.write(|tx| mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))).await;
             let refresh = place.claim(Lane::Ordinary).await.remove(0).remove(0);

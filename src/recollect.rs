@@ -19,7 +19,7 @@ use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
-use crate::links;
+use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{Resource, employments};
 use crate::store::{Error, Store, Tx, args};
@@ -62,16 +62,15 @@ pub fn in_scope(tx: &Tx<'_>, scope: &Scope, now: Timestamp) -> Result<Vec<LinkId
     let before = now - scope.older_than;
     let mut links = Vec::new();
     for resource in &scope.resources {
-        let due = tx.all(
+        let (is_read, is_unread) = (freshness::is_read(resource), freshness::is_unread("$3"));
+        let sql = format!(
             "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
              LEFT JOIN recollects r ON r.link_id = l.link_id \
              WHERE ($2 IS NULL OR l.access_mode = $2) AND l.status = 'valid' AND l.paused_reason IS NULL \
-             AND coalesce(f.last_collected_at, f.last_fetched_at, l.first_seen_at) <= $3 \
-             AND (coalesce(r.asked_at, 0) <= $3 \
-             OR (r.last_error_code IS NOT NULL AND r.due_at IS NULL AND r.attempts = 0))",
-            args![resource.name, scope.access_mode.as_deref(), before],
-            |row| row.link_id(0),
-        )?;
+             AND {is_read} AND {is_unread} AND (coalesce(r.asked_at, 0) <= $3 \
+             OR (r.last_error_code IS NOT NULL AND r.due_at IS NULL AND r.attempts = 0))"
+        );
+        let due = tx.all(&sql, args![resource.name, scope.access_mode.as_deref(), before], |row| row.link_id(0))?;
         links.extend(due);
     }
     links.sort_unstable();

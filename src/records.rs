@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::belvo::LinkId;
+use crate::belvo::{LinkId, credible};
 use crate::clock::Timestamp;
 use crate::json::Fields;
 use crate::resources::Resource;
@@ -48,7 +48,7 @@ pub struct Listing {
 pub struct Drift {
     /// Fields without a column.
     pub unknown_fields: usize,
-    /// Values that a column's list of values does not have.
+    /// Values that a column's list of values does not have, and a `collected_at` that cannot be true.
     pub unknown_values: usize,
     /// Records that cannot be flattened.
     pub rejected: usize,
@@ -79,8 +79,15 @@ pub struct List {
     pub started_at: Timestamp,
     /// When it was complete.
     pub fetched_at: Timestamp,
-    /// When Belvo collected the newest of its records.
+    /// When Belvo collected the newest of its records, as far as that can be true.
     pub collected_at: Option<Timestamp>,
+}
+
+impl List {
+    /// [`List::collected_at`], also of a list that was kept when anything Belvo said was believed.
+    pub fn collected(&self) -> Option<Timestamp> {
+        credible(self.collected_at, self.fetched_at)
+    }
 }
 
 /// One record as it came.
@@ -132,6 +139,16 @@ impl Record {
             body: pack(json),
         })
     }
+
+    /// Whether it says that Belvo collected it when that cannot be, as of `fetched_at`.
+    pub fn is_ahead(&self, fetched_at: Timestamp) -> bool {
+        self.collected_at.is_some() && self.collected(fetched_at).is_none()
+    }
+
+    /// When Belvo collected it, as far as that can be true of a record that was fetched at `fetched_at`.
+    fn collected(&self, fetched_at: Timestamp) -> Option<Timestamp> {
+        credible(self.collected_at, fetched_at)
+    }
 }
 
 /// A value that is a string.
@@ -155,7 +172,7 @@ pub struct Kept {
     pub changed: bool,
     /// Whether a record was seen with another id, `created_at` or `collected_at` than before.
     pub sighted: bool,
-    /// Newest `collected_at` of the list.
+    /// Newest `collected_at` of the list that can be true.
     pub collected_at: Option<Timestamp>,
     /// When another list is wanted, to say whether what this one lacks is gone: the earliest of what is wanted for each
     /// record and row.
@@ -204,15 +221,16 @@ pub fn keep(
 ) -> Result<Kept, Error> {
     let of = Of { tx, link_id, resource };
     let (previous, known) = (of.previous()?, of.known()?);
-    let records = without_repeats(&listing.records);
-    let keys = identify(link_id, resource, &records, &known);
-    let collected_at = records.iter().filter_map(|record| record.collected_at).max();
-    let kept = Kept { collected_at, ..Kept::default() };
     // The clock may have been set back since the last list. What came later is later all the same.
     let earliest = previous.map_or(listing.fetched_at, |previous| previous.fetched_at + Duration::from_micros(1));
-    let list = List { started_at: listing.started_at, fetched_at: listing.fetched_at.max(earliest), collected_at };
+    let fetched_at = listing.fetched_at.max(earliest);
+    let records = without_repeats(&listing.records, fetched_at);
+    let keys = identify(link_id, resource, &records, &known);
+    let collected_at = records.iter().filter_map(|record| record.collected(fetched_at)).max();
+    let kept = Kept { collected_at, ..Kept::default() };
+    let list = List { started_at: listing.started_at, fetched_at, collected_at };
     let (records, keys, known) = (&*records, &*keys, &known);
-    let is_stale = is_stale(records, keys, known, collected_at);
+    let is_stale = is_stale(records, keys, known, list);
     let drift = &listing.drift;
     let mut keeping = Keeping { of, list, drift, records, keys, known, previous, is_stale, confirm_after, kept };
     keeping.see_each(compare)?;
@@ -223,7 +241,7 @@ pub fn keep(
 
 /// Whether Belvo surely collected the list before what is held: one of its records, or, where it shows none that is held,
 /// all of them.
-fn is_stale(records: &[&Record], keys: &[String], known: &Known, collected_at: Option<Timestamp>) -> bool {
+fn is_stale(records: &[&Record], keys: &[String], known: &Known, list: List) -> bool {
     let is_held = |held: &&Held| !held.is_gone();
     let shared: Vec<(&Record, &Held)> = records
         .iter()
@@ -231,10 +249,10 @@ fn is_stale(records: &[&Record], keys: &[String], known: &Known, collected_at: O
         .filter_map(|(record, key)| Some((*record, known.by_key.get(key).filter(is_held)?)))
         .collect();
     if shared.is_empty() {
-        let newest = known.by_key.values().filter(is_held).filter_map(|held| held.collected_at).max();
-        return is_older(collected_at, newest);
+        let newest = known.by_key.values().filter(is_held).filter_map(Held::collected).max();
+        return is_older(list.collected_at, newest);
     }
-    shared.iter().any(|(record, held)| record.is_older_than(held))
+    shared.iter().any(|(record, held)| record.is_older_than(held, list.fetched_at))
 }
 
 /// A link's resource, and the transaction in which its list is kept.
@@ -289,14 +307,12 @@ impl Keeping<'_> {
                 }
                 Some(held) => match sighting.change_of(held)? {
                     None => {
+                        let (before, after) = (held.facts(), sighting.facts(held));
                         sighting.see_again(held)?;
-                        if !record.is_older_than(held) {
-                            kept.changed |= held.record_id != record.id;
-                            kept.sighted |=
-                                record.collected_at > held.collected_at || record.created_at != held.created_at;
-                        }
+                        kept.changed |= after.record_id != before.record_id;
+                        kept.sighted |= after != before;
                     }
-                    Some(_) if record.is_late(held, kept.collected_at) => {
+                    Some(_) if record.is_late(held, list) => {
                         kept.late += usize::from(sighting.add_late_version(held)?);
                     }
                     Some(Change { old, new }) => {
@@ -401,6 +417,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_broken_record_that_says_the_same_again_is_no_change() {
+        let sound = job(1, "99000042", "2020-01-01", "null", 0);
+        let nameless = sound.replace(r#""id":"00000001-0000-4000-8000-000000000000","#, r#""id":null,"#);
+        let undated = sound.replace(r#""created_at":"2026-01-01T00:00:00.000Z""#, r#""created_at":null"#);
+        for broken in [nameless, undated] {
+            assert_ne!(broken, sound);
+            let bench = Bench::new().await;
+            bench.list(0, std::slice::from_ref(&sound)).await;
+            bench.list(10, std::slice::from_ref(&broken)).await;
+            let again = bench.list(20, &[broken]).await;
+            assert_eq!((again.versions, again.changed, again.sighted), (0, false, false));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_time_that_belvo_cannot_have_collected_at_counts_as_none_and_freezes_nothing() {
+        let bench = Bench::new().await;
+        let month_of = |month, end| job(1, "99000042", "2020-01-01", end, month);
+        let slip = month_of(0, "null").replace("\"collected_at\":\"2026", "\"collected_at\":\"2062");
+        let first = bench.list(5, std::slice::from_ref(&slip)).await;
+        assert_eq!((first.versions, first.collected_at), (1, None));
+        assert_eq!(bench.versions().await, [(5, false)], "known since it was fetched");
+        let honest = bench.list(20, &[month_of(10, "\"2020-12-31\"")]).await;
+        assert_eq!((honest.versions, honest.late, honest.sighted), (1, 0, true));
+        assert!(honest.collected_at.is_some());
+        // Nor does a later slip, among other records or alone.
+        let other = job(2, "99000077", "2021-01-01", "null", 30);
+        let both = bench.list(40, &[slip, other.clone()]).await;
+        assert_eq!((both.versions, both.late), (2, 0));
+        let again = bench.list(60, &[month_of(50, "\"2021-12-31\""), other]).await;
+        assert_eq!((again.versions, again.late), (1, 0));
+        // A Belvo that is months ahead is believed.
+        let ahead = month_of(0, "null").replace("\"collected_at\":\"2026", "\"collected_at\":\"2027");
+        assert!(bench.list(70, &[ahead]).await.collected_at.is_some());
+        assert_eq!(bench.list(80, &[month_of(55, "\"2022-12-31\"")]).await.late, 1);
+    }
+
+    #[tokio::test]
     async fn a_job_that_is_gone_and_comes_back_with_equal_content_begins_a_new_version() {
         let bench = Bench::new().await;
         let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
@@ -414,12 +468,10 @@ mod tests {
         assert!(!bench.list(200, std::slice::from_ref(&stays)).await.changed, "it is gone once");
         let back = bench.list(300, &both).await;
         assert_eq!((back.versions, back.changed), (1, true));
-        let minute = |text: &str| Timestamp::parse(text).unwrap().as_micros() / 60_000_000;
-        let collected = minute("2026-01-01T00:00:00Z");
         let mut versions = bench.versions().await;
         versions.sort_unstable();
-        // Never earlier than the last list that lacked it, and never earlier than Belvo collected it.
-        assert_eq!(versions, [(100, true), (collected, false), (collected, false), (collected, false)]);
+        // When Belvo collected it, and never earlier than the last list that lacked it.
+        assert_eq!(versions, [(0, false), (0, false), (100, true), (200, false)]);
         assert_eq!(bench.seen().await.iter().map(|seen| seen.2).max(), Some(3));
     }
 

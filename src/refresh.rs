@@ -322,7 +322,9 @@ fn read(refresh: &Refresh, pages: &RawPages, inspections: &Inspections) -> Resul
             }
             Err(_) => drift.rejected += 1,
         }
-        Record::read(resource, link_id, json)
+        let record = Record::read(resource, link_id, json)?;
+        drift.unknown_values += usize::from(record.is_ahead(pages.fetched_at));
+        Ok(record)
     });
     let records = records.collect::<Result<Vec<_>, Foreign>>();
     inspections.give_back(resource, inspection);

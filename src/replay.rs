@@ -10,6 +10,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
+use crate::belvo::credible;
 use crate::clock::Timestamp;
 use crate::columns::Columns;
 use crate::flatten::{Flattener, RecordFacts, Rejection};
@@ -42,7 +43,7 @@ pub struct Version {
 impl Version {
     /// Since when what is new in it could have been known, if nothing was known before.
     fn first_known(&self) -> Timestamp {
-        self.collected_at.unwrap_or(self.fetched_at)
+        credible(self.collected_at, self.fetched_at).unwrap_or(self.fetched_at)
     }
 
     fn is_end(&self) -> bool {
@@ -351,7 +352,7 @@ impl<'p> Replay<'p> {
             next.is_none_or(|&next| {
                 let is_shown = |list: &&List| list.fetched_at >= timeline.spans[at].brought_at;
                 let mut shown = lists_before(lists, timeline.spans[next].brought_at).iter().filter(is_shown);
-                shown.any(|list| list.collected_at > Some(collected))
+                shown.any(|list| list.collected() > Some(collected))
             })
         };
         let outlived_by = in_force.filter(|&at| outlives(at, later.first()));
@@ -715,6 +716,21 @@ mod tests {
         let (rows, appended) = salaries(&versions, &[0, 10, 20]);
         assert_eq!(rows, [row("2025-01", "100.0000", 0), row("2025-02", "250.0000", 20)]);
         assert_eq!(appended, Ok(()));
+    }
+
+    #[test]
+    fn a_row_is_known_since_it_was_fetched_when_belvo_names_a_time_that_cannot_be() {
+        let of_belvo = |minutes: i64, collected_at| Version {
+            collected_at: Some(collected_at),
+            ..version(minutes, &[("2025-01", 100), ("2025-02", 100 + u32::try_from(minutes).unwrap())])
+        };
+        let slip = of_belvo(10, at(10) + Duration::from_hours(24 * 366 * 36));
+        let versions = [version(0, &[("2025-01", 100)]), slip];
+        let (rows, _) = salaries(&versions, &[0, 10]);
+        assert_eq!(rows, [row("2025-01", "100.0000", 0), row("2025-02", "110.0000", 10)]);
+        let months_ahead = of_belvo(10, at(90 * 24 * 60));
+        let (rows, _) = salaries(&[version(0, &[("2025-01", 100)]), months_ahead], &[0, 10]);
+        assert_eq!(rows[1], row("2025-02", "110.0000", 90 * 24 * 60));
     }
 
     #[test]

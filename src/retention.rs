@@ -1,8 +1,8 @@
 //! What was kept for long enough, and goes.
 //!
 //! *Takes* how long each kind of thing is kept. *Gives* the number of rows that went. *Promises* that nothing goes a moment
-//! before its time, that what is deleted is overwritten, and that the log is emptied of it. Deleting in small pieces keeps
-//! webhooks from waiting. *Not here*: when; a job says that.
+//! before its time, that what is deleted is overwritten, and that the log is emptied of it. What is due is found by readers
+//! and deleted in small pieces, which keeps webhooks from waiting. *Not here*: when; a job says that.
 //!
 //! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
 //! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
@@ -22,7 +22,7 @@ use crate::flatten::Inspection;
 use crate::links;
 use crate::records::unpack;
 use crate::resources::{Resource, employments};
-use crate::store::{Error, Store, Tx, VersionPlace, args};
+use crate::store::{Error, Store, Tx, Value, VersionPlace, args};
 
 /// Rows, or links, in one transaction.
 const AT_ONCE: i64 = 500;
@@ -35,8 +35,116 @@ pub struct Retention {
     clock: Clock,
 }
 
-/// One transaction's worth of work: the number of rows that went; 0 when nothing is left to do.
-type Piece = fn(&Tx<'_>, Timestamp, &Kept) -> Result<usize, Error>;
+/// The key of a row: texts and a number, empty where the table's key has fewer columns.
+type Key = ([String; 3], i64);
+
+/// One kind of thing that is kept for a time.
+///
+/// What is due is looked for by readers, from the last key on that was found: that may walk through all that is kept, which
+/// whoever writes webhooks must not wait for.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    /// The columns of a [`Key`], in the order of the table's key; `''` and `0` where that has fewer.
+    key: [&'static str; 4],
+    /// Where such things are, with their link `l`, and which are due: `$1` is now, `$2` for how long they are kept.
+    due: &'static str,
+    /// Removes what has these keys, and gives the number of rows that went.
+    remove: fn(&Tx<'_>, Timestamp, &Kept, &[Key]) -> Result<usize, Error>,
+}
+
+impl Kind {
+    /// The keys of at most [`AT_ONCE`] things that are due, after the key `after`.
+    fn find(self, tx: &Tx<'_>, now: Timestamp, kept: &Kept, after: &Key) -> Result<Vec<Key>, Error> {
+        tx.all(&self.find_sql(), &kept.args(now, after), |row| {
+            Ok(([row.text(0)?, row.text(1)?, row.text(2)?], row.int(3)?))
+        })
+    }
+
+    /// Whether what has this key is due: a webhook, an erasure or a list may have come since it was found.
+    fn is_due(self, tx: &Tx<'_>, now: Timestamp, kept: &Kept, key: &Key) -> Result<bool, Error> {
+        Ok(tx.one(&self.is_due_sql(), &kept.args(now, key), |_| Ok(()))?.is_some())
+    }
+
+    fn find_sql(self) -> String {
+        let (all, (columns, places)) = (self.key.join(", "), self.columns());
+        let (due, means) = (self.due, Kept::MEANS);
+        format!("SELECT {all} FROM {due} AND {means} AND ({columns}) > ({places}) ORDER BY {columns} LIMIT $3")
+    }
+
+    fn is_due_sql(self) -> String {
+        let (columns, places) = self.columns();
+        format!("SELECT 1 FROM {} AND {} AND ({columns}) = ({places})", self.due, Kept::MEANS)
+    }
+
+    /// The columns that the table's key has, and the parameters of [`Kept::args`] for them.
+    fn columns(self) -> (String, String) {
+        let is_there = |(column, _): &(&str, &str)| !matches!(*column, "''" | "0");
+        let (columns, places): (Vec<_>, Vec<_>) =
+            self.key.into_iter().zip(["$6", "$7", "$8", "$9"]).filter(is_there).unzip();
+        (columns.join(", "), places.join(", "))
+    }
+}
+
+/// Records of links of which Belvo has read nothing for so long.
+const BODIES: Kind = Kind {
+    name: "bodies",
+    key: ["f.link_id", "f.resource", "''", "0"],
+    due: "refreshes f LEFT JOIN links l ON l.link_id = f.link_id \
+        WHERE coalesce(f.last_collected_at, f.last_fetched_at) < $1 - $2 \
+        AND EXISTS (SELECT 1 FROM records r WHERE r.link_id = f.link_id AND r.resource = f.resource)",
+    remove: remove_bodies,
+};
+
+/// Records that have been gone for so long.
+const ENDED_RECORDS: Kind = Kind {
+    name: "ended_records",
+    key: ["r.link_id", "r.resource", "r.record_key", "0"],
+    due: "records r LEFT JOIN links l ON l.link_id = r.link_id \
+        WHERE length(r.content_hash) = 0 AND r.version_at < $1 - $2",
+    remove: remove_ended_records,
+};
+
+/// Versions that a newer one took the place of so long ago, and answers that were late even then.
+const HISTORY: Kind = Kind {
+    name: "history",
+    key: ["v.link_id", "v.resource", "v.record_key", "v.version"],
+    due: "record_versions v LEFT JOIN links l ON l.link_id = v.link_id \
+        WHERE v.fetched_at < $1 - $2 AND (v.is_late = 1 OR EXISTS \
+        (SELECT 1 FROM record_versions n WHERE n.link_id = v.link_id AND n.resource = v.resource \
+        AND n.record_key = v.record_key AND n.is_late = 0 AND n.version > v.version \
+        AND n.fetched_at < $1 - $2 AND n.version <= (SELECT r.version FROM records r WHERE r.link_id = v.link_id \
+        AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0)))",
+    remove: remove_versions,
+};
+
+/// Rows of features that decisions kept so long ago.
+const FROZEN_FEATURES: Kind = Kind {
+    name: "frozen_features",
+    key: ["z.decision_id", "''", "''", "0"],
+    due: "frozen_features z LEFT JOIN links l ON l.link_id = z.link_id WHERE z.frozen_at < $1 - $2",
+    remove: |tx, _, _, keys| {
+        let remove = "DELETE FROM frozen_features WHERE decision_id = $1";
+        keys.iter().map(|([decision_id, ..], _)| tx.execute(remove, args![decision_id])).sum()
+    },
+};
+
+/// Webhooks that came so long ago,
+const WEBHOOKS: Kind = Kind {
+    name: "webhooks",
+    key: ["''", "''", "''", "w.seq"],
+    due: "webhooks w LEFT JOIN links l ON l.link_id = w.link_id \
+        WHERE w.outcome <> 'quarantined' AND w.received_at < $1 - $2",
+    remove: remove_webhooks,
+};
+
+/// and those that were not understood.
+const QUARANTINE: Kind = Kind {
+    name: "quarantine",
+    due: "webhooks w LEFT JOIN links l ON l.link_id = w.link_id \
+        WHERE w.outcome = 'quarantined' AND w.received_at < $1 - $2",
+    ..WEBHOOKS
+};
 
 /// How long things are kept, and of whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +173,13 @@ impl Kept {
 
     fn saying(&self) -> Option<&str> {
         if let Whose::Saying(Some(stale_in)) = &self.of { Some(stale_in) } else { None }
+    }
+
+    /// What the questions of a [`Kind`] take.
+    fn args<'a>(&'a self, now: Timestamp, ([first, second, third], number): &'a Key) -> [Value<'a>; 9] {
+        let (all, saying, number) = (self.all().into(), self.saying().into(), (*number).into());
+        let [first, second, third] = [first, second, third].map(Value::from);
+        [now.into(), self.time.into(), AT_ONCE.into(), all, saying, first, second, third, number]
     }
 }
 
@@ -96,27 +211,51 @@ impl Retention {
     /// Removes what is due, and counts it in `gone` by its kind.
     async fn remove_due(&self, now: Timestamp, gone: &mut BTreeMap<&'static str, u64>) -> Result<(), Error> {
         let config::Retention { bodies, history, webhooks, quarantine } = self.settings;
-        let kinds: [(&'static str, Keep, Piece); 6] = [
-            ("bodies", bodies, overdue_bodies),
-            ("ended_records", history, ended_records),
-            ("history", history, superseded_versions),
-            ("frozen_features", history, old_frozen_rows),
-            ("webhooks", webhooks, old_webhooks),
-            ("quarantine", quarantine, old_quarantine),
+        let kinds = [
+            (BODIES, bodies),
+            (ENDED_RECORDS, history),
+            (HISTORY, history),
+            (FROZEN_FEATURES, history),
+            (WEBHOOKS, webhooks),
+            (QUARANTINE, quarantine),
         ];
-        for (kind, keep, piece) in kinds {
+        for (kind, keep) in kinds {
             for kept in self.spans(keep).await? {
-                loop {
-                    let kept = kept.clone();
-                    let rows = self.store.write(move |tx| piece(tx, now, &kept)).await?;
-                    if rows == 0 {
-                        break;
-                    }
-                    *gone.entry(kind).or_default() += rows as u64;
-                }
+                self.remove_kind(kind, &kept, now, gone).await?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what is due of one kind.
+    async fn remove_kind(
+        &self,
+        kind: Kind,
+        kept: &Kept,
+        now: Timestamp,
+        gone: &mut BTreeMap<&'static str, u64>,
+    ) -> Result<(), Error> {
+        let mut after = Key::default();
+        loop {
+            let kept_of = kept.clone();
+            let found = self.store.read(move |tx| kind.find(tx, now, &kept_of, &after)).await?;
+            let Some(last) = found.last() else { return Ok(()) };
+            after = last.clone();
+            let kept = kept.clone();
+            let remove = move |tx: &Tx<'_>| {
+                let mut due = Vec::with_capacity(found.len());
+                for key in &found {
+                    if kind.is_due(tx, now, &kept, key)? {
+                        due.push(key.clone());
+                    }
+                }
+                (kind.remove)(tx, now, &kept, &due)
+            };
+            let rows = self.store.write(remove).await?;
+            if rows > 0 {
+                *gone.entry(kind.name).or_default() += rows as u64;
+            }
+        }
     }
 
     /// What `keep` comes to: one length of time, or one for each `stale_in` that links have.
@@ -137,18 +276,9 @@ impl Retention {
     }
 }
 
-/// Records of links of which Belvo has read nothing for so long.
-fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
-    let means = Kept::MEANS;
-    let sql = format!(
-        "SELECT f.link_id, f.resource FROM refreshes f LEFT JOIN links l ON l.link_id = f.link_id \
-         WHERE coalesce(f.last_collected_at, f.last_fetched_at) < $1 - $2 AND {means} \
-         AND EXISTS (SELECT 1 FROM records r WHERE r.link_id = f.link_id AND r.resource = f.resource) LIMIT $3"
-    );
-    let overdue = tx
-        .all(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()], |row| Ok((row.text(0)?, row.text(1)?)))?;
+fn remove_bodies(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<usize, Error> {
     let mut rows = 0;
-    for (link_id, resource) in &overdue {
+    for ([link_id, resource, _], _) in keys {
         for table in ["records", "record_ids", "record_versions", "link_snapshots"] {
             let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2");
             rows += tx.execute(&sql, args![link_id, resource])?;
@@ -169,19 +299,12 @@ fn overdue_bodies(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Err
     Ok(rows)
 }
 
-/// Records that have been gone for so long.
-fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
-    let means = Kept::MEANS;
-    let sql = format!(
-        "SELECT r.link_id, r.resource, r.record_key, r.version_at FROM records r LEFT JOIN links l ON l.link_id = r.link_id \
-         WHERE length(r.content_hash) = 0 AND r.version_at < $1 - $2 AND {means} LIMIT $3"
-    );
-    let ended = tx.all(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()], |row| {
-        Ok((row.text(0)?, row.text(1)?, row.text(2)?, row.at(3)?))
-    })?;
+fn remove_ended_records(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<usize, Error> {
     let mut rows = 0;
-    for (link_id, resource, record_key, ended_at) in &ended {
-        forget_lists(tx, link_id, resource, *ended_at, *ended_at)?;
+    for ([link_id, resource, record_key], _) in keys {
+        let ended_at = "SELECT version_at FROM records WHERE link_id = $1 AND resource = $2 AND record_key = $3";
+        let Some(ended_at) = tx.one(ended_at, args![link_id, resource, record_key], |row| row.at(0))? else { continue };
+        forget_lists(tx, link_id, resource, ended_at, ended_at)?;
         for table in ["records", "record_ids", "record_versions"] {
             let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2 AND record_key = $3");
             rows += tx.execute(&sql, args![link_id, resource, record_key])?;
@@ -191,53 +314,22 @@ fn ended_records(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Erro
     Ok(rows)
 }
 
-/// Versions that a newer one took the place of so long ago, and answers that were late even then.
-fn superseded_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
-    let means = Kept::MEANS;
-    let sql = format!(
-        "SELECT v.link_id, v.resource, v.record_key, v.version, v.is_late FROM record_versions v \
-         LEFT JOIN links l ON l.link_id = v.link_id WHERE v.fetched_at < $1 - $2 AND {means} AND (v.is_late = 1 OR EXISTS \
-         (SELECT 1 FROM record_versions n WHERE n.link_id = v.link_id AND n.resource = v.resource \
-         AND n.record_key = v.record_key AND n.is_late = 0 AND n.version > v.version \
-         AND n.fetched_at < $1 - $2 AND n.version <= (SELECT r.version FROM records r WHERE r.link_id = v.link_id \
-         AND r.resource = v.resource AND r.record_key = v.record_key AND length(r.content_hash) > 0))) \
-         AND (v.link_id, v.resource, v.record_key, v.version) > ($6, $7, $8, $9) ORDER BY 1, 2, 3, 4 LIMIT $3"
-    );
-    let mut after = <([String; 3], i64)>::default();
-    loop {
-        let ([link_id, resource, record_key], version) = &after;
-        let of = args![now, kept.time, AT_ONCE, kept.all(), kept.saying(), link_id, resource, record_key, *version];
-        let superseded = tx.all(&sql, of, |row| {
-            let record = [row.text(0)?, row.text(1)?, row.text(2)?];
-            Ok(Superseded { record, version: row.int(3)?, is_late: row.int(4)? == 1 })
-        })?;
-        let Some(last) = superseded.last() else { return Ok(0) };
-        let mut rows = 0;
-        for of_record in superseded.chunk_by(|one, next| one.record == next.record) {
-            rows += remove_superseded(tx, of_record, now, kept)?;
-        }
-        if rows > 0 {
-            return Ok(rows);
-        }
-        // All of these stay, because nothing that can be read took their place.
-        after = (last.record.clone(), last.version);
-    }
-}
-
-/// A version that may go.
-struct Superseded {
-    /// Link, resource and key.
-    record: [String; 3],
-    version: i64,
-    is_late: bool,
+fn remove_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept, keys: &[Key]) -> Result<usize, Error> {
+    keys.chunk_by(|one, next| one.0 == next.0).map(|of_record| remove_superseded(tx, of_record, now, kept)).sum()
 }
 
 /// Removes those `versions` of one record that go, with the lists from before what is left of it. Gives their number.
-fn remove_superseded(tx: &Tx<'_>, versions: &[Superseded], now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, kept: &Kept) -> Result<usize, Error> {
     let (mut rows, mut first_gone) = (0, None);
-    let [link_id, resource, record_key] = &versions[0].record;
-    for &Superseded { version, is_late, .. } in versions {
+    let [link_id, resource, record_key] = &versions[0].0;
+    for &(_, version) in versions {
         let place = VersionPlace { link_id, resource, record_key, version };
+        let is_late = tx.one(
+            "SELECT is_late FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND version = $4",
+            args![link_id, resource, record_key, version],
+            |row| Ok(row.int(0)? == 1),
+        )?;
+        let is_late = is_late == Some(true);
         if !is_late && !is_replaced(tx, &place, now, kept)? {
             continue;
         }
@@ -325,31 +417,8 @@ fn forget_lists(
     .map(drop)
 }
 
-/// Rows of features that decisions kept so long ago.
-fn old_frozen_rows(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
-    let means = Kept::MEANS;
-    let sql = format!(
-        "DELETE FROM frozen_features WHERE decision_id IN (SELECT f.decision_id FROM frozen_features f \
-         LEFT JOIN links l ON l.link_id = f.link_id WHERE f.frozen_at < $1 - $2 AND {means} ORDER BY f.decision_id LIMIT $3)"
-    );
-    tx.execute(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()])
-}
-
-fn old_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
-    delete_webhooks(tx, now, kept, "<>")
-}
-
-fn old_quarantine(tx: &Tx<'_>, now: Timestamp, kept: &Kept) -> Result<usize, Error> {
-    delete_webhooks(tx, now, kept, "=")
-}
-
-fn delete_webhooks(tx: &Tx<'_>, now: Timestamp, kept: &Kept, is_quarantined: &str) -> Result<usize, Error> {
-    let means = Kept::MEANS;
-    let sql = format!(
-        "DELETE FROM webhooks WHERE seq IN (SELECT w.seq FROM webhooks w LEFT JOIN links l ON l.link_id = w.link_id \
-         WHERE w.outcome {is_quarantined} 'quarantined' AND w.received_at < $1 - $2 AND {means} ORDER BY w.seq LIMIT $3)"
-    );
-    tx.execute(&sql, args![now, kept.time, AT_ONCE, kept.all(), kept.saying()])
+fn remove_webhooks(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<usize, Error> {
+    keys.iter().map(|(_, seq)| tx.execute("DELETE FROM webhooks WHERE seq = $1", args![*seq])).sum()
 }
 
 /// Tells the publisher that rows of the link may differ now.
@@ -367,8 +436,6 @@ fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> 
 mod tests {
     use super::*;
     use crate::clock::Hand;
-    use crate::store::Value;
-
     const DAY: i64 = 24 * 3_600_000_000;
 
     const OWNER: &str = r#"{"id":"i","link":null,"internal_identification":"x","collected_at":null,"display_name":null,
@@ -478,6 +545,53 @@ mod tests {
 
     const fn days(days: u64) -> Keep {
         Keep::For(Duration::from_hours(24 * days))
+    }
+
+    #[tokio::test]
+    async fn what_is_due_is_looked_for_from_the_last_key_on_and_looked_at_again_by_its_key() {
+        let place = Place::new(FOREVER).await;
+        let kept = Kept { time: Duration::ZERO, of: Whose::Saying(Some("30d".to_owned())) };
+        for kind in [BODIES, ENDED_RECORDS, HISTORY, FROZEN_FEATURES, WEBHOOKS, QUARANTINE] {
+            for (sql, begins) in [(kind.find_sql(), ">"), (kind.is_due_sql(), "=?")] {
+                let (kept, sql) = (kept.clone(), format!("EXPLAIN QUERY PLAN {sql}"));
+                let plan = move |tx: &Tx<'_>| {
+                    tx.all(&sql, &kept.args(Timestamp::from_micros(0), &Key::default()), |row| row.text(3))
+                };
+                let plan = place.retention.store.read(plan).await.unwrap();
+                let steps = plan.iter().filter(|step| step.starts_with("SEARCH") || step.starts_with("SCAN"));
+                assert!(steps.clone().all(|step| step.starts_with("SEARCH")), "{}: {plan:?}", kind.name);
+                assert!(steps.clone().next().is_some_and(|step| step.contains(begins)), "{}: {plan:?}", kind.name);
+                assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{}: {plan:?}", kind.name);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_become_current_again_since_it_was_found_stays() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        let (now, kept) =
+            (Timestamp::from_micros(1000 * DAY), Kept { time: Duration::from_hours(240), of: Whose::All });
+        let due = move |tx: &Tx<'_>| {
+            let found = HISTORY.find(tx, now, &kept, &Key::default())?;
+            assert_eq!(found.len(), 2, "the first version of each link's record");
+            assert!(HISTORY.find(tx, now, &kept, &found[1])?.is_empty());
+            tx.execute("UPDATE records SET version = 1 WHERE link_id = 'short'", args![])?;
+            found.iter().map(|key| HISTORY.is_due(tx, now, &kept, key)).collect::<Result<Vec<_>, _>>()
+        };
+        assert_eq!(place.retention.store.write(due).await.unwrap(), [false, true]);
+    }
+
+    #[tokio::test]
+    async fn more_goes_than_fits_one_transaction() {
+        let place = Place::new(config::Retention { webhooks: days(10), ..FOREVER }).await;
+        let add = |tx: &Tx<'_>| {
+            (0..2 * AT_ONCE).try_for_each(|_| {
+                let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (0, 'noted', $1)";
+                tx.execute(sql, args![[1_u8].as_slice()]).map(drop)
+            })
+        };
+        place.retention.store.write(add).await.unwrap();
+        assert_eq!(place.on_day(11).await[4], 1, "the one in the quarantine");
     }
 
     #[tokio::test]

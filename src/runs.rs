@@ -431,16 +431,16 @@ pub fn get(tx: &Tx<'_>, id: &str) -> Result<Option<Run>, Error> {
     tx.one(&format!("SELECT * FROM ({ALL}) AS every WHERE id = $1"), args![id], read)
 }
 
-/// The last run of the job called `name` that was not passed over.
+/// The last run of the job called `name` that was not passed over, begun by `until`.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn last_of_job(tx: &Tx<'_>, name: &str) -> Result<Option<Run>, Error> {
+pub fn last_of_job(tx: &Tx<'_>, name: &str, until: Timestamp) -> Result<Option<Run>, Error> {
     let sql = format!(
         "SELECT * FROM ({ALL}) AS every WHERE kind = 'job' AND name = $1 AND coalesce(outcome, '') <> 'skipped' \
-         ORDER BY started_at DESC, id DESC LIMIT 1"
+         AND started_at <= $2 ORDER BY started_at DESC, id DESC LIMIT 1"
     );
-    tx.one(&sql, args![name], read)
+    tx.one(&sql, args![name, until], read)
 }
 
 fn read(row: &Row<'_>) -> Result<Run, Error> {
@@ -586,7 +586,10 @@ mod tests {
                 pages.push(page.into_iter().map(|run| run.id).collect::<Vec<_>>());
                 after = next;
                 if after.is_none() {
-                    return Ok::<_, Error>((pages, last_of_job(tx, "daily")?.unwrap().id));
+                    return Ok::<_, Error>((
+                        pages,
+                        last_of_job(tx, "daily", Timestamp::from_micros(i64::MAX))?.unwrap().id,
+                    ));
                 }
             }
         };

@@ -1,10 +1,16 @@
 //! The jobs of `jobs/*.toml` and the clock: what is to be done when nobody asks.
 //!
-//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* marks in the queue, for the action `fetch`, and
-//! calls of [`Actions`] for the others. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
+//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* calls of these; and the marks in the queue that
+//! the action `fetch` comes to. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
 //! clock steps, because each is claimed in the state before it runs; that a job that was due while nothing ran runs once,
 //! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
 //! done.
+//!
+//! Slots on record that lie days ahead come from a clock that was ahead then, or the clock is back now; nobody can tell which.
+//! They stay on record and are left out of what the job goes by until all of them have passed: then they count again, so that
+//! whatever ran before a clock was wrongly set back runs no second time when it is right again. Where time comes to them slot
+//! by slot, as after a clock that was ahead, each but the last is claimed anew and runs, so that no job stands still for as
+//! long as the clock was ahead.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,6 +24,7 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
+use crate::links::freshness;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
 use crate::runs::Failed;
@@ -34,8 +41,8 @@ const LATE: Duration = Duration::from_mins(1);
 /// The longest sleep: the wall clock may be set while it lasts.
 const NAP: Duration = Duration::from_secs(10);
 
-/// A slot that the state has run, further ahead than this, comes from a clock that was wrong.
-const AHEAD: Duration = Duration::from_hours(25);
+/// A slot on record that is further ahead than this is there because a clock was wrong, or is.
+pub(crate) const AHEAD: Duration = Duration::from_hours(25);
 
 /// How long runs stay on record.
 const KEEP: Duration = Duration::from_hours(90 * 24);
@@ -43,7 +50,7 @@ const KEEP: Duration = Duration::from_hours(90 * 24);
 /// Marks in one transaction, so that webhooks between two of them are not kept waiting.
 const MARKS_AT_ONCE: usize = 500;
 
-/// What the daemon does for a job; everything but [`Action::Fetch`], which is a matter of the queue alone.
+/// What the daemon does for a job.
 pub trait Actions: Send + Sync + 'static {
     /// Does the job's action once and gives how many things it touched. Dropped when the daemon ends.
     fn run(&self, job: &Job) -> impl Future<Output = Result<u64, Failed>> + Send;
@@ -104,14 +111,13 @@ pub async fn run(
     asked: Asked,
     times: Times,
     store: Store,
-    queue: Queue,
     clock: Clock,
     actions: Arc<impl Actions>,
     shutdown: CancellationToken,
 ) {
     let mut watches = JoinSet::new();
     for (job, asked) in asked.0 {
-        let watch = Watch { job: Arc::new(job), store: store.clone(), queue: queue.clone(), clock: clock.clone() };
+        let watch = Watch { job: Arc::new(job), store: store.clone(), clock: clock.clone() };
         watches.spawn(watch.run(times, asked, Arc::clone(&actions), shutdown.clone()));
     }
     watches.join_all().await;
@@ -121,7 +127,6 @@ pub async fn run(
 struct Watch {
     job: Arc<Job>,
     store: Store,
-    queue: Queue,
     clock: Clock,
 }
 
@@ -194,39 +199,42 @@ impl Watch {
         Ok(Duration::ZERO)
     }
 
-    /// The last slot that ran or was passed over; `None` when the job is new, or all its slots come from a clock that was
-    /// far ahead.
+    /// The last slot that ran or was passed over; `None` when the job is new, or all its slots lie days ahead.
     async fn last_slot(&self, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
         let name = self.job.name.clone();
-        let last = self.store.read(move |tx| last_slot_of(tx, &name)).await?;
+        let last = self.store.read(move |tx| last_slot_of(tx, &name, now)).await?;
         if last.is_none_or(|last| last <= now + AHEAD) {
             return Ok(last);
         }
         let name = self.job.name.clone();
-        let forget = move |tx: &Tx<'_>| {
-            // Left on record, it would stop the job once its time is near.
-            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at > $2", args![&name, now + AHEAD])?;
-            last_slot_of(tx, &name)
+        let leave_out = move |tx: &Tx<'_>| {
+            let first = "SELECT min(slot_at) FROM job_runs WHERE job = $1 AND slot_at > $2";
+            if let Some(first) = tx.one(first, args![&name, now + AHEAD], |row| row.opt_at(0))?.flatten() {
+                tx.set_meta(&ahead(&name), &first.as_micros().to_string())?;
+            }
+            last_slot_of(tx, &name, now)
         };
-        self.store.write(forget).await
+        self.store.write(leave_out).await
     }
 
-    /// True when the slot is this run's: nobody ran it before.
+    /// True when the slot is this run's: nobody ran it before, but for a clock that was ahead.
     async fn claim(&self, slot: Timestamp, reason: &'static str) -> Result<bool, store::Error> {
         let (name, now) = (self.job.name.clone(), self.clock.now());
         let claim = move |tx: &Tx<'_>| {
-            tx.execute(
-                "INSERT INTO job_runs (job, slot_at, started_at, reason) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-                args![&name, slot, now, reason],
-            )
+            let left_out = left_out_from(tx, &name, now)?.unwrap_or(Timestamp::from_micros(i64::MAX));
+            let claimed = tx.execute(
+                "INSERT INTO job_runs (job, slot_at, started_at, reason) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (job, slot_at) DO UPDATE SET started_at = excluded.started_at, reason = excluded.reason, \
+                 finished_at = NULL, outcome = NULL, item_count = NULL WHERE job_runs.slot_at >= $5",
+                args![&name, slot, now, reason, left_out],
+            )?;
+            count_up_to(tx, &name, slot)?;
+            Ok(claimed == 1)
         };
-        Ok(self.store.write(claim).await? == 1)
+        self.store.write(claim).await
     }
 
     async fn act(&self, actions: Arc<impl Actions>) -> Result<u64, Failed> {
-        if self.job.action == Action::Fetch {
-            return Ok(mark_stale(&self.job.scope, &self.store, &self.queue, self.clock.now()).await?);
-        }
         let job = Arc::clone(&self.job);
         // A task of its own, so that a panic ends this run and not the schedule.
         let mut run = JoinSet::new();
@@ -269,6 +277,7 @@ impl Watch {
                      VALUES ($1, $2, $3, $3, 'schedule', 'skipped') ON CONFLICT DO NOTHING",
                     args![&name, passed, now],
                 )?;
+                count_up_to(tx, &name, passed)?;
             }
             tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, now - KEEP])?;
             Ok(())
@@ -282,20 +291,45 @@ impl Watch {
     }
 }
 
-fn last_slot_of(tx: &Tx<'_>, job: &str) -> Result<Option<Timestamp>, store::Error> {
-    let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1";
-    Ok(tx.one(sql, args![job], |row| row.opt_at(0))?.flatten())
+/// The last slot of the job that counts.
+fn last_slot_of(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
+    let left_out = left_out_from(tx, job, now)?.unwrap_or(Timestamp::from_micros(i64::MAX));
+    let sql = "SELECT max(slot_at) FROM job_runs WHERE job = $1 AND slot_at < $2";
+    Ok(tx.one(sql, args![job, left_out], |row| row.opt_at(0))?.flatten())
+}
+
+/// Name in `meta` of the first of the job's slots that are left out because they lie ahead.
+fn ahead(job: &str) -> String {
+    format!("job ahead {job}")
+}
+
+/// From which slot on those of the job are left out; `None` when all count, because all have passed.
+fn left_out_from(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<Option<Timestamp>, store::Error> {
+    let Some(first) = tx.meta(&ahead(job))? else { return Ok(None) };
+    let first = first.parse().map_err(|_| store::Error::Unreadable("from when on a job's slots lie ahead"))?;
+    let is_ahead = "SELECT 1 FROM job_runs WHERE job = $1 AND slot_at > $2 LIMIT 1";
+    Ok(tx.one(is_ahead, args![job, now], |_| Ok(()))?.map(|()| Timestamp::from_micros(first)))
+}
+
+/// The job has come to `slot`: that counts, and whatever was left out before it.
+fn count_up_to(tx: &Tx<'_>, job: &str, slot: Timestamp) -> Result<(), store::Error> {
+    let sql = "UPDATE meta SET value = CAST($2 AS TEXT) WHERE name = $1 AND CAST(value AS BIGINT) <= $2";
+    tx.execute(sql, args![&ahead(job), slot.as_micros() + 1]).map(drop)
 }
 
 /// Notes since when the job is known: what was due before is not caught up, and what is due later is.
 fn note_first_start(tx: &Tx<'_>, job: &str, now: Timestamp) -> Result<(), store::Error> {
     let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
          VALUES ($1, $2, $2, $2, 'first-start', 'noted') ON CONFLICT DO NOTHING";
-    tx.execute(sql, args![job, now]).map(drop)
+    tx.execute(sql, args![job, now])?;
+    count_up_to(tx, job, now)
 }
 
 /// Marks what the scope names and nobody waits for yet, and gives how many refreshes that are.
-async fn mark_stale(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) -> Result<u64, store::Error> {
+///
+/// # Errors
+/// [`store::Error`]; what was marked until then stays marked.
+pub async fn fetch(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) -> Result<u64, store::Error> {
     let mut marked = 0;
     for &resource in &scope.resources {
         let mut after = String::new();
@@ -326,17 +360,17 @@ async fn find_stale(
 ) -> Result<Vec<LinkId>, store::Error> {
     let before = now - scope.older_than;
     let access_mode = scope.access_mode.clone();
-    let read_by_belvo = format!("%\"{}\"%", resource.webhook_type);
-    let sql = "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
+    let (is_read, is_late) = (freshness::is_read(resource), freshness::is_late("$3"));
+    let sql = format!(
+        "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
          WHERE l.link_id > $4 AND (CAST($2 AS TEXT) IS NULL OR l.access_mode = $2) AND l.paused_reason IS NULL \
-         AND (l.fetch_resources IS NULL OR l.fetch_resources LIKE $5 OR f.last_collected_at IS NOT NULL) \
-         AND (f.link_id IS NULL OR (f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
-         AND (f.last_fetched_at IS NULL OR f.last_fetched_at <= $3))) \
-         ORDER BY l.link_id LIMIT $6";
+         AND {is_read} AND {is_late} AND f.blocked_reason IS NULL AND f.due_at IS NULL AND f.lease IS NULL \
+         ORDER BY l.link_id LIMIT $5"
+    );
     let find = move |tx: &Tx<'_>| {
         let mode = access_mode.as_deref();
-        let args = args![resource.name, mode, before, &*after, &*read_by_belvo, MARKS_AT_ONCE];
-        tx.all(sql, args, |row| row.link_id(0))
+        let args = args![resource.name, mode, before, &*after, MARKS_AT_ONCE];
+        tx.all(&sql, args, |row| row.link_id(0))
     };
     store.read(find).await
 }
@@ -362,6 +396,7 @@ mod tests {
         /// How long each run takes.
         minutes: AtomicU64,
         hand: Hand,
+        store: Store,
     }
 
     impl Actions for Ran {
@@ -369,6 +404,10 @@ mod tests {
             *self.times.lock().unwrap() += 1;
             self.hand.pass(Duration::from_mins(self.minutes.load(Ordering::Relaxed)));
             assert_ne!(job.name, "panics", "as told");
+            if job.action == Action::Fetch {
+                let queue = Queue::open(self.store.clone(), self.hand.clock()).await?;
+                return Ok(fetch(&job.scope, &self.store, &queue, self.hand.now()).await?);
+            }
             Ok(3)
         }
     }
@@ -376,9 +415,10 @@ mod tests {
     impl World {
         fn at(time: &str) -> Self {
             let hand = Hand::at(Timestamp::parse(time).unwrap());
-            let ran = Arc::new(Ran { times: Mutex::default(), minutes: AtomicU64::new(0), hand: hand.clone() });
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let (minutes, times) = (AtomicU64::new(0), Mutex::default());
+            let ran = Arc::new(Ran { times, minutes, hand: hand.clone(), store: store.clone() });
             Self { _folder: folder, store, hand, ran }
         }
 
@@ -389,8 +429,7 @@ mod tests {
         /// Starts, does everything that is due, and ends; gives how often the action ran in all since the beginning.
         async fn runs(&self, job: &Job) -> u32 {
             let clock = self.hand.clock();
-            let queue = Queue::open(self.store.clone(), clock.clone()).await.unwrap();
-            let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), queue, clock };
+            let watch = Watch { job: Arc::new(job.clone()), store: self.store.clone(), clock };
             watch.begin().await.unwrap();
             while watch.step(&self.ran, &CancellationToken::new()).await.unwrap().is_zero() {}
             *self.ran.times.lock().unwrap()
@@ -467,6 +506,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_clock_that_was_wrongly_back_repeats_nothing_once_it_is_right_and_loses_no_history() {
+        let world = World::at("2026-03-02T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        world.clock_says("2026-03-02T13:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2025-01-01T10:30:00Z");
+        assert_eq!(world.runs(&hourly).await, 1);
+        world.clock_says("2025-01-01T11:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 2, "it does not stand still meanwhile");
+        world.clock_says("2026-03-02T13:20:00Z");
+        assert_eq!(world.runs(&hourly).await, 2, "the slot of 13:00 ran already");
+        world.clock_says("2026-03-02T14:00:00Z");
+        assert_eq!(world.runs(&hourly).await, 3);
+        let slots = ["first-start noted", "schedule done", "schedule done"];
+        assert_eq!(world.reasons("hourly"), slots, "those of a year ago are too old to stay");
+    }
+
+    #[tokio::test]
+    async fn slots_that_a_clock_ahead_has_claimed_run_when_time_comes_to_them() {
+        let world = World::at("2026-03-12T12:30:00Z");
+        let hourly = job("hourly", "0 * * * *", "publish");
+        world.runs(&hourly).await;
+        for (time, runs) in [
+            ("2026-03-12T13:00:00Z", 1),
+            ("2026-03-12T14:00:00Z", 2),
+            ("2026-03-12T15:00:00Z", 3),
+            // Now it is right.
+            ("2026-03-02T12:30:00Z", 3),
+            ("2026-03-02T13:00:00Z", 4),
+            ("2026-03-12T12:00:00Z", 5),
+            ("2026-03-12T13:00:00Z", 6),
+            ("2026-03-12T13:10:00Z", 6),
+            ("2026-03-12T14:00:00Z", 7),
+            // The last of them does not run again.
+            ("2026-03-12T15:00:00Z", 7),
+            ("2026-03-12T16:00:00Z", 8),
+        ] {
+            world.clock_says(time);
+            assert_eq!(world.runs(&hourly).await, runs, "{time}");
+        }
+    }
+
+    #[tokio::test]
     async fn slots_that_pass_during_a_run_are_passed_over() {
         let world = World::at("2026-03-02T12:01:00Z");
         let quarterly = job("quarterly", "*/15 * * * *", "publish");
@@ -506,8 +589,7 @@ mod tests {
         world.clock_says("2026-03-02T13:00:00Z");
         // Fired, and then nothing more: kill -9.
         let clock = Clock::from_fn(|| Timestamp::parse("2026-03-02T13:00:00Z").unwrap());
-        let queue = Queue::open(world.store.clone(), clock.clone()).await.unwrap();
-        let watch = Watch { job: Arc::new(hourly.clone()), store: world.store.clone(), queue, clock };
+        let watch = Watch { job: Arc::new(hourly.clone()), store: world.store.clone(), clock };
         assert!(watch.claim(Timestamp::parse("2026-03-02T13:00:00Z").unwrap(), "schedule").await.unwrap());
         world.clock_says("2026-03-02T13:05:00Z");
         assert_eq!(world.runs(&hourly).await, 0);

@@ -20,9 +20,8 @@ use crate::belvo::{self, Client, Failure, LinkId};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::deadlines::{self, Deadlines};
-use crate::links;
+use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
-use crate::resources::{self, Resource};
 use crate::store::{self, Store, Tx, args};
 use crate::tombstones;
 
@@ -204,7 +203,7 @@ impl Widgets {
                     links::note_wish(tx, &link.id, now)?;
                     let name = "UPDATE links SET external_id = $2 WHERE link_id = $1";
                     tx.execute(name, args![&link.id, &session.external_id])?;
-                    for resource in fetched(link.fetch_resources.as_deref()) {
+                    for resource in freshness::read(link.fetch_resources.as_deref()) {
                         queue::mark(tx, &link.id, resource, Trigger::Operator, now)?;
                         marked += 1;
                     }
@@ -226,7 +225,11 @@ impl Deadlines for Widgets {
     async fn follow_up(&self) -> Result<usize, store::Error> {
         let mut marked = 0;
         let now = self.clock.now();
-        for session in self.store.write(move |tx| due_sessions(tx, now)).await? {
+        let due = move |tx: &Tx<'_>| {
+            forget_sessions(tx, now)?;
+            due_sessions(tx, now)
+        };
+        for session in self.store.write(due).await? {
             marked += self.look_up(session).await?;
         }
         loop {
@@ -272,7 +275,6 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
             )?;
         }
     }
-    tx.execute("DELETE FROM widget_sessions WHERE due_at IS NULL AND asked_at < $1", args![at - KEEP])?;
     let access_mode = plan.link.is_none().then_some(plan.access_mode);
     let session = tx.one(
         "INSERT INTO widget_sessions (external_id, access_mode, link_id, asked_at) VALUES ($1, $2, $3, $4) RETURNING session",
@@ -363,6 +365,17 @@ pub fn waiting_count(tx: &Tx<'_>, now: Timestamp) -> Result<u64, store::Error> {
 const HEARD: &str = "EXISTS (SELECT 1 FROM links l WHERE l.last_webhook_at >= s.asked_at \
                      AND (l.link_id = s.link_id OR (s.link_id IS NULL AND l.external_id = s.external_id)))";
 
+/// Forgets sessions for which nobody waits any more, of the oldest [`CHUNK`]: whoever asks for a token does not wait until
+/// all of them are looked at, and no look takes longer the more there are.
+fn forget_sessions(tx: &Tx<'_>, now: Timestamp) -> Result<usize, store::Error> {
+    tx.execute(
+        "DELETE FROM widget_sessions WHERE session IN (SELECT session FROM \
+         (SELECT session, due_at, asked_at FROM widget_sessions ORDER BY session LIMIT $2) AS oldest \
+         WHERE due_at IS NULL AND asked_at < $1)",
+        args![now - KEEP, CHUNK],
+    )
+}
+
 /// A session of which nothing was heard in time.
 struct Due {
     session: i64,
@@ -433,7 +446,7 @@ fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), stor
             continue;
         }
         let names: Option<Vec<String>> = fetch_resources.as_deref().and_then(|json| serde_json::from_str(json).ok());
-        for resource in fetched(names.as_deref()) {
+        for resource in freshness::read(names.as_deref()) {
             let known = "SELECT 1 FROM refreshes WHERE link_id = $1 AND resource = $2";
             if tx.one(known, args![link_id, resource.name], |_| Ok(()))?.is_none() {
                 queue::mark(tx, link_id, resource, Trigger::Schedule, now)?;
@@ -463,19 +476,13 @@ pub fn forget(tx: &Tx<'_>, link: &str) -> Result<(), store::Error> {
     tx.execute(sql, args![WAITED_FOR, link]).map(drop)
 }
 
-/// The resources that Belvo fetches by itself when a link's `fetch_resources` are `names`; all when nobody knows.
-fn fetched(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> {
-    resources::ALL
-        .into_iter()
-        .filter(move |resource| names.is_none_or(|names| names.iter().any(|name| name == resource.webhook_type)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::rules::tests::{request, settings};
     use super::*;
     use crate::belvo::scripted::{self, Script};
     use crate::clock::Hand;
+    use crate::resources;
     use crate::tombstones::Kind;
 
     const ID: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
@@ -592,6 +599,27 @@ mod tests {
         let rows = place.widgets.store.read(|tx| tx.one(rows, args![], |row| Ok((row.int(0)?, row.int(1)?)))).await;
         assert_eq!(rows.unwrap(), Some((1, 0)));
         assert!(!place.waiting("user-1").await);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_nobody_waits_for_stays_on_record_for_ninety_days() {
+        let script = belvo("").await;
+        let place = Place::new(&script).await;
+        let count = async || {
+            let sessions = |tx: &Tx<'_>| tx.count("SELECT count(*) FROM widget_sessions", args![]);
+            place.widgets.store.read(sessions).await.unwrap()
+        };
+        place.widgets.create(request("user-1")).await.unwrap();
+        place.pass(Duration::from_hours(1));
+        place.widgets.follow_up().await.unwrap();
+        place.pass(KEEP.saturating_sub(Duration::from_hours(1)));
+        place.widgets.follow_up().await.unwrap();
+        assert_eq!(count().await, 1);
+        place.pass(Duration::from_secs(1));
+        place.widgets.create(request("user-2")).await.unwrap();
+        assert_eq!(count().await, 2, "whoever asks for a token does not see to it");
+        place.widgets.follow_up().await.unwrap();
+        assert_eq!(count().await, 1);
     }
 
     #[tokio::test]

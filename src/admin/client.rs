@@ -292,7 +292,7 @@ fn request(order: &Order) -> (String, Option<Value>) {
         }
         Order::Freeze(frozen::Wish { decision_id, link_id, as_of, mode }) => {
             let body = json!({
-                "decision_id": decision_id, "link_id": link_id, "as_of_date": as_of.to_string(), "mode": mode.name(),
+                "decision_id": decision_id, "link_id": link_id.as_str(), "as_of_date": as_of.to_string(), "mode": mode.name(),
             });
             ("/v1/features/freeze".to_owned(), Some(body))
         }

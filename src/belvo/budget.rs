@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Moment};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 
@@ -103,9 +103,10 @@ impl Budget {
         let now = Instant::now();
         let ledger = match ledger {
             Some(path) => {
-                let (ledger, left) = Ledger::open(path, window.limit, per, LONGEST_PAUSE, clock.now())?;
+                let (ledger, left) = Ledger::open(path, window.limit, per, LONGEST_PAUSE, Moment::now(&clock))?;
                 window.restore(&left.slots, now);
                 window.pause(now + left.pause);
+                window.slow_until = (!left.slow.is_zero()).then(|| now + left.slow);
                 Some(ledger)
             }
             None => None,
@@ -162,14 +163,20 @@ impl Budget {
         if window.pause(Instant::now() + length)
             && let Some(ledger) = &self.0.ledger
         {
-            ledger.paused(self.0.clock.now() + length);
+            ledger.paused(Moment::now(&self.0.clock).after(length));
         }
     }
 
     /// Halves the budget for `length`, for a server that has been hit too hard.
     pub fn slow_down(&self, length: Duration) {
         let mut window = self.0.lock();
-        window.slow_until = window.slow_until.max(Some(Instant::now() + length));
+        let until = Some(Instant::now() + length);
+        if window.slow_until < until {
+            window.slow_until = until;
+            if let Some(ledger) = &self.0.ledger {
+                ledger.slowed(Moment::now(&self.0.clock).after(length));
+            }
+        }
     }
 
     /// Until when no call leaves; `None` when calls may leave.
@@ -247,7 +254,7 @@ impl Drop for Permit {
         }
         if let Some(ledger) = &self.budget.ledger {
             if self.is_used {
-                ledger.answered(self.slot, self.budget.clock.now());
+                ledger.answered(self.slot, Moment::now(&self.budget.clock));
             } else {
                 ledger.given_back(self.slot);
             }
@@ -932,7 +939,10 @@ mod tests {
         }
         assert!(restarted.elapsed() >= Duration::from_millis(400), "the killed process's call may have arrived last");
         budget.pause(Duration::from_secs(5));
-        assert!(open().paused_until().is_some(), "nor is a pause forgotten");
+        budget.slow_down(Duration::from_secs(50));
+        let restarted = open();
+        assert!(restarted.paused_until().is_some(), "nor is a pause forgotten");
+        assert!(restarted.0.lock().slow_until.is_some(), "nor that half of the budget is to be used");
     }
 
     #[tokio::test]

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
 
 pub mod budget;
 mod client;
@@ -84,6 +87,15 @@ impl fmt::Debug for LinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A time of Belvo's may be so far ahead of ours, and generously so: a simulated Belvo runs months ahead. What is further
+/// ahead is a slip, such as 2062 for 2026, and believed it would make every answer of the decades until then an older one.
+pub const FARTHEST_AHEAD: Duration = Duration::from_hours(10 * 366 * 24);
+
+/// When Belvo collected something, as far as that can be true of what was fetched at `fetched_at`.
+pub fn credible(collected_at: Option<Timestamp>, fetched_at: Timestamp) -> Option<Timestamp> {
+    collected_at.filter(|collected_at| *collected_at <= fetched_at + FARTHEST_AHEAD)
 }
 
 /// The text is not a UUID, so it names no link.

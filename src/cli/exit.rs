@@ -86,6 +86,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(|failed: &publish::Unpublished| failed.code));
     let code = code.or_else(|| cause.downcast_ref().map(erase::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(subject::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(backup::Error::code));
@@ -121,9 +122,11 @@ mod tests {
             Exit::of(&refresh::Error::from(Failure::own("api_auth", "/api/owners/")).into()),
             Exit::of(&Failure::own("rate_limited", "/api/links/").into()),
             Exit::of(&Failure::own("unreachable", "/api/links/").into()),
+            Exit::of(&publish::Unpublished { code: "lake_not_writable", message: String::new() }.into()),
             Exit::of(&anyhow!("something else")),
         ];
-        let expected = [Exit::State, Exit::Config, Exit::Credentials, Exit::RateLimited, Exit::Down, Exit::Failed];
+        let expected =
+            [Exit::State, Exit::Config, Exit::Credentials, Exit::RateLimited, Exit::Down, Exit::Config, Exit::Failed];
         assert_eq!(exits, expected);
     }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::table::Table;
 use super::{Exit, Global, ordered, streams};
+use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::database;
@@ -72,7 +73,7 @@ pub struct Freeze {
     pub decision_id: String,
     /// The link
     #[arg(long, value_name = "ID")]
-    pub link: String,
+    pub link: LinkId,
     /// The date, YYYY-MM-DD
     #[arg(long, value_name = "DATE")]
     pub as_of: NaiveDate,
@@ -323,7 +324,7 @@ fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exi
     let out = &mut streams::out();
     if global.json {
         let document = json!({
-            "decision_id": decision_id, "link_id": link_id, "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "row": row,
+            "decision_id": decision_id, "link_id": link_id.as_str(), "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "row": row,
         });
         writeln!(out, "{document:#}")?;
     } else {

@@ -16,7 +16,7 @@ pub struct Wish {
     /// The operator's id of the decision.
     pub decision_id: String,
     /// The link.
-    pub link_id: String,
+    pub link_id: LinkId,
     /// The date of the row.
     pub as_of: NaiveDate,
     /// Its mode.
@@ -29,7 +29,7 @@ pub struct Frozen {
     /// The operator's id of the decision.
     pub decision_id: String,
     /// The link.
-    pub link_id: String,
+    pub link_id: LinkId,
     /// The date of the row.
     pub as_of: NaiveDate,
     /// Its mode.
@@ -59,19 +59,17 @@ pub async fn keep(store: &Store, frozen: Frozen) -> Result<Kept, store::Error> {
     store
         .write(move |tx| {
             // The row may come from a snapshot that still shows whom an erasure has just removed here.
-            if let Ok(link_id) = frozen.link_id.parse::<LinkId>()
-                && tombstones::is_erased(tx, &link_id)?
-            {
+            if tombstones::is_erased(tx, &frozen.link_id)? {
                 return Ok(Kept::Erased);
             }
             let Frozen { decision_id, link_id, as_of, mode, frozen_at, row } = &frozen;
             let (date, body) = (as_of.to_string(), Value::Object(row.clone()).to_string());
             // Under the link's key, as every answer that it was computed from.
-            let body = FrozenPlace { link_id, decision_id }.seal(tx, body.as_bytes())?;
+            let body = FrozenPlace { link_id: link_id.as_str(), decision_id }.seal(tx, body.as_bytes())?;
             let added = tx.execute(
                 "INSERT INTO frozen_features (decision_id, link_id, as_of_date, pit_mode, frozen_at, body) \
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (decision_id) DO NOTHING",
-                args![decision_id.as_str(), link_id.as_str(), date.as_str(), mode.name(), *frozen_at, &*body],
+                args![decision_id.as_str(), link_id, date.as_str(), mode.name(), *frozen_at, &*body],
             )?;
             Ok(if added == 1 { Kept::Now } else { Kept::HasOne })
         })
@@ -92,7 +90,7 @@ pub fn of(tx: &Tx<'_>, decision_id: &str) -> Result<Option<Frozen>, store::Error
             let body = place.open(tx, row.bytes(5)?)?;
             Ok(Frozen {
                 decision_id: row.text(0)?,
-                link_id: row.text(1)?,
+                link_id: row.link_id(1)?,
                 as_of: row.str(2)?.parse().map_err(|_| store::Error::Unreadable(WHAT))?,
                 mode: Mode::by_name(row.str(3)?)?,
                 frozen_at: row.at(4)?,
@@ -114,7 +112,7 @@ mod tests {
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let frozen = |income: &str| Frozen {
             decision_id: "d-1".into(),
-            link_id: LINK.into(),
+            link_id: LINK.parse().unwrap(),
             as_of: NaiveDate::from_ymd_opt(2026, 6, 15).unwrap(),
             mode: Mode::Strict,
             frozen_at: Timestamp::from_micros(7),

@@ -207,8 +207,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use crate::clock::Timestamp;
-    use crate::records::bench::{Bench, job, paid};
+    use crate::records::bench::{Bench, job, minute, paid};
 
     #[tokio::test]
     async fn the_same_older_answer_twice_agrees_with_nothing() {
@@ -455,9 +454,5 @@ mod tests {
         bench.list(0, &[stays.clone(), goes]).await;
         assert_eq!(bench.list(10, std::slice::from_ref(&stays)).await.confirm_at.map(minute), Some(70));
         assert_eq!(bench.list(70, &[stays]).await.gone, 1);
-    }
-
-    fn minute(at: Timestamp) -> i64 {
-        at.as_micros() / 60_000_000
     }
 }

@@ -10,6 +10,13 @@ use crate::store::Store;
 
 pub(super) const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 const CONFIRM_AFTER: Duration = Duration::from_hours(1);
+/// Minute 0: midnight of the day on which Belvo collects every [`job`].
+const START: i64 = 1_767_225_600 * 1_000_000;
+
+/// The minute of an instant.
+pub(super) fn minute(at: Timestamp) -> i64 {
+    (at.as_micros() - START) / 60_000_000
+}
 
 /// A state, and the refresh of one link's jobs in it.
 pub(super) struct Bench {
@@ -31,7 +38,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let link_id: LinkId = LINK.parse().unwrap();
-        let now = Timestamp::from_micros(0);
+        let now = Timestamp::from_micros(START);
         store.write(move |tx| queue::mark(tx, &link_id, &employments::RESOURCE, Trigger::Webhook, now)).await.unwrap();
         Self { store, confirm_after, _folder: folder }
     }
@@ -43,7 +50,7 @@ impl Bench {
 
     /// A list at `minutes`, of which a webhook counted this many jobs, if one told of it.
     pub(super) async fn list_counting(&self, minutes: i64, jobs: &[String], webhook_count: Option<i64>) -> Kept {
-        let at = Timestamp::from_micros(minutes * 60_000_000);
+        let at = Timestamp::from_micros(START + minutes * 60_000_000);
         let link_id: LinkId = LINK.parse().unwrap();
         let records = jobs.iter().map(|job| Record::read(&employments::RESOURCE, &link_id, job).unwrap()).collect();
         let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
@@ -89,7 +96,7 @@ impl Bench {
     pub(super) async fn versions(&self) -> Vec<(i64, bool)> {
         let read = |tx: &Tx<'_>| {
             tx.all("SELECT known_from, body FROM record_versions ORDER BY version", args![], |row| {
-                Ok((row.int(0)? / 60_000_000, unpack(row.bytes(1)?)?.is_empty()))
+                Ok((minute(row.at(0)?), unpack(row.bytes(1)?)?.is_empty()))
             })
         };
         self.store.read(read).await.unwrap()
@@ -99,7 +106,7 @@ impl Bench {
     pub(super) async fn lists_of_late_versions(&self) -> Vec<(i64, bool)> {
         let sql = "SELECT fetched_at, body FROM record_versions WHERE is_late = 1 ORDER BY version";
         let read =
-            |tx: &Tx<'_>| tx.all(sql, args![], |row| Ok((row.int(0)? / 60_000_000, unpack(row.bytes(1)?)?.is_empty())));
+            |tx: &Tx<'_>| tx.all(sql, args![], |row| Ok((minute(row.at(0)?), unpack(row.bytes(1)?)?.is_empty())));
         self.store.read(read).await.unwrap()
     }
 
@@ -113,8 +120,8 @@ impl Bench {
     }
 
     pub(super) async fn due(&self) -> Option<i64> {
-        let read = |tx: &Tx<'_>| tx.one("SELECT due_at / 60000000 FROM refreshes", args![], |row| row.opt_int(0));
-        self.store.read(read).await.unwrap().flatten()
+        let read = |tx: &Tx<'_>| tx.one("SELECT due_at FROM refreshes", args![], |row| row.opt_at(0));
+        self.store.read(read).await.unwrap().flatten().map(minute)
     }
 }
 

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::versions::Held;
 use super::{Of, Record};
 use crate::belvo::LinkId;
+use crate::clock::Timestamp;
 use crate::resources::Resource;
 use crate::sensitive::hex;
 use crate::store::{Error, args};
@@ -55,10 +56,13 @@ impl Of<'_> {
     }
 }
 
-/// The records, in the order of their content; of several with one id the newest.
-pub(super) fn without_repeats(records: &[Record]) -> Vec<&Record> {
+/// The records of a list that was fetched at `fetched_at`, in the order of their content; of several with one id the newest.
+pub(super) fn without_repeats(records: &[Record], fetched_at: Timestamp) -> Vec<&Record> {
     let mut sorted: Vec<&Record> = records.iter().collect();
-    sorted.sort_by(|a, b| (&a.id, b.collected_at, &a.content).cmp(&(&b.id, a.collected_at, &b.content)));
+    sorted.sort_by(|a, b| {
+        let newest_first = b.collected(fetched_at).cmp(&a.collected(fetched_at));
+        a.id.cmp(&b.id).then(newest_first).then_with(|| a.content.cmp(&b.content))
+    });
     sorted.dedup_by(|a, b| a.id == b.id);
     sorted.sort_by(|a, b| (&a.content, &a.id).cmp(&(&b.content, &b.id)));
     sorted
@@ -368,7 +372,7 @@ mod tests {
                 }
             }
             let listed: Vec<Record> = listed.into_iter().map(record).collect();
-            let records = without_repeats(&listed);
+            let records = without_repeats(&listed, at);
             let found = identify(&link_id, &employments::RESOURCE, &records, &known);
             prop_assert_eq!(&found, &identify_slowly(&link_id, &records, &known));
             prop_assert_eq!(found.iter().collect::<HashSet<_>>().len(), found.len());

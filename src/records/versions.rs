@@ -7,19 +7,24 @@
 use super::body::{pack, unpack};
 use super::content::{content, say_the_same};
 use super::{Compare, List, Loss, NO_ID, Of, Record};
+use crate::belvo::credible;
 use crate::clock::Timestamp;
 use crate::store::{Error, VersionPlace, args};
 
 impl Record {
     /// Whether the record is an older answer than what is held. What is gone is newer than every list that Belvo collected
     /// before the one that lacked it: a record that comes back may itself have been collected long ago.
-    pub(super) fn is_late(&self, held: &Held, listed: Option<Timestamp>) -> bool {
-        if held.is_gone() { is_older(listed, held.collected_at) } else { self.is_older_than(held) }
+    pub(super) fn is_late(&self, held: &Held, list: List) -> bool {
+        if held.is_gone() {
+            is_older(list.collected_at, held.collected())
+        } else {
+            self.is_older_than(held, list.fetched_at)
+        }
     }
 
-    /// Whether Belvo surely read the record before what is held.
-    pub(super) fn is_older_than(&self, held: &Held) -> bool {
-        is_older(self.collected_at, held.collected_at)
+    /// Whether Belvo surely read the record, which was fetched at `fetched_at`, before what is held.
+    pub(super) fn is_older_than(&self, held: &Held, fetched_at: Timestamp) -> bool {
+        is_older(self.collected(fetched_at), held.collected())
     }
 }
 
@@ -48,6 +53,24 @@ impl Held {
     pub(super) fn is_gone(&self) -> bool {
         self.hash == GONE
     }
+
+    /// When Belvo collected it, as far as that can be true.
+    pub(super) fn collected(&self) -> Option<Timestamp> {
+        credible(self.collected_at, self.seen_fetched_at)
+    }
+
+    /// What its last sighting told beside its content.
+    pub(super) fn facts(&self) -> Facts<'_> {
+        Facts { record_id: &self.record_id, created_at: self.created_at, collected_at: self.collected_at }
+    }
+}
+
+/// What Belvo may renew in a record although it says the same.
+#[derive(PartialEq, Eq)]
+pub(super) struct Facts<'s> {
+    pub(super) record_id: &'s str,
+    created_at: Option<Timestamp>,
+    collected_at: Option<Timestamp>,
 }
 
 /// The JSON of a record before and after it changed.
@@ -88,19 +111,25 @@ impl Sighting<'_> {
         self.insert_version(1, false, self.first_known(), &record.body)
     }
 
+    /// What is held of the record, beside its content, once it was seen again.
+    pub(super) fn facts<'f>(&'f self, held: &'f Held) -> Facts<'f> {
+        // An older answer with the same content does not take back what a newer one said; what was gone says nothing.
+        if !held.is_gone() && self.record.is_older_than(held, self.list.fetched_at) {
+            return held.facts();
+        }
+        // What a broken record does not tell stays as it was told.
+        let Record { id, created_at, collected_at, .. } = self.record;
+        Facts {
+            record_id: if id.starts_with(NO_ID) { &held.record_id } else { id },
+            created_at: created_at.or(held.created_at),
+            collected_at: collected_at.or(held.collected_at.filter(|_| !held.is_gone())),
+        }
+    }
+
     /// Keeps when the record was seen again, and under which id.
     pub(super) fn see_again(&self, held: &Held) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
-        // An older answer with the same content does not take back what a newer one said; what was gone says nothing.
-        let is_older = !held.is_gone() && record.is_older_than(held);
-        let (record_id, created_at, collected_at) = if is_older {
-            (&held.record_id, held.created_at, held.collected_at)
-        } else {
-            // What a broken record does not tell stays as it was told.
-            let id = if record.id.starts_with(NO_ID) { &held.record_id } else { &record.id };
-            let collected_at = record.collected_at.or(held.collected_at.filter(|_| !held.is_gone()));
-            (id, record.created_at.or(held.created_at), collected_at)
-        };
+        let Self { of: Of { tx, link_id, resource }, list, key, .. } = *self;
+        let Facts { record_id, created_at, collected_at } = self.facts(held);
         tx.execute(
             "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
              WHERE link_id = $1 AND resource = $2 AND record_key = $3",
@@ -165,7 +194,7 @@ impl Sighting<'_> {
     }
 
     fn first_known(&self) -> Timestamp {
-        self.record.collected_at.unwrap_or(self.list.fetched_at)
+        self.record.collected(self.list.fetched_at).unwrap_or(self.list.fetched_at)
     }
 
     fn latest_version(&self) -> Result<i64, Error> {

@@ -24,6 +24,9 @@ pub const OUTCOMES: [&str; Outcome::ALL.len()] = {
     names
 };
 
+/// What is shown of a body of which what is kept cannot be opened.
+const DAMAGED: &str = "(damaged, and cannot be opened)";
+
 /// Characters of a text that is shown at most.
 const LONGEST_SHOWN: usize = 64;
 
@@ -101,13 +104,26 @@ pub fn list(
 /// [`Error::Database`].
 pub fn show(tx: &Tx<'_>, seq: i64) -> Result<Option<(Entry, Value)>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE seq = $1");
-    tx.one(&sql, args![seq], |row| Ok((read(tx, row)?, redacted(&body(tx, row)?))))
+    let damaged = || Value::String(DAMAGED.to_owned());
+    tx.one(&sql, args![seq], |row| Ok((read(tx, row)?, body(tx, row)?.map_or_else(damaged, |body| redacted(&body)))))
 }
 
-/// The body of a row of [`COLUMNS`], as it came.
-pub(super) fn body<'r>(tx: &Tx<'_>, row: &'r Row<'_>) -> Result<Cow<'r, [u8]>, Error> {
+/// Whether there is a webhook number `seq`.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_there(tx: &Tx<'_>, seq: i64) -> Result<bool, Error> {
+    Ok(tx.one("SELECT 1 FROM webhooks WHERE seq = $1", args![seq], |_| Ok(()))?.is_some())
+}
+
+/// The body of a row of [`COLUMNS`], as it came; `None` when what is kept of it is damaged, which must hold up no other.
+pub(super) fn body<'r>(tx: &Tx<'_>, row: &'r Row<'_>) -> Result<Option<Cow<'r, [u8]>>, Error> {
     let link_id = row.opt_text(4)?;
-    WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? }.open(tx, row.bytes(8)?)
+    let place = WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? };
+    match place.open(tx, row.bytes(8)?) {
+        Err(Error::Unreadable(_)) => Ok(None),
+        body => body.map(Some),
+    }
 }
 
 fn read(tx: &Tx<'_>, row: &Row<'_>) -> Result<Entry, Error> {
@@ -117,7 +133,7 @@ fn read(tx: &Tx<'_>, row: &Row<'_>) -> Result<Entry, Error> {
         webhook_type: row.opt_text(2)?,
         webhook_code: row.opt_text(3)?,
         link_id: row.opt_text(4)?,
-        external_id: Event::read(&body(tx, row)?).and_then(|event| event.external_id),
+        external_id: body(tx, row)?.and_then(|body| Event::read(&body)?.external_id),
         outcome: row.text(5)?,
         reason: row.opt_text(6)?,
         replayed_at: row.opt_at(7)?.map(|at| at.to_string()),

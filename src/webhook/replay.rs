@@ -3,6 +3,8 @@
 //! *Takes* the number of a webhook, inside the caller's transaction. *Gives* what came of it. *Promises* that it goes through the
 //! same reading as a fresh one, stays one row, and takes back nothing that was learnt after it came. *Not here*: who asks.
 
+use std::borrow::Cow;
+
 use super::event::{Event, Subject};
 use super::follow_up::{Outcome, follow};
 use super::log::{self, COLUMNS};
@@ -29,8 +31,10 @@ pub enum Replayed {
 /// [`Error::Database`].
 pub fn replay(tx: &Tx<'_>, seq: i64, now: Timestamp) -> Result<Replayed, Error> {
     let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE seq = $1");
-    let stored = tx.one(&sql, args![seq], |row| Ok((row.at(1)?, log::body(tx, row)?.into_owned())))?;
+    let stored = tx.one(&sql, args![seq], |row| Ok((row.at(1)?, log::body(tx, row)?.map(Cow::into_owned))))?;
     let Some((received_at, body)) = stored else { return Ok(Replayed::Missing) };
+    // A damaged body says as little as one that is not understood, and must hold up no other.
+    let body = body.unwrap_or_default();
     let Some(event) = Event::read(&body) else {
         tx.execute("UPDATE webhooks SET replayed_at = $2 WHERE seq = $1", args![seq, now])?;
         return Ok(Replayed::StillQuarantined);
@@ -109,8 +113,9 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Readers;
-    use crate::webhook::log::{Filter, count_quarantined, list, quarantined};
+    use crate::config;
+    use crate::store::{Readers, Store};
+    use crate::webhook::log::{Filter, count_quarantined, list, quarantined, show};
 
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
@@ -119,9 +124,9 @@ mod tests {
     }
 
     /// A state with one quarantined webhook, of `body`, that came at second 100.
-    async fn quarantine(body: &str) -> (tempfile::TempDir, crate::store::Store) {
+    async fn quarantine(body: &str) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = crate::store::Store::open(&folder.path().join("state.db")).unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
         let body = body.as_bytes().to_vec();
         let insert = move |tx: &Tx<'_>| {
             let sql = "INSERT INTO webhooks (received_at, outcome, reason, body) VALUES ($1, 'quarantined', 'x', $2)";
@@ -135,6 +140,39 @@ mod tests {
         format!(
             r#"{{"webhook_type":"OWNERS","webhook_code":"{code}","link_id":"{LINK}","external_id":"us-1","data":{{"total_owners":0}}}}"#
         )
+    }
+
+    #[tokio::test]
+    async fn a_damaged_body_hides_no_other_webhook_and_keeps_none_from_being_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let key = Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".to_owned().into());
+        let store =
+            Store::configured(&config::State { path, encryption_key: key, encryption_key_previous: None }).unwrap();
+        let insert = |tx: &Tx<'_>| {
+            for outcome in ["queued", "quarantined", "quarantined"] {
+                let place = WebhookPlace { link_id: None, received_at: at(100).as_micros() };
+                let body = owners("historical_update");
+                let body = place.seal(tx, body.as_bytes())?;
+                let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES ($1, $2, $3)";
+                tx.execute(sql, args![at(100), outcome, &*body])?;
+            }
+            tx.execute("UPDATE webhooks SET body = substr(body, 1, length(body) - 6) WHERE seq <= 2", args![])
+        };
+        store.write(insert).await.unwrap();
+        let read = |tx: &Tx<'_>| Ok((list(tx, &Filter::default(), None, 10)?.0, show(tx, 2)?.unwrap().1));
+        let (all, shown) = store.read(read).await.unwrap();
+        let told: Vec<_> = all.iter().map(|entry| entry.external_id.as_deref()).collect();
+        assert_eq!(told, [Some("us-1"), None, None]);
+        assert_eq!(shown, serde_json::json!("(damaged, and cannot be opened)"));
+        let again =
+            |tx: &Tx<'_>| [1, 2, 3].into_iter().map(|seq| replay(tx, seq, at(500))).collect::<Result<Vec<_>, _>>();
+        let damaged = Replayed::StillQuarantined;
+        assert_eq!(store.write(again).await.unwrap(), [damaged, damaged, Replayed::Understood]);
+        let (all, _) = store.read(read).await.unwrap();
+        assert!(all.iter().all(|entry| entry.replayed_at.is_some()));
+        let outcomes: Vec<_> = all.iter().map(|entry| entry.outcome.as_str()).collect();
+        assert_eq!(outcomes, ["queued", "quarantined", "queued"], "what was followed up once stays so");
     }
 
     #[tokio::test]

@@ -505,7 +505,7 @@ async fn freeze(flow: &Flow, link: &str, as_of: NaiveDate) {
     let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
     let row = explain::published(&file, link, as_of, Mode::Strict).unwrap().unwrap();
     let frozen_at = flow.running.daemon.operations.clock.now();
-    let (decision_id, link_id) = (link.to_owned(), link.to_owned());
+    let (decision_id, link_id) = (link.to_owned(), link.parse().unwrap());
     let frozen = Frozen { decision_id, link_id, as_of, mode: Mode::Strict, frozen_at, row };
     assert_eq!(frozen::keep(&flow.running.daemon.store, frozen).await.unwrap(), Kept::Now);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::lang::Lang;
 use super::{Board, layout, plain};
 use crate::clock::Timestamp;
+use crate::links::freshness;
 use crate::publish::Manifest;
 use crate::queue;
 use crate::resources::{self, Resource};
@@ -123,14 +124,16 @@ fn measure(tx: &Tx<'_>, resource: &'static Resource, job: &Job, now: Timestamp) 
     let slot = job.next_after(now);
     let between = slot.and_then(|slot| Some(job.next_after(slot)?.since(slot))).unwrap_or_default();
     let since = now - (job.scope.older_than + between);
-    let counted = tx.one(
-        "SELECT count(*), count(CASE WHEN f.last_fetched_at >= $2 THEN 1 END), \
+    let (is_read, is_late) = (freshness::is_read(resource), freshness::is_late("$2"));
+    let sql = format!(
+        "SELECT count(*), count(CASE WHEN NOT {is_late} THEN 1 END), \
          count(CASE WHEN f.last_fetched_at IS NULL THEN 1 END), min(f.last_fetched_at) FROM links l \
          LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-         WHERE l.paused_reason IS NULL AND (CAST($3 AS TEXT) IS NULL OR l.access_mode = $3)",
-        args![resource.name, since, job.scope.access_mode.as_deref()],
-        |row| Ok((row.count(0)?, row.count(1)?, row.count(2)?, row.opt_at(3)?)),
-    )?;
+         WHERE {is_read} AND l.paused_reason IS NULL AND (CAST($3 AS TEXT) IS NULL OR l.access_mode = $3)"
+    );
+    let counted = tx.one(&sql, args![resource.name, since, job.scope.access_mode.as_deref()], |row| {
+        Ok((row.count(0)?, row.count(1)?, row.count(2)?, row.opt_at(3)?))
+    })?;
     let (links, in_time, never, oldest) = counted.unwrap_or_default();
     Ok(Freshness { resource: resource.name, target: job.scope.older_than, links, in_time, never, oldest })
 }
@@ -193,19 +196,27 @@ fn publishing(manifest: Option<&Manifest>, lang: Lang, now: Timestamp) -> Check 
 
 fn fresh(freshness: &[Freshness], lang: Lang) -> Check {
     let sum = |count: fn(&Freshness) -> u64| freshness.iter().map(count).sum::<u64>();
-    let (links, late) = (sum(|one| one.links), sum(Freshness::late));
-    let word = match late {
-        0 => Word::Healthy,
-        late if late * 2 > links => Word::Trouble,
-        late if late * 20 > links => Word::Attention,
+    let (links, late, never) = (sum(|one| one.links), sum(Freshness::late), sum(|one| one.never));
+    let of = |count: u64| format!("{} {} {}", lang.number(count), lang.t("of", "de"), lang.number(links));
+    let word = match (late, never) {
+        (0, never) if never > 0 && never == links => Word::Starting,
+        _ if late * 2 > links => Word::Trouble,
+        _ if (late + never) * 20 > links => Word::Attention,
         _ => Word::Healthy,
     };
-    let says = match (freshness.is_empty(), late) {
-        (true, _) => lang.t("no job promises an age", "nenhuma tarefa promete uma idade").to_owned(),
-        (_, 0) => lang.t("all within target", "tudo dentro da meta").to_owned(),
-        (_, late) => {
-            let of = format!("{} {} {}", lang.number(late), lang.t("of", "de"), lang.number(links));
-            lang.t(format!("{of} lists are older than their target"), format!("{of} listas passaram da meta"))
+    let says = match (freshness.is_empty(), late, never) {
+        (true, ..) => lang.t("no job promises an age", "nenhuma tarefa promete uma idade").to_owned(),
+        (_, 0, 0) => lang.t("all within target", "tudo dentro da meta").to_owned(),
+        (_, 0, never) => {
+            let of = of(never);
+            lang.t(format!("{of} lists never came yet"), format!("{of} listas ainda não vieram"))
+        }
+        (_, late, never) => {
+            let (of, never) = (of(late), lang.number(never));
+            let late =
+                lang.t(format!("{of} lists are older than their target"), format!("{of} listas passaram da meta"));
+            let waiting = lang.t(format!("{never} never came yet"), format!("{never} ainda não vieram"));
+            if never == "0" { late } else { format!("{late}, {waiting}") }
         }
     };
     Check { word, name: lang.t("Freshness", "Atualidade"), says, place: "/links".to_owned() }
@@ -252,4 +263,45 @@ fn calls(board: &Board, refused: u64, lang: Lang, now: Timestamp) -> Check {
         }
     };
     Check { word, name: "Belvo", says, place: "/errors".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn what_belvo_does_not_read_is_never_late_and_what_never_came_is_not_within_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let text = "schedule = \"*/15 * * * *\"\ntimezone = \"UTC\"\naction = \"fetch\"\n[scope]\nolder_than = \"24h\"\n\
+            resources = [\"owners\"]";
+        let job = Job::parse("fetch", "jobs/fetch.toml", text).unwrap();
+        let now = Timestamp::parse("2026-03-02T12:00:00Z").unwrap();
+        let listed = move |tx: &Tx<'_>, link: &str, hours: u64| {
+            let sql = "INSERT INTO refreshes (link_id, resource, marks, priority, last_fetched_at) VALUES ($1, 'owners', 1, 0, $2)";
+            tx.execute(sql, args![link, now - Duration::from_hours(hours)]).map(drop)
+        };
+        let says = async || {
+            let job = job.clone();
+            let freshness = store.read(move |tx| freshness(tx, [&job].into_iter(), now)).await.unwrap();
+            let check = fresh(&freshness, Lang::En);
+            (freshness[0].late(), check.word, check.says)
+        };
+        let add = move |tx: &Tx<'_>| {
+            for (link, reads) in [("a", None), ("b", Some("[\"EMPLOYMENTS\"]"))] {
+                let sql =
+                    "INSERT INTO links (link_id, fetch_resources, first_seen_at, changed_seq) VALUES ($1, $2, 0, 0)";
+                tx.execute(sql, args![link, reads])?;
+            }
+            // As an order for all of a link's resources does.
+            listed(tx, "b", 50)
+        };
+        store.write(add).await.unwrap();
+        assert_eq!(says().await, (0, Word::Starting, "1 of 1 lists never came yet".to_owned()));
+        store.write(move |tx| listed(tx, "a", 3)).await.unwrap();
+        assert_eq!(says().await, (0, Word::Healthy, "all within target".to_owned()));
+        store.write(|tx| tx.execute("UPDATE refreshes SET last_fetched_at = 0", args![])).await.unwrap();
+        assert_eq!(says().await, (1, Word::Trouble, "1 of 1 lists are older than their target".to_owned()));
+    }
 }

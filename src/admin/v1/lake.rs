@@ -10,7 +10,7 @@ use super::{Api, Problem, body};
 use crate::admin::role::Role;
 use crate::features::frozen::Wish;
 use crate::features::runs::{Mode, Wanted};
-use crate::operations::Order;
+use crate::operations::{Order, Refused};
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -77,6 +77,7 @@ async fn freeze(State(api): State<Api>, request: Request) -> Result<Response, Pr
     if decision_id.is_empty() {
         return Err(Problem::invalid("decision_id is your id of the decision"));
     }
+    let link_id = link_id.parse().map_err(Refused::from)?;
     let wish = Wish { decision_id, link_id, as_of, mode: mode.unwrap_or(Mode::Strict) };
     api.order(Order::Freeze(wish)).await
 }
