@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -185,6 +185,9 @@ pub struct Eraser {
     clock: Clock,
     /// Takes over what an order could not finish.
     left: mpsc::UnboundedSender<Unfinished>,
+    /// Held from reading the tombstones of the state until their files are written: erasures go on side by side, and one
+    /// that had read fewer than another would take them away again.
+    files: Arc<Mutex<()>>,
 }
 
 /// An erasure that was begun and is not done.
@@ -223,7 +226,8 @@ impl Eraser {
         clock: Clock,
     ) -> (Self, mpsc::UnboundedReceiver<Unfinished>) {
         let (left, unfinished) = mpsc::unbounded_channel();
-        (Self { store, publisher, deleter, pepper, state: state.to_owned(), clock, left }, unfinished)
+        let (state, files) = (state.to_owned(), Arc::default());
+        (Self { store, publisher, deleter, pepper, state, clock, left, files }, unfinished)
     }
 
     /// What erasing `subject` would remove. Nothing is written.
@@ -386,7 +390,11 @@ impl Eraser {
     pub async fn wish(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<Begun, Error> {
         self.ensure_lake_is_own().await?;
         let asked_at = self.clock.now();
-        if let Some(erasure) = learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?.erasure {
+        let again = {
+            let _files = self.files.lock().await;
+            learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?
+        };
+        if let Some(erasure) = again.erasure {
             self.leave(Unfinished::new(erasure));
         }
         let named = match &plan.subject {
@@ -471,26 +479,7 @@ impl Eraser {
 
     /// Tombstones go to their files, and the lake is built anew, without the person.
     async fn publish(&self, erasure: &str) -> Result<Step, Error> {
-        let made = backup::made(&self.state);
-        if let Some(tombstones) = self.store.read(Tombstones::of).await? {
-            let mut files = vec![tombstones::file_of(&self.state)];
-            // Whoever restores one of these elsewhere finds them there too, unless the backup was moved.
-            files.extend(
-                // One that is half done is no backup, and told of once it is whole.
-                made.iter()
-                    .filter(|made| made.is_whole())
-                    .map(|made| tombstones::file_of_backup(Path::new(&made.file))),
-            );
-            for (number, file) in files.iter().enumerate() {
-                match tombstones.write(file) {
-                    Err(error) if number == 0 => return Err(error.into()),
-                    Err(error) => {
-                        tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
-                    }
-                    Ok(()) => {}
-                }
-            }
-        }
+        self.write_tombstones().await?;
         let mut receipt = self.receipt_of(erasure).await?;
         // The volume may have been changed since it was asked for, or the state put back.
         self.ensure_lake_is_own().await?;
@@ -511,6 +500,21 @@ impl Eraser {
         }
         self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
+    }
+
+    /// Writes the file of tombstones beside the state, and those beside the backups.
+    async fn write_tombstones(&self) -> Result<(), Error> {
+        let _files = self.files.lock().await;
+        let Some(tombstones) = self.store.read(Tombstones::of).await? else { return Ok(()) };
+        tombstones.write(&tombstones::file_of(&self.state))?;
+        // Whoever restores one of these elsewhere finds them there too, unless the backup was moved. One that is half done is
+        // no backup, and told of once it is whole.
+        for made in backup::made(&self.state).iter().filter(|made| made.is_whole()) {
+            if let Err(error) = tombstones.write(&tombstones::file_of_backup(Path::new(&made.file))) {
+                tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
+            }
+        }
+        Ok(())
     }
 
     /// An erasure builds the whole lake anew and drops what was there, as only a rebuild may do with another state's lake.
@@ -928,6 +932,24 @@ mod tests {
         assert_eq!(other.ask(link()).await.err().unwrap().code(), "foreign_tombstones");
         assert_eq!(other.count("SELECT count(*) FROM erasures").await, 0);
         assert_eq!(std::fs::read(file(&place)).unwrap(), std::fs::read(file(&other)).unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_erasure_beside_another_one_takes_no_tombstone_out_of_the_file() {
+        let place = Place::new();
+        let bury = |name: &'static str| {
+            place.store.write(move |tx| tombstones::bury(tx, Kind::Link, name, Timestamp::from_micros(7)).map(drop))
+        };
+        bury("first").await.unwrap();
+        let turn = place.eraser.files.lock().await;
+        let eraser = place.eraser.clone();
+        let writing = tokio::spawn(async move { eraser.write_tombstones().await });
+        // While it waits for its turn, another erasure goes on.
+        bury("second").await.unwrap();
+        drop(turn);
+        writing.await.unwrap().unwrap();
+        let file = tombstones::file_of(&place.folder.path().join("state.db"));
+        assert!(Tombstones::read(&file).unwrap().unwrap().erased_at(Kind::Link, "second").is_some());
     }
 
     #[tokio::test]

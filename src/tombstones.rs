@@ -114,7 +114,8 @@ impl FileError {
 }
 
 /// What the file beside the state at `state` says and the state, open as `store`, does not know: it is new there, or an older one
-/// that was put back. `None` when there is nothing. A file that is missing is written from what the state knows.
+/// that was put back. `None` when there is nothing. A file that is missing, or knows less than the state, is written anew from
+/// what that knows.
 ///
 /// # Errors
 /// [`FileError::Damaged`], [`FileError::File`], [`FileError::Store`].
@@ -124,7 +125,15 @@ pub async fn unknown(store: &Store, state: &Path) -> Result<Option<(PathBuf, Tom
     let Some(there) = Tombstones::read(&path)? else {
         return held.map_or(Ok(()), |held| held.write(&path)).map(|()| None);
     };
-    Ok(if held.is_some_and(|held| held.has_all(&there)) { None } else { Some((path, there)) })
+    match held {
+        Some(held) if held.has_all(&there) => {
+            if !there.has_all(&held) {
+                held.write(&path)?;
+            }
+            Ok(None)
+        }
+        _ => Ok(Some((path, there))),
+    }
 }
 
 /// First line of the file.
@@ -360,6 +369,7 @@ mod tests {
         assert_eq!(there.erased_at(Kind::Link, LINK), Some(8));
         let known = bury_in(&old, 9).await;
         assert_eq!(unknown(&old, &path("old.db")).await.unwrap(), None);
+        assert_eq!(Tombstones::read(&file).unwrap(), Some(known.clone()), "what the file has lost is put back");
 
         let before = fs::read(&file).unwrap();
         let other = Store::open(&path("other.db")).unwrap();
