@@ -403,7 +403,7 @@ impl Publisher {
                 publishes_pii: self.publishes_pii,
             };
             let changed = stager.changed_links()?;
-            let partitions = partitions::Partitions::read(tx, usable)?;
+            let partitions = partitions::Partitions::read(tx, earlier.as_ref())?;
             let delta = partitions.recomputed(earlier.as_ref()).map(|links| Delta::of(links, staging));
             let mut handover = Handover::begin(&self.settings, staging, earlier, stager.leaves_most(&changed))?;
             let (tables, delta) = stager.stage(&changed, delta, &mut handover)?;
