@@ -353,32 +353,35 @@ pub fn runs_of(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<i64>, store::Er
     Ok(found)
 }
 
-/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
-/// whatever cannot be part of a name.
+/// Whether a webhook's body names one of `names`. A part of another name is none: `customer-1` is not in `customer-12`.
 fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
-    if let Ok(json) = serde_json::from_slice(body) {
-        return is_named(&json, names);
-    }
-    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
-    let is_there = |name: &&str| {
-        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
-            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
-        })
-    };
-    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
+    let mut are_named = false;
+    each_name_in(body, &mut |name| are_named |= names.contains(name));
+    are_named
 }
 
-/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
-/// `customer-1` is not in `customer-12`.
-fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
+/// Gives whatever may be a name in a webhook's body: each text and number that is a value, and the ids of links in texts.
+pub fn each_name_in(body: &[u8], each: &mut dyn FnMut(&str)) {
+    if let Ok(json) = serde_json::from_slice(body) {
+        return each_name(&json, each);
+    }
+    // Not every reader takes it for JSON: what stands between quotes, or between bytes that names rarely have.
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte);
+    let texts = body.split(|byte| *byte == b'"').chain(body.split(|byte| !is_part(byte)));
+    texts.filter_map(|text| str::from_utf8(text).ok()).for_each(&mut *each);
+    LinkId::all_in(body).for_each(|link| each(link.as_str()));
+}
+
+fn each_name(json: &Value, each: &mut dyn FnMut(&str)) {
     match json {
         Value::String(text) => {
-            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
+            each(text);
+            LinkId::all_in(text.as_bytes()).for_each(|link| each(link.as_str()));
         }
-        Value::Number(number) => names.contains(number.to_string().as_str()),
-        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
-        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
-        Value::Null | Value::Bool(_) => false,
+        Value::Number(number) => each(&number.to_string()),
+        Value::Array(items) => items.iter().for_each(|item| each_name(item, each)),
+        Value::Object(fields) => fields.values().for_each(|value| each_name(value, each)),
+        Value::Null | Value::Bool(_) => {}
     }
 }
 
@@ -469,6 +472,8 @@ mod tests {
             (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
             (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
             (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
+            (r#"{"external_id":4711,"other":"\ud83d"}"#, true),
+            (r#"{"about":"x/2F5D361D-dad6-45d4-a0bf-26d479766067/","other":"\ud83d"}"#, true),
         ] {
             assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
         }
