@@ -74,6 +74,16 @@ pub enum Error {
     /// Belvo did not take the wish to delete a link.
     #[error("nothing was erased, because Belvo does not delete the link: {0}")]
     Belvo(Box<delete::Error>),
+    /// Belvo took the wish to delete some of the links, and not all.
+    #[error("Belvo has taken {taken} of {links} links to delete and not the next: {source}")]
+    BelvoPartly {
+        /// Links that Belvo deletes.
+        taken: usize,
+        /// Links that it is to delete.
+        links: usize,
+        /// What it said of the next.
+        source: Box<delete::Error>,
+    },
     /// It was begun, and something stands in the way of its end.
     #[error("{0}; once that is mended, `vinculo serve` finishes the erasure by itself, and no other order is needed")]
     Unfinished(Box<Error>),
@@ -102,7 +112,7 @@ impl Error {
         match self {
             Self::Subject(error) => error.code(),
             Self::NeedsBelvo => "needs_belvo",
-            Self::Belvo(error) => error.code(),
+            Self::Belvo(error) | Self::BelvoPartly { source: error, .. } => error.code(),
             Self::Unfinished(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
             Self::Tombstones(error) => error.code(),
@@ -243,8 +253,8 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish that Belvo does not take is taken back: whoever
-    /// waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
+    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish of which Belvo takes nothing is taken
+    /// back: whoever waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
     ///
     /// # Errors
     /// [`Error::Belvo`], [`Error::Unfinished`]. After a crash whoever opens the state next goes on with it.
@@ -464,13 +474,20 @@ impl Eraser {
         let mut said = Vec::new();
         for link in links {
             let link: LinkId = link.parse().map_err(|_| store::Error::Unreadable("a link id"))?;
+            // What Belvo has taken is not taken back here: the links that are deleted there are to be erased.
+            let taken = said.len();
+            let failed = |error| match error {
+                delete::Error::Store(error) => Error::Store(error),
+                error if taken == 0 => Error::Belvo(Box::new(error)),
+                error => Error::BelvoPartly { taken, links: links.len(), source: Box::new(error) },
+            };
             let asked = Instant::now();
-            let asking = deleter.delete(&link).await.map_err(|error| Error::Belvo(Box::new(error)))?;
+            let asking = deleter.delete(&link).await.map_err(failed)?;
             let mut is_gone = asking == Deletion::Done;
             while !is_gone && asked.elapsed() < BELVO_DELETES_WITHIN {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 deleter.follow_up().await?;
-                is_gone = deleter.is_gone(&link).await.map_err(|error| Error::Belvo(Box::new(error)))?;
+                is_gone = deleter.is_gone(&link).await.map_err(failed)?;
             }
             said.push(if is_gone { "deleted" } else { "accepted" }.to_owned());
         }
@@ -772,9 +789,13 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::belvo::scripted::{self, Script};
     use crate::config;
+    use crate::queue::Queue;
 
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    const OTHER: &str = "3f5d361d-dad6-45d4-a0bf-26d479766067";
 
     /// A state, and a lake that another one may publish to, too.
     struct Place {
@@ -932,6 +953,46 @@ mod tests {
         assert_eq!(other.ask(link()).await.err().unwrap().code(), "foreign_tombstones");
         assert_eq!(other.count("SELECT count(*) FROM erasures").await, 0);
         assert_eq!(std::fs::read(file(&place)).unwrap(), std::fs::read(file(&other)).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_wish_is_taken_back_only_while_belvo_has_taken_no_link() {
+        // What Belvo says when it is to delete each of the two links.
+        for (first, second, stays) in [(404, 403, true), (403, 404, false)] {
+            let script = Script::start(move |head| {
+                let status = if head.contains(LINK) { first } else { second };
+                scripted::json(status, r#"[{"code":"permission"}]"#)
+            })
+            .await;
+            let mut place = Place::new();
+            place.has_link(Some("user-1")).await;
+            let insert =
+                "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ($1, 'user-1', 7, $2)";
+            place.store.write(move |tx| tx.execute(insert, args![OTHER, tx.change()?])).await.unwrap();
+            let clock = place.eraser.clock.clone();
+            let queue = Queue::open(place.store.clone(), clock.clone()).await.unwrap();
+            let patience = delete::WITH_WEBHOOKS;
+            place.eraser.deleter = Some(Deleter::new(script.client(), place.store.clone(), queue, clock, patience));
+
+            let plan = place.eraser.plan(Subject::ExternalId("user-1".to_owned())).await.unwrap();
+            let wish = place.eraser.wish(&plan, "ticket 1", true).await.unwrap();
+            let erasure = wish.erasure.clone();
+            place.store.write(move |tx| wish.keep(tx)).await.unwrap();
+            let error = place.eraser.erase(&erasure, &plan).await.unwrap_err();
+            assert_eq!(error.code(), "api_forbidden");
+            assert_eq!(error.to_string().contains("nothing was erased"), !stays, "{error}");
+            let begun = place.eraser.resume().await.unwrap();
+            assert_eq!(begun.len(), usize::from(stays));
+            if !stays {
+                continue;
+            }
+            // Nor does a refusal end it later.
+            let left = place.left.recv().await.unwrap();
+            let Err(again) = place.eraser.clone().persist(Unfinished { pause: Duration::ZERO, ..left }).await else {
+                panic!("it is given up");
+            };
+            assert_eq!((again.erasure, place.store.read(Begun::count).await.unwrap()), (erasure, 1));
+        }
     }
 
     #[tokio::test]
