@@ -207,7 +207,12 @@ pub struct Held {
     pub links: Vec<String>,
     /// Rows of each table.
     pub tables: Map<String, Value>,
+    /// How many of these have [`IS_DAMAGED`].
+    pub damaged: usize,
 }
+
+/// Told of a row whose body cannot be opened: what else is held of somebody is theirs to know all the same.
+const IS_DAMAGED: &str = "body_is_damaged";
 
 /// Everything that the state behind `readers` holds of `subject`. Blocks.
 ///
@@ -216,19 +221,23 @@ pub struct Held {
 pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Result<Held, Error> {
     readers.read(|tx| {
         let names = subject.names(tx, pepper)?;
-        let tables = of_state(tx, &names)?;
+        let (tables, damaged) = of_state(tx, &names)?;
         if tables.is_empty() {
             return Err(Error::NotHeld(subject.kind().name()));
         }
-        Ok(Held { links: names.links, tables })
+        Ok(Held { links: names.links, tables, damaged })
     })
 }
 
-/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place.
-fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Error> {
+/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place. Says
+/// also how many bodies are damaged.
+fn of_state(tx: &Tx<'_>, names: &Names) -> Result<(Map<String, Value>, usize), store::Error> {
     let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut damaged = 0;
     let mut keep = |table: &str, cells| {
-        tables.entry(table.to_owned()).or_default().push(of_row(tx, table, cells)?);
+        let row = of_row(tx, table, cells)?;
+        damaged += usize::from(row.contains_key(IS_DAMAGED));
+        tables.entry(table.to_owned()).or_default().push(row.into());
         Ok::<_, store::Error>(())
     };
     // A key is no datum of the person, and an export must not hold one.
@@ -245,19 +254,19 @@ fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Err
     for run in runs_of(tx, &names.links)? {
         tx.each("SELECT * FROM runs WHERE run_id = $1", args![run], |row| keep("runs", row.cells()?))?;
     }
-    Ok(tables.into_iter().map(|(table, rows)| (table, rows.into())).collect())
+    Ok((tables.into_iter().map(|(table, rows)| (table, rows.into())).collect(), damaged))
 }
 
 /// A row by its columns, its body opened.
-fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value, store::Error> {
+fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Map<String, Value>, store::Error> {
     let text = |name: &str| text_of(&cells, name).unwrap_or_default();
     let int = |name: &str| match cells.iter().find(|(found, _)| found == name) {
         Some((_, Cell::Int(int))) => *int,
         _ => 0,
     };
-    let open = |stored: &[u8]| -> Result<Value, store::Error> {
+    let open = |stored: &[u8]| -> Result<Option<Value>, store::Error> {
         let plain = |body: Cow<'_, [u8]>| String::from_utf8_lossy(&body).into_owned();
-        let body = match table {
+        let opened = match table {
             "record_versions" => {
                 let place = VersionPlace {
                     link_id: text("link_id"),
@@ -265,21 +274,25 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
                     record_key: text("record_key"),
                     version: int("version"),
                 };
-                unpack(&place.open(tx, stored)?)?
+                place.open(tx, stored).and_then(|packed| unpack(&packed))
             }
             "frozen_features" => {
                 let place = FrozenPlace { link_id: text("link_id"), decision_id: text("decision_id") };
-                plain(place.open(tx, stored)?)
+                place.open(tx, stored).map(plain)
             }
             "webhooks" => {
                 let place = WebhookPlace { link_id: text_of(&cells, "link_id"), received_at: int("received_at") };
-                plain(place.open(tx, stored)?)
+                place.open(tx, stored).map(plain)
             }
             // Another table with a body needs to say here how it is opened.
             _ => return Err(store::Error::Unreadable("a body")),
         };
-        // As it came when it is no JSON that can be told again.
-        Ok(serde_json::from_str(&body).unwrap_or(Value::String(body)))
+        match opened {
+            // As it came when it is no JSON that can be told again.
+            Ok(body) => Ok(Some(serde_json::from_str(&body).unwrap_or(Value::String(body)))),
+            Err(store::Error::Unreadable(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     };
     let mut row = Map::new();
     for (name, cell) in &cells {
@@ -287,12 +300,18 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
             Cell::Null => Value::Null,
             Cell::Int(int) => json!(int),
             Cell::Text(text) => json!(text),
-            Cell::Bytes(bytes) if name == "body" => open(bytes)?,
+            Cell::Bytes(bytes) if name == "body" => {
+                let body = open(bytes)?;
+                if body.is_none() {
+                    row.insert(IS_DAMAGED.to_owned(), true.into());
+                }
+                body.unwrap_or_default()
+            }
             Cell::Bytes(bytes) => json!(BASE64_STANDARD.encode(bytes)),
         };
         row.insert(name.clone(), value);
     }
-    Ok(row.into())
+    Ok(row)
 }
 
 /// The `external_id`s of `links` that no other link has.
@@ -455,6 +474,28 @@ mod tests {
         let expected =
             [("untrack", Some(LINK)), ("delete", Some(LINK)), ("replay", None), ("freeze", Some("decision-1"))];
         assert_eq!(told, expected);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_body_is_marked_and_the_rest_is_told() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let good = zstd::encode_all(br#"{"id":"good"}"#.as_slice(), 1).unwrap();
+            for (version, body) in [(1, b"damaged".as_slice()), (2, good.as_slice())] {
+                let sql = "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, known_from, \
+                           started_at, fetched_at, body) VALUES ($1, 'owners', 'k', $2, 0, 'i', 0, 0, 0, $3)";
+                tx.execute(sql, args![LINK, version, body])?;
+            }
+            Ok::<_, store::Error>(())
+        };
+        store.write(fill).await.unwrap();
+        let held = held(&store.readers(), &Subject::Link(LINK.parse().unwrap()), None).unwrap();
+        let versions = held.tables["record_versions"].as_array().unwrap().iter();
+        let told: Vec<_> = versions.map(|row| (&row["body"], row.get(IS_DAMAGED))).collect();
+        assert_eq!(told, [(&Value::Null, Some(&json!(true))), (&json!({ "id": "good" }), None)]);
+        assert_eq!(held.damaged, 1);
     }
 
     #[test]
