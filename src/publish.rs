@@ -800,6 +800,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lake_that_somebody_removed_has_no_snapshot() {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        let publisher = place.publisher(&["parquet"]);
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        assert_eq!(publisher.snapshots().unwrap(), [1]);
+        fs::remove_dir_all(place.lake()).unwrap();
+        assert_eq!(publisher.snapshots().unwrap(), [0; 0]);
+    }
+
+    #[tokio::test]
     async fn a_lake_that_lost_its_links_loses_nothing_else() {
         let place = Place::new();
         add_link(&place.store, 1).await;

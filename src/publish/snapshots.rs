@@ -359,7 +359,11 @@ impl Lake {
 
     pub(super) fn numbered(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
         let folder = self.snapshots();
-        let entries = fs::read_dir(&folder).map_err(|source| Error::at(&folder, source))?;
+        let entries = match fs::read_dir(&folder) {
+            // Nothing was published yet, or somebody removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| Error::at(&folder, source))?,
+        };
         Ok(entries
             .flatten()
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
