@@ -290,10 +290,15 @@ impl Lake {
 
     /// All snapshots before the current one, with their files.
     pub(super) fn older(&self) -> Result<Vec<Forgotten>, Error> {
+        let older = self.older_numbers()?;
+        Ok(older.into_iter().map(|snapshot| Forgotten { snapshot, files: self.files_of(snapshot) }).collect())
+    }
+
+    fn older_numbers(&self) -> Result<Vec<u32>, Error> {
         let current = self.current_number();
         let mut older = self.all()?;
         older.retain(|&number| current.is_some_and(|current| number < current));
-        Ok(older.into_iter().map(|snapshot| Forgotten { snapshot, files: self.files_of(snapshot) }).collect())
+        Ok(older)
     }
 
     /// The files of snapshot `number`, as far as its manifest tells.
@@ -301,6 +306,13 @@ impl Lake {
         let Some(manifest) = self.manifest(number) else { return Vec::new() };
         let of_tables = manifest.tables.into_iter().flat_map(|table| table.files);
         of_tables.chain(manifest.files).map(|file| file.path).collect()
+    }
+
+    /// Drops the snapshots before the current one that were built from what `is_due`, whatever their age.
+    pub(super) fn drop_older(&self, is_due: impl Fn(&BuiltFrom) -> bool) -> Result<(), Error> {
+        let mut older = self.older_numbers()?;
+        older.retain(|&number| self.manifest(number).is_some_and(|manifest| is_due(&manifest.built_from)));
+        older.into_iter().try_for_each(|number| self.drop_snapshot(number))
     }
 
     /// Drops these snapshots, and what an earlier removal left of others.
