@@ -21,7 +21,10 @@ export VINCULO_WEBHOOK__LISTEN="$webhooks" VINCULO_WEBHOOK__ALLOW_IPS=127.0.0.1 
 export VINCULO_WEBHOOK__AUTHORIZATION="Bearer of-a-measurement"
 rm -r jobs; mkdir jobs
 "$program" serve --log-level error & daemon=$!
-until "$program" jobs list > /dev/null 2>&1 && [ -d var ]; do sleep 0.2; done
+until "$program" jobs list > /dev/null 2>&1 && [ -d var ]; do
+  kill -0 "$daemon"
+  sleep 0.2
+done
 "$program" simulate --listen "$belvo" --people "$links" --no-limit --connect --webhook "http://$webhooks/webhooks/belvo" \
   --webhook-authorization "Bearer of-a-measurement" --webhook-latency 1s > /dev/null 2>&1 &
 

@@ -10,7 +10,6 @@ set -euo pipefail
 
 program=$(realpath "$1")
 cd "$(dirname "$0")/.."
-here=$PWD
 stage="$CARGO_TARGET_DIR/release/package"
 rm -rf "$stage"
 mkdir -p "$stage/lib" "$stage/share"
@@ -31,11 +30,8 @@ mkdir -p "$man" "$completions/bash-completion/completions" "$completions/zsh/ven
 "$program" completions bash > "$completions/bash-completion/completions/vinculo"
 "$program" completions zsh > "$completions/zsh/vendor-completions/_vinculo"
 "$program" completions fish > "$completions/fish/vendor_completions.d/vinculo.fish"
-if "$program" man > "$man/vinculo.1" 2> /dev/null; then
-  gzip -9n "$man/vinculo.1"
-else
-  rm -r "$stage/share/man"
-fi
+"$program" man > "$man/vinculo.1"
+gzip -9n "$man/vinculo.1"
 mkdir -p "$stage/share/doc/vinculo"
 cp src/config/default.toml "$stage/share/doc/vinculo/configuration.toml"
 cp -r docs "$stage/share/doc/vinculo/docs"
@@ -55,7 +51,6 @@ cp packaging/systemd/vinculo.service "$tree/etc/"
 tar --create --gzip --owner=0 --group=0 --directory "$CARGO_TARGET_DIR/release" --file "$CARGO_TARGET_DIR/release/$name.tar.gz" "$name"
 rm -rf "$tree"
 
-cd "$here"
 deb=$("$CARGO_DEB" deb --no-build --no-strip --compress-system --deb-version "$version" --output "$CARGO_TARGET_DIR/release/")
 echo "$CARGO_TARGET_DIR/release/$name.tar.gz"
 echo "$deb"

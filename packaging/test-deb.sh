@@ -12,7 +12,9 @@ chmod 755 "$root"
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 as_vinculo() { inside setpriv --reuid vinculo --regid vinculo --clear-groups "$@"; }
 say() { echo "test-deb: $*"; }
+fail() { say "$*"; exit 1; }
 trap 'rm -rf --one-file-system "$root"' EXIT
+trap 'say "line $LINENO failed"' ERR
 
 # The same system and the same mirror as here.
 release=$(. /etc/os-release; echo "$VERSION_CODENAME")
@@ -36,8 +38,10 @@ say "installed"
 # Without Belvo's keys the check names exactly them.
 code=0
 complaint=$(inside CREDENTIALS_DIRECTORY=/etc/vinculo/credentials vinculo check 2>&1) || code=$?
-[ "$code" = 4 ]
-for wanted in belvo.secret_id belvo.secret_password webhook.authorization; do grep -q "$wanted" <<< "$complaint"; done
+[ "$code" = 4 ] || fail "vinculo check ended with $code and not with 4: $complaint"
+for wanted in belvo.secret_id belvo.secret_password webhook.authorization; do
+  grep -q "$wanted" <<< "$complaint" || fail "vinculo check does not name $wanted: $complaint"
+done
 inside sh -c 'cd /etc/vinculo/credentials; for name in belvo_secret_id belvo_secret_password webhook_authorization; do echo "of-a-test-$name-and-nobody" > $name; done'
 inside CREDENTIALS_DIRECTORY=/etc/vinculo/credentials vinculo check
 say "vinculo check is content"
@@ -49,7 +53,7 @@ inside sh -c 'find /var/lib/vinculo -type f | sort | xargs sha256sum' > "$root/b
 inside sh -c 'echo "# mine" >> /etc/vinculo/vinculo.toml'
 
 inside dpkg --remove vinculo
-! inside test -e /usr/bin/vinculo
+if inside test -e /usr/bin/vinculo; then fail "the program is there after its removal"; fi
 inside sh -c 'find /var/lib/vinculo -type f | sort | xargs sha256sum' | cmp - "$root/before"
 inside grep -q '# mine' /etc/vinculo/vinculo.toml
 say "removal left data and configuration alone"
@@ -58,7 +62,7 @@ inside dpkg --install /vinculo.deb
 inside grep -q '# mine' /etc/vinculo/vinculo.toml
 [ "$(inside cat /etc/vinculo/credentials/encryption_key)" = "$key" ]
 inside dpkg --purge vinculo
-! inside test -e /etc/vinculo/vinculo.toml
+if inside test -e /etc/vinculo/vinculo.toml; then fail "the configuration is there after a purge"; fi
 inside sh -c 'find /var/lib/vinculo -type f | sort | xargs sha256sum' | cmp - "$root/before"
 [ "$(inside cat /etc/vinculo/credentials/encryption_key)" = "$key" ]
 say "a second installation kept the configuration and the keys, and a purge left data and keys"

@@ -1,7 +1,7 @@
 //! Which months the published tables have pay for: counts alone, never an amount.
 //!
 //! *Takes* a lake and links. *Gives* what the snapshot that readers see has of them; nothing where no DuckDB file is published
-//! to ask.
+//! to ask. *Promises* that a daemon, which answers webhooks, spends little on it, however many ask at once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,9 +9,25 @@ use std::path::Path;
 use duckdb::params_from_iter;
 use schemars::JsonSchema;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use crate::belvo::LinkId;
 use crate::database;
+use crate::lane::in_background;
+
+/// Each question has a DuckDB of its own, so that one is asked at a time.
+static TURN: Semaphore = Semaphore::const_new(1);
+
+/// Does `work`, which asks this module, away from the async threads once it is its turn. Also when whoever waits for it leaves,
+/// the turn ends with the work.
+pub async fn in_turn<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    let turn = TURN.acquire().await;
+    in_background(move || {
+        let _turn = turn;
+        work()
+    })
+    .await
+}
 
 /// The months that a link has pay for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -56,7 +72,7 @@ pub fn months(lake: &Path, link: &LinkId) -> Option<BTreeMap<(i32, u32), u32>> {
 
 fn found<T>(lake: &Path, ask: impl FnOnce(&duckdb::Connection) -> duckdb::Result<T>) -> Option<T> {
     let file = database::published(lake).ok()?;
-    let found = database::open(&file).and_then(|connection| ask(&connection));
+    let found = database::open_aside(&file).and_then(|connection| ask(&connection));
     found.inspect_err(|error| tracing::debug!("no coverage: {error}")).ok()
 }
 
@@ -75,5 +91,21 @@ mod tests {
         drop(connection);
         let expected = Coverage { months: 2, first_month: "2025-11".to_owned(), last_month: "2026-01".to_owned() };
         assert_eq!(of(lake.path(), &["a", "nobody"]), BTreeMap::from([("a".to_owned(), expected)]));
+    }
+
+    #[tokio::test]
+    async fn a_question_keeps_its_turn_until_it_is_answered_also_when_nobody_waits_any_more() {
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let asking = tokio::spawn(in_turn(move || {
+            begin.send(()).unwrap();
+            let _ = ended.recv();
+        }));
+        begun.await.unwrap();
+        asking.abort();
+        asking.await.unwrap_err();
+        assert!(TURN.try_acquire().is_err());
+        drop(end);
+        assert_eq!(in_turn(|| 7).await, 7);
     }
 }

@@ -25,7 +25,19 @@ pub fn published(lake: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// DuckDB's.
 pub fn open(file: &Path) -> duckdb::Result<Connection> {
-    let connection = Connection::open_with_flags(file, without_extensions()?.access_mode(AccessMode::ReadOnly)?)?;
+    open_with(file, without_extensions()?)
+}
+
+/// The same for questions that are asked beside work which must not wait: on one thread, in little memory.
+///
+/// # Errors
+/// DuckDB's.
+pub fn open_aside(file: &Path) -> duckdb::Result<Connection> {
+    open_with(file, without_extensions()?.with("threads", "1")?.with("memory_limit", "96MiB")?)
+}
+
+fn open_with(file: &Path, settings: Config) -> duckdb::Result<Connection> {
+    let connection = Connection::open_with_flags(file, settings.access_mode(AccessMode::ReadOnly)?)?;
     connection
         .execute_batch("SET temp_directory = ''; SET enable_external_access = false; SET lock_configuration = true;")?;
     Ok(connection)
@@ -107,5 +119,16 @@ mod tests {
             assert_eq!(ask(name).map_err(|error| error.to_string()), Ok(number.to_string()), "{name}");
             assert!(ask(names[(number + 1) % names.len()]).is_err(), "{name} has no wall around it");
         }
+    }
+
+    #[test]
+    fn questions_aside_take_one_thread_and_little_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(FILE);
+        Connection::open(&file).unwrap();
+        let connection = open_aside(&file).unwrap();
+        let sql = "SELECT current_setting('threads'), current_setting('memory_limit')";
+        let settings: (i64, String) = connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        assert_eq!(settings, (1, "96.0 MiB".to_owned()));
     }
 }

@@ -24,12 +24,23 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-/// An empty file at `path`, which only its owner can read from its first byte on.
+/// An empty file at `path`, which only its owner can read from its first byte on. What was there before goes: it may be open
+/// elsewhere, have another mode, or be a link to somewhere else.
 ///
 /// # Errors
 /// What the system says.
 pub fn private(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(true).write(true).mode(OWNERS).open(path)
+    let made = make(path);
+    // Somebody was there in between.
+    if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) { make(path) } else { made }
+}
+
+fn make(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().create_new(true).write(true).mode(OWNERS).open(path)
 }
 
 /// Waits until a file or a folder is on the disk.
@@ -51,7 +62,7 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -67,5 +78,21 @@ mod tests {
         fs::create_dir(path.with_added_extension("new")).unwrap();
         replace(&path, b"third").unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"second");
+    }
+
+    #[test]
+    fn a_private_file_is_a_new_one_whatever_stands_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, elsewhere] = ["file", "elsewhere"].map(|name| folder.path().join(name));
+        fs::write(&elsewhere, b"somebody's").unwrap();
+        fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o644)).unwrap();
+        for put in [symlink::<&Path, &Path>, fs::hard_link::<&Path, &Path>] {
+            let _ = fs::remove_file(&path);
+            put(elsewhere.as_path(), path.as_path()).unwrap();
+            private(&path).unwrap().write_all(b"mine").unwrap();
+            assert_eq!(fs::read(&elsewhere).unwrap(), b"somebody's");
+            let metadata = path.symlink_metadata().unwrap();
+            assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 == 0o600);
+        }
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +74,16 @@ pub enum Error {
     /// Belvo did not take the wish to delete a link.
     #[error("nothing was erased, because Belvo does not delete the link: {0}")]
     Belvo(Box<delete::Error>),
+    /// Belvo took the wish to delete some of the links, and not all.
+    #[error("Belvo has taken {taken} of {links} links to delete and not the next: {source}")]
+    BelvoPartly {
+        /// Links that Belvo deletes.
+        taken: usize,
+        /// Links that it is to delete.
+        links: usize,
+        /// What it said of the next.
+        source: Box<delete::Error>,
+    },
     /// It was begun, and something stands in the way of its end.
     #[error("{0}; once that is mended, `vinculo serve` finishes the erasure by itself, and no other order is needed")]
     Unfinished(Box<Error>),
@@ -102,7 +112,7 @@ impl Error {
         match self {
             Self::Subject(error) => error.code(),
             Self::NeedsBelvo => "needs_belvo",
-            Self::Belvo(error) => error.code(),
+            Self::Belvo(error) | Self::BelvoPartly { source: error, .. } => error.code(),
             Self::Unfinished(error) => error.code(),
             Self::File { .. } => "receipt_not_writable",
             Self::Tombstones(error) => error.code(),
@@ -185,6 +195,9 @@ pub struct Eraser {
     clock: Clock,
     /// Takes over what an order could not finish.
     left: mpsc::UnboundedSender<Unfinished>,
+    /// Held from reading the tombstones of the state until their files are written: erasures go on side by side, and one
+    /// that had read fewer than another would take them away again.
+    files: Arc<Mutex<()>>,
 }
 
 /// An erasure that was begun and is not done.
@@ -223,7 +236,8 @@ impl Eraser {
         clock: Clock,
     ) -> (Self, mpsc::UnboundedReceiver<Unfinished>) {
         let (left, unfinished) = mpsc::unbounded_channel();
-        (Self { store, publisher, deleter, pepper, state: state.to_owned(), clock, left }, unfinished)
+        let (state, files) = (state.to_owned(), Arc::default());
+        (Self { store, publisher, deleter, pepper, state, clock, left, files }, unfinished)
     }
 
     /// What erasing `subject` would remove. Nothing is written.
@@ -239,8 +253,8 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish that Belvo does not take is taken back: whoever
-    /// waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
+    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish of which Belvo takes nothing is taken
+    /// back: whoever waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
     ///
     /// # Errors
     /// [`Error::Belvo`], [`Error::Unfinished`]. After a crash whoever opens the state next goes on with it.
@@ -386,7 +400,11 @@ impl Eraser {
     pub async fn wish(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<Begun, Error> {
         self.ensure_lake_is_own().await?;
         let asked_at = self.clock.now();
-        if let Some(erasure) = learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?.erasure {
+        let again = {
+            let _files = self.files.lock().await;
+            learn(&self.store, &self.state, self.pepper.clone(), asked_at).await?
+        };
+        if let Some(erasure) = again.erasure {
             self.leave(Unfinished::new(erasure));
         }
         let named = match &plan.subject {
@@ -456,13 +474,20 @@ impl Eraser {
         let mut said = Vec::new();
         for link in links {
             let link: LinkId = link.parse().map_err(|_| store::Error::Unreadable("a link id"))?;
+            // What Belvo has taken is not taken back here: the links that are deleted there are to be erased.
+            let taken = said.len();
+            let failed = |error| match error {
+                delete::Error::Store(error) => Error::Store(error),
+                error if taken == 0 => Error::Belvo(Box::new(error)),
+                error => Error::BelvoPartly { taken, links: links.len(), source: Box::new(error) },
+            };
             let asked = Instant::now();
-            let asking = deleter.delete(&link).await.map_err(|error| Error::Belvo(Box::new(error)))?;
+            let asking = deleter.delete(&link).await.map_err(failed)?;
             let mut is_gone = asking == Deletion::Done;
             while !is_gone && asked.elapsed() < BELVO_DELETES_WITHIN {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 deleter.follow_up().await?;
-                is_gone = deleter.is_gone(&link).await.map_err(|error| Error::Belvo(Box::new(error)))?;
+                is_gone = deleter.is_gone(&link).await.map_err(failed)?;
             }
             said.push(if is_gone { "deleted" } else { "accepted" }.to_owned());
         }
@@ -471,26 +496,7 @@ impl Eraser {
 
     /// Tombstones go to their files, and the lake is built anew, without the person.
     async fn publish(&self, erasure: &str) -> Result<Step, Error> {
-        let made = backup::made(&self.state);
-        if let Some(tombstones) = self.store.read(Tombstones::of).await? {
-            let mut files = vec![tombstones::file_of(&self.state)];
-            // Whoever restores one of these elsewhere finds them there too, unless the backup was moved.
-            files.extend(
-                // One that is half done is no backup, and told of once it is whole.
-                made.iter()
-                    .filter(|made| made.is_whole())
-                    .map(|made| tombstones::file_of_backup(Path::new(&made.file))),
-            );
-            for (number, file) in files.iter().enumerate() {
-                match tombstones.write(file) {
-                    Err(error) if number == 0 => return Err(error.into()),
-                    Err(error) => {
-                        tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
-                    }
-                    Ok(()) => {}
-                }
-            }
-        }
+        self.write_tombstones().await?;
         let mut receipt = self.receipt_of(erasure).await?;
         // The volume may have been changed since it was asked for, or the state put back.
         self.ensure_lake_is_own().await?;
@@ -511,6 +517,21 @@ impl Eraser {
         }
         self.store.write(move |tx| keep(tx, Step::Published, &receipt)).await?;
         Ok(Step::Published)
+    }
+
+    /// Writes the file of tombstones beside the state, and those beside the backups.
+    async fn write_tombstones(&self) -> Result<(), Error> {
+        let _files = self.files.lock().await;
+        let Some(tombstones) = self.store.read(Tombstones::of).await? else { return Ok(()) };
+        tombstones.write(&tombstones::file_of(&self.state))?;
+        // Whoever restores one of these elsewhere finds them there too, unless the backup was moved. One that is half done is
+        // no backup, and told of once it is whole.
+        for made in backup::made(&self.state).iter().filter(|made| made.is_whole()) {
+            if let Err(error) = tombstones.write(&tombstones::file_of_backup(Path::new(&made.file))) {
+                tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
+            }
+        }
+        Ok(())
     }
 
     /// An erasure builds the whole lake anew and drops what was there, as only a rebuild may do with another state's lake.
@@ -768,9 +789,13 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::belvo::scripted::{self, Script};
     use crate::config;
+    use crate::queue::Queue;
 
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    const OTHER: &str = "3f5d361d-dad6-45d4-a0bf-26d479766067";
 
     /// A state, and a lake that another one may publish to, too.
     struct Place {
@@ -928,6 +953,64 @@ mod tests {
         assert_eq!(other.ask(link()).await.err().unwrap().code(), "foreign_tombstones");
         assert_eq!(other.count("SELECT count(*) FROM erasures").await, 0);
         assert_eq!(std::fs::read(file(&place)).unwrap(), std::fs::read(file(&other)).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_wish_is_taken_back_only_while_belvo_has_taken_no_link() {
+        // What Belvo says when it is to delete each of the two links.
+        for (first, second, stays) in [(404, 403, true), (403, 404, false)] {
+            let script = Script::start(move |head| {
+                let status = if head.contains(LINK) { first } else { second };
+                scripted::json(status, r#"[{"code":"permission"}]"#)
+            })
+            .await;
+            let mut place = Place::new();
+            place.has_link(Some("user-1")).await;
+            let insert =
+                "INSERT INTO links (link_id, external_id, first_seen_at, changed_seq) VALUES ($1, 'user-1', 7, $2)";
+            place.store.write(move |tx| tx.execute(insert, args![OTHER, tx.change()?])).await.unwrap();
+            let clock = place.eraser.clock.clone();
+            let queue = Queue::open(place.store.clone(), clock.clone()).await.unwrap();
+            let patience = delete::WITH_WEBHOOKS;
+            place.eraser.deleter = Some(Deleter::new(script.client(), place.store.clone(), queue, clock, patience));
+
+            let plan = place.eraser.plan(Subject::ExternalId("user-1".to_owned())).await.unwrap();
+            let wish = place.eraser.wish(&plan, "ticket 1", true).await.unwrap();
+            let erasure = wish.erasure.clone();
+            place.store.write(move |tx| wish.keep(tx)).await.unwrap();
+            let error = place.eraser.erase(&erasure, &plan).await.unwrap_err();
+            assert_eq!(error.code(), "api_forbidden");
+            assert_eq!(error.to_string().contains("nothing was erased"), !stays, "{error}");
+            let begun = place.eraser.resume().await.unwrap();
+            assert_eq!(begun.len(), usize::from(stays));
+            if !stays {
+                continue;
+            }
+            // Nor does a refusal end it later.
+            let left = place.left.recv().await.unwrap();
+            let Err(again) = place.eraser.clone().persist(Unfinished { pause: Duration::ZERO, ..left }).await else {
+                panic!("it is given up");
+            };
+            assert_eq!((again.erasure, place.store.read(Begun::count).await.unwrap()), (erasure, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_erasure_beside_another_one_takes_no_tombstone_out_of_the_file() {
+        let place = Place::new();
+        let bury = |name: &'static str| {
+            place.store.write(move |tx| tombstones::bury(tx, Kind::Link, name, Timestamp::from_micros(7)).map(drop))
+        };
+        bury("first").await.unwrap();
+        let turn = place.eraser.files.lock().await;
+        let eraser = place.eraser.clone();
+        let writing = tokio::spawn(async move { eraser.write_tombstones().await });
+        // While it waits for its turn, another erasure goes on.
+        bury("second").await.unwrap();
+        drop(turn);
+        writing.await.unwrap().unwrap();
+        let file = tombstones::file_of(&place.folder.path().join("state.db"));
+        assert!(Tombstones::read(&file).unwrap().unwrap().erased_at(Kind::Link, "second").is_some());
     }
 
     #[tokio::test]

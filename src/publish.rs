@@ -37,13 +37,13 @@ mod pii;
 mod snapshots;
 mod tables;
 
-pub use held::{Held, note_removal};
+pub use held::{Held, note_expiry, note_removal};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 use cells::Split;
 use delta::Delta;
 use handover::Handover;
-use held::last_removal;
+use held::{last_expiry, last_removal};
 use output::Linker;
 use snapshots::{Sealed, Staging};
 
@@ -353,6 +353,9 @@ impl Publisher {
                 tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
             }
         }
+        let (state, expired) =
+            self.store.readers().read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, last_expiry(tx)?)))?;
+        self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;
         self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now()).map(drop)
     }
 
@@ -441,9 +444,12 @@ impl Publisher {
                 publishes_pii: self.publishes_pii,
             };
             let changed = stager.changed_links()?;
-            let partitions = partitions::Partitions::read(tx, usable)?;
+            let partitions = partitions::Partitions::read(tx, earlier.as_ref())?;
             let delta = partitions.recomputed(earlier.as_ref()).map(|links| Delta::of(links, staging));
-            let mut handover = Handover::begin(&self.settings, staging, earlier, stager.leaves_most(&changed))?;
+            let expired = last_expiry(tx)?;
+            let is_base = usable.is_some_and(|previous| previous.built_from.change >= expired);
+            let leaves_most = is_base && stager.leaves_most(&changed);
+            let mut handover = Handover::begin(&self.settings, staging, earlier, leaves_most)?;
             let (tables, delta) = stager.stage(&changed, delta, &mut handover)?;
             Ok::<_, Error>(Some((built_from, handover, tables, delta, partitions, stager.split.parts)))
         })?;
@@ -838,6 +844,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lake_that_somebody_removed_has_no_snapshot() {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        let publisher = place.publisher(&["parquet"]);
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        assert_eq!(publisher.snapshots().unwrap(), [1]);
+        fs::remove_dir_all(place.lake()).unwrap();
+        assert_eq!(publisher.snapshots().unwrap(), [0; 0]);
+    }
+
+    #[tokio::test]
     async fn a_lake_that_lost_its_links_loses_nothing_else() {
         let place = Place::new();
         add_link(&place.store, 1).await;
@@ -1014,6 +1031,35 @@ mod tests {
                 place.lake().join("snapshots/000002").join(&file.path).metadata().unwrap().nlink() == 1
             })
         );
+    }
+
+    #[tokio::test]
+    async fn what_has_expired_is_in_no_file_and_no_snapshot_once_it_is_published() {
+        let place = Place::new();
+        let publisher = place.publisher(&["parquet", "duckdb"]);
+        for number in 1..=8 {
+            add_link(&place.store, number).await;
+            publish(&publisher, Scope::Changed).unwrap().unwrap();
+        }
+        let (gone, count) = ("00000003-0000-4000-8000-000000000000", publisher.snapshots().unwrap().len());
+        assert_eq!(count, 8, "none is old enough to go by itself");
+        let expire = move |tx: &Tx<'_>| {
+            tx.execute("DELETE FROM links WHERE link_id = $1", args![gone])?;
+            note_expiry(tx)
+        };
+        place.store.write(expire).await.unwrap();
+        add_link(&place.store, 9).await;
+        let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+        assert_eq!(publisher.snapshots().unwrap(), [manifest.snapshot]);
+        let folder = publisher.lake.folder(manifest.snapshot);
+        for file in manifest.files.iter().chain(&manifest.table("links").unwrap().files) {
+            let bytes = fs::read(folder.join(&file.path)).unwrap();
+            assert!(memchr::memmem::find(&bytes, gone.as_bytes()).is_none(), "{}", file.path);
+        }
+        // What is published from then on is taken over again, and stays.
+        add_link(&place.store, 10).await;
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        assert_eq!(publisher.snapshots().unwrap().len(), 2);
     }
 
     #[tokio::test]

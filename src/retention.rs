@@ -1,8 +1,9 @@
 //! What was kept for long enough, and goes.
 //!
 //! *Takes* how long each kind of thing is kept. *Gives* the number of rows that went. *Promises* that nothing goes a moment
-//! before its time, that what is deleted is overwritten, and that the log is emptied of it. What is due is found by readers
-//! and deleted in small pieces, which keeps webhooks from waiting. *Not here*: when; a job says that.
+//! before its time, that what is deleted is overwritten, that the log is emptied of it, and that no file of the lake holds it
+//! once the next snapshot is published. What is due is found by readers and deleted in small pieces, which keeps webhooks from
+//! waiting. *Not here*: when; a job says that.
 //!
 //! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
 //! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
@@ -20,6 +21,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Keep};
 use crate::flatten::Inspection;
 use crate::links;
+use crate::publish;
 use crate::records::unpack;
 use crate::resources::{Resource, employments};
 use crate::store::{Error, Store, Tx, Value, VersionPlace, args};
@@ -421,8 +423,9 @@ fn remove_webhooks(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<
     keys.iter().map(|(_, seq)| tx.execute("DELETE FROM webhooks WHERE seq = $1", args![*seq])).sum()
 }
 
-/// Tells the publisher that rows of the link may differ now.
+/// Tells the publisher that rows of the link may differ now, because some are gone.
 fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> {
+    publish::note_expiry(tx)?;
     let change = tx.change()?;
     tx.execute(
         "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3, removed_seq = $3 \
@@ -606,6 +609,18 @@ mod tests {
         assert_eq!(place.on_day(31).await, [0, 2, 1, 1, 2]);
         assert_eq!(place.on_day(365).await, [0, 2, 1, 1, 2]);
         assert_eq!(place.on_day(366).await, [0, 0, 0, 0, 2]);
+    }
+
+    #[tokio::test]
+    async fn the_publisher_is_told_when_what_readers_see_went_and_not_otherwise() {
+        let settings = config::Retention { bodies: Keep::StaleIn, webhooks: days(10), ..FOREVER };
+        let place = Place::new(settings).await;
+        for (day, told) in [(11, 0), (31, 1)] {
+            place.on_day(day).await;
+            let noted = "SELECT count(*) FROM meta WHERE name = 'last_expiry'";
+            let noted = place.retention.store.read(move |tx| tx.one(noted, args![], |row| row.int(0)));
+            assert_eq!(noted.await.unwrap(), Some(told), "on day {day}");
+        }
     }
 
     #[tokio::test]

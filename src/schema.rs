@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit};
 use serde::Deserialize;
 
-use crate::resources::{self, Derive, Resource, employments, owners};
+use crate::resources::{self, Derive, Resource};
 
 /// Digits of a money column.
 pub const DECIMAL_PRECISION: u8 = 19;
@@ -226,7 +226,7 @@ pub fn get() -> &'static Schema {
 /// As [`get`].
 pub fn pii() -> &'static Schema {
     static SCHEMA: LazyLock<Schema> =
-        LazyLock::new(|| load_pii().unwrap_or_else(|error| panic!("a compiled-in schema is wrong: {error}")));
+        LazyLock::new(|| load_pii(PII).unwrap_or_else(|error| panic!("a compiled-in schema is wrong: {error}")));
     &SCHEMA
 }
 
@@ -274,12 +274,16 @@ pub fn load() -> Result<Schema, Problem> {
     Ok(schema)
 }
 
-/// Reads and checks `schemas/pii.toml`: each of its tables belongs to the resource whose fields it names.
-fn load_pii() -> Result<Schema, Problem> {
+const PII: &str = include_str!("../schemas/pii.toml");
+
+/// Reads and checks `schemas/pii.toml`, whose `text` this is: each of its tables belongs to the resource whose fields it names.
+fn load_pii(text: &str) -> Result<Schema, Problem> {
     const FILE: &str = "pii";
     let mut schema = Schema { tables: Vec::new(), lake_tables: Vec::new(), records: Vec::new() };
-    let file = parse(FILE, include_str!("../schemas/pii.toml"))?;
-    for (table, resource) in file.tables.into_iter().zip([&owners::RESOURCE, &employments::RESOURCE]) {
+    let file = parse(FILE, text)?;
+    for table in file.tables {
+        let unknown = || Problem { file: FILE, problem: format!("table {}: its resource is not known", table.name) };
+        let resource = table.resource.as_deref().and_then(Resource::by_name).ok_or_else(unknown)?;
         // The unmasked twin of a table has all that the table has.
         let masked = get().tables.iter().find(|masked| masked.name == table.name);
         let (version, first) = masked.map_or((0, &[][..]), |masked| (masked.version, &masked.columns));
@@ -380,6 +384,8 @@ struct WrittenFile {
 #[serde(deny_unknown_fields)]
 struct WrittenTable {
     name: String,
+    /// Where a file has tables of several.
+    resource: Option<String>,
     rows: Option<String>,
     key: Vec<String>,
     meaning: String,
@@ -427,8 +433,11 @@ fn checked(
     first: &[Column],
     resource: Option<&Resource>,
 ) -> Result<Table, Problem> {
-    let WrittenTable { name, rows, key, meaning, columns } = table;
+    let WrittenTable { name, resource: of, rows, key, meaning, columns } = table;
     let problem = |problem: String| Problem { file, problem: format!("table {name}: {problem}") };
+    if let Some(of) = of.filter(|of| resource.is_none_or(|resource| resource.name != of)) {
+        return Err(problem(format!("it says that it is for {of}")));
+    }
     let own = columns.into_iter().map(|column| {
         let column_name = column.name.clone();
         checked_column(column, resource).map_err(|wrong| problem(format!("column {column_name}: {wrong}")))
@@ -498,6 +507,7 @@ fn checked_column(column: WrittenColumn, resource: Option<&Resource>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resources::owners;
 
     #[test]
     fn every_schema_file_is_sound() {
@@ -522,6 +532,18 @@ mod tests {
         for column in schema.tables.iter().flat_map(|table| &table.columns) {
             assert!(!column.meaning.is_empty() && !column.example.is_empty() && !column.sensitivity.is_empty());
         }
+    }
+
+    #[test]
+    fn an_unmasked_table_is_of_the_resource_that_it_names_wherever_it_stands_in_the_file() {
+        let (head, tables) = PII.split_once("[[table]]\n").unwrap();
+        let (owners, employers) = tables.split_once("[[table]]\n").unwrap();
+        let schema = load_pii(&format!("{head}[[table]]\n{employers}\n[[table]]\n{owners}")).unwrap();
+        let of = |records: &RecordSchema| (records.resource.name, schema.tables[records.tables[0]].name.as_str());
+        let of: Vec<_> = schema.records.iter().map(of).collect();
+        assert_eq!(of, [("employments", "pii/employers"), ("owners", "pii/owners")]);
+        let unnamed = load_pii(&PII.replace("resource = \"owners\"\n", "")).err().unwrap();
+        assert!(unnamed.to_string().contains("its resource is not known"), "{unnamed}");
     }
 
     #[test]

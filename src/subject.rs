@@ -207,7 +207,12 @@ pub struct Held {
     pub links: Vec<String>,
     /// Rows of each table.
     pub tables: Map<String, Value>,
+    /// How many of these have [`IS_DAMAGED`].
+    pub damaged: usize,
 }
+
+/// Told of a row whose body cannot be opened: what else is held of somebody is theirs to know all the same.
+const IS_DAMAGED: &str = "body_is_damaged";
 
 /// Everything that the state behind `readers` holds of `subject`. Blocks.
 ///
@@ -216,19 +221,23 @@ pub struct Held {
 pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Result<Held, Error> {
     readers.read(|tx| {
         let names = subject.names(tx, pepper)?;
-        let tables = of_state(tx, &names)?;
+        let (tables, damaged) = of_state(tx, &names)?;
         if tables.is_empty() {
             return Err(Error::NotHeld(subject.kind().name()));
         }
-        Ok(Held { links: names.links, tables })
+        Ok(Held { links: names.links, tables, damaged })
     })
 }
 
-/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place.
-fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Error> {
+/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place. Says
+/// also how many bodies are damaged.
+fn of_state(tx: &Tx<'_>, names: &Names) -> Result<(Map<String, Value>, usize), store::Error> {
     let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut damaged = 0;
     let mut keep = |table: &str, cells| {
-        tables.entry(table.to_owned()).or_default().push(of_row(tx, table, cells)?);
+        let row = of_row(tx, table, cells)?;
+        damaged += usize::from(row.contains_key(IS_DAMAGED));
+        tables.entry(table.to_owned()).or_default().push(row.into());
         Ok::<_, store::Error>(())
     };
     // A key is no datum of the person, and an export must not hold one.
@@ -245,19 +254,19 @@ fn of_state(tx: &Tx<'_>, names: &Names) -> Result<Map<String, Value>, store::Err
     for run in runs_of(tx, &names.links)? {
         tx.each("SELECT * FROM runs WHERE run_id = $1", args![run], |row| keep("runs", row.cells()?))?;
     }
-    Ok(tables.into_iter().map(|(table, rows)| (table, rows.into())).collect())
+    Ok((tables.into_iter().map(|(table, rows)| (table, rows.into())).collect(), damaged))
 }
 
 /// A row by its columns, its body opened.
-fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value, store::Error> {
+fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Map<String, Value>, store::Error> {
     let text = |name: &str| text_of(&cells, name).unwrap_or_default();
     let int = |name: &str| match cells.iter().find(|(found, _)| found == name) {
         Some((_, Cell::Int(int))) => *int,
         _ => 0,
     };
-    let open = |stored: &[u8]| -> Result<Value, store::Error> {
+    let open = |stored: &[u8]| -> Result<Option<Value>, store::Error> {
         let plain = |body: Cow<'_, [u8]>| String::from_utf8_lossy(&body).into_owned();
-        let body = match table {
+        let opened = match table {
             "record_versions" => {
                 let place = VersionPlace {
                     link_id: text("link_id"),
@@ -265,21 +274,25 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
                     record_key: text("record_key"),
                     version: int("version"),
                 };
-                unpack(&place.open(tx, stored)?)?
+                place.open(tx, stored).and_then(|packed| unpack(&packed))
             }
             "frozen_features" => {
                 let place = FrozenPlace { link_id: text("link_id"), decision_id: text("decision_id") };
-                plain(place.open(tx, stored)?)
+                place.open(tx, stored).map(plain)
             }
             "webhooks" => {
                 let place = WebhookPlace { link_id: text_of(&cells, "link_id"), received_at: int("received_at") };
-                plain(place.open(tx, stored)?)
+                place.open(tx, stored).map(plain)
             }
             // Another table with a body needs to say here how it is opened.
             _ => return Err(store::Error::Unreadable("a body")),
         };
-        // As it came when it is no JSON that can be told again.
-        Ok(serde_json::from_str(&body).unwrap_or(Value::String(body)))
+        match opened {
+            // As it came when it is no JSON that can be told again.
+            Ok(body) => Ok(Some(serde_json::from_str(&body).unwrap_or(Value::String(body)))),
+            Err(store::Error::Unreadable(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     };
     let mut row = Map::new();
     for (name, cell) in &cells {
@@ -287,12 +300,18 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Value,
             Cell::Null => Value::Null,
             Cell::Int(int) => json!(int),
             Cell::Text(text) => json!(text),
-            Cell::Bytes(bytes) if name == "body" => open(bytes)?,
+            Cell::Bytes(bytes) if name == "body" => {
+                let body = open(bytes)?;
+                if body.is_none() {
+                    row.insert(IS_DAMAGED.to_owned(), true.into());
+                }
+                body.unwrap_or_default()
+            }
             Cell::Bytes(bytes) => json!(BASE64_STANDARD.encode(bytes)),
         };
         row.insert(name.clone(), value);
     }
-    Ok(row.into())
+    Ok(row)
 }
 
 /// The `external_id`s of `links` that no other link has.
@@ -353,32 +372,35 @@ pub fn runs_of(tx: &Tx<'_>, links: &[String]) -> Result<BTreeSet<i64>, store::Er
     Ok(found)
 }
 
-/// Whether a webhook's body names one of `names`. One that not every reader takes for JSON is searched for them between
-/// whatever cannot be part of a name.
+/// Whether a webhook's body names one of `names`. A part of another name is none: `customer-1` is not in `customer-12`.
 fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
-    if let Ok(json) = serde_json::from_slice(body) {
-        return is_named(&json, names);
-    }
-    let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte));
-    let is_there = |name: &&str| {
-        memchr::memmem::find_iter(body, name.as_bytes()).any(|at| {
-            !is_part(at.checked_sub(1).and_then(|before| body.get(before))) && !is_part(body.get(at + name.len()))
-        })
-    };
-    names.iter().any(is_there) || LinkId::all_in(body).any(|link| names.contains(link.as_str()))
+    let mut are_named = false;
+    each_name_in(body, &mut |name| are_named |= names.contains(name));
+    are_named
 }
 
-/// Whether a value in `json` is one of `names`, or a text in it has the id of a link that is. A part of another name is none:
-/// `customer-1` is not in `customer-12`.
-fn is_named(json: &Value, names: &BTreeSet<&str>) -> bool {
+/// Gives whatever may be a name in a webhook's body: each text and number that is a value, and the ids of links in texts.
+pub fn each_name_in(body: &[u8], each: &mut dyn FnMut(&str)) {
+    if let Ok(json) = serde_json::from_slice(body) {
+        return each_name(&json, each);
+    }
+    // Not every reader takes it for JSON: what stands between quotes, or between bytes that names rarely have.
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.@\\".contains(byte);
+    let texts = body.split(|byte| *byte == b'"').chain(body.split(|byte| !is_part(byte)));
+    texts.filter_map(|text| str::from_utf8(text).ok()).for_each(&mut *each);
+    LinkId::all_in(body).for_each(|link| each(link.as_str()));
+}
+
+fn each_name(json: &Value, each: &mut dyn FnMut(&str)) {
     match json {
         Value::String(text) => {
-            names.contains(text.as_str()) || LinkId::all_in(text.as_bytes()).any(|link| names.contains(link.as_str()))
+            each(text);
+            LinkId::all_in(text.as_bytes()).for_each(|link| each(link.as_str()));
         }
-        Value::Number(number) => names.contains(number.to_string().as_str()),
-        Value::Array(items) => items.iter().any(|item| is_named(item, names)),
-        Value::Object(fields) => fields.values().any(|value| is_named(value, names)),
-        Value::Null | Value::Bool(_) => false,
+        Value::Number(number) => each(&number.to_string()),
+        Value::Array(items) => items.iter().for_each(|item| each_name(item, each)),
+        Value::Object(fields) => fields.values().for_each(|value| each_name(value, each)),
+        Value::Null | Value::Bool(_) => {}
     }
 }
 
@@ -454,6 +476,28 @@ mod tests {
         assert_eq!(told, expected);
     }
 
+    #[tokio::test]
+    async fn a_damaged_body_is_marked_and_the_rest_is_told() {
+        const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            let good = zstd::encode_all(br#"{"id":"good"}"#.as_slice(), 1).unwrap();
+            for (version, body) in [(1, b"damaged".as_slice()), (2, good.as_slice())] {
+                let sql = "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, known_from, \
+                           started_at, fetched_at, body) VALUES ($1, 'owners', 'k', $2, 0, 'i', 0, 0, 0, $3)";
+                tx.execute(sql, args![LINK, version, body])?;
+            }
+            Ok::<_, store::Error>(())
+        };
+        store.write(fill).await.unwrap();
+        let held = held(&store.readers(), &Subject::Link(LINK.parse().unwrap()), None).unwrap();
+        let versions = held.tables["record_versions"].as_array().unwrap().iter();
+        let told: Vec<_> = versions.map(|row| (&row["body"], row.get(IS_DAMAGED))).collect();
+        assert_eq!(told, [(&Value::Null, Some(&json!(true))), (&json!({ "id": "good" }), None)]);
+        assert_eq!(held.damaged, 1);
+    }
+
     #[test]
     fn a_name_is_found_wherever_a_value_is_it_and_in_no_longer_one() {
         const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
@@ -469,6 +513,8 @@ mod tests {
             (r#"{"about":"3f5d361d-dad6-45d4-a0bf-26d479766067"}"#, false),
             (r#"{"external_id":"user-1","other":"\ud83d"}"#, true),
             (r#"{"external_id":"user-12","other":"\ud83d"}"#, false),
+            (r#"{"external_id":4711,"other":"\ud83d"}"#, true),
+            (r#"{"about":"x/2F5D361D-dad6-45d4-a0bf-26d479766067/","other":"\ud83d"}"#, true),
         ] {
             assert_eq!(are_named_in(json.as_bytes(), &names), expected, "{json}");
         }

@@ -4,6 +4,7 @@
 //! salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure, or a new one, learns
 //! of it; and that no file is replaced that is of another state.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,8 +66,8 @@ pub struct Tombstone {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tombstones {
     salt: String,
-    /// The tombstones.
-    pub all: Vec<Tombstone>,
+    /// When each was erased, by its kind and hash.
+    all: BTreeMap<(Kind, String), i64>,
 }
 
 /// Why the tombstones of a file are not used, or none are written there.
@@ -114,7 +115,8 @@ impl FileError {
 }
 
 /// What the file beside the state at `state` says and the state, open as `store`, does not know: it is new there, or an older one
-/// that was put back. `None` when there is nothing. A file that is missing is written from what the state knows.
+/// that was put back. `None` when there is nothing. A file that is missing, or knows less than the state, is written anew from
+/// what that knows.
 ///
 /// # Errors
 /// [`FileError::Damaged`], [`FileError::File`], [`FileError::Store`].
@@ -124,7 +126,15 @@ pub async fn unknown(store: &Store, state: &Path) -> Result<Option<(PathBuf, Tom
     let Some(there) = Tombstones::read(&path)? else {
         return held.map_or(Ok(()), |held| held.write(&path)).map(|()| None);
     };
-    Ok(if held.is_some_and(|held| held.has_all(&there)) { None } else { Some((path, there)) })
+    match held {
+        Some(held) if held.has_all(&there) => {
+            if !there.has_all(&held) {
+                held.write(&path)?;
+            }
+            Ok(None)
+        }
+        _ => Ok(Some((path, there))),
+    }
 }
 
 /// First line of the file.
@@ -210,10 +220,19 @@ impl Tombstones {
     /// [`Error::Database`].
     pub fn of(tx: &Tx<'_>) -> Result<Option<Self>, Error> {
         let Some(salt) = salt::held(tx, SALT)? else { return Ok(None) };
-        let all = tx.all("SELECT kind, hash, erased_at FROM tombstones ORDER BY kind, hash", args![], |row| {
+        let all = tx.all("SELECT kind, hash, erased_at FROM tombstones", args![], |row| {
             Ok(Tombstone { kind: Kind::by_name(row.str(0)?)?, hash: row.text(1)?, erased_at: row.int(2)? })
         })?;
-        Ok(Some(Self { salt, all }))
+        Ok(Some(Self::under(salt, all)))
+    }
+
+    fn under(salt: String, all: Vec<Tombstone>) -> Self {
+        let all = all.into_iter().map(|Tombstone { kind, hash, erased_at }| ((kind, hash), erased_at));
+        Self { salt, all: all.collect() }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Tombstone> {
+        self.all.iter().map(|((kind, hash), &erased_at)| Tombstone { kind: *kind, hash: hash.clone(), erased_at })
     }
 
     /// Adds these to the state; false when the state has others under another salt, so that they are of another state.
@@ -226,27 +245,23 @@ impl Tombstones {
             Some(_) => {}
             None => salt::keep(tx, SALT, &self.salt)?,
         }
-        self.all.iter().try_for_each(|tombstone| insert(tx, tombstone)).map(|()| true)
+        self.iter().try_for_each(|tombstone| insert(tx, &tombstone)).map(|()| true)
     }
 
     /// When `name` was erased, if it was, in microseconds since 1970.
     pub fn erased_at(&self, kind: Kind, name: &str) -> Option<i64> {
-        let hash = hash_of(&self.salt, kind, name);
-        self.all.iter().find(|tombstone| tombstone.kind == kind && tombstone.hash == hash).map(|found| found.erased_at)
+        self.all.get(&(kind, hash_of(&self.salt, kind, name))).copied()
     }
 
     /// Whether each of `others` is here, as late or later.
     fn has_all(&self, others: &Self) -> bool {
-        let has = |other: &Tombstone| {
-            let is_it = |one: &Tombstone| (one.kind, &one.hash) == (other.kind, &other.hash);
-            self.all.iter().any(|one| is_it(one) && one.erased_at >= other.erased_at)
-        };
-        self.salt == others.salt && others.all.iter().all(has)
+        self.salt == others.salt
+            && others.all.iter().all(|(name, erased_at)| self.all.get(name).is_some_and(|held| held >= erased_at))
     }
 
     /// Whether there is one of this kind.
     pub fn has(&self, kind: Kind) -> bool {
-        self.all.iter().any(|tombstone| tombstone.kind == kind)
+        self.all.keys().any(|(held, _)| *held == kind)
     }
 
     /// The tombstones in the file at `path`; `None` when there is no file.
@@ -274,23 +289,29 @@ impl Tombstones {
         let mut lines = text.split_inclusive(|byte| *byte == b'\n');
         let head: Head = serde_json::from_slice(lines.next().unwrap_or_default())?;
         let all = lines.map(serde_json::from_slice).collect::<Result<_, _>>()?;
-        Ok(Self { salt: head.salt, all })
+        Ok(Self::under(head.salt, all))
     }
 
-    /// Writes the file at `path` anew, durably, for its owner alone.
+    /// Writes the file at `path` anew, durably, for its owner alone. What it says that is not here stays in it.
     ///
     /// # Errors
     /// [`FileError::Foreign`], [`FileError::Damaged`] when something else is there, [`FileError::File`]; the file is then as it
     /// was.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        Self::are_of_one(path, Self::read(path)?.as_ref(), Some(self))?;
-        self.replace(path).map_err(FileError::at(path))
+        let there = Self::read(path)?;
+        Self::are_of_one(path, there.as_ref(), Some(self))?;
+        let mut whole = self.clone();
+        for (name, erased_at) in there.into_iter().flat_map(|there| there.all) {
+            let latest = whole.all.entry(name).or_insert(erased_at);
+            *latest = erased_at.max(*latest);
+        }
+        whole.replace(path).map_err(FileError::at(path))
     }
 
     fn replace(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string(&Head { salt: self.salt.clone() })? + "\n";
-        for tombstone in &self.all {
-            text += &serde_json::to_string(tombstone)?;
+        for tombstone in self.iter() {
+            text += &serde_json::to_string(&tombstone)?;
             text.push('\n');
         }
         durable::replace(path, text.as_bytes())
@@ -360,6 +381,9 @@ mod tests {
         assert_eq!(there.erased_at(Kind::Link, LINK), Some(8));
         let known = bury_in(&old, 9).await;
         assert_eq!(unknown(&old, &path("old.db")).await.unwrap(), None);
+        assert_eq!(Tombstones::read(&file).unwrap(), Some(known.clone()), "what the file has lost is put back");
+        Tombstones { all: BTreeMap::new(), ..known.clone() }.write(&file).unwrap();
+        assert_eq!(Tombstones::read(&file).unwrap(), Some(known.clone()), "whoever knows less takes nothing out");
 
         let before = fs::read(&file).unwrap();
         let other = Store::open(&path("other.db")).unwrap();

@@ -43,7 +43,16 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     work::block_on(note(&config, export))?;
     let document = json!({ "links": held.links, "state": held.tables, "lake": lake });
     writeln!(streams::out(), "{document:#}")?;
-    Ok(Exit::Done)
+    if held.damaged == 0 {
+        return Ok(Exit::Done);
+    }
+    let note = format!(
+        "{} of these rows have a body that is damaged in the state, and say `body_is_damaged` instead: `vinculo verify` names \
+         them, and a backup has them",
+        held.damaged
+    );
+    streams::note(&note, global)?;
+    Ok(Exit::Damaged)
 }
 
 /// Has the daemon that holds the state note the export, or does it here.

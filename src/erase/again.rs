@@ -4,17 +4,18 @@
 //! together with what follows from them: a state that has a tombstone holds nobody whom it names. *Not here*: the lake and
 //! the log, which follow as with any erasure that was begun.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Begun, Error, Receipt, Step, remove};
 use crate::audit;
+use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::sensitive::Pepper;
 use crate::store::{self, Store, Tx, WebhookPlace, args};
-use crate::subject::{self, own_external_ids};
+use crate::subject::{self, each_name_in, own_external_ids};
 use crate::tombstones::{self, FileError, Kind, Tombstones};
 
 /// What was erased again.
@@ -62,6 +63,8 @@ pub fn erase_again(
             let ids = tx.all(&sql, args![], |row| row.text(0))?;
             links.extend(ids.into_iter().filter(|id| tombstones.erased_at(Kind::Link, id).is_some()));
         }
+        let quarantined = Quarantined::read(tx, &tombstones)?;
+        links.extend(quarantined.links);
         let connected = tx.all("SELECT link_id, external_id, first_seen_at FROM links", args![], |row| {
             Ok((row.text(0)?, row.opt_text(1)?, row.int(2)?))
         })?;
@@ -72,13 +75,14 @@ pub fn erase_again(
                     links.insert(link.clone());
                 }
             }
-            users = users_without_link(tx, &tombstones)?;
+            users = users_without_link(tx, &tombstones, quarantined.users)?;
         }
         if tombstones.has(Kind::Person) {
             let pepper = pepper.ok_or(subject::Error::NoPepper)?;
             let owners = subject::persons(tx, pepper)?;
+            let first_seen: HashMap<&str, i64> = connected.iter().map(|(id, _, at)| (id.as_str(), *at)).collect();
             for (link, person) in owners {
-                let first_seen_at = connected.iter().find(|(id, ..)| *id == link).map_or(0, |(_, _, at)| *at);
+                let first_seen_at = first_seen.get(link.as_str()).copied().unwrap_or_default();
                 if tombstones.erased_at(Kind::Person, &person).is_some_and(|erased_at| first_seen_at <= erased_at) {
                     links.insert(link);
                 }
@@ -112,22 +116,51 @@ fn remove_and_note(tx: &Tx<'_>, links: &[String], users: &[String], now: Timesta
     Ok(receipt.erasure)
 }
 
+/// Whom tombstones name of those in webhooks that are of no known link: in the quarantine a body has names in any place.
+#[derive(Default)]
+struct Quarantined {
+    links: Vec<String>,
+    /// The `external_id`s, and when the latest webhook that names each came.
+    users: BTreeMap<String, i64>,
+}
+
+impl Quarantined {
+    fn read(tx: &Tx<'_>, tombstones: &Tombstones) -> Result<Self, store::Error> {
+        let (mut found, has_users) = (Self::default(), tombstones.has(Kind::ExternalId));
+        tx.each("SELECT received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
+            let received_at = row.int(0)?;
+            let place = WebhookPlace { link_id: None, received_at };
+            // One that cannot be opened says nothing.
+            let Ok(body) = place.open(tx, row.bytes(1)?) else { return Ok(()) };
+            each_name_in(&body, &mut |name| {
+                if has_users && tombstones.erased_at(Kind::ExternalId, name).is_some() {
+                    let latest = found.users.entry(name.to_owned()).or_insert(received_at);
+                    *latest = received_at.max(*latest);
+                }
+                let link = name.parse::<LinkId>().ok();
+                found.links.extend(
+                    link.filter(|link| tombstones.erased_at(Kind::Link, link.as_str()).is_some())
+                        .map(|link| link.as_str().to_owned()),
+                );
+            });
+            Ok::<_, store::Error>(())
+        })?;
+        Ok(found)
+    }
+}
+
 /// The `external_id`s without a link of which all that is held is from before they were erased: widget sessions, and webhooks
-/// in the quarantine.
-fn users_without_link(tx: &Tx<'_>, tombstones: &Tombstones) -> Result<BTreeSet<String>, store::Error> {
+/// in the quarantine, of which the `latest` is told.
+fn users_without_link(
+    tx: &Tx<'_>,
+    tombstones: &Tombstones,
+    mut latest: BTreeMap<String, i64>,
+) -> Result<BTreeSet<String>, store::Error> {
     let sessions = "SELECT external_id, max(asked_at) FROM widget_sessions GROUP BY external_id";
-    let mut latest: BTreeMap<String, i64> =
-        tx.all(sessions, args![], |row| Ok((row.text(0)?, row.int(1)?)))?.into_iter().collect();
-    tx.each("SELECT received_at, body FROM webhooks WHERE link_id IS NULL", args![], |row| {
-        let received_at = row.int(0)?;
-        let place = WebhookPlace { link_id: None, received_at };
-        // One that cannot be opened says nothing.
-        let Ok(body) = place.open(tx, row.bytes(1)?) else { return Ok(()) };
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        if let Some(user) = body["external_id"].as_str() {
-            let latest = latest.entry(user.to_owned()).or_insert(received_at);
-            *latest = received_at.max(*latest);
-        }
+    tx.each(sessions, args![], |row| {
+        let asked_at = row.int(1)?;
+        let latest = latest.entry(row.text(0)?).or_insert(asked_at);
+        *latest = asked_at.max(*latest);
         Ok::<_, store::Error>(())
     })?;
     let mut users = BTreeSet::new();
@@ -197,6 +230,30 @@ mod tests {
         let begun: Vec<_> = begun.into_iter().map(|begun| (begun.erasure, begun.step)).collect();
         assert_eq!(begun, [(again.erasure.unwrap(), Step::Removed)], "the lake is to follow");
         assert_eq!(place.learn(None).await.unwrap().erasure, None, "it knows all");
+    }
+
+    #[tokio::test]
+    async fn webhooks_in_the_quarantine_that_name_whom_was_erased_go_wherever_the_name_stands() {
+        let place = Place::new(&[(Kind::ExternalId, "user-1"), (Kind::ExternalId, "4711")]).await;
+        let [erased, other] = place.links.clone();
+        let bodies = [
+            format!(r#"{{"about":"{}"}}"#, erased.to_uppercase()),
+            r#"{"data":{"external_id":"user-1"}}"#.to_owned(),
+            r#"{"data":[4711]}"#.to_owned(),
+            format!(r#"{{"about":"{other}","of":"user-12"}}"#),
+        ];
+        let fill = move |tx: &Tx<'_>| {
+            // Nothing else of the link is held.
+            tx.execute("DELETE FROM links WHERE link_id = $1", args![&erased])?;
+            bodies.iter().try_for_each(|body| {
+                let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (0, 'quarantined', $1)";
+                tx.execute(sql, args![body.as_bytes()]).map(drop)
+            })
+        };
+        place.store.write(fill).await.unwrap();
+        assert!(place.learn(None).await.unwrap().erasure.is_some());
+        let left = place.all("SELECT CAST(body AS TEXT) FROM webhooks").await;
+        assert!(left.len() == 1 && left[0].contains("user-12"), "{left:?}");
     }
 
     #[tokio::test]

@@ -119,6 +119,27 @@ pub fn note_removal(tx: &Tx<'_>) -> Result<(), store::Error> {
 
 /// The change in which a link was removed last; 0 when none was.
 pub(super) fn last_removal(tx: &Tx<'_>) -> Result<i64, store::Error> {
-    let noted = tx.meta(LAST_REMOVAL)?;
-    noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("the last removal")))
+    noted(tx, LAST_REMOVAL)
+}
+
+/// The row of `meta` with the change in which rows that are published were removed last because they were kept long enough.
+const LAST_EXPIRY: &str = "last_expiry";
+
+/// Notes that rows go which are published. They stay readable in a database that is taken over, behind a mark that they are
+/// deleted, and in the snapshots from before: the next publish makes a new one, and drops these. Files whose rows stay stand.
+///
+/// # Errors
+/// [`store::Error::Database`], or [`store::Error::Unreadable`].
+pub fn note_expiry(tx: &Tx<'_>) -> Result<(), store::Error> {
+    tx.set_meta(LAST_EXPIRY, &tx.change()?.to_string())
+}
+
+/// The change in which rows expired last; 0 when none did.
+pub(super) fn last_expiry(tx: &Tx<'_>) -> Result<i64, store::Error> {
+    noted(tx, LAST_EXPIRY)
+}
+
+fn noted(tx: &Tx<'_>, name: &str) -> Result<i64, store::Error> {
+    let noted = tx.meta(name)?;
+    noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("a change")))
 }

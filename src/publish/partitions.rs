@@ -30,6 +30,7 @@ pub(super) struct Partitions {
     dates: BTreeMap<NaiveDate, Vec<Wanted>>,
     /// Links that have changed since the previous snapshot; `None` when every partition is computed anew.
     changed: Option<Vec<String>>,
+    latest: Latest,
     /// Link, resource and code of each latest refresh that failed.
     pub(super) errors: Vec<(String, String, String)>,
 }
@@ -37,49 +38,96 @@ pub(super) struct Partitions {
 /// One run of a date.
 struct Wanted {
     run: Run,
-    /// Links that were first seen after it.
-    later: Vec<String>,
     /// Links of which something that could have been known to it may have come in, or was removed by retention, since the
     /// previous snapshot.
     late: Vec<String>,
 }
 
+/// The links that were first seen after the earliest run of those that are computed, the earliest first: each of many runs
+/// leaves out the last of them.
+#[derive(Default)]
+struct Latest {
+    seen_at: Vec<Timestamp>,
+    links: Vec<String>,
+}
+
+impl Latest {
+    fn read(tx: &Tx<'_>, until: Timestamp) -> Result<Self, store::Error> {
+        let mut latest = Self::default();
+        let sql = "SELECT first_seen_at, link_id FROM links WHERE first_seen_at > $1 ORDER BY first_seen_at, link_id";
+        tx.each(sql, args![until], |row| {
+            latest.seen_at.push(row.at(0)?);
+            latest.links.push(row.text(1)?);
+            Ok::<_, store::Error>(())
+        })?;
+        Ok(latest)
+    }
+
+    /// The links that were first seen after `run`, of which it says nothing.
+    fn after(&self, run: &Run) -> &[String] {
+        &self.links[self.seen_at.partition_point(|seen_at| *seen_at <= until(run))..]
+    }
+}
+
+/// Links that were first seen later are none of the run's.
+fn until(run: &Run) -> Timestamp {
+    run.known_at.max(run.ran_at)
+}
+
 impl Partitions {
-    /// Reads the runs, and what changed since `previous`, whose files may be taken over.
-    pub(super) fn read(tx: &Tx<'_>, previous: Option<&Manifest>) -> Result<Self, store::Error> {
+    /// Reads the runs, and what changed since the snapshot `previous`, whose files may be taken over from their folder.
+    pub(super) fn read(tx: &Tx<'_>, previous: Option<&(&Manifest, PathBuf)>) -> Result<Self, store::Error> {
+        let manifest = previous.map(|(manifest, _)| *manifest);
         let mut dates: BTreeMap<NaiveDate, Vec<Wanted>> = BTreeMap::new();
         let runs = runs::all(tx)?;
         let news = if runs.is_empty() {
             Vec::new()
         } else {
-            previous.map_or(Ok(Vec::new()), |previous| news(tx, previous))?
+            manifest.map_or(Ok(Vec::new()), |manifest| news(tx, manifest))?
         };
         for run in runs {
-            let until = run.known_at.max(run.ran_at);
-            let later =
-                tx.all("SELECT link_id FROM links WHERE first_seen_at > $1", args![until], |row| row.text(0))?;
             let late = news.iter().filter(|(_, known)| *known <= run.known_at).map(|(link_id, _)| link_id.clone());
-            dates.entry(run.as_of).or_default().push(Wanted { run, later, late: late.collect() });
+            dates.entry(run.as_of).or_default().push(Wanted { run, late: late.collect() });
         }
         // Whom an erasure has removed, no partition says.
         let erasing = tx.one("SELECT 1 FROM erasures WHERE step = 'removed'", args![], |_| Ok(()))?;
-        let changed = previous.filter(|_| erasing.is_none()).map(|previous| {
+        let changed = manifest.filter(|_| erasing.is_none()).map(|manifest| {
             tx.all(
                 "SELECT link_id FROM links WHERE changed_seq > $1 UNION SELECT link_id FROM refreshes WHERE touched_seq > $1",
-                args![previous.built_from.change],
+                args![manifest.built_from.change],
                 |row| row.text(0),
             )
         });
-        Ok(Self {
+        let partitions = Self {
             dates,
             changed: changed.transpose()?,
+            latest: Latest::default(),
             errors: tx.all(
                 "SELECT link_id, resource, last_error_code FROM refreshes WHERE last_error_code IS NOT NULL \
                  ORDER BY link_id, resource",
                 args![],
                 |row| Ok((row.text(0)?, row.text(1)?, row.text(2)?)),
             )?,
-        })
+        };
+        let computed = partitions.dates.iter().filter(|(date, wanted)| {
+            let earlier = partitions.earlier(previous, &path_of(**date));
+            !earlier.is_some_and(|earlier| partitions.stands(wanted, &earlier))
+        });
+        let first = computed.flat_map(|(_, wanted)| wanted).map(|wanted| until(&wanted.run)).min();
+        let latest = first.map(|first| Latest::read(tx, first)).transpose()?.unwrap_or_default();
+        Ok(Self { latest, ..partitions })
+    }
+
+    /// The file of a date in the previous snapshot, when it may be of use.
+    fn earlier<'m>(&self, previous: Option<&'m (&'m Manifest, PathBuf)>, path: &Path) -> Option<Earlier<'m>> {
+        let (manifest, folder) = previous.filter(|_| self.changed.is_some())?;
+        Earlier::find(manifest, folder, path)
+    }
+
+    /// Whether the earlier file of a date has all that is wanted of it.
+    fn stands(&self, wanted: &[Wanted], earlier: &Earlier<'_>) -> bool {
+        let nothing_changed = self.changed.as_ref().is_none_or(Vec::is_empty);
+        wanted.iter().all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.stands(wanted)))
     }
 
     /// The links whose rows are computed anew in files of the `previous` snapshot; `None` when these are not few, or there
@@ -110,14 +158,8 @@ impl Partitions {
         let mut computer = None;
         for (date, wanted) in &self.dates {
             let path = path_of(*date);
-            let earlier = previous
-                .as_ref()
-                .filter(|_| self.changed.is_some())
-                .and_then(|(manifest, folder)| Earlier::find(manifest, folder, &path));
-            if let Some(earlier) = earlier.as_ref().filter(|earlier| {
-                let nothing_changed = self.changed.as_ref().is_none_or(Vec::is_empty);
-                wanted.iter().all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.stands(wanted)))
-            }) {
+            let earlier = self.earlier(previous.as_ref(), &path);
+            if let Some(earlier) = earlier.as_ref().filter(|earlier| self.stands(wanted, earlier)) {
                 staging.take_over(earlier.folder, earlier.file)?;
                 files.push(earlier.file.clone());
                 continue;
@@ -167,7 +209,8 @@ impl Partitions {
         wanted: &'s Wanted,
         earlier: Option<&Earlier<'_>>,
     ) -> duckdb::Result<Option<Kept<'s>>> {
-        let Wanted { run, later, late } = wanted;
+        let Wanted { run, late } = wanted;
+        let later = self.latest.after(run);
         let Some((earlier, changed)) = earlier.filter(|earlier| earlier.has(run)).zip(self.changed.as_ref()) else {
             computer.add(run, None, later)?;
             return Ok(None);
@@ -345,5 +388,47 @@ mod tests {
             let expected = known.map(|known| ("a".to_owned(), Timestamp::from_micros(known)));
             assert_eq!(news, Vec::from_iter(expected), "since {change}");
         }
+    }
+
+    #[tokio::test]
+    async fn links_that_came_later_are_read_once_for_all_runs_and_for_none_that_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let fill = |tx: &Tx<'_>| {
+            for (link, seen) in [("early", 50), ("b", 150), ("a", 250)] {
+                let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, $2, 1)";
+                tx.execute(sql, args![link, seen])?;
+            }
+            for (date, known) in [("2026-01-31", 100), ("2026-02-28", 200)] {
+                let sql = "INSERT INTO feature_runs (as_of_date, pit_mode, known_at, lag_months, ran_at, changed_seq) \
+                           VALUES ($1, 'strict', $2, 1, $2, 1)";
+                tx.execute(sql, args![date, known])?;
+            }
+            Ok(())
+        };
+        store.write(fill).await.unwrap();
+        let file = |date: &str| {
+            let path = path_of(date.parse().unwrap());
+            serde_json::json!({ "path": path, "rows": 1, "bytes": 1, "sha256": "" })
+        };
+        let manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "snapshot": 1, "schema_version": 1, "published_at": "2026-03-01T00:00:00Z", "vinculo_version": "",
+            "link_buckets": 1, "built_from": { "state_id": "", "change": 1 }, "files": [], "tables": [{
+                "name": TABLE, "schema_version": 1, "key": [], "rows": 2,
+                "files": [file("2026-01-31"), file("2026-02-28")],
+            }],
+        }))
+        .unwrap();
+        let read = |previous: Option<Manifest>| {
+            store.read(move |tx| {
+                let previous = previous.as_ref().map(|manifest| (manifest, PathBuf::new()));
+                let read = Partitions::read(tx, previous.as_ref())?;
+                let runs: Vec<Run> = read.dates.values().flatten().map(|wanted| wanted.run).collect();
+                Ok::<_, store::Error>(runs.iter().map(|run| read.latest.after(run).to_vec()).collect::<Vec<_>>())
+            })
+        };
+        let nobody: &[&str] = &[];
+        assert_eq!(read(None).await.unwrap(), [&["b", "a"][..], &["a"]]);
+        assert_eq!(read(Some(manifest)).await.unwrap(), [nobody, nobody]);
     }
 }

@@ -290,10 +290,15 @@ impl Lake {
 
     /// All snapshots before the current one, with their files.
     pub(super) fn older(&self) -> Result<Vec<Forgotten>, Error> {
+        let older = self.older_numbers()?;
+        Ok(older.into_iter().map(|snapshot| Forgotten { snapshot, files: self.files_of(snapshot) }).collect())
+    }
+
+    fn older_numbers(&self) -> Result<Vec<u32>, Error> {
         let current = self.current_number();
         let mut older = self.all()?;
         older.retain(|&number| current.is_some_and(|current| number < current));
-        Ok(older.into_iter().map(|snapshot| Forgotten { snapshot, files: self.files_of(snapshot) }).collect())
+        Ok(older)
     }
 
     /// The files of snapshot `number`, as far as its manifest tells.
@@ -301,6 +306,13 @@ impl Lake {
         let Some(manifest) = self.manifest(number) else { return Vec::new() };
         let of_tables = manifest.tables.into_iter().flat_map(|table| table.files);
         of_tables.chain(manifest.files).map(|file| file.path).collect()
+    }
+
+    /// Drops the snapshots before the current one that were built from what `is_due`, whatever their age.
+    pub(super) fn drop_older(&self, is_due: impl Fn(&BuiltFrom) -> bool) -> Result<(), Error> {
+        let mut older = self.older_numbers()?;
+        older.retain(|&number| self.manifest(number).is_some_and(|manifest| is_due(&manifest.built_from)));
+        older.into_iter().try_for_each(|number| self.drop_snapshot(number))
     }
 
     /// Drops these snapshots, and what an earlier removal left of others.
@@ -359,7 +371,11 @@ impl Lake {
 
     pub(super) fn numbered(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
         let folder = self.snapshots();
-        let entries = fs::read_dir(&folder).map_err(|source| Error::at(&folder, source))?;
+        let entries = match fs::read_dir(&folder) {
+            // Nothing was published yet, or somebody removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| Error::at(&folder, source))?,
+        };
         Ok(entries
             .flatten()
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))

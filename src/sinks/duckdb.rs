@@ -5,6 +5,7 @@
 //! anywhere, and a file that is complete without its log. A file that is taken over may hold pages of rows that are gone:
 //! whoever erases publishes everything.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
@@ -191,9 +192,13 @@ fn replace_rows(connection: &Connection, folder: &Path, staged: &StagedTable) ->
         let of_changed = "WHERE link_id IN (SELECT link_id FROM changed)";
         connection.execute_batch(&format!("DELETE FROM {table} {of_changed}"))?;
         load(connection, folder, table, files.iter().filter(|file| few.files.contains(&file.path)), of_changed)?;
-    } else if stands && table != FEATURES {
-        // A file holds all rows of its links, but only those of its date in the table that has a file for each.
-        delete(connection, table, gone)?;
+    } else if stands {
+        if table == FEATURES {
+            let new = files.iter().filter(|file| file.is_new).map(|file| file.path.as_path());
+            delete_dates(connection, gone.iter().map(PathBuf::as_path).chain(new))?;
+        } else {
+            delete(connection, table, gone)?;
+        }
         load(connection, folder, table, files.iter().filter(|file| file.is_new), "")?;
     } else {
         connection.execute_batch(&format!("TRUNCATE {table}"))?;
@@ -208,6 +213,16 @@ fn replace_rows(connection: &Connection, folder: &Path, staged: &StagedTable) ->
 fn complete(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
     tell_snapshot(connection, staged)?;
     Ok(connection.execute_batch("COMMIT")?)
+}
+
+/// Deletes the features of the dates of these files, each of which holds all rows of its date.
+fn delete_dates<'f>(connection: &Connection, files: impl Iterator<Item = &'f Path>) -> Result<(), Error> {
+    let dates: BTreeSet<String> = files.filter_map(date_of).map(|date| format!("DATE {}", quoted(date))).collect();
+    if dates.is_empty() {
+        return Ok(());
+    }
+    let dates = Vec::from_iter(dates).join(", ");
+    Ok(connection.execute_batch(&format!("DELETE FROM {FEATURES} WHERE as_of_date IN ({dates})"))?)
 }
 
 /// Deletes the rows of all links that the `files` hold.
@@ -382,4 +397,44 @@ fn lines(schema: &Schema) -> Vec<catalog::Line<'_>> {
 fn list<'p>(paths: impl IntoIterator<Item = &'p Path>) -> String {
     let items: Vec<String> = paths.into_iter().map(|path| quoted(&path.to_string_lossy())).collect();
     items.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_loaded_of_the_dates_whose_files_are_new_and_stand_of_the_others() {
+        let folder = tempfile::Builder::new().prefix("as_of_date=2026-04-30").tempdir().unwrap();
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(
+                "ATTACH ':memory:' AS lake; USE lake; CREATE TABLE credit_features (link_id VARCHAR, as_of_date DATE, pay INTEGER); \
+                 INSERT INTO credit_features SELECT 'a', unnest([DATE '2026-01-31', '2026-02-28', '2026-03-31']), 1",
+            )
+            .unwrap();
+        let path = |date: &str| PathBuf::from(format!("credit_features/as_of_date={date}/part-0.parquet"));
+        let file = |date: &str, is_new: bool| {
+            if is_new {
+                let path = folder.path().join(path(date));
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                let to = quoted(path.to_str().unwrap());
+                connection.execute_batch(&format!("COPY (SELECT 'a' AS link_id, 2 AS pay) TO {to}")).unwrap();
+            }
+            StagedFile { path: path(date), rows: 1, is_new }
+        };
+        let staged = StagedTable {
+            name: FEATURES.to_owned(),
+            // The first is not there to be read.
+            files: vec![file("2026-01-31", false), file("2026-02-28", true), file("2026-04-30", true)],
+            gone: ["2026-02-28", "2026-03-31"].map(|date| Path::new("/before").join(path(date))).into(),
+            few_changed: None,
+        };
+        connection.execute_batch("BEGIN TRANSACTION").unwrap();
+        assert!(replace_rows(&connection, folder.path(), &staged).unwrap());
+        connection.execute_batch("COMMIT").unwrap();
+        let rows = "SELECT string_agg(as_of_date || ': ' || pay, ', ' ORDER BY as_of_date) FROM credit_features";
+        let rows: String = connection.query_row(rows, [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, "2026-01-31: 1, 2026-02-28: 2, 2026-04-30: 2");
+    }
 }

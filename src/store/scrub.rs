@@ -4,13 +4,13 @@
 //! where `secure_delete` does not reach. *Takes* traces: bytes that must not be there any more. *Promises* that afterwards
 //! the log is empty, and that the file was written anew if a trace was still in it.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use memchr::memmem::Finder;
 use rusqlite::Connection;
 
 use super::{Error, Store, connect, plain};
@@ -26,30 +26,24 @@ const CHUNK: usize = 4 << 20;
 
 /// Bytes that must not be found any more. They have no printed form.
 #[derive(Clone, Default)]
-pub struct Traces(Vec<Vec<u8>>);
+pub struct Traces(BTreeSet<Vec<u8>>);
 
 impl Traces {
     /// Shorter ones could be anything.
-    const SHORTEST: usize = 8;
+    const SHORTEST: usize = Search::START;
 
     /// Adds bytes to look for; too few to mean anything are left out.
     pub fn add(&mut self, bytes: &[u8]) {
         if bytes.len() >= Self::SHORTEST {
-            self.0.push(bytes.to_vec());
+            self.0.insert(bytes.to_vec());
         }
-    }
-
-    /// Whether one of them is in `bytes`.
-    pub fn are_in(&self, bytes: &[u8]) -> bool {
-        self.0.iter().any(|trace| memchr::memmem::find(bytes, trace).is_some())
     }
 
     /// How many of them are in the file at `path`.
     fn count_in(&self, path: &Path) -> io::Result<usize> {
-        let finders: Vec<Finder<'_>> = self.0.iter().map(Finder::new).collect();
-        let mut found = vec![false; finders.len()];
         let overlap = self.0.iter().map(Vec::len).max().unwrap_or_default();
         let Some(file) = plain::open(path)? else { return Ok(0) };
+        let (mut search, mut found) = (Search::of(self), 0);
         let (mut offset, mut buffer) = (0, Vec::with_capacity(CHUNK + overlap));
         loop {
             let kept = buffer.len();
@@ -57,14 +51,64 @@ impl Traces {
             let read = file.read_at(&mut buffer[kept..], offset)?;
             buffer.truncate(kept + read);
             offset += read as u64;
-            for (found, finder) in found.iter_mut().zip(&finders).filter(|(found, _)| !**found) {
-                *found = finder.find(&buffer).is_some();
-            }
+            found += search.look_in(&buffer);
             if read == 0 {
-                return Ok(found.into_iter().filter(|found| *found).count());
+                return Ok(found);
             }
             buffer.drain(..buffer.len().saturating_sub(overlap));
         }
+    }
+}
+
+/// Looks for traces in one pass, however many they are: of a person with many links there are thousands, and the state is large.
+struct Search<'t> {
+    /// Those that are not found yet, by what they start with.
+    by_start: HashMap<u64, Vec<&'t [u8]>>,
+    /// A bit for each start, so that nearly all places are passed without a look at the map.
+    starts: Vec<u64>,
+}
+
+impl<'t> Search<'t> {
+    /// Bytes that a trace is told from others by at first.
+    const START: usize = 8;
+
+    /// The number of bits, as a power of two: they fit into a processor's cache.
+    const BITS: u32 = 20;
+
+    fn of(traces: &'t Traces) -> Self {
+        let mut search = Self { by_start: HashMap::new(), starts: vec![0; 1 << (Self::BITS - 6)] };
+        for trace in &traces.0 {
+            let Some(start) = trace.first_chunk() else { continue };
+            let start = u64::from_ne_bytes(*start);
+            let (word, bit) = Self::bit_of(start);
+            search.starts[word] |= bit;
+            search.by_start.entry(start).or_default().push(trace);
+        }
+        search
+    }
+
+    fn bit_of(start: u64) -> (usize, u64) {
+        // The odd number spreads what differs in a few bits over all of them.
+        let hash = start.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - Self::BITS);
+        ((hash >> 6) as usize, 1 << (hash & 63))
+    }
+
+    /// How many are in `bytes` that were not found before.
+    fn look_in(&mut self, bytes: &[u8]) -> usize {
+        let mut found = 0;
+        for (at, start) in bytes.array_windows::<{ Search::START }>().enumerate() {
+            let start = u64::from_ne_bytes(*start);
+            let (word, bit) = Self::bit_of(start);
+            if self.starts[word] & bit == 0 {
+                continue;
+            }
+            if let Some(traces) = self.by_start.get_mut(&start) {
+                let before = traces.len();
+                traces.retain(|trace| !bytes[at..].starts_with(trace));
+                found += before - traces.len();
+            }
+        }
+        found
     }
 }
 
@@ -190,5 +234,21 @@ mod tests {
         traces.add(b"somebody-");
         traces.add(b"nobody---");
         assert_eq!(traces.count_in(&path).unwrap(), 1);
+    }
+
+    #[test]
+    fn each_of_many_traces_is_found_once_also_where_they_begin_alike() {
+        let mut traces = Traces::default();
+        for number in 0..5_000 {
+            traces.add(format!("+55 11 9{number:08}").as_bytes());
+        }
+        // Told twice, and a part of another one.
+        traces.add(b"+55 11 900000007");
+        traces.add(b"+55 11 9000000");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes =
+            ["+55 11 900000007", "+55 11 900004999", "+55 11 900004999", "+55 11 900005000", "+55 11 9"].concat();
+        std::fs::write(file.path(), bytes).unwrap();
+        assert_eq!(traces.count_in(file.path()).unwrap(), 3);
     }
 }

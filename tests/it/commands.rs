@@ -68,33 +68,6 @@ fn init_writes_what_check_accepts_and_never_overwrites() {
     }
 }
 
-/// Prose that no test touches goes stale: each command that the README shows in a `sh` block is one that the program
-/// knows, with options that it knows.
-#[test]
-fn the_commands_in_the_readme_are_commands() {
-    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let Ok(text) = std::fs::read_to_string(&readme) else {
-        eprintln!("SKIPPED: there is no README.md");
-        return;
-    };
-    let shown =
-        text.lines().map(|line| line.trim().trim_start_matches("$ ")).filter_map(|line| line.strip_prefix("vinculo "));
-    for line in shown {
-        let words: Vec<&str> =
-            line.split_whitespace().take_while(|word| !word.starts_with(['#', '|', '"', '\''])).collect();
-        let Some(command) = words.first().filter(|word| word.chars().all(|c| c.is_ascii_lowercase())) else { continue };
-        // What stands behind some commands is a command too.
-        let is_word = |word: &&&str| word.chars().all(|c| c.is_ascii_lowercase());
-        let second = words.get(1).filter(is_word).filter(|_| *command == "links");
-        let help = run(vinculo().arg(command).args(second).arg("--help"));
-        assert_eq!(help.code, Some(0), "the README shows `vinculo {line}`");
-        for option in words.iter().filter(|word| word.starts_with("--")) {
-            let option = option.split('=').next().unwrap_or(option);
-            assert!(help.out.contains(option), "the README shows `vinculo {line}`, and {command} has no {option}");
-        }
-    }
-}
-
 #[test]
 fn the_simulator_has_its_people_connected_unless_told_otherwise_and_says_that_it_was_interrupted() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

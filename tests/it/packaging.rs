@@ -142,7 +142,9 @@ fn the_container_and_compose_set_what_the_program_knows_and_name_what_is_there()
 #[test]
 fn prometheus_reads_the_alerts() {
     let Ok(promtool) = std::env::var("VINCULO_PROMTOOL") else {
-        eprintln!("VINCULO_PROMTOOL is not set: `make test` sets it");
+        let missing = "VINCULO_PROMTOOL names no promtool, as `make test` has it";
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{missing}");
+        eprintln!("SKIPPED: {missing}");
         return;
     };
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/prometheus/alerts.yml");

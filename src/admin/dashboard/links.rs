@@ -16,6 +16,7 @@ use super::session::{Ordered, Viewer};
 use super::{About, Board, Trouble, chart, escaped, plain, query};
 use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::coverage::in_turn;
 use crate::links::view::{self, Filter, ResourceView, View};
 use crate::links::{self, PAUSED};
 use crate::operations::{Links, Order};
@@ -163,7 +164,7 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
     let (lang, now) = (viewer.lang, board.operations.clock.now());
     let (id, link) = tracked(&board, &id).await?;
     let lake = board.settings.lake.clone();
-    let months = tokio::task::spawn_blocking(move || months::read(&lake, &id)).await.ok().flatten();
+    let months = in_turn(move || months::read(&lake, &id)).await;
     let (tone, word) = plain::status(&link, lang);
     let is_busy = link.resources.iter().any(|resource| resource.state.is_on_its_way());
     let body = html! {

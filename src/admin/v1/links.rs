@@ -13,7 +13,7 @@ use super::route::Route;
 use super::{Api, Problem, body, query};
 use crate::admin::role::Role;
 use crate::belvo::LinkId;
-use crate::lane::in_background;
+use crate::coverage;
 use crate::links::view::{self, Filter, View};
 use crate::operations::{Links, Order, Refused};
 use crate::resources::{self, Resource};
@@ -105,7 +105,7 @@ impl Api {
     /// The same links, with what is published of each.
     async fn covered(&self, mut links: Vec<View>) -> Vec<View> {
         let lake = self.places.lake.clone();
-        in_background(move || {
+        coverage::in_turn(move || {
             view::cover(&mut links, &lake);
             links
         })
