@@ -539,7 +539,9 @@ mod tests {
         let expected = format!("{before} AND n % 10 <> 1 AND n <= 139_900 UNION ALL {now}");
         let groups = format!("SELECT count(DISTINCT row_group_id) FROM parquet_metadata('{out}')");
         assert_eq!(one(&groups), 2, "readers go on in the middle of their row groups");
-        let never_null = format!("SELECT count(*) FROM parquet_schema('{out}') WHERE repetition_type = 'REQUIRED' AND name <> 'duckdb_schema'");
+        let never_null = format!(
+            "SELECT count(*) FROM parquet_schema('{out}') WHERE repetition_type = 'REQUIRED' AND name <> 'duckdb_schema'"
+        );
         assert_eq!(one(&never_null), 0, "all files of a table have one schema, whatever rows they have");
         let orders = SerializedFileReader::new(File::open(&out).unwrap()).unwrap();
         let orders = orders.metadata().file_metadata().column_orders().unwrap();
