@@ -25,7 +25,7 @@ fi
 if [ ! -e "$dir/complete" ]; then
   echo "python-venv: preparing $name (once)" >&2
   python3 -m venv --clear "$dir" >&2
-  # The names are kept apart from the recipe: `--clear` empties the folder, the lock stays beside it.
+  # `--clear` empties the folder, so the lock file is kept beside it.
   if [ -n "$requirements" ]; then
     "${pip[@]}" --requirement "$requirements" < /dev/null >&2
   fi

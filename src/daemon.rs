@@ -349,7 +349,7 @@ impl Daemon {
             if !is_busy.await? || self.operations.client.refuses_keys() {
                 return self.until_published().await;
             }
-            // That the keys are refused is no end of a refresh.
+            // Refused keys do not end a refresh, so no event arrives: look again.
             let _ = tokio::time::timeout(LOOK_AROUND, settled.changed()).await;
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -509,14 +509,14 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
         }
         show_what_waits(&client, &store, clock.now()).await;
         Recorder::global().condense();
-        // SQLite writes no row that stays as it is, and what is not written cannot fail.
+        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk.
         let looked_at = clock.now().as_micros().to_string();
         let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
         let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
         hear(&answer, standing, &mut state, &problems, &vitals);
         if let Some(step) = clocks.went_back(clock.now()) {
             tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
-            // One that the state does not take now is made up for by the next mark of each.
+            // If this write fails, the next mark of each refresh corrects its due time.
             let _ = store.write(move |tx| queue::go_back(tx, step)).await;
             queue.announce();
         }

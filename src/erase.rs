@@ -296,7 +296,7 @@ impl Eraser {
     pub async fn resume(&self) -> Result<Vec<Unfinished>, Error> {
         let mut unfinished = Vec::new();
         for Begun { erasure, step, plan, .. } in self.store.read(Begun::all).await? {
-            // Once something of it was done, its plan is gone, and Belvo has been asked.
+            // The plan exists only until the first step is done; after that Belvo has been asked.
             let wish: Option<Wish> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
             let waits_for_belvo = wish.is_some_and(|wish| wish.is_remote);
             if waits_for_belvo {

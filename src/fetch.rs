@@ -224,7 +224,7 @@ impl<'a> List<'a> {
                     Pass::Whole { pages: RawPages::whole(started_at, fetched_at, pages), count, identities }
                 });
             }
-            // A page that leads on and shows nothing new leads nowhere.
+            // A page with a next one but only known items means endless paging.
             if says_nothing_new {
                 return Err(self.failure("inconsistent_pages").with_status(200));
             }

@@ -21,7 +21,7 @@ pub fn result_of<R>(ended: Result<R, JoinError>) -> R {
     ended.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))
 }
 
-/// A thread that takes things of type `T` in their order, and has one result at the end.
+/// A worker thread that processes items of type `T` in order and returns one result at the end.
 pub struct Lane<T, R> {
     /// None once there is nothing more to come.
     things: Option<SyncSender<T>>,

@@ -43,7 +43,7 @@ const NEEDS_USER: &str = "link_needs_user";
 /// Why a link waits that was deleted at Belvo, or will be.
 const LINK_DELETED: &str = "link_deleted";
 
-/// What Belvo read at the institution bears a time at most so much before the link's `last_accessed_at`.
+/// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
 
 /// What Belvo says of a link so soon after a fetch found that it needs its user may be what it was before.

@@ -44,7 +44,7 @@ const LOOKS: u32 = 10;
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
 
-/// A refresh that failed before it was ordered is waited for when its next try is this near.
+/// Wait for the retry of an older failure only if it is due within this time.
 const OLD_FAILURE_WAITS: Duration = Duration::from_mins(1);
 
 /// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.

@@ -470,7 +470,7 @@ impl Publisher {
             reference,
             errors: &partitions.errors,
         };
-        // What is not written any more can be brought to the disk while the sinks finish.
+        // Finished files are synced while the sinks are still working.
         let (sealed, files) = std::thread::scope(|scope| {
             let sealing = scope.spawn(|| staging.seal(&tables));
             let files = handover.finish(staging, &staged);

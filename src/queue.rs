@@ -154,7 +154,7 @@ pub fn mark(
     trigger: Trigger,
     not_before: Timestamp,
 ) -> Result<(), Error> {
-    // Of a link that may be made up a job's wish counts no more than the link's own news. A second look follows a list.
+    // A scheduled refresh of an unconfirmed link gets no higher priority than its webhooks. A second look follows a list.
     let is_usual = trigger != Trigger::Schedule || news_priority(tx, link_id)? != UNKNOWN;
     let priority = if is_usual { trigger.priority() } else { UNKNOWN };
     let Some(standing) = Standing::read(tx, link_id, resource)? else {
@@ -406,7 +406,7 @@ pub struct Backlog {
     pub blocked: u64,
 }
 
-/// Counts what waits. A webhook that is received and not followed up counts as what it will want.
+/// Counts what waits. A received webhook that is not followed up yet counts as one pending refresh.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -466,7 +466,7 @@ pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Erro
     Ok(oldest)
 }
 
-/// Where a refresh stands; the default is where one stands that nobody ever wanted.
+/// State of a refresh; the default is one that was never requested.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// Whether it runs.

@@ -358,7 +358,7 @@ fn note_arrival(
 }
 
 fn note_refusal(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
-    // Belvo names the minutes; of its own accord nothing else makes a link rest.
+    // Only Belvo's own "please wait … minutes" puts a link on cool-down.
     let rest = if failure.code == "link_cooling" { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
     let free_at = now + rest;
     tx.execute(
@@ -394,7 +394,7 @@ fn mark_overdue(tx: &Tx<'_>, asking: &HashSet<LinkId>, patience: Duration, now: 
             }
         }
         let wait = patience * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(8));
-        // The ask may have been sent long after it was written down, and the link rests since then.
+        // The request may have been sent long after it was recorded; the cool-down counts from sending.
         let is_over = !is_waiting || now.since(free_at - COOL_DOWN) + wait > GIVE_UP;
         tx.execute(
             "UPDATE recollects SET attempts = attempts + 1, due_at = $2 WHERE link_id = $1",

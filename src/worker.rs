@@ -22,7 +22,7 @@ use crate::records::Kept;
 use crate::refresh::{Error, Refresher};
 use crate::store;
 
-/// How long running refreshes have to end when the program stops; what does not is done again after the next start.
+/// Grace period for running refreshes at shutdown; unfinished ones are repeated after the next start.
 const DRAIN: Duration = Duration::from_secs(8);
 /// The same while Belvo is down: nearly all of them wait for it to be back.
 const DRAIN_IN_VAIN: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
 /// All that Belvo refuses takes no more than this part of the budget.
 const REFUSED_PART: u32 = 10;
 
-/// The longest wait that their number makes.
+/// Upper bound of the wait that grows with the number of refused links.
 const LONGEST_REFUSAL: Duration = Duration::from_hours(24);
 
 /// The code of what Belvo refuses to the account, whatever the link.
@@ -44,7 +44,7 @@ const OF_THE_ACCOUNT: &str = "api_forbidden";
 /// Refused refreshes that wait no longer than their own failure says, however many there are.
 const SCOUTS: usize = 20;
 
-/// A refused refresh that is not asked for again so long after its time was paused, stopped or erased meanwhile.
+/// A refused refresh this overdue was paused, stopped or erased meanwhile; it no longer counts.
 const LAPSE: Duration = Duration::from_mins(10);
 
 /// Tries after which Belvo is asked whether it knows the link at all.
@@ -77,7 +77,7 @@ pub async fn run(
     let refusals = Refusals::default();
     let worker = Worker { refresher, queue, clock, settled, refusals, shutdown };
     let all = [urgent, Arc::clone(&any)];
-    // Their part of the budget lets little through: waiting for it, they hold no place that others need.
+    // Unknown links wait long for their small part of the budget, so they wait in places of their own.
     let few = Places { first: vec![Arc::clone(&unknown)], more: vec![unknown, Arc::clone(&any)] };
     tokio::join!(
         worker.clone().serve(Lane::Urgent, Places::of(all.to_vec())),
@@ -590,7 +590,7 @@ impl Worker {
                 tracing::warn!(code = error.code(), link, resource, "{error}");
                 later(Duration::ZERO)
             }
-            // Of these, too, nobody knows when they end: what is asked for again meanwhile is of no use.
+            // The end of this failure cannot be predicted, and retrying early is useless.
             Error::Store(cause) if cause.is_about_one_write() => {
                 tracing::error!(code = error.code(), link, resource, attempt, "{error}");
                 later(patience(refresh.attempts, &mut rand::rng()))

@@ -45,7 +45,7 @@ const MOST_PAGES: u32 = 10_000;
 /// Unknown links are counted at most this often.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 
-/// A link that its id alone can tell of is asked for in its turn; should that never come, then with others after so long.
+/// Fallback deadline for a look-up by id that is queued in memory only.
 const ALONE_WITHIN: Duration = Duration::from_mins(10);
 
 /// Links that are kept in mind to be asked for alone; those beyond come again later.
@@ -144,7 +144,7 @@ impl Directory {
                     }
                     Err(error) => {
                         tracing::error!(code = error.code(), "links could not be looked up: {error}");
-                        // Each try is a call, and what the state does not take now it takes no sooner for it.
+                        // Wait: each retry costs a call to Belvo and does not repair the state.
                         tokio::time::sleep(AFTER_FAILURE).await;
                     }
                 }
@@ -255,7 +255,7 @@ impl Directory {
                 return Ok(kept.max(1));
             }
             kept += self.keep_due(links, asked_at).await?;
-            // A page that leads on and shows nothing new leads nowhere.
+            // A page with a next one but only known items means endless paging.
             if !has_next || shown == before {
                 break;
             }
@@ -475,7 +475,7 @@ impl Directory {
             if !has_next {
                 break;
             }
-            // A page that leads on and shows nothing new leads nowhere.
+            // A page with a next one but only known items means endless paging.
             if rows == repeated {
                 return Err(belvo::links::inconsistent().into());
             }
