@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(cache)/target
 # An own assignment, so that a step of it that fails ends the recipe.
 cargo_env := exports=$$(scripts/cargo-env.sh); eval "$$exports";
 program := $(CARGO_TARGET_DIR)/release/vinculo
-# Extra arguments of `demo` and `test`: make demo ARGS="--people 50 --serve", make test ARGS=kill_nine
+# Extra arguments of `demo` and `test`: make demo ARGS="--people 50 --serve", make test ARGS=kill_nine (these tests alone)
 ARGS ?=
 # What is compiled in beside what is there as it comes: make build FEATURES=otlp, and so for `dist`.
 FEATURES ?=
@@ -44,9 +44,7 @@ test: ## run every test, the browser's too, then the readers of the lake, dbt, t
 	  cargo test --release --locked --lib --features otlp $(fast_build) $(ARGS); \
 	  cargo test --release --locked --test '*' $(or $(ARGS),-- --skip '$(alone)'); \
 	  if [ -z '$(ARGS)' ]; then cargo test --release --locked --test it -- --test-threads 1 '$(alone)'; fi
-	@$(MAKE) --no-print-directory readers
-	@$(MAKE) --no-print-directory analysts
-	@$(MAKE) --no-print-directory schemathesis
+	@if [ -z '$(ARGS)' ]; then for part in readers analysts schemathesis; do $(MAKE) --no-print-directory "$$part"; done; fi
 
 # Times and ids in them are of the day: they are taken again when pages look different, and not by `test`.
 screenshots: ## take the pictures of docs/dashboard.md again
@@ -71,10 +69,11 @@ soak: ## a day in two minutes: 2,000 links with faults; the numbers are true, an
 	@$(cargo_env) cargo test --release --locked --test it a_day_of -- --ignored --nocapture
 
 # Belvo's description of its API is not part of this repository; without it that half is skipped, and said so.
+BELVO_OPENAPI ?= ../shared/belvo/openapi.yaml
 schemathesis: ## throw made-up requests at the API and at the simulated Belvo
 	@$(cargo_env) python=$$(scripts/python-venv.sh schemathesis tests/schemathesis/requirements.txt); \
 	  cargo build --release --locked --bin vinculo; \
-	  "$$python" tests/schemathesis/check.py '$(program)' ../shared/belvo/openapi.yaml
+	  "$$python" tests/schemathesis/check.py '$(program)' '$(BELVO_OPENAPI)'
 
 # ARGS=--write keeps what the notebooks give, after a change that is meant.
 analysts: ## build the dbt package and execute the notebooks against a demo's lake

@@ -61,7 +61,10 @@ pub fn over_files(folder: &Path) -> duckdb::Result<Connection> {
 }
 
 /// Settings with which nothing is loaded from elsewhere.
-fn without_extensions() -> duckdb::Result<Config> {
+///
+/// # Errors
+/// DuckDB's.
+pub fn without_extensions() -> duckdb::Result<Config> {
     Config::default()
         .enable_autoload_extension(false)?
         .with("autoinstall_known_extensions", "false")?

@@ -4,7 +4,10 @@
 //! The first answer that is kept decides, for as long as the state lives.
 
 use crate::belvo::Client;
-use crate::store::{Error, Store, Tx, args};
+use crate::store::{Error, Store, Tx};
+
+/// The row of `meta` that says whether the answers are simulated.
+const IS_SIMULATED: &str = "is_simulated";
 
 /// Whether an answer that is simulated, or is not, may be kept, inside the transaction that keeps it.
 ///
@@ -14,8 +17,7 @@ pub fn agrees(tx: &Tx<'_>, is_simulated: bool) -> Result<bool, Error> {
     if let Some(found) = found(tx)? {
         return Ok(found == is_simulated);
     }
-    let sql = "INSERT INTO meta (name, value) VALUES ('is_simulated', $1)";
-    tx.execute(sql, args![if is_simulated { "true" } else { "false" }])?;
+    tx.set_meta(IS_SIMULATED, if is_simulated { "true" } else { "false" })?;
     Ok(true)
 }
 
@@ -31,8 +33,7 @@ pub async fn recall(store: &Store, client: &Client) -> Result<(), Error> {
 }
 
 fn found(tx: &Tx<'_>) -> Result<Option<bool>, Error> {
-    let sql = "SELECT value FROM meta WHERE name = 'is_simulated'";
-    Ok(tx.one(sql, args![], |row| row.text(0))?.map(|value| value == "true"))
+    Ok(tx.meta(IS_SIMULATED)?.map(|value| value == "true"))
 }
 
 #[cfg(test)]

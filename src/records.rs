@@ -7,6 +7,7 @@
 //! *Not here*: what the content means to analysts (`flatten`).
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::belvo::{LinkId, credible};
@@ -56,7 +57,17 @@ pub struct Drift {
 
 impl Drift {
     /// What the counters in `meta` begin with; the resource and the kind follow.
-    pub const COUNTERS: &str = "drift ";
+    const COUNTERS: &str = "drift ";
+
+    /// What was counted since the state was made, by resource and kind: `employments fields`.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn counted(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
+        let sql = "SELECT name, CAST(value AS BIGINT) FROM meta WHERE name LIKE $1 || '%'";
+        let counted = tx.all(sql, args![Self::COUNTERS], |row| Ok((row.text(0)?, row.count(1)?)))?.into_iter();
+        Ok(counted.map(|(name, count)| (name.trim_start_matches(Self::COUNTERS).to_owned(), count)).collect())
+    }
 
     /// Adds these to what was counted since the state was made, for `status`.
     fn note(&self, tx: &Tx<'_>, resource: &Resource) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use crate::sensitive::hex;
-use crate::store::{Error, Tx, args};
+use crate::store::{Error, Tx};
 
 /// The salt called `name`; `None` when nothing was ever hashed under it.
 ///
@@ -35,7 +35,7 @@ pub fn made(tx: &Tx<'_>, name: &str) -> Result<String, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn keep(tx: &Tx<'_>, name: &str, salt: &str) -> Result<(), Error> {
-    tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", args![name, salt]).map(drop)
+    tx.set_meta(name, salt)
 }
 
 /// The hash of `text` under `salt`.

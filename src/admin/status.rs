@@ -191,7 +191,7 @@ impl Status {
             errors,
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             webhooks_by_type: webhooks_by_type(tx)?,
-            drift: drift(tx)?,
+            drift: Drift::counted(tx)?,
             jobs: last_runs(tx)?,
             budget: None,
             problems: None,
@@ -200,7 +200,7 @@ impl Status {
             durability: Durability {
                 journal_mode: text("PRAGMA journal_mode")?,
                 synchronous: store::SYNCHRONOUS,
-                schema_version: text("SELECT value FROM meta WHERE name = 'schema_version'")?,
+                schema_version: tx.meta("schema_version")?.unwrap_or_default(),
             },
             libraries: Libraries {
                 sqlite: text("SELECT sqlite_version()")?,
@@ -227,12 +227,6 @@ fn webhooks_by_type(tx: &Tx<'_>) -> Result<BTreeMap<String, BTreeMap<String, u64
         Ok::<_, store::Error>(())
     })?;
     Ok(by_type)
-}
-
-fn drift(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, store::Error> {
-    let sql = "SELECT name, CAST(value AS BIGINT) FROM meta WHERE name LIKE 'drift %'";
-    let counted = counts(tx, sql)?.into_iter();
-    Ok(counted.map(|(name, count)| (name.trim_start_matches(Drift::COUNTERS).to_owned(), count)).collect())
 }
 
 fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {

@@ -8,13 +8,13 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{self, AtomicUsize};
 
-use duckdb::{Config, Connection, params};
+use duckdb::{Connection, params};
 
 use super::catalog;
 use super::dictionary;
 use super::reference::Reference;
 use super::runs::Run;
-use crate::database::quoted;
+use crate::database::{quoted, without_extensions};
 
 /// The tables that features are computed from.
 pub const SOURCES: [&str; 5] =
@@ -231,9 +231,7 @@ fn workers() -> usize {
 
 /// A connection that reaches the folder `work` and the file `lake`, and nothing else.
 fn open(work: Option<&Path>, lake: Option<&Path>) -> duckdb::Result<Connection> {
-    let config = Config::default()
-        .with("autoinstall_known_extensions", "false")?
-        .with("autoload_known_extensions", "false")?
+    let config = without_extensions()?
         .with("memory_limit", MEMORY)?
         // Those of the workers are used besides.
         .with("threads", "1")?

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use duckdb::{Config, Connection, params};
+use duckdb::{Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::{Begun, Error, Sink, Staged, StagedFile, StagedTable, Target};
-use crate::database::{FILE, quoted};
+use crate::database::{FILE, quoted, without_extensions};
 use crate::features::{TABLE as FEATURES, catalog};
 use crate::lane::Lane;
 use crate::schema::{Column, Schema, Table};
@@ -281,9 +281,7 @@ fn remove(target: &Target) -> Result<(), Error> {
 
 /// A DuckDB without a file.
 fn start() -> Result<Connection, Error> {
-    let config = Config::default()
-        .with("autoinstall_known_extensions", "false")?
-        .with("autoload_known_extensions", "false")?
+    let config = without_extensions()?
         .with("memory_limit", MEMORY)?
         // More would only wait: one file is read in order, and DuckDB waits for work by asking for it all the time.
         .with("threads", "1")?;

@@ -1,7 +1,5 @@
 //! `GET /data`, `GET /data/{table}`: what readers see, how large it is, what no schema knows, and what each column means.
 
-use std::collections::BTreeMap;
-
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
@@ -16,7 +14,6 @@ use crate::features::dictionary;
 use crate::publish::{Lake, Manifest};
 use crate::records::Drift;
 use crate::schema;
-use crate::store::{Error, Tx, args};
 
 pub(super) fn routes() -> Router<Board> {
     Router::new().route("/data", get(show)).route("/data/{table}", get(table))
@@ -24,7 +21,7 @@ pub(super) fn routes() -> Router<Board> {
 
 async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trouble> {
     let (lang, now, lake) = (viewer.lang, board.operations.clock.now(), board.settings.lake.clone());
-    let drift = board.operations.store.read(drift).await?;
+    let drift = board.operations.store.read(Drift::counted).await?;
     let manifest = tokio::task::spawn_blocking(move || Lake::look(&lake).current()).await.ok().flatten();
     let body = html! {
         @match &manifest {
@@ -85,12 +82,6 @@ fn tables(manifest: &Manifest, lang: Lang) -> Markup {
         } }
         div.gap {}
     }
-}
-
-fn drift(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
-    let sql = "SELECT name, CAST(value AS BIGINT) FROM meta WHERE name LIKE 'drift %' ORDER BY name";
-    let counted = tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?;
-    Ok(counted.into_iter().map(|(name, count)| (name.trim_start_matches(Drift::COUNTERS).to_owned(), count)).collect())
 }
 
 fn drift_name(name: &str, lang: Lang) -> String {
