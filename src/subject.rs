@@ -207,7 +207,7 @@ pub struct Held {
     pub links: Vec<String>,
     /// Rows of each table.
     pub tables: Map<String, Value>,
-    /// How many of these have [`IS_DAMAGED`].
+    /// How many of these say `body_is_damaged`.
     pub damaged: usize,
 }
 
