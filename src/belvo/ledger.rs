@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -78,8 +79,12 @@ impl Moment {
 
 impl Uptime {
     fn read() -> Option<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let boot = u128::from_str_radix(&boot.trim().replace('-', ""), 16).ok()?;
+        // A process sees one start only.
+        static BOOT: LazyLock<Option<u128>> = LazyLock::new(|| {
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+            u128::from_str_radix(&boot.trim().replace('-', ""), 16).ok()
+        });
+        let boot = (*BOOT)?;
         let time = std::fs::read_to_string("/proc/uptime").ok()?;
         let time = Duration::try_from_secs_f64(time.split_whitespace().next()?.parse().ok()?).ok()?;
         Some(Self { boot, time })
