@@ -24,7 +24,7 @@ use crate::links;
 use crate::publish;
 use crate::records::unpack;
 use crate::resources::{Resource, employments};
-use crate::store::{Error, Store, Tx, Value, VersionPlace, args};
+use crate::store::{Error, Store, Tx, Value, VersionPlace, args, unless_damaged};
 
 /// Rows, or links, in one transaction.
 const AT_ONCE: i64 = 500;
@@ -377,10 +377,7 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
             |row| {
                 let later = row.int(0)?;
                 let opened = VersionPlace { version: later, ..*place }.open(tx, row.bytes(1)?);
-                match opened.and_then(|packed| unpack(&packed)) {
-                    Err(Error::Unreadable(_)) => Ok((later, None)),
-                    body => Ok((later, Some(body?))),
-                }
+                Ok((later, unless_damaged(opened.and_then(|packed| unpack(&packed)))?))
             },
         )?;
         let Some((later, body)) = later else { return Ok(false) };
@@ -439,6 +436,7 @@ fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> 
 mod tests {
     use super::*;
     use crate::clock::Hand;
+
     const DAY: i64 = 24 * 3_600_000_000;
 
     const OWNER: &str = r#"{"id":"i","link":null,"internal_identification":"x","collected_at":null,"display_name":null,

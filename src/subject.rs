@@ -16,7 +16,7 @@ use crate::belvo::LinkId;
 use crate::records::unpack;
 use crate::resources::owners;
 use crate::sensitive::Pepper;
-use crate::store::{self, Cell, FrozenPlace, Readers, Row, Tx, VersionPlace, WebhookPlace, args};
+use crate::store::{self, Cell, FrozenPlace, Readers, Row, Tx, VersionPlace, WebhookPlace, args, unless_damaged};
 use crate::tombstones::Kind;
 
 /// Why it cannot be said what is held of somebody.
@@ -193,11 +193,8 @@ pub fn each_body(
     tx.each(&sql, args![value], |row: &Row<'_>| {
         let place =
             VersionPlace { link_id: row.str(0)?, resource: row.str(1)?, record_key: row.str(2)?, version: row.int(3)? };
-        match place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)) {
-            Ok(body) => each(place, body),
-            Err(store::Error::Unreadable(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let body = unless_damaged(place.open(tx, row.bytes(4)?).and_then(|packed| unpack(&packed)))?;
+        body.map_or(Ok(()), |body| each(place, body))
     })
 }
 
@@ -287,12 +284,8 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Map<St
             // Another table with a body needs to say here how it is opened.
             _ => return Err(store::Error::Unreadable("a body")),
         };
-        match opened {
-            // As it came when it is no JSON that can be told again.
-            Ok(body) => Ok(Some(serde_json::from_str(&body).unwrap_or(Value::String(body)))),
-            Err(store::Error::Unreadable(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        // As it came when it is no JSON that can be told again.
+        Ok(unless_damaged(opened)?.map(|body| serde_json::from_str(&body).unwrap_or(Value::String(body))))
     };
     let mut row = Map::new();
     for (name, cell) in &cells {

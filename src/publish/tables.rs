@@ -23,7 +23,7 @@ use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table};
 use crate::sensitive::Pepper;
 use crate::sinks::FewChanged;
 use crate::sinks::parquet::read_texts;
-use crate::store::{self, Row, Tx, VersionPlace, args};
+use crate::store::{self, Row, Tx, VersionPlace, args, unless_damaged};
 
 /// The table of records that cannot be flattened.
 const REJECTED: &str = "rejected_records";
@@ -463,15 +463,11 @@ impl Stager<'_> {
                 }
                 let (link_id, record_key) = (row.str(0)?, row.str(1)?);
                 let place = VersionPlace { link_id, resource: resource.name, record_key, version: row.int(12)? };
-                let (body, is_damaged) =
-                    match row.bytes(4).and_then(|body| place.open(self.tx, body)).and_then(|packed| unpack(&packed)) {
-                        // That of one record is no reason to publish nothing of all others. A key that is missing or wrong is.
-                        Err(store::Error::Unreadable(_)) => (String::new(), true),
-                        body => (body?, false),
-                    };
+                let opened = row.bytes(4).and_then(|body| place.open(self.tx, body));
+                let body = unless_damaged(opened.and_then(|packed| unpack(&packed)))?;
                 let version = Version {
-                    body,
-                    is_damaged,
+                    is_damaged: body.is_none(),
+                    body: body.unwrap_or_default(),
                     is_late: row.int(5)? == 1,
                     record_id: row.text(6)?,
                     created_at: row.opt_at(7)?,

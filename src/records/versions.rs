@@ -9,7 +9,7 @@ use super::content::{content, say_the_same};
 use super::{Compare, List, Loss, NO_ID, Of, Record};
 use crate::belvo::credible;
 use crate::clock::Timestamp;
-use crate::store::{Error, VersionPlace, args};
+use crate::store::{Error, VersionPlace, args, unless_damaged};
 
 impl Record {
     /// Whether the record is an older answer than what is held. What is gone is newer than every list that Belvo collected
@@ -323,10 +323,7 @@ impl<'s> Of<'s> {
     fn body(self, key: &str, version: i64, stored: &[u8]) -> Result<Option<String>, Error> {
         let place =
             VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: key, version };
-        match place.open(self.tx, stored).and_then(|packed| unpack(&packed)) {
-            Err(Error::Unreadable(_)) => Ok(None),
-            body => body.map(Some),
-        }
+        unless_damaged(place.open(self.tx, stored).and_then(|packed| unpack(&packed)))
     }
 
     /// Notes that a list may have shown a record.

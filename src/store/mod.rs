@@ -142,6 +142,18 @@ pub enum Error {
     Unreadable(&'static str),
 }
 
+/// What was `opened`; `None` where what is kept of it is damaged, which is no reason to do without all else. A key that is
+/// missing or wrong is one.
+///
+/// # Errors
+/// Any other than [`Error::Unreadable`].
+pub fn unless_damaged<T>(opened: Result<T, Error>) -> Result<Option<T>, Error> {
+    match opened {
+        Err(Error::Unreadable(_)) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
 impl Error {
     /// Whether another write may succeed where this one failed: it is not the state itself that does.
     pub fn is_about_one_write(&self) -> bool {

@@ -120,10 +120,7 @@ pub fn is_there(tx: &Tx<'_>, seq: i64) -> Result<bool, Error> {
 pub(super) fn body<'r>(tx: &Tx<'_>, row: &'r Row<'_>) -> Result<Option<Cow<'r, [u8]>>, Error> {
     let link_id = row.opt_text(4)?;
     let place = WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? };
-    match place.open(tx, row.bytes(8)?) {
-        Err(Error::Unreadable(_)) => Ok(None),
-        body => body.map(Some),
-    }
+    store::unless_damaged(place.open(tx, row.bytes(8)?))
 }
 
 fn read(tx: &Tx<'_>, row: &Row<'_>) -> Result<Entry, Error> {
