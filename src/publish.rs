@@ -355,7 +355,10 @@ impl Publisher {
         }
         let (state, expired) =
             self.store.readers().read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, last_expiry(tx)?)))?;
-        self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;
+        // Without retention no manifest of an older snapshot is worth reading.
+        if expired > 0 {
+            self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;
+        }
         self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now()).map(drop)
     }
 
