@@ -515,7 +515,7 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
         let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
         hear(&answer, standing, &mut state, &problems, &vitals);
         if let Some(step) = clocks.went_back(clock.now()) {
-            tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
+            tell_of_step_back(step);
             // If this write fails, the next mark of each refresh corrects its due time.
             let _ = store.write(move |tx| queue::go_back(tx, step)).await;
             queue.announce();
@@ -541,12 +541,16 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
     }
 }
 
+fn tell_of_step_back(step: Duration) {
+    tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
+}
+
 /// Lets everything be due earlier by as much as the clock was set back while nothing ran.
 async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Result<(), store::Error> {
     let go_back = move |tx: &Tx<'_>| {
         let looked_at = tx.meta(LOOKED_AT)?.and_then(|text| text.parse().ok()).map(Timestamp::from_micros);
         let Some(step) = looked_at.map(|at| at.since(now)).filter(|step| *step > CORRECTION) else { return Ok(()) };
-        tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
+        tell_of_step_back(step);
         queue::go_back(tx, step)?;
         // In the same transaction, or whoever starts next would do it once more.
         tx.set_meta(LOOKED_AT, &now.as_micros().to_string())

@@ -215,8 +215,12 @@ fn has_statistics(column: &Column) -> bool {
 /// By link, and then by the key of the table.
 fn sorting(table: &Table) -> Vec<SortingColumn> {
     let sorted = ["link_id"].into_iter().chain(table.key.iter().map(String::as_str).filter(|&name| name != "link_id"));
-    sorted
-        .filter_map(|name| table.columns.iter().position(|column| column.name == name))
+    sorted_by(sorted.filter_map(|name| table.columns.iter().position(|column| column.name == name)))
+}
+
+/// Ascending by the columns at these places, NULL first.
+fn sorted_by(places: impl Iterator<Item = usize>) -> Vec<SortingColumn> {
+    places
         .map(|at| SortingColumn {
             column_idx: i32::try_from(at).unwrap_or(i32::MAX),
             descending: false,

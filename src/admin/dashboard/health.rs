@@ -212,11 +212,13 @@ fn fresh(freshness: &[Freshness], lang: Lang) -> Check {
             lang.t(format!("{of} lists never came yet"), format!("{of} listas ainda não vieram"))
         }
         (_, late, never) => {
-            let (of, never) = (of(late), lang.number(never));
+            let of = of(late);
             let late =
                 lang.t(format!("{of} lists are older than their target"), format!("{of} listas passaram da meta"));
-            let waiting = lang.t(format!("{never} never came yet"), format!("{never} ainda não vieram"));
-            if never == "0" { late } else { format!("{late}, {waiting}") }
+            let never = (never > 0).then(|| lang.number(never));
+            let waiting =
+                never.map(|never| lang.t(format!(", {never} never came yet"), format!(", {never} ainda não vieram")));
+            late + &waiting.unwrap_or_default()
         }
     };
     Check { word, name: lang.t("Freshness", "Atualidade"), says, place: "/links".to_owned() }

@@ -22,14 +22,13 @@ use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
 };
 use parquet::errors::{ParquetError, Result};
-use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnDescPtr, ColumnPath, SchemaDescriptor, Type as Schema, TypePtr};
 
 use super::chunk::compression;
-use super::{CREATED_BY, Error, ROW_GROUP};
+use super::{CREATED_BY, Error, ROW_GROUP, sorted_by};
 
 /// Columns that are carried over at a time; each is in memory for one row group.
 const MOST_WORKERS: usize = 4;
@@ -53,13 +52,15 @@ pub fn splice(
     let metadata = new.metadata().file_metadata();
     let roots = [&earlier, &new].map(|file| file.metadata().file_metadata().schema_descr().root_schema_ptr());
     let schema = SchemaDescriptor::new(common(&roots[0], &roots[1])?);
+    let place_of = |name: &str| schema.columns().iter().position(|column| column.name() == name);
+    let key_columns = key.into_iter().filter_map(place_of);
     let properties = WriterProperties::builder()
         .set_compression(compression()?)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_column_statistics_enabled(ColumnPath::from(key[0]), EnabledStatistics::Chunk)
         .set_created_by(CREATED_BY.to_owned())
         .set_key_value_metadata(metadata.key_value_metadata().cloned())
-        .set_sorting_columns(Some(sorted_by(&schema, key)));
+        .set_sorting_columns(Some(sorted_by(key_columns)));
     let properties: WriterPropertiesPtr = Arc::new(properties.build());
 
     let mut keys = [Keys::of(&earlier, key)?, Keys::of(&new, key)?];
@@ -87,14 +88,6 @@ pub fn splice(
     }
     order_by_type(&file.into_inner()?, schema.num_columns())?;
     Ok(rows)
-}
-
-/// The columns that rows are in the order of.
-fn sorted_by(schema: &SchemaDescriptor, key: [&str; 2]) -> Vec<SortingColumn> {
-    let at = key.iter().filter_map(|name| schema.columns().iter().position(|column| column.name() == *name));
-    at.filter_map(|at| i32::try_from(at).ok())
-        .map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: true })
-        .collect()
 }
 
 /// Makes the finished `file` readable for those who have not heard of the total order of IEEE 754. `parquet` names it as the
