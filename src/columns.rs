@@ -5,15 +5,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, ListArray, NullBufferBuilder,
-    RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, ListArray, RecordBatch,
+    StringArray, TimestampMicrosecondArray,
 };
-use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 
 use crate::clock::Timestamp;
 use crate::schema::{DECIMAL_PRECISION, DECIMAL_SCALE, Table, Type};
+
+mod texts;
+mod validity;
+
+use texts::{Texts, packed};
+use validity::Validity;
 
 /// Rows of one table, by column. The callers push one cell of each column for each row.
 pub struct Columns {
@@ -24,81 +30,6 @@ pub struct Columns {
 pub struct Cells {
     values: Values,
     validity: Validity,
-}
-
-/// Which cells are not NULL. Most columns have no NULL for long: a run of values is only counted.
-struct Validity {
-    noted: NullBufferBuilder,
-    noted_len: usize,
-    valid_run: usize,
-}
-
-impl Validity {
-    fn new() -> Self {
-        Self { noted: NullBufferBuilder::new(1024), noted_len: 0, valid_run: 0 }
-    }
-
-    #[inline]
-    fn len(&self) -> usize {
-        self.noted_len + self.valid_run
-    }
-
-    #[inline]
-    fn append(&mut self, is_valid: bool) {
-        if is_valid { self.valid_run += 1 } else { self.append_nulls(1) }
-    }
-
-    fn append_valid(&mut self, count: usize) {
-        self.valid_run += count;
-    }
-
-    fn append_nulls(&mut self, count: usize) {
-        self.note_run();
-        self.noted.append_n_nulls(count);
-        self.noted_len += count;
-    }
-
-    /// Appends what `other` says of `rows`, run by run.
-    fn append_like(&mut self, other: &Self, mut rows: Range<usize>) {
-        while !rows.is_empty() {
-            let is_valid = other.is_valid(rows.start);
-            let ends = if rows.start >= other.noted_len {
-                None
-            } else {
-                rows.clone().find(|&row| other.is_valid(row) != is_valid)
-            };
-            let run = rows.start..ends.unwrap_or(rows.end);
-            if is_valid {
-                self.append_valid(run.len());
-            } else {
-                self.append_nulls(run.len());
-            }
-            rows.start = run.end;
-        }
-    }
-
-    #[inline]
-    fn is_valid(&self, row: usize) -> bool {
-        row >= self.noted_len || self.noted.is_valid(row)
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.note_run();
-        self.noted.truncate(len);
-        self.noted_len = self.noted.len();
-    }
-
-    fn take(&mut self) -> Option<NullBuffer> {
-        self.note_run();
-        self.noted_len = 0;
-        self.noted.finish()
-    }
-
-    fn note_run(&mut self) {
-        self.noted.append_n_non_nulls(self.valid_run);
-        self.noted_len += self.valid_run;
-        self.valid_run = 0;
-    }
 }
 
 enum Values {
@@ -114,99 +45,6 @@ enum Values {
     Decimal(Vec<i128>),
     Integer(Vec<i32>),
     Boolean(Vec<bool>),
-}
-
-/// Texts, most of which come again and again: a row only holds the number of its text. One text may have several numbers.
-struct Texts {
-    /// The number of each row's text; any for NULL.
-    keys: Vec<i32>,
-    /// `ends[n]` is where text n ends in `bytes`.
-    ends: Vec<i32>,
-    bytes: Vec<u8>,
-    /// Numbers of short texts that came lately: months, types, currencies. See [`packed`].
-    recent: Vec<(u64, i32)>,
-}
-
-/// How many short texts are remembered.
-const RECENT: usize = 256;
-
-impl Texts {
-    fn with_capacity(rows: usize, texts: usize, bytes: usize) -> Self {
-        Self {
-            keys: Vec::with_capacity(rows),
-            ends: Vec::with_capacity(texts),
-            bytes: Vec::with_capacity(bytes),
-            recent: Vec::new(),
-        }
-    }
-
-    #[inline]
-    fn push(&mut self, text: &[u8]) {
-        let key = self.key_of(text);
-        self.keys.push(key);
-    }
-
-    /// The number of a text; a new one when it is not the last and not among the recent ones.
-    #[inline]
-    fn key_of(&mut self, text: &[u8]) -> i32 {
-        let Some(packed) = packed(text) else {
-            let last = self.ends.len().checked_sub(1);
-            return match last {
-                Some(last) if text_at(&self.ends, &self.bytes, last) == text => end(last),
-                _ => self.add(text),
-            };
-        };
-        // Fibonacci hashing: the upper bits of the product are well mixed.
-        let place = (packed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize % RECENT;
-        match self.recent.get(place) {
-            Some(&(known, key)) if known == packed => key,
-            _ => {
-                let key = self.add(text);
-                self.recent.resize(RECENT, (0, 0));
-                self.recent[place] = (packed, key);
-                key
-            }
-        }
-    }
-
-    fn add(&mut self, text: &[u8]) -> i32 {
-        self.bytes.extend_from_slice(text);
-        self.ends.push(end(self.bytes.len()));
-        end(self.ends.len() - 1)
-    }
-
-    #[inline]
-    fn at(&self, row: usize) -> &[u8] {
-        text_at(&self.ends, &self.bytes, offset(self.keys[row]))
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.keys.truncate(len);
-        // What only rows used that are gone is kept until all are: it may be one of the recent ones.
-        if len == 0 {
-            self.ends.clear();
-            self.bytes.clear();
-            self.recent.clear();
-        }
-    }
-}
-
-/// A text of at most seven bytes as one number that is not 0, different for each.
-#[inline]
-fn packed(text: &[u8]) -> Option<u64> {
-    let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u64::from(u32::from_le_bytes(*four)));
-    let bytes = match text.len() {
-        4..=7 => word(text) | (word(&text[text.len() - 4..]) << (8 * (text.len() - 4))),
-        // The middle one is the first or the last one, too, when there are fewer.
-        len @ 1..=3 => {
-            u64::from(text[0])
-                | u64::from(text[len / 2]) << (8 * (len / 2))
-                | u64::from(text[len - 1]) << (8 * (len - 1))
-        }
-        0 => 0,
-        _ => return None,
-    };
-    Some(bytes | ((text.len() as u64 + 1) << 56))
 }
 
 impl Columns {
@@ -363,59 +201,81 @@ impl NewRow<'_> {
     }
 }
 
-/// Appends values, or NULL; at the first error it gives that and how many were appended before it.
-#[inline]
-fn push_all<T: Default, E>(
-    values: &mut Vec<T>,
-    validity: &mut Validity,
-    cells: impl Iterator<Item = Result<Option<T>, E>>,
-) -> Result<(), (usize, E)> {
-    for (at, cell) in cells.enumerate() {
-        let cell = cell.map_err(|error| (at, error))?;
-        validity.append(cell.is_some());
-        values.push(cell.unwrap_or_default());
+/// Where texts are appended to a column.
+pub struct NewTexts<'c> {
+    texts: &'c mut Texts,
+    validity: &'c mut Validity,
+    /// The last short text, and its number.
+    last: (u64, i32),
+}
+
+impl NewTexts<'_> {
+    /// Appends a text, or NULL.
+    #[inline]
+    pub fn push(&mut self, cell: Option<&[u8]>) {
+        let key = match cell {
+            None => 0,
+            Some(text) => match packed(text) {
+                Some(packed) if packed == self.last.0 => self.last.1,
+                Some(packed) => {
+                    let key = self.texts.key_of_short(packed, text);
+                    self.last = (packed, key);
+                    key
+                }
+                None => self.texts.key_of_long(text),
+            },
+        };
+        self.texts.keys.push(key);
+        self.validity.append(cell.is_some());
     }
-    Ok(())
+}
+
+/// Where dates or amounts are appended to a column.
+pub struct NewValues<'c, T> {
+    values: &'c mut Vec<T>,
+    validity: &'c mut Validity,
+}
+
+impl<T: Default> NewValues<'_, T> {
+    /// Appends a value, or NULL.
+    #[inline]
+    pub fn push(&mut self, cell: Option<T>) {
+        self.validity.append(cell.is_some());
+        self.values.push(cell.unwrap_or_default());
+    }
 }
 
 impl Cells {
     /// Appends a text, or NULL.
     #[inline]
     pub fn push_text(&mut self, value: Option<&str>) {
-        self.push_texts(std::iter::once(value.map(str::as_bytes)));
+        self.texts().push(value.map(str::as_bytes));
     }
 
-    /// Appends a text, or NULL, for each of `cells`, as their bytes. Bytes that are no text make the batch fail.
+    /// Where texts are appended, as bytes. Bytes that are no text make the batch fail.
     #[inline]
-    pub fn push_texts<'t>(&mut self, cells: impl Iterator<Item = Option<&'t [u8]>>) {
+    pub fn texts(&mut self) -> NewTexts<'_> {
         let Values::Text(texts) = &mut self.values else { mismatch() };
-        for cell in cells {
-            match cell {
-                Some(text) => texts.push(text),
-                None => texts.keys.push(0),
-            }
-            self.validity.append(cell.is_some());
-        }
+        NewTexts { texts, validity: &mut self.validity, last: (0, 0) }
     }
 
-    /// Appends days since 1970-01-01, or NULL, for each of `cells`.
-    ///
-    /// # Errors
-    /// The first error, and how many were appended before it.
+    /// Where days since 1970-01-01 are appended.
     #[inline]
-    pub fn push_dates<E>(&mut self, cells: impl Iterator<Item = Result<Option<i32>, E>>) -> Result<(), (usize, E)> {
+    pub fn dates(&mut self) -> NewValues<'_, i32> {
         let Values::Date(values) = &mut self.values else { mismatch() };
-        push_all(values, &mut self.validity, cells)
+        NewValues { values, validity: &mut self.validity }
     }
 
-    /// Appends ten-thousandths, or NULL, for each of `cells`.
-    ///
-    /// # Errors
-    /// The first error, and how many were appended before it.
+    /// Where ten-thousandths are appended.
     #[inline]
-    pub fn push_decimals<E>(&mut self, cells: impl Iterator<Item = Result<Option<i128>, E>>) -> Result<(), (usize, E)> {
+    pub fn decimals(&mut self) -> NewValues<'_, i128> {
         let Values::Decimal(values) = &mut self.values else { mismatch() };
-        push_all(values, &mut self.validity, cells)
+        NewValues { values, validity: &mut self.validity }
+    }
+
+    /// Whether none of the last `count` cells is NULL, all of which were appended since the last one was taken away.
+    pub fn ends_without_null(&self, count: usize) -> bool {
+        self.validity.ends_valid(count)
     }
 
     /// Appends one text to `count` rows.
@@ -425,22 +285,14 @@ impl Cells {
             let key = texts.key_of(value.as_bytes());
             texts.keys.extend(std::iter::repeat_n(key, count));
         }
-        self.validity.append_valid(count);
+        self.validity.append_times(true, count);
     }
 
     /// Appends NULL to `count` rows of texts.
     pub fn push_no_text_times(&mut self, count: usize) {
         let Values::Text(texts) = &mut self.values else { mismatch() };
         texts.keys.extend(std::iter::repeat_n(0, count));
-        self.validity.append_nulls(count);
-    }
-
-    /// Appends days since 1970-01-01, or NULL.
-    #[inline]
-    pub fn push_date(&mut self, value: Option<i32>) {
-        let Values::Date(values) = &mut self.values else { mismatch() };
-        values.push(value.unwrap_or_default());
-        self.validity.append(value.is_some());
+        self.validity.append_times(false, count);
     }
 
     /// Appends an instant, or NULL.
@@ -455,7 +307,7 @@ impl Cells {
     pub fn push_timestamp_times(&mut self, value: Option<Timestamp>, count: usize) {
         let Values::Timestamp(values) = &mut self.values else { mismatch() };
         values.extend(std::iter::repeat_n(value.map_or(0, Timestamp::as_micros), count));
-        if value.is_some() { self.validity.append_valid(count) } else { self.validity.append_nulls(count) }
+        self.validity.append_times(value.is_some(), count);
     }
 
     /// Appends an integer, or NULL.
@@ -470,7 +322,7 @@ impl Cells {
     pub fn push_integer_times(&mut self, value: i32, count: usize) {
         let Values::Integer(values) = &mut self.values else { mismatch() };
         values.extend(std::iter::repeat_n(value, count));
-        self.validity.append_valid(count);
+        self.validity.append_times(true, count);
     }
 
     /// Appends a list of texts, or NULL.
@@ -636,14 +488,6 @@ fn end(offset: usize) -> i32 {
 fn offsets(mut ends: Vec<i32>) -> OffsetBuffer<i32> {
     ends.insert(0, 0);
     OffsetBuffer::new(ScalarBuffer::from(ends))
-}
-
-fn text_at<'b>(ends: &[i32], bytes: &'b [u8], row: usize) -> &'b [u8] {
-    &bytes[start_of(ends, row)..offset(ends[row])]
-}
-
-fn start_of(ends: &[i32], row: usize) -> usize {
-    if row == 0 { 0 } else { offset(ends[row - 1]) }
 }
 
 /// The other way round than [`end`].

@@ -24,7 +24,7 @@ pub use inspect::{Comparison, Found, Inspection};
 pub use plan::Plan;
 
 use parse::{FieldOrder, Rows, Short, Source};
-use plan::{Emit, TablePlan};
+use plan::{Emit, MOST_INPUTS, TablePlan};
 
 /// What is known about a record beside its JSON.
 #[derive(Debug, Clone, Copy)]
@@ -146,62 +146,50 @@ impl<'p> Flattener<'p> {
         let table = &self.plan.tables[index];
         let rows = &self.rows[index];
         let source = Source { record, unescaped: &self.unescaped };
-        for (slot, path) in &table.never_null {
-            if let Some(place) = rows.column(*slot).position(|slot| source.bytes(slot).is_none()) {
-                return Err(Rejection::at(path, rows.number(place), "is null"));
-            }
-        }
-        for (emit, cells) in table.emits.iter().zip(columns.cells_mut()) {
+        for ((emit, never_null), cells) in table.emits.iter().zip(&table.never_null).zip(columns.cells_mut()) {
             match emit {
                 // Where each piece is looked at as bytes anyway, it need not be proved to be whole characters again.
-                Emit::Text(slot) => cells.push_texts(rows.column(*slot).map(|slot| source.bytes(slot))),
+                Emit::Text(slot) => {
+                    let mut texts = cells.texts();
+                    rows.column(*slot).for_each(|slot| texts.push(source.bytes(slot)));
+                }
                 Emit::Date(slot, path) => {
-                    let dates = rows.column(*slot).map(|slot| match source.bytes(slot) {
-                        Some(text) => day(text).map(Some).ok_or("is not a date"),
-                        None => Ok(None),
-                    });
-                    cells.push_dates(dates).map_err(|(at, reason)| Rejection::at(path, rows.number(at), reason))?;
-                }
-                Emit::Decimal(slot, path) => {
-                    let amounts = rows.column(*slot).map(|slot| match source.short(slot).and_then(short_decimal) {
-                        None => source.bytes(slot).map(decimal).transpose(),
-                        units => Ok(units),
-                    });
-                    cells
-                        .push_decimals(amounts)
-                        .map_err(|(at, reason)| Rejection::at(path, rows.number(at), reason))?;
-                }
-                Emit::Derived(derive, slots) => {
-                    let inputs = rows.in_order().map(|row| {
-                        let mut inputs = [None; plan::MOST_INPUTS];
-                        for (input, slot) in inputs.iter_mut().zip(slots) {
-                            *input = source.text(row[usize::from(*slot)]);
-                        }
-                        inputs
-                    });
-                    match derive {
-                        Derive::Text(derive) => {
-                            for inputs in inputs {
-                                self.text.clear();
-                                let given = derive(&inputs, self.pepper.as_ref(), &mut self.text);
-                                cells.push_text(given.then_some(self.text.as_str()));
-                            }
-                        }
-                        Derive::Piece(derive) => {
-                            cells.push_texts(inputs.map(|inputs| derive(&inputs).map(str::as_bytes)));
-                        }
-                        Derive::Date(derive) => {
-                            for inputs in inputs {
-                                cells.push_date(derive(&inputs));
-                            }
-                        }
-                        Derive::Boolean(derive) => {
-                            for inputs in inputs {
-                                cells.push_boolean(derive(&inputs));
-                            }
-                        }
+                    let mut dates = cells.dates();
+                    for (slot, place) in rows.column(*slot).zip(0..) {
+                        let rejected = || Rejection::at(path, rows.number(place), "is not a date");
+                        dates.push(source.bytes(slot).map(|text| day(text).ok_or_else(rejected)).transpose()?);
                     }
                 }
+                Emit::Decimal(slot, path) => {
+                    let mut amounts = cells.decimals();
+                    for (slot, place) in rows.column(*slot).zip(0..) {
+                        amounts.push(match source.short(slot).and_then(short_decimal) {
+                            None => {
+                                let rejected = |reason| Rejection::at(path, rows.number(place), reason);
+                                source.bytes(slot).map(|text| decimal(text).map_err(rejected)).transpose()?
+                            }
+                            units => units,
+                        });
+                    }
+                }
+                Emit::Derived(derive, slots) => match derive {
+                    Derive::Text(derive) => each_input(rows, slots, source, |inputs| {
+                        self.text.clear();
+                        let given = derive(inputs, self.pepper.as_ref(), &mut self.text);
+                        cells.push_text(given.then_some(self.text.as_str()));
+                    }),
+                    Derive::Piece(derive) => {
+                        let mut texts = cells.texts();
+                        each_input(rows, slots, source, |inputs| texts.push(derive(inputs).map(str::as_bytes)));
+                    }
+                    Derive::Date(derive) => {
+                        let mut dates = cells.dates();
+                        each_input(rows, slots, source, |inputs| dates.push(derive(inputs)));
+                    }
+                    Derive::Boolean(derive) => {
+                        each_input(rows, slots, source, |inputs| cells.push_boolean(derive(inputs)));
+                    }
+                },
                 Emit::Count(counted) => {
                     let count = i32::try_from(self.rows[*counted].len()).unwrap_or(i32::MAX);
                     cells.push_integer_times(count, rows.len());
@@ -216,8 +204,27 @@ impl<'p> Flattener<'p> {
                 }
                 Emit::Context(context) => append_fact(*context, facts, rows.len(), cells),
             }
+            if let Some((slot, path)) = never_null
+                && !cells.ends_without_null(rows.len())
+                && let Some(place) = rows.column(*slot).position(|slot| source.bytes(slot).is_none())
+            {
+                return Err(Rejection::at(path, rows.number(place), "is null"));
+            }
         }
         Ok(())
+    }
+}
+
+/// Gives `each` what the fields in `slots` hold in each row.
+#[inline]
+fn each_input<'r>(rows: &Rows, slots: &[u16], source: Source<'r>, mut each: impl FnMut(&[Option<&'r str>])) {
+    match *slots {
+        [only] => rows.column(only).for_each(|slot| each(&[source.text(slot)])),
+        [first, second] => {
+            let both = rows.column(first).zip(rows.column(second));
+            both.for_each(|(first, second)| each(&[source.text(first), source.text(second)]));
+        }
+        _ => unreachable!("a plan has no column of more than {MOST_INPUTS} fields"),
     }
 }
 
@@ -303,14 +310,35 @@ fn short_decimal(number: Short) -> Option<i128> {
     Some(i128::from(eight * SHIFT.get(decimals as usize)?))
 }
 
+/// Ten-thousandths that no amount has: of more than 15 digits before the point.
+const LIMIT: i128 = 10_i128.pow(19);
+
+/// The ten-thousandths that a JSON number stands for; `None` when it has a sign, an exponent, or more digits than most.
+fn plain_decimal(text: &[u8]) -> Option<i128> {
+    let (mut units, mut decimals) = (0_u64, None);
+    for &byte in text.get(..text.len().min(18))? {
+        match byte {
+            b'0'..=b'9' => {
+                units = units * 10 + u64::from(byte - b'0');
+                decimals = decimals.map(|decimals| decimals + 1);
+            }
+            b'.' => decimals = Some(0),
+            _ => return None,
+        }
+    }
+    let shift = 4_u32.checked_sub(decimals.unwrap_or(0)).filter(|_| text.len() <= 18)?;
+    Some(i128::from(units) * 10_i128.pow(shift)).filter(|units| *units < LIMIT)
+}
+
 /// The ten-thousandths that the text of a JSON number stands for, exactly.
 fn decimal(text: &[u8]) -> Result<i128, &'static str> {
     const TOO_FINE: &str = "has more than 4 decimals";
     const TOO_LARGE: &str = "has more than 15 digits before the point";
-    const LIMIT: i128 = 10_i128.pow(19);
 
+    if let Some(units) = plain_decimal(text) {
+        return Ok(units);
+    }
     let text = std::str::from_utf8(text).unwrap_or_default();
-
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => (&text[..at], &text[at + 1..]),
         None => (text, "0"),

@@ -13,6 +13,7 @@ const LONGEST: usize = 1 << 30;
 /// The rows of one table in one record.
 pub(super) struct Rows {
     width: usize,
+    count: usize,
     /// A row before it is read.
     blank: Vec<Slot>,
     /// Row after row; in the order in which they become columns once they are sorted.
@@ -144,28 +145,29 @@ impl Rows {
     pub(super) fn of_width(width: usize) -> Self {
         let width = width.max(1);
         let blank = vec![Slot::NOWHERE; width];
-        Self { width, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new(), spare: Vec::new() }
+        Self { width, count: 0, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new(), spare: Vec::new() }
     }
 
     pub(super) fn clear(&mut self) {
+        self.count = 0;
         self.slots.clear();
         self.extras.clear();
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len() / self.width
+        self.count
     }
 
     /// One field of each row, in the order in which they become columns.
     #[inline]
     pub(super) fn column(&self, slot: u16) -> impl Iterator<Item = Slot> {
-        self.slots.iter().skip(usize::from(slot)).step_by(self.width).copied()
-    }
-
-    /// The fields of each row, in the order in which they become columns.
-    #[inline]
-    pub(super) fn in_order(&self) -> impl Iterator<Item = &[Slot]> {
-        self.slots.chunks_exact(self.width)
+        // `step_by` would divide once to know how often: that takes longer than a row.
+        let mut rest = self.slots.get(usize::from(slot)..).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let slot = *rest.first()?;
+            rest = rest.get(self.width..).unwrap_or_default();
+            Some(slot)
+        })
     }
 
     /// The number, in the record, of the row at `place` in the order in which they become columns.
@@ -185,14 +187,20 @@ impl Rows {
         order.clear();
         match by.texts.first() {
             Some(&first) => {
-                let prefixes = self.column(first).map(|slot| source.bytes(slot).map_or(0, prefix));
-                order.extend(prefixes.zip(0..));
+                order.reserve(self.len());
+                for (slot, row) in self.column(first).zip(0..) {
+                    order.push((source.bytes(slot).map_or(0, prefix), row));
+                }
             }
             None => order.extend((0..).take(self.len()).map(|row| (0, row))),
         }
         let mut is_moved = false;
         if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
-            order.sort_unstable();
+            // Whoever does not begin with the oldest begins with the newest.
+            order.reverse();
+            if !order.is_sorted() {
+                order.sort_unstable();
+            }
             is_moved = true;
         }
         let rows = &*self;
@@ -242,6 +250,7 @@ impl Rows {
     fn add(&mut self) -> usize {
         let base = self.slots.len();
         self.slots.extend_from_slice(&self.blank);
+        self.count += 1;
         base
     }
 }

@@ -7,7 +7,7 @@ use crate::resources::{Derive, Resource};
 use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table, Type};
 
 /// Most fields that a derived column takes.
-pub(super) const MOST_INPUTS: usize = 4;
+pub(super) const MOST_INPUTS: usize = 2;
 
 /// How the records of one resource are read and what their tables hold.
 #[derive(Debug)]
@@ -64,8 +64,8 @@ pub(super) struct TablePlan {
     pub width: usize,
     pub kinds: Vec<Type>,
     pub emits: Vec<Emit>,
-    /// Slots of the fields that are columns which are never NULL, with their paths.
-    pub never_null: Vec<(u16, String)>,
+    /// For each column that is never NULL and is a field as it is, which it is and its path.
+    pub never_null: Vec<Option<(u16, String)>>,
     /// Columns that tell the rows of one record apart, but for `seq`.
     pub key: Vec<usize>,
     pub sort_slots: SortSlots,
@@ -175,10 +175,9 @@ impl Slots<'_> {
                 Origin::State => panic!("{} is not made from records", table.name),
             })
             .collect();
-        let never_null = table.columns.iter().zip(&emits).filter(|(column, _)| column.is_never_null());
-        let never_null = never_null.filter_map(|(column, emit)| match (&column.origin, emit) {
+        let never_null = table.columns.iter().zip(&emits).map(|(column, emit)| match (&column.origin, emit) {
             (Origin::Source(path), Emit::Text(slot) | Emit::Date(slot, _) | Emit::Decimal(slot, _)) => {
-                Some((*slot, path.clone()))
+                column.is_never_null().then(|| (*slot, path.clone()))
             }
             _ => None,
         });
