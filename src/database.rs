@@ -1,6 +1,7 @@
 //! The database that readers see: where it is, how it is opened, and how its SQL is written.
 //!
-//! *Gives* connections that read the one file, or those of one folder, and nothing else. *Not here*: how it is made
+//! *Gives* connections that read the one file, or those of one folder, and nothing else; and which versions of DuckDB it can
+//! be written for. *Not here*: how it is made
 //! (`sinks::duckdb`), and what is asked.
 
 use std::io;
@@ -69,6 +70,12 @@ pub fn without_extensions() -> duckdb::Result<Config> {
         .enable_autoload_extension(false)?
         .with("autoinstall_known_extensions", "false")?
         .with("allow_community_extensions", "false")
+}
+
+/// Whether files can be written for readers of DuckDB `version`, such as `v1.0.0`.
+pub fn writes_version(version: &str) -> bool {
+    let attach = format!("ATTACH ':memory:' AS probe (STORAGE_VERSION {})", quoted(version));
+    Connection::open_in_memory().is_ok_and(|connection| connection.execute_batch(&attach).is_ok())
 }
 
 /// The rows of a Parquet file, as SQL: no name in its path is taken for a pattern, or for a column.

@@ -790,7 +790,7 @@ fn keep(tx: &Tx<'_>, step: Step, receipt: &Receipt) -> Result<(), store::Error> 
 mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
-    use crate::config;
+    use crate::config::{self, LakeForm};
     use crate::queue::Queue;
 
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
@@ -814,7 +814,7 @@ mod tests {
         fn beside(folder: tempfile::TempDir, name: &str) -> Self {
             let path = folder.path().join(name);
             let store = Store::open(&path).unwrap();
-            let settings = config::Lake::small(folder.path().join("lake"), &["parquet"]);
+            let settings = config::Lake::small(folder.path().join("lake"), &[LakeForm::Parquet]);
             let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000_000));
             let publisher = Publisher::open(store.clone(), settings, Duration::ZERO, None, clock.clone()).unwrap();
             let publisher = Arc::new(publisher);

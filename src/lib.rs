@@ -43,6 +43,7 @@ pub mod listener;
 pub mod mistake;
 pub mod origin;
 pub mod problems;
+pub mod reference;
 pub mod resources;
 pub mod runs;
 pub mod salt;
