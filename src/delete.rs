@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::belvo::links::Deletion;
-use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
+use crate::belvo::{self, Client, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
+use crate::link_id::LinkId;
 use crate::links::{self, DELETED, DELETING};
 use crate::queue::Queue;
 use crate::store::{self, Store, Tx, args};

@@ -15,8 +15,9 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::belvo::page::{Next, Page};
-use crate::belvo::{Answer, Class, Client, Failure, Leave, LinkId, Permit};
+use crate::belvo::{Answer, Class, Client, Failure, Leave, Permit};
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 
 pub mod many;

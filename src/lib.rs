@@ -38,6 +38,7 @@ pub mod durable;
 pub mod guesses;
 pub mod json;
 pub mod lane;
+pub mod link_id;
 pub mod links;
 pub mod listener;
 pub mod mistake;

@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use crate::belvo::links::LinkObject;
-use crate::belvo::{Decision, Failure, LinkId};
+use crate::belvo::{Decision, Failure};
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::queue::{self, Trigger};
 use crate::resources::{self, Resource};
 use crate::store::{Error, Tx, args};

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, LinkId, Patience, REFUSED_KEYS};
+use crate::belvo::{Client, Patience, REFUSED_KEYS};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
@@ -22,6 +22,7 @@ use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
+use crate::link_id::LinkId;
 use crate::links::{self, Directory, PAUSED, freshness};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
@@ -149,7 +150,7 @@ pub enum Refused {
     Erased,
     /// The text names no link.
     #[error("{0}")]
-    NotALinkId(#[from] crate::belvo::NotALinkId),
+    NotALinkId(#[from] crate::link_id::NotALinkId),
     /// There is no such job.
     #[error("there is no job {name}; there are {known}")]
     NoJob {

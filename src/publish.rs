@@ -699,11 +699,11 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::belvo::LinkId;
     use crate::clock::Hand;
     use crate::config::LakeForm::{Duckdb, Parquet};
     use crate::features::runs;
     use crate::flatten::Comparison;
+    use crate::link_id::LinkId;
     use crate::queue::{self, Trigger};
     use crate::records::{self, Drift, Listing, Record};
     use crate::resources::employments;

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::{self, Class, FARTHEST_AHEAD, LinkId};
+use crate::belvo::{self, Class};
 use crate::chronicle;
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, FARTHEST_AHEAD, Timestamp};
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 use crate::store::{Error, Store, Tx, args};
 use crate::tombstones;

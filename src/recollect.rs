@@ -15,10 +15,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
+use crate::belvo::{self, Client, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
+use crate::link_id::LinkId;
 use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{Resource, employments};

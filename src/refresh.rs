@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::belvo::{Class, Client, Failure, LinkId, Permit, REFUSED_KEYS, SIMULATED_MISMATCH};
+use crate::belvo::{Class, Client, Failure, Permit, REFUSED_KEYS, SIMULATED_MISMATCH};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::{Comparison, Inspection};
 use crate::lane::{in_background, result_of};
+use crate::link_id::LinkId;
 use crate::links;
 use crate::origin;
 use crate::queue::{self, Outcome, Refresh, Trigger};

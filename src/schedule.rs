@@ -22,8 +22,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
-use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
+use crate::link_id::LinkId;
 use crate::links::freshness;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::durable;
+use crate::link_id::LinkId;
 use crate::salt;
 use crate::store::{Error, Store, Tx, args};
 

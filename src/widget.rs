@@ -16,10 +16,11 @@ use serde::{Serialize, Serializer};
 use tokio_util::sync::CancellationToken;
 
 use crate::belvo::token;
-use crate::belvo::{self, Client, Failure, LinkId};
+use crate::belvo::{self, Client, Failure};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::deadlines::{self, Deadlines};
+use crate::link_id::LinkId;
 use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
 use crate::store::{self, Store, Tx, args};

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::belvo::{Class, Decision, Failure, LinkId, Permit, patience};
+use crate::belvo::{Class, Decision, Failure, Permit, patience};
 use crate::clock::{Clock, Timestamp};
+use crate::link_id::LinkId;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
 use crate::records::Kept;

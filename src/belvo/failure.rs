@@ -12,7 +12,7 @@ use serde::Deserialize;
 use self::Decision::{AskUser, Gone, Refused, Retry, Stop};
 use self::Pace::{Patient, Quick, Slow};
 use self::Trouble::{Account, Down, Keys, Limit, Link};
-use super::LinkId;
+use crate::link_id::LinkId;
 
 /// The code of keys that Belvo refuses.
 pub const REFUSED_KEYS: &str = "api_auth";

@@ -5,8 +5,9 @@ use serde_json::value::RawValue;
 
 use super::client::Call;
 use super::page::{Next, Page};
-use super::{Class, Client, Decision, Failure, Leave, LinkId, Patience};
+use super::{Class, Client, Decision, Failure, Leave, Patience};
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 
 /// Where they are listed.
 pub(crate) const PATH: &str = "/api/links/";

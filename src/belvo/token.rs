@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::client::Call;
-use super::{Class, Client, Failure, Leave, LinkId, Patience};
+use super::{Class, Client, Failure, Leave, Patience};
 use crate::clock::Timestamp;
 use crate::config;
+use crate::link_id::LinkId;
 
 const PATH: &str = "/api/token/";
 

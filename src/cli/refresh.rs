@@ -7,9 +7,10 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::{Exit, Global, ordered, streams};
-use crate::belvo::{LinkId, Meaning, meaning};
+use crate::belvo::{Meaning, meaning};
 use crate::clock::Clock;
 use crate::config::Needs;
+use crate::link_id::LinkId;
 use crate::operations::{self, Links, Order};
 use crate::recollect::{self, Estimate};
 use crate::resources::{self, Resource};

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use super::{Begun, Error, Receipt, Step, remove};
 use crate::audit;
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::sensitive::Pepper;
 use crate::store::{self, Store, Tx, WebhookPlace, args};
 use crate::subject::{self, each_name_in, own_external_ids};

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use super::{List, RawPages};
 use crate::belvo::links::MOST_IDS;
-use crate::belvo::{Class, Client, Failure, LinkId, Permit};
+use crate::belvo::{Class, Client, Failure, Permit};
 use crate::json::Reader;
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 
 /// Most links in one request, the canary among them.

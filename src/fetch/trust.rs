@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use super::many::{Form, MOST_LINKS, filter, link_of};
 use super::{RawPages, identity};
 use crate::belvo::page::{Next, Page};
-use crate::belvo::{Client, Decision, Failure, Leave, LinkId};
+use crate::belvo::{Client, Decision, Failure, Leave};
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 
 /// Refreshes of a resource that must wait before the first check is made, because it costs up to two requests.

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DELETED, DELETING, NOT_FOUND, News, Told, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
-use crate::belvo::{self, Class, Client, Decision, Failure, Leave, LinkId, Patience};
+use crate::belvo::{self, Class, Client, Decision, Failure, Leave, Patience};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
+use crate::link_id::LinkId;
 use crate::origin;
 use crate::queue::Queue;
 use crate::store::{Error, Store, Tx, args};
