@@ -12,6 +12,9 @@ use duckdb::{AccessMode, Config, Connection};
 /// Its name, in the lake and in each snapshot.
 pub const FILE: &str = "vinculo.duckdb";
 
+/// Memory for DuckDB where it works beside others. One that writes a file goes on in temporary files beyond it.
+pub const LITTLE_MEMORY: &str = "96MiB";
+
 /// The database of the snapshot that is current now: whoever asks several questions asks one snapshot.
 ///
 /// # Errors
@@ -34,7 +37,7 @@ pub fn open(file: &Path) -> duckdb::Result<Connection> {
 /// # Errors
 /// DuckDB's.
 pub fn open_aside(file: &Path) -> duckdb::Result<Connection> {
-    open_with(file, without_extensions()?.with("threads", "1")?.with("memory_limit", "96MiB")?)
+    open_with(file, without_extensions()?.with("threads", "1")?.with("memory_limit", LITTLE_MEMORY)?)
 }
 
 fn open_with(file: &Path, settings: Config) -> duckdb::Result<Connection> {

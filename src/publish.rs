@@ -37,13 +37,12 @@ mod pii;
 mod snapshots;
 mod tables;
 
-pub use held::{Held, note_expiry, note_removal};
+pub use held::{Held, Mark};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 use cells::Split;
 use delta::Delta;
 use handover::Handover;
-use held::{last_expiry, last_removal};
 use output::Linker;
 use snapshots::{Sealed, Staging};
 
@@ -353,8 +352,10 @@ impl Publisher {
                 tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
             }
         }
-        let (state, expired) =
-            self.store.readers().read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, last_expiry(tx)?)))?;
+        let (state, expired) = self
+            .store
+            .readers()
+            .read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, Mark::Expiry.last(tx)?)))?;
         // Without retention no manifest of an older snapshot is worth reading.
         if expired > 0 {
             self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;
@@ -420,7 +421,7 @@ impl Publisher {
         let published_at = self.clock.now();
         let staged = self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
-            let removed = last_removal(tx)?;
+            let removed = Mark::Removal.last(tx)?;
             let alike = previous.filter(|previous| {
                 scope == Scope::Changed && self.is_alike(previous, &built_from) && previous.built_from.change >= removed
             });
@@ -449,7 +450,7 @@ impl Publisher {
             let changed = stager.changed_links()?;
             let partitions = partitions::Partitions::read(tx, earlier.as_ref())?;
             let delta = partitions.recomputed(earlier.as_ref()).map(|links| Delta::of(links, staging));
-            let expired = last_expiry(tx)?;
+            let expired = Mark::Expiry.last(tx)?;
             let is_base = usable.is_some_and(|previous| previous.built_from.change >= expired);
             let leaves_most = is_base && stager.leaves_most(&changed);
             let mut handover = Handover::begin(&self.settings, staging, earlier, leaves_most)?;
@@ -1022,7 +1023,7 @@ mod tests {
         publish(&publisher, Scope::Changed).unwrap().unwrap();
         let remove = |tx: &Tx<'_>| {
             tx.execute("DELETE FROM links WHERE link_id IN (SELECT link_id FROM links LIMIT 1)", args![])?;
-            note_removal(tx)
+            Mark::Removal.note(tx)
         };
         place.store.write(remove).await.unwrap();
         // The lake stands as it was before, and another link changes.
@@ -1049,7 +1050,7 @@ mod tests {
         assert_eq!(count, 8, "none is old enough to go by itself");
         let expire = move |tx: &Tx<'_>| {
             tx.execute("DELETE FROM links WHERE link_id = $1", args![gone])?;
-            note_expiry(tx)
+            Mark::Expiry.note(tx)
         };
         place.store.write(expire).await.unwrap();
         add_link(&place.store, 9).await;
