@@ -12,7 +12,7 @@ use crate::belvo::links::LinkObject;
 use crate::belvo::{Decision, Failure};
 use crate::clock::Timestamp;
 use crate::link_id::LinkId;
-use crate::queue::{self, Trigger};
+use crate::queue::{self, Priority, Trigger};
 use crate::resources::{self, Resource};
 use crate::store::{Error, Tx, args};
 use crate::tombstones;
@@ -512,8 +512,8 @@ pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Resul
         args![
             link_id,
             resource.map(|resource| resource.name),
-            Trigger::Schedule.priority(),
-            Trigger::Confirm.priority(),
+            Priority::Schedule.number(),
+            Priority::Confirm.number(),
             LINK_DELETED,
             NOT_FOUND,
             PAUSED
