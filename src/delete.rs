@@ -49,7 +49,7 @@ impl Error {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Belvo(failure) => failure.code,
+            Self::Belvo(failure) => failure.code.name(),
             Self::Refused => "delete_refused",
             Self::Store(error) => error.code(),
         }
@@ -118,7 +118,7 @@ impl Deleter {
             Ok(Deletion::Accepted) => Ok(Deletion::Accepted),
             Err(failure) => {
                 tracing::warn!(
-                    code = failure.code,
+                    code = failure.code.name(),
                     link = link.log_tag(),
                     request_id = failure.request_id,
                     "not deleted: {failure}"

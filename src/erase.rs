@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit;
 use crate::backup::{self, Made};
 use crate::belvo::links::Deletion;
-use crate::belvo::{Decision, SIMULATED_MISMATCH};
+use crate::belvo::{Code, Decision};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
@@ -127,7 +127,7 @@ impl Error {
         let Self::Belvo(error) = self else { return false };
         match &**error {
             delete::Error::Belvo(failure) => {
-                failure.code != SIMULATED_MISMATCH
+                failure.code != Code::SimulatedMismatch
                     && !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
             }
             delete::Error::Refused => true,

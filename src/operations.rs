@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, Patience, REFUSED_KEYS};
+use crate::belvo::{Client, Code, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
@@ -361,7 +361,7 @@ impl Operations {
                         progress.fail(code, count as u64);
                     }
                 };
-                fail("link_cooling", outcome.cooling);
+                fail(Code::LinkCooling.name(), outcome.cooling);
                 fail("link_unfit", outcome.unfit);
                 outcome.failed.iter().for_each(|(code, count)| fail(code, *count));
             });
@@ -554,12 +554,12 @@ impl Operations {
             if self.client.refuses_keys() {
                 // None of these leaves before somebody mends the keys; they stay marked until then.
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(REFUSED_KEYS, left));
+                progress.send_modify(|progress| progress.fail(Code::ApiAuth.name(), left));
                 return Ok(());
             }
             if let Some(down) = down {
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(down.code, left));
+                progress.send_modify(|progress| progress.fail(down.code.name(), left));
                 return Ok(());
             }
             wanted = waiting;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::{self, Class};
+use crate::belvo::{Class, Code};
 use crate::chronicle;
 use crate::clock::{Clock, FARTHEST_AHEAD, Timestamp};
 use crate::link_id::LinkId;
@@ -269,11 +269,11 @@ pub fn confirm(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: &str, now: Timestamp) -> Result<usize, Error> {
+pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: Code, now: Timestamp) -> Result<usize, Error> {
     tx.execute(
         "UPDATE refreshes SET due_at = $3 WHERE resource = $1 AND last_error_code = $2 AND attempts > 0 AND due_at > $3 \
          AND lease IS NULL",
-        args![resource.name, code, now],
+        args![resource.name, code.name(), now],
     )
 }
 
@@ -300,7 +300,7 @@ impl Standing {
                     priority: Priority::of(row.int(1)?)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
-                    is_refused: code.is_some_and(|code| belvo::refused_codes().any(|refused| refused == code)),
+                    is_refused: code.as_deref().and_then(Code::by_name).is_some_and(Code::is_refused),
                 })
             },
         )
@@ -608,7 +608,7 @@ pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
-    let codes = listed(belvo::refused_codes().filter(|code| *code != "not_found"));
+    let codes = listed(Code::refused().filter(|code| *code != Code::NotFound));
     let sql = format!(
         "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({codes})"
     );
@@ -616,8 +616,8 @@ pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
 }
 
 /// Codes of ours as SQL takes them.
-fn listed(codes: impl Iterator<Item = &'static str>) -> String {
-    codes.map(|code| format!("'{code}'")).collect::<Vec<_>>().join(", ")
+fn listed(codes: impl Iterator<Item = Code>) -> String {
+    codes.map(|code| format!("'{}'", code.name())).collect::<Vec<_>>().join(", ")
 }
 
 /// The queue as its users hold it. Cheap to clone.
@@ -646,7 +646,7 @@ impl Queue {
                     "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) WHERE blocked_reason IN ({}) \
                      AND NOT EXISTS \
                      (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
-                    listed(belvo::refused_codes())
+                    listed(Code::refused())
                 );
                 tx.execute(&wake, args![now])
             })
@@ -982,9 +982,9 @@ mod tests {
         let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
         let refused = Outcome::Postponed { code: "api_forbidden", at: at(50), until: at(9_000) };
         place.write(move |tx| settle(tx, &refresh, refused)).await;
-        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, "bad_request", at(100))).await, 0);
+        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, Code::BadRequest, at(100))).await, 0);
         assert!(place.claim(Lane::Urgent).await.is_empty());
-        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, "api_forbidden", at(100))).await, 1);
+        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, Code::ApiForbidden, at(100))).await, 1);
         let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
         let blocked = Outcome::Blocked { code: "api_forbidden", at: at(50) };
         place.write(move |tx| settle(tx, &refresh, blocked)).await;

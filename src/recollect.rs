@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::belvo::{self, Client, Decision, Failure, Patience};
+use crate::belvo::{self, Client, Code, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
@@ -200,7 +200,7 @@ impl Recollector {
                 Asked::Failed(failure) => {
                     let is_in_vain = patience == Patience::Short && self.client.down().is_some();
                     is_open &= failure.kind != Decision::Stop && !is_in_vain;
-                    *outcome.failed.entry(failure.code).or_default() += 1;
+                    *outcome.failed.entry(failure.code.name()).or_default() += 1;
                 }
             }
         }
@@ -247,9 +247,9 @@ impl Recollector {
             self.store.write(move |tx| note_arrival(tx, &link, None, patience, now)).await?;
             return Ok(Asked::Taken(link_id));
         };
-        metrics::counter!("vinculo_recollects_total", "outcome" => failure.code).increment(1);
+        metrics::counter!("vinculo_recollects_total", "outcome" => failure.code.name()).increment(1);
         tracing::warn!(
-            code = failure.code,
+            code = failure.code.name(),
             link = link_id.log_tag(),
             request_id = failure.request_id,
             "not recollected: {failure}"
@@ -257,7 +257,7 @@ impl Recollector {
         let (now, kept) = (self.clock.now(), failure.clone());
         let noted = self.store.write(move |tx| {
             if kept.may_have_arrived() {
-                note_arrival(tx, &link_id, Some(kept.code), patience, now)
+                note_arrival(tx, &link_id, Some(kept.code.name()), patience, now)
             } else {
                 note_refusal(tx, &link_id, &kept, now)
             }
@@ -360,11 +360,11 @@ fn note_arrival(
 
 fn note_refusal(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
     // Only Belvo's own "please wait … minutes" puts a link on cool-down.
-    let rest = if failure.code == "link_cooling" { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
+    let rest = if failure.code == Code::LinkCooling { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
     let free_at = now + rest;
     tx.execute(
         "UPDATE recollects SET free_at = $2, due_at = NULL, last_error_code = $3 WHERE link_id = $1",
-        args![link, free_at, failure.code],
+        args![link, free_at, failure.code.name()],
     )?;
     match failure.kind {
         Decision::AskUser | Decision::Gone => links::note_failure(tx, link, failure, now),

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::belvo::{Class, Decision, Failure, Permit, patience};
+use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
 use crate::clock::{Clock, Timestamp};
 use crate::link_id::LinkId;
 use crate::links;
@@ -40,7 +40,7 @@ const REFUSED_PART: u32 = 10;
 const LONGEST_REFUSAL: Duration = Duration::from_hours(24);
 
 /// The code of what Belvo refuses to the account, whatever the link.
-const OF_THE_ACCOUNT: &str = "api_forbidden";
+const OF_THE_ACCOUNT: Code = Code::ApiForbidden;
 
 /// Refused refreshes that wait no longer than their own failure says, however many there are.
 const SCOUTS: usize = 20;
@@ -150,14 +150,14 @@ impl Refused {
 }
 
 /// Name of a resource, and why.
-type Refusal = (&'static str, &'static str);
+type Refusal = (&'static str, Code);
 
 impl Refusals {
     /// Notes one, and gives how long it waits: see [`Refused::add`].
     fn note(
         &self,
         refresh: &Refresh,
-        code: &'static str,
+        code: Code,
         now: Timestamp,
         wait_of: impl FnOnce(bool, usize) -> Duration,
     ) -> Duration {
@@ -177,7 +177,7 @@ impl Refusals {
     }
 
     /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
-    fn end(&self, refresh: &Refresh) -> Vec<&'static str> {
+    fn end(&self, refresh: &Refresh) -> Vec<Code> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut codes = Vec::new();
         all.retain(|(resource, code), refused| {
@@ -420,7 +420,7 @@ impl Worker {
                 Ok(0) => {}
                 Ok(refreshes) => {
                     tracing::info!(
-                        code,
+                        code = code.name(),
                         resource = resource.name,
                         refreshes,
                         "Belvo refuses no more; all are asked for"
@@ -547,18 +547,18 @@ impl Worker {
                 let request_id = failure.request_id.as_deref();
                 match failure.kind {
                     Decision::AskUser => {
-                        tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
-                        Outcome::Blocked { code: failure.code, at }
+                        tracing::warn!(code = failure.code.name(), link, resource, request_id, "{failure}");
+                        Outcome::Blocked { code: failure.code.name(), at }
                     }
                     // Whoever mends it tells nobody here, and the webhook that asked for it does not come again.
                     Decision::Refused | Decision::Gone => {
-                        tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}");
+                        tracing::warn!(code = failure.code.name(), link, resource, request_id, attempt, "{failure}");
                         later(self.refusal_wait(refresh, failure))
                     }
                     Decision::Retry | Decision::RetryAfter(_) | Decision::Stop => {
                         if failure.is_worth_a_report(attempt) {
                             tracing::error!(
-                                code = failure.code,
+                                code = failure.code.name(),
                                 link,
                                 resource,
                                 request_id,
@@ -566,7 +566,14 @@ impl Worker {
                                 "{failure}; it goes on for long: report Belvo's request id to Belvo"
                             );
                         } else {
-                            tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}");
+                            tracing::warn!(
+                                code = failure.code.name(),
+                                link,
+                                resource,
+                                request_id,
+                                attempt,
+                                "{failure}"
+                            );
                         }
                         later(delay)
                     }
@@ -753,7 +760,7 @@ mod tests {
     async fn refusals_of_many_links_leave_the_budget_to_others_and_some_go_ahead() {
         let place = Place::new(nobody()).await;
         let refresh = place.claimed(1).await.remove(0);
-        let refused = Failure::own("too_large", "/api/owners/");
+        let refused = Failure::own(Code::TooLarge, "/api/owners/");
         let of = |n| {
             let mut refresh = refresh.clone();
             refresh.link_id = link(n);
@@ -768,7 +775,7 @@ mod tests {
         let first_again = place.worker.refusal_wait(&of(0), &refused);
         assert!(first_again < Duration::from_secs(7), "{first_again:?}");
         // The same link refused for another reason counts there alone.
-        let other = Failure::own("not_found", "/api/owners/");
+        let other = Failure::own(Code::NotFound, "/api/owners/");
         place.worker.refusal_wait(&of(3), &other);
         let instead = place.worker.refusal_wait(&of(40_000), &refused);
         assert!(instead < Duration::from_secs(7), "somebody else goes ahead: {instead:?}");
@@ -783,7 +790,7 @@ mod tests {
             let again = place.worker.refusal_wait(&of(n), &refused);
             assert!(again < Duration::from_secs(7), "few are left: {again:?}");
         }
-        assert_eq!(place.worker.refusals.end(&of(6)), [""; 0]);
-        assert_eq!(place.worker.refusals.end(&of(4)), ["too_large"]);
+        assert_eq!(place.worker.refusals.end(&of(6)), []);
+        assert_eq!(place.worker.refusals.end(&of(4)), [Code::TooLarge]);
     }
 }

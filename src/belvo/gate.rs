@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::failure::REFUSED_KEYS;
+use super::failure::Code;
 
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
@@ -33,7 +33,7 @@ pub(super) enum Ending {
     /// Belvo refused the keys.
     Refused,
     /// No answer, or one that says that Belvo failed; with the code of that.
-    Failed(&'static str),
+    Failed(Code),
 }
 
 /// How long a call waits for a Belvo that is down.
@@ -49,7 +49,7 @@ pub enum Patience {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Down {
     /// The code of the last failure.
-    pub code: &'static str,
+    pub code: Code,
     /// How often Belvo was found to be down, so that it can be told whether that was once more.
     pub found: u64,
 }
@@ -82,7 +82,7 @@ struct State {
 
 impl State {
     fn new(mode: Mode) -> Self {
-        Self { mode, refusals: 0, failing: HashSet::new(), found: Down { code: "api_down", found: 0 } }
+        Self { mode, refusals: 0, failing: HashSet::new(), found: Down { code: Code::ApiDown, found: 0 } }
     }
 
     fn down(&self) -> Option<Down> {
@@ -186,12 +186,12 @@ impl Gate {
         self.state.borrow().down()
     }
 
-    /// `api_auth` or `api_down` while calls pause for that.
-    pub(super) fn trouble(&self) -> Option<&'static str> {
+    /// [`Code::ApiAuth`] or [`Code::ApiDown`] while calls pause for that.
+    pub(super) fn trouble(&self) -> Option<Code> {
         match self.state.borrow().mode {
             Mode::Open | Mode::Unproven => None,
-            Mode::Refused { .. } => Some(REFUSED_KEYS),
-            Mode::Down { .. } => Some("api_down"),
+            Mode::Refused { .. } => Some(Code::ApiAuth),
+            Mode::Down { .. } => Some(Code::ApiDown),
         }
     }
 }
@@ -262,9 +262,9 @@ impl State {
         if before != self.mode && matches!(self.mode, Mode::Down { .. }) {
             self.found.found += 1;
         }
-        metrics::gauge!("vinculo_belvo_paused", "code" => "api_auth")
+        metrics::gauge!("vinculo_belvo_paused", "code" => Code::ApiAuth.name())
             .set(u8::from(matches!(self.mode, Mode::Refused { .. })));
-        metrics::gauge!("vinculo_belvo_paused", "code" => "api_down")
+        metrics::gauge!("vinculo_belvo_paused", "code" => Code::ApiDown.name())
             .set(u8::from(matches!(self.mode, Mode::Down { .. })));
         match (before, self.mode) {
             (Mode::Refused { .. } | Mode::Down { .. }, Mode::Open) => {
@@ -272,12 +272,12 @@ impl State {
             }
             (Mode::Open | Mode::Unproven | Mode::Down { .. }, Mode::Refused { .. }) => {
                 tracing::error!(
-                    code = "api_auth",
+                    code = Code::ApiAuth.name(),
                     "Belvo refuses the keys; all calls pause: check belvo.secret_id, belvo.secret_password and belvo.base_url"
                 );
             }
             (Mode::Open | Mode::Unproven, Mode::Down { .. }) => tracing::warn!(
-                code = "api_down",
+                code = Code::ApiDown.name(),
                 "Belvo fails for every request; one call at a time asks whether it is back"
             ),
             _ => {}
@@ -290,7 +290,7 @@ impl State {
 mod tests {
     use super::*;
 
-    const FAILED: Ending = Ending::Failed("unreachable");
+    const FAILED: Ending = Ending::Failed(Code::Unreachable);
 
     fn state() -> State {
         State::new(Mode::Open)
@@ -308,7 +308,7 @@ mod tests {
             pass.ended(1, Ending::Refused);
         }
         assert_eq!(gate.enter(true, Patience::Long).await.err(), Some(Shut::Refused));
-        assert_eq!(gate.trouble(), Some("api_auth"));
+        assert_eq!(gate.trouble(), Some(Code::ApiAuth));
     }
 
     #[tokio::test]
@@ -380,7 +380,7 @@ mod tests {
         let patient = tokio::time::timeout(Duration::from_millis(100), gate.enter(false, Patience::Long));
         let ((), shut, found, patient) =
             tokio::join!(in_vain, gate.enter(false, Patience::Short), gate.until_down(), patient);
-        let down = Down { code: "unreachable", found: 1 };
+        let down = Down { code: Code::Unreachable, found: 1 };
         assert_eq!((shut.err(), found, gate.down()), (Some(Shut::Down(down)), down, Some(down)));
         assert!(patient.is_err(), "it waits for its own turn");
         // One that comes only now is told what comes of the next call, and not of the last.

@@ -13,8 +13,5 @@ pub mod token;
 
 pub use budget::{Budget, Class, Permit, Usage};
 pub use client::{Answer, Client, Leave};
-pub use failure::{
-    Decision, Failure, Meaning, REFUSED_KEYS, SIMULATED_MISMATCH, Trouble, advice, codes, meaning, patience,
-    refused_codes,
-};
+pub use failure::{Code, Decision, Failure, Trouble, advice, patience};
 pub use gate::{Down, Patience};

@@ -135,6 +135,7 @@ pub(super) fn link_of(record: &str) -> Option<LinkId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::belvo::Code;
     use crate::belvo::scripted::{self, Script, page_of};
     use crate::resources::employments;
 
@@ -197,6 +198,6 @@ mod tests {
         }
         let script = Script::start(|_| scripted::json(400, r#"[{"code":"validation_error"}]"#)).await;
         let failed = fetched(&script, Form::Alone).await.unwrap_err();
-        assert!(matches!(failed, Useless::Failed(failure) if failure.code == "bad_request"));
+        assert!(matches!(failed, Useless::Failed(failure) if failure.code == Code::BadRequest));
     }
 }

@@ -380,10 +380,14 @@ async fn widget(board: &Board, ordered: &Ordered, request: SessionRequest, back:
             StatusCode::BAD_GATEWAY,
             format!(
                 "No widget URL: {}. {}",
-                plain::what(failure.code, Lang::En),
-                plain::advice(failure.code, Lang::En)
+                plain::what(failure.code.name(), Lang::En),
+                plain::advice(failure.code.name(), Lang::En)
             ),
-            format!("Nenhuma URL: {}. {}", plain::what(failure.code, Lang::Pt), plain::advice(failure.code, Lang::Pt)),
+            format!(
+                "Nenhuma URL: {}. {}",
+                plain::what(failure.code.name(), Lang::Pt),
+                plain::advice(failure.code.name(), Lang::Pt)
+            ),
         ),
     })?;
     let body = html! {
