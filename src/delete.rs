@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::doubled;
 use crate::belvo::links::Deletion;
 use crate::belvo::{self, Client, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
@@ -156,7 +157,7 @@ impl Deadlines for Deleter {
                     gone += 1;
                 }
                 answer => {
-                    let wait = (self.patience * 2_u32.saturating_pow(attempts.min(16))).min(LONGEST_WAIT);
+                    let wait = doubled(self.patience, attempts, LONGEST_WAIT);
                     let (later, until) = (link.clone(), self.clock.now() + wait);
                     let postpone = "UPDATE deletions SET due_at = $2, attempts = attempts + 1 WHERE link_id = $1";
                     self.store.write(move |tx| tx.execute(postpone, args![&later, until])).await?;

@@ -27,6 +27,7 @@ pub mod worker;
 
 // What the steps know.
 pub mod audit;
+pub mod backoff;
 pub mod belvo;
 pub mod chronicle;
 pub mod clock;

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use crate::backoff::doubled;
 use crate::belvo::links::LinkObject;
 use crate::belvo::{Code, Decision, Failure};
 use crate::clock::Timestamp;
@@ -375,11 +376,10 @@ impl Known {
     /// Whether a `valid` of Belvo's ends the pause. A link that it calls valid while each fetch finds that it is not is
     /// tried less and less often.
     fn may_resume(&self, asked_at: Timestamp) -> bool {
-        let doublings = self.pauses.saturating_sub(1).min(8);
         let rest = match self.pauses {
             0 => Duration::ZERO,
             1 => FIRST_REST,
-            _ => REST * (1 << doublings).min(LONGEST_REST),
+            pauses => doubled(REST, pauses - 1, REST * LONGEST_REST),
         };
         self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at)
     }

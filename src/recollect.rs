@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::doubled;
 use crate::belvo::{self, Client, Code, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
@@ -36,6 +37,9 @@ pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(10);
 
 /// Results that are not there after this time will come with a webhook, or by the schedule.
 const GIVE_UP: Duration = Duration::from_mins(15);
+
+/// Between two looks there is at most so many times the wait before the first.
+const LONGEST_WAIT: u32 = 256;
 
 /// Deadlines are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -394,7 +398,8 @@ fn mark_overdue(tx: &Tx<'_>, asking: &HashSet<LinkId>, patience: Duration, now: 
                 marked += 1;
             }
         }
-        let wait = patience * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(8));
+        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+        let wait = doubled(patience, attempts, patience * LONGEST_WAIT);
         // The request may have been sent long after it was recorded; the cool-down counts from sending.
         let is_over = !is_waiting || now.since(free_at - COOL_DOWN) + wait > GIVE_UP;
         tx.execute(

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use crate::backoff::{Backoff, doubled};
 use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
 use crate::clock::{Clock, Timestamp};
 use crate::link_id::LinkId;
@@ -32,6 +33,11 @@ const DRAIN_IN_VAIN: Duration = Duration::from_secs(1);
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 /// How long that wait is at most.
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
+
+/// How long a refresh waits of which the answer lacked something or could not be kept; doubled with each failure in a row.
+const FIRST_WAIT: Duration = Duration::from_secs(3);
+/// How long that wait is at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(48);
 
 /// All that Belvo refuses takes no more than this part of the budget.
 const REFUSED_PART: u32 = 10;
@@ -455,12 +461,13 @@ impl Worker {
     /// Gives the refresh back, however long that takes; its link is told what went wrong. While it cannot be given back
     /// nobody else can have it: a full disk that is freed must not need a restart.
     async fn settle(&self, refresh: Refresh, outcome: Outcome, failure: Option<Failure>) {
-        let mut pause = QUEUE_PAUSE;
+        let mut backoff = Backoff::new(QUEUE_PAUSE, LONGEST_QUEUE_PAUSE);
         let is_wanted = loop {
             let error = match self.try_settle(&refresh, outcome, failure.as_ref()).await {
                 Ok(is_wanted) => break is_wanted,
                 Err(error) => error,
             };
+            let pause = backoff.next_wait();
             if pause == QUEUE_PAUSE {
                 tracing::error!(
                     code = error.code(),
@@ -476,7 +483,6 @@ impl Worker {
                 // The next start frees what this process held.
                 return;
             }
-            pause = (pause * 2).min(LONGEST_QUEUE_PAUSE);
         };
         if !is_wanted {
             self.refusals.forget(&refresh);
@@ -582,7 +588,7 @@ impl Worker {
             Error::Alone => Outcome::Released,
             Error::Incomplete => {
                 tracing::info!(code = error.code(), link, resource, attempt, "{error}; it is asked for again");
-                later(Duration::from_secs(3 << refresh.attempts.min(4)))
+                later(doubled(FIRST_WAIT, refresh.attempts, LONGEST_WAIT))
             }
             Error::Foreign(_) => {
                 tracing::error!(
@@ -605,7 +611,7 @@ impl Worker {
             }
             Error::Store(_) => {
                 tracing::error!(code = error.code(), link, resource, attempt, "{error}");
-                later(Duration::from_secs(3 << refresh.attempts.min(4)))
+                later(doubled(FIRST_WAIT, refresh.attempts, LONGEST_WAIT))
             }
         }
     }

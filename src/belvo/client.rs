@@ -23,6 +23,7 @@ use url::Url;
 use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
 use super::failure::{Code, Failure};
 use super::gate::{Down, Ending, Gate, Patience, Shut};
+use crate::backoff::doubled;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 
@@ -454,7 +455,7 @@ impl Client {
         if self.0.budget.paused_until().is_none() {
             *cool_downs = (*cool_downs + 1).min(16);
         }
-        (first * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
+        doubled(first, cool_downs.saturating_sub(1), LAST_COOL_DOWN)
     }
 
     fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::failure::Code;
+use crate::backoff::Backoff;
 
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
@@ -78,11 +79,14 @@ struct State {
     refusals: u32,
     failing: HashSet<u64>,
     found: Down,
+    /// Between two calls to a Belvo that is down.
+    probes: Backoff,
 }
 
 impl State {
     fn new(mode: Mode) -> Self {
-        Self { mode, refusals: 0, failing: HashSet::new(), found: Down { code: Code::ApiDown, found: 0 } }
+        let (found, probes) = (Down { code: Code::ApiDown, found: 0 }, Backoff::new(PROBE_FIRST, PROBE_LAST));
+        Self { mode, refusals: 0, failing: HashSet::new(), found, probes }
     }
 
     fn down(&self) -> Option<Down> {
@@ -225,6 +229,12 @@ fn urgent_from(until: Instant, apart: Duration) -> Instant {
 }
 
 impl State {
+    /// Belvo is down, and is asked again later than the last time.
+    fn down_from(&mut self, now: Instant) -> Mode {
+        let apart = self.probes.next_wait();
+        Mode::Down { until: now + apart, apart }
+    }
+
     /// True when the mode changed.
     fn note(&mut self, request: u64, ending: Ending, now: Instant) -> bool {
         let before = self.mode;
@@ -247,13 +257,11 @@ impl State {
                 self.mode = match self.mode {
                     // A call that left before says nothing new.
                     Mode::Down { until, apart } if now < urgent_from(until, apart) => self.mode,
-                    Mode::Down { apart, .. } => {
-                        let apart = (apart * 2).min(PROBE_LAST);
-                        Mode::Down { until: now + apart, apart }
-                    }
+                    Mode::Down { .. } => self.down_from(now),
                     Mode::Refused { .. } => Mode::Refused { until: now + KEYS_AGAIN },
                     Mode::Open | Mode::Unproven if self.failing.len() >= FAILING => {
-                        Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST }
+                        self.probes.reset();
+                        self.down_from(now)
                     }
                     mode => mode,
                 };
