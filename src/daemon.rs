@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::role::Tokens;
 use crate::admin::{Admin, Recorder, dashboard, v1};
-use crate::belvo::{Budget, Client, Patience, advice};
+use crate::belvo::{Budget, Client, Code, Patience, advice};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
@@ -500,10 +500,10 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
         let now = client.trouble();
         if now != trouble {
             if let Some(code) = trouble {
-                problems.clear(code);
+                problems.clear(code.name());
             }
             if let Some(code) = now {
-                problems.raise(code);
+                problems.raise(code.name());
             }
             trouble = now;
         }
@@ -628,7 +628,7 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
-    metrics::gauge!("vinculo_belvo_paused", "code" => "rate_limited")
+    metrics::gauge!("vinculo_belvo_paused", "code" => Code::RateLimited.name())
         .set(u8::from(client.budget().paused_until().is_some()));
     // A state that cannot be read is told where it is written.
     let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {

@@ -14,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::belvo::{Class, Decision, Failure, LinkId, Permit, patience};
+use crate::backoff::{Backoff, doubled};
+use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
 use crate::clock::{Clock, Timestamp};
+use crate::link_id::LinkId;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
 use crate::records::Kept;
@@ -32,6 +34,11 @@ const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 /// How long that wait is at most.
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
 
+/// How long a refresh waits of which the answer lacked something or could not be kept; doubled with each failure in a row.
+const FIRST_WAIT: Duration = Duration::from_secs(3);
+/// How long that wait is at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(48);
+
 /// All that Belvo refuses takes no more than this part of the budget.
 const REFUSED_PART: u32 = 10;
 
@@ -39,7 +46,7 @@ const REFUSED_PART: u32 = 10;
 const LONGEST_REFUSAL: Duration = Duration::from_hours(24);
 
 /// The code of what Belvo refuses to the account, whatever the link.
-const OF_THE_ACCOUNT: &str = "api_forbidden";
+const OF_THE_ACCOUNT: Code = Code::ApiForbidden;
 
 /// Refused refreshes that wait no longer than their own failure says, however many there are.
 const SCOUTS: usize = 20;
@@ -149,14 +156,14 @@ impl Refused {
 }
 
 /// Name of a resource, and why.
-type Refusal = (&'static str, &'static str);
+type Refusal = (&'static str, Code);
 
 impl Refusals {
     /// Notes one, and gives how long it waits: see [`Refused::add`].
     fn note(
         &self,
         refresh: &Refresh,
-        code: &'static str,
+        code: Code,
         now: Timestamp,
         wait_of: impl FnOnce(bool, usize) -> Duration,
     ) -> Duration {
@@ -176,7 +183,7 @@ impl Refusals {
     }
 
     /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
-    fn end(&self, refresh: &Refresh) -> Vec<&'static str> {
+    fn end(&self, refresh: &Refresh) -> Vec<Code> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut codes = Vec::new();
         all.retain(|(resource, code), refused| {
@@ -419,7 +426,7 @@ impl Worker {
                 Ok(0) => {}
                 Ok(refreshes) => {
                     tracing::info!(
-                        code,
+                        code = code.name(),
                         resource = resource.name,
                         refreshes,
                         "Belvo refuses no more; all are asked for"
@@ -454,12 +461,13 @@ impl Worker {
     /// Gives the refresh back, however long that takes; its link is told what went wrong. While it cannot be given back
     /// nobody else can have it: a full disk that is freed must not need a restart.
     async fn settle(&self, refresh: Refresh, outcome: Outcome, failure: Option<Failure>) {
-        let mut pause = QUEUE_PAUSE;
+        let mut backoff = Backoff::new(QUEUE_PAUSE, LONGEST_QUEUE_PAUSE);
         let is_wanted = loop {
             let error = match self.try_settle(&refresh, outcome, failure.as_ref()).await {
                 Ok(is_wanted) => break is_wanted,
                 Err(error) => error,
             };
+            let pause = backoff.next_wait();
             if pause == QUEUE_PAUSE {
                 tracing::error!(
                     code = error.code(),
@@ -475,7 +483,6 @@ impl Worker {
                 // The next start frees what this process held.
                 return;
             }
-            pause = (pause * 2).min(LONGEST_QUEUE_PAUSE);
         };
         if !is_wanted {
             self.refusals.forget(&refresh);
@@ -546,18 +553,18 @@ impl Worker {
                 let request_id = failure.request_id.as_deref();
                 match failure.kind {
                     Decision::AskUser => {
-                        tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
-                        Outcome::Blocked { code: failure.code, at }
+                        tracing::warn!(code = failure.code.name(), link, resource, request_id, "{failure}");
+                        Outcome::Blocked { code: failure.code.name(), at }
                     }
                     // Whoever mends it tells nobody here, and the webhook that asked for it does not come again.
                     Decision::Refused | Decision::Gone => {
-                        tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}");
+                        tracing::warn!(code = failure.code.name(), link, resource, request_id, attempt, "{failure}");
                         later(self.refusal_wait(refresh, failure))
                     }
                     Decision::Retry | Decision::RetryAfter(_) | Decision::Stop => {
                         if failure.is_worth_a_report(attempt) {
                             tracing::error!(
-                                code = failure.code,
+                                code = failure.code.name(),
                                 link,
                                 resource,
                                 request_id,
@@ -565,7 +572,14 @@ impl Worker {
                                 "{failure}; it goes on for long: report Belvo's request id to Belvo"
                             );
                         } else {
-                            tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}");
+                            tracing::warn!(
+                                code = failure.code.name(),
+                                link,
+                                resource,
+                                request_id,
+                                attempt,
+                                "{failure}"
+                            );
                         }
                         later(delay)
                     }
@@ -574,7 +588,7 @@ impl Worker {
             Error::Alone => Outcome::Released,
             Error::Incomplete => {
                 tracing::info!(code = error.code(), link, resource, attempt, "{error}; it is asked for again");
-                later(Duration::from_secs(3 << refresh.attempts.min(4)))
+                later(doubled(FIRST_WAIT, refresh.attempts, LONGEST_WAIT))
             }
             Error::Foreign(_) => {
                 tracing::error!(
@@ -597,7 +611,7 @@ impl Worker {
             }
             Error::Store(_) => {
                 tracing::error!(code = error.code(), link, resource, attempt, "{error}");
-                later(Duration::from_secs(3 << refresh.attempts.min(4)))
+                later(doubled(FIRST_WAIT, refresh.attempts, LONGEST_WAIT))
             }
         }
     }
@@ -752,7 +766,7 @@ mod tests {
     async fn refusals_of_many_links_leave_the_budget_to_others_and_some_go_ahead() {
         let place = Place::new(nobody()).await;
         let refresh = place.claimed(1).await.remove(0);
-        let refused = Failure::own("too_large", "/api/owners/");
+        let refused = Failure::own(Code::TooLarge, "/api/owners/");
         let of = |n| {
             let mut refresh = refresh.clone();
             refresh.link_id = link(n);
@@ -767,7 +781,7 @@ mod tests {
         let first_again = place.worker.refusal_wait(&of(0), &refused);
         assert!(first_again < Duration::from_secs(7), "{first_again:?}");
         // The same link refused for another reason counts there alone.
-        let other = Failure::own("not_found", "/api/owners/");
+        let other = Failure::own(Code::NotFound, "/api/owners/");
         place.worker.refusal_wait(&of(3), &other);
         let instead = place.worker.refusal_wait(&of(40_000), &refused);
         assert!(instead < Duration::from_secs(7), "somebody else goes ahead: {instead:?}");
@@ -782,7 +796,7 @@ mod tests {
             let again = place.worker.refusal_wait(&of(n), &refused);
             assert!(again < Duration::from_secs(7), "few are left: {again:?}");
         }
-        assert_eq!(place.worker.refusals.end(&of(6)), [""; 0]);
-        assert_eq!(place.worker.refusals.end(&of(4)), ["too_large"]);
+        assert_eq!(place.worker.refusals.end(&of(6)), []);
+        assert_eq!(place.worker.refusals.end(&of(4)), [Code::TooLarge]);
     }
 }

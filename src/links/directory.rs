@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DELETED, DELETING, NOT_FOUND, News, Told, keep, note_status};
 use crate::belvo::links::{LinkObject, LinkPage, MOST_IDS};
-use crate::belvo::{self, Class, Client, Decision, Failure, Leave, LinkId, Patience};
+use crate::belvo::{self, Class, Client, Code, Decision, Failure, Leave, Patience};
 use crate::chronicle;
 use crate::clock::{Clock, Timestamp};
+use crate::link_id::LinkId;
 use crate::origin;
 use crate::queue::Queue;
 use crate::store::{Error, Store, Tx, args};
@@ -191,7 +192,7 @@ impl Directory {
         let found = found.into_iter().filter(|link| known.iter().any(|wanted| wanted.id == link.id)).collect();
         if !self.keep_all(found, now).await? {
             return self
-                .postpone([known, rest].concat(), &Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH))
+                .postpone([known, rest].concat(), &Failure::own(Code::SimulatedMismatch, belvo::links::PATH))
                 .await;
         }
         let (missing, alone): (Vec<_>, Vec<_>) = rest.into_iter().partition(|wanted| is_answered && wanted.is_missing);
@@ -238,7 +239,12 @@ impl Directory {
             let page = match belvo::links::list_page_with(&self.client, number, self.client.page_size(), leave).await {
                 Ok(page) => page,
                 Err(failure) => {
-                    tracing::warn!(code = failure.code, page = number, request_id = failure.request_id, "{failure}");
+                    tracing::warn!(
+                        code = failure.code.name(),
+                        page = number,
+                        request_id = failure.request_id,
+                        "{failure}"
+                    );
                     memory.list_from = Some(Instant::now() + LIST_AGAIN);
                     break;
                 }
@@ -301,7 +307,7 @@ impl Directory {
         match belvo::links::get(&self.client, &wanted.id).await {
             Ok(link) => {
                 if !self.keep_all(vec![link], now).await? {
-                    let failure = Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH);
+                    let failure = Failure::own(Code::SimulatedMismatch, belvo::links::PATH);
                     return self.postpone(vec![wanted], &failure).await;
                 }
             }
@@ -415,7 +421,7 @@ impl Directory {
     async fn postpone(&self, due: Vec<Wanted>, failure: &Failure) -> Result<usize, Error> {
         let attempts = due.iter().map(|wanted| wanted.attempts).max().unwrap_or_default();
         let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
-        tracing::warn!(code = failure.code, links = due.len(), request_id = failure.request_id, "{failure}");
+        tracing::warn!(code = failure.code.name(), links = due.len(), request_id = failure.request_id, "{failure}");
         self.store
             .write(move |tx| {
                 due.iter().try_for_each(|Wanted { id, .. }| {
@@ -468,7 +474,7 @@ impl Directory {
             let (has_next, rows) = (page.has_next, page.links.len() + page.unreadable);
             let kept = self.keep_page(page.links, asked_at, sync).await?;
             let (counted, repeated) =
-                kept.ok_or_else(|| Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH).with_status(200))?;
+                kept.ok_or_else(|| Failure::own(Code::SimulatedMismatch, belvo::links::PATH).with_status(200))?;
             synced.listed += counted.listed;
             synced.new += counted.new;
             synced.changed += counted.changed;
@@ -503,7 +509,12 @@ impl Directory {
                 Err(failure) if failure.kind == Decision::Gone && number > 1 => return Ok(None),
                 Err(failure) if attempts < self.most_retries(&failure, patience) => {
                     let wait = failure.delay(attempts, &mut rand::rng());
-                    tracing::warn!(code = failure.code, request_id = failure.request_id, page = number, "{failure}");
+                    tracing::warn!(
+                        code = failure.code.name(),
+                        request_id = failure.request_id,
+                        page = number,
+                        "{failure}"
+                    );
                     tokio::time::sleep(wait).await;
                     attempts += 1;
                 }
@@ -593,7 +604,7 @@ impl SyncError {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Belvo(failure) => failure.code,
+            Self::Belvo(failure) => failure.code.name(),
             Self::Store(error) => error.code(),
         }
     }
