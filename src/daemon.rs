@@ -25,7 +25,7 @@ use crate::erase::{self, Eraser, Unfinished};
 use crate::features::runs::{self, Mode, Wanted};
 use crate::fetch::trust::Trust;
 use crate::lane::in_background;
-use crate::links::Directory;
+use crate::links::{self, Directory};
 use crate::operations::Operations;
 use crate::problems::Problems;
 use crate::publish::integrity::Damage;
@@ -140,6 +140,7 @@ impl Daemon {
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         go_back_with_the_clock(&store, clock.now()).await?;
         let queue = Queue::open(store.clone(), clock.clone()).await?;
+        store.write(links::hold_all).await?;
         let ledger = ledger(&config.state.path);
         // Two states in one folder would each count only their own calls.
         let counts_calls = if parts == Parts::WithoutBelvo { None } else { Some(Ownership::take(&ledger)?) };
@@ -269,7 +270,7 @@ impl Daemon {
         let Operations { store, clock, .. } = &self.operations;
         let actions = Arc::new(DaemonActions {
             operations: self.operations.clone(),
-            retention: Retention::new(config.retention, store.clone(), clock.clone()),
+            retention: Retention::new(config.retention, config.belvo.confirm_after, store.clone(), clock.clone()),
             state: config.state.clone(),
             lake: config.lake.path.clone(),
             lag_months: config.features.lag_months,

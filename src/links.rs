@@ -497,6 +497,15 @@ fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: 
     hold(tx, link_id, None)
 }
 
+/// Whether Belvo is asked for the link's data: it is tracked, and not paused.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_asked_for(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
+    let sql = "SELECT 1 FROM links WHERE link_id = $1 AND paused_reason IS NULL";
+    Ok(tx.one(sql, args![link_id], |_| Ok(()))?.is_some())
+}
+
 /// Blocks the refreshes of a paused link, or the one of `resource`, inside the caller's transaction; those of a link that
 /// is not paused stay as they are. What a webhook or an operator asked for is still tried, unless the link is gone or an
 /// operator paused it: Belvo may hold data of a link whose user has to do something.
@@ -520,6 +529,17 @@ pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Resul
         ],
     )?;
     Ok(())
+}
+
+/// The same for every link that is paused: what was under way when a process ended is due again, whoever it is of.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn hold_all(tx: &Tx<'_>) -> Result<(), Error> {
+    let due = "SELECT DISTINCT f.link_id FROM refreshes f JOIN links l ON l.link_id = f.link_id \
+               WHERE l.paused_reason IS NOT NULL AND f.due_at IS NOT NULL";
+    let links = tx.all(due, args![], |row| row.link_id(0))?;
+    links.iter().try_for_each(|link_id| hold(tx, link_id, None))
 }
 
 /// Ends a pause, unless it is an operator's: what was wanted meanwhile is due at once.

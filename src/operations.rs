@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, Code, Patience};
+use crate::belvo::{Client, Code, Down, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
@@ -318,9 +318,12 @@ impl Operations {
             return Err(Refused::NoLink);
         }
         let since = self.clock.now();
+        let before = Standing { down: self.client.down(), keys_refused: self.client.keys_refused() };
         // The first are marked before the order is answered, so that the wish for one link outlives a crash.
         let first: Vec<_> = wanted.drain(..wanted.len().min(ROWS_AT_ONCE)).collect();
         self.mark(first.clone()).await?;
+        // Whoever orders this may have mended them.
+        self.client.try_keys_now();
         let this = self.clone();
         let work = |progress: watch::Sender<Progress>| async move {
             let total = (first.len() + wanted.len()) as u64;
@@ -328,7 +331,7 @@ impl Operations {
             for some in wanted.chunks(ROWS_AT_ONCE) {
                 this.mark(some.to_vec()).await?;
             }
-            this.follow(first.into_iter().chain(wanted).collect(), since, &progress).await?;
+            this.follow(first.into_iter().chain(wanted).collect(), since, before, &progress).await?;
             this.until_published().await
         };
         Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
@@ -424,7 +427,6 @@ impl Operations {
             let _ = tokio::time::timeout(NEWS_WITHIN, news.changed()).await;
         }
         progress.send_modify(|progress| progress.done = 1);
-        self.settled.send_replace(());
         self.until_published().await
     }
 
@@ -524,19 +526,20 @@ impl Operations {
     }
 
     /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no longer for
-    /// those that wait once Belvo is found to be down. These stay marked.
+    /// those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`. These stay marked.
     async fn follow(
         &self,
         mut wanted: Wanted,
         since: Timestamp,
+        before: Standing,
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Failed> {
         let mut settled = self.settled.subscribe();
-        let before = self.client.down();
         loop {
             settled.mark_unchanged();
             // Before the look: what ends in between is counted as what it came to.
-            let down = self.client.down().filter(|down| before.is_none_or(|before| down.found > before.found));
+            let down = self.client.down().filter(|down| before.down.is_none_or(|before| down.found > before.found));
+            let are_keys_refused = self.client.refuses_keys() && self.client.keys_refused() > before.keys_refused;
             let (now, begun) = (self.clock.now(), Instant::now());
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
             let look = begun.elapsed();
@@ -551,7 +554,7 @@ impl Operations {
             if waiting.is_empty() {
                 return Ok(());
             }
-            if self.client.refuses_keys() {
+            if are_keys_refused {
                 // None of these leaves before somebody mends the keys; they stay marked until then.
                 let left = waiting.len() as u64;
                 progress.send_modify(|progress| progress.fail(Code::ApiAuth.name(), left));
@@ -663,6 +666,8 @@ impl Operations {
 
     /// Waits until every change up to now is published, or a publish fails.
     async fn until_published(&self) -> Result<(), Failed> {
+        // Of what an order changed by itself nobody else tells.
+        self.settled.send_replace(());
         let published = self.publisher.until_published(self.published.subscribe()).await;
         published.map_err(|Unpublished { code, message }| Failed { code, message })
     }
@@ -705,6 +710,13 @@ pub fn tracked(
 }
 
 type Wanted = Vec<(LinkId, &'static Resource)>;
+
+/// What was known of Belvo when an order came.
+#[derive(Clone, Copy)]
+struct Standing {
+    down: Option<Down>,
+    keys_refused: u64,
+}
 
 /// How long to wait after a look that took `look`.
 fn pause_after(look: Duration) -> Duration {

@@ -283,7 +283,7 @@ struct Standing {
     priority: Priority,
     attempts: i64,
     last_started: Option<Timestamp>,
-    /// Whether Belvo refused it, or did not know it, when it was last asked.
+    /// Whether Belvo refused it, did not know it, or refused the keys, when it was last asked.
     is_refused: bool,
 }
 
@@ -300,7 +300,10 @@ impl Standing {
                     priority: Priority::of(row.int(1)?)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
-                    is_refused: code.as_deref().and_then(Code::by_name).is_some_and(Code::is_refused),
+                    is_refused: code
+                        .as_deref()
+                        .and_then(Code::by_name)
+                        .is_some_and(|code| code.is_refused() || code == Code::ApiAuth),
                 })
             },
         )
@@ -630,7 +633,8 @@ pub struct Queue {
 
 impl Queue {
     /// The queue in `store`. Leases of a process that is gone are void: this process owns the state. What an earlier version
-    /// blocked until an operator came is tried again.
+    /// blocked until an operator came is tried again. What stays due of paused
+    /// links is said by [`links::hold_all`](crate::links::hold_all).
     ///
     /// # Errors
     /// [`Error::Database`].
@@ -993,10 +997,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_under_way_is_not_due_after_a_restart_for_a_link_that_was_paused_meanwhile() {
+        let place = Place::new().await;
+        place
+            .write(|tx| {
+                crate::links::note_wish(tx, &link(), at(1))?;
+                mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))
+            })
+            .await;
+        assert_eq!(place.claim(Lane::Ordinary).await.len(), 1);
+        place.write(|tx| crate::links::pause_by_operator(tx, &link(), at(2)).map(drop)).await;
+        Queue::open(place.store.clone(), Clock::from_fn(|| at(100))).await.unwrap();
+        place.write(crate::links::hold_all).await;
+        assert!(place.claim(Lane::Ordinary).await.is_empty());
+    }
+
+    #[tokio::test]
     async fn whoever_says_that_something_is_mended_is_believed_at_once_but_not_when_belvo_asked_for_patience() {
         for (code, trigger, is_due) in [
             ("api_forbidden", Trigger::Operator, true),
             ("not_found", Trigger::Webhook, true),
+            ("api_auth", Trigger::Operator, true),
             ("api_forbidden", Trigger::Schedule, false),
             ("rate_limited", Trigger::Operator, false),
         ] {

@@ -22,6 +22,7 @@ use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
 use crate::records::Kept;
 use crate::refresh::{Error, Refresher};
+use crate::resources::{self, Resource};
 use crate::store;
 
 /// Grace period for running refreshes at shutdown; unfinished ones are repeated after the next start.
@@ -90,6 +91,7 @@ pub async fn run(
         worker.clone().serve(Lane::Urgent, Places::of(all.to_vec())),
         worker.clone().serve(Lane::Ordinary, Places::of(vec![any])),
         worker.clone().serve(Lane::Unknown, few),
+        worker.try_mended_keys(),
     );
 }
 
@@ -306,7 +308,7 @@ impl Worker {
     /// Starts what was claimed; permits that are left over were not used.
     fn start(&self, claimed: Claimed, leaves: Vec<Leave>, running: &mut JoinSet<()>) {
         for resource in claimed.due.iter().filter_map(|(name, due)| {
-            let resource = crate::resources::Resource::by_name(name)?;
+            let resource = Resource::by_name(name)?;
             self.refresher.trust.wants_check(resource, *due).then_some(resource)
         }) {
             let refresher = self.refresher.clone();
@@ -417,25 +419,42 @@ impl Worker {
         }
     }
 
+    /// Makes everything due that failed for refused keys, each time these are good again.
+    async fn try_mended_keys(&self) {
+        let trying = async {
+            loop {
+                self.refresher.client.until_keys_are_mended().await;
+                for resource in resources::ALL {
+                    self.try_again(resource, Code::ApiAuth).await;
+                }
+            }
+        };
+        self.shutdown.run_until_cancelled(trying).await;
+    }
+
     /// When this refresh succeeds after the account was refused, everything that was refused for that reason is due at once.
     /// Other refusals belong to one link each, and wait.
     async fn release(&self, refresh: &Refresh) {
         for code in self.refusals.end(refresh).into_iter().filter(|code| *code == OF_THE_ACCOUNT) {
-            let (resource, now) = (refresh.resource, self.clock.now());
-            match self.refresher.store.write(move |tx| queue::try_again(tx, resource, code, now)).await {
-                Ok(0) => {}
-                Ok(refreshes) => {
-                    tracing::info!(
-                        code = code.name(),
-                        resource = resource.name,
-                        refreshes,
-                        "Belvo refuses no more; all are asked for"
-                    );
-                    self.queue.announce();
-                }
-                // They are tried again in their own time.
-                Err(error) => tracing::warn!(code = error.code(), "refused refreshes wait longer than needed: {error}"),
+            self.try_again(refresh.resource, code).await;
+        }
+    }
+
+    async fn try_again(&self, resource: &'static Resource, code: Code) {
+        let now = self.clock.now();
+        match self.refresher.store.write(move |tx| queue::try_again(tx, resource, code, now)).await {
+            Ok(0) => {}
+            Ok(refreshes) => {
+                tracing::info!(
+                    code = code.name(),
+                    resource = resource.name,
+                    refreshes,
+                    "Belvo refuses no more; all are asked for"
+                );
+                self.queue.announce();
             }
+            // They are tried again in their own time.
+            Err(error) => tracing::warn!(code = error.code(), "refused refreshes wait longer than needed: {error}"),
         }
     }
 

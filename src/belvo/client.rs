@@ -280,6 +280,21 @@ impl Client {
         self.trouble() == Some(Code::ApiAuth)
     }
 
+    /// How often the keys were found to be refused so far, so that it can be told whether they were once more.
+    pub fn keys_refused(&self) -> u64 {
+        self.0.gate.keys_refused()
+    }
+
+    /// Lets one call try refused keys now: somebody says that they are mended.
+    pub fn try_keys_now(&self) {
+        self.0.gate.try_keys_now();
+    }
+
+    /// Waits until keys that were refused are good again.
+    pub async fn until_keys_are_mended(&self) {
+        self.0.gate.until_keys_are_mended().await;
+    }
+
     /// Whether answers come from a simulated Belvo; `None` before the first.
     pub fn is_simulated(&self) -> Option<bool> {
         self.lock_origin().is_simulated

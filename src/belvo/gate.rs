@@ -1,7 +1,7 @@
 //! Whether calling Belvo makes sense at all now.
 //!
-//! *Takes* how calls ended. *Gives* leave to call. *Promises* that refused keys cost three calls and then one a minute,
-//! that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it answers, and
+//! *Takes* how calls ended. *Gives* leave to call. *Promises* that refused keys cost three calls and then one now and
+//! then, that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it answers, and
 //! that a call for which somebody waits goes first, and no longer waits once another was in vain.
 //! *Not here*: how many calls may leave ([`super::budget`]), and when one refresh is tried again.
 
@@ -17,8 +17,8 @@ use crate::backoff::Backoff;
 
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
-/// One call tries the keys again after so long.
-const KEYS_AGAIN: Duration = Duration::from_mins(1);
+/// One call tries the keys again after so long: what was refused then follows within the minute in which all is right again.
+const KEYS_AGAIN: Duration = Duration::from_secs(45);
 /// Different requests that failed in a row, after which Belvo counts as down.
 const FAILING: usize = 5;
 /// First pause between two calls to a Belvo that is down. It doubles each time.
@@ -81,12 +81,14 @@ struct State {
     found: Down,
     /// Between two calls to a Belvo that is down.
     probes: Backoff,
+    /// How often the keys were found to be refused, so that all calls pause.
+    keys_refused: u64,
 }
 
 impl State {
     fn new(mode: Mode) -> Self {
         let (found, probes) = (Down { code: Code::ApiDown, found: 0 }, Backoff::new(PROBE_FIRST, PROBE_LAST));
-        Self { mode, refusals: 0, failing: HashSet::new(), found, probes }
+        Self { mode, refusals: 0, failing: HashSet::new(), found, probes, keys_refused: 0 }
     }
 
     fn down(&self) -> Option<Down> {
@@ -172,6 +174,37 @@ impl Gate {
         }
     }
 
+    /// Lets one call try refused keys now: somebody says that they are mended.
+    pub(super) fn try_keys_now(&self) {
+        self.state.send_if_modified(|state| {
+            let are_refused = matches!(state.mode, Mode::Refused { .. });
+            if are_refused {
+                state.mode = Mode::Refused { until: Instant::now() };
+            }
+            are_refused
+        });
+    }
+
+    /// How often the keys were found to be refused so far, so that it can be told whether they were once more.
+    pub(super) fn keys_refused(&self) -> u64 {
+        self.state.borrow().keys_refused
+    }
+
+    /// Waits until keys that were refused are good again.
+    pub(super) async fn until_keys_are_mended(&self) {
+        let mut changes = self.state.subscribe();
+        let mut were_refused = false;
+        loop {
+            match changes.borrow_and_update().mode {
+                Mode::Refused { .. } => were_refused = true,
+                Mode::Open if were_refused => return,
+                _ => {}
+            }
+            // Its sender lives as long as this.
+            let _ = changes.changed().await;
+        }
+    }
+
     /// Waits until Belvo is found to be down, once more if it is already.
     pub(super) async fn until_down(&self) -> Down {
         let mut changes = self.state.subscribe();
@@ -239,7 +272,9 @@ impl State {
     fn note(&mut self, request: u64, ending: Ending, now: Instant) -> bool {
         let before = self.mode;
         match ending {
-            Ending::Answered => *self = Self { found: self.found, ..Self::new(Mode::Open) },
+            Ending::Answered => {
+                *self = Self { found: self.found, keys_refused: self.keys_refused, ..Self::new(Mode::Open) };
+            }
             Ending::Refused => {
                 self.refusals = self.refusals.saturating_add(1);
                 self.failing.clear();
@@ -267,8 +302,9 @@ impl State {
                 };
             }
         }
-        if before != self.mode && matches!(self.mode, Mode::Down { .. }) {
-            self.found.found += 1;
+        if before != self.mode {
+            self.found.found += u64::from(matches!(self.mode, Mode::Down { .. }));
+            self.keys_refused += u64::from(matches!(self.mode, Mode::Refused { .. }));
         }
         metrics::gauge!("vinculo_belvo_paused", "code" => Code::ApiAuth.name())
             .set(u8::from(matches!(self.mode, Mode::Refused { .. })));
@@ -299,6 +335,32 @@ mod tests {
     use super::*;
 
     const FAILED: Ending = Ending::Failed(Code::Unreachable);
+
+    #[tokio::test]
+    async fn refused_keys_are_tried_once_when_somebody_says_that_they_are_mended_and_all_hear_when_they_are() {
+        let gate = Gate::new();
+        let refuse = |times| {
+            let gate = &gate;
+            async move {
+                for _ in 0..times {
+                    gate.enter(false, Patience::Long).await.unwrap().ended(1, Ending::Refused);
+                }
+            }
+        };
+        refuse(3).await;
+        gate.try_keys_now();
+        refuse(1).await;
+        assert_eq!(gate.enter(true, Patience::Short).await.err(), Some(Shut::Refused));
+        assert_eq!(gate.keys_refused(), 2);
+        gate.try_keys_now();
+        let mend = async {
+            tokio::task::yield_now().await;
+            gate.enter(false, Patience::Long).await.unwrap().ended(1, Ending::Answered);
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(5), gate.until_keys_are_mended());
+        tokio::join!(heard, mend).0.unwrap();
+        assert_eq!((gate.trouble(), gate.keys_refused()), (None, 2));
+    }
 
     fn state() -> State {
         State::new(Mode::Open)

@@ -37,6 +37,9 @@ const MOST_RETRIES: u32 = 5;
 /// The same when somebody waits for it, who can ask again.
 const MOST_RETRIES_IN_HASTE: u32 = 1;
 
+/// Longest time until a link is looked up again after the keys were refused.
+const KEYS_AGAIN: Duration = Duration::from_secs(5);
+
 /// Belvo's whole list is tried again so long after it could not be read.
 const LIST_AGAIN: Duration = Duration::from_secs(30);
 
@@ -168,6 +171,8 @@ impl Directory {
             let Some(one) = memory.alone.pop_front() else { return Ok(0) };
             return self.look_up_alone(one).await;
         }
+        // What cannot be told now would be told later and later.
+        self.client.until_open().await;
         // Whoever becomes due while this waits goes with it.
         let permit = self.client.budget().acquire(Class::LookUp).await;
         let (due, new) = self.due().await?;
@@ -420,7 +425,10 @@ impl Directory {
 
     async fn postpone(&self, due: Vec<Wanted>, failure: &Failure) -> Result<usize, Error> {
         let attempts = due.iter().map(|wanted| wanted.attempts).max().unwrap_or_default();
-        let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
+        let delay = failure.delay(attempts, &mut rand::rng());
+        // Nothing leaves while the keys are refused, and news of new links wait for this.
+        let delay = if failure.code == Code::ApiAuth { delay.min(KEYS_AGAIN) } else { delay };
+        let until = self.clock.now() + delay;
         tracing::warn!(code = failure.code.name(), links = due.len(), request_id = failure.request_id, "{failure}");
         self.store
             .write(move |tx| {
