@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::belvo::{Class, Client, Code, Failure, Permit};
 use crate::fetch::many::{Lists, Useless, fetch_many};
-use crate::fetch::trust::{self, Trust};
+use crate::fetch::trust::{self, Trust, Way};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::{Comparison, Inspection};
 use crate::lane::{in_background, result_of};
@@ -127,12 +127,11 @@ impl Refresher {
     /// Lists all of `refreshes`, which are of one resource, in one request that leaves with `permit`, and keeps each answer
     /// on its own. Gives what came of each.
     pub async fn run_many(&self, refreshes: Vec<Refresh>, permit: Permit) -> Vec<(Refresh, Result<Kept, Error>)> {
-        let Some((resource, way)) = refreshes.first().map(|first| (first.resource, self.trust.way(first.resource)))
-        else {
+        let Some(resource) = refreshes.first().map(|first| first.resource) else {
             permit.unused();
             return Vec::new();
         };
-        let Some(way) = way else {
+        let Some(way) = self.way(resource).await else {
             // The proof has just become void.
             permit.unused();
             return refreshes.into_iter().map(|refresh| (refresh, Err(Error::Alone))).collect();
@@ -167,6 +166,17 @@ impl Refresher {
                 refreshes.into_iter().map(|refresh| self.leave_alone(refresh)).collect()
             }
         }
+    }
+
+    /// How many links are asked for together; `None` while nothing is proven, or the canary may not be asked for any more.
+    async fn way(&self, resource: &'static Resource) -> Option<Way> {
+        let way = self.trust.way(resource)?;
+        let canary = way.canary.clone();
+        if self.store.read(move |tx| links::is_asked_for(tx, &canary)).await.unwrap_or(false) {
+            return Some(way);
+        }
+        self.trust.forget(resource, &way);
+        None
     }
 
     fn leave_alone(&self, refresh: Refresh) -> (Refresh, Result<Kept, Error>) {

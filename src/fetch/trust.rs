@@ -207,6 +207,15 @@ impl Trust {
         }
     }
 
+    /// The canary may not be asked for any more: a new one is looked for.
+    pub fn forget(&self, resource: &'static Resource, way: &Way) {
+        let mut standings = self.lock();
+        let standing = standings.entry(resource.name).or_default();
+        if standing.goes_by(way) {
+            standing.reopen(resource);
+        }
+    }
+
     /// Whether a check should be made now that `due` refreshes of `resource` wait. Whoever is told so calls
     /// [`Trust::check`].
     pub fn wants_check(&self, resource: &'static Resource, due: usize) -> bool {
