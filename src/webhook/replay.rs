@@ -85,7 +85,8 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
         // overruled.
         Subject::Status(_) if is_later(looked_up_at) => return links::look_up(tx, link_id, now),
         Subject::Resource(..) if is_later(paused_at) => return links::look_up(tx, link_id, now),
-        Subject::Status(_) => follow(tx, event, received_at)?,
+        // A link that is new is so from now on: whatever was published of the time before lacks it.
+        Subject::Status(_) => follow(tx, event, if link.is_none() { now } else { received_at })?,
         Subject::Resource(resource, _) => {
             let standing = tx.one(
                 "SELECT webhook_count, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
@@ -140,6 +141,17 @@ mod tests {
         format!(
             r#"{{"webhook_type":"OWNERS","webhook_code":"{code}","link_id":"{LINK}","external_id":"us-1","data":{{"total_owners":0}}}}"#
         )
+    }
+
+    #[tokio::test]
+    async fn a_link_that_a_status_read_again_brings_is_new_from_then_on() {
+        let event = format!(r#"{{"webhook_type":"LINK","webhook_code":"token_required","link_id":"{LINK}"}}"#);
+        let (_folder, store) = quarantine(&event).await;
+        let seq = store.read(|tx| quarantined(tx, 0, 1)).await.unwrap()[0];
+        store.write(move |tx| replay(tx, seq, at(500))).await.unwrap();
+        let first_seen = "SELECT first_seen_at FROM links";
+        let first_seen = store.read(move |tx| tx.one(first_seen, args![], |row| row.at(0))).await.unwrap();
+        assert_eq!(first_seen, Some(at(500)));
     }
 
     #[tokio::test]
