@@ -19,12 +19,13 @@ use crate::store::{Error, Tx, args};
 
 mod absence;
 #[cfg(test)]
-mod bench;
+pub(crate) mod bench;
 mod body;
 mod content;
 mod identity;
 mod versions;
 
+pub use absence::is_settled;
 pub use body::unpack;
 
 use body::pack;
@@ -352,8 +353,11 @@ impl Keeping<'_> {
         kept.changed |= kept.versions + kept.late + kept.gone > 0;
         kept.sighted |= kept.changed;
         kept.change = tx.change()?;
-        // One in which Belvo names no time was collected when it was fetched.
-        let is_as_old = |previous: List| kept.collected_at.is_some() && previous.collected_at == kept.collected_at;
+        // One in which Belvo names no time was collected when it was fetched; so was one with a record for which it names none,
+        // because that one is known since then.
+        let is_told = records.iter().all(|record| record.collected(list.fetched_at).is_some());
+        let collected_at = kept.collected_at.filter(|_| is_told);
+        let is_as_old = |previous: List| collected_at.is_some() && previous.collected_at == collected_at;
         let is_news = kept.changed || !previous.is_some_and(is_as_old);
         tx.execute(
             "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed, \
@@ -363,7 +367,7 @@ impl Keeping<'_> {
                 resource.name,
                 list.fetched_at,
                 list.started_at,
-                kept.collected_at,
+                collected_at,
                 records.len(),
                 webhook_count,
                 kept.versions + kept.gone > 0,

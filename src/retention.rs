@@ -8,7 +8,7 @@
 //! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
 //! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
 //! would show a person without a job. When history goes, a row that stays is known since its oldest version that is left, so
-//! that the lists from before that go too, and the first that is left counts for no earlier time. The feature rows that
+//! that the lists from before that count for no earlier time. The feature rows that
 //! decisions kept go like old versions.
 
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ use serde_json::json;
 use crate::audit;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Keep};
-use crate::flatten::Inspection;
+use crate::flatten::{Comparison, Inspection};
 use crate::links;
 use crate::publish;
-use crate::records::unpack;
+use crate::records::{self, Loss, unpack};
 use crate::resources::{Resource, employments};
 use crate::store::{Error, ROWS_AT_ONCE, Store, Tx, Value, VersionPlace, args, unless_damaged};
 
@@ -30,6 +30,7 @@ use crate::store::{Error, ROWS_AT_ONCE, Store, Tx, Value, VersionPlace, args, un
 #[derive(Clone)]
 pub struct Retention {
     settings: config::Retention,
+    confirm_after: Duration,
     store: Store,
     clock: Clock,
 }
@@ -152,6 +153,8 @@ struct Kept {
     time: Duration,
     /// Of whom.
     of: Whose,
+    /// After how long a second list agrees that a row is gone.
+    confirm_after: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,9 +186,9 @@ impl Kept {
 }
 
 impl Retention {
-    /// One that keeps as `settings` say.
-    pub fn new(settings: config::Retention, store: Store, clock: Clock) -> Self {
-        Self { settings, store, clock }
+    /// One that keeps as `settings` say, where two lists `confirm_after` apart agree that a row is gone.
+    pub fn new(settings: config::Retention, confirm_after: Duration, store: Store, clock: Clock) -> Self {
+        Self { settings, confirm_after, store, clock }
     }
 
     /// Removes what is due, and gives the number of rows.
@@ -259,15 +262,17 @@ impl Retention {
 
     /// What `keep` comes to: one length of time, or one for each `stale_in` that links have.
     async fn spans(&self, keep: Keep) -> Result<Vec<Kept>, Error> {
+        let confirm_after = self.confirm_after;
         match keep {
             Keep::Forever => Ok(Vec::new()),
-            Keep::For(time) => Ok(vec![Kept { time, of: Whose::All }]),
+            Keep::For(time) => Ok(vec![Kept { time, of: Whose::All, confirm_after }]),
             Keep::StaleIn => {
                 let told = "SELECT DISTINCT stale_in FROM links WHERE stale_in IS NOT NULL";
                 let told = self.store.read(|tx| tx.all(told, args![], |row| row.text(0))).await?;
                 let of = |stale_in: Option<String>| Kept {
                     time: links::keeps_for(stale_in.as_deref()),
                     of: Whose::Saying(stale_in),
+                    confirm_after,
                 };
                 Ok([None].into_iter().chain(told.into_iter().map(Some)).map(of).collect())
             }
@@ -303,7 +308,7 @@ fn remove_ended_records(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Re
     for ([link_id, resource, record_key], _) in keys {
         let ended_at = "SELECT version_at FROM records WHERE link_id = $1 AND resource = $2 AND record_key = $3";
         let Some(ended_at) = tx.one(ended_at, args![link_id, resource, record_key], |row| row.at(0))? else { continue };
-        forget_lists(tx, link_id, resource, ended_at, ended_at)?;
+        count_lists_from(tx, link_id, resource, ended_at, ended_at)?;
         for table in ["records", "record_ids", "record_versions"] {
             let sql = format!("DELETE FROM {table} WHERE link_id = $1 AND resource = $2 AND record_key = $3");
             rows += tx.execute(&sql, args![link_id, resource, record_key])?;
@@ -317,7 +322,8 @@ fn remove_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept, keys: &[Key]) -> Re
     keys.chunk_by(|one, next| one.0 == next.0).map(|of_record| remove_superseded(tx, of_record, now, kept)).sum()
 }
 
-/// Removes those `versions` of one record that go, with the lists from before what is left of it. Gives their number.
+/// Removes those `versions` of one record that go; the lists from before what is left of it count for no earlier time. Gives
+/// their number.
 fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, kept: &Kept) -> Result<usize, Error> {
     let (mut rows, mut first_gone) = (0, None);
     let [link_id, resource, record_key] = &versions[0].0;
@@ -353,47 +359,48 @@ fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, kept: &Kept)
     if let (Some(gone), Some((version, fetched_at, known_from))) = (first_gone, oldest)
         && gone < version
     {
-        forget_lists(tx, link_id, resource, fetched_at, known_from)?;
+        count_lists_from(tx, link_id, resource, fetched_at, known_from)?;
     }
     note_change(tx, link_id, resource)?;
     Ok(rows)
 }
 
 /// Whether a later version, as old as what may go, took the place of this one: one that cannot be flattened takes the place
-/// of such only, and the last good one stays.
+/// of such only, and the last good one stays; so does one of which rows stand that no second list said are gone.
 fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kept) -> Result<bool, Error> {
     let VersionPlace { link_id, resource, record_key, version } = *place;
     let Some(of) = Resource::by_name(resource) else { return Ok(false) };
-    let (mut inspection, mut before) = (Inspection::of(of), i64::MAX);
-    // The latest decides nearly always.
-    loop {
-        let later = tx.one(
-            "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 0 \
-             AND version >= $4 AND version < $7 AND fetched_at < $5 - $6 ORDER BY version DESC LIMIT 1",
-            args![link_id, resource, record_key, version, now, kept.time, before],
+    let mut inspection = Inspection::of(of);
+    // One that is empty says that the record was gone; one that is damaged says nothing.
+    let mut read_from = |version: i64| {
+        tx.one(
+            "SELECT version, fetched_at, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
+             AND is_late = 0 AND version >= $4 AND fetched_at < $5 - $6 ORDER BY version LIMIT 1",
+            args![link_id, resource, record_key, version, now, kept.time],
             |row| {
-                let later = row.int(0)?;
-                let opened = VersionPlace { version: later, ..*place }.open(tx, row.bytes(1)?);
-                Ok((later, unless_damaged(opened.and_then(|packed| unpack(&packed)))?))
+                let version = row.int(0)?;
+                let opened = VersionPlace { version, ..*place }.open(tx, row.bytes(2)?);
+                let body = unless_damaged(opened.and_then(|packed| unpack(&packed)))?;
+                let good = body.filter(|body| body.is_empty() || inspection.inspect(body).is_ok());
+                Ok((version, row.at(1)?, good))
             },
-        )?;
-        let Some((later, body)) = later else { return Ok(false) };
-        // An empty one says that the record was gone; a damaged one says nothing.
-        let is_good = body.is_some_and(|body| body.is_empty() || inspection.inspect(&body).is_ok());
-        if later == version {
-            return Ok(!is_good);
-        }
-        if is_good {
-            return Ok(true);
-        }
-        before = later;
+        )
+    };
+    let Some((_, _, Some(old))) = read_from(version)? else { return Ok(true) };
+    let mut after = version;
+    while let Some((later, fetched_at, good)) = read_from(after + 1)? {
+        after = later;
+        let Some(new) = good else { continue };
+        let loses_rows = !old.is_empty() && !new.is_empty() && Comparison::of(of).loss(&old, &new) == Loss::Rows;
+        return Ok(!loses_rows || records::is_settled(tx, link_id, resource, fetched_at + kept.confirm_after)?);
     }
+    Ok(false)
 }
 
-/// Forgets the lists from before `since`: what rows of a record were then is not kept any more, and a list without them would
-/// tell of a person without that job. So would the first that is left, which says since when a link counts as asked, where
-/// Belvo named an older time for it: it counts from `known_from` on, since when what is left of the record is known.
-fn forget_lists(
+/// Lets the lists from before `since`, and the first one in any case, count for no time before `known_from`: what rows of a
+/// record were then is not kept any more, and a list without them would tell of a person without that job. The lists stay,
+/// because what they lacked ended rows of other records.
+fn count_lists_from(
     tx: &Tx<'_>,
     link_id: &str,
     resource: &str,
@@ -401,14 +408,11 @@ fn forget_lists(
     known_from: Timestamp,
 ) -> Result<(), Error> {
     tx.execute(
-        "DELETE FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at < $3",
-        args![link_id, resource, since],
-    )?;
-    tx.execute(
-        "UPDATE link_snapshots SET collected_at = $3 WHERE link_id = $1 AND resource = $2 AND collected_at < $3 \
-         AND fetched_at = (SELECT min(fetched_at) FROM link_snapshots \
-         WHERE link_id = $1 AND resource = $2 AND collected_at IS NOT NULL)",
-        args![link_id, resource, known_from],
+        "UPDATE link_snapshots SET collected_at = $4 WHERE link_id = $1 AND resource = $2 \
+         AND coalesce(collected_at, fetched_at) < $4 \
+         AND (fetched_at < $3 OR fetched_at = (SELECT min(fetched_at) FROM link_snapshots \
+         WHERE link_id = $1 AND resource = $2 AND collected_at IS NOT NULL))",
+        args![link_id, resource, since, known_from],
     )
     .map(drop)
 }
@@ -433,6 +437,7 @@ fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> 
 mod tests {
     use super::*;
     use crate::clock::Hand;
+    use crate::records::bench::paid;
 
     const DAY: i64 = 24 * 3_600_000_000;
 
@@ -492,7 +497,7 @@ mod tests {
                 Ok(())
             };
             store.write(fill).await.unwrap();
-            Self { retention: Retention::new(settings, store, clock), hand, _folder: folder }
+            Self { retention: Retention::new(settings, Duration::from_hours(24), store, clock), hand, _folder: folder }
         }
 
         /// Lists of the usual link: on which day each was complete, and on which day Belvo collected it.
@@ -548,7 +553,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_due_is_looked_for_from_the_last_key_on_and_looked_at_again_by_its_key() {
         let place = Place::new(FOREVER).await;
-        let kept = Kept { time: Duration::ZERO, of: Whose::Saying(Some("30d".to_owned())) };
+        let of = Whose::Saying(Some("30d".to_owned()));
+        let kept = Kept { time: Duration::ZERO, of, confirm_after: Duration::ZERO };
         for kind in [BODIES, ENDED_RECORDS, HISTORY, FROZEN_FEATURES, WEBHOOKS, QUARANTINE] {
             for (sql, begins) in [(kind.find_sql(), ">"), (kind.is_due_sql(), "=?")] {
                 let (kept, sql) = (kept.clone(), format!("EXPLAIN QUERY PLAN {sql}"));
@@ -567,8 +573,8 @@ mod tests {
     #[tokio::test]
     async fn what_has_become_current_again_since_it_was_found_stays() {
         let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
-        let (now, kept) =
-            (Timestamp::from_micros(1000 * DAY), Kept { time: Duration::from_hours(240), of: Whose::All });
+        let now = Timestamp::from_micros(1000 * DAY);
+        let kept = Kept { time: Duration::from_hours(240), of: Whose::All, confirm_after: Duration::ZERO };
         let due = move |tx: &Tx<'_>| {
             let found = HISTORY.find(tx, now, &kept, &Key::default())?;
             assert_eq!(found.len(), 2, "the first version of each link's record");
@@ -644,6 +650,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_version_stays_while_rows_of_it_stand_that_no_second_list_said_are_gone() {
+        let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
+        // The second version, of day 1, lacks a month.
+        let lose = |tx: &Tx<'_>| {
+            tx.execute("UPDATE records SET resource = 'employments' WHERE link_id = 'usual'", args![])?;
+            for (version, months) in [(1, [1, 2].as_slice()), (2, &[1])] {
+                let sql = "UPDATE record_versions SET resource = 'employments', body = $2 WHERE link_id = 'usual' AND version = $1";
+                tx.execute(sql, args![version, packed(&paid(months, 0)).as_slice()])?;
+            }
+            Ok(())
+        };
+        place.retention.store.write(lose).await.unwrap();
+        for (list, left) in [(None, 2), (Some(2 * DAY - 1), 2), (Some(2 * DAY), 1)] {
+            if let Some(at) = list {
+                let sql = "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, item_count, changed) \
+                           VALUES ('usual', 'employments', $1, $1, 1, 0)";
+                place.retention.store.write(move |tx| tx.execute(sql, args![at])).await.unwrap();
+            }
+            assert_eq!(place.on_day(1000).await[1], left, "{list:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn the_last_version_that_can_be_read_stays_however_old_it_is() {
         let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
         let spoil = "UPDATE record_versions SET body = $1 WHERE link_id = 'short' AND version = 2";
@@ -681,18 +710,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lists_from_before_what_is_still_known_go_with_the_versions() {
+    async fn lists_from_before_what_is_still_known_count_for_no_earlier_time() {
         let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
         let lists = [(0, 0), (1, 1), (2, 2), (3, 3)];
         place.lists(&lists).await;
+        let known = "UPDATE record_versions SET known_from = $1 WHERE version = 2";
+        place.retention.store.write(move |tx| tx.execute(known, args![DAY])).await.unwrap();
         place.on_day(11).await;
         assert_eq!(place.days_of_lists().await, lists);
         place.on_day(12).await;
-        assert_eq!(place.days_of_lists().await, lists[1..]);
+        assert_eq!(place.days_of_lists().await, [(0, 1), (1, 1), (2, 2), (3, 3)]);
     }
 
     #[tokio::test]
-    async fn a_list_that_is_left_counts_for_no_time_before_what_is_still_known() {
+    async fn the_first_list_counts_for_no_time_before_what_is_still_known() {
         // Belvo named the time of the first list for the second one, too, which showed something else.
         let stuck = [(3, 1), (4, 1), (5, 5)];
         let settings = config::Retention { history: days(10), ..FOREVER };
@@ -708,7 +739,7 @@ mod tests {
         let end = "UPDATE records SET content_hash = $1, version_at = $2";
         place.retention.store.write(move |tx| tx.execute(end, args![[].as_slice(), 4 * DAY])).await.unwrap();
         place.on_day(1000).await;
-        assert_eq!(place.days_of_lists().await, [(4, 4), (5, 5)], "it was known until then");
+        assert_eq!(place.days_of_lists().await, [(3, 4), (4, 1), (5, 5)], "it was known until then");
     }
 
     #[tokio::test]

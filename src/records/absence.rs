@@ -13,7 +13,7 @@ use super::body::pack;
 use super::versions::{Contents, GONE, Held};
 use super::{Compare, Keeping, List, NO_ID, Of};
 use crate::clock::Timestamp;
-use crate::store::{Error, args};
+use crate::store::{Error, Tx, args};
 
 /// An empty list of a link that is not in order is asked for again so much later.
 const LINK_RECOVERS: Duration = Duration::from_hours(24);
@@ -84,7 +84,7 @@ impl<'k> Keeping<'k> {
         let counted = of.last_list_that_counts()?.unwrap_or(Timestamp::from_micros(0));
         for (key, at) in of.lost_rows(counted - confirm_after, now - confirm_after, compare)? {
             let is_gone = known.by_key.get(&key).is_some_and(Held::is_gone) || ended.contains(key.as_str());
-            if is_gone || of.is_settled(at + confirm_after)? {
+            if is_gone || is_settled(of.tx, of.link_id.as_str(), of.resource.name, at + confirm_after)? {
                 continue;
             }
             // An older answer agrees with nothing, nor does an empty one: another list has to.
@@ -187,18 +187,20 @@ impl Of<'_> {
         }
         Ok(lost)
     }
+}
 
-    /// Whether a list from `since` on counts for what it lacks, so that it is settled already.
-    fn is_settled(self, since: Timestamp) -> Result<bool, Error> {
-        let Self { tx, link_id, resource } = self;
-        let settled = tx.one(
-            "SELECT 1 FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at >= $3 AND item_count > 0 \
-             AND is_stale = 0 LIMIT 1",
-            args![link_id, resource.name, since],
-            |_| Ok(()),
-        )?;
-        Ok(settled.is_some())
-    }
+/// Whether a list from `since` on counts for what it lacks, so that it is settled already.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn is_settled(tx: &Tx<'_>, link_id: &str, resource: &str, since: Timestamp) -> Result<bool, Error> {
+    let settled = tx.one(
+        "SELECT 1 FROM link_snapshots WHERE link_id = $1 AND resource = $2 AND fetched_at >= $3 AND item_count > 0 \
+         AND is_stale = 0 LIMIT 1",
+        args![link_id, resource, since],
+        |_| Ok(()),
+    )?;
+    Ok(settled.is_some())
 }
 
 #[cfg(test)]

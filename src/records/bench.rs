@@ -135,7 +135,7 @@ pub(super) fn job(id: u32, code: &str, start: &str, end: &str, collected_minute:
 }
 
 /// A whole job whose pay was of these months.
-pub(super) fn paid(months: &[u32], collected_minute: u32) -> String {
+pub(crate) fn paid(months: &[u32], collected_minute: u32) -> String {
     let pay = |month| {
         format!(
             r#"{{"month":"2020-{month:02}","base_amount":1.00,"retained_amount":null,"type":null,"currency":"BRL"}}"#
