@@ -1,7 +1,7 @@
 -- Collected: links whose jobs were asked for and answered by `known`, even when the answer was empty. Not asked is not
 -- unemployed: without such a row has_data is false and no feature is computed.
--- An answer that came after the first and is older than it counts where it told of versions from before the first. Where it
--- said what was known already, or what retention took is missing, the link would seem to be without those jobs.
+-- An answer that came after the first and is older than it counts for no time before the first: of what it told, only what
+-- nobody knew yet is kept as of then, and the link would seem to be without the rest.
 asked AS MATERIALIZED (
     SELECT CAST(row_number() OVER (ORDER BY link_id) AS INTEGER) AS link_no, link_id, collected_at
     FROM (
@@ -16,15 +16,5 @@ asked AS MATERIALIZED (
         GROUP BY link_id
     ) AS answers
     WHERE collected_at IS NOT NULL
-      AND (
-          first_collected_at <= CAST(known AS TIMESTAMPTZ)
-          OR first_empty_at <= CAST(known AS TIMESTAMPTZ)
-          OR EXISTS (
-              SELECT 1
-              FROM employments_history AS e
-              WHERE e.link_id = answers.link_id
-                AND e.known_from <= CAST(known AS TIMESTAMPTZ)
-                AND e.known_to <= answers.first_collected_at
-          )
-      )
+      AND (first_collected_at <= CAST(known AS TIMESTAMPTZ) OR first_empty_at <= CAST(known AS TIMESTAMPTZ))
 )
