@@ -9,6 +9,7 @@ pub mod compute;
 pub mod dictionary;
 pub mod explain;
 pub mod frozen;
+pub mod published;
 pub mod reference;
 pub mod runs;
 

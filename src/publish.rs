@@ -16,7 +16,7 @@ use tracing::field::Empty;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::database;
-use crate::features::explain;
+use crate::features::published;
 use crate::lane::in_background;
 use crate::schema::{self, Schema};
 use crate::sensitive::Pepper;
@@ -315,7 +315,7 @@ impl Lake {
             return FeaturesAt { path: file.path.clone(), rows: file.rows.unwrap_or_default() };
         }
         let file = self.folder(manifest.snapshot).join(database::FILE);
-        let rows = explain::count(&file, as_of).unwrap_or_else(|error| {
+        let rows = published::count(&file, as_of).unwrap_or_else(|error| {
             tracing::warn!(code = "lake_not_readable", "the features that are published cannot be counted: {error}");
             0
         });
