@@ -1,7 +1,7 @@
 //! Instants, and where they come from.
 //!
 //! *Gives* [`Timestamp`], a UTC instant in whole microseconds (the resolution of every `_at` column), and [`Clock`], the
-//! only source of "now": a test or a simulation puts its own in.
+//! only source of "now": a test or a simulation puts its own in; and [`credible`], which times of Belvo's can be true.
 
 use std::fmt;
 use std::sync::Arc;
@@ -135,6 +135,15 @@ impl Hand {
         let hand = self.clone();
         Clock::from_fn(move || hand.now())
     }
+}
+
+/// A time of Belvo's may be so far ahead of ours, and generously so: a simulated Belvo runs months ahead. What is further
+/// ahead is a slip, such as 2062 for 2026, and believed it would make every answer of the decades until then an older one.
+pub const FARTHEST_AHEAD: Duration = Duration::from_hours(10 * 366 * 24);
+
+/// When Belvo collected something, as far as that can be true of what was fetched at `fetched_at`.
+pub fn credible(collected_at: Option<Timestamp>, fetched_at: Timestamp) -> Option<Timestamp> {
+    collected_at.filter(|collected_at| *collected_at <= fetched_at + FARTHEST_AHEAD)
 }
 
 /// Days from 1970-01-01 to a day; `None` when the calendar has none such. Years are counted as in ISO 8601.

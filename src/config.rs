@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use crate::features::reference::Reference;
 use crate::mistake::Mistake;
+use crate::reference::Reference;
 
 mod check;
 mod errors;
@@ -376,8 +376,8 @@ impl State {
 pub struct Lake {
     /// The folder.
     pub path: PathBuf,
-    /// Names of the sinks in [`crate::sinks`].
-    pub sinks: Vec<String>,
+    /// The forms that they are published in, each once.
+    pub sinks: Vec<LakeForm>,
     /// Partitions of each table with a `link_id`.
     pub link_buckets: u32,
     /// Snapshots that stay, the current one included.
@@ -394,13 +394,40 @@ pub struct Lake {
     pub reference: Arc<Reference>,
 }
 
+/// A form that the published tables may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LakeForm {
+    /// Parquet files, of which every other form is made.
+    Parquet,
+    /// One DuckDB file.
+    Duckdb,
+}
+
+impl LakeForm {
+    /// Every form.
+    pub const ALL: [Self; 2] = [Self::Parquet, Self::Duckdb];
+
+    /// Its name in `lake.sinks`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Parquet => "parquet",
+            Self::Duckdb => "duckdb",
+        }
+    }
+
+    /// The form of that name; `None` when there is none.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|form| form.name() == name)
+    }
+}
+
 #[cfg(test)]
 impl Lake {
     /// One at `path` for few links, which publishes at once.
-    pub(crate) fn small(path: PathBuf, sinks: &[&str]) -> Self {
+    pub(crate) fn small(path: PathBuf, sinks: &[LakeForm]) -> Self {
         Self {
             path,
-            sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect(),
+            sinks: sinks.to_vec(),
             link_buckets: 1,
             keep_snapshots: 10,
             keep_for: Duration::ZERO,
@@ -608,7 +635,7 @@ the configuration has 20 errors:
         assert_eq!((config.belvo.page_size, config.belvo.workers), (10, 3));
         assert_eq!(config.belvo.budget, Budget { requests: 7, per: Duration::from_secs(30) });
         assert_eq!(config.lake.path, fs::canonicalize(folder.path()).unwrap().join("c"));
-        assert_eq!(config.lake.sinks, ["parquet"]);
+        assert_eq!(config.lake.sinks, [LakeForm::Parquet]);
         assert_eq!(config.webhook.authorization.len(), 2);
     }
 

@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use crate::belvo::LinkId;
 use crate::database;
 use crate::lane::in_background;
+use crate::link_id::LinkId;
 
 /// Each question has a DuckDB of its own, so that one is asked at a time.
 static TURN: Semaphore = Semaphore::const_new(1);

@@ -1,6 +1,7 @@
 //! The database that readers see: where it is, how it is opened, and how its SQL is written.
 //!
-//! *Gives* connections that read the one file, or those of one folder, and nothing else. *Not here*: how it is made
+//! *Gives* connections that read the one file, or those of one folder, and nothing else; and which versions of DuckDB it can
+//! be written for. *Not here*: how it is made
 //! (`sinks::duckdb`), and what is asked.
 
 use std::io;
@@ -10,6 +11,9 @@ use duckdb::{AccessMode, Config, Connection};
 
 /// Its name, in the lake and in each snapshot.
 pub const FILE: &str = "vinculo.duckdb";
+
+/// Memory for DuckDB where it works beside others. One that writes a file goes on in temporary files beyond it.
+pub const LITTLE_MEMORY: &str = "96MiB";
 
 /// The database of the snapshot that is current now: whoever asks several questions asks one snapshot.
 ///
@@ -33,7 +37,7 @@ pub fn open(file: &Path) -> duckdb::Result<Connection> {
 /// # Errors
 /// DuckDB's.
 pub fn open_aside(file: &Path) -> duckdb::Result<Connection> {
-    open_with(file, without_extensions()?.with("threads", "1")?.with("memory_limit", "96MiB")?)
+    open_with(file, without_extensions()?.with("threads", "1")?.with("memory_limit", LITTLE_MEMORY)?)
 }
 
 fn open_with(file: &Path, settings: Config) -> duckdb::Result<Connection> {
@@ -69,6 +73,12 @@ pub fn without_extensions() -> duckdb::Result<Config> {
         .enable_autoload_extension(false)?
         .with("autoinstall_known_extensions", "false")?
         .with("allow_community_extensions", "false")
+}
+
+/// Whether files can be written for readers of DuckDB `version`, such as `v1.0.0`.
+pub fn writes_version(version: &str) -> bool {
+    let attach = format!("ATTACH ':memory:' AS probe (STORAGE_VERSION {})", quoted(version));
+    Connection::open_in_memory().is_ok_and(|connection| connection.execute_batch(&attach).is_ok())
 }
 
 /// The rows of a Parquet file, as SQL: no name in its path is taken for a pattern, or for a column.

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::doubled;
 use crate::belvo::links::Deletion;
-use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
+use crate::belvo::{self, Client, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
+use crate::link_id::LinkId;
 use crate::links::{self, DELETED, DELETING};
 use crate::queue::Queue;
 use crate::store::{self, Store, Tx, args};
@@ -48,7 +50,7 @@ impl Error {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Belvo(failure) => failure.code,
+            Self::Belvo(failure) => failure.code.name(),
             Self::Refused => "delete_refused",
             Self::Store(error) => error.code(),
         }
@@ -117,7 +119,7 @@ impl Deleter {
             Ok(Deletion::Accepted) => Ok(Deletion::Accepted),
             Err(failure) => {
                 tracing::warn!(
-                    code = failure.code,
+                    code = failure.code.name(),
                     link = link.log_tag(),
                     request_id = failure.request_id,
                     "not deleted: {failure}"
@@ -155,7 +157,7 @@ impl Deadlines for Deleter {
                     gone += 1;
                 }
                 answer => {
-                    let wait = (self.patience * 2_u32.saturating_pow(attempts.min(16))).min(LONGEST_WAIT);
+                    let wait = doubled(self.patience, attempts, LONGEST_WAIT);
                     let (later, until) = (link.clone(), self.clock.now() + wait);
                     let postpone = "UPDATE deletions SET due_at = $2, attempts = attempts + 1 WHERE link_id = $1";
                     self.store.write(move |tx| tx.execute(postpone, args![&later, until])).await?;

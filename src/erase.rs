@@ -20,13 +20,14 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::backup;
-use crate::belvo::LinkId;
 use crate::belvo::links::Deletion;
 use crate::clock::Clock;
 use crate::deadlines::Deadlines;
 use crate::delete::{self, Deleter};
 use crate::lane::{in_background, result_of};
+use crate::link_id::LinkId;
 use crate::problems::Problems;
 use crate::publish::{self, Forgotten, Publisher, Scope};
 use crate::sensitive::Pepper;
@@ -95,18 +96,25 @@ pub struct Unfinished {
     /// Whether Belvo, which may take long, is to be asked first.
     waits_for_belvo: bool,
     /// How long to wait before it is gone on with.
-    pause: Duration,
+    pause: Backoff,
 }
 
 impl Unfinished {
     /// One that need not wait, of which no more is known than that it was begun.
     fn new(erasure: String) -> Self {
-        Self { erasure, traces: Traces::default(), waits_for_belvo: false, pause: Duration::ZERO }
+        let pause = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        Self { erasure, traces: Traces::default(), waits_for_belvo: false, pause }
     }
 
     /// Whether it was gone on with before, and failed.
     fn has_failed(&self) -> bool {
-        !self.pause.is_zero()
+        !self.pause.wait().is_zero()
+    }
+
+    /// The same, which was gone on with and failed.
+    fn failed(mut self) -> Self {
+        self.pause.next_wait();
+        self
     }
 }
 
@@ -150,7 +158,7 @@ impl Eraser {
             Err(error @ Error::Belvo(_)) if self.take_back(erasure).await.is_ok() => Err(error),
             Err(error) => {
                 let traces = plan.traces.clone();
-                self.leave(Unfinished { traces, pause: FIRST_RETRY, ..Unfinished::new(erasure.to_owned()) });
+                self.leave(Unfinished { traces, ..Unfinished::new(erasure.to_owned()) }.failed());
                 Err(Error::Unfinished(Box::new(error)))
             }
         }
@@ -211,7 +219,7 @@ impl Eraser {
                 left.push(one);
             } else if let Err(error) = self.go_on(&one.erasure, &one.traces).await {
                 warn_unfinished(&one.erasure, &error);
-                left.push(Unfinished { pause: FIRST_RETRY, ..one });
+                left.push(one.failed());
             }
         }
         left
@@ -266,16 +274,15 @@ impl Eraser {
 
     /// Goes on with an erasure, and gives its id when it is done or given up, and otherwise what is to be gone on with later.
     async fn persist(self, unfinished: Unfinished) -> Result<String, Unfinished> {
-        tokio::time::sleep(unfinished.pause).await;
-        let Unfinished { erasure, traces, pause, .. } = &unfinished;
+        tokio::time::sleep(unfinished.pause.wait()).await;
+        let Unfinished { erasure, traces, .. } = &unfinished;
         let Err(error) = self.go_on(erasure, traces).await else { return Ok(unfinished.erasure) };
         if error.is_refusal() && self.take_back(erasure).await.is_ok() {
             tracing::error!(code = error.code(), erasure, "an erasure is given up: {error}");
             return Ok(unfinished.erasure);
         }
         warn_unfinished(erasure, &error);
-        let pause = (*pause * 2).clamp(FIRST_RETRY, LAST_RETRY);
-        Err(Unfinished { pause, ..unfinished })
+        Err(unfinished.failed())
     }
 
     /// The wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`. It counts once it is put on record.
@@ -477,7 +484,7 @@ mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
     use crate::clock::Timestamp;
-    use crate::config;
+    use crate::config::{self, LakeForm};
     use crate::queue::Queue;
     use crate::store::Tx;
     use crate::tombstones::Kind;
@@ -485,6 +492,12 @@ mod tests {
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
     const OTHER: &str = "3f5d361d-dad6-45d4-a0bf-26d479766067";
+
+    /// The same, which waits for nothing.
+    fn at_once(mut unfinished: Unfinished) -> Unfinished {
+        unfinished.pause.reset();
+        unfinished
+    }
 
     /// A state, and a lake that another one may publish to, too.
     struct Place {
@@ -503,7 +516,7 @@ mod tests {
         fn beside(folder: tempfile::TempDir, name: &str) -> Self {
             let path = folder.path().join(name);
             let store = Store::open(&path).unwrap();
-            let settings = config::Lake::small(folder.path().join("lake"), &["parquet"]);
+            let settings = config::Lake::small(folder.path().join("lake"), &[LakeForm::Parquet]);
             let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000_000));
             let publisher = Publisher::open(store.clone(), settings, Duration::ZERO, None, clock.clone()).unwrap();
             let publisher = Arc::new(publisher);
@@ -566,7 +579,7 @@ mod tests {
         assert!(failed.to_string().contains("finishes the erasure by itself"), "{failed}");
         assert_eq!(place.count("SELECT count(*) FROM links").await, 0, "it has come as far as it may");
         let left = place.left.recv().await.unwrap();
-        assert_eq!((&left.erasure, left.pause), (&erasure, FIRST_RETRY));
+        assert_eq!((&left.erasure, left.pause.wait()), (&erasure, FIRST_RETRY));
 
         // Nor does a start touch the lake, or fail.
         let begun = place.eraser.resume().await.unwrap();
@@ -576,7 +589,7 @@ mod tests {
 
         publish::publish_in_background(&place.publisher, Scope::Everything).await.unwrap().expect("it was ordered");
         let shutdown = CancellationToken::new();
-        let begun = vec![Unfinished { pause: Duration::ZERO, ..left }];
+        let begun = vec![at_once(left)];
         let running = tokio::spawn(place.eraser.clone().run(begun, place.left, Problems::default(), shutdown.clone()));
         while place.store.read(Begun::count).await.unwrap() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -677,7 +690,7 @@ mod tests {
             }
             // Nor does a refusal end it later.
             let left = place.left.recv().await.unwrap();
-            let Err(again) = place.eraser.clone().persist(Unfinished { pause: Duration::ZERO, ..left }).await else {
+            let Err(again) = place.eraser.clone().persist(at_once(left)).await else {
                 panic!("it is given up");
             };
             assert_eq!((again.erasure, place.store.read(Begun::count).await.unwrap()), (erasure, 1));

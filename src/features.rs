@@ -1,4 +1,4 @@
-//! What a credit decision reads: one explained row for each link and date, and the law's tables that it needs.
+//! What a credit decision reads: one explained row for each link and date.
 //!
 //! *Takes* history tables and reference tables. *Gives* `credit_features` for each recorded run, and the macros, views and
 //! dictionary that every `vinculo.duckdb` holds. *Promises* that the formulas stand once, in `src/features/sql`: the macro,
@@ -10,7 +10,6 @@ pub mod dictionary;
 pub mod explain;
 pub mod frozen;
 pub mod published;
-pub mod reference;
 pub mod runs;
 
 /// The table of features.

@@ -15,8 +15,9 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::belvo::page::{Next, Page};
-use crate::belvo::{Answer, Class, Client, Failure, Leave, LinkId, Permit};
+use crate::belvo::{Answer, Class, Client, Code, Failure, Leave, Permit};
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 
 pub mod many;
@@ -135,7 +136,7 @@ impl<'a> List<'a> {
         let read = self.passes().instrument(span.clone()).await;
         match &read {
             Ok((pages, _)) => span.record("records", pages.len()),
-            Err(failure) => span.record("code", failure.code),
+            Err(failure) => span.record("code", failure.code.name()),
         };
         read
     }
@@ -160,7 +161,7 @@ impl<'a> List<'a> {
                 }
             }
         }
-        Err(self.failure("inconsistent_pages"))
+        Err(self.failure(Code::InconsistentPages))
     }
 
     async fn get(&mut self, path: &str) -> Result<Answer, Failure> {
@@ -180,7 +181,7 @@ impl<'a> List<'a> {
             let path = self.path(number);
             let answer = match self.get(&path).await {
                 Ok(answer) => answer,
-                Err(failure) if failure.code == "not_found" && number > 1 => return Ok(Pass::Shifted),
+                Err(failure) if failure.code == Code::NotFound && number > 1 => return Ok(Pass::Shifted),
                 Err(failure) if failure.http_status == Some(408) && self.may_halve() => {
                     let wait = failure.delay(self.halvings, &mut rand::rng());
                     tokio::time::sleep(wait).await;
@@ -201,11 +202,11 @@ impl<'a> List<'a> {
             let (next, is_only) = (page.next, number == 1 && page.next == Next::None);
             if next == Next::Foreign {
                 tracing::error!(
-                    code = "foreign_next",
+                    code = Code::ForeignNext.name(),
                     resource = self.resource.name,
                     "the next page lies on another host and is not followed"
                 );
-                return Err(self.failure("foreign_next").with_status(200));
+                return Err(self.failure(Code::ForeignNext).with_status(200));
             }
             if is_only {
                 pages.push(page);
@@ -226,19 +227,19 @@ impl<'a> List<'a> {
             }
             // A page with a next one but only known items means endless paging.
             if says_nothing_new {
-                return Err(self.failure("inconsistent_pages").with_status(200));
+                return Err(self.failure(Code::InconsistentPages).with_status(200));
             }
             if has_shifted {
                 return Ok(Pass::Shifted);
             }
             if size as u64 > self.largest || identities.len() > MOST_ROWS {
-                return Err(self.failure("too_large").with_status(200));
+                return Err(self.failure(Code::TooLarge).with_status(200));
             }
             if pages.len() >= self.most_pages(count) {
-                return Err(self.failure("inconsistent_pages").with_status(200));
+                return Err(self.failure(Code::InconsistentPages).with_status(200));
             }
         }
-        Err(self.failure("inconsistent_pages"))
+        Err(self.failure(Code::InconsistentPages))
     }
 
     /// The path of page `number`. The counter is ours, because Belvo's own `next` is malformed at times.
@@ -257,7 +258,7 @@ impl<'a> List<'a> {
         rows.div_ceil(size) + PAGES_TO_SPARE
     }
 
-    fn failure(&self, code: &'static str) -> Failure {
+    fn failure(&self, code: Code) -> Failure {
         Failure::own(code, self.resource.endpoint)
     }
 }
@@ -390,7 +391,7 @@ mod tests {
         for (answer, calls) in cases {
             let script = Script::start(answer).await;
             let failure = owners_of(&script).await.unwrap_err();
-            assert_eq!((failure.code, failure.kind), ("inconsistent_pages", Decision::Retry));
+            assert_eq!((failure.code, failure.kind), (Code::InconsistentPages, Decision::Retry));
             assert_eq!(script.pages(), calls);
         }
     }
@@ -400,7 +401,7 @@ mod tests {
         let canary = Script::start(|_| Vec::new()).await;
         let other = canary.client().base_url().join("api/owners/?page=2").unwrap();
         let script = Script::start(move |_| page(&[1], 2, &format!(r#""{other}""#))).await;
-        assert_eq!(owners_of(&script).await.unwrap_err().code, "foreign_next");
+        assert_eq!(owners_of(&script).await.unwrap_err().code, Code::ForeignNext);
         assert!(canary.requests().is_empty());
         assert_eq!(script.requests().len(), 1);
     }
@@ -408,12 +409,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_list_is_never_an_empty_one() {
         for (answer, code) in [
-            (scripted::json(200, ""), "not_json"),
-            (scripted::json(200, "<html></html>"), "not_json"),
-            (scripted::json(200, "[]"), "not_a_list"),
-            (scripted::json(200, r#"{"count":1,"results":[{"id":"#), "truncated"),
-            (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), "unexpected_status"),
-            (scripted::json(404, r#"[{"code":"not_found"}]"#), "not_found"),
+            (scripted::json(200, ""), Code::NotJson),
+            (scripted::json(200, "<html></html>"), Code::NotJson),
+            (scripted::json(200, "[]"), Code::NotAList),
+            (scripted::json(200, r#"{"count":1,"results":[{"id":"#), Code::Truncated),
+            (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), Code::UnexpectedStatus),
+            (scripted::json(404, r#"[{"code":"not_found"}]"#), Code::NotFound),
         ] {
             let script = Script::start(move |_| answer.clone()).await;
             assert_eq!(owners_of(&script).await.unwrap_err().code, code);
@@ -427,7 +428,7 @@ mod tests {
             page(&ids, 900, r#""?""#)
         })
         .await;
-        assert_eq!(owners_of(&script).await.unwrap_err().code, "too_large");
+        assert_eq!(owners_of(&script).await.unwrap_err().code, Code::TooLarge);
         assert!(script.requests().len() < 5);
     }
 }

@@ -27,6 +27,7 @@ pub mod worker;
 
 // What the steps know.
 pub mod audit;
+pub mod backoff;
 pub mod belvo;
 pub mod chronicle;
 pub mod clock;
@@ -38,11 +39,13 @@ pub mod durable;
 pub mod guesses;
 pub mod json;
 pub mod lane;
+pub mod link_id;
 pub mod links;
 pub mod listener;
 pub mod mistake;
 pub mod origin;
 pub mod problems;
+pub mod reference;
 pub mod resources;
 pub mod runs;
 pub mod salt;

@@ -8,10 +8,12 @@
 
 use std::time::Duration;
 
+use crate::backoff::doubled;
 use crate::belvo::links::LinkObject;
-use crate::belvo::{Decision, Failure, LinkId};
+use crate::belvo::{Code, Decision, Failure};
 use crate::clock::Timestamp;
-use crate::queue::{self, Trigger};
+use crate::link_id::LinkId;
+use crate::queue::{self, Priority, Trigger};
 use crate::resources::{self, Resource};
 use crate::store::{Error, Tx, args};
 use crate::tombstones;
@@ -26,8 +28,8 @@ pub use directory::Directory;
 pub use lookup::{UNKNOWN_LINKS, alarm};
 pub use reconcile::{SyncError, Synced};
 
-/// What is said of a link that Belvo does not know.
-pub const NOT_FOUND: &str = "not_found";
+/// What is said of a link that Belvo does not know, and why it waits.
+pub const NOT_FOUND: &str = Code::NotFound.name();
 
 /// What is said of a link that Belvo was asked to delete.
 pub const DELETING: &str = "deleting";
@@ -42,10 +44,10 @@ pub const PAUSED: &str = "paused_by_operator";
 const VALID: &str = "valid";
 
 /// Why a link waits when its user has to do something.
-const NEEDS_USER: &str = "link_needs_user";
+const NEEDS_USER: &str = Code::LinkNeedsUser.name();
 
 /// Why a link waits that was deleted at Belvo, or will be.
-const LINK_DELETED: &str = "link_deleted";
+const LINK_DELETED: &str = Code::LinkDeleted.name();
 
 /// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
@@ -196,13 +198,13 @@ pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timest
         };
         set_status(tx, link_id, status, at)?;
         tx.execute("UPDATE links SET pauses = pauses + 1 WHERE link_id = $1", args![link_id])?;
-        return pause(tx, link_id, failure.code, Some(&detail), at);
+        return pause(tx, link_id, failure.code.name(), Some(&detail), at);
     }
     let lookup = (failure.kind == Decision::Gone).then_some(at);
     tx.execute(
         "UPDATE links SET last_error_code = $2, last_error_at = $3, last_error_detail = $4, \
          lookup_due_at = coalesce(lookup_due_at, $5) WHERE link_id = $1 AND paused_reason IS NULL",
-        args![link_id, failure.code, at, detail.as_str(), lookup],
+        args![link_id, failure.code.name(), at, detail.as_str(), lookup],
     )?;
     Ok(())
 }
@@ -378,11 +380,10 @@ impl Known {
     /// Whether a `valid` of Belvo's ends the pause. A link that it calls valid while each fetch finds that it is not is
     /// tried less and less often.
     fn may_resume(&self, asked_at: Timestamp) -> bool {
-        let doublings = self.pauses.saturating_sub(1).min(8);
         let rest = match self.pauses {
             0 => Duration::ZERO,
             1 => FIRST_REST,
-            _ => REST * (1 << doublings).min(LONGEST_REST),
+            pauses => doubled(REST, pauses - 1, REST * LONGEST_REST),
         };
         self.paused_reason.is_none() || self.paused_at.is_none_or(|paused_at| paused_at + rest <= asked_at)
     }
@@ -515,8 +516,8 @@ pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Resul
         args![
             link_id,
             resource.map(|resource| resource.name),
-            Trigger::Schedule.priority(),
-            Trigger::Confirm.priority(),
+            Priority::Schedule.number(),
+            Priority::Confirm.number(),
             LINK_DELETED,
             NOT_FOUND,
             PAUSED

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, LinkId, Patience, REFUSED_KEYS};
+use crate::belvo::{Client, Code, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
@@ -22,6 +22,7 @@ use crate::features::frozen::{self, Frozen, Kept};
 use crate::features::published;
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
+use crate::link_id::LinkId;
 use crate::links::{self, Directory, PAUSED, freshness};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
@@ -29,7 +30,7 @@ use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
 use crate::runs::{Failed, Kind, Progress, Reason, Runs};
 use crate::schedule::Asker;
-use crate::store::{self, Store, Tx, args};
+use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
 use crate::subject::Subject;
 use crate::tombstones;
 use crate::webhook::log;
@@ -46,9 +47,6 @@ const NEWS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Wait for the retry of an older failure only if it is due within this time.
 const OLD_FAILURE_WAITS: Duration = Duration::from_mins(1);
-
-/// Marks, or webhooks read again, in one transaction, so that webhooks between two of them are not kept waiting.
-const AT_ONCE: usize = 500;
 
 /// What is ordered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +147,7 @@ pub enum Refused {
     Erased,
     /// The text names no link.
     #[error("{0}")]
-    NotALinkId(#[from] crate::belvo::NotALinkId),
+    NotALinkId(#[from] crate::link_id::NotALinkId),
     /// There is no such job.
     #[error("there is no job {name}; there are {known}")]
     NoJob {
@@ -321,13 +319,13 @@ impl Operations {
         }
         let since = self.clock.now();
         // The first are marked before the order is answered, so that the wish for one link outlives a crash.
-        let first: Vec<_> = wanted.drain(..wanted.len().min(AT_ONCE)).collect();
+        let first: Vec<_> = wanted.drain(..wanted.len().min(ROWS_AT_ONCE)).collect();
         self.mark(first.clone()).await?;
         let this = self.clone();
         let work = |progress: watch::Sender<Progress>| async move {
             let total = (first.len() + wanted.len()) as u64;
             progress.send_modify(|progress: &mut Progress| progress.total = Some(total));
-            for some in wanted.chunks(AT_ONCE) {
+            for some in wanted.chunks(ROWS_AT_ONCE) {
                 this.mark(some.to_vec()).await?;
             }
             this.follow(first.into_iter().chain(wanted).collect(), since, &progress).await?;
@@ -363,7 +361,7 @@ impl Operations {
                         progress.fail(code, count as u64);
                     }
                 };
-                fail("link_cooling", outcome.cooling);
+                fail(Code::LinkCooling.name(), outcome.cooling);
                 fail("link_unfit", outcome.unfit);
                 outcome.failed.iter().for_each(|(code, count)| fail(code, *count));
             });
@@ -556,12 +554,12 @@ impl Operations {
             if self.client.refuses_keys() {
                 // None of these leaves before somebody mends the keys; they stay marked until then.
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(REFUSED_KEYS, left));
+                progress.send_modify(|progress| progress.fail(Code::ApiAuth.name(), left));
                 return Ok(());
             }
             if let Some(down) = down {
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(down.code, left));
+                progress.send_modify(|progress| progress.fail(down.code.name(), left));
                 return Ok(());
             }
             wanted = waiting;
@@ -640,7 +638,7 @@ impl Operations {
             let seqs = match which {
                 Replay::One(seq) if last == 0 => vec![seq],
                 Replay::One(_) => Vec::new(),
-                Replay::Quarantined => self.store.read(move |tx| log::quarantined(tx, last, AT_ONCE)).await?,
+                Replay::Quarantined => self.store.read(move |tx| log::quarantined(tx, last, ROWS_AT_ONCE)).await?,
             };
             let Some(&end) = seqs.last() else { return Ok(()) };
             last = end;

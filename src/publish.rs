@@ -37,11 +37,9 @@ mod stage;
 mod tables;
 
 pub use error::{Error, Unpublished};
-pub use held::{Held, note_expiry, note_removal};
+pub use held::{Held, Mark};
 pub use pace::{Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
-
-use held::last_expiry;
 
 /// Stands while the folder of the lake is as bare as the place of a volume that is not mounted.
 pub const MISSING: &str = "lake_missing";
@@ -239,8 +237,10 @@ impl Publisher {
                 tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
             }
         }
-        let (state, expired) =
-            self.store.readers().read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, last_expiry(tx)?)))?;
+        let (state, expired) = self
+            .store
+            .readers()
+            .read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, Mark::Expiry.last(tx)?)))?;
         // Without retention no manifest of an older snapshot is worth reading.
         if expired > 0 {
             self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::belvo::{self, Class, FARTHEST_AHEAD, LinkId};
+use crate::belvo::{Class, Code};
 use crate::chronicle;
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, FARTHEST_AHEAD, Timestamp};
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 use crate::store::{Error, Store, Tx, args};
 use crate::tombstones;
@@ -38,26 +39,53 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    /// The number on record; 0 is served first.
-    pub(crate) fn priority(self) -> i64 {
+    /// The priority of what it wants, unless the link is one of which Belvo never told.
+    pub fn priority(self) -> Priority {
         match self {
-            Self::Webhook => 0,
-            Self::Operator => 1,
-            Self::Schedule => 2,
-            Self::Confirm => 3,
+            Self::Webhook => Priority::Webhook,
+            Self::Operator => Priority::Operator,
+            Self::Schedule => Priority::Schedule,
+            Self::Confirm => Priority::Confirm,
         }
     }
 }
 
-/// The priority of news about a link of which Belvo never told: whoever knows a webhook's secret can make such links up, so
-/// they wait in a lane of their own.
-const UNKNOWN: i64 = 4;
+/// How urgent a refresh is, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A webhook wants it.
+    Webhook,
+    /// A person wants it.
+    Operator,
+    /// A job wants it.
+    Schedule,
+    /// It is a second look at what was missing from a list.
+    Confirm,
+    /// It is news about a link of which Belvo never told: whoever knows a webhook's secret can make such links up, so they wait
+    /// in a lane of their own.
+    Unknown,
+}
+
+impl Priority {
+    /// Every priority, in order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Webhook, Self::Operator, Self::Schedule, Self::Confirm, Self::Unknown];
+
+    /// The number on record.
+    pub const fn number(self) -> i64 {
+        self as i64
+    }
+
+    /// The priority of a number on record.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    pub fn of(number: i64) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|priority| priority.number() == number).ok_or(Error::Unreadable("a priority"))
+    }
+}
 
 /// The code of a list that lacked what a webhook had counted.
 pub const INCOMPLETE: &str = "incomplete";
-
-/// Lines in which refreshes wait, one for each priority.
-const LINES: usize = 5;
 
 /// One unit of work: a link's resource that somebody wants to be looked at again.
 #[derive(Debug, Clone)]
@@ -76,7 +104,7 @@ pub struct Refresh {
     pub last_count: Option<i64>,
     lease: i64,
     /// Of those who wanted it when it was claimed.
-    priority: i64,
+    priority: Priority,
     /// Since when it was due.
     due_at: Timestamp,
 }
@@ -85,9 +113,9 @@ impl Refresh {
     /// What its calls are for the request budget: what a webhook wants may use the reserve.
     pub fn class(&self) -> Class {
         match self.priority {
-            UNKNOWN => Class::Unknown,
-            0 => Class::Urgent,
-            _ => Class::Ordinary,
+            Priority::Unknown => Class::Unknown,
+            Priority::Webhook => Class::Urgent,
+            Priority::Operator | Priority::Schedule | Priority::Confirm => Class::Ordinary,
         }
     }
 
@@ -110,11 +138,11 @@ pub enum Lane {
 
 impl Lane {
     /// The priorities that this lane serves, in its usual order.
-    fn priorities(self) -> &'static [i64] {
+    fn priorities(self) -> &'static [Priority] {
         match self {
-            Self::Urgent => &[0],
-            Self::Ordinary => &[1, 2, 3],
-            Self::Unknown => &[UNKNOWN],
+            Self::Urgent => &[Priority::Webhook],
+            Self::Ordinary => &[Priority::Operator, Priority::Schedule, Priority::Confirm],
+            Self::Unknown => &[Priority::Unknown],
         }
     }
 }
@@ -155,8 +183,8 @@ pub fn mark(
     not_before: Timestamp,
 ) -> Result<(), Error> {
     // A scheduled refresh of an unconfirmed link gets no higher priority than its webhooks. A second look follows a list.
-    let is_usual = trigger != Trigger::Schedule || news_priority(tx, link_id)? != UNKNOWN;
-    let priority = if is_usual { trigger.priority() } else { UNKNOWN };
+    let is_usual = trigger != Trigger::Schedule || news_priority(tx, link_id)? != Priority::Unknown;
+    let priority = if is_usual { trigger.priority() } else { Priority::Unknown };
     let Some(standing) = Standing::read(tx, link_id, resource)? else {
         // What was erased is not looked at again, whoever asks.
         if tombstones::is_erased(tx, link_id)? {
@@ -164,7 +192,7 @@ pub fn mark(
         }
         tx.execute(
             "INSERT INTO refreshes (link_id, resource, marks, due_at, priority) VALUES ($1, $2, 1, $3, $4)",
-            args![link_id, resource.name, not_before, priority],
+            args![link_id, resource.name, not_before, priority.number()],
         )?;
         return Ok(());
     };
@@ -172,7 +200,7 @@ pub fn mark(
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL \
          WHERE link_id = $1 AND resource = $2",
-        args![link_id, resource.name, due, priority],
+        args![link_id, resource.name, due, priority.number()],
     )?;
     Ok(())
 }
@@ -193,26 +221,26 @@ pub fn mark_news(
     let Some(standing) = Standing::read(tx, link_id, resource)? else {
         tx.execute(
             "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, webhook_count) VALUES ($1, $2, 1, $3, $4, $5)",
-            args![link_id, resource.name, now, news_priority(tx, link_id)?, count],
+            args![link_id, resource.name, now, news_priority(tx, link_id)?.number(), count],
         )?;
         return Ok(());
     };
     // What is urgent already stays so, whoever the link is.
-    let is_urgent = standing.due.is_some() && standing.priority == Trigger::Webhook.priority();
+    let is_urgent = standing.due.is_some() && standing.priority == Priority::Webhook;
     let priority = if is_urgent { standing.priority } else { news_priority(tx, link_id)? };
     let (due, priority) = standing.after(Trigger::Webhook, priority, now);
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL, \
          webhook_count = CASE WHEN $5 IS NOT NULL OR marks = cleared THEN $5 ELSE webhook_count END \
          WHERE link_id = $1 AND resource = $2",
-        args![link_id, resource.name, due, priority, count],
+        args![link_id, resource.name, due, priority.number(), count],
     )?;
     Ok(())
 }
 
 /// The priority of news about the link. A link that a widget session of ours waits for is as good as one that Belvo told of;
 /// one at a time, because whoever forges news can name the session's user, too.
-fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<i64, Error> {
+fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<Priority, Error> {
     let is_known = tx.one(
         "SELECT l.looked_up_at IS NOT NULL OR (\
          EXISTS (SELECT 1 FROM widget_sessions s WHERE s.external_id = l.external_id AND s.due_at IS NOT NULL AND s.link_id IS NULL) \
@@ -221,7 +249,7 @@ fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<i64, Error> {
         args![link_id],
         |row| Ok(row.int(0)? == 1),
     )?;
-    Ok(if is_known == Some(false) { UNKNOWN } else { Trigger::Webhook.priority() })
+    Ok(if is_known == Some(false) { Priority::Unknown } else { Priority::Webhook })
 }
 
 /// Belvo told of the link, inside the caller's transaction: news about it are as urgent as any.
@@ -231,7 +259,7 @@ fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<i64, Error> {
 pub fn confirm(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
     tx.execute(
         "UPDATE refreshes SET priority = $2 WHERE link_id = $1 AND priority = $3",
-        args![link_id, Trigger::Webhook.priority(), UNKNOWN],
+        args![link_id, Priority::Webhook.number(), Priority::Unknown.number()],
     )
     .map(drop)
 }
@@ -241,18 +269,18 @@ pub fn confirm(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: &str, now: Timestamp) -> Result<usize, Error> {
+pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: Code, now: Timestamp) -> Result<usize, Error> {
     tx.execute(
         "UPDATE refreshes SET due_at = $3 WHERE resource = $1 AND last_error_code = $2 AND attempts > 0 AND due_at > $3 \
          AND lease IS NULL",
-        args![resource.name, code, now],
+        args![resource.name, code.name(), now],
     )
 }
 
 /// What is wanted of a link and resource already.
 struct Standing {
     due: Option<Timestamp>,
-    priority: i64,
+    priority: Priority,
     attempts: i64,
     last_started: Option<Timestamp>,
     /// Whether Belvo refused it, or did not know it, when it was last asked.
@@ -269,17 +297,17 @@ impl Standing {
                 let code = row.opt_text(4)?;
                 Ok(Self {
                     due: row.opt_at(0)?,
-                    priority: row.int(1)?,
+                    priority: Priority::of(row.int(1)?)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
-                    is_refused: code.is_some_and(|code| belvo::refused_codes().any(|refused| refused == code)),
+                    is_refused: code.as_deref().and_then(Code::by_name).is_some_and(Code::is_refused),
                 })
             },
         )
     }
 
     /// When it is due, and with which priority, once it is wanted again by `trigger` with `priority`.
-    fn after(&self, trigger: Trigger, priority: i64, not_before: Timestamp) -> (Timestamp, i64) {
+    fn after(&self, trigger: Trigger, priority: Priority, not_before: Timestamp) -> (Timestamp, Priority) {
         let priority = if self.due.is_some() { self.priority.min(priority) } else { priority };
         let settled = match (trigger, self.last_started) {
             // A fetch that began in the future began by a clock that was set back since.
@@ -373,13 +401,13 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
              ELSE attempts + 1 END, last_error_code = $4, last_error_at = $5, due_at = $6, \
              priority = CASE WHEN priority < $7 THEN priority ELSE $7 END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, code, at, until, refresh.priority, INCOMPLETE],
+            args![link_id, resource, lease, code, at, until, refresh.priority.number(), INCOMPLETE],
         )?,
         Outcome::Released => tx.execute(
             "UPDATE refreshes SET lease = NULL, due_at = CASE WHEN due_at < $4 THEN due_at ELSE $4 END, \
              priority = CASE WHEN priority < $5 THEN priority ELSE $5 END \
              WHERE link_id = $1 AND resource = $2 AND lease = $3",
-            args![link_id, resource, lease, refresh.due_at, refresh.priority],
+            args![link_id, resource, lease, refresh.due_at, refresh.priority.number()],
         )?,
         Outcome::Blocked { code, at } => tx.execute(
             "UPDATE refreshes SET lease = NULL, attempts = 0, last_error_code = $4, last_error_at = $5, \
@@ -439,15 +467,15 @@ pub struct Due {
 /// # Errors
 /// [`Error::Database`].
 pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
-    let count = |priority: i64| {
+    let count = |priority: Priority| {
         let sql = "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL";
-        tx.count(sql, args![priority, now])
+        tx.count(sql, args![priority.number(), now])
     };
     Ok(Due {
-        webhook: count(Trigger::Webhook.priority())? + count(UNKNOWN)?,
-        operator: count(Trigger::Operator.priority())?,
-        schedule: count(Trigger::Schedule.priority())?,
-        confirm: count(Trigger::Confirm.priority())?,
+        webhook: count(Priority::Webhook)? + count(Priority::Unknown)?,
+        operator: count(Priority::Operator)?,
+        schedule: count(Priority::Schedule)?,
+        confirm: count(Priority::Confirm)?,
     })
 }
 
@@ -459,8 +487,8 @@ pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Erro
     // One step into the index for each.
     let sql = "SELECT min(due_at) FROM refreshes WHERE priority = $1 AND due_at IS NOT NULL AND lease IS NULL";
     let mut oldest = None;
-    for priority in [Lane::Urgent, Lane::Ordinary, Lane::Unknown].iter().flat_map(|lane| lane.priorities()) {
-        let since = tx.one(sql, args![*priority], |row| row.opt_at(0))?.flatten();
+    for priority in Priority::ALL {
+        let since = tx.one(sql, args![priority.number()], |row| row.opt_at(0))?.flatten();
         oldest = since.filter(|since| *since <= now).into_iter().chain(oldest).min();
     }
     Ok(oldest)
@@ -491,7 +519,8 @@ pub struct State {
     pub webhook_count: Option<i64>,
     /// Number of the last change in which a record of it was seen otherwise than before.
     pub sighted_seq: Option<i64>,
-    priority: i64,
+    /// `None` for one that was never requested.
+    priority: Option<Priority>,
 }
 
 impl State {
@@ -516,7 +545,7 @@ impl State {
                     collected_at: row.opt_at(7)?,
                     webhook_count: row.opt_int(8)?,
                     sighted_seq: row.opt_int(9)?,
-                    priority: row.int(10)?,
+                    priority: Some(Priority::of(row.int(10)?)?),
                     started_at: row.opt_at(11)?,
                 })
             },
@@ -531,7 +560,7 @@ impl State {
     /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for later,
     /// because it lacked a row, is not what anybody asked for.
     pub fn is_idle(&self, now: Timestamp) -> bool {
-        let is_booked = |due| self.priority == Trigger::Confirm.priority() && due > now;
+        let is_booked = |due| self.priority == Some(Priority::Confirm) && due > now;
         !self.is_leased && self.due_at.is_none_or(is_booked)
     }
 }
@@ -543,7 +572,7 @@ impl State {
 /// [`Error::Database`].
 pub fn go_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
     let refreshes = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
-    tx.execute(refreshes, args![by, Trigger::Confirm.priority()])?;
+    tx.execute(refreshes, args![by, Priority::Confirm.number()])?;
     for (table, due) in [
         ("links", "lookup_due_at"),
         ("recollects", "free_at"),
@@ -579,7 +608,7 @@ pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
-    let codes = listed(belvo::refused_codes().filter(|code| *code != "not_found"));
+    let codes = listed(Code::refused().filter(|code| *code != Code::NotFound));
     let sql = format!(
         "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({codes})"
     );
@@ -587,8 +616,8 @@ pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
 }
 
 /// Codes of ours as SQL takes them.
-fn listed(codes: impl Iterator<Item = &'static str>) -> String {
-    codes.map(|code| format!("'{code}'")).collect::<Vec<_>>().join(", ")
+fn listed(codes: impl Iterator<Item = Code>) -> String {
+    codes.map(|code| format!("'{}'", code.name())).collect::<Vec<_>>().join(", ")
 }
 
 /// The queue as its users hold it. Cheap to clone.
@@ -617,7 +646,7 @@ impl Queue {
                     "UPDATE refreshes SET blocked_reason = NULL, due_at = coalesce(due_at, $1) WHERE blocked_reason IN ({}) \
                      AND NOT EXISTS \
                      (SELECT 1 FROM links l WHERE l.link_id = refreshes.link_id AND l.paused_reason IS NOT NULL)",
-                    listed(belvo::refused_codes())
+                    listed(Code::refused())
                 );
                 tx.execute(&wake, args![now])
             })
@@ -668,7 +697,7 @@ impl Queue {
                 for priority in lane.priorities() {
                     let due = tx.one(
                         "SELECT min(due_at) FROM refreshes WHERE priority = $1 AND due_at IS NOT NULL AND lease IS NULL",
-                        args![*priority],
+                        args![priority.number()],
                         |row| row.opt_at(0),
                     )?;
                     next = [next, due.flatten()].into_iter().flatten().min();
@@ -695,14 +724,15 @@ type Chosen = (Vec<Vec<Waiting>>, HashMap<&'static str, usize>);
 /// The refreshes for each request of `wish`, and how many of each resource are due.
 fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
     let limit = LOOK_AHEAD.max(wish.requests * 2);
-    let mut waiting: [VecDeque<Waiting>; LINES] = Default::default();
+    // A line for each priority.
+    let mut waiting: [VecDeque<Waiting>; Priority::ALL.len()] = Default::default();
     let mut due = HashMap::new();
-    for (priority, line) in waiting.iter_mut().enumerate() {
+    for (priority, line) in Priority::ALL.into_iter().zip(&mut waiting) {
         *line = tx
             .all(
                 "SELECT link_id, resource, due_at FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL \
                  ORDER BY due_at LIMIT $3",
-                args![priority, now, limit],
+                args![priority.number(), now, limit],
                 |row| Ok(Waiting { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
             )?
             .into();
@@ -710,8 +740,7 @@ fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
             *due.entry(refresh.resource.name).or_default() += 1;
         }
     }
-    let mut order: Vec<usize> =
-        wish.lane.priorities().iter().filter_map(|priority| usize::try_from(*priority).ok()).collect();
+    let mut order: Vec<usize> = wish.lane.priorities().iter().map(|priority| *priority as usize).collect();
     if wish.is_reversed {
         order.reverse();
     }
@@ -721,8 +750,8 @@ fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
         let fit = (wish.fit)(&first.link_id, first.resource);
         let mut request = vec![first];
         // A link that may be made up goes with its like only: whatever it does to an answer, it does to those.
-        let company = if wish.lane == Lane::Unknown { LINES - 1..LINES } else { 0..LINES - 1 };
-        for line in &mut waiting[company] {
+        let goes_along = |priority: Priority| (priority == Priority::Unknown) == (wish.lane == Lane::Unknown);
+        for (_, line) in Priority::ALL.into_iter().zip(&mut waiting).filter(|(priority, _)| goes_along(*priority)) {
             let mut others = VecDeque::new();
             while request.len() < fit
                 && let Some(next) = line.pop_front()
@@ -759,7 +788,7 @@ fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Op
                 webhook_count: row.opt_int(2)?,
                 last_count: row.opt_int(4)?,
                 lease,
-                priority: row.int(0)?,
+                priority: Priority::of(row.int(0)?)?,
                 due_at: *due_at,
             })
         },
@@ -813,6 +842,15 @@ mod tests {
 
     fn link() -> LinkId {
         LINK.parse().unwrap()
+    }
+
+    #[test]
+    fn priorities_are_on_record_by_their_number_and_another_number_is_none() {
+        assert_eq!(Priority::ALL.map(Priority::number), [0, 1, 2, 3, 4]);
+        for priority in Priority::ALL {
+            assert_eq!(Priority::of(priority.number()).unwrap(), priority);
+        }
+        assert!(Priority::of(-1).is_err() && Priority::of(5).is_err());
     }
 
     #[tokio::test]
@@ -944,9 +982,9 @@ mod tests {
         let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
         let refused = Outcome::Postponed { code: "api_forbidden", at: at(50), until: at(9_000) };
         place.write(move |tx| settle(tx, &refresh, refused)).await;
-        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, "bad_request", at(100))).await, 0);
+        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, Code::BadRequest, at(100))).await, 0);
         assert!(place.claim(Lane::Urgent).await.is_empty());
-        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, "api_forbidden", at(100))).await, 1);
+        assert_eq!(place.write(|tx| try_again(tx, &owners::RESOURCE, Code::ApiForbidden, at(100))).await, 1);
         let refresh = place.claim(Lane::Urgent).await.remove(0).remove(0);
         let blocked = Outcome::Blocked { code: "api_forbidden", at: at(50) };
         place.write(move |tx| settle(tx, &refresh, blocked)).await;

@@ -15,10 +15,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::belvo::{self, Client, Decision, Failure, LinkId, Patience};
+use crate::backoff::doubled;
+use crate::belvo::{self, Client, Code, Decision, Failure, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
+use crate::link_id::LinkId;
 use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{Resource, employments};
@@ -35,6 +37,9 @@ pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(10);
 
 /// Results that are not there after this time will come with a webhook, or by the schedule.
 const GIVE_UP: Duration = Duration::from_mins(15);
+
+/// Between two looks there is at most so many times the wait before the first.
+const LONGEST_WAIT: u32 = 256;
 
 /// Deadlines are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -199,7 +204,7 @@ impl Recollector {
                 Asked::Failed(failure) => {
                     let is_in_vain = patience == Patience::Short && self.client.down().is_some();
                     is_open &= failure.kind != Decision::Stop && !is_in_vain;
-                    *outcome.failed.entry(failure.code).or_default() += 1;
+                    *outcome.failed.entry(failure.code.name()).or_default() += 1;
                 }
             }
         }
@@ -246,9 +251,9 @@ impl Recollector {
             self.store.write(move |tx| note_arrival(tx, &link, None, patience, now)).await?;
             return Ok(Asked::Taken(link_id));
         };
-        metrics::counter!("vinculo_recollects_total", "outcome" => failure.code).increment(1);
+        metrics::counter!("vinculo_recollects_total", "outcome" => failure.code.name()).increment(1);
         tracing::warn!(
-            code = failure.code,
+            code = failure.code.name(),
             link = link_id.log_tag(),
             request_id = failure.request_id,
             "not recollected: {failure}"
@@ -256,7 +261,7 @@ impl Recollector {
         let (now, kept) = (self.clock.now(), failure.clone());
         let noted = self.store.write(move |tx| {
             if kept.may_have_arrived() {
-                note_arrival(tx, &link_id, Some(kept.code), patience, now)
+                note_arrival(tx, &link_id, Some(kept.code.name()), patience, now)
             } else {
                 note_refusal(tx, &link_id, &kept, now)
             }
@@ -359,11 +364,11 @@ fn note_arrival(
 
 fn note_refusal(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -> Result<(), Error> {
     // Only Belvo's own "please wait … minutes" puts a link on cool-down.
-    let rest = if failure.code == "link_cooling" { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
+    let rest = if failure.code == Code::LinkCooling { failure.delay(0, &mut rand::rng()) } else { Duration::ZERO };
     let free_at = now + rest;
     tx.execute(
         "UPDATE recollects SET free_at = $2, due_at = NULL, last_error_code = $3 WHERE link_id = $1",
-        args![link, free_at, failure.code],
+        args![link, free_at, failure.code.name()],
     )?;
     match failure.kind {
         Decision::AskUser | Decision::Gone => links::note_failure(tx, link, failure, now),
@@ -393,7 +398,8 @@ fn mark_overdue(tx: &Tx<'_>, asking: &HashSet<LinkId>, patience: Duration, now: 
                 marked += 1;
             }
         }
-        let wait = patience * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(8));
+        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+        let wait = doubled(patience, attempts, patience * LONGEST_WAIT);
         // The request may have been sent long after it was recorded; the cool-down counts from sending.
         let is_over = !is_waiting || now.since(free_at - COOL_DOWN) + wait > GIVE_UP;
         tx.execute(

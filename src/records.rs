@@ -10,9 +10,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::belvo::{LinkId, credible};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, credible};
 use crate::json::Fields;
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 use crate::sensitive::hex;
 use crate::store::{Error, Tx, args};

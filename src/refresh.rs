@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::belvo::{Class, Client, Failure, LinkId, Permit, REFUSED_KEYS, SIMULATED_MISMATCH};
+use crate::belvo::{Class, Client, Code, Failure, Permit};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust};
 use crate::fetch::{RawPages, fetch};
 use crate::flatten::{Comparison, Inspection};
 use crate::lane::{in_background, result_of};
+use crate::link_id::LinkId;
 use crate::links;
 use crate::origin;
 use crate::queue::{self, Outcome, Refresh, Trigger};
@@ -88,7 +89,7 @@ impl Error {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Belvo(failure) => failure.code,
+            Self::Belvo(failure) => failure.code.name(),
             Self::Foreign(_) => "foreign_record",
             Self::Incomplete => queue::INCOMPLETE,
             Self::Alone => "alone",
@@ -144,7 +145,7 @@ impl Refresher {
             Ok(lists) => self.keep_many(resource, refreshes, lists).await,
             Err(Useless::Failed(failure)) if self.is_about_all(&failure) => {
                 // It may have been about this way of asking, and is not worth another pause of everything.
-                if failure.code == "api_blocked" {
+                if failure.code == Code::ApiBlocked {
                     self.trust.was_refused(resource, &way);
                 }
                 refreshes.into_iter().map(|refresh| (refresh, Err((*failure).clone().into()))).collect()
@@ -175,8 +176,8 @@ impl Refresher {
 
     /// Whether the failure is about every call, so that asking in another way would help nobody.
     fn is_about_all(&self, failure: &Failure) -> bool {
-        matches!(failure.code, "rate_limited" | "api_blocked" | REFUSED_KEYS | SIMULATED_MISMATCH)
-            || self.client.trouble() == Some("api_down")
+        matches!(failure.code, Code::RateLimited | Code::ApiBlocked | Code::ApiAuth | Code::SimulatedMismatch)
+            || self.client.trouble() == Some(Code::ApiDown)
     }
 
     async fn keep_many(
@@ -274,7 +275,7 @@ impl Refresher {
         let Some(kept) = kept else {
             // Whoever asks now is told at once.
             self.client.expect_simulated(!is_simulated);
-            return Err(Failure::own(SIMULATED_MISMATCH, endpoint).into());
+            return Err(Failure::own(Code::SimulatedMismatch, endpoint).into());
         };
         if kept.versions > 0 {
             drift.count(name);

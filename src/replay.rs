@@ -10,8 +10,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::belvo::credible;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, credible};
 use crate::columns::Columns;
 use crate::flatten::{Flattener, RecordFacts, Rejection};
 use crate::records::List;

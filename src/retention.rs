@@ -24,10 +24,7 @@ use crate::links;
 use crate::publish;
 use crate::records::unpack;
 use crate::resources::{Resource, employments};
-use crate::store::{Error, Store, Tx, Value, VersionPlace, args, unless_damaged};
-
-/// Rows, or links, in one transaction.
-const AT_ONCE: i64 = 500;
+use crate::store::{Error, ROWS_AT_ONCE, Store, Tx, Value, VersionPlace, args, unless_damaged};
 
 /// Removes what is due. Cheap to clone.
 #[derive(Clone)]
@@ -56,7 +53,7 @@ struct Kind {
 }
 
 impl Kind {
-    /// The keys of at most [`AT_ONCE`] things that are due, after the key `after`.
+    /// The keys of at most [`ROWS_AT_ONCE`] things that are due, after the key `after`.
     fn find(self, tx: &Tx<'_>, now: Timestamp, kept: &Kept, after: &Key) -> Result<Vec<Key>, Error> {
         tx.all(&self.find_sql(), &kept.args(now, after), |row| {
             Ok(([row.text(0)?, row.text(1)?, row.text(2)?], row.int(3)?))
@@ -181,7 +178,7 @@ impl Kept {
     fn args<'a>(&'a self, now: Timestamp, ([first, second, third], number): &'a Key) -> [Value<'a>; 9] {
         let (all, saying, number) = (self.all().into(), self.saying().into(), (*number).into());
         let [first, second, third] = [first, second, third].map(Value::from);
-        [now.into(), self.time.into(), AT_ONCE.into(), all, saying, first, second, third, number]
+        [now.into(), self.time.into(), ROWS_AT_ONCE.into(), all, saying, first, second, third, number]
     }
 }
 
@@ -422,7 +419,7 @@ fn remove_webhooks(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<
 
 /// Tells the publisher that rows of the link may differ now, because some are gone.
 fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> {
-    publish::note_expiry(tx)?;
+    publish::Mark::Expiry.note(tx)?;
     let change = tx.change()?;
     tx.execute(
         "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3, removed_seq = $3 \
@@ -586,7 +583,7 @@ mod tests {
     async fn more_goes_than_fits_one_transaction() {
         let place = Place::new(config::Retention { webhooks: days(10), ..FOREVER }).await;
         let add = |tx: &Tx<'_>| {
-            (0..2 * AT_ONCE).try_for_each(|_| {
+            (0..2 * ROWS_AT_ONCE).try_for_each(|_| {
                 let sql = "INSERT INTO webhooks (received_at, outcome, body) VALUES (0, 'noted', $1)";
                 tx.execute(sql, args![[1_u8].as_slice()]).map(drop)
             })

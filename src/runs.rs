@@ -21,8 +21,8 @@ use tracing::Instrument as _;
 use crate::clock::{Clock, Timestamp};
 use crate::store::{self, Error, Row, Store, Tx, args};
 
-/// How long runs stay on record.
-const KEEP: Duration = Duration::from_hours(90 * 24);
+/// How long runs stay on record, those of jobs among them.
+pub const KEEP: Duration = Duration::from_hours(90 * 24);
 
 /// What came of a run is written again after so long when the state did not take it.
 const RECORD_AGAIN: Duration = Duration::from_secs(2);

@@ -22,13 +22,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
-use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
+use crate::link_id::LinkId;
 use crate::links::freshness;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
-use crate::runs::Failed;
-use crate::store::{self, Store, Tx, args};
+use crate::runs::{self, Failed};
+use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
 
 mod job;
 pub mod view;
@@ -43,12 +43,6 @@ const NAP: Duration = Duration::from_secs(10);
 
 /// A slot on record that is further ahead than this is there because a clock was wrong, or is.
 pub(crate) const AHEAD: Duration = Duration::from_hours(25);
-
-/// How long runs stay on record.
-const KEEP: Duration = Duration::from_hours(90 * 24);
-
-/// Marks in one transaction, so that webhooks between two of them are not kept waiting.
-const MARKS_AT_ONCE: usize = 500;
 
 /// What the daemon does for a job.
 pub trait Actions: Send + Sync + 'static {
@@ -279,7 +273,7 @@ impl Watch {
                 )?;
                 count_up_to(tx, &name, passed)?;
             }
-            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, now - KEEP])?;
+            tx.execute("DELETE FROM job_runs WHERE job = $1 AND slot_at < $2", args![&name, now - runs::KEEP])?;
             Ok(())
         };
         self.store.write(record).await
@@ -369,7 +363,7 @@ async fn find_stale(
     );
     let find = move |tx: &Tx<'_>| {
         let mode = access_mode.as_deref();
-        let args = args![resource.name, mode, before, &*after, MARKS_AT_ONCE];
+        let args = args![resource.name, mode, before, &*after, ROWS_AT_ONCE];
         tx.all(&sql, args, |row| row.link_id(0))
     };
     store.read(find).await

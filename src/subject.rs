@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::belvo::LinkId;
+use crate::link_id::LinkId;
 use crate::records::unpack;
 use crate::resources::owners;
 use crate::sensitive::Pepper;

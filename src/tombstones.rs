@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::durable;
+use crate::link_id::LinkId;
 use crate::salt;
 use crate::store::{Error, Store, Tx, args};
 
@@ -203,6 +203,12 @@ fn hash_of(salt: &str, kind: Kind, name: &str) -> String {
     salt::hash(salt, &format!("{}:{name}", kind.name()))
 }
 
+/// Keeps of two times of one name the later one, both in microseconds since 1970.
+pub(crate) fn note_latest<K: Ord>(latest: &mut BTreeMap<K, i64>, name: K, at: i64) {
+    let held = latest.entry(name).or_insert(at);
+    *held = at.max(*held);
+}
+
 /// Where the tombstones of the state at `state` are kept outside of it.
 pub fn file_of(state: &Path) -> PathBuf {
     state.with_file_name(FILE)
@@ -302,8 +308,7 @@ impl Tombstones {
         Self::are_of_one(path, there.as_ref(), Some(self))?;
         let mut whole = self.clone();
         for (name, erased_at) in there.into_iter().flat_map(|there| there.all) {
-            let latest = whole.all.entry(name).or_insert(erased_at);
-            *latest = erased_at.max(*latest);
+            note_latest(&mut whole.all, name, erased_at);
         }
         whole.replace(path).map_err(FileError::at(path))
     }

@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 
 use crate::audit;
-use crate::belvo::log_tag;
 use crate::config;
+use crate::link_id::log_tag;
 use crate::publish::integrity::{self, Damage};
 use crate::publish::{Held, Lake};
 use crate::records::unpack;

@@ -16,10 +16,11 @@ use serde::{Serialize, Serializer};
 use tokio_util::sync::CancellationToken;
 
 use crate::belvo::token;
-use crate::belvo::{self, Client, Failure, LinkId};
+use crate::belvo::{self, Client, Failure};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::deadlines::{self, Deadlines};
+use crate::link_id::LinkId;
 use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
 use crate::store::{self, Store, Tx, args};
@@ -102,7 +103,7 @@ impl Error {
                 "invalid_widget_config"
             }
             Self::Invalid(_) => "invalid_request",
-            Self::Belvo(failure) => failure.code,
+            Self::Belvo(failure) => failure.code.name(),
             Self::Store(error) => error.code(),
         }
     }
@@ -178,7 +179,11 @@ impl Widgets {
         let found = match belvo::links::by_external_id(&self.client, &session.external_id).await {
             Ok(found) => found,
             Err(failure) => {
-                tracing::warn!(code = failure.code, request_id = failure.request_id, "a session's link: {failure}");
+                tracing::warn!(
+                    code = failure.code.name(),
+                    request_id = failure.request_id,
+                    "a session's link: {failure}"
+                );
                 let until = now + failure.delay(session.attempts, &mut rand::rng());
                 let postpone = move |tx: &Tx<'_>| {
                     tx.execute(

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::belvo::{Class, Decision, Failure, Permit, patience};
+use crate::backoff::Backoff;
+use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
 use crate::clock::Clock;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
@@ -37,7 +38,7 @@ const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
 
 /// The code of what Belvo refuses to the account, whatever the link.
-const OF_THE_ACCOUNT: &str = "api_forbidden";
+const OF_THE_ACCOUNT: Code = Code::ApiForbidden;
 
 /// Tries after which Belvo is asked whether it knows the link at all.
 const GONE_AFTER: u32 = 2;
@@ -325,7 +326,7 @@ impl Worker {
                 Ok(0) => {}
                 Ok(refreshes) => {
                     tracing::info!(
-                        code,
+                        code = code.name(),
                         resource = resource.name,
                         refreshes,
                         "Belvo refuses no more; all are asked for"
@@ -352,12 +353,13 @@ impl Worker {
     /// Gives the refresh back, however long that takes; its link is told what went wrong. While it cannot be given back
     /// nobody else can have it: a full disk that is freed must not need a restart.
     async fn settle(&self, refresh: Refresh, outcome: Outcome, failure: Option<Failure>) {
-        let mut pause = QUEUE_PAUSE;
+        let mut backoff = Backoff::new(QUEUE_PAUSE, LONGEST_QUEUE_PAUSE);
         let is_wanted = loop {
             let error = match self.try_settle(&refresh, outcome, failure.as_ref()).await {
                 Ok(is_wanted) => break is_wanted,
                 Err(error) => error,
             };
+            let pause = backoff.next_wait();
             if pause == QUEUE_PAUSE {
                 tracing::error!(
                     code = error.code(),
@@ -373,7 +375,6 @@ impl Worker {
                 // The next start frees what this process held.
                 return;
             }
-            pause = (pause * 2).min(LONGEST_QUEUE_PAUSE);
         };
         if !is_wanted {
             self.refusals.forget(refresh.resource.name, &refresh.link_id);
@@ -462,10 +463,10 @@ async fn one_of(places: &[Arc<Semaphore>]) -> OwnedSemaphorePermit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::belvo::LinkId;
     use crate::belvo::scripted::{self, Script};
     use crate::clock::Timestamp;
     use crate::fetch::trust::Trust;
+    use crate::link_id::LinkId;
     use crate::refresh::Inspections;
     use crate::resources::owners;
     use crate::store::{Store, args};

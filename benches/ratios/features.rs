@@ -20,8 +20,8 @@ use tempfile::TempDir;
 use vinculo::clock::Timestamp;
 use vinculo::features::catalog;
 use vinculo::features::compute::{self, Computer, SOURCES};
-use vinculo::features::reference::Reference;
 use vinculo::features::runs::{self, Mode, Run};
+use vinculo::reference::Reference;
 use vinculo::schema::{self, Column, Table};
 use vinculo::sinks::parquet::{self, Kit, TableWriter};
 

@@ -21,8 +21,9 @@ use tracing::field::Empty;
 use url::Url;
 
 use super::budget::{Budget, Class, LONGEST_PAUSE, Permit, Usage};
-use super::failure::{Failure, REFUSED_KEYS, SIMULATED_MISMATCH};
+use super::failure::{Code, Failure};
 use super::gate::{Down, Ending, Gate, Patience, Shut};
+use crate::backoff::doubled;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 
@@ -228,7 +229,7 @@ impl Client {
             Err(shut) => {
                 permit.unused();
                 return Err(match shut {
-                    Shut::Refused => failed(Failure::own(REFUSED_KEYS, call.path)),
+                    Shut::Refused => failed(Failure::own(Code::ApiAuth, call.path)),
                     Shut::Down(down) => in_vain(down),
                 });
             }
@@ -241,9 +242,9 @@ impl Client {
         let result = match timeout(self.0.settings.total_timeout, exchange).await {
             Ok(Ok((status, body))) => Ok(Answer { status, body, started_at, fetched_at: self.0.clock.now() }),
             Ok(Err(failure)) => Err(failed(failure)),
-            Err(_) => Err(failed(Failure::own("timeout", call.path))),
+            Err(_) => Err(failed(Failure::own(Code::Timeout, call.path))),
         };
-        let outcome = result.as_ref().map_or_else(|failure| failure.code, |_| "ok");
+        let outcome = result.as_ref().map_or_else(|failure| failure.code.name(), |_| "ok");
         span.record("outcome", outcome);
         metrics::counter!("vinculo_belvo_requests_total", "outcome" => outcome).increment(1);
         metrics::histogram!("vinculo_belvo_request_seconds").record(left.elapsed());
@@ -260,13 +261,13 @@ impl Client {
         }
     }
 
-    /// Why calls pause now, or come to nothing: `simulated_mismatch`, `api_auth`, `api_down` or `rate_limited`; `None` when
-    /// they go.
-    pub fn trouble(&self) -> Option<&'static str> {
+    /// Why calls pause now, or come to nothing: [`Code::SimulatedMismatch`], [`Code::ApiAuth`], [`Code::ApiDown`] or
+    /// [`Code::RateLimited`]; `None` when they go.
+    pub fn trouble(&self) -> Option<Code> {
         if self.lock_origin().is_mixed {
-            return Some(SIMULATED_MISMATCH);
+            return Some(Code::SimulatedMismatch);
         }
-        self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| "rate_limited"))
+        self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| Code::RateLimited))
     }
 
     /// What is known of a Belvo that is down; `None` when it is not.
@@ -276,7 +277,7 @@ impl Client {
 
     /// Whether Belvo refuses the keys, so that no call leaves until somebody mends them.
     pub fn refuses_keys(&self) -> bool {
-        self.trouble() == Some(REFUSED_KEYS)
+        self.trouble() == Some(Code::ApiAuth)
     }
 
     /// Whether answers come from a simulated Belvo; `None` before the first.
@@ -334,10 +335,10 @@ impl Client {
         let response = match response {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                let failure = Failure::own(transport_code(&error, "unreachable"), path);
+                let failure = Failure::own(transport_code(&error, Code::Unreachable), path);
                 return Err(if error.is_connect() { failure.of_no_connection() } else { failure });
             }
-            Err(_) => return Err(Failure::own("timeout", path)),
+            Err(_) => return Err(Failure::own(Code::Timeout, path)),
         };
         let status = response.status().as_u16();
         let patience = retry_after(response.headers(), self.0.clock.now());
@@ -351,7 +352,7 @@ impl Client {
                 *self.lock_cool_downs() = 0;
             }
             if !call.is_for_token && !self.is_of_one_origin(&response) {
-                return Err(Failure::own(SIMULATED_MISMATCH, path).with_status(status));
+                return Err(Failure::own(Code::SimulatedMismatch, path).with_status(status));
             }
             return self
                 .body(response, settings.max_body)
@@ -361,12 +362,12 @@ impl Client {
         }
         // Another Belvo's word that it does not know something is none of ours. What stands before Belvo says no such thing.
         if status == 404 && !call.is_for_token && !self.is_of_one_origin(&response) {
-            return Err(Failure::own(SIMULATED_MISMATCH, path).with_status(status));
+            return Err(Failure::own(Code::SimulatedMismatch, path).with_status(status));
         }
         let said = self.error_body(response).await;
         let failure = Failure::of_answer(path, status, &said);
         // The gate refuses what it does not know; whether it is about this address, the next ordinary call will tell.
-        if is_trial && failure.code == "api_blocked" && patience.is_none() {
+        if is_trial && failure.code == Code::ApiBlocked && patience.is_none() {
             return Err(failure);
         }
         Err(self.cool_down(failure, wait))
@@ -398,18 +399,18 @@ impl Client {
     }
 
     /// The body, or the code of what went wrong.
-    async fn body(&self, mut response: Response, limit: u64) -> Result<Bytes, &'static str> {
+    async fn body(&self, mut response: Response, limit: u64) -> Result<Bytes, Code> {
         if response.content_length().is_some_and(|length| length > limit) {
-            return Err("too_large");
+            return Err(Code::TooLarge);
         }
         let mut body = Vec::with_capacity(usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(0));
         loop {
-            let chunk = timeout(self.0.settings.idle_timeout, response.chunk()).await.map_err(|_| "timeout")?;
-            let Some(chunk) = chunk.map_err(|error| transport_code(&error, "truncated"))? else {
+            let chunk = timeout(self.0.settings.idle_timeout, response.chunk()).await.map_err(|_| Code::Timeout)?;
+            let Some(chunk) = chunk.map_err(|error| transport_code(&error, Code::Truncated))? else {
                 return Ok(body.into());
             };
             if (body.len() + chunk.len()) as u64 > limit {
-                return Err("too_large");
+                return Err(Code::TooLarge);
             }
             body.extend_from_slice(&chunk);
         }
@@ -429,21 +430,21 @@ impl Client {
 
     /// Lets every call pause when the answer was about all of them; `wait` is the pause that began with its headers.
     fn cool_down(&self, failure: Failure, wait: Option<Duration>) -> Failure {
-        let is_about_all = matches!(failure.code, "rate_limited" | "api_blocked");
+        let is_about_all = matches!(failure.code, Code::RateLimited | Code::ApiBlocked);
         if !is_about_all && wait.is_none() {
             return failure;
         }
         let wait = wait.unwrap_or_else(|| {
-            let first = if failure.code == "api_blocked" { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
+            let first = if failure.code == Code::ApiBlocked { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
             let wait = self.next_cool_down(first);
             self.0.budget.pause(wait);
             wait
         });
-        if failure.code == "api_blocked" {
+        if failure.code == Code::ApiBlocked {
             self.0.budget.slow_down((wait * 10).min(LONGEST_SLOW_DOWN));
         }
         if is_about_all {
-            tracing::warn!(code = failure.code, seconds = wait.as_secs(), "all calls to Belvo pause: {failure}");
+            tracing::warn!(code = failure.code.name(), seconds = wait.as_secs(), "all calls to Belvo pause: {failure}");
         }
         failure.after(wait)
     }
@@ -454,7 +455,7 @@ impl Client {
         if self.0.budget.paused_until().is_none() {
             *cool_downs = (*cool_downs + 1).min(16);
         }
-        (first * (1 << (*cool_downs).saturating_sub(1))).min(LAST_COOL_DOWN)
+        doubled(first, cool_downs.saturating_sub(1), LAST_COOL_DOWN)
     }
 
     fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {
@@ -494,25 +495,28 @@ fn fingerprint(request: &str) -> u64 {
 fn ending(result: &Result<Answer, Failure>) -> Ending {
     match result {
         Ok(_) => Ending::Answered,
-        Err(failure) if failure.code == REFUSED_KEYS => Ending::Refused,
+        Err(failure) if failure.code == Code::ApiAuth => Ending::Refused,
         Err(failure) => match failure.code {
-            "api_down" | "api_timeout" | "timeout" | "unreachable" | "tls_refused" | "truncated" => {
-                Ending::Failed(failure.code)
-            }
+            Code::ApiDown
+            | Code::ApiTimeout
+            | Code::Timeout
+            | Code::Unreachable
+            | Code::TlsRefused
+            | Code::Truncated => Ending::Failed(failure.code),
             _ => Ending::Answered,
         },
     }
 }
 
 /// The code of a failure of the network; `otherwise` when nothing better is known.
-fn transport_code(error: &reqwest::Error, otherwise: &'static str) -> &'static str {
+fn transport_code(error: &reqwest::Error, otherwise: Code) -> Code {
     if error.is_timeout() && !error.is_connect() {
-        return "timeout";
+        return Code::Timeout;
     }
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if error.to_string().contains("certificate") {
-            return "tls_refused";
+            return Code::TlsRefused;
         }
         cause = error.source();
     }
@@ -557,19 +561,19 @@ mod tests {
     #[tokio::test]
     async fn what_the_network_does_has_its_code() {
         let large = "x".repeat(5000);
-        let cases: Vec<(Vec<u8>, &str)> = vec![
-            (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{\"a\"".to_vec(), "truncated"),
-            (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":".to_vec(), "truncated"),
+        let cases: Vec<(Vec<u8>, Code)> = vec![
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{\"a\"".to_vec(), Code::Truncated),
+            (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":".to_vec(), Code::Truncated),
             (
                 b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n".to_vec(),
-                "redirected",
+                Code::Redirected,
             ),
-            (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), "unexpected_status"),
-            (scripted::json(200, &large), "too_large"),
-            (gzipped(1 << 20), "too_large"),
-            (b"HTTP/1.1 200 OK\r\n".to_vec(), "unreachable"),
-            (b"SSH-2.0\r\n".to_vec(), "unreachable"),
-            (scripted::json(500, "<html>"), "api_down"),
+            (b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(), Code::UnexpectedStatus),
+            (scripted::json(200, &large), Code::TooLarge),
+            (gzipped(1 << 20), Code::TooLarge),
+            (b"HTTP/1.1 200 OK\r\n".to_vec(), Code::Unreachable),
+            (b"SSH-2.0\r\n".to_vec(), Code::Unreachable),
+            (scripted::json(500, "<html>"), Code::ApiDown),
         ];
         for (answer, code) in cases {
             let script = Script::start(move |_| answer.clone()).await;
@@ -584,12 +588,12 @@ mod tests {
             let script = Script::silent(answer.to_vec(), wait).await;
             let client = script.client();
             let started = Instant::now();
-            assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "timeout");
+            assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::Timeout);
             assert!(started.elapsed() < Duration::from_secs(3));
         }
         let script = Script::dripping().await;
         let started = Instant::now();
-        assert_eq!(script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, "timeout");
+        assert_eq!(script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::Timeout);
         assert!(
             (Duration::from_millis(1400)..Duration::from_secs(4)).contains(&started.elapsed()),
             "{:?}",
@@ -604,7 +608,7 @@ mod tests {
         drop(listener);
         let client = scripted::client(address);
         let failure = client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
-        assert_eq!((failure.code, failure.may_have_arrived()), ("unreachable", false));
+        assert_eq!((failure.code, failure.may_have_arrived()), (Code::Unreachable, false));
     }
 
     #[tokio::test]
@@ -631,8 +635,8 @@ mod tests {
             Script::start(|_| b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
         let client = script.client();
         let failure = client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
-        assert_eq!((failure.kind, failure.code), (Decision::RetryAfter(Duration::from_secs(7)), "rate_limited"));
-        assert_eq!(client.trouble(), Some("rate_limited"));
+        assert_eq!((failure.kind, failure.code), (Decision::RetryAfter(Duration::from_secs(7)), Code::RateLimited));
+        assert_eq!(client.trouble(), Some(Code::RateLimited));
         assert!(timeout(Duration::from_millis(100), client.get("/", Leave::of(Class::Urgent))).await.is_err());
         assert_eq!(script.requests().len(), 1);
     }
@@ -653,7 +657,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(!calling.is_finished(), "the rest of the body is still to come");
-        assert_eq!(calling.await.unwrap().code, "rate_limited");
+        assert_eq!(calling.await.unwrap().code, Code::RateLimited);
         let second = client.get("/", Leave::with(Class::Urgent, permit));
         assert!(timeout(Duration::from_millis(100), second).await.is_err(), "it left within the pause");
         assert_eq!(script.requests().len(), 1);
@@ -670,11 +674,11 @@ mod tests {
         let client = script.client();
         let get = async || client.get("/", Leave::of(Class::Ordinary)).await.map(drop).map_err(|failure| failure.code);
         assert_eq!((get().await, client.is_simulated(), client.trouble()), (Ok(()), Some(true), None));
-        assert_eq!((get().await, client.trouble()), (Err("simulated_mismatch"), Some("simulated_mismatch")));
+        assert_eq!((get().await, client.trouble()), (Err(Code::SimulatedMismatch), Some(Code::SimulatedMismatch)));
         assert_eq!((get().await, client.trouble()), (Ok(()), None));
         client.expect_simulated(false);
-        assert_eq!(client.trouble(), Some("simulated_mismatch"), "the state holds real ones");
-        assert_eq!(get().await, Err("simulated_mismatch"));
+        assert_eq!(client.trouble(), Some(Code::SimulatedMismatch), "the state holds real ones");
+        assert_eq!(get().await, Err(Code::SimulatedMismatch));
     }
 
     #[tokio::test]
@@ -685,7 +689,7 @@ mod tests {
             client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind,
             Decision::RetryAfter(FIRST_COOL_DOWN)
         );
-        assert_eq!(client.trouble(), Some("rate_limited"));
+        assert_eq!(client.trouble(), Some(Code::RateLimited));
         let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
         let client = script.client();
         assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind, Decision::Refused);
@@ -706,7 +710,7 @@ mod tests {
             assert_eq!(call.await.unwrap(), Decision::Stop);
         }
         assert_eq!(script.requests().len(), 3);
-        assert_eq!(client.trouble(), Some("api_auth"));
+        assert_eq!(client.trouble(), Some(Code::ApiAuth));
     }
 
     #[test]

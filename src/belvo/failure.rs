@@ -12,13 +12,7 @@ use serde::Deserialize;
 use self::Decision::{AskUser, Gone, Refused, Retry, Stop};
 use self::Pace::{Patient, Quick, Slow};
 use self::Trouble::{Account, Down, Keys, Limit, Link};
-use super::LinkId;
-
-/// The code of keys that Belvo refuses.
-pub const REFUSED_KEYS: &str = "api_auth";
-
-/// The code of an answer of a simulated Belvo where a real one is expected, or the other way round.
-pub const SIMULATED_MISMATCH: &str = "simulated_mismatch";
+use crate::link_id::LinkId;
 
 /// Failures in a row after which Belvo should be told.
 const REPORTED_AFTER: u32 = 3;
@@ -88,7 +82,7 @@ pub struct Failure {
     /// What to do next.
     pub kind: Decision,
     /// Our own stable code, for logs, metrics and `status`.
-    pub code: &'static str,
+    pub code: Code,
     /// Status of the answer, when one came.
     pub http_status: Option<u16>,
     /// Belvo's code: one that it documents, or `other`.
@@ -105,9 +99,9 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure that no answer's status tells; `code` is one of [`OWN`].
-    pub(crate) fn own(code: &'static str, path: &str) -> Self {
-        let kind = OWN.iter().find(|own| own.code == code).map_or(Retry, |own| own.kind);
+    /// A failure that no answer's status tells.
+    pub(crate) fn own(code: Code, path: &str) -> Self {
+        let kind = code.decision();
         Self {
             kind,
             code,
@@ -161,7 +155,7 @@ impl Failure {
             None => None,
         };
         Self {
-            kind: rule.kind,
+            kind: rule.code.decision(),
             code: rule.code,
             http_status: Some(status),
             belvo_code,
@@ -186,32 +180,31 @@ impl Failure {
     /// Whether the `attempt`-th failure in a row is the one that Belvo wants to hear of: it asks that its own errors and
     /// time-outs are tried three times, and then reported.
     pub fn is_worth_a_report(&self, attempt: u32) -> bool {
-        attempt == REPORTED_AFTER && matches!(self.code, "api_down" | "api_timeout")
+        attempt == REPORTED_AFTER && matches!(self.code, Code::ApiDown | Code::ApiTimeout)
     }
 
     /// Whether Belvo may do all the same what the call asked for, because no answer says that it will not: none came, it was
     /// cut off, or Belvo failed on the way.
     pub fn may_have_arrived(&self) -> bool {
         !self.is_unsent
-            && !matches!(self.code, "api_auth" | "tls_refused" | SIMULATED_MISMATCH)
+            && !matches!(self.code, Code::ApiAuth | Code::TlsRefused | Code::SimulatedMismatch)
             && self.http_status.is_none_or(|status| matches!(status, 200..=299 | 408 | 500..=599))
     }
 
     /// Whether Belvo refuses the call, or does not know what it is about.
     pub fn is_refused(&self) -> bool {
-        is_refused(self.kind, self.code)
+        self.code.is_refused()
     }
 
     /// What an operator does about it.
     pub fn advice(&self) -> &'static str {
-        advice(self.code)
+        self.code.advice()
     }
 }
 
-/// What an operator does about a failure with the stable code `code`.
+/// What an operator does about a failure with the stable code `code`, which may be that of another part.
 pub fn advice(code: &str) -> &'static str {
-    let own = OWN.iter().find(|own| own.code == code);
-    own.map_or("it is tried again by itself", |own| own.advice)
+    Code::by_name(code).map_or("it is tried again by itself", Code::advice)
 }
 
 /// Up to a quarter of `wait`.
@@ -221,8 +214,7 @@ fn spread(wait: Duration, rng: &mut impl Rng) -> Duration {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = OWN.iter().find(|own| own.code == self.code).map_or("failed", |own| own.what);
-        write!(f, "{} {}: {what}", self.method, self.path)?;
+        write!(f, "{} {}: {}", self.method, self.path, self.code.what())?;
         let mut separator = " (";
         for (name, value) in [
             ("status", self.http_status.map(|status| status.to_string())),
@@ -256,82 +248,105 @@ pub enum Trouble {
     Link,
 }
 
-/// What one of our codes means, in words for people.
-#[derive(Debug, Clone, Copy)]
-pub struct Meaning {
-    /// Whose trouble it is.
-    pub trouble: Trouble,
-    /// What happened.
-    pub what: &'static str,
-    /// What to do next.
-    pub advice: &'static str,
-}
+macro_rules! codes {
+    ($($code:ident, $name:literal, $decision:expr, $trouble:expr, $what:literal, $advice:literal;)*) => {
+        /// Why a call gave nothing: our own stable codes, each with all that is known of it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $(
+                #[doc = concat!($what, ".")]
+                $code,
+            )*
+        }
 
-/// The meaning of `code`, the code of a [`Failure`] or why a link is paused; `None` for codes of other parts.
-pub fn meaning(code: &str) -> Option<Meaning> {
-    let own = OWN.iter().find(|own| own.code == code)?;
-    Some(Meaning { trouble: own.trouble, what: own.what, advice: own.advice })
-}
+        impl Code {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$code),*];
 
-/// The codes of what Belvo refuses, or does not know, until somebody has mended it.
-pub fn refused_codes() -> impl Iterator<Item = &'static str> {
-    OWN.iter().filter(|own| is_refused(own.kind, own.code)).map(|own| own.code)
-}
+            /// Its name in logs, metrics, the state and `status`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$code => $name,)*
+                }
+            }
 
-/// What is not taken from another Belvo is no refusal of Belvo's.
-fn is_refused(kind: Decision, code: &str) -> bool {
-    matches!(kind, Refused | Gone) && code != SIMULATED_MISMATCH
-}
+            /// What the caller does.
+            pub const fn decision(self) -> Decision {
+                match self {
+                    $(Self::$code => $decision,)*
+                }
+            }
 
-/// Every code that [`meaning`] knows.
-pub fn codes() -> impl Iterator<Item = &'static str> {
-    OWN.iter().map(|own| own.code)
-}
+            /// Whose trouble it is.
+            pub const fn trouble(self) -> Trouble {
+                match self {
+                    $(Self::$code => $trouble,)*
+                }
+            }
 
-/// One of our codes: what happened, what the caller does, whose trouble it is, and what an operator does.
-struct Own {
-    code: &'static str,
-    kind: Decision,
-    trouble: Trouble,
-    what: &'static str,
-    advice: &'static str,
-}
+            /// What happened, in words for people.
+            pub const fn what(self) -> &'static str {
+                match self {
+                    $(Self::$code => $what,)*
+                }
+            }
 
-macro_rules! own {
-    ($($code:expr, $kind:expr, $trouble:expr, $what:literal, $advice:literal;)*) => {
-        /// Every code that a [`Failure`] can have.
-        static OWN: &[Own] = &[$(Own { code: $code, kind: $kind, trouble: $trouble, what: $what, advice: $advice }),*];
+            /// What an operator does.
+            pub const fn advice(self) -> &'static str {
+                match self {
+                    $(Self::$code => $advice,)*
+                }
+            }
+        }
     };
 }
 
-own! {
-    "api_auth", Stop, Keys, "Belvo refuses the keys", "check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url";
-    "api_forbidden", Refused, Account, "Belvo forbids this call to the account", "ask Belvo to enable the resource; it is asked for again by itself, at last once an hour";
-    "institution_refuses", Retry, Down, "the institution refuses Belvo", "it is tried again in some minutes";
-    "institution_down", Retry, Down, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
-    "link_cooling", Retry, Link, "the link was refreshed minutes ago", "it is tried again in some minutes";
-    "api_blocked", Retry, Limit, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
-    "rate_limited", Retry, Limit, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
-    "link_needs_user", AskUser, Link, "the link needs its user", "let the user open the widget in update mode";
-    "link_expired", AskUser, Link, "the link's credentials have expired at Belvo", "let the user connect again";
-    "link_deleted", AskUser, Link, "the link was deleted at Belvo", "its rows stay; let the user connect again for new data";
-    "resource_refused", Refused, Link, "the institution does not offer this resource for the link", "leave it out of the link's fetch_resources; it is asked for again by itself, at last once an hour";
-    "not_found", Gone, Link, "Belvo does not know it", "it is asked for again before anything ends; let the user connect again when it stays";
-    "bad_request", Refused, Link, "Belvo finds the request wrong", "report this with Belvo's request id; it is asked for again by itself, at last once an hour";
-    "api_down", Retry, Down, "Belvo failed", "it is tried again by itself; report Belvo's request id when it stays";
-    "api_timeout", Retry, Down, "Belvo took too long", "it is tried again by itself";
-    "unexpected_status", Retry, Down, "an answer that is no list", "check belvo.base_url; it is tried again by itself";
-    "redirected", Retry, Down, "the answer leads elsewhere and is not followed", "check belvo.base_url; it is tried again by itself";
-    "unreachable", Retry, Down, "no connection", "check belvo.base_url, DNS and the network; it is tried again by itself";
-    "tls_refused", Retry, Down, "the server's certificate is not trusted, so nothing was sent", "check belvo.base_url and ca-certificates";
-    "timeout", Retry, Down, "no answer in time", "it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout";
-    "truncated", Retry, Down, "the answer was cut short and thrown away", "it is tried again by itself";
-    "too_large", Refused, Link, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size";
-    "not_json", Retry, Down, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
-    "not_a_list", Retry, Down, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
-    "foreign_next", Retry, Down, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
-    SIMULATED_MISMATCH, Refused, Down, "a simulated Belvo and a real one do not share a state", "check belvo.base_url, or use another state and lake; nothing of the answer was kept";
-    "inconsistent_pages", Retry, Down, "the pages do not make one list", "it is tried again by itself";
+codes! {
+    ApiAuth, "api_auth", Stop, Keys, "Belvo refuses the keys", "check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url";
+    ApiForbidden, "api_forbidden", Refused, Account, "Belvo forbids this call to the account", "ask Belvo to enable the resource; it is asked for again by itself, at last once an hour";
+    InstitutionRefuses, "institution_refuses", Retry, Down, "the institution refuses Belvo", "it is tried again in some minutes";
+    InstitutionDown, "institution_down", Retry, Down, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
+    LinkCooling, "link_cooling", Retry, Link, "the link was refreshed minutes ago", "it is tried again in some minutes";
+    ApiBlocked, "api_blocked", Retry, Limit, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
+    RateLimited, "rate_limited", Retry, Limit, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
+    LinkNeedsUser, "link_needs_user", AskUser, Link, "the link needs its user", "let the user open the widget in update mode";
+    LinkExpired, "link_expired", AskUser, Link, "the link's credentials have expired at Belvo", "let the user connect again";
+    LinkDeleted, "link_deleted", AskUser, Link, "the link was deleted at Belvo", "its rows stay; let the user connect again for new data";
+    ResourceRefused, "resource_refused", Refused, Link, "the institution does not offer this resource for the link", "leave it out of the link's fetch_resources; it is asked for again by itself, at last once an hour";
+    NotFound, "not_found", Gone, Link, "Belvo does not know it", "it is asked for again before anything ends; let the user connect again when it stays";
+    BadRequest, "bad_request", Refused, Link, "Belvo finds the request wrong", "report this with Belvo's request id; it is asked for again by itself, at last once an hour";
+    ApiDown, "api_down", Retry, Down, "Belvo failed", "it is tried again by itself; report Belvo's request id when it stays";
+    ApiTimeout, "api_timeout", Retry, Down, "Belvo took too long", "it is tried again by itself";
+    UnexpectedStatus, "unexpected_status", Retry, Down, "an answer that is no list", "check belvo.base_url; it is tried again by itself";
+    Redirected, "redirected", Retry, Down, "the answer leads elsewhere and is not followed", "check belvo.base_url; it is tried again by itself";
+    Unreachable, "unreachable", Retry, Down, "no connection", "check belvo.base_url, DNS and the network; it is tried again by itself";
+    TlsRefused, "tls_refused", Retry, Down, "the server's certificate is not trusted, so nothing was sent", "check belvo.base_url and ca-certificates";
+    Timeout, "timeout", Retry, Down, "no answer in time", "it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout";
+    Truncated, "truncated", Retry, Down, "the answer was cut short and thrown away", "it is tried again by itself";
+    TooLarge, "too_large", Refused, Link, "the answer is larger than belvo.max_body", "raise belvo.max_body or lower belvo.page_size";
+    NotJson, "not_json", Retry, Down, "the answer is not JSON", "check belvo.base_url; it is tried again by itself";
+    NotAList, "not_a_list", Retry, Down, "the answer has no list of results", "check belvo.base_url; it is tried again by itself";
+    ForeignNext, "foreign_next", Retry, Down, "the next page lies on another host and is not followed", "check belvo.base_url; it is tried again by itself";
+    SimulatedMismatch, "simulated_mismatch", Refused, Down, "a simulated Belvo and a real one do not share a state", "check belvo.base_url, or use another state and lake; nothing of the answer was kept";
+    InconsistentPages, "inconsistent_pages", Retry, Down, "the pages do not make one list", "it is tried again by itself";
+}
+
+impl Code {
+    /// The code of that name: of a [`Failure`], or why a link is paused; `None` for codes of other parts.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.name() == name)
+    }
+
+    /// Whether Belvo refuses the call, or does not know what it is about, until somebody has mended it. What is not taken from
+    /// another Belvo is no refusal of Belvo's.
+    pub fn is_refused(self) -> bool {
+        matches!(self.decision(), Refused | Gone) && self != Self::SimulatedMismatch
+    }
+
+    /// The codes of what Belvo refuses, or does not know.
+    pub fn refused() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|code| code.is_refused())
+    }
 }
 
 /// What a status and a code of Belvo's mean.
@@ -339,61 +354,60 @@ own! {
 struct Rule {
     status: u16,
     belvo_code: &'static str,
-    kind: Decision,
     pace: Pace,
-    code: &'static str,
+    code: Code,
 }
 
 macro_rules! rules {
-    ($($status:literal, $belvo:literal, $kind:expr, $pace:expr, $code:literal;)*) => {
+    ($($status:literal, $belvo:literal, $pace:expr, $code:ident;)*) => {
         /// Belvo's documented codes; what is not here, [`fallback`] decides.
-        static RULES: &[Rule] = &[$(Rule { status: $status, belvo_code: $belvo, kind: $kind, pace: $pace, code: $code }),*];
+        static RULES: &[Rule] = &[$(Rule { status: $status, belvo_code: $belvo, pace: $pace, code: Code::$code }),*];
     };
 }
 
 rules! {
-    400, "activation_failed", AskUser, Quick, "link_needs_user";
-    400, "blank", Refused, Patient, "bad_request";
-    400, "does_not_exist", Refused, Patient, "bad_request";
-    400, "duplicated", Refused, Patient, "bad_request";
-    400, "null", Refused, Patient, "bad_request";
-    400, "required", Refused, Patient, "bad_request";
-    400, "invalid", Refused, Patient, "bad_request";
-    400, "invalid_choice", Refused, Patient, "bad_request";
-    400, "not_a_list", Refused, Patient, "bad_request";
-    400, "parse_error", Refused, Patient, "bad_request";
-    400, "validation_error", Refused, Patient, "bad_request";
-    400, "invalid_credentials_storage", Refused, Patient, "bad_request";
-    400, "invalid_fetch_resources", Refused, Patient, "bad_request";
-    400, "invalid_period", Refused, Patient, "bad_request";
-    400, "institution_down", Retry, Slow, "institution_down";
-    400, "institution_unavailable", Retry, Slow, "institution_down";
-    400, "institution_inactive", Retry, Slow, "institution_down";
-    400, "invalid_link", AskUser, Quick, "link_needs_user";
-    400, "login_error", AskUser, Quick, "link_needs_user";
-    400, "session_expired", AskUser, Quick, "link_needs_user";
-    400, "session_expired_ob", AskUser, Quick, "link_needs_user";
-    400, "too_many_sessions", Retry, Quick, "institution_refuses";
-    400, "unavailable_data", Retry, Slow, "institution_down";
-    400, "unconfirmed_link", AskUser, Quick, "link_needs_user";
-    400, "unsupported_operation", Refused, Patient, "resource_refused";
-    400, "operational_limits_reached", Refused, Patient, "resource_refused";
-    401, "authentication_failed", Stop, Quick, "api_auth";
-    401, "consent_without_accounts", Refused, Patient, "resource_refused";
-    403, "access_to_production_denied", Refused, Patient, "api_forbidden";
-    403, "access_to_resource_denied", Refused, Patient, "api_forbidden";
-    403, "permission_denied", Retry, Slow, "institution_refuses";
-    403, "quota_limit_reached", Refused, Patient, "api_forbidden";
-    403, "forbidden_by_host", Retry, Slow, "institution_refuses";
-    404, "not_found", Gone, Patient, "not_found";
-    404, "expired_credentials", AskUser, Quick, "link_expired";
-    405, "method_not_allowed", Refused, Patient, "bad_request";
-    408, "request_timeout", Retry, Quick, "api_timeout";
-    409, "link_refreshed", Retry, Slow, "link_cooling";
-    428, "activation_required", AskUser, Quick, "link_needs_user";
-    428, "token_required", AskUser, Quick, "link_needs_user";
-    500, "service_unavailable", Retry, Quick, "api_down";
-    500, "unexpected_error", Retry, Quick, "api_down";
+    400, "activation_failed", Quick, LinkNeedsUser;
+    400, "blank", Patient, BadRequest;
+    400, "does_not_exist", Patient, BadRequest;
+    400, "duplicated", Patient, BadRequest;
+    400, "null", Patient, BadRequest;
+    400, "required", Patient, BadRequest;
+    400, "invalid", Patient, BadRequest;
+    400, "invalid_choice", Patient, BadRequest;
+    400, "not_a_list", Patient, BadRequest;
+    400, "parse_error", Patient, BadRequest;
+    400, "validation_error", Patient, BadRequest;
+    400, "invalid_credentials_storage", Patient, BadRequest;
+    400, "invalid_fetch_resources", Patient, BadRequest;
+    400, "invalid_period", Patient, BadRequest;
+    400, "institution_down", Slow, InstitutionDown;
+    400, "institution_unavailable", Slow, InstitutionDown;
+    400, "institution_inactive", Slow, InstitutionDown;
+    400, "invalid_link", Quick, LinkNeedsUser;
+    400, "login_error", Quick, LinkNeedsUser;
+    400, "session_expired", Quick, LinkNeedsUser;
+    400, "session_expired_ob", Quick, LinkNeedsUser;
+    400, "too_many_sessions", Quick, InstitutionRefuses;
+    400, "unavailable_data", Slow, InstitutionDown;
+    400, "unconfirmed_link", Quick, LinkNeedsUser;
+    400, "unsupported_operation", Patient, ResourceRefused;
+    400, "operational_limits_reached", Patient, ResourceRefused;
+    401, "authentication_failed", Quick, ApiAuth;
+    401, "consent_without_accounts", Patient, ResourceRefused;
+    403, "access_to_production_denied", Patient, ApiForbidden;
+    403, "access_to_resource_denied", Patient, ApiForbidden;
+    403, "permission_denied", Slow, InstitutionRefuses;
+    403, "quota_limit_reached", Patient, ApiForbidden;
+    403, "forbidden_by_host", Slow, InstitutionRefuses;
+    404, "not_found", Patient, NotFound;
+    404, "expired_credentials", Quick, LinkExpired;
+    405, "method_not_allowed", Patient, BadRequest;
+    408, "request_timeout", Quick, ApiTimeout;
+    409, "link_refreshed", Slow, LinkCooling;
+    428, "activation_required", Quick, LinkNeedsUser;
+    428, "token_required", Quick, LinkNeedsUser;
+    500, "service_unavailable", Quick, ApiDown;
+    500, "unexpected_error", Quick, ApiDown;
 }
 
 /// Of `login_error`'s messages, the one that is no fault of the user's.
@@ -403,13 +417,13 @@ fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
     let code = error.code.as_deref().unwrap_or("null");
     let mut rule = *RULES.iter().find(|rule| rule.status == status && rule.belvo_code == code)?;
     let message = error.message.as_deref().unwrap_or_default().to_ascii_lowercase();
-    if rule.code == "link_cooling"
+    if rule.code == Code::LinkCooling
         && let Some(minutes) = message.split_whitespace().find_map(|word| word.parse::<u64>().ok())
     {
         rule.pace = Pace::Minutes(minutes.clamp(1, 60));
     }
     if code == "login_error" && message.contains(LOGIN_FAILED_BY_CHANCE) {
-        rule = Rule { kind: Retry, pace: Slow, code: "institution_refuses", ..rule };
+        rule = Rule { pace: Slow, code: Code::InstitutionRefuses, ..rule };
     }
     Some(rule)
 }
@@ -417,21 +431,21 @@ fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
 /// What a status means when no documented code comes with it. A 403 that is not Belvo's JSON comes from the gate before
 /// the API, and is about this address.
 fn fallback(status: u16, is_belvos_json: bool) -> Rule {
-    let (kind, pace, code) = match status {
-        401 => (Stop, Quick, "api_auth"),
-        403 if is_belvos_json => (Refused, Patient, "api_forbidden"),
-        403 => (Retry, Quick, "api_blocked"),
-        404 | 410 => (Gone, Patient, "not_found"),
-        408 => (Retry, Quick, "api_timeout"),
-        409 => (Retry, Slow, "link_cooling"),
-        425 | 500..=599 => (Retry, Quick, "api_down"),
-        428 => (AskUser, Quick, "link_needs_user"),
-        429 => (Retry, Quick, "rate_limited"),
-        400..=499 => (Refused, Patient, "bad_request"),
-        300..=399 => (Retry, Quick, "redirected"),
-        _ => (Retry, Quick, "unexpected_status"),
+    let (pace, code) = match status {
+        401 => (Quick, Code::ApiAuth),
+        403 if is_belvos_json => (Patient, Code::ApiForbidden),
+        403 => (Quick, Code::ApiBlocked),
+        404 | 410 => (Patient, Code::NotFound),
+        408 => (Quick, Code::ApiTimeout),
+        409 => (Slow, Code::LinkCooling),
+        425 | 500..=599 => (Quick, Code::ApiDown),
+        428 => (Quick, Code::LinkNeedsUser),
+        429 => (Quick, Code::RateLimited),
+        400..=499 => (Patient, Code::BadRequest),
+        300..=399 => (Quick, Code::Redirected),
+        _ => (Quick, Code::UnexpectedStatus),
     };
-    Rule { status, belvo_code: "", kind, pace, code }
+    Rule { status, belvo_code: "", pace, code }
 }
 
 /// Belvo's error body: a list of errors, or by accident one.
@@ -494,26 +508,21 @@ mod tests {
     }
 
     #[test]
-    fn every_documented_code_has_its_decision_and_every_one_of_ours_its_words() {
+    fn every_documented_code_has_its_decision() {
         for rule in RULES {
             let failure = answered(rule.status, &body(rule.belvo_code, "a message"));
-            assert_eq!((failure.kind, failure.code), (rule.kind, rule.code), "{rule:?}");
+            assert_eq!((failure.kind, failure.code), (rule.code.decision(), rule.code), "{rule:?}");
             assert_eq!(failure.belvo_code, Some(rule.belvo_code));
             assert_eq!(failure.request_id.as_deref(), Some("2675b703b9d04a9a8f3d6b8f0c0a4d2e"));
-            let own =
-                OWN.iter().find(|own| own.code == rule.code).unwrap_or_else(|| panic!("{} has no words", rule.code));
-            assert_eq!(own.kind, rule.kind, "{rule:?}: one code of ours means one decision");
         }
-        for status in 100..600 {
-            for is_json in [true, false] {
-                let rule = fallback(status, is_json);
-                let own = OWN
-                    .iter()
-                    .find(|own| own.code == rule.code)
-                    .unwrap_or_else(|| panic!("{} has no words", rule.code));
-                assert_eq!(own.kind, rule.kind, "{status}");
-            }
+    }
+
+    #[test]
+    fn a_code_is_found_by_its_name_and_no_two_have_one() {
+        for code in Code::ALL {
+            assert_eq!(Code::by_name(code.name()), Some(*code));
         }
+        assert_eq!(Code::by_name("panic"), None);
     }
 
     #[test]
@@ -521,18 +530,18 @@ mod tests {
         let codes: Vec<String> = RULES.iter().map(|rule| format!("{} {}", rule.status, rule.belvo_code)).collect();
         assert_eq!(codes.len(), 42);
         for (status, body, kind, code) in [
-            (403, "<html><center>openresty</center></html>", Retry, "api_blocked"),
-            (403, r#"[{"code":"waf","message":"no"}]"#, Refused, "api_forbidden"),
-            (429, "", Retry, "rate_limited"),
-            (401, "<html>", Stop, "api_auth"),
-            (404, "", Gone, "not_found"),
-            (400, r#"[{"code":null,"message":"x","field":"link"}]"#, Refused, "bad_request"),
-            (428, "[]", AskUser, "link_needs_user"),
-            (502, "<html>", Retry, "api_down"),
-            (302, "", Retry, "redirected"),
-            (204, "", Retry, "unexpected_status"),
-            (418, "", Refused, "bad_request"),
-            (400, r#"{"code":"invalid_link"}"#, AskUser, "link_needs_user"),
+            (403, "<html><center>openresty</center></html>", Retry, Code::ApiBlocked),
+            (403, r#"[{"code":"waf","message":"no"}]"#, Refused, Code::ApiForbidden),
+            (429, "", Retry, Code::RateLimited),
+            (401, "<html>", Stop, Code::ApiAuth),
+            (404, "", Gone, Code::NotFound),
+            (400, r#"[{"code":null,"message":"x","field":"link"}]"#, Refused, Code::BadRequest),
+            (428, "[]", AskUser, Code::LinkNeedsUser),
+            (502, "<html>", Retry, Code::ApiDown),
+            (302, "", Retry, Code::Redirected),
+            (204, "", Retry, Code::UnexpectedStatus),
+            (418, "", Refused, Code::BadRequest),
+            (400, r#"{"code":"invalid_link"}"#, AskUser, Code::LinkNeedsUser),
         ] {
             let failure = answered(status, body);
             assert_eq!((failure.kind, failure.code), (kind, code), "{status} {body}");
@@ -558,7 +567,7 @@ mod tests {
 
     #[test]
     fn no_text_of_belvos_no_link_and_no_query_is_shown() {
-        let of_a_link = Failure::own("timeout", "/api/links/2f5d361d-dad6-45d4-a0bf-26d479766067/refresh/");
+        let of_a_link = Failure::own(Code::Timeout, "/api/links/2f5d361d-dad6-45d4-a0bf-26d479766067/refresh/");
         assert!(of_a_link.to_string().starts_with("GET /api/links/{id}/refresh/: "), "{of_a_link}");
         let failure =
             answered(400, r#"[{"code":"99000000191","message":"Maria","request_id":"Maria","field":"99000000191"}]"#);
@@ -571,7 +580,7 @@ mod tests {
              it is asked for again before anything ends; let the user connect again when it stays"
         );
         assert_eq!(
-            Failure::own("timeout", "/api/owners/").to_string(),
+            Failure::own(Code::Timeout, "/api/owners/").to_string(),
             "GET /api/owners/: no answer in time; it is tried again by itself; see belvo.idle_timeout and belvo.total_timeout"
         );
     }
@@ -579,7 +588,7 @@ mod tests {
     #[test]
     fn retries_keep_belvos_schedule_and_then_go_slowly_for_ever() {
         let mut rng = rand::rng();
-        let quick = Failure::own("api_down", "/");
+        let quick = Failure::own(Code::ApiDown, "/");
         let slow = answered(400, &body("institution_down", ""));
         let patient = answered(403, &body("access_to_resource_denied", ""));
         for (failure, attempts, least) in [
@@ -605,7 +614,7 @@ mod tests {
         ] {
             let delay = failure.delay(attempts, &mut rng).as_secs_f64();
             let least = f64::from(least);
-            assert!((least..=least * 1.25).contains(&delay), "{} after {attempts}: {delay}", failure.code);
+            assert!((least..=least * 1.25).contains(&delay), "{:?} after {attempts}: {delay}", failure.code);
         }
         let asked = Failure { kind: Decision::RetryAfter(Duration::from_secs(7)), ..quick };
         assert!(asked.delay(9, &mut rng) >= Duration::from_secs(7));

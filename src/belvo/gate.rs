@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::failure::REFUSED_KEYS;
+use super::failure::Code;
+use crate::backoff::Backoff;
 
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
@@ -33,7 +34,7 @@ pub(super) enum Ending {
     /// Belvo refused the keys.
     Refused,
     /// No answer, or one that says that Belvo failed; with the code of that.
-    Failed(&'static str),
+    Failed(Code),
 }
 
 /// How long a call waits for a Belvo that is down.
@@ -49,7 +50,7 @@ pub enum Patience {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Down {
     /// The code of the last failure.
-    pub code: &'static str,
+    pub code: Code,
     /// How often Belvo was found to be down, so that it can be told whether that was once more.
     pub found: u64,
 }
@@ -78,11 +79,14 @@ struct State {
     refusals: u32,
     failing: HashSet<u64>,
     found: Down,
+    /// Between two calls to a Belvo that is down.
+    probes: Backoff,
 }
 
 impl State {
     fn new(mode: Mode) -> Self {
-        Self { mode, refusals: 0, failing: HashSet::new(), found: Down { code: "api_down", found: 0 } }
+        let (found, probes) = (Down { code: Code::ApiDown, found: 0 }, Backoff::new(PROBE_FIRST, PROBE_LAST));
+        Self { mode, refusals: 0, failing: HashSet::new(), found, probes }
     }
 
     fn down(&self) -> Option<Down> {
@@ -186,12 +190,12 @@ impl Gate {
         self.state.borrow().down()
     }
 
-    /// `api_auth` or `api_down` while calls pause for that.
-    pub(super) fn trouble(&self) -> Option<&'static str> {
+    /// [`Code::ApiAuth`] or [`Code::ApiDown`] while calls pause for that.
+    pub(super) fn trouble(&self) -> Option<Code> {
         match self.state.borrow().mode {
             Mode::Open | Mode::Unproven => None,
-            Mode::Refused { .. } => Some(REFUSED_KEYS),
-            Mode::Down { .. } => Some("api_down"),
+            Mode::Refused { .. } => Some(Code::ApiAuth),
+            Mode::Down { .. } => Some(Code::ApiDown),
         }
     }
 }
@@ -225,6 +229,12 @@ fn urgent_from(until: Instant, apart: Duration) -> Instant {
 }
 
 impl State {
+    /// Belvo is down, and is asked again later than the last time.
+    fn down_from(&mut self, now: Instant) -> Mode {
+        let apart = self.probes.next_wait();
+        Mode::Down { until: now + apart, apart }
+    }
+
     /// True when the mode changed.
     fn note(&mut self, request: u64, ending: Ending, now: Instant) -> bool {
         let before = self.mode;
@@ -247,13 +257,11 @@ impl State {
                 self.mode = match self.mode {
                     // A call that left before says nothing new.
                     Mode::Down { until, apart } if now < urgent_from(until, apart) => self.mode,
-                    Mode::Down { apart, .. } => {
-                        let apart = (apart * 2).min(PROBE_LAST);
-                        Mode::Down { until: now + apart, apart }
-                    }
+                    Mode::Down { .. } => self.down_from(now),
                     Mode::Refused { .. } => Mode::Refused { until: now + KEYS_AGAIN },
                     Mode::Open | Mode::Unproven if self.failing.len() >= FAILING => {
-                        Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST }
+                        self.probes.reset();
+                        self.down_from(now)
                     }
                     mode => mode,
                 };
@@ -262,9 +270,9 @@ impl State {
         if before != self.mode && matches!(self.mode, Mode::Down { .. }) {
             self.found.found += 1;
         }
-        metrics::gauge!("vinculo_belvo_paused", "code" => "api_auth")
+        metrics::gauge!("vinculo_belvo_paused", "code" => Code::ApiAuth.name())
             .set(u8::from(matches!(self.mode, Mode::Refused { .. })));
-        metrics::gauge!("vinculo_belvo_paused", "code" => "api_down")
+        metrics::gauge!("vinculo_belvo_paused", "code" => Code::ApiDown.name())
             .set(u8::from(matches!(self.mode, Mode::Down { .. })));
         match (before, self.mode) {
             (Mode::Refused { .. } | Mode::Down { .. }, Mode::Open) => {
@@ -272,12 +280,12 @@ impl State {
             }
             (Mode::Open | Mode::Unproven | Mode::Down { .. }, Mode::Refused { .. }) => {
                 tracing::error!(
-                    code = "api_auth",
+                    code = Code::ApiAuth.name(),
                     "Belvo refuses the keys; all calls pause: check belvo.secret_id, belvo.secret_password and belvo.base_url"
                 );
             }
             (Mode::Open | Mode::Unproven, Mode::Down { .. }) => tracing::warn!(
-                code = "api_down",
+                code = Code::ApiDown.name(),
                 "Belvo fails for every request; one call at a time asks whether it is back"
             ),
             _ => {}
@@ -290,7 +298,7 @@ impl State {
 mod tests {
     use super::*;
 
-    const FAILED: Ending = Ending::Failed("unreachable");
+    const FAILED: Ending = Ending::Failed(Code::Unreachable);
 
     fn state() -> State {
         State::new(Mode::Open)
@@ -308,7 +316,7 @@ mod tests {
             pass.ended(1, Ending::Refused);
         }
         assert_eq!(gate.enter(true, Patience::Long).await.err(), Some(Shut::Refused));
-        assert_eq!(gate.trouble(), Some("api_auth"));
+        assert_eq!(gate.trouble(), Some(Code::ApiAuth));
     }
 
     #[tokio::test]
@@ -380,7 +388,7 @@ mod tests {
         let patient = tokio::time::timeout(Duration::from_millis(100), gate.enter(false, Patience::Long));
         let ((), shut, found, patient) =
             tokio::join!(in_vain, gate.enter(false, Patience::Short), gate.until_down(), patient);
-        let down = Down { code: "unreachable", found: 1 };
+        let down = Down { code: Code::Unreachable, found: 1 };
         assert_eq!((shut.err(), found, gate.down()), (Some(Shut::Down(down)), down, Some(down)));
         assert!(patient.is_err(), "it waits for its own turn");
         // One that comes only now is told what comes of the next call, and not of the last.

@@ -5,8 +5,9 @@ use serde_json::value::RawValue;
 
 use super::client::Call;
 use super::page::{Next, Page};
-use super::{Class, Client, Decision, Failure, Leave, LinkId, Patience};
+use super::{Class, Client, Code, Decision, Failure, Leave, Patience};
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 
 /// Where they are listed.
 pub(crate) const PATH: &str = "/api/links/";
@@ -174,25 +175,27 @@ pub async fn collect(client: &Client, id: &LinkId, endpoint: &str, patience: Pat
 pub async fn get(client: &Client, id: &LinkId) -> Result<LinkObject, Failure> {
     let path = format!("{PATH}{id}/");
     let answer = client.get(&path, Leave::of(Class::LookUp)).await?;
-    let text = std::str::from_utf8(&answer.body).map_err(|_| Failure::own("not_json", &path))?;
-    LinkObject::read(text).filter(|link| link.id == *id).ok_or_else(|| Failure::own("not_json", &path).with_status(200))
+    let text = std::str::from_utf8(&answer.body).map_err(|_| Failure::own(Code::NotJson, &path))?;
+    LinkObject::read(text)
+        .filter(|link| link.id == *id)
+        .ok_or_else(|| Failure::own(Code::NotJson, &path).with_status(200))
 }
 
 /// Pages that lead on for ever.
 pub(crate) fn inconsistent() -> Failure {
-    Failure::own("inconsistent_pages", PATH)
+    Failure::own(Code::InconsistentPages, PATH)
 }
 
 /// What is said of a link that was asked for with others and was not among those that Belvo told of.
 pub(crate) fn not_found() -> Failure {
-    Failure::own("not_found", PATH)
+    Failure::own(Code::NotFound, PATH)
 }
 
 async fn call(client: &Client, path: &str, leave: Leave) -> Result<LinkPage, Failure> {
     let answer = client.get(path, leave).await?;
     let page = Page::read(answer.body, client.base_url()).map_err(|code| Failure::own(code, path).with_status(200))?;
     if page.next == Next::Foreign {
-        return Err(Failure::own("foreign_next", path).with_status(200));
+        return Err(Failure::own(Code::ForeignNext, path).with_status(200));
     }
     let links: Vec<LinkObject> = page.items().filter_map(LinkObject::read).collect();
     Ok(LinkPage { unreadable: page.len() - links.len(), links, has_next: page.next == Next::More })

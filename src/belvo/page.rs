@@ -12,6 +12,8 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 use url::Url;
 
+use super::failure::Code;
+
 /// A page, as it came.
 pub struct Page {
     text: String,
@@ -37,16 +39,16 @@ impl Page {
     /// Reads `body`; `base` tells our own origin.
     ///
     /// # Errors
-    /// One of the codes `truncated`, `not_json`, `not_a_list`.
-    pub fn read(body: Bytes, base: &Url) -> Result<Self, &'static str> {
-        let text = String::from_utf8(body.into()).map_err(|_| "not_json")?;
+    /// [`Code::Truncated`], [`Code::NotJson`] or [`Code::NotAList`].
+    pub fn read(body: Bytes, base: &Url) -> Result<Self, Code> {
+        let text = String::from_utf8(body.into()).map_err(|_| Code::NotJson)?;
         if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
-            return Err("not_json");
+            return Err(Code::NotJson);
         }
         let envelope: Envelope<'_> = serde_json::from_str(&text).map_err(|error| match error.classify() {
-            Category::Eof => "truncated",
-            Category::Data => "not_a_list",
-            Category::Syntax | Category::Io => "not_json",
+            Category::Eof => Code::Truncated,
+            Category::Data => Code::NotAList,
+            Category::Syntax | Category::Io => Code::NotJson,
         })?;
         let start = text.as_ptr().addr();
         let place =
@@ -113,7 +115,7 @@ fn read_next(next: &str, base: &Url) -> Next {
 mod tests {
     use super::*;
 
-    fn read(body: &str) -> Result<Page, &'static str> {
+    fn read(body: &str) -> Result<Page, Code> {
         Page::read(Bytes::copy_from_slice(body.as_bytes()), &Url::parse("https://api.belvo.com").unwrap())
     }
 
@@ -129,21 +131,21 @@ mod tests {
     #[test]
     fn what_is_no_list_is_never_an_empty_one() {
         for (body, code) in [
-            ("", "not_json"),
-            (" \n", "not_json"),
-            ("<html></html>", "not_json"),
-            ("null", "not_a_list"),
-            ("{}", "not_a_list"),
-            (r#"{"results":null}"#, "not_a_list"),
-            (r#"{"results":{}}"#, "not_a_list"),
-            (r#"{"results":[{"a":1}"#, "truncated"),
-            (r#"{"results":[]}<html>"#, "not_json"),
-            (r#"{"results":[],"results":[]}"#, "not_a_list"),
+            ("", Code::NotJson),
+            (" \n", Code::NotJson),
+            ("<html></html>", Code::NotJson),
+            ("null", Code::NotAList),
+            ("{}", Code::NotAList),
+            (r#"{"results":null}"#, Code::NotAList),
+            (r#"{"results":{}}"#, Code::NotAList),
+            (r#"{"results":[{"a":1}"#, Code::Truncated),
+            (r#"{"results":[]}<html>"#, Code::NotJson),
+            (r#"{"results":[],"results":[]}"#, Code::NotAList),
         ] {
             assert_eq!(read(body).err(), Some(code), "{body}");
         }
         let not_text = Bytes::from_static(b"{\"results\":[],\"x\":\"\xff\"}");
-        assert_eq!(Page::read(not_text, &Url::parse("https://api.belvo.com").unwrap()).err(), Some("not_json"));
+        assert_eq!(Page::read(not_text, &Url::parse("https://api.belvo.com").unwrap()).err(), Some(Code::NotJson));
         let deep = format!(r#"{{"results":[{}{}]}}"#, "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(read(&deep).unwrap().len(), 1, "depth is no danger where nothing is built");
     }

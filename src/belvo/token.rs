@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::client::Call;
-use super::{Class, Client, Failure, Leave, LinkId, Patience};
+use super::{Class, Client, Code, Failure, Leave, Patience};
 use crate::clock::Timestamp;
 use crate::config;
+use crate::link_id::LinkId;
 
 const PATH: &str = "/api/token/";
 
@@ -61,7 +62,7 @@ pub async fn create(client: &Client, ask: Ask<'_>) -> Result<Token, Failure> {
     let call = Call { is_for_token: true, ..Call::post(PATH, &body(ask, keys), &[200, 201]) };
     let answer = client.call(&call, Leave::of(Class::Urgent).waiting(Patience::Short)).await?;
     let Ok(Wire { access, refresh }) = serde_json::from_slice(&answer.body) else {
-        return Err(Failure::own("not_json", PATH).with_method("POST").with_status(200));
+        return Err(Failure::own(Code::NotJson, PATH).with_method("POST").with_status(200));
     };
     Ok(Token { access: access.into(), refresh: refresh.into(), expires_at: answer.started_at + LASTS })
 }
@@ -195,7 +196,7 @@ mod tests {
         let script = Script::start(|_| scripted::json(200, r#"{"access":7,"secret":"canary"}"#)).await;
         let link: LinkId = "2f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap();
         let failure = create(&script.client(), Ask::Update(&link)).await.unwrap_err();
-        assert_eq!(failure.code, "not_json");
+        assert_eq!(failure.code, Code::NotJson);
         assert!(!format!("{failure} {failure:?}").contains("canary"));
     }
 }

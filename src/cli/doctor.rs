@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{Exit, Global, environment, streams, work};
 use crate::admin::client::{self, Client};
 use crate::admin::status::{Status, grouped};
-use crate::belvo::{self, Trouble, meaning};
+use crate::belvo::{self, Code, Trouble};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::publish::{self, Held, Lake};
@@ -283,7 +283,7 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
         Ok(problems) if problems.is_empty() => report.fine("daemon", "the daemon runs, and nothing stands in its way"),
         Ok(problems) => {
             for code in problems {
-                let what = meaning(&code).map_or("look at the daemon's log", |meaning| meaning.what);
+                let what = Code::by_name(&code).map_or("look at the daemon's log", Code::what);
                 let what = format!("the daemon is not ready ({code}): {what}");
                 report.add(Level::Error, &code, what, belvo::advice(&code), Exit::of_code(&code));
             }
@@ -341,8 +341,8 @@ async fn ask_belvo(config: &Config, report: &mut Report) -> anyhow::Result<()> {
     match belvo::links::list_page(&client, 1, 1).await {
         Ok(_) => report.fine("credentials", format!("{} takes the keys", config.belvo.base_url)),
         Err(failure) => {
-            let exit = Exit::of_code(failure.code);
-            report.add(Level::Error, failure.code, failure.to_string(), failure.advice(), exit);
+            let exit = Exit::of_code(failure.code.name());
+            report.add(Level::Error, failure.code.name(), failure.to_string(), failure.advice(), exit);
             return Ok(());
         }
     }
@@ -386,7 +386,7 @@ fn work_left(status: &Status, report: &mut Report) {
     let limited: u64 = status
         .errors
         .iter()
-        .filter(|(code, _)| meaning(code).is_some_and(|meaning| matches!(meaning.trouble, Trouble::Limit)))
+        .filter(|(code, _)| Code::by_name(code).is_some_and(|code| code.trouble() == Trouble::Limit))
         .map(|(_, count)| count)
         .sum();
     if limited > 0 {

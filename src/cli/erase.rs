@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::{Exit, Global, ordered, streams};
 use crate::backup;
-use crate::belvo::LinkId;
 use crate::config::Needs;
 use crate::erase::{Plan, plan, receipts_of};
+use crate::link_id::LinkId;
 use crate::operations::{Erasure, Order};
 use crate::publish::{Held, Lake};
 use crate::sensitive::Pepper;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::work::Signal;
-use crate::belvo::{Failure, Trouble, meaning};
+use crate::belvo::{Code, Failure, Trouble};
 use crate::config::ConfigErrors;
 use crate::operations::Refused;
 use crate::{admin, backup, delete, erase, links, publish, refresh, restore, store, subject, tombstones, widget};
@@ -67,7 +67,7 @@ impl Exit {
             "invalid_request" => Self::Usage,
             "state_damaged" | "state_unreadable" | "backup_damaged" | "damaged" | "foreign_tombstones"
             | "tombstones_damaged" => Self::Damaged,
-            _ => match meaning(code).map(|meaning| meaning.trouble) {
+            _ => match Code::by_name(code).map(Code::trouble) {
                 Some(Trouble::Keys | Trouble::Account) => Self::Credentials,
                 Some(Trouble::Limit) => Self::RateLimited,
                 Some(Trouble::Down) => Self::Down,
@@ -82,7 +82,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::Config);
     }
     let code = cause.downcast_ref().map(store::Error::code);
-    let code = code.or_else(|| cause.downcast_ref().map(|failure: &Failure| failure.code));
+    let code = code.or_else(|| cause.downcast_ref().map(|failure: &Failure| failure.code.name()));
     let code = code.or_else(|| cause.downcast_ref().map(refresh::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(links::SyncError::code));
     let code = code.or_else(|| cause.downcast_ref().map(publish::Error::code));
@@ -119,9 +119,9 @@ mod tests {
         let exits = [
             Exit::of(&Err::<(), _>(held).context("while starting").unwrap_err()),
             Exit::of(&ConfigErrors(vec![mistake]).into()),
-            Exit::of(&refresh::Error::from(Failure::own("api_auth", "/api/owners/")).into()),
-            Exit::of(&Failure::own("rate_limited", "/api/links/").into()),
-            Exit::of(&Failure::own("unreachable", "/api/links/").into()),
+            Exit::of(&refresh::Error::from(Failure::own(Code::ApiAuth, "/api/owners/")).into()),
+            Exit::of(&Failure::own(Code::RateLimited, "/api/links/").into()),
+            Exit::of(&Failure::own(Code::Unreachable, "/api/links/").into()),
             Exit::of(&publish::Unpublished { code: "lake_not_writable", message: String::new() }.into()),
             Exit::of(&anyhow!("something else")),
         ];

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::table::Table;
 use super::{Exit, Global, ordered, streams};
-use crate::belvo::LinkId;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::database;
@@ -18,6 +17,7 @@ use crate::features::explain::{self, Explanation};
 use crate::features::frozen::{self, Frozen, Wish};
 use crate::features::published;
 use crate::features::runs::{self, Mode, Run, Wanted};
+use crate::link_id::LinkId;
 use crate::operations::Order;
 use crate::publish::{FeaturesAt, Lake};
 use crate::store::Readers;

@@ -7,9 +7,10 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::{Exit, Global, ordered, streams};
-use crate::belvo::{LinkId, Meaning, meaning};
+use crate::belvo::Code;
 use crate::clock::Clock;
 use crate::config::Needs;
+use crate::link_id::LinkId;
 use crate::operations::{self, Links, Order};
 use crate::recollect::{self, Estimate};
 use crate::resources::{self, Resource};
@@ -123,8 +124,8 @@ fn tell(run: &Run, global: &Global) -> io::Result<()> {
         return writeln!(out, "{}", json!({ "refreshed": done, "failed": failed, "run": run.id }));
     }
     writeln!(out, "refreshed {done}")?;
-    failed.iter().try_for_each(|(code, count)| match meaning(code) {
-        Some(Meaning { what, advice, .. }) => writeln!(out, "failed {count}: {code}: {what}; {advice}"),
+    failed.iter().try_for_each(|(code, count)| match Code::by_name(code) {
+        Some(known) => writeln!(out, "failed {count}: {code}: {}; {}", known.what(), known.advice()),
         None => writeln!(out, "failed {count}: {code}; the log says more"),
     })
 }

@@ -191,10 +191,10 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::belvo::log_tag;
     use crate::clock::Clock;
     use crate::config::{Config, Needs};
     use crate::daemon::{Daemon, Parts};
+    use crate::link_id::log_tag;
     use crate::operations::Order;
     use crate::runs::Reason;
     use crate::simulate::{self, Simulation};

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::{Exit, Global, streams, work};
 use crate::admin::client::Client;
-use crate::belvo::LinkId;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::daemon::{Daemon, Parts};
+use crate::link_id::LinkId;
 use crate::resources::{self, Resource};
 use crate::widget::{self, SessionRequest};
 

@@ -14,11 +14,11 @@ use ipnet::IpNet;
 
 use super::reader::{Reader, listed};
 use super::{
-    Admin, Belvo, Branding, Budget, CallbackUrls, Features, Keep, Lake, Needs, Pii, Retention, SECRET_LEN, State,
-    Webhook, Widget,
+    Admin, Belvo, Branding, Budget, CallbackUrls, Features, Keep, Lake, LakeForm, Needs, Pii, Retention, SECRET_LEN,
+    State, Webhook, Widget,
 };
-use crate::features::reference::Reference;
-use crate::sinks;
+use crate::database;
+use crate::reference::Reference;
 
 /// What Belvo allows each source IP, in any window of [`BELVO_WINDOW`].
 const BELVO_LIMIT: u128 = 80;
@@ -281,8 +281,9 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         let what = format!("{} has a ? or a \\, and DuckDB does not find files in such a folder", path.display());
         read.refuse("lake.url", what, "write a folder without them; the default is var/lake");
     }
-    let expected = format!("a list of sinks; there are {}", listed(sinks::names()));
-    let sinks = read.texts("lake.sinks", &expected, |sink| sinks::names().any(|name| name == sink));
+    let expected = format!("a list of sinks; there are {}", listed(LakeForm::ALL.map(LakeForm::name)));
+    let names = read.texts("lake.sinks", &expected, |name| LakeForm::by_name(name).is_some());
+    let sinks: Vec<LakeForm> = names.iter().filter_map(|name| LakeForm::by_name(name)).collect();
     if sinks.is_empty() {
         read.refuse(
             "lake.sinks",
@@ -338,7 +339,7 @@ fn is_version(text: &str) -> bool {
     let parts = text.strip_prefix('v').map(|numbers| numbers.split('.').collect::<Vec<_>>()).unwrap_or_default();
     let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit());
     // Starting DuckDB takes longer than all the rest of this, so it is asked about other versions than the default alone.
-    parts.len() == 3 && parts.iter().all(is_number) && (text == "v1.0.0" || sinks::duckdb::writes_version(text))
+    parts.len() == 3 && parts.iter().all(is_number) && (text == "v1.0.0" || database::writes_version(text))
 }
 
 pub(super) fn pii(read: &mut Reader<'_>) -> Pii {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock_step::{LOOKED_AT, TwoClocks, tell_of_step_back};
 use crate::admin::Recorder;
-use crate::belvo::Client;
+use crate::belvo::{Client, Code};
 use crate::chronicle;
 use crate::clock::Timestamp;
 use crate::lane::in_background;
@@ -49,10 +49,10 @@ pub(super) async fn look_around(
         let now = client.trouble();
         if now != trouble {
             if let Some(code) = trouble {
-                problems.clear(code);
+                problems.clear(code.name());
             }
             if let Some(code) = now {
-                problems.raise(code);
+                problems.raise(code.name());
             }
             trouble = now;
         }
@@ -141,7 +141,7 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
-    metrics::gauge!("vinculo_belvo_paused", "code" => "rate_limited")
+    metrics::gauge!("vinculo_belvo_paused", "code" => Code::RateLimited.name())
         .set(u8::from(client.budget().paused_until().is_some()));
     // A state that cannot be read is told where it is written.
     let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {

@@ -11,12 +11,12 @@ use serde_json::json;
 
 use super::{Begun, Error, Receipt, Step, remove};
 use crate::audit;
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::sensitive::Pepper;
 use crate::store::{self, Store, Tx, WebhookPlace, args};
 use crate::subject::{self, each_name_in, own_external_ids};
-use crate::tombstones::{self, FileError, Kind, Tombstones};
+use crate::tombstones::{self, FileError, Kind, Tombstones, note_latest};
 
 /// What was erased again.
 #[derive(Debug, Default)]
@@ -134,8 +134,7 @@ impl Quarantined {
             let Ok(body) = place.open(tx, row.bytes(1)?) else { return Ok(()) };
             each_name_in(&body, &mut |name| {
                 if has_users && tombstones.erased_at(Kind::ExternalId, name).is_some() {
-                    let latest = found.users.entry(name.to_owned()).or_insert(received_at);
-                    *latest = received_at.max(*latest);
+                    note_latest(&mut found.users, name.to_owned(), received_at);
                 }
                 let link = name.parse::<LinkId>().ok();
                 found.links.extend(
@@ -158,9 +157,7 @@ fn users_without_link(
 ) -> Result<BTreeSet<String>, store::Error> {
     let sessions = "SELECT external_id, max(asked_at) FROM widget_sessions GROUP BY external_id";
     tx.each(sessions, args![], |row| {
-        let asked_at = row.int(1)?;
-        let latest = latest.entry(row.text(0)?).or_insert(asked_at);
-        *latest = asked_at.max(*latest);
+        note_latest(&mut latest, row.text(0)?, row.int(1)?);
         Ok::<_, store::Error>(())
     })?;
     let mut users = BTreeSet::new();

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::belvo::{Decision, SIMULATED_MISMATCH};
+use crate::belvo::{Code, Decision};
 use crate::delete;
 use crate::publish;
 use crate::store;
@@ -77,7 +77,7 @@ impl Error {
         let Self::Belvo(error) = self else { return false };
         match &**error {
             delete::Error::Belvo(failure) => {
-                failure.code != SIMULATED_MISMATCH
+                failure.code != Code::SimulatedMismatch
                     && !matches!(failure.kind, Decision::Retry | Decision::RetryAfter(_) | Decision::Stop)
             }
             delete::Error::Refused => true,

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use duckdb::{Connection, params};
 
 use super::dictionary::{self, Kind, Relation};
-use super::reference::Reference;
 use crate::database::quoted;
+use crate::reference::Reference;
 
 /// Scalar macros, each after those that it is made of.
 const MACROS: [&str; 9] = [

@@ -12,9 +12,9 @@ use duckdb::{Connection, params};
 
 use super::catalog;
 use super::dictionary;
-use super::reference::Reference;
 use super::runs::Run;
 use crate::database::{quoted, without_extensions};
+use crate::reference::Reference;
 
 /// The tables that features are computed from.
 pub const SOURCES: [&str; 5] =

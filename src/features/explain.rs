@@ -14,9 +14,9 @@ use super::catalog::steps_macro;
 use super::compute::Computer;
 use super::dictionary::{self, Column};
 use super::published::{exact, rows};
-use super::reference::Reference;
 use super::runs::Run;
 use crate::database::quoted;
+use crate::reference::Reference;
 
 /// What the steps of `credit_features` say besides the row, by name.
 const EVIDENCE: [(&str, &str); 5] = [

@@ -5,8 +5,8 @@ use chrono::NaiveDate;
 use serde_json::{Map, Value};
 
 use super::runs::Mode;
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::store::{self, FrozenPlace, Store, Tx, args};
 use crate::tombstones;
 

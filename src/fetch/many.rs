@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use super::{List, RawPages};
 use crate::belvo::links::MOST_IDS;
-use crate::belvo::{Class, Client, Failure, LinkId, Permit};
+use crate::belvo::{Class, Client, Failure, Permit};
 use crate::json::Reader;
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 
 /// Most links in one request, the canary among them.
@@ -134,6 +135,7 @@ pub(super) fn link_of(record: &str) -> Option<LinkId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::belvo::Code;
     use crate::belvo::scripted::{self, Script, page_of};
     use crate::resources::employments;
 
@@ -196,6 +198,6 @@ mod tests {
         }
         let script = Script::start(|_| scripted::json(400, r#"[{"code":"validation_error"}]"#)).await;
         let failed = fetched(&script, Form::Alone).await.unwrap_err();
-        assert!(matches!(failed, Useless::Failed(failure) if failure.code == "bad_request"));
+        assert!(matches!(failed, Useless::Failed(failure) if failure.code == Code::BadRequest));
     }
 }

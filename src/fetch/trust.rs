@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use super::many::{Form, MOST_LINKS, filter, link_of};
 use super::{RawPages, identity};
 use crate::belvo::page::{Next, Page};
-use crate::belvo::{Client, Decision, Failure, Leave, LinkId};
+use crate::belvo::{Client, Code, Decision, Failure, Leave};
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 
 /// Refreshes of a resource that must wait before the first check is made, because it costs up to two requests.
@@ -351,7 +352,7 @@ async fn try_form(client: &Client, resource: &Resource, form: Form, samples: &[S
             Ok(page) => judge(&page, form, samples),
             Err(_) => Found::Wrong,
         },
-        Err(failure) if is_refusal(&failure) || failure.code == "api_blocked" => Found::Wrong,
+        Err(failure) if is_refusal(&failure) || failure.code == Code::ApiBlocked => Found::Wrong,
         Err(Failure { kind: Decision::RetryAfter(wait), .. }) => Found::Nothing(wait),
         Err(_) => Found::Nothing(CHECK_AGAIN),
     }

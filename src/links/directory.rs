@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use crate::belvo::{self, Client, Decision, LinkId};
+use crate::belvo::{self, Client, Decision};
 use crate::clock::Clock;
+use crate::link_id::LinkId;
 use crate::queue::Queue;
 use crate::store::Store;
 

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DELETED, DELETING, Directory, NOT_FOUND, Told, keep, note_status};
 use crate::belvo::links::{LinkObject, MOST_IDS};
-use crate::belvo::{self, Class, Decision, Failure, Leave, LinkId};
+use crate::belvo::{self, Class, Code, Decision, Failure, Leave};
 use crate::chronicle;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::origin;
 use crate::store::{Error, Tx, args};
 
@@ -153,7 +154,7 @@ impl Directory {
         let found = found.into_iter().filter(|link| known.iter().any(|one| one.id == link.id)).collect();
         if !self.keep_all(found, now).await? {
             return self
-                .postpone([known, rest].concat(), &Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH))
+                .postpone([known, rest].concat(), &Failure::own(Code::SimulatedMismatch, belvo::links::PATH))
                 .await;
         }
         let (missing, alone): (Vec<_>, Vec<_>) = rest.into_iter().partition(|one| is_answered && one.is_missing);
@@ -200,7 +201,12 @@ impl Directory {
             let page = match belvo::links::list_page_with(&self.client, number, self.client.page_size(), leave).await {
                 Ok(page) => page,
                 Err(failure) => {
-                    tracing::warn!(code = failure.code, page = number, request_id = failure.request_id, "{failure}");
+                    tracing::warn!(
+                        code = failure.code.name(),
+                        page = number,
+                        request_id = failure.request_id,
+                        "{failure}"
+                    );
                     memory.list_from = Some(Instant::now() + LIST_AGAIN);
                     break;
                 }
@@ -257,7 +263,7 @@ impl Directory {
         match belvo::links::get(&self.client, &one.id).await {
             Ok(link) => {
                 if !self.keep_all(vec![link], now).await? {
-                    let failure = Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH);
+                    let failure = Failure::own(Code::SimulatedMismatch, belvo::links::PATH);
                     return self.postpone(vec![one], &failure).await;
                 }
             }
@@ -365,7 +371,7 @@ impl Directory {
     async fn postpone(&self, due: Vec<DueLink>, failure: &Failure) -> Result<usize, Error> {
         let attempts = due.iter().map(|one| one.attempts).max().unwrap_or_default();
         let until = self.clock.now() + failure.delay(attempts, &mut rand::rng());
-        tracing::warn!(code = failure.code, links = due.len(), request_id = failure.request_id, "{failure}");
+        tracing::warn!(code = failure.code.name(), links = due.len(), request_id = failure.request_id, "{failure}");
         self.store.write(move |tx| due.iter().try_for_each(|link| put_off(tx, &link.id, until))).await?;
         Ok(0)
     }

@@ -6,7 +6,7 @@
 
 use super::{DELETED, Directory, NOT_FOUND, News, Told, keep};
 use crate::belvo::links::{LinkObject, LinkPage};
-use crate::belvo::{self, Class, Decision, Failure, Leave, Patience};
+use crate::belvo::{self, Class, Code, Decision, Failure, Leave, Patience};
 use crate::clock::Timestamp;
 use crate::origin;
 use crate::store::{Error, args};
@@ -48,7 +48,7 @@ impl SyncError {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Belvo(failure) => failure.code,
+            Self::Belvo(failure) => failure.code.name(),
             Self::Store(error) => error.code(),
         }
     }
@@ -85,7 +85,7 @@ impl Directory {
             let (has_next, rows) = (page.has_next, page.links.len() + page.unreadable);
             let kept = self.keep_page(page.links, asked_at, sync).await?;
             let (counted, repeated) =
-                kept.ok_or_else(|| Failure::own(belvo::SIMULATED_MISMATCH, belvo::links::PATH).with_status(200))?;
+                kept.ok_or_else(|| Failure::own(Code::SimulatedMismatch, belvo::links::PATH).with_status(200))?;
             synced.listed += counted.listed;
             synced.new += counted.new;
             synced.changed += counted.changed;
@@ -120,7 +120,12 @@ impl Directory {
                 Err(failure) if failure.kind == Decision::Gone && number > 1 => return Ok(None),
                 Err(failure) if attempts < self.most_retries(&failure, patience) => {
                     let wait = failure.delay(attempts, &mut rand::rng());
-                    tracing::warn!(code = failure.code, request_id = failure.request_id, page = number, "{failure}");
+                    tracing::warn!(
+                        code = failure.code.name(),
+                        request_id = failure.request_id,
+                        page = number,
+                        "{failure}"
+                    );
                     tokio::time::sleep(wait).await;
                     attempts += 1;
                 }

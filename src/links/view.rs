@@ -10,9 +10,10 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::{DELETED, DELETING, NOT_FOUND, PAUSED};
-use crate::belvo::{self, LinkId};
+use crate::belvo;
 use crate::clock::Timestamp;
 use crate::coverage::{self, Coverage};
+use crate::link_id::{LinkId, log_tag};
 use crate::queue;
 use crate::resources::{self, Resource};
 use crate::store::{self, Error, Row, Tx, args};
@@ -218,7 +219,7 @@ fn read(row: &Row<'_>) -> Result<View, Error> {
     let at = |column| row.opt_at(column).map(|at| at.map(|at| at.to_string()));
     let link_id = row.text(0)?;
     Ok(View {
-        log_tag: belvo::log_tag(&link_id),
+        log_tag: log_tag(&link_id),
         link_id,
         external_id: row.opt_text(1)?,
         institution: row.opt_text(2)?,

@@ -27,7 +27,7 @@ impl<'s> Handover<'s> {
         previous: Option<(&'s Manifest, PathBuf)>,
         leaves_most: bool,
     ) -> Result<Self, Error> {
-        let wanted = sinks::ALL.iter().filter(|sink| settings.sinks.iter().any(|name| name == sink.name()));
+        let wanted = sinks::ALL.iter().filter(|sink| settings.sinks.contains(&sink.form()));
         let begun = wanted.map(|sink| {
             sink.begin(Target {
                 folder: staging.folder.clone(),

@@ -105,41 +105,40 @@ impl Held {
     }
 }
 
-/// The row of `meta` with the change in which a link was removed last.
-const LAST_REMOVAL: &str = "last_removal";
-
-/// Notes that a link goes, with all its rows, which is news for the publisher: nothing is taken over from a snapshot from
-/// before, which may show it, whoever puts that in the place of a newer one.
-///
-/// # Errors
-/// [`store::Error::Database`], or [`store::Error::Unreadable`].
-pub fn note_removal(tx: &Tx<'_>) -> Result<(), store::Error> {
-    tx.set_meta(LAST_REMOVAL, &tx.change()?.to_string())
+/// What takes rows out of the lake that are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// A link goes, with all its rows: nothing is taken over from a snapshot from before, which may show it, whoever puts that
+    /// in the place of a newer one.
+    Removal,
+    /// Rows were kept long enough. They stay readable in a database that is taken over, behind a mark that they are deleted,
+    /// and in the snapshots from before: the next publish makes a new one, and drops these. Files whose rows stay stand.
+    Expiry,
 }
 
-/// The change in which a link was removed last; 0 when none was.
-pub(super) fn last_removal(tx: &Tx<'_>) -> Result<i64, store::Error> {
-    noted(tx, LAST_REMOVAL)
-}
+impl Mark {
+    /// The row of `meta` with the change in which it came last.
+    fn row(self) -> &'static str {
+        match self {
+            Self::Removal => "last_removal",
+            Self::Expiry => "last_expiry",
+        }
+    }
 
-/// The row of `meta` with the change in which rows that are published were removed last because they were kept long enough.
-const LAST_EXPIRY: &str = "last_expiry";
+    /// Notes that it comes with this change, which is news for the publisher.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub fn note(self, tx: &Tx<'_>) -> Result<(), store::Error> {
+        tx.set_meta(self.row(), &tx.change()?.to_string())
+    }
 
-/// Notes that rows go which are published. They stay readable in a database that is taken over, behind a mark that they are
-/// deleted, and in the snapshots from before: the next publish makes a new one, and drops these. Files whose rows stay stand.
-///
-/// # Errors
-/// [`store::Error::Database`], or [`store::Error::Unreadable`].
-pub fn note_expiry(tx: &Tx<'_>) -> Result<(), store::Error> {
-    tx.set_meta(LAST_EXPIRY, &tx.change()?.to_string())
-}
-
-/// The change in which rows expired last; 0 when none did.
-pub(super) fn last_expiry(tx: &Tx<'_>) -> Result<i64, store::Error> {
-    noted(tx, LAST_EXPIRY)
-}
-
-fn noted(tx: &Tx<'_>, name: &str) -> Result<i64, store::Error> {
-    let noted = tx.meta(name)?;
-    noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("a change")))
+    /// The change in which it came last; 0 when it never did.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub(super) fn last(self, tx: &Tx<'_>) -> Result<i64, store::Error> {
+        let noted = tx.meta(self.row())?;
+        noted.map_or(Ok(0), |noted| noted.parse().map_err(|_| store::Error::Unreadable("a change")))
+    }
 }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Publisher, Scope, publish_in_background};
+use crate::backoff::Backoff;
 use crate::problems::Problems;
 
 /// Stands while nothing can be published.
@@ -39,13 +40,13 @@ pub async fn run(
     problems: Problems,
     shutdown: CancellationToken,
 ) {
-    let mut retry = Duration::ZERO;
+    let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
     loop {
         changed.mark_unchanged();
         let wait = match publish_in_background(&publisher, Scope::Changed).await {
             Ok(manifest) => {
                 problems.clear(PROBLEM);
-                retry = Duration::ZERO;
+                retry.reset();
                 // Told also when there was nothing new: readers then have all there is.
                 published
                     .send_modify(|change| *change = manifest.map_or(*change, |manifest| manifest.built_from.change));
@@ -54,13 +55,13 @@ pub async fn run(
             Err(error) => {
                 problems.raise(PROBLEM);
                 metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
-                retry = retry.saturating_mul(2).clamp(FIRST_RETRY, LAST_RETRY);
+                let wait = retry.next_wait();
                 tracing::error!(
                     code = error.code(),
-                    retry_secs = retry.as_secs(),
+                    retry_secs = wait.as_secs(),
                     "nothing was published, and readers see the last snapshot: {error}"
                 );
-                retry
+                wait
             }
         };
         tokio::select! {

@@ -9,13 +9,14 @@ use sha2::{Digest, Sha256};
 use super::cells::Split;
 use super::delta::{self, Delta};
 use super::handover::Handover;
-use super::held::{last_expiry, last_removal};
+use super::held::Mark;
 use super::output::Linker;
 use super::partitions::Partitions;
 use super::snapshots::{BuiltFrom, Manifest, Sealed, Staging, TableEntry};
 use super::tables::Stager;
 use super::{Error, Publisher, Scope};
 use crate::clock::Timestamp;
+use crate::config::LakeForm;
 use crate::schema::{self, Table};
 use crate::sensitive::hex;
 use crate::sinks::{self, Staged};
@@ -58,7 +59,7 @@ impl Publisher {
     ) -> Result<Option<StagedTables<'s>>, Error> {
         self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
-            let removed = last_removal(tx)?;
+            let removed = Mark::Removal.last(tx)?;
             let alike = previous.filter(|previous| {
                 scope == Scope::Changed && self.is_alike(previous, &built_from) && previous.built_from.change >= removed
             });
@@ -87,7 +88,7 @@ impl Publisher {
             let changed = stager.changed_links()?;
             let partitions = Partitions::read(tx, earlier.as_ref())?;
             let delta = partitions.recomputed(earlier.as_ref()).map(|links| Delta::of(links, staging));
-            let expired = last_expiry(tx)?;
+            let expired = Mark::Expiry.last(tx)?;
             let is_base = usable.is_some_and(|previous| previous.built_from.change >= expired);
             let leaves_most = is_base && stager.leaves_most(&changed);
             let mut handover = Handover::begin(&self.settings, staging, earlier, leaves_most)?;
@@ -137,7 +138,7 @@ impl Publisher {
             (sealing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
         });
         let (sealed, files) = (sealed?, files?);
-        if !self.wants("parquet") {
+        if !self.wants(LakeForm::Parquet) {
             for table in &mut tables {
                 let folder = staging.folder.join(&table.name);
                 if table.files.is_empty() {
@@ -186,12 +187,12 @@ impl Publisher {
     /// Whether `previous` is in the forms that `lake.sinks` names, and in no other.
     fn has_what_is_wanted(&self, previous: &Manifest) -> bool {
         let is_in = |file: &str| previous.files.iter().any(|entry| entry.path == file);
-        self.wants("parquet") == self.has_parquet(previous)
-            && sinks::ALL.iter().all(|sink| self.wants(sink.name()) == sink.files().iter().all(|file| is_in(file)))
+        self.wants(LakeForm::Parquet) == self.has_parquet(previous)
+            && sinks::ALL.iter().all(|sink| self.wants(sink.form()) == sink.files().iter().all(|file| is_in(file)))
     }
 
-    fn wants(&self, sink: &str) -> bool {
-        self.settings.sinks.iter().any(|wanted| wanted == sink)
+    fn wants(&self, form: LakeForm) -> bool {
+        self.settings.sinks.contains(&form)
     }
 
     /// What `pii.pepper` and `belvo.confirm_after` make of a text, because another of either makes other rows, and

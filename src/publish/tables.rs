@@ -15,7 +15,7 @@ use crate::clock::Timestamp;
 use crate::columns::Columns;
 use crate::features::compute::SOURCES;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
-use crate::queue::Trigger;
+use crate::queue::Priority;
 use crate::records::{List, NO_ID, unpack};
 use crate::replay::{Replay, Version};
 use crate::resources::{Resource, owners};
@@ -518,7 +518,7 @@ impl Stager<'_> {
              max(f.last_fetched_at), l.last_webhook_at, min(f.due_at), \
              max(CASE WHEN f.marks > f.cleared AND f.priority NOT IN ($1, $2) THEN 1 ELSE 0 END) \
              FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id GROUP BY l.link_id ORDER BY l.link_id",
-            args![Trigger::Schedule.priority(), Trigger::Confirm.priority()],
+            args![Priority::Schedule.number(), Priority::Confirm.number()],
             |row| {
                 let link_id = row.str(0)?;
                 let bucket = self.split.bucket(link_id);

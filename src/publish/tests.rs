@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::pace::LAST_RETRY;
 use super::*;
-use crate::belvo::LinkId;
 use crate::clock::Hand;
+use crate::config::LakeForm::{self, Duckdb, Parquet};
 use crate::features::runs;
 use crate::flatten::Comparison;
+use crate::link_id::LinkId;
 use crate::problems::Problems;
 use crate::queue::{self, Trigger};
 use crate::records::{self, Drift, Listing, Record};
@@ -36,11 +37,11 @@ impl Place {
         self.folder.path().join("lake")
     }
 
-    fn publisher(&self, sinks: &[&str]) -> Publisher {
+    fn publisher(&self, sinks: &[LakeForm]) -> Publisher {
         self.publisher_of(&self.store, sinks)
     }
 
-    fn publisher_of(&self, store: &Store, sinks: &[&str]) -> Publisher {
+    fn publisher_of(&self, store: &Store, sinks: &[LakeForm]) -> Publisher {
         let settings = config::Lake::small(self.lake(), sinks);
         let clock = self.hand.clock();
         Publisher::open(store.clone(), settings, Duration::from_hours(1), None, clock).unwrap()
@@ -72,11 +73,11 @@ fn code(published: Result<Option<Manifest>, Error>) -> &'static str {
 #[tokio::test]
 async fn another_state_replaces_no_row_of_a_lake_unless_it_is_told_to() {
     let place = Place::new();
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     publish(&publisher, Scope::Changed).unwrap().unwrap();
     add_link(&place.store, 1).await;
     let other = Store::open(&place.folder.path().join("other.db")).unwrap();
-    let another = place.publisher_of(&other, &["parquet"]);
+    let another = place.publisher_of(&other, &[Parquet]);
     publish(&another, Scope::Changed).unwrap().expect("no row was there to be lost");
     publish(&publisher, Scope::Changed).unwrap().expect("nor is one now");
     assert_eq!(code(publish(&another, Scope::Changed)), "foreign_lake");
@@ -132,7 +133,7 @@ async fn a_damaged_body_is_a_rejected_record_and_everything_else_is_published() 
     let damage = "UPDATE record_versions SET body = substr(body, 1, length(body) - 6) \
         WHERE (substr(link_id, 8, 1), version) IN (('1', 2), ('2', 1))";
     assert_eq!(place.store.write(move |tx| tx.execute(damage, args![])).await.unwrap(), 2);
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     publish(&publisher, Scope::Everything).unwrap().unwrap();
     let listed = texts(&publisher, "employments", ["link_id", "employer_code"]);
     let of = |number: u32| Some(format!("{number:08}-0000-4000-8000-000000000000"));
@@ -156,7 +157,7 @@ async fn a_damaged_body_is_a_rejected_record_and_everything_else_is_published() 
 async fn a_lake_that_somebody_removed_has_no_snapshot() {
     let place = Place::new();
     add_link(&place.store, 1).await;
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     publish(&publisher, Scope::Changed).unwrap().unwrap();
     assert_eq!(publisher.snapshots().unwrap(), [1]);
     fs::remove_dir_all(place.lake()).unwrap();
@@ -167,17 +168,17 @@ async fn a_lake_that_somebody_removed_has_no_snapshot() {
 async fn a_lake_that_lost_its_links_loses_nothing_else() {
     let place = Place::new();
     add_link(&place.store, 1).await;
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     for _ in 0..2 {
         publish(&publisher, Scope::Everything).unwrap().unwrap();
     }
     fs::remove_file(place.lake().join("current")).unwrap();
 
     let other = Store::open(&place.folder.path().join("other.db")).unwrap();
-    let another = place.publisher_of(&other, &["parquet"]);
+    let another = place.publisher_of(&other, &[Parquet]);
     assert_eq!(another.snapshots().unwrap(), [1, 2], "nobody can tell which of them nobody saw");
     assert_eq!(code(publish(&another, Scope::Changed)), "foreign_lake");
-    let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap();
+    let manifest = publish(&place.publisher(&[Parquet]), Scope::Changed).unwrap();
     assert_eq!(manifest.map(|manifest| manifest.snapshot), Some(3), "there is a current one again");
     assert_eq!(publisher.current(), Some(3));
 }
@@ -185,7 +186,7 @@ async fn a_lake_that_lost_its_links_loses_nothing_else() {
 #[tokio::test]
 async fn a_lake_whose_link_names_an_older_snapshot_goes_on_from_there_and_keeps_the_newer_ones() {
     let place = Place::new();
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     for number in 1..=3 {
         add_link(&place.store, number).await;
         publish(&publisher, Scope::Changed).unwrap().unwrap();
@@ -193,14 +194,14 @@ async fn a_lake_whose_link_names_an_older_snapshot_goes_on_from_there_and_keeps_
     let link = place.lake().join("current");
     fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink("snapshots/000001", &link).unwrap();
-    let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
+    let manifest = publish(&place.publisher(&[Parquet]), Scope::Changed).unwrap().unwrap();
     assert_eq!((manifest.snapshot, manifest.table("links").unwrap().rows), (4, 3));
     assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3, 4]);
 }
 
 #[tokio::test]
 async fn a_damaged_snapshot_is_made_anew_without_anybody_asking() {
-    for sinks in [&["parquet"][..], &["parquet", "duckdb"]] {
+    for sinks in [&[Parquet][..], &[Parquet, Duckdb]] {
         let place = Place::new();
         let publisher = place.publisher(sinks);
         add_link(&place.store, 1).await;
@@ -219,18 +220,18 @@ async fn a_damaged_snapshot_is_made_anew_without_anybody_asking() {
 async fn nothing_staged_is_removed_from_a_lake_that_another_state_publishes() {
     let place = Place::new();
     add_link(&place.store, 1).await;
-    publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
+    publish(&place.publisher(&[Parquet]), Scope::Changed).unwrap().unwrap();
     let staged = place.lake().join(".staging/000002");
     fs::create_dir(&staged).unwrap();
     let other = Place { store: Store::open(&place.folder.path().join("other.db")).unwrap(), ..place };
-    assert_eq!(code(publish(&other.publisher(&["parquet"]), Scope::Changed)), "foreign_lake");
+    assert_eq!(code(publish(&other.publisher(&[Parquet]), Scope::Changed)), "foreign_lake");
     assert!(staged.exists());
 }
 
 #[tokio::test]
 async fn a_state_that_is_older_than_the_lake_stays_so_however_far_it_counts() {
     let place = Place::new();
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     let meta = |tx: &Tx<'_>| tx.all("SELECT name, value FROM meta", args![], |row| Ok((row.text(0)?, row.text(1)?)));
     let older = place.store.read(meta).await.unwrap();
     for number in 1..=3 {
@@ -249,7 +250,7 @@ async fn a_state_that_is_older_than_the_lake_stays_so_however_far_it_counts() {
         add_link(&place.store, number).await;
     }
     // Also after a restart.
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     assert_eq!(code(publish(&publisher, Scope::Changed)), "state_older_than_lake");
     publish(&publisher, Scope::Everything).unwrap().unwrap();
     add_link(&place.store, 10).await;
@@ -260,14 +261,14 @@ async fn a_state_that_is_older_than_the_lake_stays_so_however_far_it_counts() {
 async fn nothing_is_written_into_the_place_of_a_volume_that_is_not_mounted() {
     let place = Place::new();
     add_link(&place.store, 1).await;
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     publish(&publisher, Scope::Changed).unwrap().unwrap();
     assert_eq!(place.lake().metadata().unwrap().mode() & 0o777, 0o750, "it is no business of strangers");
     let (lake, volume) = (place.lake(), place.folder.path().join("volume"));
     fs::rename(&lake, &volume).unwrap();
     fs::create_dir(&lake).unwrap();
     add_link(&place.store, 2).await;
-    let restarted = place.publisher(&["parquet"]);
+    let restarted = place.publisher(&[Parquet]);
     for publisher in [&publisher, &restarted] {
         assert_eq!(code(publish(publisher, Scope::Changed)), MISSING);
         assert!(publisher.is_missing());
@@ -284,25 +285,25 @@ async fn nothing_is_written_into_the_place_of_a_volume_that_is_not_mounted() {
     let device = "UPDATE meta SET value = replace(value, ' ' || $1 || ' ', ' 7 ') WHERE name = 'last_snapshot'";
     let here = Lake::look(&lake).device().unwrap().to_string();
     place.store.write(move |tx| tx.execute(device, args![&here])).await.unwrap();
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     assert_eq!(code(publish(&publisher, Scope::Changed)), MISSING, "what it is in was on another device");
     assert!(publisher.is_missing() && !lake.exists());
     publish(&publisher, Scope::Everything).unwrap().expect("it was ordered");
 
     fs::remove_dir_all(&lake).unwrap();
-    let manifest = publish(&place.publisher(&["parquet"]), Scope::Changed).unwrap().unwrap();
+    let manifest = publish(&place.publisher(&[Parquet]), Scope::Changed).unwrap().unwrap();
     assert_eq!(manifest.snapshot, 1, "somebody removed it on purpose");
     fs::remove_dir_all(&lake).unwrap();
     fs::create_dir(&lake).unwrap();
-    publish(&place.publisher(&["parquet"]), Scope::Everything).unwrap().expect("it was ordered");
-    assert_eq!(code(publish(&place.publisher(&["parquet"]), Scope::Changed)), "none");
+    publish(&place.publisher(&[Parquet]), Scope::Everything).unwrap().expect("it was ordered");
+    assert_eq!(code(publish(&place.publisher(&[Parquet]), Scope::Changed)), "none");
 }
 
 #[tokio::test]
 async fn a_snapshot_that_nobody_will_see_is_not_left() {
     let place = Place::new();
     add_link(&place.store, 1).await;
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     publish(&publisher, Scope::Changed).unwrap().unwrap();
     // As a copy leaves it that follows links.
     let current = place.lake().join("current");
@@ -322,11 +323,11 @@ async fn an_older_copy_of_the_lake_brings_nobody_back() {
     for number in 1..=200 {
         add_link(&place.store, number).await;
     }
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     publish(&publisher, Scope::Changed).unwrap().unwrap();
     let remove = |tx: &Tx<'_>| {
         tx.execute("DELETE FROM links WHERE link_id IN (SELECT link_id FROM links LIMIT 1)", args![])?;
-        note_removal(tx)
+        Mark::Removal.note(tx)
     };
     place.store.write(remove).await.unwrap();
     // The lake stands as it was before, and another link changes.
@@ -345,7 +346,7 @@ async fn an_older_copy_of_the_lake_brings_nobody_back() {
 #[tokio::test]
 async fn what_has_expired_is_in_no_file_and_no_snapshot_once_it_is_published() {
     let place = Place::new();
-    let publisher = place.publisher(&["parquet", "duckdb"]);
+    let publisher = place.publisher(&[Parquet, Duckdb]);
     for number in 1..=8 {
         add_link(&place.store, number).await;
         publish(&publisher, Scope::Changed).unwrap().unwrap();
@@ -354,7 +355,7 @@ async fn what_has_expired_is_in_no_file_and_no_snapshot_once_it_is_published() {
     assert_eq!(count, 8, "none is old enough to go by itself");
     let expire = move |tx: &Tx<'_>| {
         tx.execute("DELETE FROM links WHERE link_id = $1", args![gone])?;
-        note_expiry(tx)
+        Mark::Expiry.note(tx)
     };
     place.store.write(expire).await.unwrap();
     add_link(&place.store, 9).await;
@@ -374,7 +375,7 @@ async fn what_has_expired_is_in_no_file_and_no_snapshot_once_it_is_published() {
 #[tokio::test]
 async fn a_publish_that_fails_after_a_good_one_is_tried_again_in_two_seconds() {
     let place = Place::new();
-    let publisher = Arc::new(place.publisher(&["parquet"]));
+    let publisher = Arc::new(place.publisher(&[Parquet]));
     let (changed, published, problems) = (watch::Sender::new(()), watch::Sender::new(0), Problems::default());
     let (mut seen, shutdown) = (published.subscribe(), CancellationToken::new());
     let pace = Pace { quiet: Duration::ZERO, max_wait: Duration::ZERO };
@@ -400,7 +401,7 @@ async fn a_publish_that_fails_after_a_good_one_is_tried_again_in_two_seconds() {
 #[tokio::test]
 async fn whoever_waits_for_a_publish_hears_that_it_failed() {
     let place = Place::new();
-    let publisher = Arc::new(place.publisher(&["parquet"]));
+    let publisher = Arc::new(place.publisher(&[Parquet]));
     let staging = place.lake().join(".staging");
     fs::remove_dir(&staging).unwrap();
     fs::write(&staging, "no folder").unwrap();
@@ -421,7 +422,7 @@ async fn whoever_waits_for_a_publish_hears_that_it_failed() {
 #[test]
 fn an_erasure_leaves_no_older_snapshot_whatever_the_clock_said_when_it_was_published() {
     let place = Place::new();
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     for now in [3_000_000_000, 1_000_000_000, 2_000_000_000] {
         place.hand.set(Timestamp::from_micros(now));
         publish(&publisher, Scope::Everything).unwrap().unwrap();
@@ -440,7 +441,7 @@ fn an_erasure_leaves_no_older_snapshot_whatever_the_clock_said_when_it_was_publi
 #[tokio::test]
 async fn features_stand_in_the_order_of_their_key_and_no_footer_tells_of_anybody() {
     let place = Place::new();
-    let publisher = place.publisher(&["parquet"]);
+    let publisher = place.publisher(&[Parquet]);
     let now = place.hand.now();
     for number in [2, 1, 3] {
         add_link(&place.store, number).await;
@@ -474,7 +475,7 @@ async fn features_stand_in_the_order_of_their_key_and_no_footer_tells_of_anybody
 async fn a_folder_around_the_lake_may_be_called_as_a_key_of_its_rows() {
     let place = Place::new();
     for (number, folder) in [(1, "env=prod"), (4, "link_id=7"), (7, "as_of_date=2020-01-01")] {
-        let settings = config::Lake::small(place.folder.path().join(folder), &["parquet", "duckdb"]);
+        let settings = config::Lake::small(place.folder.path().join(folder), &[Parquet, Duckdb]);
         let (store, clock) = (place.store.clone(), place.hand.clock());
         let publisher = Publisher::open(store, settings, Duration::from_hours(1), None, clock).unwrap();
         for number in number..number + 3 {
@@ -500,7 +501,7 @@ fn what_the_lake_is_to_be_made_of_is_seen_to_although_nothing_else_changed() {
         let links = manifest.table("links").unwrap();
         (!links.files.is_empty(), manifest.files.iter().any(|file| file.path == database::FILE))
     };
-    let publish_with = |sinks: &[&str], version: &str| {
+    let publish_with = |sinks: &[LakeForm], version: &str| {
         let settings =
             config::Lake { duckdb_storage_version: version.to_owned(), ..config::Lake::small(place.lake(), sinks) };
         let (store, clock) = (place.store.clone(), place.hand.clock());
@@ -508,13 +509,13 @@ fn what_the_lake_is_to_be_made_of_is_seen_to_although_nothing_else_changed() {
             .unwrap()
     };
     for (sinks, version, expected) in [
-        (&["parquet"][..], "v1.0.0", (true, false)),
-        (&["parquet", "duckdb"], "v1.0.0", (true, true)),
-        (&["duckdb"], "v1.0.0", (false, true)),
-        (&["duckdb"], "v1.2.0", (false, true)),
-        (&["parquet", "duckdb"], "v1.2.0", (true, true)),
-        (&["parquet", "duckdb"], "v1.0.0", (true, true)),
-        (&["parquet"], "v1.0.0", (true, false)),
+        (&[Parquet][..], "v1.0.0", (true, false)),
+        (&[Parquet, Duckdb], "v1.0.0", (true, true)),
+        (&[Duckdb], "v1.0.0", (false, true)),
+        (&[Duckdb], "v1.2.0", (false, true)),
+        (&[Parquet, Duckdb], "v1.2.0", (true, true)),
+        (&[Parquet, Duckdb], "v1.0.0", (true, true)),
+        (&[Parquet], "v1.0.0", (true, false)),
     ] {
         let published = publish_with(sinks, version).map(|manifest| forms(&manifest));
         assert_eq!(published, Some(expected), "{sinks:?} {version}");
@@ -528,7 +529,7 @@ fn a_lake_without_a_database_has_no_link_to_one() {
     let place = Place::new();
     let link = place.lake().join(database::FILE);
     for (sinks, has_database) in
-        [(&["parquet"][..], false), (&["parquet", "duckdb"], true), (&["duckdb"], true), (&["parquet"], false)]
+        [(&[Parquet][..], false), (&[Parquet, Duckdb], true), (&[Duckdb], true), (&[Parquet], false)]
     {
         publish(&place.publisher(sinks), Scope::Everything).unwrap().unwrap();
         assert_eq!((link.is_symlink(), link.exists()), (has_database, has_database), "{sinks:?}");

@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::versions::Held;
 use super::{Of, Record};
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::resources::Resource;
 use crate::sensitive::hex;
 use crate::store::{Error, args};

@@ -7,8 +7,7 @@
 use super::body::{pack, unpack};
 use super::content::{content, say_the_same};
 use super::{Compare, List, Loss, NO_ID, Of, Record};
-use crate::belvo::credible;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, credible};
 use crate::store::{Error, VersionPlace, args, unless_damaged};
 
 impl Record {

@@ -17,14 +17,12 @@ use duckdb::{Connection, params};
 use sha2::{Digest, Sha256};
 
 use super::{Begun, Error, Sink, Staged, StagedFile, StagedTable, Target};
-use crate::database::{FILE, quoted, without_extensions};
+use crate::config::LakeForm;
+use crate::database::{FILE, LITTLE_MEMORY, quoted, without_extensions};
 use crate::features::{TABLE as FEATURES, catalog};
 use crate::lane::Lane;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
-
-/// Memory that DuckDB may use while it builds the file; beyond it, it writes to the staged folder.
-const MEMORY: &str = "96MiB";
 
 /// Macros and views, each after those that it is made of. They name tables without a catalog: whoever attaches the file under
 /// another name says `USE` first.
@@ -44,8 +42,8 @@ const TEMPORARY: &str = "lake.tmp";
 pub struct Duckdb;
 
 impl Sink for Duckdb {
-    fn name(&self) -> &'static str {
-        "duckdb"
+    fn form(&self) -> LakeForm {
+        LakeForm::Duckdb
     }
 
     fn files(&self) -> &'static [&'static str] {
@@ -282,16 +280,11 @@ fn remove(target: &Target) -> Result<(), Error> {
 /// A DuckDB without a file.
 fn start() -> Result<Connection, Error> {
     let config = without_extensions()?
-        .with("memory_limit", MEMORY)?
+        // Beyond it, it writes to the staged folder.
+        .with("memory_limit", LITTLE_MEMORY)?
         // More would only wait: one file is read in order, and DuckDB waits for work by asking for it all the time.
         .with("threads", "1")?;
     Ok(Connection::open_in_memory_with_flags(config)?)
-}
-
-/// Whether files can be written for readers of DuckDB `version`, such as `v1.0.0`.
-pub fn writes_version(version: &str) -> bool {
-    let attach = format!("ATTACH ':memory:' AS probe (STORAGE_VERSION {})", quoted(version));
-    Connection::open_in_memory().is_ok_and(|connection| connection.execute_batch(&attach).is_ok())
 }
 
 /// Opens the staged file as the catalog `lake`, and closes the way to everything but it and its Parquet.

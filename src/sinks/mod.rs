@@ -1,14 +1,15 @@
 //! Batches → staged tables, invisible until they are published: one file a sink, and one list.
 //!
 //! Parquet is written first and is what every other sink reads: it is the fastest way into DuckDB too. Adding a sink is a
-//! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`].
+//! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`]; and its [`LakeForm`], by which it is asked for.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::features::reference::Reference;
+use crate::config::LakeForm;
+use crate::reference::Reference;
 use crate::schema::Schema;
 
 pub mod duckdb;
@@ -17,15 +18,10 @@ pub mod parquet;
 /// Every sink that turns staged Parquet into something else.
 pub static ALL: [&'static dyn Sink; 1] = [&duckdb::Duckdb];
 
-/// Names that `lake.sinks` may hold: the staged Parquet itself, and every sink that reads it.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    std::iter::once("parquet").chain(ALL.iter().map(|sink| sink.name()))
-}
-
 /// Turns the staged Parquet of a snapshot into another form, in the same staged folder.
 pub trait Sink: Sync {
-    /// Its name in `lake.sinks`.
-    fn name(&self) -> &'static str;
+    /// The form that it gives.
+    fn form(&self) -> LakeForm;
 
     /// The files that it writes, relative to the snapshot.
     fn files(&self) -> &'static [&'static str];
@@ -134,4 +130,17 @@ pub enum Error {
     /// DuckDB failed.
     #[error("DuckDB could not build its file: {0}")]
     Duckdb(#[from] ::duckdb::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_but_parquet_has_one_sink() {
+        for form in LakeForm::ALL {
+            let sinks = ALL.iter().filter(|sink| sink.form() == form).count();
+            assert_eq!(sinks, usize::from(form != LakeForm::Parquet), "{}", form.name());
+        }
+    }
 }

@@ -55,6 +55,9 @@ const CACHE_KIB: i64 = 16 << 10;
 /// With less free space than this the disk is full, in bytes: a commit of many webhooks takes about as much.
 const ROOM: u64 = 1 << 20;
 
+/// Rows that work of many transactions writes in each, so that webhooks between two of them are not kept waiting.
+pub const ROWS_AT_ONCE: usize = 500;
+
 /// SQLite's `synchronous` setting: a commit returns only once the data is on the disk.
 pub const SYNCHRONOUS: &str = "FULL";
 

@@ -9,8 +9,8 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Statement, ToSql};
 
 use super::{Error, MasterKeys};
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 
 /// An open transaction.
 pub struct Tx<'c> {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::belvo::LinkId;
+use crate::link_id::LinkId;
 use crate::links::DELETED;
 use crate::resources::Resource;
 

@@ -5,8 +5,8 @@
 //! a link which was erased only the fact is kept that something came. *Not here*: when that is done (`store/writer.rs`).
 
 use super::event::{Event, NOT_FOLLOWED_UP, Subject};
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 use crate::links;
 use crate::queue;
 use crate::store::{Error, Row, Tx, WebhookPlace, args};

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::event::Event;
 use super::follow_up::Outcome;
-use crate::belvo::LinkId;
+use crate::link_id::LinkId;
 use crate::store::{self, Error, Row, Tx, WebhookPlace, args};
 
 /// The words for what becomes of a webhook: one for each [`Outcome`].

@@ -8,9 +8,9 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::belvo::LinkId;
 use crate::belvo::token::{Ask, Token};
 use crate::config;
+use crate::link_id::LinkId;
 use crate::resources::{self, Resource};
 use crate::sensitive::Cpf;
 

@@ -5,11 +5,17 @@
 
 use std::time::Duration;
 
+use crate::backoff::doubled;
 use crate::belvo::{Decision, Failure, patience};
 use crate::clock::Timestamp;
 use crate::queue::{Outcome, Refresh};
 use crate::refresh::Error;
 use crate::store;
+
+/// How long a refresh waits of which the answer lacked something or could not be kept; doubled with each failure in a row.
+const FIRST_WAIT: Duration = Duration::from_secs(3);
+/// How long that wait is at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(48);
 
 /// How a refresh that failed at `at`, after so many failed `attempts` before, goes back. `refusal_wait` says how long it waits
 /// when Belvo refuses it, or does not know it.
@@ -21,7 +27,7 @@ pub(super) fn of_failure(
 ) -> Outcome {
     let wait = match error {
         Error::Belvo(failure) => match failure.kind {
-            Decision::AskUser => return Outcome::Blocked { code: failure.code, at },
+            Decision::AskUser => return Outcome::Blocked { code: failure.code.name(), at },
             // Whoever mends it tells nobody here, and the webhook that asked for it does not come again.
             Decision::Refused | Decision::Gone => refusal_wait(failure),
             Decision::Retry | Decision::RetryAfter(_) | Decision::Stop => failure.delay(attempts, &mut rand::rng()),
@@ -31,14 +37,9 @@ pub(super) fn of_failure(
         Error::Store(store::Error::Overtaken(_)) => Duration::ZERO,
         // The end of this failure cannot be predicted, and retrying early is useless.
         Error::Store(cause) if cause.is_about_one_write() => patience(attempts, &mut rand::rng()),
-        Error::Incomplete | Error::Store(_) => soon(attempts),
+        Error::Incomplete | Error::Store(_) => doubled(FIRST_WAIT, attempts, LONGEST_WAIT),
     };
     Outcome::Postponed { code: error.code(), at, until: at + wait }
-}
-
-/// Seconds at first, and three quarters of a minute in the end.
-fn soon(attempts: u32) -> Duration {
-    Duration::from_secs(3 << attempts.min(4))
 }
 
 /// Logs why a refresh failed.
@@ -51,11 +52,11 @@ pub(super) fn log(refresh: &Refresh, error: &Error) {
             let request_id = failure.request_id.as_deref();
             match failure.kind {
                 Decision::AskUser => {
-                    tracing::warn!(code = failure.code, link, resource, request_id, "{failure}");
+                    tracing::warn!(code = failure.code.name(), link, resource, request_id, "{failure}");
                 }
                 Decision::Retry | Decision::RetryAfter(_) | Decision::Stop if failure.is_worth_a_report(attempt) => {
                     tracing::error!(
-                        code = failure.code,
+                        code = failure.code.name(),
                         link,
                         resource,
                         request_id,
@@ -63,7 +64,7 @@ pub(super) fn log(refresh: &Refresh, error: &Error) {
                         "{failure}; it goes on for long: report Belvo's request id to Belvo"
                     );
                 }
-                _ => tracing::warn!(code = failure.code, link, resource, request_id, attempt, "{failure}"),
+                _ => tracing::warn!(code = failure.code.name(), link, resource, request_id, attempt, "{failure}"),
             }
         }
         // It is asked for at once.
@@ -90,6 +91,7 @@ pub(super) fn log(refresh: &Refresh, error: &Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::belvo::Code;
 
     #[test]
     fn a_failure_decides_what_becomes_of_its_refresh() {
@@ -98,11 +100,11 @@ mod tests {
         let belvo = |code| Error::Belvo(Failure::own(code, "/api/owners/"));
         let overtaken = || Error::Store(store::Error::Overtaken("a refresh"));
         for (error, attempts, least, most) in [
-            (belvo("too_large"), 0, 77, 77),
-            (belvo("not_found"), 9, 77, 77),
+            (belvo(Code::TooLarge), 0, 77, 77),
+            (belvo(Code::NotFound), 9, 77, 77),
             // With its jitter.
-            (belvo("timeout"), 0, 3, 4),
-            (belvo("api_auth"), 2, 12, 15),
+            (belvo(Code::Timeout), 0, 3, 4),
+            (belvo(Code::ApiAuth), 2, 12, 15),
             (Error::Incomplete, 0, 3, 3),
             (Error::Incomplete, 40, 48, 48),
             (overtaken(), 3, 0, 0),
@@ -116,7 +118,7 @@ mod tests {
             let wait = until.since(at);
             assert!((Duration::from_secs(least)..=Duration::from_secs(most)).contains(&wait), "{error}: {wait:?}");
         }
-        let blocked = of_failure(&belvo("link_needs_user"), 0, at, |_| refused);
+        let blocked = of_failure(&belvo(Code::LinkNeedsUser), 0, at, |_| refused);
         assert_eq!(blocked, Outcome::Blocked { code: "link_needs_user", at });
         assert_eq!(of_failure(&Error::Alone, 0, at, |_| refused), Outcome::Released);
     }

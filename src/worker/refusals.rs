@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::belvo::{LinkId, Usage};
+use crate::belvo::{Code, Usage};
 use crate::clock::Timestamp;
+use crate::link_id::LinkId;
 
 /// All that Belvo refuses takes no more than this part of the budget.
 const REFUSED_PART: u32 = 10;
@@ -28,7 +29,7 @@ const LAPSE: Duration = Duration::from_mins(10);
 pub(super) struct Refusals(Arc<Mutex<HashMap<Refusal, Refused>>>);
 
 /// Name of a resource, and why.
-type Refusal = (&'static str, &'static str);
+type Refusal = (&'static str, Code);
 
 impl Refusals {
     /// Notes that the link is refused for `code`, and gives how long it waits: as its failure says, which is `own`, and longer
@@ -38,7 +39,7 @@ impl Refusals {
         &self,
         resource: &'static str,
         link_id: &LinkId,
-        (code, own): (&'static str, Duration),
+        (code, own): (Code, Duration),
         now: Timestamp,
         usage: impl FnOnce() -> Usage,
     ) -> Duration {
@@ -66,7 +67,7 @@ impl Refusals {
     }
 
     /// Forgets the link, which came through, and all others that were refused as it was; gives their codes.
-    pub(super) fn end(&self, resource: &str, link_id: &LinkId) -> Vec<&'static str> {
+    pub(super) fn end(&self, resource: &str, link_id: &LinkId) -> Vec<Code> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut codes = Vec::new();
         all.retain(|(of, code), refused| {
@@ -147,14 +148,14 @@ mod tests {
         };
         let wait_for = |code, n, now| refusals.wait("owners", &link(n), (code, own), now, usage);
         let now = Timestamp::from_micros(1_000_000);
-        let wait = |n| wait_for("too_large", n, now);
+        let wait = |n| wait_for(Code::TooLarge, n, now);
         let mut waits: Vec<Duration> = (0..30_000).map(wait).collect();
         assert!(waits.drain(..SCOUTS).all(|wait| wait == own));
         // A tenth of 10,000 requests a second.
         assert_eq!(waits.pop(), Some(Duration::from_secs(30)));
         assert_eq!(wait(0), own);
         // The same link refused for another reason counts there alone.
-        wait_for("not_found", 3, now);
+        wait_for(Code::NotFound, 3, now);
         assert_eq!(wait(40_000), own, "somebody else goes ahead");
         // Of one that is asked for no more another takes the place.
         refusals.forget("owners", &link(5));
@@ -162,9 +163,9 @@ mod tests {
         // Nobody tells of a link that was paused, and it does not keep its place for ever.
         let later = now + LAPSE * 2;
         for n in [40_002, 3, 4] {
-            assert_eq!(wait_for("too_large", n, later), own, "few are left");
+            assert_eq!(wait_for(Code::TooLarge, n, later), own, "few are left");
         }
-        assert_eq!(refusals.end("owners", &link(6)), [""; 0]);
-        assert_eq!(refusals.end("owners", &link(4)), ["too_large"]);
+        assert_eq!(refusals.end("owners", &link(6)), []);
+        assert_eq!(refusals.end("owners", &link(4)), [Code::TooLarge]);
     }
 }

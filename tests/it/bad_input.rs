@@ -193,7 +193,7 @@ async fn truncated_json_is_thrown_away_whole_and_asked_for_again() {
     let log = site.logs();
     let line = log.lines().find(|line| line.contains("\"code\":\"truncated\"")).unwrap_or_else(|| panic!("{log}"));
     assert!(
-        line.contains(&vinculo::belvo::log_tag(link)) && line.contains("employments") && line.contains("attempt"),
+        line.contains(&vinculo::link_id::log_tag(link)) && line.contains("employments") && line.contains("attempt"),
         "{line}"
     );
     assert!(!log.contains("Wayne"), "the body is in the log");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vinculo::belvo::LinkId;
+use vinculo::link_id::LinkId;
 use vinculo::operations::{Erasure, Order};
 use vinculo::queue::{self, Trigger};
 use vinculo::resources;

@@ -14,11 +14,11 @@ use vinculo::cli::Global;
 use vinculo::cli::ordered::follow_here;
 use vinculo::daemon::Parts;
 use vinculo::features::frozen::{self, Frozen, Kept};
-use vinculo::features::reference::Reference;
 use vinculo::features::runs::{self, Mode, Run, Wanted};
 use vinculo::features::{catalog, explain, published};
 use vinculo::operations::{Links, Order};
 use vinculo::publish::{Scope, publish_in_background};
+use vinculo::reference::Reference;
 use vinculo::schema::{self, Table};
 use vinculo::simulate::{Advance, Fault};
 

@@ -283,7 +283,7 @@ async fn an_order_for_a_link_that_belvo_does_not_know_leaves_nothing_behind() {
     operations.start(order(LINK), Reason::Command).await.unwrap();
     running.until_idle().await;
     let tracked = running.daemon.store.read(vinculo::links::all).await.unwrap();
-    assert_eq!(tracked.iter().map(vinculo::belvo::LinkId::as_str).collect::<Vec<_>>(), [LINK]);
+    assert_eq!(tracked.iter().map(vinculo::link_id::LinkId::as_str).collect::<Vec<_>>(), [LINK]);
 }
 
 async fn mark(running: &Running, resource: &str, trigger: Trigger) {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use vinculo::belvo::LinkId;
+use vinculo::link_id::LinkId;
 use vinculo::publish::{self, Lake, Scope};
 use vinculo::queue::{self, Trigger};
 use vinculo::resources;

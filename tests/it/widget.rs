@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use serde_json::{Value, json};
-use vinculo::belvo::LinkId;
 use vinculo::deadlines::Deadlines;
+use vinculo::link_id::LinkId;
 use vinculo::operations::{Links, Order};
 use vinculo::runs::{Reason, Run};
 use vinculo::simulate::{Advance, Fault, Resource};

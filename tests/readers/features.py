@@ -21,7 +21,7 @@ from contract import COLUMNS  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SQL = ROOT / "src" / "features" / "sql"
-REFERENCE = ROOT / "src" / "features" / "reference"
+REFERENCE = ROOT / "src" / "reference"
 PEOPLE = ROOT / "tests" / "fixtures" / "features"
 
 REFERENCE_TABLES = {
@@ -74,7 +74,7 @@ def build(db):
         with open(REFERENCE / f"{file}.csv", newline="") as rows:
             values = [[row[name] or None for name in names] for row in csv.DictReader(rows)]
         db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", values)
-    db.execute((SQL / "reference" / "ref_inss.sql").read_text())
+    db.execute((REFERENCE / "ref_inss.sql").read_text())
     # Those that others are made of come first.
     first = ["month_number", "month_date", "rounded_units", "rounded_ratio", "inss_in_bracket"]
     for name in first + sorted(path.stem for path in (SQL / "macros").iterdir() if path.stem not in first):

@@ -18,8 +18,8 @@ use url::{Host, Url};
 use super::layout::{Page, Tab, signature};
 use super::session::{Ordered, Viewer};
 use super::{About, Board, Trouble, escaped};
-use crate::belvo::LinkId;
 use crate::config;
+use crate::link_id::LinkId;
 
 /// The simulator answers at once, or is not there.
 const PATIENCE: Duration = Duration::from_secs(3);

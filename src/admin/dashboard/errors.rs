@@ -14,6 +14,7 @@ use super::{Board, Trouble, plain, webhooks};
 use crate::chronicle;
 use crate::clock::Timestamp;
 use crate::queue;
+use crate::runs;
 use crate::store::{Error, Tx, args};
 
 pub(super) fn routes() -> Router<Board> {
@@ -45,6 +46,7 @@ async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
     let (lang, now) = (viewer.lang, board.operations.clock.now());
     let groups = board.operations.store.read(groups).await?;
     let standing = board.problems.standing();
+    let kept_days = runs::KEEP.as_secs() / (24 * 60 * 60);
     let body = html! {
         @for code in &standing {
             div.notice.bad { p { strong { (plain::sentence(&plain::what(code, lang))) } " " (plain::advice(code, lang)) " " code { (code) } } }
@@ -61,8 +63,8 @@ async fn show(State(board): State<Board>, viewer: Viewer) -> Result<Markup, Trou
                 tbody { @for group in &groups { (row(group, lang, now)) } }
             } }
             p.quiet { (lang.t(
-                "Failures of refreshes begin anew after a week without one; runs are kept for 90 days.",
-                "Falhas de atualização recomeçam após uma semana sem nenhuma; execuções ficam por 90 dias.",
+                format!("Failures of refreshes begin anew after a week without one; runs are kept for {kept_days} days."),
+                format!("Falhas de atualização recomeçam após uma semana sem nenhuma; execuções ficam por {kept_days} dias."),
             )) }
         }
     };

@@ -14,9 +14,9 @@ use super::layout::{self, Page, Tab, ago_text, badge, signature};
 use super::months::{self, Months};
 use super::session::{Ordered, Viewer};
 use super::{About, Board, Trouble, chart, escaped, plain, query};
-use crate::belvo::LinkId;
 use crate::clock::Timestamp;
 use crate::coverage::in_turn;
+use crate::link_id::LinkId;
 use crate::links::view::{self, Filter, ResourceView, View};
 use crate::links::{self, PAUSED};
 use crate::operations::{Links, Order};
@@ -380,10 +380,14 @@ async fn widget(board: &Board, ordered: &Ordered, request: SessionRequest, back:
             StatusCode::BAD_GATEWAY,
             format!(
                 "No widget URL: {}. {}",
-                plain::what(failure.code, Lang::En),
-                plain::advice(failure.code, Lang::En)
+                plain::what(failure.code.name(), Lang::En),
+                plain::advice(failure.code.name(), Lang::En)
             ),
-            format!("Nenhuma URL: {}. {}", plain::what(failure.code, Lang::Pt), plain::advice(failure.code, Lang::Pt)),
+            format!(
+                "Nenhuma URL: {}. {}",
+                plain::what(failure.code.name(), Lang::Pt),
+                plain::advice(failure.code.name(), Lang::Pt)
+            ),
         ),
     })?;
     let body = html! {

@@ -21,9 +21,10 @@ use axum::routing::get;
 use serde_json::Value;
 
 use crate::audit::{self, Asked};
-use crate::belvo::{Budget, LinkId};
+use crate::belvo::Budget;
 use crate::config::{self, Config};
 use crate::guesses::Guesses;
+use crate::link_id::LinkId;
 use crate::operations::{Operations, Order, Refused};
 use crate::problems::Problems;
 use crate::runs::Reason;

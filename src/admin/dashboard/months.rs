@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::chart::Year;
-use crate::belvo::LinkId;
 use crate::coverage;
+use crate::link_id::LinkId;
 
 /// Years that are shown; careers are longer.
 const YEARS: usize = 10;

@@ -1,11 +1,11 @@
 //! Stable codes, states and reasons in plain words, in both languages, and what a person does about each.
 
 use super::lang::Lang;
-use crate::belvo;
+use crate::belvo::Code;
 use crate::links::view::{Next, State, View};
 use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
 
-/// What a code means: English for what [`belvo::meaning`] does not know, then Portuguese, each as what happened and what
+/// What a code means: English for what [`Code`] does not know, then Portuguese, each as what happened and what
 /// to do next.
 struct Words {
     code: &'static str,
@@ -428,7 +428,7 @@ static WORDS: &[Words] = &[
 /// What happened, in a few words without a full stop.
 pub(super) fn what(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
-    let english = words.and_then(|words| words.en).map(|(what, _)| what).or_else(|| Some(belvo::meaning(code)?.what));
+    let english = words.and_then(|words| words.en).map(|(what, _)| what).or_else(|| Some(Code::by_name(code)?.what()));
     match lang {
         Lang::En => english.map(str::to_owned),
         Lang::Pt => words.map(|words| words.pt.0.to_owned()),
@@ -440,7 +440,7 @@ pub(super) fn what(code: &str, lang: Lang) -> String {
 pub(super) fn advice(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
     let english =
-        words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(belvo::meaning(code)?.advice));
+        words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(Code::by_name(code)?.advice()));
     let found = match lang {
         Lang::En => english,
         Lang::Pt => words.map(|words| words.pt.1),
@@ -562,12 +562,12 @@ mod tests {
 
     #[test]
     fn every_code_of_belvo_has_words_in_both_languages() {
-        for code in belvo::codes() {
+        for code in Code::ALL.iter().map(|code| code.name()) {
             let words = WORDS.iter().find(|words| words.code == code);
             assert!(words.is_some_and(|words| words.en.is_none()), "{code} has no Portuguese");
         }
         for words in WORDS {
-            let known = words.en.is_some() || belvo::meaning(words.code).is_some();
+            let known = words.en.is_some() || Code::by_name(words.code).is_some();
             assert!(known, "{} has no English", words.code);
         }
         assert_eq!(

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::route::Route;
 use super::{Api, Problem, query};
 use crate::audit::{self, Line};
-use crate::belvo::LinkId;
+use crate::link_id::LinkId;
 use crate::operations::Refused;
 
 pub(super) fn routes() -> Vec<Route> {

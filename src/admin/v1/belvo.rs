@@ -11,7 +11,7 @@ use super::links::{ManyWanted, NO_LINK, named, which};
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
-use crate::belvo::LinkId;
+use crate::link_id::LinkId;
 use crate::operations::{Order, Refused};
 use crate::widget::{self, Session, SessionRequest};
 

@@ -12,7 +12,7 @@ use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
 use crate::audit;
-use crate::belvo::LinkId;
+use crate::link_id::LinkId;
 use crate::operations::Refused;
 use crate::tombstones::Kind;
 

@@ -176,7 +176,7 @@ impl Reference {
             let rows = rows.rows.iter().map(|row| form.columns.iter().map(|&name| row.get(name).cloned()).collect());
             connection.execute_batch(&inserting(form.given, rows))?;
         }
-        connection.execute_batch(include_str!("sql/reference/ref_inss.sql"))?;
+        connection.execute_batch(include_str!("reference/ref_inss.sql"))?;
         connection.execute_batch("DROP TABLE inss_given")?;
         LISTS.iter().try_for_each(|(table, text)| {
             connection.execute_batch(&inserting(table, text.lines().skip(1).filter_map(cells)))
