@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -17,57 +17,44 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::role::Tokens;
 use crate::admin::{Admin, Recorder, dashboard, v1};
-use crate::belvo::{Budget, Client, Code, Patience, advice};
+use crate::belvo::{Budget, Client};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser, Unfinished};
-use crate::features::runs::{self, Mode, Wanted};
 use crate::fetch::trust::Trust;
 use crate::lane::in_background;
 use crate::links::{self, Directory};
 use crate::operations::Operations;
 use crate::problems::Problems;
-use crate::publish::integrity::Damage;
-use crate::publish::{self, Manifest, Pace, Publisher, Scope};
+use crate::publish::{self, Pace, Publisher};
 use crate::queue::{self, Queue};
 use crate::recollect::Recollector;
 use crate::refresh::{Inspections, Refresher};
 use crate::retention::Retention;
-use crate::runs::Failed;
 use crate::runs::Runs;
-use crate::schedule::{self, Action, Actions, Asked, Asker, Job, Times};
+use crate::schedule::{self, Asked, Asker, Times};
 use crate::sensitive::Pepper;
-use crate::store::{self, Ownership, Store, Tx, args};
+use crate::store::{Ownership, Store, args};
 use crate::tombstones::FileError;
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
 use crate::widget::Widgets;
-use crate::{backup, chronicle, delete, origin, recollect, restore, verify, worker};
+use crate::{delete, origin, recollect, restore, worker};
+
+mod clock_step;
+mod jobs;
+mod look_around;
+
+use clock_step::go_back_with_the_clock;
+use jobs::DaemonActions;
+use look_around::{LOOK_AROUND, STARTING, look_around};
 
 /// How long the tasks have to end; what does not is cut off, and nothing is lost by that.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
 
-/// How often it is looked whether something outside stands in the way.
-const LOOK_AROUND: Duration = Duration::from_secs(2);
-
-/// A clock that is set back by less than this is corrected; what is due then may wait for as much.
-const CORRECTION: Duration = Duration::from_secs(5);
-
 /// How often to ask whether all work is done: the question reads every refresh.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-
-/// Name in `meta` of the instant at which a daemon last wrote that it runs.
-const LOOKED_AT: &str = "looked_at";
-
-/// Stands until the lake has what the state had at the start.
-const STARTING: &str = "starting";
-
-/// Stands while the state takes no writes and its failure says no more than that.
-const STATE_PROBLEM: &str = "state_not_writable";
-
-/// Stands while the disk of the state is full.
-const DISK_FULL: &str = "disk_full";
 
 /// The running parts.
 pub struct Daemon {
@@ -117,6 +104,28 @@ pub enum Parts {
     WithoutBelvo,
 }
 
+impl Parts {
+    /// Whether webhooks and operators' requests are taken, and jobs run in their own time.
+    fn listens(self) -> bool {
+        self == Self::All
+    }
+
+    /// Whether jobs are run at all.
+    fn has_jobs(self) -> bool {
+        matches!(self, Self::All | Self::JobsOnRequest)
+    }
+
+    /// Whether refreshes, publishes and the rest go on by themselves.
+    fn has_tasks(self) -> bool {
+        !matches!(self, Self::WithoutTasks | Self::WithoutBelvo)
+    }
+
+    /// Whether Belvo is called.
+    fn calls_belvo(self) -> bool {
+        self != Self::WithoutBelvo
+    }
+}
+
 impl Daemon {
     /// Opens state and lake, binds the listeners, and starts the tasks.
     ///
@@ -124,11 +133,10 @@ impl Daemon {
     /// When a job is wrong, the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
         // What is wrong in a file is told before anything is made or held.
-        let jobs = match parts {
-            Parts::All | Parts::JobsOnRequest => {
-                schedule::load(config.jobs_dir.as_deref()).map_err(config::ConfigErrors)?
-            }
-            Parts::WithoutListeners | Parts::WithoutTasks | Parts::WithoutBelvo => Vec::new(),
+        let jobs = if parts.has_jobs() {
+            schedule::load(config.jobs_dir.as_deref()).map_err(config::ConfigErrors)?
+        } else {
+            Vec::new()
         };
         let store = Store::configured(&config.state)?;
         restore::clear_left_over(&config.state.path);
@@ -143,7 +151,7 @@ impl Daemon {
         store.write(links::hold_all).await?;
         let ledger = ledger(&config.state.path);
         // Two states in one folder would each count only their own calls.
-        let counts_calls = if parts == Parts::WithoutBelvo { None } else { Some(Ownership::take(&ledger)?) };
+        let counts_calls = parts.calls_belvo().then(|| Ownership::take(&ledger)).transpose()?;
         let budget = budget(&config.belvo, &ledger, clock.clone())?;
         let client = Client::new(&config.belvo, budget.clone(), clock.clone());
         let client = client.context("the connection to Belvo cannot be set up")?;
@@ -151,9 +159,10 @@ impl Daemon {
         origin::recall(&store, &client).await?;
         let links = Directory::new(client.clone(), store.clone(), queue.clone(), clock.clone());
         // Where nothing listens, no webhook tells that Belvo is done.
-        let (read_within, deleted_within) = match parts {
-            Parts::All => (recollect::WITH_WEBHOOKS, delete::WITH_WEBHOOKS),
-            _ => (recollect::WITHOUT_WEBHOOKS, delete::WITHOUT_WEBHOOKS),
+        let (read_within, deleted_within) = if parts.listens() {
+            (recollect::WITH_WEBHOOKS, delete::WITH_WEBHOOKS)
+        } else {
+            (recollect::WITHOUT_WEBHOOKS, delete::WITHOUT_WEBHOOKS)
         };
         let widgets = Widgets::new(client.clone(), store.clone(), queue.clone(), clock.clone(), config.widget.clone());
         let recollector = Recollector::new(client.clone(), store.clone(), queue.clone(), clock.clone(), read_within);
@@ -161,22 +170,21 @@ impl Daemon {
         let (eraser, left) = Eraser::new(
             store.clone(),
             Arc::clone(&publisher),
-            (parts != Parts::WithoutBelvo).then(|| deleter.clone()),
+            parts.calls_belvo().then(|| deleter.clone()),
             pepper,
             &config.state.path,
             clock.clone(),
         );
         // Before anybody reads or writes; the rest, which may take long or fail, is done by a task.
         let mut begun = eraser.resume().await?;
-        if parts != Parts::All {
+        if !parts.listens() {
             begun = eraser.finish_now(begun).await;
         }
-        let listeners = match parts {
-            Parts::All => Some((
-                bind(config.webhook.listen, "webhook.listen").await?,
-                bind(config.admin.listen, "admin.listen").await?,
-            )),
-            _ => None,
+        let listeners = if parts.listens() {
+            let webhooks = bind(config.webhook.listen, "webhook.listen").await?;
+            Some((webhooks, bind(config.admin.listen, "admin.listen").await?))
+        } else {
+            None
         };
         let has_jobs = !jobs.is_empty();
         let (jobs, asked) = Asker::new(jobs);
@@ -217,12 +225,12 @@ impl Daemon {
             shutdown,
             _counts_calls: counts_calls,
         };
-        if matches!(parts, Parts::WithoutTasks | Parts::WithoutBelvo) {
+        if !parts.has_tasks() {
             return Ok(daemon);
         }
         daemon.spawn_tasks(config, begun, left);
         if has_jobs {
-            let times = if parts == Parts::All { Times::Slots } else { Times::OnRequest };
+            let times = if parts.listens() { Times::Slots } else { Times::OnRequest };
             daemon.spawn_schedule(config, asked, times);
         }
         if let Some((webhooks, operators)) = listeners {
@@ -406,244 +414,6 @@ async fn learn_of_erased(
     }
 }
 
-/// What the daemon does for its jobs.
-struct DaemonActions {
-    /// What a person can order too.
-    operations: Operations,
-    retention: Retention,
-    state: config::State,
-    lake: PathBuf,
-    lag_months: u32,
-}
-
-impl Actions for DaemonActions {
-    async fn run(&self, job: &Job) -> Result<u64, Failed> {
-        match job.action {
-            Action::SyncLinks => self.operations.compare_links(Patience::Long).await,
-            Action::Publish => {
-                let published = self.operations.publish(Scope::Changed).await?;
-                Ok(published.as_ref().map_or(0, Manifest::rows))
-            }
-            Action::Recollect => self.recollect(&job.scope).await,
-            Action::Retention => {
-                let gone = self.retention.apply().await;
-                self.operations.settled.send_replace(());
-                Ok(gone?)
-            }
-            Action::Backup => self.back_up().await,
-            Action::Verify => self.verify().await,
-            Action::Features => self.features().await,
-            Action::Fetch => {
-                let Operations { store, queue, clock, .. } = &self.operations;
-                Ok(schedule::fetch(&job.scope, store, queue, clock.now()).await?)
-            }
-        }
-    }
-}
-
-impl DaemonActions {
-    /// Copies the state, and gives the number of copies that there are.
-    async fn back_up(&self) -> Result<u64, Failed> {
-        let (state, now) = (self.state.clone(), self.operations.clock.now());
-        let copied = in_background(move || backup::make_another(&state, now)).await;
-        copied.map_err(|error| Failed::of(error.code(), error))
-    }
-
-    /// Looks at everything that is kept, and gives the number of files.
-    async fn verify(&self) -> Result<u64, Failed> {
-        let (state, lake) = (self.state.clone(), self.lake.clone());
-        let looked = in_background(move || verify::check(&state, &lake, |_, _| {})).await;
-        let report = looked.map_err(|error| Failed { code: "verify_failed", message: format!("{error:#}") })?;
-        match report.lake.damage.first() {
-            None => Ok(report.lake.files as u64),
-            Some(Damage { file, what, .. }) => {
-                let count = report.damaged();
-                let message = format!("{count} damaged, first {file}, which {what}: `vinculo verify` names all");
-                Err(Failed { code: "damaged", message })
-            }
-        }
-    }
-
-    /// Computes today's features, and gives how many rows they have.
-    async fn features(&self) -> Result<u64, Failed> {
-        let now = self.operations.clock.now();
-        let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
-        let refused = |error: runs::Error| Failed::of("features_refused", error);
-        let run = runs::schedule(&self.operations.store, wanted, now).await.map_err(refused)?;
-        self.operations.publish(Scope::Changed).await?;
-        Ok(self.operations.feature_rows(run.as_of).await)
-    }
-
-    /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
-    async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
-        let schedule::Scope { access_mode, older_than, resources } = scope.clone();
-        let (wanted, now) =
-            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.operations.clock.now());
-        let links = self.operations.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
-        let outcome = self.operations.recollector.recollect(links, &resources, Patience::Long).await?;
-        match outcome.failed.iter().next() {
-            Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
-                code,
-                message: format!("none of the links was taken, and {count} failed so: {}", advice(code)),
-            }),
-            _ => Ok(outcome.asked.len() as u64),
-        }
-    }
-}
-
-/// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
-/// have a snapshot.
-async fn look_around(operations: Operations, problems: Problems, vitals: Vitals, shutdown: CancellationToken) {
-    let Operations { client, store, queue, clock, publisher, published, .. } = operations;
-    let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
-    let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
-    loop {
-        let now = client.trouble();
-        if now != trouble {
-            if let Some(code) = trouble {
-                problems.clear(code.name());
-            }
-            if let Some(code) = now {
-                problems.raise(code.name());
-            }
-            trouble = now;
-        }
-        show_what_waits(&client, &store, clock.now()).await;
-        Recorder::global().condense();
-        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk.
-        let looked_at = clock.now().as_micros().to_string();
-        let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
-        let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
-        hear(&answer, standing, &mut state, &problems, &vitals);
-        if let Some(step) = clocks.went_back(clock.now()) {
-            tell_of_step_back(step);
-            // If this write fails, the next mark of each refresh corrects its due time.
-            let _ = store.write(move |tx| queue::go_back(tx, step)).await;
-            queue.announce();
-        }
-        // A quiet daemon publishes nothing, and would not hear of it.
-        let lake = Arc::clone(&publisher);
-        if in_background(move || lake.is_missing()).await {
-            problems.raise(publish::MISSING);
-        } else {
-            problems.clear(publish::MISSING);
-        }
-        // That the state takes no writes was just told.
-        let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
-        tokio::select! {
-            _ = published.changed() => problems.clear(STARTING),
-            () = tokio::time::sleep(LOOK_AROUND) => {}
-            () = shutdown.cancelled() => {
-                // What is not counted now never is.
-                let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
-                return;
-            }
-        }
-    }
-}
-
-fn tell_of_step_back(step: Duration) {
-    tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
-}
-
-/// Lets everything be due earlier by as much as the clock was set back while nothing ran.
-async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Result<(), store::Error> {
-    let go_back = move |tx: &Tx<'_>| {
-        let looked_at = tx.meta(LOOKED_AT)?.and_then(|text| text.parse().ok()).map(Timestamp::from_micros);
-        let Some(step) = looked_at.map(|at| at.since(now)).filter(|step| *step > CORRECTION) else { return Ok(()) };
-        tell_of_step_back(step);
-        queue::go_back(tx, step)?;
-        // In the same transaction, or whoever starts next would do it once more.
-        tx.set_meta(LOOKED_AT, &now.as_micros().to_string())
-    };
-    store.write(go_back).await
-}
-
-/// The wall clock beside one that only goes on.
-struct TwoClocks {
-    wall: Timestamp,
-    steady: Instant,
-}
-
-impl TwoClocks {
-    fn new(wall: Timestamp) -> Self {
-        Self { wall, steady: Instant::now() }
-    }
-
-    /// By how much the wall clock was set back since the last look, if by more than it is ever corrected.
-    fn went_back(&mut self, wall: Timestamp) -> Option<Duration> {
-        let expected = self.wall + self.steady.elapsed();
-        *self = Self::new(wall);
-        Some(expected.since(wall)).filter(|step| *step > CORRECTION)
-    }
-}
-
-/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and what stands `otherwise`, as
-/// on a full disk, on which it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
-/// manager's watchdog then starts the daemon anew.
-fn hear(
-    answer: &Result<(), store::Error>,
-    otherwise: Option<&'static str>,
-    standing: &mut Option<&'static str>,
-    problems: &Problems,
-    vitals: &Vitals,
-) {
-    let failed = match answer.as_ref().map_err(store::Error::code) {
-        Err("state_failed") => Some(STATE_PROBLEM),
-        Err(code) => Some(code),
-        Ok(()) => otherwise,
-    };
-    if *standing != failed {
-        if let Some(code) = failed {
-            problems.raise(code);
-        }
-        if let Some(code) = *standing {
-            problems.clear(code);
-        }
-        *standing = failed;
-    }
-    if !matches!(answer, Err(store::Error::Closed)) {
-        vitals.beat();
-    }
-}
-
-/// Counts the calls since the last count; a count that fails is made up for by the next.
-async fn count_calls(client: &Client, store: &Store, now: Timestamp, counted: &mut u64) -> Result<(), store::Error> {
-    let calls = client.budget().calls();
-    if calls > *counted {
-        let new = calls - *counted;
-        store.write(move |tx| chronicle::note_calls(tx, new, now)).await?;
-        *counted = calls;
-    }
-    Ok(())
-}
-
-/// Shows how the request budget is used, and what waits for it.
-async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
-    let usage = client.usage();
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    metrics::gauge!("vinculo_belvo_budget_requests").set(count(usage.requests));
-    metrics::gauge!("vinculo_belvo_budget_in_use").set(count(usage.in_use));
-    for (class, waiting) in
-        [("urgent", usage.waiting_urgent), ("ordinary", usage.waiting_ordinary), ("look_up", usage.waiting_look_ups)]
-    {
-        metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
-    }
-    metrics::gauge!("vinculo_belvo_paused", "code" => Code::RateLimited.name())
-        .set(u8::from(client.budget().paused_until().is_some()));
-    // A state that cannot be read is told where it is written.
-    let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
-        return;
-    };
-    let waited = oldest.map_or(0, |since| now.as_micros() - since.as_micros());
-    metrics::gauge!("vinculo_refreshes_oldest_due_seconds").set(waited as f64 / 1e6);
-    for (trigger, due) in
-        [("webhook", due.webhook), ("operator", due.operator), ("schedule", due.schedule), ("confirm", due.confirm)]
-    {
-        metrics::gauge!("vinculo_refreshes_due", "trigger" => trigger).set(u32::try_from(due).unwrap_or(u32::MAX));
-    }
-}
-
 /// Where the calls are counted, beside the state.
 pub(crate) fn ledger(state: &Path) -> PathBuf {
     state.with_file_name("budget.ledger")
@@ -659,53 +429,4 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{key} {address} cannot be listened on: free the port, or set another one"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let mut clocks = TwoClocks::new(at(10_000));
-        for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
-            assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_due_goes_once_with_a_clock_that_was_set_back_while_nothing_ran() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let insert = move |tx: &Tx<'_>| {
-            tx.set_meta(LOOKED_AT, &at(10_000).as_micros().to_string())?;
-            let sql = "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ('a', $1, $2)";
-            tx.execute(sql, args![at(9_990), at(10_050)])
-        };
-        store.write(insert).await.unwrap();
-        for (now, due) in [(9_996, 10_050), (2_000, 2_050), (2_001, 2_050), (5_000, 2_050)] {
-            go_back_with_the_clock(&store, at(now)).await.unwrap();
-            let found = store.read(|tx| tx.one("SELECT due_at FROM deletions", args![], |row| row.at(0))).await;
-            assert_eq!(found.unwrap(), Some(at(due)), "{now}");
-        }
-    }
-
-    #[test]
-    fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
-        let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
-        let mut hear = |answer: Result<(), store::Error>, has_room: bool| {
-            let before = vitals.answered_at();
-            hear(&answer, (!has_room).then_some(DISK_FULL), &mut standing, &problems, &vitals);
-            (problems.standing(), vitals.answered_at() > before)
-        };
-        assert_eq!(hear(Ok(()), false), (vec![DISK_FULL], true));
-        let mut heard = |answer| hear(answer, true);
-        assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
-        assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
-        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));
-        assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
-        assert_eq!(heard(Ok(())), (vec![], true));
-    }
 }

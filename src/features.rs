@@ -9,6 +9,7 @@ pub mod compute;
 pub mod dictionary;
 pub mod explain;
 pub mod frozen;
+pub mod published;
 pub mod runs;
 
 /// The table of features.

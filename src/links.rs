@@ -20,9 +20,13 @@ use crate::tombstones;
 
 mod directory;
 pub mod freshness;
+mod lookup;
+mod reconcile;
 pub mod view;
 
-pub use directory::{Directory, SyncError, Synced, UNKNOWN_LINKS, alarm};
+pub use directory::Directory;
+pub use lookup::{UNKNOWN_LINKS, alarm};
+pub use reconcile::{SyncError, Synced};
 
 /// What is said of a link that Belvo does not know, and why it waits.
 pub const NOT_FOUND: &str = Code::NotFound.name();

@@ -18,8 +18,8 @@ use crate::belvo::{Client, Code, Down, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
-use crate::features::explain;
 use crate::features::frozen::{self, Frozen, Kept};
+use crate::features::published;
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
 use crate::link_id::LinkId;
@@ -469,7 +469,7 @@ impl Operations {
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
         let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());
         let read = in_background(move || {
-            publisher.database().map(|file| explain::published(&file, link.as_str(), as_of, mode)).transpose()
+            publisher.database().map(|file| published::row_of(&file, link.as_str(), as_of, mode)).transpose()
         });
         let read = read.await;
         let row = read?.flatten().ok_or(Refused::NoRow(as_of, mode))?;

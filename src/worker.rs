@@ -3,9 +3,8 @@
 //! *Promises* that a refresh that fails is tried again, waits for its user or stops, as its failure says, and holds up no
 //! other; that a panic in one is a failure of that one; and that each failure is logged once, here.
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -14,16 +13,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::backoff::{Backoff, doubled};
+use crate::backoff::Backoff;
 use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
-use crate::clock::{Clock, Timestamp};
-use crate::link_id::LinkId;
+use crate::clock::Clock;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
 use crate::records::Kept;
 use crate::refresh::{Error, Refresher};
 use crate::resources::{self, Resource};
 use crate::store;
+
+mod outcome;
+mod refusals;
+
+use refusals::Refusals;
 
 /// Grace period for running refreshes at shutdown; unfinished ones are repeated after the next start.
 const DRAIN: Duration = Duration::from_secs(8);
@@ -35,25 +38,8 @@ const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 /// How long that wait is at most.
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(8);
 
-/// How long a refresh waits of which the answer lacked something or could not be kept; doubled with each failure in a row.
-const FIRST_WAIT: Duration = Duration::from_secs(3);
-/// How long that wait is at most.
-const LONGEST_WAIT: Duration = Duration::from_secs(48);
-
-/// All that Belvo refuses takes no more than this part of the budget.
-const REFUSED_PART: u32 = 10;
-
-/// Upper bound of the wait that grows with the number of refused links.
-const LONGEST_REFUSAL: Duration = Duration::from_hours(24);
-
 /// The code of what Belvo refuses to the account, whatever the link.
 const OF_THE_ACCOUNT: Code = Code::ApiForbidden;
-
-/// Refused refreshes that wait no longer than their own failure says, however many there are.
-const SCOUTS: usize = 20;
-
-/// A refused refresh this overdue was paused, stopped or erased meanwhile; it no longer counts.
-const LAPSE: Duration = Duration::from_mins(10);
 
 /// Tries after which Belvo is asked whether it knows the link at all.
 const GONE_AFTER: u32 = 2;
@@ -106,96 +92,6 @@ struct Places {
 impl Places {
     fn of(places: Vec<Arc<Semaphore>>) -> Self {
         Self { first: places.clone(), more: places }
-    }
-}
-
-/// Links that Belvo refuses now, by resource and code. A restart forgets them, and they gather again. Cheap to clone.
-#[derive(Clone, Default)]
-struct Refusals(Arc<Mutex<HashMap<Refusal, Refused>>>);
-
-/// Links that are refused alike.
-#[derive(Default)]
-struct Refused {
-    links: HashMap<LinkId, Waiting>,
-    scouts: usize,
-    /// When those were last forgotten that lapsed.
-    swept_at: Option<Timestamp>,
-}
-
-/// One of them.
-struct Waiting {
-    /// Whether it goes ahead of the others.
-    is_scout: bool,
-    until: Timestamp,
-}
-
-impl Refused {
-    /// Adds the link, if it is not there yet. `wait_of` says how long it waits when it goes ahead, or does not, and how many there
-    /// are.
-    fn add(&mut self, link_id: &LinkId, now: Timestamp, wait_of: impl FnOnce(bool, usize) -> Duration) -> Duration {
-        self.sweep(now);
-        let is_scout = self.links.get(link_id).map_or(self.scouts < SCOUTS, |known| known.is_scout);
-        self.remove(link_id);
-        let wait = wait_of(is_scout, self.links.len() + 1);
-        self.links.insert(link_id.clone(), Waiting { is_scout, until: now + wait });
-        self.scouts += usize::from(is_scout);
-        wait
-    }
-
-    fn remove(&mut self, link_id: &LinkId) {
-        self.scouts -= usize::from(self.links.remove(link_id).is_some_and(|known| known.is_scout));
-    }
-
-    /// Forgets now and then those that lapsed.
-    fn sweep(&mut self, now: Timestamp) {
-        let swept_at = *self.swept_at.get_or_insert(now);
-        if now.since(swept_at) >= LAPSE {
-            self.links.retain(|_, waiting| now.since(waiting.until) < LAPSE);
-            self.scouts = self.links.values().filter(|waiting| waiting.is_scout).count();
-            self.swept_at = Some(now);
-        }
-    }
-}
-
-/// Name of a resource, and why.
-type Refusal = (&'static str, Code);
-
-impl Refusals {
-    /// Notes one, and gives how long it waits: see [`Refused::add`].
-    fn note(
-        &self,
-        refresh: &Refresh,
-        code: Code,
-        now: Timestamp,
-        wait_of: impl FnOnce(bool, usize) -> Duration,
-    ) -> Duration {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, refused) in all.iter_mut().filter(|((of, other), _)| *of == refresh.resource.name && *other != code) {
-            refused.remove(&refresh.link_id);
-        }
-        all.entry((refresh.resource.name, code)).or_default().add(&refresh.link_id, now, wait_of)
-    }
-
-    /// Forgets the refresh, which is asked for no more: nobody waits behind it.
-    fn forget(&self, refresh: &Refresh) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, refused) in all.iter_mut().filter(|((of, _), _)| *of == refresh.resource.name) {
-            refused.remove(&refresh.link_id);
-        }
-    }
-
-    /// Forgets the refresh, which came through, and all others that were refused as it was; gives their codes.
-    fn end(&self, refresh: &Refresh) -> Vec<Code> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut codes = Vec::new();
-        all.retain(|(resource, code), refused| {
-            let is_over = *resource == refresh.resource.name && refused.links.contains_key(&refresh.link_id);
-            if is_over && refused.links.len() > 1 {
-                codes.push(*code);
-            }
-            !is_over
-        });
-        codes
     }
 }
 
@@ -412,7 +308,9 @@ impl Worker {
                 self.release(&refresh).await;
             }
             Err(error) => {
-                let outcome = self.failed(&refresh, &error);
+                outcome::log(&refresh, &error);
+                let refusal_wait = |failure: &Failure| self.refusal_wait(&refresh, failure);
+                let outcome = outcome::of_failure(&error, refresh.attempts, self.clock.now(), refusal_wait);
                 self.settle(refresh, outcome, if let Error::Belvo(failure) = error { Some(failure) } else { None })
                     .await;
             }
@@ -435,8 +333,10 @@ impl Worker {
     /// When this refresh succeeds after the account was refused, everything that was refused for that reason is due at once.
     /// Other refusals belong to one link each, and wait.
     async fn release(&self, refresh: &Refresh) {
-        for code in self.refusals.end(refresh).into_iter().filter(|code| *code == OF_THE_ACCOUNT) {
-            self.try_again(refresh.resource, code).await;
+        let resource = refresh.resource;
+        let ended = self.refusals.end(resource.name, &refresh.link_id);
+        for code in ended.into_iter().filter(|code| *code == OF_THE_ACCOUNT) {
+            self.try_again(resource, code).await;
         }
     }
 
@@ -458,23 +358,15 @@ impl Worker {
         }
     }
 
-    /// How long a refused refresh waits: as its failure says, and longer while so many are refused that asking for them
-    /// again would take what others need. A few go ahead of them all, so that the end of it is found out in time.
+    /// How long a refused refresh waits.
     fn refusal_wait(&self, refresh: &Refresh, failure: &Failure) -> Duration {
         let wait = failure.delay(refresh.attempts, &mut rand::rng());
         // Of links that may be made up there can be any number, and their class of calls has little of the budget anyway.
         if refresh.class() == Class::Unknown {
             return wait;
         }
-        self.refusals.note(refresh, failure.code, self.clock.now(), |is_scout, refused| {
-            if is_scout {
-                return wait;
-            }
-            let usage = self.refresher.client.usage();
-            let for_them = usage.requests as f64 / f64::from(REFUSED_PART);
-            let of_their_number = Duration::try_from_secs_f64(refused as f64 * usage.per_seconds / for_them);
-            wait.max(of_their_number.unwrap_or(LONGEST_REFUSAL).min(LONGEST_REFUSAL))
-        })
+        let (resource, why, now) = (refresh.resource.name, (failure.code, wait), self.clock.now());
+        self.refusals.wait(resource, &refresh.link_id, why, now, || self.refresher.client.usage())
     }
 
     /// Gives the refresh back, however long that takes; its link is told what went wrong. While it cannot be given back
@@ -504,7 +396,7 @@ impl Worker {
             }
         };
         if !is_wanted {
-            self.refusals.forget(&refresh);
+            self.refusals.forget(refresh.resource.name, &refresh.link_id);
         }
         if let Outcome::Postponed { code, .. } | Outcome::Blocked { code, .. } = outcome {
             let resource = refresh.resource.name;
@@ -558,82 +450,6 @@ impl Worker {
         };
         self.refresher.store.write(write).await
     }
-
-    /// Logs the failure and decides what becomes of the refresh.
-    fn failed(&self, refresh: &Refresh, error: &Error) -> Outcome {
-        let at = self.clock.now();
-        let later = |wait: Duration| Outcome::Postponed { code: error.code(), at, until: at + wait };
-        let link = refresh.link_id.log_tag();
-        let resource = refresh.resource.name;
-        let attempt = refresh.attempts + 1;
-        match error {
-            Error::Belvo(failure) => {
-                let delay = failure.delay(refresh.attempts, &mut rand::rng());
-                let request_id = failure.request_id.as_deref();
-                match failure.kind {
-                    Decision::AskUser => {
-                        tracing::warn!(code = failure.code.name(), link, resource, request_id, "{failure}");
-                        Outcome::Blocked { code: failure.code.name(), at }
-                    }
-                    // Whoever mends it tells nobody here, and the webhook that asked for it does not come again.
-                    Decision::Refused | Decision::Gone => {
-                        tracing::warn!(code = failure.code.name(), link, resource, request_id, attempt, "{failure}");
-                        later(self.refusal_wait(refresh, failure))
-                    }
-                    Decision::Retry | Decision::RetryAfter(_) | Decision::Stop => {
-                        if failure.is_worth_a_report(attempt) {
-                            tracing::error!(
-                                code = failure.code.name(),
-                                link,
-                                resource,
-                                request_id,
-                                attempt,
-                                "{failure}; it goes on for long: report Belvo's request id to Belvo"
-                            );
-                        } else {
-                            tracing::warn!(
-                                code = failure.code.name(),
-                                link,
-                                resource,
-                                request_id,
-                                attempt,
-                                "{failure}"
-                            );
-                        }
-                        later(delay)
-                    }
-                }
-            }
-            Error::Alone => Outcome::Released,
-            Error::Incomplete => {
-                tracing::info!(code = error.code(), link, resource, attempt, "{error}; it is asked for again");
-                later(doubled(FIRST_WAIT, refresh.attempts, LONGEST_WAIT))
-            }
-            Error::Foreign(_) => {
-                tracing::error!(
-                    code = error.code(),
-                    link,
-                    resource,
-                    attempt,
-                    "{error}; nothing of the list was kept, report it to Belvo"
-                );
-                later(patience(refresh.attempts, &mut rand::rng()))
-            }
-            Error::Store(store::Error::Overtaken(_)) => {
-                tracing::warn!(code = error.code(), link, resource, "{error}");
-                later(Duration::ZERO)
-            }
-            // The end of this failure cannot be predicted, and retrying early is useless.
-            Error::Store(cause) if cause.is_about_one_write() => {
-                tracing::error!(code = error.code(), link, resource, attempt, "{error}");
-                later(patience(refresh.attempts, &mut rand::rng()))
-            }
-            Error::Store(_) => {
-                tracing::error!(code = error.code(), link, resource, attempt, "{error}");
-                later(doubled(FIRST_WAIT, refresh.attempts, LONGEST_WAIT))
-            }
-        }
-    }
 }
 
 /// Somebody to run a request, and its place in the budget.
@@ -667,8 +483,9 @@ async fn one_of(places: &[Arc<Semaphore>]) -> OwnedSemaphorePermit {
 mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
-    use crate::clock::Hand;
+    use crate::clock::Timestamp;
     use crate::fetch::trust::Trust;
+    use crate::link_id::LinkId;
     use crate::refresh::Inspections;
     use crate::resources::owners;
     use crate::store::{Store, args};
@@ -679,7 +496,6 @@ mod tests {
 
     struct Place {
         worker: Worker,
-        hand: Hand,
         _folder: tempfile::TempDir,
     }
 
@@ -687,8 +503,7 @@ mod tests {
         async fn new(client: crate::belvo::Client) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(&folder.path().join("state.db")).unwrap();
-            let hand = Hand::at(Timestamp::from_micros(1_000_000));
-            let clock = hand.clock();
+            let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
             let refresher = Refresher {
                 client,
@@ -699,7 +514,7 @@ mod tests {
             };
             let (settled, refusals) = (watch::Sender::new(()), Refusals::default());
             let worker = Worker { refresher, queue, clock, settled, refusals, shutdown: CancellationToken::new() };
-            Self { worker, hand, _folder: folder }
+            Self { worker, _folder: folder }
         }
 
         /// A claimed refresh of each of so many links.
@@ -779,43 +594,5 @@ mod tests {
         let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
         place.worker.run_next(claimed.remove(0).remove(0), permit).await;
         assert_eq!(place.count("last_error_code = 'api_forbidden' AND due_at = 1000000").await, 2);
-    }
-
-    #[tokio::test]
-    async fn refusals_of_many_links_leave_the_budget_to_others_and_some_go_ahead() {
-        let place = Place::new(nobody()).await;
-        let refresh = place.claimed(1).await.remove(0);
-        let refused = Failure::own(Code::TooLarge, "/api/owners/");
-        let of = |n| {
-            let mut refresh = refresh.clone();
-            refresh.link_id = link(n);
-            refresh
-        };
-        let mut waits: Vec<Duration> = (0..30_000).map(|n| place.worker.refusal_wait(&of(n), &refused)).collect();
-        let ahead = waits.drain(..SCOUTS).max().unwrap();
-        assert!(ahead < Duration::from_secs(7), "{ahead:?}");
-        // A tenth of 10,000 requests a second.
-        let last = waits.pop().unwrap();
-        assert!((Duration::from_secs(30)..Duration::from_secs(31)).contains(&last), "{last:?}");
-        let first_again = place.worker.refusal_wait(&of(0), &refused);
-        assert!(first_again < Duration::from_secs(7), "{first_again:?}");
-        // The same link refused for another reason counts there alone.
-        let other = Failure::own(Code::NotFound, "/api/owners/");
-        place.worker.refusal_wait(&of(3), &other);
-        let instead = place.worker.refusal_wait(&of(40_000), &refused);
-        assert!(instead < Duration::from_secs(7), "somebody else goes ahead: {instead:?}");
-        // Of one that is asked for no more another takes the place.
-        place.worker.refusals.forget(&of(5));
-        let instead = place.worker.refusal_wait(&of(40_001), &refused);
-        assert!(instead < Duration::from_secs(7), "{instead:?}");
-        // Nobody tells of a link that was paused, and it does not keep its place for ever.
-        place.hand.pass(LAPSE * 2);
-        place.worker.refusal_wait(&of(40_002), &refused);
-        for n in [3, 4] {
-            let again = place.worker.refusal_wait(&of(n), &refused);
-            assert!(again < Duration::from_secs(7), "few are left: {again:?}");
-        }
-        assert_eq!(place.worker.refusals.end(&of(6)), []);
-        assert_eq!(place.worker.refusals.end(&of(4)), [Code::TooLarge]);
     }
 }

@@ -15,6 +15,7 @@ use crate::config::{Config, Needs};
 use crate::database;
 use crate::features::explain::{self, Explanation};
 use crate::features::frozen::{self, Frozen, Wish};
+use crate::features::published;
 use crate::features::runs::{self, Mode, Run, Wanted};
 use crate::link_id::LinkId;
 use crate::operations::Order;
@@ -173,7 +174,7 @@ fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<E
 
 /// The run that the published row of the link came from: what is explained is what readers see, with the same clock.
 fn published_run(file: &Path, args: &Explain) -> anyhow::Result<Option<Run>> {
-    let row = explain::published(file, &args.link, args.as_of, args.mode)?;
+    let row = published::row_of(file, &args.link, args.as_of, args.mode)?;
     let run = row.and_then(|row| {
         let known_at = Timestamp::parse(row.get("known_at")?.as_str()?)?;
         let lag_months = row.get("lag_months")?.as_u64()?.try_into().ok()?;
@@ -229,7 +230,7 @@ fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
     )?;
     let jobs: Vec<&str> = evidence["jobs"].iter().filter_map(|job| job.get("employment_key")?.as_str()).collect();
     for feature in features {
-        let value = feature.value.as_ref().map_or("NULL".to_owned(), explain::plain);
+        let value = feature.value.as_ref().map_or("NULL".to_owned(), published::plain);
         writeln!(out, "{:<32} {value}", feature.name)?;
         if let Some(why) = &feature.why_null {
             writeln!(out, "    NULL because {why}")?;
@@ -263,7 +264,7 @@ fn show(explanation: &Explanation, out: &mut impl io::Write) -> io::Result<()> {
         for row in &rows[left_out..] {
             let job = row.get("employment_key").and_then(Value::as_str).map(|key| number_of(key, &jobs));
             let cells =
-                columns.iter().map(|(name, _)| row.get(*name).filter(|value| !value.is_null()).map(explain::plain));
+                columns.iter().map(|(name, _)| row.get(*name).filter(|value| !value.is_null()).map(published::plain));
             table.push(std::iter::once(job).chain(cells).skip(usize::from(name == "person_months")));
         }
         table.write(out)?;

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use chrono::{Datelike, Months, NaiveDate};
-use duckdb::Connection;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::catalog::steps_macro;
 use super::compute::Computer;
 use super::dictionary::{self, Column};
-use super::runs::{Mode, Run};
-use crate::database::{self, quoted};
+use super::published::{exact, rows};
+use super::runs::Run;
+use crate::database::quoted;
 use crate::reference::Reference;
 
 /// What the steps of `credit_features` say besides the row, by name.
@@ -101,56 +101,6 @@ pub fn explain(file: &Path, reference: &Reference, link_id: &str, run: &Run) -> 
     }))
 }
 
-/// The published row of a link, as JSON; `None` when there is none.
-///
-/// # Errors
-/// DuckDB's.
-pub fn published(
-    file: &Path,
-    link_id: &str,
-    as_of: NaiveDate,
-    mode: Mode,
-) -> duckdb::Result<Option<Map<String, Value>>> {
-    let connection = database::open(file)?;
-    let condition = format!("link_id = {} AND as_of_date = DATE '{as_of}' AND pit_mode = '{mode}'", quoted(link_id));
-    Ok(rows(&connection, &exact("credit_features", &condition))?.pop())
-}
-
-/// How many rows the published database has for a date.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn count(file: &Path, as_of: NaiveDate) -> duckdb::Result<u64> {
-    let sql = format!("SELECT count(*) FROM credit_features WHERE as_of_date = DATE '{as_of}'");
-    database::open(file)?.query_row(&sql, [], |row| row.get(0))
-}
-
-/// A value without JSON's quotes.
-pub fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// Selects every column of `credit_features` in a form that JSON keeps exactly.
-fn exact(from: &str, condition: &str) -> String {
-    let columns =
-        dictionary::relation("credit_features").columns.iter().map(|Column { name, kind, .. }| match kind.as_str() {
-            "TIMESTAMP WITH TIME ZONE" => {
-                format!("strftime(make_timestamp(epoch_us({name})), '%Y-%m-%dT%H:%M:%S.%fZ') AS {name}")
-            }
-            kind if kind.starts_with("DECIMAL") => format!("CAST({name} AS VARCHAR) AS {name}"),
-            _ => name.clone(),
-        });
-    format!("SELECT {} FROM {from} WHERE {condition}", columns.collect::<Vec<_>>().join(", "))
-}
-
-/// The rows of a question as JSON objects.
-fn rows(connection: &Connection, sql: &str) -> duckdb::Result<Vec<Map<String, Value>>> {
-    let mut statement = connection.prepare(&format!("SELECT CAST(to_json(r) AS VARCHAR) FROM ({sql}) AS r"))?;
-    let texts = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<duckdb::Result<Vec<_>>>()?;
-    // What DuckDB calls JSON is an object for a row.
-    Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
-}
-
 /// What is known of one row.
 struct Facts<'f> {
     row: &'f Row,
@@ -159,7 +109,7 @@ struct Facts<'f> {
 }
 
 /// Which rows a feature is made of.
-enum From {
+enum Source {
     Answers,
     Jobs(fn(&Facts<'_>, &Row) -> bool),
     /// The jobs of which a number is the highest.
@@ -217,46 +167,46 @@ impl Facts<'_> {
         from
     }
 
-    fn keys(&self, source: &From) -> Vec<(&'static str, Vec<String>)> {
+    fn keys(&self, source: &Source) -> Vec<(&'static str, Vec<String>)> {
         let person_months = |months: Vec<String>| vec![("person_months", months)];
         match source {
-            From::Answers => {
+            Source::Answers => {
                 vec![("answers", self.evidence["answers"].iter().map(|answer| text(answer, "collected_at")).collect())]
             }
-            From::Jobs(wanted) => vec![("jobs", self.jobs(*wanted))],
-            From::JobsWithMost(number) => {
+            Source::Jobs(wanted) => vec![("jobs", self.jobs(*wanted))],
+            Source::JobsWithMost(number) => {
                 let most = self.evidence["jobs"].iter().filter_map(number).max();
                 let jobs = self.evidence["jobs"].iter().filter(|job| most.is_some() && number(job) == most);
                 vec![("jobs", jobs.map(|job| text(job, "employment_key")).collect())]
             }
-            From::JobMonths(first, wanted) => {
+            Source::JobMonths(first, wanted) => {
                 let months = self.job_months(*first, "base", *wanted);
                 vec![("job_months", months.map(job_month).collect())]
             }
-            From::LatestWithInss(wanted) => {
+            Source::LatestWithInss(wanted) => {
                 let months = self.job_months(2, "retained", *wanted);
                 let latest: BTreeMap<String, String> =
                     months.map(|row| (text(row, "employment_key"), job_month(row))).collect();
                 vec![("job_months", latest.into_values().collect())]
             }
-            From::Months(first, last, which) => {
+            Source::Months(first, last, which) => {
                 let Some(window) = self.window(*first, *last) else { return Vec::new() };
                 person_months(self.months(*which, |month| (window.0..=window.1).contains(&month)))
             }
-            From::FirstAndLatestPaid => {
+            Source::FirstAndLatestPaid => {
                 let mut months = self.months(Which::Paid, |_| true);
                 let latest = months.pop();
                 person_months(months.into_iter().take(1).chain(latest).collect())
             }
-            From::LatestPaid => person_months(self.months(Which::Paid, |_| true).pop().into_iter().collect()),
-            From::LatestFull => person_months(self.months(Which::Full, |_| true).pop().into_iter().collect()),
-            From::LastYear => {
+            Source::LatestPaid => person_months(self.months(Which::Paid, |_| true).pop().into_iter().collect()),
+            Source::LatestFull => person_months(self.months(Which::Full, |_| true).pop().into_iter().collect()),
+            Source::LastYear => {
                 let year = self.last_year();
                 let months = self.evidence["person_months"].iter();
                 let months = months.filter(|row| month_of(row).is_some_and(|month| month.year() == year));
                 person_months(months.map(|row| text(row, "month")).collect())
             }
-            From::Everything => {
+            Source::Everything => {
                 let months = self.evidence["job_months"].iter().map(job_month);
                 vec![("jobs", self.jobs(|_, _| true)), ("job_months", months.collect())]
             }
@@ -387,14 +337,14 @@ impl Facts<'_> {
 }
 
 /// What a feature is made of.
-fn sources(name: &str) -> Vec<From> {
-    let alive = || From::Jobs(|_, job| is(job, "is_alive"));
-    let main = || From::Jobs(|_, job| is(job, "is_main_job"));
-    let months = |first| From::Months(first, 0, Which::Paid);
-    let full = |first| From::Months(first, 0, Which::Full);
+fn sources(name: &str) -> Vec<Source> {
+    let alive = || Source::Jobs(|_, job| is(job, "is_alive"));
+    let main = || Source::Jobs(|_, job| is(job, "is_main_job"));
+    let months = |first| Source::Months(first, 0, Which::Paid);
+    let full = |first| Source::Months(first, 0, Which::Full);
     match name {
-        "has_data" | "data_age_days" => vec![From::Answers],
-        "window_end_month" => vec![alive(), From::LatestPaid],
+        "has_data" | "data_age_days" => vec![Source::Answers],
+        "window_end_month" => vec![alive(), Source::LatestPaid],
         "is_employed" | "open_jobs" => vec![alive()],
         "tenure_current_months"
         | "employer_sector"
@@ -407,44 +357,44 @@ fn sources(name: &str) -> Vec<From> {
                 let (start, end) = (date(job, "start_date")?, date(job, "counted_to")?);
                 Some((end.num_days_from_ce() - start.num_days_from_ce()).max(0))
             };
-            vec![From::JobsWithMost(days)]
+            vec![Source::JobsWithMost(days)]
         }
         "months_since_last_job" => {
-            vec![From::JobsWithMost(|job| date(job, "counted_to").map(|day| day.num_days_from_ce()))]
+            vec![Source::JobsWithMost(|job| date(job, "counted_to").map(|day| day.num_days_from_ce()))]
         }
         "months_since_first_job" => {
-            vec![From::JobsWithMost(|job| date(job, "start_date").map(|day| -day.num_days_from_ce()))]
+            vec![Source::JobsWithMost(|job| date(job, "start_date").map(|day| -day.num_days_from_ce()))]
         }
-        "employers_12m" => vec![From::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 12))],
-        "employers_24m" => vec![From::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 24))],
-        "employers_36m" => vec![From::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 36))],
-        "jobs_started_12m" => vec![From::Jobs(|facts, job| facts.is_after(job, "start_date", 12))],
+        "employers_12m" => vec![Source::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 12))],
+        "employers_24m" => vec![Source::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 24))],
+        "employers_36m" => vec![Source::Jobs(|facts, job| has_employer(job) && facts.is_after(job, "counted_to", 36))],
+        "jobs_started_12m" => vec![Source::Jobs(|facts, job| facts.is_after(job, "start_date", 12))],
         "employed_months_36m" | "gap_max_months_36m" | "gap_count_36m" => {
-            vec![From::Jobs(|facts, job| facts.is_in_window(job, 35))]
+            vec![Source::Jobs(|facts, job| facts.is_in_window(job, 35))]
         }
-        "open_jobs_without_pay" => vec![From::Jobs(|_, job| is(job, "is_zombie"))],
-        "income_last_brl" => vec![From::LatestFull],
+        "open_jobs_without_pay" => vec![Source::Jobs(|_, job| is(job, "is_zombie"))],
+        "income_last_brl" => vec![Source::LatestFull],
         "income_median_3m_brl" | "income_in_minimum_wages" | "income_to_teto" => vec![full(2)],
         "income_median_6m_brl" => vec![full(5)],
-        "income_growth_yoy" => vec![full(5), From::Months(17, 12, Which::Full)],
+        "income_growth_yoy" => vec![full(5), Source::Months(17, 12, Which::Full)],
         "income_median_12m_brl" | "income_cv_12m" | "income_slope_12m" | "income_ratio_3m_12m" => vec![full(11)],
         "income_mean_12m_zero_filled_brl"
         | "paid_months_12m"
         | "concurrent_months_12m"
         | "inss_plausible_share_12m"
         | "inss_zero_months_12m" => vec![months(11)],
-        "capped_months_12m" => vec![From::JobMonths(11, |_, _| true)],
-        "thirteenth_ratio_last_year" => vec![From::LastYear],
-        "main_job_income_share" => vec![main(), From::JobMonths(2, |_, job| is(job, "is_main_job")), full(2)],
+        "capped_months_12m" => vec![Source::JobMonths(11, |_, _| true)],
+        "thirteenth_ratio_last_year" => vec![Source::LastYear],
+        "main_job_income_share" => vec![main(), Source::JobMonths(2, |_, job| is(job, "is_main_job")), full(2)],
         "consignado_margin_upper_brl" => {
-            vec![From::LatestWithInss(|_, job| is(job, "is_alive") && text(job, "sector") == "PRIVATE")]
+            vec![Source::LatestWithInss(|_, job| is(job, "is_alive") && text(job, "sector") == "PRIVATE")]
         }
-        "salary_lag_months" => vec![From::LatestPaid],
-        "history_months" => vec![From::FirstAndLatestPaid],
+        "salary_lag_months" => vec![Source::LatestPaid],
+        "history_months" => vec![Source::FirstAndLatestPaid],
         "salary_coverage_24m" => {
-            vec![From::Jobs(|facts, job| facts.is_in_window(job, 23)), From::JobMonths(23, |_, _| true)]
+            vec![Source::Jobs(|facts, job| facts.is_in_window(job, 23)), Source::JobMonths(23, |_, _| true)]
         }
-        _ => vec![From::Everything],
+        _ => vec![Source::Everything],
     }
 }
 
@@ -477,6 +427,7 @@ fn job_month(row: &Row) -> String {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
+    use crate::features::runs::Mode;
 
     #[test]
     fn the_year_of_the_13th_is_the_last_that_is_complete() {

@@ -18,6 +18,7 @@ use crate::clock::Timestamp;
 use crate::database;
 use crate::durable;
 use crate::sensitive::hex;
+use crate::store::{self, Tx};
 
 /// What a snapshot consists of and what it was built from: `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +62,20 @@ pub struct BuiltFrom {
     pub state_id: String,
     /// Number of the last change in it.
     pub change: i64,
+}
+
+impl BuiltFrom {
+    /// What the state is, and how far it has come.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`], or [`store::Error::Unreadable`].
+    pub fn of(tx: &Tx<'_>) -> Result<Self, store::Error> {
+        let change = tx
+            .meta("changes")?
+            .map_or(Ok(0), |text| text.parse())
+            .map_err(|_| store::Error::Unreadable("a counter"))?;
+        Ok(Self { state_id: tx.meta("state_id")?.unwrap_or_default(), change })
+    }
 }
 
 /// One table of a snapshot.

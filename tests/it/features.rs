@@ -15,7 +15,7 @@ use vinculo::cli::ordered::follow_here;
 use vinculo::daemon::Parts;
 use vinculo::features::frozen::{self, Frozen, Kept};
 use vinculo::features::runs::{self, Mode, Run, Wanted};
-use vinculo::features::{catalog, explain};
+use vinculo::features::{catalog, explain, published};
 use vinculo::operations::{Links, Order};
 use vinculo::publish::{Scope, publish_in_background};
 use vinculo::reference::Reference;
@@ -461,7 +461,7 @@ async fn an_explanation_has_the_published_values_and_a_reason_for_every_null() {
     let (mode, known_at) = runs::clocks(as_of, Mode::Strict, now).unwrap();
     let run = Run { as_of, mode, known_at, lag_months: 1, ran_at: now, change: 0 };
     for link in flow.simulation.link_ids() {
-        let row = explain::published(&file, &link, as_of, mode).unwrap().unwrap();
+        let row = published::row_of(&file, &link, as_of, mode).unwrap().unwrap();
         let explanation = explain::explain(&file, &Reference::compiled(), &link, &run).unwrap().unwrap();
         let months: BTreeSet<&str> =
             explanation.evidence["person_months"].iter().filter_map(|month| month["month"].as_str()).collect();
@@ -503,7 +503,7 @@ const RETENTION: &str = "schedule = \"0 0 29 2 *\"\ntimezone = \"UTC\"\naction =
 /// Keeps the published row of `link` for the decision that has its name.
 async fn freeze(flow: &Flow, link: &str, as_of: NaiveDate) {
     let file = std::fs::canonicalize(flow.running.lake().join("vinculo.duckdb")).unwrap();
-    let row = explain::published(&file, link, as_of, Mode::Strict).unwrap().unwrap();
+    let row = published::row_of(&file, link, as_of, Mode::Strict).unwrap().unwrap();
     let frozen_at = flow.running.daemon.operations.clock.now();
     let (decision_id, link_id) = (link.to_owned(), link.parse().unwrap());
     let frozen = Frozen { decision_id, link_id, as_of, mode: Mode::Strict, frozen_at, row };

@@ -1,0 +1,86 @@
+//! What is due goes with a clock that is set back.
+//!
+//! *Takes* the wall clock, beside one that only goes on while the daemon runs, and beside what it wrote last while it did not.
+//! *Gives* by how much the clock was set back. *Promises* that what is due is moved once for each step, also over a restart,
+//! and that a clock that is only corrected moves nothing.
+
+use std::time::{Duration, Instant};
+
+use crate::clock::Timestamp;
+use crate::queue;
+use crate::store::{self, Store, Tx};
+
+/// A clock that is set back by less than this is corrected; what is due then may wait for as much.
+const CORRECTION: Duration = Duration::from_secs(5);
+
+/// Name in `meta` of the instant at which a daemon last wrote that it runs.
+pub(super) const LOOKED_AT: &str = "looked_at";
+
+/// Lets everything be due earlier by as much as the clock was set back while nothing ran.
+pub(super) async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Result<(), store::Error> {
+    let go_back = move |tx: &Tx<'_>| {
+        let looked_at = tx.meta(LOOKED_AT)?.and_then(|text| text.parse().ok()).map(Timestamp::from_micros);
+        let Some(step) = looked_at.map(|at| at.since(now)).filter(|step| *step > CORRECTION) else { return Ok(()) };
+        tell_of_step_back(step);
+        queue::go_back(tx, step)?;
+        // In the same transaction, or whoever starts next would do it once more.
+        tx.set_meta(LOOKED_AT, &now.as_micros().to_string())
+    };
+    store.write(go_back).await
+}
+
+pub(super) fn tell_of_step_back(step: Duration) {
+    tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
+}
+
+/// The wall clock beside one that only goes on.
+pub(super) struct TwoClocks {
+    wall: Timestamp,
+    steady: Instant,
+}
+
+impl TwoClocks {
+    pub(super) fn new(wall: Timestamp) -> Self {
+        Self { wall, steady: Instant::now() }
+    }
+
+    /// By how much the wall clock was set back since the last look, if by more than it is ever corrected.
+    pub(super) fn went_back(&mut self, wall: Timestamp) -> Option<Duration> {
+        let expected = self.wall + self.steady.elapsed();
+        *self = Self::new(wall);
+        Some(expected.since(wall)).filter(|step| *step > CORRECTION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::args;
+
+    #[test]
+    fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let mut clocks = TwoClocks::new(at(10_000));
+        for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
+            assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_due_goes_once_with_a_clock_that_was_set_back_while_nothing_ran() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let insert = move |tx: &Tx<'_>| {
+            tx.set_meta(LOOKED_AT, &at(10_000).as_micros().to_string())?;
+            let sql = "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ('a', $1, $2)";
+            tx.execute(sql, args![at(9_990), at(10_050)])
+        };
+        store.write(insert).await.unwrap();
+        for (now, due) in [(9_996, 10_050), (2_000, 2_050), (2_001, 2_050), (5_000, 2_050)] {
+            go_back_with_the_clock(&store, at(now)).await.unwrap();
+            let found = store.read(|tx| tx.one("SELECT due_at FROM deletions", args![], |row| row.at(0))).await;
+            assert_eq!(found.unwrap(), Some(at(due)), "{now}");
+        }
+    }
+}

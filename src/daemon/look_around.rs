@@ -1,0 +1,179 @@
+//! Looks now and then at what the parts cannot see themselves.
+//!
+//! *Takes* the running parts. *Gives* what stands in the way, the beat of the watchdog, and the gauges of the budget and the
+//! queue. *Promises* to end with the daemon, and that no call to Belvo goes uncounted while the state takes writes. *Not
+//! here*: what a part knows of itself, which it raises and clears on its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::clock_step::{LOOKED_AT, TwoClocks, tell_of_step_back};
+use crate::admin::Recorder;
+use crate::belvo::{Client, Code};
+use crate::chronicle;
+use crate::clock::Timestamp;
+use crate::lane::in_background;
+use crate::operations::Operations;
+use crate::problems::Problems;
+use crate::publish;
+use crate::queue;
+use crate::store::{self, Store};
+use crate::vitals::Vitals;
+
+/// How often it is looked whether something outside stands in the way.
+pub(super) const LOOK_AROUND: Duration = Duration::from_secs(2);
+
+/// Stands until the lake has what the state had at the start.
+pub(super) const STARTING: &str = "starting";
+
+/// Stands while the state takes no writes and its failure says no more than that.
+const STATE_PROBLEM: &str = "state_not_writable";
+
+/// Stands while the disk of the state is full.
+const DISK_FULL: &str = "disk_full";
+
+/// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
+/// have a snapshot.
+pub(super) async fn look_around(
+    operations: Operations,
+    problems: Problems,
+    vitals: Vitals,
+    shutdown: CancellationToken,
+) {
+    let Operations { client, store, queue, clock, publisher, published, .. } = operations;
+    let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
+    let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
+    loop {
+        let now = client.trouble();
+        if now != trouble {
+            if let Some(code) = trouble {
+                problems.clear(code.name());
+            }
+            if let Some(code) = now {
+                problems.raise(code.name());
+            }
+            trouble = now;
+        }
+        show_what_waits(&client, &store, clock.now()).await;
+        Recorder::global().condense();
+        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk.
+        let looked_at = clock.now().as_micros().to_string();
+        let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
+        let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
+        hear(&answer, standing, &mut state, &problems, &vitals);
+        if let Some(step) = clocks.went_back(clock.now()) {
+            tell_of_step_back(step);
+            // If this write fails, the next mark of each refresh corrects its due time.
+            let _ = store.write(move |tx| queue::go_back(tx, step)).await;
+            queue.announce();
+        }
+        // A quiet daemon publishes nothing, and would not hear of it.
+        let lake = Arc::clone(&publisher);
+        if in_background(move || lake.is_missing()).await {
+            problems.raise(publish::MISSING);
+        } else {
+            problems.clear(publish::MISSING);
+        }
+        // That the state takes no writes was just told.
+        let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
+        tokio::select! {
+            _ = published.changed() => problems.clear(STARTING),
+            () = tokio::time::sleep(LOOK_AROUND) => {}
+            () = shutdown.cancelled() => {
+                // What is not counted now never is.
+                let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
+                return;
+            }
+        }
+    }
+}
+
+/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and what stands `otherwise`, as
+/// on a full disk, on which it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
+/// manager's watchdog then starts the daemon anew.
+fn hear(
+    answer: &Result<(), store::Error>,
+    otherwise: Option<&'static str>,
+    standing: &mut Option<&'static str>,
+    problems: &Problems,
+    vitals: &Vitals,
+) {
+    let failed = match answer.as_ref().map_err(store::Error::code) {
+        Err("state_failed") => Some(STATE_PROBLEM),
+        Err(code) => Some(code),
+        Ok(()) => otherwise,
+    };
+    if *standing != failed {
+        if let Some(code) = failed {
+            problems.raise(code);
+        }
+        if let Some(code) = *standing {
+            problems.clear(code);
+        }
+        *standing = failed;
+    }
+    if !matches!(answer, Err(store::Error::Closed)) {
+        vitals.beat();
+    }
+}
+
+/// Counts the calls since the last count; a count that fails is made up for by the next.
+async fn count_calls(client: &Client, store: &Store, now: Timestamp, counted: &mut u64) -> Result<(), store::Error> {
+    let calls = client.budget().calls();
+    if calls > *counted {
+        let new = calls - *counted;
+        store.write(move |tx| chronicle::note_calls(tx, new, now)).await?;
+        *counted = calls;
+    }
+    Ok(())
+}
+
+/// Shows how the request budget is used, and what waits for it.
+async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
+    let usage = client.usage();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    metrics::gauge!("vinculo_belvo_budget_requests").set(count(usage.requests));
+    metrics::gauge!("vinculo_belvo_budget_in_use").set(count(usage.in_use));
+    for (class, waiting) in
+        [("urgent", usage.waiting_urgent), ("ordinary", usage.waiting_ordinary), ("look_up", usage.waiting_look_ups)]
+    {
+        metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
+    }
+    metrics::gauge!("vinculo_belvo_paused", "code" => Code::RateLimited.name())
+        .set(u8::from(client.budget().paused_until().is_some()));
+    // A state that cannot be read is told where it is written.
+    let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
+        return;
+    };
+    let waited = oldest.map_or(0, |since| now.as_micros() - since.as_micros());
+    metrics::gauge!("vinculo_refreshes_oldest_due_seconds").set(waited as f64 / 1e6);
+    for (trigger, due) in
+        [("webhook", due.webhook), ("operator", due.operator), ("schedule", due.schedule), ("confirm", due.confirm)]
+    {
+        metrics::gauge!("vinculo_refreshes_due", "trigger" => trigger).set(u32::try_from(due).unwrap_or(u32::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
+        let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
+        let mut hear = |answer: Result<(), store::Error>, has_room: bool| {
+            let before = vitals.answered_at();
+            hear(&answer, (!has_room).then_some(DISK_FULL), &mut standing, &problems, &vitals);
+            (problems.standing(), vitals.answered_at() > before)
+        };
+        assert_eq!(hear(Ok(()), false), (vec![DISK_FULL], true));
+        let mut heard = |answer| hear(answer, true);
+        assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));
+        assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
+        assert_eq!(heard(Ok(())), (vec![], true));
+    }
+}

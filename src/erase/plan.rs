@@ -1,0 +1,126 @@
+//! What erasing somebody would remove.
+//!
+//! *Takes* whom it is about. *Gives* the rows, links and users that would go, and the bytes that must not be found afterwards.
+//! *Promises* to write nothing. *Not here*: the lake and the backups, which [`Eraser::plan`](super::Eraser::plan) adds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Error;
+use crate::backup::Made;
+use crate::sensitive::{Cpf, Pepper};
+use crate::store::{self, Traces, Tx, args};
+use crate::subject::{self, Bodies, Names, Subject, each_body, unnamed_webhooks};
+
+/// Bytes from the middle of a body that tell it from all others.
+const TRACE: usize = 32;
+
+/// What would go.
+#[derive(Serialize)]
+pub struct Plan {
+    /// The links, by id.
+    pub links: Vec<String>,
+    /// The `external_id`s that no other link has.
+    pub external_ids: Vec<String>,
+    /// Rows of each table of the state.
+    pub rows: BTreeMap<String, u64>,
+    /// Snapshots that are there, of which none stays.
+    pub snapshots: Vec<u32>,
+    /// Backups that hold them.
+    pub backups: Vec<Made>,
+    #[serde(skip)]
+    pub(super) subject: Subject,
+    #[serde(skip)]
+    pub(super) traces: Traces,
+}
+
+/// What erasing `subject` would remove from the state. Blocks.
+///
+/// # Errors
+/// [`Error::Subject`], [`Error::Store`].
+pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Plan, Error> {
+    let names = subject.names(tx, pepper)?;
+    let mut rows: BTreeMap<String, u64> = BTreeMap::new();
+    for table in tx.tables_with("link_id")? {
+        let sql = format!("SELECT count(*) FROM {table} WHERE link_id = $1");
+        for link in &names.links {
+            let count = tx.one(&sql, args![link], |row| row.int(0))?.unwrap_or_default().cast_unsigned();
+            *rows.entry(table.clone()).or_default() += count;
+        }
+    }
+    names.each_without_link(tx, |table, _| {
+        *rows.entry(table.to_owned()).or_default() += 1;
+        Ok(())
+    })?;
+    *rows.entry("webhooks".to_owned()).or_default() +=
+        unnamed_webhooks(tx, names.links.iter().chain(&names.external_ids))?.len() as u64;
+    rows.retain(|_, count| *count > 0);
+    if rows.is_empty() {
+        return Err(subject::Error::NotHeld(subject.kind().name()).into());
+    }
+    let Names { links, external_ids } = names;
+    let traces = traces(tx, &links, &external_ids)?;
+    Ok(Plan {
+        links,
+        external_ids: external_ids.into_iter().collect(),
+        rows,
+        snapshots: Vec::new(),
+        backups: Vec::new(),
+        subject,
+        traces,
+    })
+}
+
+/// What must not be found in the state's file once it is done.
+fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Result<Traces, store::Error> {
+    let mut traces = Traces::default();
+    links.iter().chain(external_ids).for_each(|name| traces.add(name.as_bytes()));
+    for link in links {
+        each_body(tx, Bodies::OfLink(link), |_, body| {
+            add_texts(&serde_json::from_str(&body).unwrap_or_default(), &mut traces);
+            Ok(())
+        })?;
+        // Bodies that were kept without a key are in the file as they are; those under one are noise without it.
+        for sql in [
+            "SELECT wrapped FROM link_keys WHERE link_id = $1",
+            "SELECT body FROM record_versions WHERE link_id = $1",
+            "SELECT body FROM webhooks WHERE link_id = $1",
+            "SELECT body FROM frozen_features WHERE link_id = $1",
+        ] {
+            tx.each(sql, args![link], |row| {
+                let bytes = row.bytes(0)?;
+                let middle = bytes.len() / 2;
+                traces.add(&bytes[middle..bytes.len().min(middle + TRACE)]);
+                Ok::<_, store::Error>(())
+            })?;
+        }
+    }
+    Ok(traces)
+}
+
+/// Adds what tells a person apart from others: ids, documents, addresses. A name or a place may be another's too.
+fn add_texts(value: &Value, traces: &mut Traces) {
+    const TELLING: [&str; 6] = ["id", "document_number", "email", "phone_number", "internal_identification", "code"];
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value.as_str() {
+                    Some(text) if TELLING.contains(&name.as_str()) => {
+                        // An employer's code is another's too, unless it is a person's.
+                        if name != "code" || Cpf::parse(text).is_some() {
+                            traces.add(text.as_bytes());
+                        }
+                        if let Some(cpf) = Cpf::parse(text) {
+                            traces.add(cpf.digits());
+                        }
+                    }
+                    _ => add_texts(value, traces),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| add_texts(item, traces)),
+        _ => {}
+    }
+}
