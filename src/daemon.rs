@@ -148,6 +148,7 @@ impl Daemon {
         let publisher = Arc::new(publisher.with_pii(config.pii.publish));
         go_back_with_the_clock(&store, clock.now()).await?;
         let queue = Queue::open(store.clone(), clock.clone()).await?;
+        // A fetch of a link may have been under way that was paused meanwhile.
         store.write(links::hold_all).await?;
         let ledger = ledger(&config.state.path);
         // Two states in one folder would each count only their own calls.
