@@ -1,13 +1,13 @@
 //! `vinculo sql`: a question to the published tables.
 //!
 //! *Promises*: it reads one snapshot, also while the daemon publishes others; values are exact, decimals included; and the
-//! SQL reaches nothing but those tables: no other file, no network, no extension.
+//! SQL reaches nothing but those tables: no other file, no network, no extension; and an error holds no value of the rows.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use arrow::array::{Array, ArrayRef};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef};
@@ -22,6 +22,7 @@ use super::{Exit, Global};
 use crate::config::Needs;
 use crate::database;
 
+mod failure;
 mod json;
 
 /// Rows that a table for people shows at most; JSON and CSV give every row.
@@ -79,6 +80,7 @@ pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow
 /// # Errors
 /// DuckDB's, and those of `out`.
 pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
+    let told = |error| failure::told(error, sql, connection);
     let mut statement = connection.prepare(sql).map_err(told)?;
     let mut batches = statement.stream_arrow([]).map_err(told)?;
     let schema = batches.get_schema();
@@ -89,14 +91,6 @@ pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write)
         printer.print(&batch.map_err(told)?, out)?;
     }
     printer.end(out)
-}
-
-/// What DuckDB says, without the number that its binding adds to everything.
-fn told(error: duckdb::Error) -> anyhow::Error {
-    match error {
-        duckdb::Error::DuckDBFailure(_, Some(what)) => anyhow!(what),
-        other => other.into(),
-    }
 }
 
 /// The published database.
