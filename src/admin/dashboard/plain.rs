@@ -425,24 +425,27 @@ static WORDS: &[Words] = &[
     ),
 ];
 
+/// What happened, and what a person does about it, in English; `None` for a code without words.
+pub(crate) fn words(code: &str) -> Option<(&'static str, &'static str)> {
+    let ours = WORDS.iter().find(|words| words.code == code).and_then(|words| words.en);
+    ours.or_else(|| Code::by_name(code).map(|code| (code.what(), code.advice())))
+}
+
 /// What happened, in a few words without a full stop.
 pub(super) fn what(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
-    let english = words.and_then(|words| words.en).map(|(what, _)| what).or_else(|| Some(Code::by_name(code)?.what()));
-    match lang {
-        Lang::En => english.map(str::to_owned),
-        Lang::Pt => words.map(|words| words.pt.0.to_owned()),
-    }
-    .unwrap_or_else(|| code.replace('_', " "))
+    let found = match lang {
+        Lang::En => self::words(code).map(|(what, _)| what),
+        Lang::Pt => words.map(|words| words.pt.0),
+    };
+    found.map_or_else(|| code.replace('_', " "), str::to_owned)
 }
 
 /// What a person does about it, as a sentence.
 pub(super) fn advice(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
-    let english =
-        words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(Code::by_name(code)?.advice()));
     let found = match lang {
-        Lang::En => english,
+        Lang::En => self::words(code).map(|(_, advice)| advice),
         Lang::Pt => words.map(|words| words.pt.1),
     };
     found.map_or_else(|| lang.t(LOOK_AT_LOG.0, LOOK_AT_LOG.1).to_owned(), sentence)
