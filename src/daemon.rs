@@ -628,8 +628,10 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
-    metrics::gauge!("vinculo_belvo_paused", "code" => Code::RateLimited.name())
-        .set(u8::from(client.budget().paused_until().is_some()));
+    let paused_by = client.paused_by();
+    for code in [Code::RateLimited, Code::ApiBlocked] {
+        metrics::gauge!("vinculo_belvo_paused", "code" => code.name()).set(u8::from(paused_by == Some(code)));
+    }
     // A state that cannot be read is told where it is written.
     let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
         return;

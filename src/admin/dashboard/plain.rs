@@ -50,8 +50,8 @@ static WORDS: &[Words] = &[
     of_belvo("link_cooling", "o link foi atualizado há minutos", "é tentado de novo em alguns minutos"),
     of_belvo(
         "api_blocked",
-        "o portão da Belvo recusa este endereço",
-        "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir",
+        "a Belvo recusa este endereço ou esta conta por ora",
+        "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir e pergunte à Belvo se ficar",
     ),
     of_belvo(
         "rate_limited",
