@@ -117,9 +117,9 @@ static WORDS: &[Words] = &[
     of_ours(
         PAUSED,
         "an operator paused the link",
-        "resume it when it may be asked for again",
+        "press Resume on its page of the dashboard when it may be asked for again",
         "um operador pausou o link",
-        "retome-o quando puder ser consultado de novo",
+        "aperte Retomar na página dele no painel quando puder ser consultado de novo",
     ),
     of_ours(
         "interrupted",
