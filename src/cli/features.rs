@@ -68,7 +68,7 @@ pub struct Explain {
 /// What `features freeze` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Freeze {
-    /// Your id of the decision; the same one cannot be given twice
+    /// Your id of the decision; once more for the same row changes nothing, and for another row is refused
     #[arg(long, value_name = "X")]
     pub decision_id: String,
     /// The link
