@@ -63,12 +63,6 @@ const LOOKED_AT: &str = "looked_at";
 /// Stands until the lake has what the state had at the start.
 const STARTING: &str = "starting";
 
-/// Stands while the state takes no writes and its failure says no more than that.
-const STATE_PROBLEM: &str = "state_not_writable";
-
-/// Stands while the disk of the state is full.
-const DISK_FULL: &str = "disk_full";
-
 /// The running parts.
 pub struct Daemon {
     /// The record store.
@@ -288,7 +282,8 @@ impl Daemon {
     ) -> io::Result<()> {
         (self.webhook_address, self.admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
         let Operations { store, queue, clock, .. } = self.operations.clone();
-        let inbox = Inbox { queue, store: store.clone(), clock: clock.clone(), settled: self.settled.clone() };
+        let (problems, settled) = (self.problems.clone(), self.settled.clone());
+        let inbox = Inbox { queue, store: store.clone(), clock: clock.clone(), settled, problems };
         let (settings, senders) = (config.webhook.clone(), self.senders.clone());
         self.spawn("webhooks", webhook::run(webhooks, settings, senders, inbox, self.shutdown.clone()));
         let (operations, problems, tokens) = (self.operations.clone(), self.problems.clone(), self.tokens.clone());
@@ -495,7 +490,7 @@ impl DaemonActions {
 async fn look_around(operations: Operations, problems: Problems, vitals: Vitals, shutdown: CancellationToken) {
     let Operations { client, store, queue, clock, publisher, published, .. } = operations;
     let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
-    let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
+    let (mut trouble, mut counted) = (None, client.budget().calls());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -512,8 +507,7 @@ async fn look_around(operations: Operations, problems: Problems, vitals: Vitals,
         // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk.
         let looked_at = clock.now().as_micros().to_string();
         let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
-        let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
-        hear(&answer, standing, &mut state, &problems, &vitals);
+        hear(&answer, || store.impediment(), &problems, &vitals);
         if let Some(step) = clocks.went_back(clock.now()) {
             tell_of_step_back(step);
             // If this write fails, the next mark of each refresh corrects its due time.
@@ -577,30 +571,15 @@ impl TwoClocks {
     }
 }
 
-/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and what stands `otherwise`, as
-/// on a full disk, on which it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
-/// manager's watchdog then starts the daemon anew.
+/// Tells what the state answered to a write, and what stands in the way `otherwise`. A state that is closed answers nobody any
+/// more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
 fn hear(
     answer: &Result<(), store::Error>,
-    otherwise: Option<&'static str>,
-    standing: &mut Option<&'static str>,
+    otherwise: impl FnOnce() -> Option<&'static str>,
     problems: &Problems,
     vitals: &Vitals,
 ) {
-    let failed = match answer.as_ref().map_err(store::Error::code) {
-        Err("state_failed") => Some(STATE_PROBLEM),
-        Err(code) => Some(code),
-        Ok(()) => otherwise,
-    };
-    if *standing != failed {
-        if let Some(code) = failed {
-            problems.raise(code);
-        }
-        if let Some(code) = *standing {
-            problems.clear(code);
-        }
-        *standing = failed;
-    }
+    problems.hear_of_state(answer.as_ref().err().map(store::Error::code), otherwise);
     if !matches!(answer, Err(store::Error::Closed)) {
         vitals.beat();
     }
@@ -665,6 +644,7 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problems::STATE_NOT_WRITABLE;
 
     #[test]
     fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
@@ -695,17 +675,17 @@ mod tests {
 
     #[test]
     fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
-        let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
-        let mut hear = |answer: Result<(), store::Error>, has_room: bool| {
+        let (problems, vitals) = (Problems::default(), Vitals::new());
+        let hear = |answer: Result<(), store::Error>, has_room: bool| {
             let before = vitals.answered_at();
-            hear(&answer, (!has_room).then_some(DISK_FULL), &mut standing, &problems, &vitals);
+            hear(&answer, || (!has_room).then_some(store::DISK_FULL), &problems, &vitals);
             (problems.standing(), vitals.answered_at() > before)
         };
-        assert_eq!(hear(Ok(()), false), (vec![DISK_FULL], true));
-        let mut heard = |answer| hear(answer, true);
+        assert_eq!(hear(Ok(()), false), (vec![store::DISK_FULL], true));
+        let heard = |answer| hear(answer, true);
         assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
         assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
-        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_NOT_WRITABLE], true));
         assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
         assert_eq!(heard(Ok(())), (vec![], true));
     }

@@ -417,6 +417,20 @@ static WORDS: &[Words] = &[
         "descubra o que mais abriu o arquivo de estado",
     ),
     of_ours(
+        "state_slow",
+        "the state takes too long to write",
+        "look at the disk; webhooks are answered with 503 meanwhile",
+        "o estado demora demais para gravar",
+        "veja o disco; webhooks recebem 503 enquanto isso",
+    ),
+    of_ours(
+        "overloaded",
+        "more is to be written than the state can take",
+        "look at the disk and at who sends so many webhooks; they are answered with 503 meanwhile",
+        "há mais para gravar do que o estado aguenta",
+        "veja o disco e quem envia tantos webhooks; eles recebem 503 enquanto isso",
+    ),
+    of_ours(
         "not_an_object",
         "the body is not a JSON object",
         "look at who sends it",
