@@ -118,6 +118,7 @@ impl Config {
         (config, mistakes)
     }
 
+    /// Reads every key. What a file lacks that could not be read is not known.
     fn check(settings: &Settings, root: &Path, needs: Needs) -> (Self, Vec<Mistake>) {
         let read = &mut Reader::new(settings, root);
         let belvo = check::belvo(read, needs);
@@ -135,7 +136,8 @@ impl Config {
             features: check::features(read),
             jobs_dir: check::jobs_dir(read),
         };
-        let mistakes = settings.mistakes.iter().cloned().chain(read.mistakes.drain(..)).collect();
+        let found = read.mistakes.drain(..).filter(|_| !settings.is_unread);
+        let mistakes = settings.mistakes.iter().cloned().chain(found).collect();
         (config, mistakes)
     }
 
@@ -681,6 +683,15 @@ the configuration has 20 errors:
         assert_eq!(config.short_secrets(), ["admin.token", "admin.read_tokens", "pii.pepper"]);
         assert_eq!(config.pii.pepper.unwrap().expose_secret(), "salt");
         assert!(load("", &[], Needs::default()).unwrap().short_secrets().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_said_to_lack_anything() {
+        let slip = errors("[belvo]\npage_size = = 7", &[], SERVE);
+        assert!(slip.contains("line 2 is not TOML") && !slip.contains("is missing"), "{slip}");
+        let missing = Config::load(Some(Path::new("/nowhere/vinculo.toml")), [], &[], SERVE).unwrap_err();
+        assert_eq!(missing.0.len(), 1, "{missing}");
+        assert!(missing.to_string().contains("/nowhere/vinculo.toml: cannot be read"), "{missing}");
     }
 
     #[test]

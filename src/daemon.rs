@@ -298,7 +298,8 @@ impl Daemon {
     ) -> io::Result<()> {
         (self.webhook_address, self.admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
         let Operations { store, queue, clock, .. } = self.operations.clone();
-        let inbox = Inbox { queue, store: store.clone(), clock: clock.clone(), settled: self.settled.clone() };
+        let (problems, settled) = (self.problems.clone(), self.settled.clone());
+        let inbox = Inbox { queue, store: store.clone(), clock: clock.clone(), settled, problems };
         let (settings, senders) = (config.webhook.clone(), self.senders.clone());
         self.spawn("webhooks", webhook::run(webhooks, settings, senders, inbox, self.shutdown.clone()));
         let (operations, problems, tokens) = (self.operations.clone(), self.problems.clone(), self.tokens.clone());

@@ -4,9 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Stands while the state takes no writes and nothing says why.
+pub const STATE_NOT_WRITABLE: &str = "state_not_writable";
+
 /// The standing problems. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct Problems(Arc<Mutex<BTreeMap<&'static str, Instant>>>);
+pub struct Problems(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    held: Mutex<BTreeMap<&'static str, Instant>>,
+    /// Which of them the state is in the way with.
+    of_state: Mutex<Option<&'static str>>,
+}
 
 impl Problems {
     /// From now on `code` stands in the way.
@@ -24,6 +34,31 @@ impl Problems {
         }
     }
 
+    /// The state has just answered a write: it took it, or refused it with that code. While it refuses, one code of it stands,
+    /// and once it does not, what stands in its way `otherwise`, such as a disk on which the next may have no room.
+    pub fn hear_of_state(&self, refused: Option<&'static str>, otherwise: impl FnOnce() -> Option<&'static str>) {
+        let mut standing = self.of_state();
+        let now = match refused {
+            Some("state_failed") => Some(STATE_NOT_WRITABLE),
+            Some(code) => Some(code),
+            None => otherwise(),
+        };
+        if *standing != now {
+            if let Some(code) = now {
+                self.raise(code);
+            }
+            if let Some(code) = *standing {
+                self.clear(code);
+            }
+            *standing = now;
+        }
+    }
+
+    /// Whether something of the state stands.
+    pub fn has_state(&self) -> bool {
+        self.of_state().is_some()
+    }
+
     /// The codes that stand, in order.
     pub fn standing(&self) -> Vec<&'static str> {
         self.held().keys().copied().collect()
@@ -34,8 +69,12 @@ impl Problems {
         self.held().iter().map(|(code, since)| (*code, since.elapsed())).collect()
     }
 
+    fn of_state(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.0.of_state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn held(&self) -> MutexGuard<'_, BTreeMap<&'static str, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -24,6 +24,11 @@ use crate::webhook;
 /// Why a backup was not put back.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There is no such file.
+    #[error(
+        "there is no backup {0}: look at the spelling; the job `backup` puts its own into the folder backups beside the state"
+    )]
+    Missing(PathBuf),
     /// The backup is none, or cannot be read.
     #[error(transparent)]
     Backup(#[from] backup::Error),
@@ -42,6 +47,7 @@ impl Error {
     /// The stable code of this failure.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Missing(_) => "no_such_backup",
             Self::Backup(error) => error.code(),
             Self::Tombstones(error) => error.code(),
             Self::Erase(error) => error.code(),
@@ -81,7 +87,10 @@ pub struct Restored {
 /// [`Error::Backup`], [`Error::Tombstones`]; [`Error::Store`] when somebody holds the state or the key is another.
 /// Then the state is as it was.
 pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Restored, Error> {
-    let end = backup::check(from)?;
+    let end = backup::check(from).map_err(|error| match error {
+        backup::Error::File { path, source } if source.kind() == io::ErrorKind::NotFound => Error::Missing(path),
+        other => other.into(),
+    })?;
     let state = &config.state.path;
     // From the start on, so that nobody works on what is replaced, or takes what is made here for left behind.
     let owner = Ownership::take(state)?;
@@ -219,6 +228,14 @@ mod tests {
             .collect();
         found.sort_unstable();
         assert_eq!(found, ["state.db", "state.db-wal", "state.db.lock"]);
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_is_not_there_is_told_with_where_to_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config_of(&folder.path().join("state.db"));
+        let error = restore(&config, Path::new("nofile"), Timestamp::from_micros(0)).await.unwrap_err();
+        assert!(error.to_string().starts_with("there is no backup nofile: look at"), "{error}");
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ use crate::config;
 use crate::crowd::{Crowd, Guest};
 use crate::guesses::Guesses;
 use crate::listener;
+use crate::problems::Problems;
 use crate::queue::Queue;
 use crate::store::{Error, Store};
 use crate::wire::{Framing, Heads};
@@ -68,6 +69,17 @@ pub struct Inbox {
     pub clock: Clock,
     /// Told of each: it is news of its link, also where nothing is fetched for it, and wants to be published.
     pub settled: watch::Sender<()>,
+    /// Where it stands that the state takes no event, from the first on that was refused for it.
+    pub problems: Problems,
+}
+
+impl Inbox {
+    /// The state took an event, or refused it with that code.
+    fn hear_of_state(&self, refused: Option<&'static str>) {
+        if refused.is_some() || self.problems.has_state() {
+            self.problems.hear_of_state(refused, || self.store.impediment());
+        }
+    }
 }
 
 /// Serves `listener` to `senders` until `shutdown`, and then until what was begun is answered, at most eight seconds.
@@ -245,7 +257,9 @@ impl Desk {
             let received_at = inbox.clock.now();
             let (label, outcome) = (event.label(), Outcome::of(&event).name());
             let reason = event.reason;
-            inbox.store.append(move |tx| record(tx, &event, received_at, &body)).await?;
+            let kept = inbox.store.append(move |tx| record(tx, &event, received_at, &body)).await;
+            inbox.hear_of_state(kept.as_ref().err().map(Error::code));
+            kept?;
             metrics::counter!("vinculo_webhooks_total", "type" => label, "outcome" => outcome).increment(1);
             if let Some(reason) = reason {
                 tracing::warn!(
@@ -256,12 +270,14 @@ impl Desk {
             }
             Ok::<_, Error>(())
         });
-        match timeout(DURABLE_WITHIN, kept).await {
-            Ok(Ok(Ok(()))) => Reply::Accepted,
-            Ok(Ok(Err(error))) => Reply::Unavailable(error.code()),
-            Ok(Err(_panicked)) => Reply::Unavailable("state_failed"),
-            Err(_) => Reply::Unavailable("state_slow"),
-        }
+        let code = match timeout(DURABLE_WITHIN, kept).await {
+            Ok(Ok(Ok(()))) => return Reply::Accepted,
+            Ok(Ok(Err(error))) => return Reply::Unavailable(error.code()),
+            Ok(Err(_panicked)) => "state_failed",
+            Err(_) => "state_slow",
+        };
+        self.inbox.hear_of_state(Some(code));
+        Reply::Unavailable(code)
     }
 }
 
@@ -343,6 +359,7 @@ mod tests {
         queue: Queue,
         shutdown: CancellationToken,
         task: JoinHandle<()>,
+        problems: Problems,
         folder: TempDir,
     }
 
@@ -372,9 +389,11 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let (shutdown, senders) = (CancellationToken::new(), Senders::new(&settings.authorization));
             let (clock, settled) = (Clock::system(), watch::Sender::new(()));
-            let inbox = Inbox { queue: queue.clone(), store: store.clone(), clock, settled };
+            let problems = Problems::default();
+            let inbox =
+                Inbox { queue: queue.clone(), store: store.clone(), clock, settled, problems: problems.clone() };
             let task = tokio::spawn(run(listener, settings, senders, inbox, shutdown.clone()));
-            Self { address, store, queue, shutdown, task, folder }
+            Self { address, store, queue, shutdown, task, problems, folder }
         }
 
         /// What comes back for these bytes, until the connection ends or is quiet.
@@ -742,7 +761,9 @@ mod tests {
             status(&answer) == 503 && answer.contains("retry-after: 5") && answer.contains("state_locked"),
             "{answer}"
         );
+        assert_eq!(listening.problems.standing(), ["state_locked"], "whoever asks is not sent here");
         outside.execute_batch("ROLLBACK").unwrap();
         assert_eq!(status(&listening.say(post(OLD, &event(LINK)).as_bytes()).await), 200);
+        assert!(listening.problems.standing().is_empty(), "it takes writes again");
     }
 }

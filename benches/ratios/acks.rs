@@ -172,7 +172,8 @@ impl Listening {
             let serving = {
                 let senders = webhook::Senders::new(&webhook.authorization);
                 let (clock, settled) = (Clock::system(), tokio::sync::watch::Sender::new(()));
-                let inbox = webhook::Inbox { queue, store: store.clone(), clock, settled };
+                let problems = vinculo::problems::Problems::default();
+                let inbox = webhook::Inbox { queue, store: store.clone(), clock, settled, problems };
                 webhook::run(listener, webhook, senders, inbox, shutdown.clone())
             };
             anyhow::Ok((address, tokio::spawn(serving)))

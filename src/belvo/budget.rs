@@ -156,15 +156,16 @@ impl Budget {
         }
     }
 
-    /// No call leaves for `length`, at most [`LONGEST_PAUSE`]. A pause that stands is never cut short.
-    pub fn pause(&self, length: Duration) {
+    /// No call leaves for `length`, at most [`LONGEST_PAUSE`]. A pause that stands is never cut short: false when it is a
+    /// longer one.
+    pub fn pause(&self, length: Duration) -> bool {
         let length = length.min(LONGEST_PAUSE);
         let mut window = self.0.lock();
-        if window.pause(Instant::now() + length)
-            && let Some(ledger) = &self.0.ledger
-        {
+        let is_longer = window.pause(Instant::now() + length);
+        if is_longer && let Some(ledger) = &self.0.ledger {
             ledger.paused(Moment::now(&self.0.clock).after(length));
         }
+        is_longer
     }
 
     /// Halves the budget for `length`, for a server that has been hit too hard.

@@ -53,6 +53,8 @@ struct Inner {
     gate: Gate,
     clock: Clock,
     cool_downs: std::sync::Mutex<u32>,
+    /// Why the budget pauses, while it does: [`Code::ApiBlocked`] or [`Code::RateLimited`].
+    paused_by: std::sync::Mutex<Code>,
     origin: std::sync::Mutex<Origin>,
 }
 
@@ -192,6 +194,8 @@ impl Client {
             gate: Gate::new(),
             clock,
             cool_downs: std::sync::Mutex::default(),
+            // A pause that outlived a restart says no more than that.
+            paused_by: std::sync::Mutex::new(Code::RateLimited),
             origin: std::sync::Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -261,13 +265,18 @@ impl Client {
         }
     }
 
-    /// Why calls pause now, or come to nothing: [`Code::SimulatedMismatch`], [`Code::ApiAuth`], [`Code::ApiDown`] or
-    /// [`Code::RateLimited`]; `None` when they go.
+    /// Why calls pause now, or come to nothing: [`Code::SimulatedMismatch`], [`Code::ApiAuth`], [`Code::ApiDown`],
+    /// [`Code::ApiBlocked`] or [`Code::RateLimited`]; `None` when they go.
     pub fn trouble(&self) -> Option<Code> {
         if self.lock_origin().is_mixed {
             return Some(Code::SimulatedMismatch);
         }
-        self.0.gate.trouble().or_else(|| self.0.budget.paused_until().map(|_| Code::RateLimited))
+        self.0.gate.trouble().or_else(|| self.paused_by())
+    }
+
+    /// Why the budget lets no call leave now; `None` when it does.
+    pub fn paused_by(&self) -> Option<Code> {
+        self.0.budget.paused_until().map(|_| *self.lock_paused_by())
     }
 
     /// What is known of a Belvo that is down; `None` when it is not.
@@ -360,7 +369,7 @@ impl Client {
         // The pause begins with the headers: other calls must not leave while the body drips in.
         let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE)));
         if let Some(wait) = wait {
-            self.0.budget.pause(wait);
+            self.pause(wait, Code::RateLimited);
         }
         if call.expects.contains(&status) {
             if wait.is_none() {
@@ -449,13 +458,14 @@ impl Client {
         if !is_about_all && wait.is_none() {
             return failure;
         }
-        let wait = wait.unwrap_or_else(|| {
-            let first = if failure.code == Code::ApiBlocked { FIRST_COOL_DOWN } else { FIRST_PATIENCE };
-            let wait = self.next_cool_down(first);
-            self.0.budget.pause(wait);
-            wait
-        });
-        if failure.code == Code::ApiBlocked {
+        let is_block = failure.code == Code::ApiBlocked;
+        let begun = wait.is_some();
+        let wait = wait.unwrap_or_else(|| self.next_cool_down(if is_block { FIRST_COOL_DOWN } else { FIRST_PATIENCE }));
+        // The headers did not say yet that it is a block.
+        if !begun || is_block {
+            self.pause(wait, failure.code);
+        }
+        if is_block {
             self.0.budget.slow_down((wait * 10).min(LONGEST_SLOW_DOWN));
         }
         if is_about_all {
@@ -471,6 +481,17 @@ impl Client {
             *cool_downs = (*cool_downs + 1).min(16);
         }
         doubled(first, cool_downs.saturating_sub(1), LAST_COOL_DOWN)
+    }
+
+    /// Lets no call leave for `wait`. Of two pauses the one that ends later says why.
+    fn pause(&self, wait: Duration, code: Code) {
+        if self.0.budget.pause(wait) {
+            *self.lock_paused_by() = code;
+        }
+    }
+
+    fn lock_paused_by(&self) -> std::sync::MutexGuard<'_, Code> {
+        self.0.paused_by.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {
@@ -704,7 +725,12 @@ mod tests {
             client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind,
             Decision::RetryAfter(FIRST_COOL_DOWN)
         );
-        assert_eq!(client.trouble(), Some(Code::RateLimited));
+        assert_eq!(client.trouble(), Some(Code::ApiBlocked));
+        let page = "HTTP/1.1 403 Forbidden\r\nretry-after: 9\r\ncontent-length: 6\r\n\r\n<html>";
+        let script = Script::start(move |_| page.as_bytes().to_vec()).await;
+        let client = script.client();
+        assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::ApiBlocked);
+        assert_eq!(client.trouble(), Some(Code::ApiBlocked), "its patience came first");
         let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
         let client = script.client();
         assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().kind, Decision::Refused);

@@ -307,7 +307,7 @@ codes! {
     InstitutionRefuses, "institution_refuses", Retry, Down, "the institution refuses Belvo", "it is tried again in some minutes";
     InstitutionDown, "institution_down", Retry, Down, "the institution is down", "look at Belvo's status page; it is tried again in some minutes";
     LinkCooling, "link_cooling", Retry, Link, "the link was refreshed minutes ago", "it is tried again in some minutes";
-    ApiBlocked, "api_blocked", Retry, Limit, "Belvo's gate refuses this address", "all calls pause and then go slower; lower belvo.budget when it recurs";
+    ApiBlocked, "api_blocked", Retry, Limit, "Belvo refuses this address or account for now", "all calls pause and then go slower; lower belvo.budget when it recurs, and ask Belvo when it stays";
     RateLimited, "rate_limited", Retry, Limit, "Belvo asks for patience", "all calls pause as long as it asked; lower belvo.budget when it recurs";
     LinkNeedsUser, "link_needs_user", AskUser, Link, "the link needs its user", "let the user open the widget in update mode";
     LinkExpired, "link_expired", AskUser, Link, "the link's credentials have expired at Belvo", "let the user connect again";

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{Exit, Global, environment, streams, work};
 use crate::admin::client::{self, Client};
 use crate::admin::status::{Status, grouped};
-use crate::belvo::{self, Code, Trouble};
+use crate::belvo::{self, Code};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::publish::{self, Held, Lake};
@@ -279,9 +279,11 @@ fn reference(config: &Config, now: Timestamp, report: &mut Report) {
 
 /// What stands in the way of the running daemon.
 async fn ask_daemon(daemon: &Client, report: &mut Report) {
+    let mut is_blocked = false;
     match daemon.problems().await {
         Ok(problems) if problems.is_empty() => report.fine("daemon", "the daemon runs, and nothing stands in its way"),
         Ok(problems) => {
+            is_blocked = problems.iter().any(|code| code == Code::ApiBlocked.name());
             for code in problems {
                 let what = Code::by_name(&code).map_or("look at the daemon's log", Code::what);
                 let what = format!("the daemon is not ready ({code}): {what}");
@@ -292,6 +294,11 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
     }
     match daemon.live().await.map(|live| live.budget) {
         Ok(Some(budget)) => match budget.paused_until {
+            // It was just told who is to blame.
+            Some(until) if is_blocked => {
+                let blocked = Code::ApiBlocked;
+                report.warn(blocked.name(), format!("no call leaves before {until}"), blocked.advice());
+            }
             Some(until) => {
                 let what = format!("no call leaves before {until}, though this daemon keeps within Belvo's limit");
                 report.warn("budget_shared", what, SHARED);
@@ -383,15 +390,18 @@ fn work_left(status: &Status, report: &mut Report) {
             "vinculo webhooks list --outcome quarantined, and vinculo webhooks replay --quarantined",
         );
     }
-    let limited: u64 = status
-        .errors
-        .iter()
-        .filter(|(code, _)| Code::by_name(code).is_some_and(|code| code.trouble() == Trouble::Limit))
-        .map(|(_, count)| count)
-        .sum();
-    if limited > 0 {
+    let failed = |code: Code| status.errors.get(code.name()).copied().filter(|count| *count > 0);
+    if let Some(limited) = failed(Code::RateLimited) {
         let what = format!("{} refreshes met Belvo's limit, though this daemon keeps within it", grouped(limited));
         report.warn("budget_shared", what, SHARED);
+    }
+    if let Some(count) = failed(Code::ApiBlocked) {
+        let blocked = Code::ApiBlocked;
+        report.warn(
+            blocked.name(),
+            format!("{} refreshes failed: {}", grouped(count), blocked.what()),
+            blocked.advice(),
+        );
     }
     for job in &status.jobs {
         let Some(outcome) = job.outcome.as_deref() else { continue };

@@ -20,7 +20,7 @@ use crate::features::runs::{self, Mode, Run, Wanted};
 use crate::link_id::LinkId;
 use crate::operations::Order;
 use crate::publish::{FeaturesAt, Lake};
-use crate::store::Readers;
+use crate::store::{self, Readers};
 
 /// What `features` takes.
 #[derive(Debug, clap::Args)]
@@ -69,7 +69,7 @@ pub struct Explain {
 /// What `features freeze` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Freeze {
-    /// Your id of the decision; the same one cannot be given twice
+    /// Your id of the decision; once more for the same row changes nothing, and for another row is refused
     #[arg(long, value_name = "X")]
     pub decision_id: String,
     /// The link
@@ -104,9 +104,20 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
     if let Some(run) = &run {
         ordered::complain(run, global)?;
         if run.message.is_none() {
-            let recorded = Readers::of(&config.state.path).read(runs::all)?;
-            let recorded = recorded.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
-            tell(&recorded.context("the run is not on record")?, config, global)?;
+            let recorded = Readers::of(&config.state.path).read(|tx| {
+                let recorded = runs::all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
+                recorded.map(|run| Ok::<_, store::Error>((run, runs::left_out(tx, &run)?))).transpose()
+            })?;
+            let (recorded, left_out) = recorded.context("the run is not on record")?;
+            // One that was recorded for this order is no news.
+            if recorded.is_final(now) && recorded.ran_at < now {
+                let what = format!(
+                    "the strict run of {as_of} is final, since decisions may have used it: {left_out} tracked links came later and \
+                     are not in it; `--mode retro` computes another one beside it"
+                );
+                streams::note(&what, global)?;
+            }
+            tell(&recorded, left_out, config, global)?;
         }
     }
     Ok(ordered::exit(run.as_ref()))
@@ -121,7 +132,7 @@ fn warn_of_expiry(config: &Config, as_of: NaiveDate, global: &Global) -> io::Res
     })
 }
 
-fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
+fn tell(run: &Run, left_out: u64, config: &Config, global: &Global) -> anyhow::Result<()> {
     let Run { as_of, mode, known_at, lag_months, .. } = run;
     let lake = Lake::look(&config.lake.path);
     let manifest = lake.current().context("nothing is published")?;
@@ -130,7 +141,7 @@ fn tell(run: &Run, config: &Config, global: &Global) -> anyhow::Result<()> {
     if global.json {
         let document = json!({
             "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "known_at": known_at.to_string(),
-            "lag_months": lag_months, "rows": rows, "snapshot": manifest.snapshot, "path": path,
+            "lag_months": lag_months, "rows": rows, "links_left_out": left_out, "snapshot": manifest.snapshot, "path": path,
         });
         writeln!(out, "{document:#}")?;
     } else {

@@ -13,9 +13,9 @@ use crate::config::Needs;
 use crate::coverage::Coverage;
 use crate::link_id::LinkId;
 use crate::links::view::{self, Filter, View};
-use crate::operations::Order;
-use crate::store::{self, Readers};
-use crate::widget;
+use crate::operations::{Order, Refused};
+use crate::store::{self, Readers, Tx};
+use crate::{tombstones, widget};
 
 /// What `links` takes.
 #[derive(Debug, clap::Args)]
@@ -134,7 +134,11 @@ fn list(wish: &List, global: &Global) -> anyhow::Result<Exit> {
 fn show(link_id: &LinkId, global: &Global) -> anyhow::Result<Exit> {
     let config = global.load_config(Needs::default())?;
     let now = Clock::system().now();
-    let Some(mut link) = Readers::of(&config.state.path).read(|tx| view::show(tx, link_id, now))? else {
+    let look = |tx: &Tx<'_>| match view::show(tx, link_id, now)? {
+        None if tombstones::is_erased(tx, link_id)? => Ok(Err(Refused::Erased)),
+        shown => Ok::<_, store::Error>(Ok(shown)),
+    };
+    let Some(mut link) = Readers::of(&config.state.path).read(look)?? else {
         bail!("the link {link_id} is not tracked: `vinculo links sync` asks Belvo for its list");
     };
     view::cover(std::slice::from_mut(&mut link), &config.lake.path);

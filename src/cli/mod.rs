@@ -235,9 +235,23 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
+/// The error and its causes, each once: some say themselves what they came from.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+    }
+    text
+}
+
 fn tell(error: &anyhow::Error, exit: Exit, is_json: bool) {
     use io::Write as _;
-    let text = format!("{error:#}");
+    let text = told(error);
     let line =
         if is_json { json!({ "error": text, "exit_code": exit as u8 }).to_string() } else { format!("error: {text}") };
     // Nobody is left to tell when this fails.
@@ -253,6 +267,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        let missing = || io::Error::from_raw_os_error(2);
+        let error = anyhow::Error::from(crate::backup::Error::File { path: "nofile".into(), source: missing() });
+        assert_eq!(told(&error), "nofile cannot be used: No such file or directory (os error 2)");
+        let error = anyhow::Error::from(missing()).context("the ledger cannot be used");
+        assert_eq!(told(&error), "the ledger cannot be used: No such file or directory (os error 2)");
     }
 
     #[test]

@@ -7,11 +7,12 @@ use super::progress::Progress;
 use super::work::{self, asked_to_end};
 use super::{Exit, Global, streams};
 use crate::admin::client::Client;
+use crate::admin::dashboard::words;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::daemon::{Daemon, Parts};
 use crate::operations::Order;
-use crate::runs::{Reason, Run};
+use crate::runs::{Kind, Reason, Run};
 
 /// A look at a run here is as patient as one at a daemon's.
 const NEWS_WITHIN: Duration = Duration::from_secs(10);
@@ -119,18 +120,59 @@ pub fn exit(run: Option<&Run>) -> Exit {
     }
 }
 
-/// Says why a run failed, on stderr, when it did as a whole.
+/// Says why a run failed, on stderr, when it did as a whole; for machines and of webhooks, when it did in part, too: people see
+/// in the result of the others what of it failed.
 ///
 /// # Errors
 /// Those of stderr.
 pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
-    let Some(message) = &run.message else { return Ok(()) };
-    let code = run.outcome.as_deref().unwrap_or_default();
+    let Some((what, code)) = complaint(run) else { return Ok(()) };
     if global.json {
         let exit = exit(Some(run)) as u8;
-        writeln!(streams::err(), "{}", serde_json::json!({ "error": message, "code": code, "exit_code": exit }))
+        writeln!(streams::err(), "{}", serde_json::json!({ "error": what, "code": code, "exit_code": exit }))
+    } else if run.message.is_some() || run.kind == Kind::Replay.name() {
+        writeln!(streams::err(), "error: {what} ({code})")
     } else {
-        writeln!(streams::err(), "error: {message} ({code})")
+        Ok(())
+    }
+}
+
+/// Why a run is not done, and the code of that.
+fn complaint(run: &Run) -> Option<(String, &str)> {
+    let outcome = run.outcome.as_deref().unwrap_or_default();
+    if let Some(message) = &run.message {
+        return Some((message.clone(), outcome));
+    }
+    if exit(Some(run)) == Exit::Done {
+        return None;
+    }
+    let mut codes = run.progress.failed.keys();
+    let code = match (codes.next(), codes.next()) {
+        (Some(only), None) => only,
+        _ => outcome,
+    };
+    let failures: Vec<_> = run.progress.failed.iter().map(|(code, count)| failure(code, *count)).collect();
+    let what = match words(code) {
+        _ if !failures.is_empty() => failures.join("; "),
+        Some((what, advice)) => format!("{what}; {advice}"),
+        None => "not all of it was done; the log says more".to_owned(),
+    };
+    Some((what, code))
+}
+
+/// What failed so often with `code`, and what to do about it.
+pub fn failure(code: &str, count: u64) -> String {
+    let stay = |what: &str, them: &str| {
+        format!(
+            "{count} {what} in the quarantine: `vinculo webhooks list --outcome quarantined` shows {them}; upgrade vinculo, or \
+             mend who sends {them}, and replay {them} then"
+        )
+    };
+    match words(code) {
+        _ if code == "quarantined" && count == 1 => stay("webhook stays", "it"),
+        _ if code == "quarantined" => stay("webhooks stay", "them"),
+        Some((what, advice)) => format!("failed {count}: {code}: {what}; {advice}"),
+        None => format!("failed {count}: {code}; the log says more"),
     }
 }
 
@@ -141,24 +183,48 @@ mod tests {
     use super::*;
     use crate::runs;
 
+    fn run(outcome: &str, failed: &[&str]) -> Run {
+        let failed: BTreeMap<_, _> = failed.iter().map(|code| ((*code).to_owned(), 1)).collect();
+        Run {
+            id: "1".to_owned(),
+            kind: "refresh".to_owned(),
+            name: None,
+            reason: "command".to_owned(),
+            started_at: String::new(),
+            finished_at: Some(String::new()),
+            duration_ms: Some(0),
+            outcome: Some(outcome.to_owned()),
+            progress: runs::Progress { failed, ..runs::Progress::default() },
+            message: None,
+        }
+    }
+
+    #[test]
+    fn every_run_that_is_not_done_says_why_and_what_to_do() {
+        let said: Vec<_> = [
+            run("done", &[]),
+            run("partly", &["foreign_record", "paused_by_operator"]),
+            run("failed", &["api_auth"]),
+            run("failed", &["quarantined"]),
+            run("interrupted", &[]),
+            Run { message: Some("no room".to_owned()), ..run("disk_full", &[]) },
+        ]
+        .iter()
+        .map(|run| complaint(run).map_or("nothing".to_owned(), |(what, code)| format!("{code}: {what}")))
+        .collect();
+        insta::assert_snapshot!(said.join("\n"), @r#"
+nothing
+partly: failed 1: foreign_record: Belvo sent a record of another link; nothing of it is published; report it to Belvo with the request id; failed 1: paused_by_operator: an operator paused the link; press Resume on its page of the dashboard when it may be asked for again
+api_auth: failed 1: api_auth: Belvo refuses the keys; check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url
+quarantined: 1 webhook stays in the quarantine: `vinculo webhooks list --outcome quarantined` shows it; upgrade vinculo, or mend who sends it, and replay it then
+interrupted: it was cut off by the end of the program; order it again if it still matters
+disk_full: no room
+"#);
+    }
+
     #[test]
     fn a_run_that_did_nothing_failed_and_one_that_did_something_is_partly_done() {
-        let ended = |outcome: &str, failed: &[&str]| {
-            let failed: BTreeMap<_, _> = failed.iter().map(|code| ((*code).to_owned(), 1)).collect();
-            let run = Run {
-                id: "1".to_owned(),
-                kind: "refresh".to_owned(),
-                name: None,
-                reason: "command".to_owned(),
-                started_at: String::new(),
-                finished_at: Some(String::new()),
-                duration_ms: Some(0),
-                outcome: Some(outcome.to_owned()),
-                progress: runs::Progress { failed, ..runs::Progress::default() },
-                message: None,
-            };
-            exit(Some(&run))
-        };
+        let ended = |outcome: &str, failed: &[&str]| exit(Some(&run(outcome, failed)));
         assert_eq!(ended("done", &[]), Exit::Done);
         assert_eq!(ended("partly", &["api_auth"]), Exit::Partly);
         assert_eq!(ended("failed", &["link_needs_user"]), Exit::Failed);

@@ -3,11 +3,11 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::{Exit, Global, ordered, streams};
-use crate::belvo::Code;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::link_id::LinkId;
@@ -90,16 +90,16 @@ fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> a
     if billed_calls < 2 {
         return Ok(None);
     }
-    let err = &mut streams::err();
-    writeln!(err, "Belvo would read {billed_calls} links again: {billed_calls} calls on its bill")?;
+    streams::note(&format!("Belvo would read {billed_calls} links again: {billed_calls} calls on its bill"), global)?;
     if cooling + unfit > 0 {
-        writeln!(err, "left out: {cooling} read minutes ago, {unfit} gone or in need of their user")?;
+        let left_out = format!("left out: {cooling} read minutes ago, {unfit} gone or in need of their user");
+        streams::note(&left_out, global)?;
     }
     if !io::stdin().is_terminal() {
-        writeln!(err, "error: nobody is there to agree: say --yes; nothing was done")?;
+        super::tell(&anyhow!("nobody is there to agree: say --yes; nothing was done"), Exit::Usage, global.json);
         return Ok(Some(Exit::Usage));
     }
-    write!(err, "Go on? [y/N] ")?;
+    write!(streams::err(), "Go on? [y/N] ")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     let agrees = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
@@ -124,8 +124,5 @@ fn tell(run: &Run, global: &Global) -> io::Result<()> {
         return writeln!(out, "{}", json!({ "refreshed": done, "failed": failed, "run": run.id }));
     }
     writeln!(out, "refreshed {done}")?;
-    failed.iter().try_for_each(|(code, count)| match Code::by_name(code) {
-        Some(known) => writeln!(out, "failed {count}: {code}: {}; {}", known.what(), known.advice()),
-        None => writeln!(out, "failed {count}: {code}; the log says more"),
-    })
+    failed.iter().try_for_each(|(code, count)| writeln!(out, "{}", ordered::failure(code, *count)))
 }

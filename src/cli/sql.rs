@@ -1,13 +1,13 @@
 //! `vinculo sql`: a question to the published tables.
 //!
 //! *Promises*: it reads one snapshot, also while the daemon publishes others; values are exact, decimals included; and the
-//! SQL reaches nothing but those tables: no other file, no network, no extension.
+//! SQL reaches nothing but those tables: no other file, no network, no extension; and an error holds no value of the rows.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use arrow::array::{Array, ArrayRef};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef};
@@ -16,10 +16,14 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use duckdb::Connection;
 
+use self::json::Values;
 use super::table::Table;
 use super::{Exit, Global};
 use crate::config::Needs;
 use crate::database;
+
+mod failure;
+mod json;
 
 /// Rows that a table for people shows at most; JSON and CSV give every row.
 const SHOWN_ROWS: usize = 10_000;
@@ -54,7 +58,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 pub enum Form {
     /// For people.
     Table,
-    /// One object a line; decimals, dates and timestamps as text.
+    /// One object a line; decimals, dates and timestamps as text, lists as arrays, structs and maps as objects.
     Json,
     /// RFC 4180, with a header; NULL is an empty field, and an empty text is quoted.
     Csv,
@@ -76,6 +80,7 @@ pub fn query(lake: &Path, sql: &str, form: Form, out: &mut impl Write) -> anyhow
 /// # Errors
 /// DuckDB's, and those of `out`.
 pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write) -> anyhow::Result<()> {
+    let told = |error| failure::told(error, sql, connection);
     let mut statement = connection.prepare(sql).map_err(told)?;
     let mut batches = statement.stream_arrow([]).map_err(told)?;
     let schema = batches.get_schema();
@@ -86,14 +91,6 @@ pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write)
         printer.print(&batch.map_err(told)?, out)?;
     }
     printer.end(out)
-}
-
-/// What DuckDB says, without the number that its binding adds to everything.
-fn told(error: duckdb::Error) -> anyhow::Error {
-    match error {
-        duckdb::Error::DuckDBFailure(_, Some(what)) => anyhow!(what),
-        other => other.into(),
-    }
 }
 
 /// The published database.
@@ -141,6 +138,9 @@ impl Printer {
     fn print(&mut self, batch: &RecordBatch, out: &mut impl Write) -> anyhow::Result<()> {
         let columns = batch.columns().iter().map(printable).collect::<Result<Vec<ArrayRef>, _>>()?;
         let options = FormatOptions::new().with_types_info(false).with_null("NULL");
+        if self.form == Form::Json {
+            return self.print_json(&columns, batch.num_rows(), &options, out);
+        }
         let cells =
             columns.iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
         // Of a NULL without a type, too.
@@ -152,20 +152,36 @@ impl Printer {
                     .transpose()
             };
             let texts = (0..columns.len()).map(cell).collect::<Result<Vec<_>, _>>()?;
-            match self.form {
-                Form::Table if self.table.len() < SHOWN_ROWS => self.table.push(texts),
-                Form::Table => self.left_out += 1,
-                Form::Csv => {
-                    let fields = texts.iter().map(|text| text.as_deref().map_or_else(String::new, csv));
-                    writeln!(out, "{}", fields.collect::<Vec<_>>().join(","))?;
-                }
-                Form::Json => {
-                    let fields = self.names.iter().zip(texts).zip(&columns).map(|((name, text), column)| {
-                        format!("{}:{}", serde_json::Value::from(name.as_str()), json(text, column.data_type()))
-                    });
-                    writeln!(out, "{{{}}}", fields.collect::<Vec<_>>().join(","))?;
-                }
+            if self.form == Form::Csv {
+                let fields = texts.iter().map(|text| text.as_deref().map_or_else(String::new, csv));
+                writeln!(out, "{}", fields.collect::<Vec<_>>().join(","))?;
+            } else if self.table.len() < SHOWN_ROWS {
+                self.table.push(texts);
+            } else {
+                self.left_out += 1;
             }
+        }
+        Ok(())
+    }
+
+    fn print_json(
+        &self,
+        columns: &[ArrayRef],
+        rows: usize,
+        options: &FormatOptions<'_>,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
+        let columns = columns.iter().map(|column| Values::of(column, options)).collect::<Result<Vec<_>, _>>()?;
+        for row in 0..rows {
+            let mut line = String::from("{");
+            for (at, (name, values)) in self.names.iter().zip(&columns).enumerate() {
+                if at > 0 {
+                    line.push(',');
+                }
+                json::push_name(name, &mut line);
+                values.write(row, &mut line)?;
+            }
+            writeln!(out, "{line}}}")?;
         }
         Ok(())
     }
@@ -196,16 +212,6 @@ fn in_utc(data_type: &DataType) -> DataType {
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
         DataType::Map(field, is_sorted) => DataType::Map(of(field), *is_sorted),
         other => other.clone(),
-    }
-}
-
-/// Whole numbers, floats and truth values as JSON has them; all else as text, so that no reader rounds a decimal.
-fn json(text: Option<String>, data_type: &DataType) -> String {
-    match text {
-        None => "null".to_owned(),
-        Some(text) if *data_type == DataType::Boolean || data_type.is_integer() => text,
-        Some(text) if data_type.is_floating() && text.parse::<f64>().is_ok_and(f64::is_finite) => text,
-        Some(text) => serde_json::Value::from(text).to_string(),
     }
 }
 
@@ -280,6 +286,26 @@ nothing,all,last
         let wrong = ask(lake.path(), "SELECT 1 +", Form::Csv).unwrap_err();
         assert!(!format!("{wrong:#}").contains("Unknown error code"), "{wrong:#}");
         assert!(ask(lake.path(), " ", Form::Csv).unwrap_err().to_string().contains("there is no question"));
+    }
+
+    #[test]
+    fn lists_structs_and_maps_are_json_with_items_as_they_are_printed_elsewhere() {
+        let lake = lake();
+        let rows = "SELECT ['A', NULL, 'b \"c\"'] AS flags, list(amount ORDER BY name) AS amounts, \
+            list(known_from ORDER BY name) AS times, {'n': 1, 'half': 0.5::DOUBLE, 'all': [true]} AS s, \
+            MAP {'k': 1.50::DECIMAL(9,2), 'l': NULL} AS m, MAP {1: [2]} AS numbers, row(1, 'x') AS pair, \
+            []::VARCHAR[] AS empty, NULL::VARCHAR[] AS none, [[1], []] AS nested, [1, 2]::INT[2] AS two, \
+            'a'::ENUM('a') AS e, ['a'::ENUM('a')] AS es FROM salaries";
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Json).unwrap(), @r#"
+{"flags":["A",null,"b \"c\""],"amounts":["999999999999999.9900","1033.0900"],"times":["2026-03-02T12:00:00.000001Z",null],"s":{"n":1,"half":0.5,"all":[true]},"m":{"k":"1.50","l":null},"numbers":{"1":[2]},"pair":{"element1":1,"element2":"x"},"empty":[],"none":null,"nested":[[1],[]],"two":[1,2],"e":"a","es":["a"]}
+"#);
+        // Of several rows, each its own items.
+        let rows = "SELECT [name] AS names, [1, 2, reference_month] AS mixed, {'n': name} AS s FROM \
+            (SELECT name, CASE WHEN is_open THEN 3 END AS reference_month FROM salaries) ORDER BY name";
+        insta::assert_snapshot!(ask(lake.path(), rows, Form::Json).unwrap(), @r#"
+{"names":["a"],"mixed":[1,2,3],"s":{"n":"a"}}
+{"names":["b \"c\", d"],"mixed":[1,2,null],"s":{"n":"b \"c\", d"}}
+"#);
     }
 
     #[test]

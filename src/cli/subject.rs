@@ -170,7 +170,7 @@ mod tests {
         let both =
             |columns: &str| format!("SELECT * FROM (VALUES ('{LINK}'), ('other')) t(link_id), (SELECT {columns})");
         let rows = [
-            ("links", "links/link_bucket=0/part-0.parquet", both("'user-1' AS external_id")),
+            ("links", "links/link_bucket=0/part-0.parquet", both("'user-1' AS external_id, ['A', 'B'] AS dq_flags")),
             (
                 "credit_features",
                 "credit_features/as_of_date=2026-01-31/part-0.parquet",
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn a_lake_without_a_database_is_read_from_its_parquet_files() {
         let told = told(lake(false).path());
-        assert_eq!(told["links"], json!([{ "link_id": LINK, "external_id": "user-1" }]));
+        assert_eq!(told["links"], json!([{ "link_id": LINK, "external_id": "user-1", "dq_flags": ["A", "B"] }]));
         let of_date = |date: &str, pay: &str| json!({ "as_of_date": date, "link_id": LINK, "pay": pay });
         let features = json!([of_date("2026-01-31", "1.5000"), of_date("2026-02-28", "2.5000")]);
         assert_eq!(told["credit_features"], features);

@@ -75,6 +75,8 @@ pub(super) struct Settings {
     keys: BTreeMap<String, Setting>,
     defaults: BTreeMap<String, Value>,
     file: Option<PathBuf>,
+    /// Whether nothing of that file could be read.
+    pub(super) is_unread: bool,
     /// Where systemd has put the credentials of the service.
     pub(super) credentials: PathBuf,
     /// What could not be laid over: unknown keys, unreadable files.
@@ -96,6 +98,7 @@ impl Settings {
             keys: keys.collect(),
             defaults,
             file: None,
+            is_unread: false,
             credentials: SERVICE_CREDENTIALS.into(),
             mistakes: Vec::new(),
         }
@@ -108,6 +111,7 @@ impl Settings {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
+                self.is_unread = true;
                 let fix = "name a file that can be read with --config, or make one with `vinculo init`";
                 self.mistakes.push(Mistake::new(&origin, "", format!("cannot be read: {error}"), fix));
                 return;
@@ -120,6 +124,7 @@ impl Settings {
             }
             // Only the message: the parser's own text quotes the line, and the line may hold a secret.
             Err(error) => {
+                self.is_unread = true;
                 let at = error.span().map_or(0, |span| span.start);
                 let line = text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
                 let what = format!("line {line} is not TOML: {}", error.message().lines().next().unwrap_or_default());

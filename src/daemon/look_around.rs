@@ -28,12 +28,6 @@ pub(super) const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// Stands until the lake has what the state had at the start.
 pub(super) const STARTING: &str = "starting";
 
-/// Stands while the state takes no writes and its failure says no more than that.
-const STATE_PROBLEM: &str = "state_not_writable";
-
-/// Stands while the disk of the state is full.
-const DISK_FULL: &str = "disk_full";
-
 /// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
 /// have a snapshot.
 pub(super) async fn look_around(
@@ -44,7 +38,7 @@ pub(super) async fn look_around(
 ) {
     let Operations { client, store, queue, clock, publisher, published, .. } = operations;
     let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
-    let (mut trouble, mut state, mut counted) = (None, None, client.budget().calls());
+    let (mut trouble, mut counted) = (None, client.budget().calls());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -61,8 +55,7 @@ pub(super) async fn look_around(
         // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk.
         let looked_at = clock.now().as_micros().to_string();
         let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
-        let standing = if store.is_damaged() { Some(store::DAMAGED) } else { (!store.has_room()).then_some(DISK_FULL) };
-        hear(&answer, standing, &mut state, &problems, &vitals);
+        hear(&answer, || store.impediment(), &problems, &vitals);
         if let Some(step) = clocks.went_back(clock.now()) {
             tell_of_step_back(step);
             // If this write fails, the next mark of each refresh corrects its due time.
@@ -90,30 +83,15 @@ pub(super) async fn look_around(
     }
 }
 
-/// Tells what the state answered to a write: while it takes none, the failure's own code stands; and what stands `otherwise`, as
-/// on a full disk, on which it may take this one and no other. A state that is closed answers nobody any more, which is no sign of life: the service
-/// manager's watchdog then starts the daemon anew.
+/// Tells what the state answered to a write, and what stands in the way `otherwise`. A state that is closed answers nobody any
+/// more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
 fn hear(
     answer: &Result<(), store::Error>,
-    otherwise: Option<&'static str>,
-    standing: &mut Option<&'static str>,
+    otherwise: impl FnOnce() -> Option<&'static str>,
     problems: &Problems,
     vitals: &Vitals,
 ) {
-    let failed = match answer.as_ref().map_err(store::Error::code) {
-        Err("state_failed") => Some(STATE_PROBLEM),
-        Err(code) => Some(code),
-        Ok(()) => otherwise,
-    };
-    if *standing != failed {
-        if let Some(code) = failed {
-            problems.raise(code);
-        }
-        if let Some(code) = *standing {
-            problems.clear(code);
-        }
-        *standing = failed;
-    }
+    problems.hear_of_state(answer.as_ref().err().map(store::Error::code), otherwise);
     if !matches!(answer, Err(store::Error::Closed)) {
         vitals.beat();
     }
@@ -141,8 +119,10 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
-    metrics::gauge!("vinculo_belvo_paused", "code" => Code::RateLimited.name())
-        .set(u8::from(client.budget().paused_until().is_some()));
+    let paused_by = client.paused_by();
+    for code in [Code::RateLimited, Code::ApiBlocked] {
+        metrics::gauge!("vinculo_belvo_paused", "code" => code.name()).set(u8::from(paused_by == Some(code)));
+    }
     // A state that cannot be read is told where it is written.
     let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
         return;
@@ -159,20 +139,21 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problems::STATE_NOT_WRITABLE;
 
     #[test]
     fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
-        let (problems, vitals, mut standing) = (Problems::default(), Vitals::new(), None);
-        let mut hear = |answer: Result<(), store::Error>, has_room: bool| {
+        let (problems, vitals) = (Problems::default(), Vitals::new());
+        let hear = |answer: Result<(), store::Error>, has_room: bool| {
             let before = vitals.answered_at();
-            hear(&answer, (!has_room).then_some(DISK_FULL), &mut standing, &problems, &vitals);
+            hear(&answer, || (!has_room).then_some(store::DISK_FULL), &problems, &vitals);
             (problems.standing(), vitals.answered_at() > before)
         };
-        assert_eq!(hear(Ok(()), false), (vec![DISK_FULL], true));
-        let mut heard = |answer| hear(answer, true);
+        assert_eq!(hear(Ok(()), false), (vec![store::DISK_FULL], true));
+        let heard = |answer| hear(answer, true);
         assert_eq!(heard(Err(store::Error::NotDurable("disk_full"))), (vec!["disk_full"], true));
         assert_eq!(heard(Err(store::Error::NotDurable("state_locked"))), (vec!["state_locked"], true));
-        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_PROBLEM], true));
+        assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_NOT_WRITABLE], true));
         assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
         assert_eq!(heard(Ok(())), (vec![], true));
     }

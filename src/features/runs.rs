@@ -72,6 +72,18 @@ pub struct Run {
     pub change: i64,
 }
 
+impl Run {
+    /// Links that were first seen later are none of the run's.
+    pub fn until(&self) -> Timestamp {
+        self.known_at.max(self.ran_at)
+    }
+
+    /// Whether it stays as it is, whoever asks for it at `now`.
+    pub fn is_final(&self, now: Timestamp) -> bool {
+        self.mode == Mode::Strict && self.known_at < now
+    }
+}
+
 /// Dates of earlier years are slips, and each would stay a partition that is published for ever.
 const FIRST_YEAR: i32 = 1900;
 
@@ -129,7 +141,7 @@ pub fn record(tx: &Tx<'_>, wanted: Wanted, now: Timestamp) -> Result<Run, Error>
     let Wanted { as_of, mode, lag_months } = wanted;
     let (mode, known_at) = clocks(as_of, mode, now)?;
     let standing = all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
-    if let Some(standing) = standing.filter(|run| run.mode == Mode::Strict && run.known_at < now) {
+    if let Some(standing) = standing.filter(|run| run.is_final(now)) {
         return if standing.lag_months == lag_months {
             Ok(standing)
         } else {
@@ -158,6 +170,14 @@ pub async fn schedule(store: &Store, wanted: Wanted, now: Timestamp) -> Result<R
         other => Ok(other),
     });
     recorded.await?
+}
+
+/// How many of the tracked links the run does not hold, because they came later.
+///
+/// # Errors
+/// [`store::Error`].
+pub fn left_out(tx: &Tx<'_>, run: &Run) -> Result<u64, store::Error> {
+    tx.count("SELECT count(*) FROM links WHERE first_seen_at > $1", args![run.until()])
 }
 
 /// Every run, by date and mode.
@@ -225,6 +245,17 @@ mod tests {
         assert_eq!(kept.ran_at, at("2026-06-15T11:00:00Z"));
         let refused = record("2026-06-15", Mode::Strict, 1, "2026-06-16T00:00:00Z").await;
         assert!(matches!(refused, Err(Error::Final { lag_months: 2, .. })));
+        let insert = |tx: &Tx<'_>| {
+            let sql = "INSERT INTO links (link_id, first_seen_at, changed_seq) VALUES ($1, $2, 0)";
+            for (link, seen) in
+                [("a", "2026-06-15T10:00:00Z"), ("b", "2026-06-16T00:00:00Z"), ("c", "2026-06-17T00:00:00Z")]
+            {
+                tx.execute(sql, args![link, at(seen)])?;
+            }
+            Ok(())
+        };
+        store.write(insert).await.unwrap();
+        assert_eq!(store.read(move |tx| left_out(tx, &kept)).await.unwrap(), 2);
         let runs = store.read(all).await.unwrap();
         let seen: Vec<_> =
             runs.iter().map(|run| (run.as_of.to_string(), run.mode, run.lag_months, run.known_at)).collect();

@@ -411,7 +411,7 @@ impl Next {
 impl fmt::Display for Next {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::PausedByOperator => "nothing: an operator paused this link; resume it when it may be asked for again",
+            Self::PausedByOperator => "nothing: an operator paused this link; resume it on its page of the dashboard when it may be asked for again",
             Self::InvalidCredentials => {
                 "the credentials are no longer good: let the user open the widget in update mode for this link"
             }

@@ -65,13 +65,8 @@ impl Latest {
 
     /// The links that were first seen after `run`, of which it says nothing.
     fn after(&self, run: &Run) -> &[String] {
-        &self.links[self.seen_at.partition_point(|seen_at| *seen_at <= until(run))..]
+        &self.links[self.seen_at.partition_point(|seen_at| *seen_at <= run.until())..]
     }
-}
-
-/// Links that were first seen later are none of the run's.
-fn until(run: &Run) -> Timestamp {
-    run.known_at.max(run.ran_at)
 }
 
 impl Partitions {
@@ -113,7 +108,7 @@ impl Partitions {
             let earlier = partitions.earlier(previous, &path_of(**date));
             !earlier.is_some_and(|earlier| partitions.stands(wanted, &earlier))
         });
-        let first = computed.flat_map(|(_, wanted)| wanted).map(|wanted| until(&wanted.run)).min();
+        let first = computed.flat_map(|(_, wanted)| wanted).map(|wanted| wanted.run.until()).min();
         let latest = first.map(|first| Latest::read(tx, first)).transpose()?.unwrap_or_default();
         Ok(Self { latest, ..partitions })
     }

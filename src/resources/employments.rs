@@ -117,10 +117,8 @@ fn bare(code: &str) -> Cow<'_, str> {
     if code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) {
         return Cow::Borrowed(code);
     }
-    let mut bare = String::with_capacity(code.len());
-    bare.extend(code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-')));
-    bare.make_ascii_uppercase();
-    Cow::Owned(bare)
+    let kept = code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-'));
+    Cow::Owned(kept.flat_map(char::to_uppercase).collect())
 }
 
 /// A [`bare`] employer code, and what it is.
@@ -265,6 +263,7 @@ mod tests {
             ("11222333000182", "OTHER", "11222333000182"),
             ("111222333444", "CEI_CNO", "111222333444"),
             ("1234567", "OTHER", "1234567"),
+            ("é1234567", "OTHER", "É1234567"),
         ] {
             assert_eq!(text("employer_code_type", &[Some(code)]).as_deref(), Some(kind), "{code}");
             assert_eq!(text("employer_key", &[Some(code)]).as_deref(), Some(key), "{code}");

@@ -254,6 +254,11 @@ impl Read<'_> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let example =
             "write minute, hour, day, month and weekday, such as \"30 6 * * 1-5\" for 06:30 from Monday to Friday";
+        // The parser would take `@daily`, too.
+        if text.split_whitespace().count() != 5 || text.trim_start().starts_with('@') {
+            self.refuse("schedule", format!("\"{text}\" is not a five-field cron schedule"), example);
+            return None;
+        }
         match parser.parse(text) {
             Ok(cron) if cron.find_next_occurrence(&chrono::DateTime::UNIX_EPOCH, false).is_err() => {
                 self.refuse("schedule", format!("\"{text}\" never comes"), example);
@@ -437,6 +442,12 @@ jobs/job.toml: scope.access_mode: "often" is not an access mode; write "recurren
 jobs/job.toml: scope.older_than: "24" is not a time with its unit; write for example "24h"
 jobs/job.toml: scope.resources: ["incomes"] is not a list of resources; there are employments, owners
 "#);
+        for schedule in ["@daily", "0 30 6 * * 1-5", "6 * * *", ""] {
+            let text = format!("schedule = \"{schedule}\"\ntimezone = \"UTC\"\naction = \"publish\"");
+            let told = told("job", &text);
+            let expected = format!("schedule: \"{schedule}\" is not a five-field cron schedule; write minute, hour");
+            assert!(told.contains(&expected), "{told}");
+        }
         insta::assert_snapshot!(told("Job 1", "schedule = \"0 0 30 2 *\""), @r#"
 jobs/Job 1.toml: schedule: "0 0 30 2 *" never comes; write minute, hour, day, month and weekday, such as "30 6 * * 1-5" for 06:30 from Monday to Friday
 jobs/Job 1.toml: timezone: is missing; write for example timezone = "America/Sao_Paulo"

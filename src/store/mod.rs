@@ -201,6 +201,9 @@ fn database_code(error: &rusqlite::Error) -> &'static str {
 /// The code of a file that is not as it was written.
 pub const DAMAGED: &str = "state_damaged";
 
+/// The code of a disk without room.
+pub const DISK_FULL: &str = "disk_full";
+
 /// The open state. Cheap to clone; the last clone to go ends the writer and frees the state for others.
 #[derive(Clone)]
 pub struct Store {
@@ -368,6 +371,11 @@ impl Store {
     pub fn has_room(&self) -> bool {
         let folder = self.readers.path.parent().unwrap_or(Path::new("."));
         free_space(folder).is_ok_and(|free| free >= ROOM)
+    }
+
+    /// What stands in the way of the next write, although the last one may have gone well.
+    pub fn impediment(&self) -> Option<&'static str> {
+        if self.is_damaged() { Some(DAMAGED) } else { (!self.has_room()).then_some(DISK_FULL) }
     }
 
     /// A reader for threads that may block, such as the publisher's.

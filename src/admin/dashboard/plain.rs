@@ -50,8 +50,8 @@ static WORDS: &[Words] = &[
     of_belvo("link_cooling", "o link foi atualizado há minutos", "é tentado de novo em alguns minutos"),
     of_belvo(
         "api_blocked",
-        "o portão da Belvo recusa este endereço",
-        "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir",
+        "a Belvo recusa este endereço ou esta conta por ora",
+        "as chamadas param e voltam mais devagar; reduza belvo.budget se repetir e pergunte à Belvo se ficar",
     ),
     of_belvo(
         "rate_limited",
@@ -117,9 +117,9 @@ static WORDS: &[Words] = &[
     of_ours(
         PAUSED,
         "an operator paused the link",
-        "resume it when it may be asked for again",
+        "press Resume on its page of the dashboard when it may be asked for again",
         "um operador pausou o link",
-        "retome-o quando puder ser consultado de novo",
+        "aperte Retomar na página dele no painel quando puder ser consultado de novo",
     ),
     of_ours(
         "interrupted",
@@ -417,6 +417,20 @@ static WORDS: &[Words] = &[
         "descubra o que mais abriu o arquivo de estado",
     ),
     of_ours(
+        "state_slow",
+        "the state takes too long to write",
+        "look at the disk; webhooks are answered with 503 meanwhile",
+        "o estado demora demais para gravar",
+        "veja o disco; webhooks recebem 503 enquanto isso",
+    ),
+    of_ours(
+        "overloaded",
+        "more is to be written than the state can take",
+        "look at the disk and at who sends so many webhooks; they are answered with 503 meanwhile",
+        "há mais para gravar do que o estado aguenta",
+        "veja o disco e quem envia tantos webhooks; eles recebem 503 enquanto isso",
+    ),
+    of_ours(
         "not_an_object",
         "the body is not a JSON object",
         "look at who sends it",
@@ -425,24 +439,27 @@ static WORDS: &[Words] = &[
     ),
 ];
 
+/// What happened, and what a person does about it, in English; `None` for a code without words.
+pub(crate) fn words(code: &str) -> Option<(&'static str, &'static str)> {
+    let ours = WORDS.iter().find(|words| words.code == code).and_then(|words| words.en);
+    ours.or_else(|| Code::by_name(code).map(|code| (code.what(), code.advice())))
+}
+
 /// What happened, in a few words without a full stop.
 pub(super) fn what(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
-    let english = words.and_then(|words| words.en).map(|(what, _)| what).or_else(|| Some(Code::by_name(code)?.what()));
-    match lang {
-        Lang::En => english.map(str::to_owned),
-        Lang::Pt => words.map(|words| words.pt.0.to_owned()),
-    }
-    .unwrap_or_else(|| code.replace('_', " "))
+    let found = match lang {
+        Lang::En => self::words(code).map(|(what, _)| what),
+        Lang::Pt => words.map(|words| words.pt.0),
+    };
+    found.map_or_else(|| code.replace('_', " "), str::to_owned)
 }
 
 /// What a person does about it, as a sentence.
 pub(super) fn advice(code: &str, lang: Lang) -> String {
     let words = WORDS.iter().find(|words| words.code == code);
-    let english =
-        words.and_then(|words| words.en).map(|(_, advice)| advice).or_else(|| Some(Code::by_name(code)?.advice()));
     let found = match lang {
-        Lang::En => english,
+        Lang::En => self::words(code).map(|(_, advice)| advice),
         Lang::Pt => words.map(|words| words.pt.1),
     };
     found.map_or_else(|| lang.t(LOOK_AT_LOG.0, LOOK_AT_LOG.1).to_owned(), sentence)
