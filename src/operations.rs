@@ -743,7 +743,9 @@ fn look(
         let is_own = state.failed_at.is_some_and(|at| at >= since);
         let is_far = state.due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
         let (is_idle, has_failed) = (state.is_idle(now), state.attempts > 0 && (is_own || is_far));
-        match state.trouble() {
+        // What a paused link failed at before says nothing of this order.
+        let is_paused = state.blocked_reason.as_deref() == Some(PAUSED);
+        match if is_paused { Some(PAUSED) } else { state.trouble() } {
             Some(code) if is_idle || has_failed => *failed.entry(code.to_owned()).or_default() += 1,
             _ if is_idle => done += 1,
             _ => waiting.push((link_id, resource)),

@@ -37,7 +37,7 @@ mod stage;
 mod tables;
 
 pub use error::{Error, Unpublished};
-pub use held::{Held, Mark};
+pub use held::{Departure, Held};
 pub use pace::{Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
@@ -240,7 +240,7 @@ impl Publisher {
         let (state, expired) = self
             .store
             .readers()
-            .read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, Mark::Expiry.last(tx)?)))?;
+            .read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, Departure::Expiry.last(tx)?)))?;
         // Without retention no manifest of an older snapshot is worth reading.
         if expired > 0 {
             self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;

@@ -1001,14 +1001,14 @@ mod tests {
         let place = Place::new().await;
         place
             .write(|tx| {
-                crate::links::note_wish(tx, &link(), at(1))?;
+                links::note_wish(tx, &link(), at(1))?;
                 mark(tx, &link(), &owners::RESOURCE, Trigger::Operator, at(1))
             })
             .await;
         assert_eq!(place.claim(Lane::Ordinary).await.len(), 1);
-        place.write(|tx| crate::links::pause_by_operator(tx, &link(), at(2)).map(drop)).await;
+        place.write(|tx| links::pause_by_operator(tx, &link(), at(2)).map(drop)).await;
         Queue::open(place.store.clone(), Clock::from_fn(|| at(100))).await.unwrap();
-        place.write(crate::links::hold_all).await;
+        place.write(links::hold_all).await;
         assert!(place.claim(Lane::Ordinary).await.is_empty());
     }
 

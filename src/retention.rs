@@ -423,7 +423,7 @@ fn remove_webhooks(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<
 
 /// Tells the publisher that rows of the link may differ now, because some are gone.
 fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> {
-    publish::Mark::Expiry.note(tx)?;
+    publish::Departure::Expiry.note(tx)?;
     let change = tx.change()?;
     tx.execute(
         "UPDATE refreshes SET content_seq = $3, sighted_seq = $3, touched_seq = $3, removed_seq = $3 \

@@ -59,7 +59,7 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
         // What was ordered for the link stays on record, without saying for whom.
         tx.execute("UPDATE runs SET name = NULL, message = NULL WHERE run_id = $1", args![run])?;
     }
-    publish::Mark::Removal.note(tx)?;
+    publish::Departure::Removal.note(tx)?;
     Ok(rows)
 }
 

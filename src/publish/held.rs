@@ -107,7 +107,7 @@ impl Held {
 
 /// What takes rows out of the lake that are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
+pub enum Departure {
     /// A link goes, with all its rows: nothing is taken over from a snapshot from before, which may show it, whoever puts that
     /// in the place of a newer one.
     Removal,
@@ -116,7 +116,7 @@ pub enum Mark {
     Expiry,
 }
 
-impl Mark {
+impl Departure {
     /// The row of `meta` with the change in which it came last.
     fn row(self) -> &'static str {
         match self {

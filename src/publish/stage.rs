@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::cells::Split;
 use super::delta::{self, Delta};
 use super::handover::Handover;
-use super::held::Mark;
+use super::held::Departure;
 use super::output::Linker;
 use super::partitions::Partitions;
 use super::snapshots::{BuiltFrom, Manifest, Sealed, Staging, TableEntry};
@@ -59,7 +59,7 @@ impl Publisher {
     ) -> Result<Option<StagedTables<'s>>, Error> {
         self.store.readers().read(|tx| {
             let built_from = BuiltFrom::of(tx)?;
-            let removed = Mark::Removal.last(tx)?;
+            let removed = Departure::Removal.last(tx)?;
             let alike = previous.filter(|previous| {
                 scope == Scope::Changed && self.is_alike(previous, &built_from) && previous.built_from.change >= removed
             });
@@ -88,7 +88,7 @@ impl Publisher {
             let changed = stager.changed_links()?;
             let partitions = Partitions::read(tx, earlier.as_ref())?;
             let delta = partitions.recomputed(earlier.as_ref()).map(|links| Delta::of(links, staging));
-            let expired = Mark::Expiry.last(tx)?;
+            let expired = Departure::Expiry.last(tx)?;
             let is_base = usable.is_some_and(|previous| previous.built_from.change >= expired);
             let leaves_most = is_base && stager.leaves_most(&changed);
             let mut handover = Handover::begin(&self.settings, staging, earlier, leaves_most)?;

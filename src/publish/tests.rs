@@ -327,7 +327,7 @@ async fn an_older_copy_of_the_lake_brings_nobody_back() {
     publish(&publisher, Scope::Changed).unwrap().unwrap();
     let remove = |tx: &Tx<'_>| {
         tx.execute("DELETE FROM links WHERE link_id IN (SELECT link_id FROM links LIMIT 1)", args![])?;
-        Mark::Removal.note(tx)
+        Departure::Removal.note(tx)
     };
     place.store.write(remove).await.unwrap();
     // The lake stands as it was before, and another link changes.
@@ -355,7 +355,7 @@ async fn what_has_expired_is_in_no_file_and_no_snapshot_once_it_is_published() {
     assert_eq!(count, 8, "none is old enough to go by itself");
     let expire = move |tx: &Tx<'_>| {
         tx.execute("DELETE FROM links WHERE link_id = $1", args![gone])?;
-        Mark::Expiry.note(tx)
+        Departure::Expiry.note(tx)
     };
     place.store.write(expire).await.unwrap();
     add_link(&place.store, 9).await;
