@@ -371,7 +371,7 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result
     // What is told of a link for the first time is no news of a visit.
     let was_told = sync.is_some() || known.object.last_accessed_at.is_some();
     if was_told && link.last_accessed_at > known.object.last_accessed_at {
-        mark_unseen_visit(tx, &link, asked_at)?;
+        mark_unseen_visit(tx, &link.id, link.last_accessed_at, asked_at)?;
     }
     Ok(news)
 }
@@ -585,18 +585,43 @@ fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Resu
     Ok(())
 }
 
-/// Belvo was at the institution since, and no webhook made us ask: what was listed or read before that visit is asked for again.
-fn mark_unseen_visit(tx: &Tx<'_>, link: &LinkObject, at: Timestamp) -> Result<(), Error> {
-    let Some(visited_at) = link.last_accessed_at else { return Ok(()) };
+/// Belvo was at the institution since, and no webhook made us ask: what was listed or read before that visit is asked for
+/// again. A second look that was booked for later would come too late.
+fn mark_unseen_visit(tx: &Tx<'_>, link_id: &LinkId, visited_at: Option<Timestamp>, at: Timestamp) -> Result<(), Error> {
+    let Some(visited_at) = visited_at else { return Ok(()) };
     let unseen = tx.all(
-        "SELECT resource FROM refreshes WHERE link_id = $1 AND blocked_reason IS NULL AND due_at IS NULL AND lease IS NULL \
-         AND last_fetched_at IS NOT NULL \
+        "SELECT resource FROM refreshes WHERE link_id = $1 AND blocked_reason IS NULL AND lease IS NULL \
+         AND (due_at IS NULL OR priority = $4) AND last_fetched_at IS NOT NULL \
          AND (last_fetched_at < $2 OR last_collected_at IS NULL OR last_collected_at < $3)",
-        args![&link.id, visited_at, visited_at - SAME_VISIT],
+        args![link_id, visited_at, visited_at - SAME_VISIT, Priority::Confirm.number()],
         |row| row.text(0),
     )?;
     for resource in unseen.iter().filter_map(|name| Resource::by_name(name)) {
-        queue::mark(tx, &link.id, resource, Trigger::Schedule, at)?;
+        queue::mark(tx, link_id, resource, Trigger::Schedule, at)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::owners;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_visit_that_nobody_told_of_does_not_wait_for_a_second_look_that_was_booked() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = Timestamp::from_micros;
+        let id: LinkId = "2f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap();
+        let visit = move |tx: &Tx<'_>| {
+            note_wish(tx, &id, at(1))?;
+            queue::mark(tx, &id, &owners::RESOURCE, Trigger::Confirm, at(900))?;
+            tx.execute("UPDATE refreshes SET last_fetched_at = 1", args![])?;
+            mark_unseen_visit(tx, &id, Some(at(100)), at(200))?;
+            queue::State::of(tx, &id, &owners::RESOURCE)
+        };
+        let state = store.write(visit).await.unwrap().unwrap();
+        assert_eq!(state.due_at, Some(at(200)));
+    }
 }

@@ -283,8 +283,8 @@ struct Standing {
     priority: Priority,
     attempts: i64,
     last_started: Option<Timestamp>,
-    /// Whether Belvo refused it, did not know it, or refused the keys, when it was last asked.
-    is_refused: bool,
+    /// What it failed with last.
+    failure: Option<Code>,
 }
 
 impl Standing {
@@ -294,16 +294,12 @@ impl Standing {
              WHERE link_id = $1 AND resource = $2",
             args![link_id, resource.name],
             |row| {
-                let code = row.opt_text(4)?;
                 Ok(Self {
                     due: row.opt_at(0)?,
                     priority: Priority::of(row.int(1)?)?,
                     attempts: row.int(2)?,
                     last_started: row.opt_at(3)?,
-                    is_refused: code
-                        .as_deref()
-                        .and_then(Code::by_name)
-                        .is_some_and(|code| code.is_refused() || code == Code::ApiAuth),
+                    failure: row.opt_text(4)?.and_then(|code| Code::by_name(&code)),
                 })
             },
         )
@@ -317,10 +313,15 @@ impl Standing {
             (Trigger::Webhook, Some(started)) => not_before.max(started.min(not_before) + SETTLE),
             _ => not_before,
         };
-        // What Belvo refused may be mended: whoever says so is believed at once. A job says nothing.
-        let is_mended = self.is_refused && matches!(trigger, Trigger::Webhook | Trigger::Operator);
+        // What failed may be mended: whoever says so is believed at once. News says so only of what Belvo refused, and a job
+        // nothing.
+        let is_mended = match trigger {
+            Trigger::Operator => !matches!(self.failure, Some(Code::RateLimited | Code::ApiBlocked)),
+            Trigger::Webhook => self.failure.is_some_and(|code| code.is_refused() || code == Code::ApiAuth),
+            Trigger::Schedule | Trigger::Confirm => false,
+        };
         match self.due {
-            // Belvo asked for patience; news does not shorten it.
+            // Belvo asked for patience, which nobody shortens.
             Some(due) if self.attempts > 0 && !is_mended => (due, priority),
             Some(due) => (due.min(settled), priority),
             None => (settled, priority),
@@ -1018,6 +1019,8 @@ mod tests {
             ("api_forbidden", Trigger::Operator, true),
             ("not_found", Trigger::Webhook, true),
             ("api_auth", Trigger::Operator, true),
+            ("api_down", Trigger::Operator, true),
+            ("api_down", Trigger::Webhook, false),
             ("api_forbidden", Trigger::Schedule, false),
             ("rate_limited", Trigger::Operator, false),
         ] {
