@@ -318,7 +318,7 @@ impl Operations {
             return Err(Refused::NoLink);
         }
         let since = self.clock.now();
-        let before = Standing { down: self.client.down(), keys_refused: self.client.keys_refused() };
+        let before = Standing::of(&self.client);
         // The first are marked before the order is answered, so that the wish for one link outlives a crash.
         let first: Vec<_> = wanted.drain(..wanted.len().min(ROWS_AT_ONCE)).collect();
         self.mark(first.clone()).await?;
@@ -538,8 +538,7 @@ impl Operations {
         loop {
             settled.mark_unchanged();
             // Before the look: what ends in between is counted as what it came to.
-            let down = self.client.down().filter(|down| before.down.is_none_or(|before| down.found > before.found));
-            let are_keys_refused = self.client.refuses_keys() && self.client.keys_refused() > before.keys_refused;
+            let why = before.worsened(&self.client);
             let (now, begun) = (self.clock.now(), Instant::now());
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
             let look = begun.elapsed();
@@ -554,15 +553,10 @@ impl Operations {
             if waiting.is_empty() {
                 return Ok(());
             }
-            if are_keys_refused {
-                // None of these leaves before somebody mends the keys; they stay marked until then.
+            if let Some(code) = why {
+                // None of these leaves before that has ended; they stay marked until then.
                 let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(Code::ApiAuth.name(), left));
-                return Ok(());
-            }
-            if let Some(down) = down {
-                let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(down.code.name(), left));
+                progress.send_modify(|progress| progress.fail(code.name(), left));
                 return Ok(());
             }
             wanted = waiting;
@@ -718,6 +712,21 @@ struct Standing {
     keys_refused: u64,
 }
 
+impl Standing {
+    fn of(client: &Client) -> Self {
+        Self { down: client.down(), keys_refused: client.keys_refused() }
+    }
+
+    /// Why what waits comes to nothing: Belvo was found to refuse the keys, or to be down, once more since.
+    fn worsened(self, client: &Client) -> Option<Code> {
+        if client.refuses_keys() && client.keys_refused() > self.keys_refused {
+            return Some(Code::ApiAuth);
+        }
+        let down = client.down().filter(|down| self.down.is_none_or(|before| down.found > before.found));
+        down.map(|down| down.code)
+    }
+}
+
 /// How long to wait after a look that took `look`.
 fn pause_after(look: Duration) -> Duration {
     LOOK_AGAIN.max(look * LOOKS)
@@ -744,8 +753,8 @@ fn look(
         let is_far = state.due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
         let (is_idle, has_failed) = (state.is_idle(now), state.attempts > 0 && (is_own || is_far));
         // What a paused link failed at before says nothing of this order.
-        let is_paused = state.blocked_reason.as_deref() == Some(PAUSED);
-        match if is_paused { Some(PAUSED) } else { state.trouble() } {
+        let paused = state.blocked_reason.as_deref().filter(|reason| *reason == PAUSED);
+        match paused.or_else(|| state.trouble()) {
             Some(code) if is_idle || has_failed => *failed.entry(code.to_owned()).or_default() += 1,
             _ if is_idle => done += 1,
             _ => waiting.push((link_id, resource)),

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::failure::Code;
 use super::ledger::{Ledger, Moment};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -156,16 +157,17 @@ impl Budget {
         }
     }
 
-    /// No call leaves for `length`, at most [`LONGEST_PAUSE`]. A pause that stands is never cut short: false when it is a
-    /// longer one.
-    pub fn pause(&self, length: Duration) -> bool {
+    /// No call leaves for `length`, at most [`LONGEST_PAUSE`], because of `why`. A pause that stands is never cut short: of two
+    /// the one that ends later says why.
+    pub fn pause(&self, length: Duration, why: Code) {
         let length = length.min(LONGEST_PAUSE);
         let mut window = self.0.lock();
-        let is_longer = window.pause(Instant::now() + length);
-        if is_longer && let Some(ledger) = &self.0.ledger {
-            ledger.paused(Moment::now(&self.0.clock).after(length));
+        if window.pause(Instant::now() + length) {
+            window.paused_by = why;
+            if let Some(ledger) = &self.0.ledger {
+                ledger.paused(Moment::now(&self.0.clock).after(length));
+            }
         }
-        is_longer
     }
 
     /// Halves the budget for `length`, for a server that has been hit too hard.
@@ -184,6 +186,12 @@ impl Budget {
     pub fn paused_until(&self) -> Option<Timestamp> {
         let left = self.0.lock().paused_until?.checked_duration_since(Instant::now())?;
         (!left.is_zero()).then(|| self.0.clock.now() + left)
+    }
+
+    /// Why no call leaves now: [`Code::ApiBlocked`] or [`Code::RateLimited`]; `None` when calls leave.
+    pub fn paused_by(&self) -> Option<Code> {
+        let window = self.0.lock();
+        window.paused_until.filter(|until| *until > Instant::now()).map(|_| window.paused_by)
     }
 
     /// Calls that were let go since this was opened.
@@ -309,6 +317,8 @@ struct Window {
     /// Answered calls and when their slots are free, the soonest first.
     cooling: VecDeque<(Instant, usize)>,
     paused_until: Option<Instant>,
+    /// Why, of the last pause.
+    paused_by: Code,
     slow_until: Option<Instant>,
     /// Those who wait, by class.
     lines: [VecDeque<(u64, Arc<Notify>)>; 4],
@@ -348,6 +358,8 @@ impl Window {
             open: 0,
             cooling: VecDeque::new(),
             paused_until: None,
+            // A pause that outlived a restart says no more than that.
+            paused_by: Code::RateLimited,
             slow_until: None,
             lines: [const { VecDeque::new() }; 4],
             tickets: 0,
@@ -939,7 +951,7 @@ mod tests {
             call.await.unwrap();
         }
         assert!(restarted.elapsed() >= Duration::from_millis(400), "the killed process's call may have arrived last");
-        budget.pause(Duration::from_secs(5));
+        budget.pause(Duration::from_secs(5), Code::RateLimited);
         budget.slow_down(Duration::from_secs(50));
         let restarted = open();
         assert!(restarted.paused_until().is_some(), "nor is a pause forgotten");

@@ -53,8 +53,6 @@ struct Inner {
     gate: Gate,
     clock: Clock,
     cool_downs: std::sync::Mutex<u32>,
-    /// Why the budget pauses, while it does: [`Code::ApiBlocked`] or [`Code::RateLimited`].
-    paused_by: std::sync::Mutex<Code>,
     origin: std::sync::Mutex<Origin>,
 }
 
@@ -194,8 +192,6 @@ impl Client {
             gate: Gate::new(),
             clock,
             cool_downs: std::sync::Mutex::default(),
-            // A pause that outlived a restart says no more than that.
-            paused_by: std::sync::Mutex::new(Code::RateLimited),
             origin: std::sync::Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -271,12 +267,7 @@ impl Client {
         if self.lock_origin().is_mixed {
             return Some(Code::SimulatedMismatch);
         }
-        self.0.gate.trouble().or_else(|| self.paused_by())
-    }
-
-    /// Why the budget lets no call leave now; `None` when it does.
-    pub fn paused_by(&self) -> Option<Code> {
-        self.0.budget.paused_until().map(|_| *self.lock_paused_by())
+        self.0.gate.trouble().or_else(|| self.0.budget.paused_by())
     }
 
     /// What is known of a Belvo that is down; `None` when it is not.
@@ -369,7 +360,7 @@ impl Client {
         // The pause begins with the headers: other calls must not leave while the body drips in.
         let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE)));
         if let Some(wait) = wait {
-            self.pause(wait, Code::RateLimited);
+            self.0.budget.pause(wait, Code::RateLimited);
         }
         if call.expects.contains(&status) {
             if wait.is_none() {
@@ -463,7 +454,7 @@ impl Client {
         let wait = wait.unwrap_or_else(|| self.next_cool_down(if is_block { FIRST_COOL_DOWN } else { FIRST_PATIENCE }));
         // The headers did not say yet that it is a block.
         if !begun || is_block {
-            self.pause(wait, failure.code);
+            self.0.budget.pause(wait, failure.code);
         }
         if is_block {
             self.0.budget.slow_down((wait * 10).min(LONGEST_SLOW_DOWN));
@@ -481,17 +472,6 @@ impl Client {
             *cool_downs = (*cool_downs + 1).min(16);
         }
         doubled(first, cool_downs.saturating_sub(1), LAST_COOL_DOWN)
-    }
-
-    /// Lets no call leave for `wait`. Of two pauses the one that ends later says why.
-    fn pause(&self, wait: Duration, code: Code) {
-        if self.0.budget.pause(wait) {
-            *self.lock_paused_by() = code;
-        }
-    }
-
-    fn lock_paused_by(&self) -> std::sync::MutexGuard<'_, Code> {
-        self.0.paused_by.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::failure::Code;
-use crate::backoff::Backoff;
+use crate::backoff::doubled;
 
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
@@ -79,16 +79,14 @@ struct State {
     refusals: u32,
     failing: HashSet<u64>,
     found: Down,
-    /// Between two calls to a Belvo that is down.
-    probes: Backoff,
     /// How often the keys were found to be refused, so that all calls pause.
     keys_refused: u64,
 }
 
 impl State {
     fn new(mode: Mode) -> Self {
-        let (found, probes) = (Down { code: Code::ApiDown, found: 0 }, Backoff::new(PROBE_FIRST, PROBE_LAST));
-        Self { mode, refusals: 0, failing: HashSet::new(), found, probes, keys_refused: 0 }
+        let found = Down { code: Code::ApiDown, found: 0 };
+        Self { mode, refusals: 0, failing: HashSet::new(), found, keys_refused: 0 }
     }
 
     fn down(&self) -> Option<Down> {
@@ -261,13 +259,12 @@ fn urgent_from(until: Instant, apart: Duration) -> Instant {
     until - apart + PROBE_FIRST
 }
 
-impl State {
-    /// Belvo is down, and is asked again later than the last time.
-    fn down_from(&mut self, now: Instant) -> Mode {
-        let apart = self.probes.next_wait();
-        Mode::Down { until: now + apart, apart }
-    }
+/// Belvo is down, and is asked again after `apart`.
+fn down(now: Instant, apart: Duration) -> Mode {
+    Mode::Down { until: now + apart, apart }
+}
 
+impl State {
     /// True when the mode changed.
     fn note(&mut self, request: u64, ending: Ending, now: Instant) -> bool {
         let before = self.mode;
@@ -292,12 +289,9 @@ impl State {
                 self.mode = match self.mode {
                     // A call that left before says nothing new.
                     Mode::Down { until, apart } if now < urgent_from(until, apart) => self.mode,
-                    Mode::Down { .. } => self.down_from(now),
+                    Mode::Down { apart, .. } => down(now, doubled(apart, 1, PROBE_LAST)),
                     Mode::Refused { .. } => Mode::Refused { until: now + KEYS_AGAIN },
-                    Mode::Open | Mode::Unproven if self.failing.len() >= FAILING => {
-                        self.probes.reset();
-                        self.down_from(now)
-                    }
+                    Mode::Open | Mode::Unproven if self.failing.len() >= FAILING => down(now, PROBE_FIRST),
                     mode => mode,
                 };
             }

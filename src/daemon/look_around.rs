@@ -119,7 +119,7 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
     {
         metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
     }
-    let paused_by = client.paused_by();
+    let paused_by = client.budget().paused_by();
     for code in [Code::RateLimited, Code::ApiBlocked] {
         metrics::gauge!("vinculo_belvo_paused", "code" => code.name()).set(u8::from(paused_by == Some(code)));
     }
