@@ -18,7 +18,7 @@ use crate::schema::{DECIMAL_PRECISION, DECIMAL_SCALE, Table, Type};
 mod texts;
 mod validity;
 
-use texts::{Texts, packed};
+use texts::Texts;
 use validity::Validity;
 
 /// Rows of one table, by column. The callers push one cell of each column for each row.
@@ -205,26 +205,13 @@ impl NewRow<'_> {
 pub struct NewTexts<'c> {
     texts: &'c mut Texts,
     validity: &'c mut Validity,
-    /// The last short text, and its number.
-    last: (u64, i32),
 }
 
 impl NewTexts<'_> {
     /// Appends a text, or NULL.
     #[inline]
     pub fn push(&mut self, cell: Option<&[u8]>) {
-        let key = match cell {
-            None => 0,
-            Some(text) => match packed(text) {
-                Some(packed) if packed == self.last.0 => self.last.1,
-                Some(packed) => {
-                    let key = self.texts.key_of_short(packed, text);
-                    self.last = (packed, key);
-                    key
-                }
-                None => self.texts.key_of_long(text),
-            },
-        };
+        let key = cell.map_or(0, |text| self.texts.key_of(text));
         self.texts.keys.push(key);
         self.validity.append(cell.is_some());
     }
@@ -256,7 +243,7 @@ impl Cells {
     #[inline]
     pub fn texts(&mut self) -> NewTexts<'_> {
         let Values::Text(texts) = &mut self.values else { mismatch() };
-        NewTexts { texts, validity: &mut self.validity, last: (0, 0) }
+        NewTexts { texts, validity: &mut self.validity }
     }
 
     /// Where days since 1970-01-01 are appended.

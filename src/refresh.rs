@@ -168,7 +168,7 @@ impl Refresher {
         }
     }
 
-    /// How many links are asked for together; `None` while nothing is proven, or the canary may not be asked for any more.
+    /// How several links are asked for together; `None` while nothing is proven, or the canary may not be asked for any more.
     async fn way(&self, resource: &'static Resource) -> Option<Way> {
         let way = self.trust.way(resource)?;
         let canary = way.canary.clone();

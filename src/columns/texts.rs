@@ -43,7 +43,7 @@ impl Texts {
 
     /// The same for one that is [`packed`].
     #[inline]
-    pub(super) fn key_of_short(&mut self, packed: u64, text: &[u8]) -> i32 {
+    fn key_of_short(&mut self, packed: u64, text: &[u8]) -> i32 {
         match self.recent.get(place_of(packed)) {
             Some(&(known, key)) if known == packed => key,
             _ => self.add_short(packed, text),
@@ -51,7 +51,7 @@ impl Texts {
     }
 
     /// The same for one that cannot be [`packed`].
-    pub(super) fn key_of_long(&mut self, text: &[u8]) -> i32 {
+    fn key_of_long(&mut self, text: &[u8]) -> i32 {
         match self.ends.len().checked_sub(1) {
             Some(last) if text_at(&self.ends, &self.bytes, last) == text => end(last),
             _ => self.add(text),
@@ -101,7 +101,7 @@ fn place_of(packed: u64) -> usize {
 
 /// A text of at most seven bytes as one number that is not 0, different for each.
 #[inline]
-pub(super) fn packed(text: &[u8]) -> Option<u64> {
+fn packed(text: &[u8]) -> Option<u64> {
     let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u64::from(u32::from_le_bytes(*four)));
     let bytes = match text.len() {
         4..=7 => word(text) | (word(&text[text.len() - 4..]) << (8 * (text.len() - 4))),

@@ -13,6 +13,7 @@ const LONGEST: usize = 1 << 30;
 /// The rows of one table in one record.
 pub(super) struct Rows {
     width: usize,
+    /// Of the rows: `slots` would have to be divided for it, which takes longer than a row.
     count: usize,
     /// A row before it is read.
     blank: Vec<Slot>,

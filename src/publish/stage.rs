@@ -67,8 +67,7 @@ impl Publisher {
                 return Ok(None);
             }
             let fitting = alike.filter(|previous| self.has_parquet(previous));
-            let links: Option<i64> = tx.one("SELECT count(*) FROM links", args![], |row| row.int(0))?;
-            let links = links.and_then(|links| u64::try_from(links).ok()).unwrap_or_default();
+            let links = tx.count("SELECT count(*) FROM links", args![])?;
             let split = Split::of(links, self.settings.link_buckets);
             // Too many parts do little harm, so a lake that shrinks keeps them until all of it is written anew.
             let usable = fitting.filter(|previous| previous.link_parts >= split.parts / 2);

@@ -15,6 +15,5 @@ asked AS MATERIALIZED (
         WHERE resource = 'employments'
         GROUP BY link_id
     ) AS answers
-    WHERE collected_at IS NOT NULL
-      AND (first_collected_at <= CAST(known AS TIMESTAMPTZ) OR first_empty_at <= CAST(known AS TIMESTAMPTZ))
+    WHERE first_collected_at <= CAST(known AS TIMESTAMPTZ) OR first_empty_at <= CAST(known AS TIMESTAMPTZ)
 )
