@@ -18,6 +18,8 @@ use crate::schema::{DECIMAL_PRECISION, DECIMAL_SCALE, Table, Type};
 mod texts;
 mod validity;
 
+pub use texts::Short;
+
 use texts::Texts;
 use validity::Validity;
 
@@ -214,6 +216,14 @@ impl NewTexts<'_> {
         let key = cell.map_or(0, |text| self.texts.key_of(text));
         self.texts.keys.push(key);
         self.validity.append(cell.is_some());
+    }
+
+    /// Appends a text.
+    #[inline]
+    pub fn push_short(&mut self, text: Short) {
+        let key = self.texts.key_of_short(text);
+        self.texts.keys.push(key);
+        self.validity.append(true);
     }
 }
 

@@ -11,7 +11,7 @@
 use std::cmp::Ordering;
 
 use crate::clock::{Timestamp, days_since_1970, digits};
-use crate::columns::{Cells, Columns};
+use crate::columns::{Cells, Columns, Short};
 use crate::resources::Derive;
 use crate::schema::Context;
 use crate::sensitive::Pepper;
@@ -23,7 +23,7 @@ mod plan;
 pub use inspect::{Comparison, Found, Inspection};
 pub use plan::Plan;
 
-use parse::{FieldOrder, Rows, Short, Source};
+use parse::{FieldOrder, Rows, Source};
 use plan::{Emit, MOST_INPUTS, TablePlan};
 
 /// What is known about a record beside its JSON.
@@ -148,30 +148,9 @@ impl<'p> Flattener<'p> {
         let source = Source { record, unescaped: &self.unescaped };
         for ((emit, never_null), cells) in table.emits.iter().zip(&table.never_null).zip(columns.cells_mut()) {
             match emit {
-                // Where each piece is looked at as bytes anyway, it need not be proved to be whole characters again.
-                Emit::Text(slot) => {
-                    let mut texts = cells.texts();
-                    rows.column(*slot).for_each(|slot| texts.push(source.bytes(slot)));
-                }
-                Emit::Date(slot, path) => {
-                    let mut dates = cells.dates();
-                    for (slot, place) in rows.column(*slot).zip(0..) {
-                        let rejected = || Rejection::at(path, rows.number(place), "is not a date");
-                        dates.push(source.bytes(slot).map(|text| day(text).ok_or_else(rejected)).transpose()?);
-                    }
-                }
-                Emit::Decimal(slot, path) => {
-                    let mut amounts = cells.decimals();
-                    for (slot, place) in rows.column(*slot).zip(0..) {
-                        amounts.push(match source.short(slot).and_then(short_decimal) {
-                            None => {
-                                let rejected = |reason| Rejection::at(path, rows.number(place), reason);
-                                source.bytes(slot).map(|text| decimal(text).map_err(rejected)).transpose()?
-                            }
-                            units => units,
-                        });
-                    }
-                }
+                Emit::Text(slot) => append_texts(rows, *slot, source, cells),
+                Emit::Date(slot, path) => append_dates(rows, *slot, path, source, cells)?,
+                Emit::Decimal(slot, path) => append_amounts(rows, *slot, path, source, cells)?,
                 Emit::Derived(derive, slots) => match derive {
                     Derive::Text(derive) => each_input(rows, slots, source, |inputs| {
                         self.text.clear();
@@ -215,6 +194,48 @@ impl<'p> Flattener<'p> {
     }
 }
 
+// Each kind of column has a function of its own, and none is inlined: in one function their loops get in each other's way,
+// and what they need lies on the stack.
+
+/// Appends a text of each row, as bytes: each is looked at anyway, and need not be proved to be whole characters again.
+#[inline(never)]
+fn append_texts(rows: &Rows, slot: u16, source: Source<'_>, cells: &mut Cells) {
+    let mut texts = cells.texts();
+    for slot in rows.column(slot) {
+        match source.short(slot) {
+            Some(text) => texts.push_short(text),
+            None => texts.push(source.bytes(slot)),
+        }
+    }
+}
+
+/// Appends a day of each row.
+#[inline(never)]
+fn append_dates(rows: &Rows, slot: u16, path: &str, source: Source<'_>, cells: &mut Cells) -> Result<(), Rejection> {
+    let mut dates = cells.dates();
+    for (slot, place) in rows.column(slot).zip(0..) {
+        let rejected = || Rejection::at(path, rows.number(place), "is not a date");
+        dates.push(source.bytes(slot).map(|text| day(text).ok_or_else(rejected)).transpose()?);
+    }
+    Ok(())
+}
+
+/// Appends an amount of each row.
+#[inline(never)]
+fn append_amounts(rows: &Rows, slot: u16, path: &str, source: Source<'_>, cells: &mut Cells) -> Result<(), Rejection> {
+    let mut amounts = cells.decimals();
+    for (slot, place) in rows.column(slot).zip(0..) {
+        amounts.push(match source.short(slot).and_then(short_decimal) {
+            None => {
+                let rejected = |reason| Rejection::at(path, rows.number(place), reason);
+                source.bytes(slot).map(|text| decimal(text).map_err(rejected)).transpose()?
+            }
+            units => units,
+        });
+    }
+    Ok(())
+}
+
 /// Gives `each` what the fields in `slots` hold in each row.
 #[inline]
 fn each_input<'r>(rows: &Rows, slots: &[u16], source: Source<'r>, mut each: impl FnMut(&[Option<&'r str>])) {
@@ -256,13 +277,13 @@ impl TablePlan {
         let order = |columns: &Columns, a: usize, b: usize| {
             columns.compare(&self.key, a, b).then_with(|| columns.compare(&self.content, a, b))
         };
-        let mut ties = rows.ties().map(|place| start + place);
+        let mut ties = rows.ties().iter().map(|place| start + place);
         if ties.any(|row| order(columns, row - 1, row).is_gt()) {
             let mut all: Vec<usize> = (start..columns.len()).collect();
             all.sort_by(|&a, &b| order(columns, a, b));
             columns.reorder(start, &all);
         }
-        for row in rows.ties().map(|place| start + place) {
+        for row in rows.ties().iter().map(|place| start + place) {
             if columns.compare(&self.key, row - 1, row).is_eq() {
                 let number = columns.integer(seq, row - 1) + 1;
                 columns.set_integer(seq, row, number);
@@ -289,15 +310,20 @@ fn short_decimal(number: Short) -> Option<i128> {
     const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
 
     let Short { word, len } = number;
-    let not_point = word ^ (ONES * u64::from(b'.'));
-    let point = not_point.wrapping_sub(ONES) & !not_point & HIGHS;
-    let (text, len, decimals) = if point == 0 {
-        (word, len, 0)
+    let (text, len, shift) = if word >> 40 & 0xff == u64::from(b'.') {
+        // Nearly all have two decimals, and their point stands here.
+        (word << 24 >> 16 | word >> 48 << 48, len - 1, 100)
     } else {
-        // The digits before the point move up into its place.
-        let before = (point >> 7) - 1;
-        let after = !(before << 8 | 0xff);
-        ((word & before) << 8 | word & after, len - 1, point.leading_zeros() / 8)
+        let not_point = word ^ (ONES * u64::from(b'.'));
+        let point = not_point.wrapping_sub(ONES) & !not_point & HIGHS;
+        if point == 0 {
+            (word, len, 10_000)
+        } else {
+            // The digits before the point move up into its place.
+            let before = (point >> 7) - 1;
+            let after = !(before << 8 | 0xff);
+            ((word & before) << 8 | word & after, len - 1, *SHIFT.get(point.leading_zeros() as usize / 8)?)
+        }
     };
     // What stands before the number counts as zeroes.
     let digits = (text ^ (ONES * u64::from(b'0'))) & u64::MAX.unbounded_shl(64 - 8 * len);
@@ -307,7 +333,7 @@ fn short_decimal(number: Short) -> Option<i128> {
     let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8) & 0x00ff_00ff_00ff_00ff;
     let fours = pairs.wrapping_mul(100).wrapping_add(pairs >> 16) & 0x0000_ffff_0000_ffff;
     let eight = fours.wrapping_mul(10_000).wrapping_add(fours >> 32) & 0xffff_ffff;
-    Some(i128::from(eight * SHIFT.get(decimals as usize)?))
+    Some(i128::from(eight * shift))
 }
 
 /// Ten-thousandths that no amount has: of more than 15 digits before the point.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Rejection;
 use super::plan::{Field, Node, Object, Plan, SortSlots};
 use crate::clock::Timestamp;
+use crate::columns::Short;
 use crate::json::{Kind, NotJson, Reader, Span, unescape};
 
 /// Bytes of the longest record.
@@ -17,14 +18,14 @@ pub(super) struct Rows {
     count: usize,
     /// A row before it is read.
     blank: Vec<Slot>,
-    /// Row after row; in the order in which they become columns once they are sorted.
+    /// Row after row, as they came.
     slots: Vec<Slot>,
     /// In the order of their rows.
     extras: Vec<Extra>,
-    /// The rows in the order in which they become columns, with what they are ordered by.
-    order: Vec<(u64, u32)>,
-    /// Where the slots are put in order.
-    spare: Vec<Slot>,
+    /// The rows in the order in which they become columns: what they are ordered by, and where their slots begin.
+    order: Vec<(u64, usize)>,
+    /// Places in that order whose row may be equal, in what was compared, to the one before.
+    ties: Vec<usize>,
 }
 
 /// The first eight bytes of a text, so that numbers compare as the texts do.
@@ -48,15 +49,6 @@ pub(super) struct Slot(pub Span);
 impl Slot {
     /// Of a field that is null, or not there.
     const NOWHERE: Self = Self(Span { at: u32::MAX, len: 0 });
-}
-
-/// A number of one to eight bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Short {
-    /// Its bytes, the last one uppermost, above bytes that are 0.
-    pub word: u64,
-    /// How many they are.
-    pub len: u32,
 }
 
 /// What slots point into.
@@ -87,7 +79,7 @@ impl<'r> Source<'r> {
         }
     }
 
-    /// A number of at most eight bytes.
+    /// A text or number field of one to eight bytes that had no escapes.
     #[inline]
     pub(super) fn short(self, Slot(span): Slot) -> Option<Short> {
         let last_eight = self.record.as_bytes().get(..span.range().end)?.last_chunk()?;
@@ -146,7 +138,7 @@ impl Rows {
     pub(super) fn of_width(width: usize) -> Self {
         let width = width.max(1);
         let blank = vec![Slot::NOWHERE; width];
-        Self { width, count: 0, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new(), spare: Vec::new() }
+        Self { width, count: 0, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new(), ties: Vec::new() }
     }
 
     pub(super) fn clear(&mut self) {
@@ -162,64 +154,47 @@ impl Rows {
     /// One field of each row, in the order in which they become columns.
     #[inline]
     pub(super) fn column(&self, slot: u16) -> impl Iterator<Item = Slot> {
-        // `step_by` would divide once to know how often: that takes longer than a row.
-        let mut rest = self.slots.get(usize::from(slot)..).unwrap_or_default();
-        std::iter::from_fn(move || {
-            let slot = *rest.first()?;
-            rest = rest.get(self.width..).unwrap_or_default();
-            Some(slot)
-        })
+        self.order.iter().map(move |&(_, base)| self.slots[base + usize::from(slot)])
     }
 
     /// The number, in the record, of the row at `place` in the order in which they become columns.
     pub(super) fn number(&self, place: usize) -> usize {
-        self.order[place].1 as usize
+        self.order[place].1 / self.width
     }
 
-    /// Places in that order at which a row may be equal, in what was compared, to the one before.
-    pub(super) fn ties(&self) -> impl Iterator<Item = usize> {
-        (1..self.order.len()).filter(|&at| self.order[at - 1].0 == self.order[at].0)
+    /// Places in that order whose row may be equal, in what was compared, to the one before.
+    pub(super) fn ties(&self) -> &[usize] {
+        &self.ties
     }
 
-    /// Puts the rows in the order of the texts in `by`. The first eight bytes of the first text decide nearly always, and
+    /// Finds the order of the rows by the texts in `by`. The first eight bytes of the first text decide nearly always, and
     /// are compared as one number.
     pub(super) fn sort(&mut self, by: &SortSlots, source: Source<'_>) {
-        let mut order = std::mem::take(&mut self.order);
+        let Self { width, count, ref slots, ref mut order, ref mut ties, .. } = *self;
+        let first = by.texts.first().map(|&slot| usize::from(slot));
         order.clear();
-        match by.texts.first() {
-            Some(&first) => {
-                order.reserve(self.len());
-                for (slot, row) in self.column(first).zip(0..) {
-                    order.push((source.bytes(slot).map_or(0, prefix), row));
-                }
-            }
-            None => order.extend((0..).take(self.len()).map(|row| (0, row))),
-        }
-        let mut is_moved = false;
+        order.extend((0..count).map(|row| {
+            let base = row * width;
+            (first.and_then(|first| source.bytes(slots[base + first])).map_or(0, prefix), base)
+        }));
         if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
             // Whoever does not begin with the oldest begins with the newest.
             order.reverse();
-            if !order.is_sorted() {
+            if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
                 order.sort_unstable();
             }
-            is_moved = true;
         }
-        let rows = &*self;
-        let field = |row: u32, slot: u16| rows.slots[row as usize * rows.width + usize::from(slot)];
-        let texts = |row: u32| by.texts.iter().map(move |&slot| source.text(field(row, slot)));
-        let amounts = |row: u32| by.amounts.iter().map(move |&slot| source.bytes(field(row, slot)).map(super::decimal));
-        for ties in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|ties| ties.len() > 1) {
-            ties.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)).then_with(|| amounts(a).cmp(amounts(b))));
-            is_moved |= !ties.is_sorted_by_key(|&(_, row)| row);
+        ties.clear();
+        ties.extend((1..order.len()).filter(|&at| order[at - 1].0 == order[at].0));
+        if ties.is_empty() {
+            return;
         }
-        if is_moved {
-            self.spare.clear();
-            for &(_, row) in &order {
-                self.spare.extend_from_slice(&self.slots[row as usize * self.width..][..self.width]);
-            }
-            std::mem::swap(&mut self.slots, &mut self.spare);
+        let texts = |base: usize| by.texts.iter().map(move |&slot| source.text(slots[base + usize::from(slot)]));
+        let amount = move |slot: Slot| source.bytes(slot).map(super::decimal);
+        let amounts = |base: usize| by.amounts.iter().map(move |&slot| amount(slots[base + usize::from(slot)]));
+        for tied in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|tied| tied.len() > 1) {
+            tied.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)).then_with(|| amounts(a).cmp(amounts(b))));
         }
-        self.order = order;
     }
 
     pub(super) fn unknown_fields(&self) -> usize {
