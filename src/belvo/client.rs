@@ -15,6 +15,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, redirect, retry, tls};
 use secrecy::ExposeSecret;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -29,6 +30,13 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
+/// Each body may grow to so many bytes beside all others. What grows beyond waits for its part of [`LARGE_BODIES`].
+const SMALL_BODY: usize = 4 << 20;
+/// So many MiB may all larger bodies come to that are read at the same time: endless ones must not fill the memory.
+const LARGE_BODIES: u32 = 128;
+/// What a server may send of all bodies of an HTTP/2 connection before they are read: those that wait for their part
+/// must not hold up the others.
+const HTTP2_WINDOW: u32 = 32 << 20;
 /// The header in which a simulated Belvo says that it is one.
 const SIMULATED: &str = "x-vinculo-simulated";
 /// First pause of all calls when Belvo's gate refuses the address, a whole window of its limit. It doubles each time.
@@ -52,6 +60,8 @@ struct Inner {
     budget: Budget,
     gate: Gate,
     clock: Clock,
+    /// A permit for each MiB of [`LARGE_BODIES`].
+    large_bodies: Semaphore,
     cool_downs: std::sync::Mutex<u32>,
     origin: std::sync::Mutex<Origin>,
 }
@@ -176,6 +186,7 @@ impl Client {
             .gzip(true)
             .connect_timeout(settings.connect_timeout)
             .pool_idle_timeout(Duration::from_secs(20))
+            .http2_initial_connection_window_size(HTTP2_WINDOW)
             .tcp_nodelay(true);
         builder = if settings.base_url.scheme() == "http" {
             // No certificate is ever looked at, so a machine without any will do.
@@ -191,6 +202,7 @@ impl Client {
             budget,
             gate: Gate::new(),
             clock,
+            large_bodies: Semaphore::new(LARGE_BODIES as usize),
             cool_downs: std::sync::Mutex::default(),
             origin: std::sync::Mutex::default(),
         };
@@ -418,7 +430,9 @@ impl Client {
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(Code::TooLarge);
         }
-        let mut body = Vec::with_capacity(usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(0));
+        let length = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
+        let mut body = Vec::with_capacity(length.min(SMALL_BODY));
+        let mut part = None;
         loop {
             let chunk = timeout(self.0.settings.idle_timeout, response.chunk()).await.map_err(|_| Code::Timeout)?;
             let Some(chunk) = chunk.map_err(|error| transport_code(&error, Code::Truncated))? else {
@@ -427,8 +441,18 @@ impl Client {
             if (body.len() + chunk.len()) as u64 > limit {
                 return Err(Code::TooLarge);
             }
+            if part.is_none() && body.len() + chunk.len() > SMALL_BODY {
+                part = self.part_of_large_bodies(limit).await;
+            }
             body.extend_from_slice(&chunk);
         }
+    }
+
+    /// Waits for the part of a body that may come to `limit` bytes, or for all there is.
+    async fn part_of_large_bodies(&self, limit: u64) -> Option<SemaphorePermit<'_>> {
+        let part = u32::try_from(limit.div_ceil(1 << 20)).map_or(LARGE_BODIES, |mib| mib.min(LARGE_BODIES));
+        // Nobody closes it.
+        self.0.large_bodies.acquire_many(part).await.ok()
     }
 
     /// As much of an error's body as is worth reading; nothing when it does not come.
@@ -599,6 +623,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn large_bodies_wait_for_each_other_and_so_many_end_by_their_size() {
+        const LARGEST: u64 = 6 << 20;
+        let script = Script::endless().await;
+        let client = script.client_with(|settings| {
+            settings.total_timeout = Duration::from_mins(5);
+            settings.max_body = LARGEST;
+        });
+        // The keys are proven, so that calls go side by side.
+        client.0.gate.enter(false, Patience::Long).await.unwrap().ended(1, Ending::Answered);
+        let all = client.part_of_large_bodies(1 << 40).await.expect("nobody closes it");
+        assert_eq!((all.num_permits(), client.0.large_bodies.available_permits()), (128, 0));
+        let mut calls: tokio::task::JoinSet<_> = (0..16)
+            .map(|_| {
+                let client = client.clone();
+                async move { client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code }
+            })
+            .collect();
+        // Longer than any silence of the server's may last.
+        let soon = client.settings().idle_timeout * 2;
+        assert!(timeout(soon, calls.join_next()).await.is_err(), "none grows beyond its small part, and none fails");
+        drop(all);
+        while let Some(code) = calls.join_next().await {
+            assert_eq!(code.unwrap(), Code::TooLarge);
+        }
+        assert_eq!(client.part_of_large_bodies(LARGEST).await.unwrap().num_permits(), 6);
+        assert_eq!(client.0.large_bodies.available_permits(), 128);
+    }
+
+    #[tokio::test]
     async fn silence_and_dripping_end_and_free_their_place() {
         for (answer, wait) in [(&b""[..], true), (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", true)] {
             let script = Script::silent(answer.to_vec(), wait).await;
@@ -607,7 +660,7 @@ mod tests {
             assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::Timeout);
             assert!(started.elapsed() < Duration::from_secs(3));
         }
-        let script = Script::dripping().await;
+        let script = Script::dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n").await;
         let started = Instant::now();
         assert_eq!(script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::Timeout);
         assert!(
