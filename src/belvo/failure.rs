@@ -52,8 +52,8 @@ impl Pace {
     fn wait(self, attempts: u32, rng: &mut impl Rng) -> Duration {
         let seconds = match (self, attempts) {
             (Quick, 0..=4) => 3 << attempts,
-            (Quick, 5..=14) => 48,
-            (Quick, _) => 240,
+            // With its jitter within the minute in which all is right again, however long that took to come.
+            (Quick, _) => 48,
             (Slow, 0..=3) => 300 << attempts,
             (Patient, 0) => 5,
             (Patient, 1) => 15,
@@ -168,8 +168,8 @@ impl Failure {
     }
 
     /// How long to wait before the next try after `attempts` failed ones. Belvo's own schedule with some jitter on top,
-    /// then every minute, later every five; minutes to an hour when an institution is down; up to a minute for ten minutes,
-    /// then up to an hour, when Belvo refuses the call itself.
+    /// then every minute; minutes to an hour when an institution is down; up to a minute for ten minutes, then up to an
+    /// hour, when Belvo refuses the call itself.
     pub fn delay(&self, attempts: u32, rng: &mut impl Rng) -> Duration {
         if let Decision::RetryAfter(wait) = self.kind {
             return wait + spread(wait.min(Duration::from_secs(30)), rng);
@@ -606,8 +606,7 @@ mod tests {
             (&quick, 3, 24),
             (&quick, 4, 48),
             (&quick, 9, 48),
-            (&quick, 15, 240),
-            (&quick, u32::MAX, 240),
+            (&quick, u32::MAX, 48),
             (&slow, 0, 300),
             (&slow, 3, 2400),
             (&slow, 99, 3600),
@@ -615,6 +614,10 @@ mod tests {
             let delay = failure.delay(attempts, &mut rng).as_secs_f64();
             let least = f64::from(least);
             assert!((least..=least * 1.25).contains(&delay), "{:?} after {attempts}: {delay}", failure.code);
+        }
+        // Nobody tells that Belvo answers again, and a minute later all is to be right.
+        for attempts in 0..40 {
+            assert!(quick.delay(attempts, &mut rng) <= Duration::from_mins(1), "after {attempts}");
         }
         let asked = Failure { kind: Decision::RetryAfter(Duration::from_secs(7)), ..quick };
         assert!(asked.delay(9, &mut rng) >= Duration::from_secs(7));
