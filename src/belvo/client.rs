@@ -41,11 +41,13 @@ const HTTP2_WINDOW: u32 = 32 << 20;
 const SIMULATED: &str = "x-vinculo-simulated";
 /// First pause of all calls when Belvo's gate refuses the address, a whole window of its limit. It doubles each time.
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
+/// The longest pause that this leads to. It is long, because an address that goes on may be blocked for good.
+const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 /// First pause when Belvo asks for patience without saying how long. It is short, because calls keep within the budget: it
 /// was others who were too many. It doubles each time.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
-/// The longest pause that doubling leads to.
-const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
+/// The longest pause that this leads to: what waited for its end follows within the minute in which all is right again.
+const LAST_PATIENCE: Duration = Duration::from_secs(45);
 /// No budget is halved for longer than this, however long a pause was.
 const LONGEST_SLOW_DOWN: Duration = Duration::from_hours(10);
 
@@ -370,7 +372,7 @@ impl Client {
         let status = response.status().as_u16();
         let patience = retry_after(response.headers(), self.0.clock.now());
         // The pause begins with the headers: other calls must not leave while the body drips in.
-        let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE)));
+        let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE, LAST_PATIENCE)));
         if let Some(wait) = wait {
             self.0.budget.pause(wait, Code::RateLimited);
         }
@@ -475,7 +477,8 @@ impl Client {
         }
         let is_block = failure.code == Code::ApiBlocked;
         let begun = wait.is_some();
-        let wait = wait.unwrap_or_else(|| self.next_cool_down(if is_block { FIRST_COOL_DOWN } else { FIRST_PATIENCE }));
+        let (first, last) = if is_block { (FIRST_COOL_DOWN, LAST_COOL_DOWN) } else { (FIRST_PATIENCE, LAST_PATIENCE) };
+        let wait = wait.unwrap_or_else(|| self.next_cool_down(first, last));
         // The headers did not say yet that it is a block.
         if !begun || is_block {
             self.0.budget.pause(wait, failure.code);
@@ -490,12 +493,12 @@ impl Client {
     }
 
     /// Answers to calls that left before a pause began do not make the next one longer.
-    fn next_cool_down(&self, first: Duration) -> Duration {
+    fn next_cool_down(&self, first: Duration, last: Duration) -> Duration {
         let mut cool_downs = self.lock_cool_downs();
         if self.0.budget.paused_until().is_none() {
             *cool_downs = (*cool_downs + 1).min(16);
         }
-        doubled(first, cool_downs.saturating_sub(1), LAST_COOL_DOWN)
+        doubled(first, cool_downs.saturating_sub(1), last)
     }
 
     fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {
@@ -708,6 +711,21 @@ mod tests {
         assert_eq!(client.trouble(), Some(Code::RateLimited));
         assert!(timeout(Duration::from_millis(100), client.get("/", Leave::of(Class::Urgent))).await.is_err());
         assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn patience_of_which_belvo_does_not_say_how_long_ends_within_the_minute_and_a_block_may_not() {
+        for (status, wait) in [(429, LAST_PATIENCE), (403, LAST_COOL_DOWN)] {
+            let script = Script::start(move |_| scripted::json(status, "<html>")).await;
+            let client = script.client();
+            // Nine came before, each after the pause of the one before it.
+            *client.lock_cool_downs() = 9;
+            let failure = client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
+            assert_eq!(failure.kind, Decision::RetryAfter(wait));
+            assert!(client.budget().paused_until().unwrap() <= client.clock().now() + wait);
+            let is_within_the_minute = failure.delay(9, &mut rand::rng()) <= Duration::from_mins(1);
+            assert_eq!(is_within_the_minute, status == 429);
+        }
     }
 
     #[tokio::test]
