@@ -140,6 +140,12 @@ impl Failure {
         self
     }
 
+    /// The same answer, where it counts that nobody knows whose word it is.
+    pub(super) fn of_whomever(self) -> Self {
+        let code = Code::UnexpectedStatus;
+        Self { kind: code.decision(), code, pace: Quick, ..self }
+    }
+
     /// What an answer with `status`, which is not 200, and `body` means.
     pub(super) fn of_answer(path: &str, status: u16, body: &[u8]) -> Self {
         let said = serde_json::from_slice::<Said>(body).ok().map(Said::into_list);
@@ -194,6 +200,11 @@ impl Failure {
     /// Whether Belvo refuses the call, or does not know what it is about.
     pub fn is_refused(&self) -> bool {
         self.code.is_refused()
+    }
+
+    /// Whether Belvo itself says that it does not know what the call is about: what stands before it has no such word.
+    pub fn is_belvos_not_found(&self) -> bool {
+        self.code == Code::NotFound && self.belvo_code == Some("not_found")
     }
 
     /// What an operator does about it.
