@@ -30,6 +30,8 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
+/// How long that is waited for: the status alone says what to do next, nearly always.
+const ERROR_BODY_WITHIN: Duration = Duration::from_secs(5);
 /// Each body may grow to so many bytes beside all others. What grows beyond waits for its part of [`LARGE_BODIES`].
 const SMALL_BODY: usize = 4 << 20;
 /// So many MiB may all larger bodies come to that are read at the same time: endless ones must not fill the memory.
@@ -457,15 +459,19 @@ impl Client {
         self.0.large_bodies.acquire_many(part).await.ok()
     }
 
-    /// As much of an error's body as is worth reading; nothing when it does not come.
+    /// As much of an error's body as is worth reading, and as comes in time.
     async fn error_body(&self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
-        while let Ok(Ok(Some(chunk))) = timeout(self.0.settings.idle_timeout, response.chunk()).await {
-            if body.len() + chunk.len() > ERROR_BODY {
-                return Vec::new();
+        let reading = async {
+            while let Ok(Some(chunk)) = response.chunk().await {
+                let fits = chunk.len().min(ERROR_BODY - body.len());
+                body.extend_from_slice(&chunk[..fits]);
+                if body.len() == ERROR_BODY {
+                    return;
+                }
             }
-            body.extend_from_slice(&chunk);
-        }
+        };
+        let _ = timeout(ERROR_BODY_WITHIN.min(self.0.settings.idle_timeout), reading).await;
         body
     }
 
@@ -671,6 +677,21 @@ mod tests {
             "{:?}",
             started.elapsed()
         );
+    }
+
+    #[tokio::test]
+    async fn the_status_of_an_error_counts_although_its_body_never_ends() {
+        for (said, code) in [
+            (&b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 999\r\n\r\n["[..], Code::ApiAuth),
+            (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 999\r\n\r\n[{\"code\":\"", Code::ApiForbidden),
+            (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 999\r\n\r\n<html>", Code::ApiBlocked),
+        ] {
+            let script = Script::dripping(said).await;
+            let started = Instant::now();
+            let failure = script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
+            assert_eq!(failure.code, code, "{failure}");
+            assert!(started.elapsed() < Duration::from_millis(1400), "{:?}", started.elapsed());
+        }
     }
 
     #[tokio::test]

@@ -154,7 +154,7 @@ impl Failure {
             .iter()
             .flatten()
             .find_map(|error| rule(status, error))
-            .unwrap_or_else(|| fallback(status, said.is_some()));
+            .unwrap_or_else(|| fallback(status, matches!(body.trim_ascii_start().first(), Some(b'[' | b'{'))));
         let belvo_code = match said.iter().flatten().find_map(|error| error.code.as_deref()) {
             Some(_) if rule.belvo_code.is_empty() => Some("other"),
             Some(_) => Some(rule.belvo_code),
@@ -439,12 +439,12 @@ fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
     Some(rule)
 }
 
-/// What a status means when no documented code comes with it. A 403 that is not Belvo's JSON comes from the gate before
-/// the API, and is about this address.
-fn fallback(status: u16, is_belvos_json: bool) -> Rule {
+/// What a status means when no documented code comes with it. A 403 that is no JSON, as far as it came, comes from the
+/// gate before the API, and is about this address.
+fn fallback(status: u16, is_json: bool) -> Rule {
     let (pace, code) = match status {
         401 => (Quick, Code::ApiAuth),
-        403 if is_belvos_json => (Patient, Code::ApiForbidden),
+        403 if is_json => (Patient, Code::ApiForbidden),
         403 => (Quick, Code::ApiBlocked),
         404 | 410 => (Patient, Code::NotFound),
         408 => (Quick, Code::ApiTimeout),
@@ -543,6 +543,9 @@ mod tests {
         for (status, body, kind, code) in [
             (403, "<html><center>openresty</center></html>", Retry, Code::ApiBlocked),
             (403, r#"[{"code":"waf","message":"no"}]"#, Refused, Code::ApiForbidden),
+            // It was cut off.
+            (403, r#"[{"code":"permi"#, Refused, Code::ApiForbidden),
+            (403, "", Retry, Code::ApiBlocked),
             (429, "", Retry, Code::RateLimited),
             (401, "<html>", Stop, Code::ApiAuth),
             (404, "", Gone, Code::NotFound),
