@@ -50,6 +50,9 @@ const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// The longest pause that this leads to: what waited for its end follows within the minute in which all is right again.
 const LAST_PATIENCE: Duration = Duration::from_secs(45);
+/// An HTTP/2 connection with calls under way is asked this often whether it still stands, and given up after as long
+/// without a word.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// No budget is halved for longer than this, however long a pause was.
 const LONGEST_SLOW_DOWN: Duration = Duration::from_hours(10);
 
@@ -190,6 +193,9 @@ impl Client {
             .gzip(true)
             .connect_timeout(settings.connect_timeout)
             .pool_idle_timeout(Duration::from_secs(20))
+            // Whatever takes the connection after a call that never ended on it would fail as that did.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_timeout(KEEP_ALIVE)
             .http2_initial_connection_window_size(HTTP2_WINDOW)
             .tcp_nodelay(true);
         builder = if settings.base_url.scheme() == "http" {
