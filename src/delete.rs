@@ -2,9 +2,11 @@
 //!
 //! *Takes* a link. *Gives* Belvo's answer that it is deleting the link, and later that the link is gone. *Promises* that
 //! nothing of the link is fetched from the request on; that the link counts as gone only when Belvo says so, by a webhook or by
-//! not knowing it any more; and that a request which a crash or the network cut off is sent again, until Belvo takes it or
-//! refuses it.
+//! not knowing it twice in a row; and that a request which a crash or the network cut off is sent again, until Belvo
+//! takes it or refuses it.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -25,6 +27,9 @@ pub const WITH_WEBHOOKS: Duration = Duration::from_mins(1);
 
 /// The same where none can, because nothing listens.
 pub const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(2);
+
+/// Belvo may forget a link for a moment: one that it does not know is asked for once more so much later.
+const ONCE_MORE: Duration = Duration::from_secs(2);
 
 /// Longest time between two looks.
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
@@ -72,16 +77,18 @@ pub struct Deleter {
     queue: Queue,
     clock: Clock,
     patience: Duration,
+    /// Links that Belvo did not know when it was asked last, and since when. After a restart it is asked twice again.
+    unknown: Arc<Mutex<HashMap<LinkId, Timestamp>>>,
 }
 
 impl Deleter {
     /// One that asks `client`, and looks whether a link is gone after `patience`: [`WITH_WEBHOOKS`] or
     /// [`WITHOUT_WEBHOOKS`].
     pub fn new(client: Client, store: Store, queue: Queue, clock: Clock, patience: Duration) -> Self {
-        Self { client, store, queue, clock, patience }
+        Self { client, store, queue, clock, patience, unknown: Arc::default() }
     }
 
-    /// Lets Belvo delete `link`, for somebody who waits. [`Deletion::Accepted`] says that it will be gone soon.
+    /// Lets Belvo delete `link`, for somebody who waits. Unless it is [`Deletion::Done`], it will be gone soon.
     ///
     /// # Errors
     /// [`Error`]. When nobody knows whether the wish arrived, it is sent again later.
@@ -108,13 +115,20 @@ impl Deleter {
     }
 
     async fn send(&self, link: &LinkId, sending: Sending, patience: Patience) -> Result<Deletion, Error> {
+        if sending == Sending::First {
+            self.lock_unknown().remove(link);
+        }
+        let asked_at = self.clock.now();
         let sent = belvo::links::delete(&self.client, link, patience).await;
         let (link, now) = (link.clone(), self.clock.now());
         match sent {
             Ok(Deletion::Done) => {
-                self.store.write(move |tx| note_gone(tx, &link, now)).await?;
-                self.queue.announce();
+                self.note_gone(&link, now).await?;
                 Ok(Deletion::Done)
+            }
+            Ok(Deletion::Unknown) => {
+                let is_gone = self.note_unknown(&link, asked_at).await?;
+                Ok(if is_gone { Deletion::Done } else { Deletion::Unknown })
             }
             Ok(Deletion::Accepted) => Ok(Deletion::Accepted),
             Err(failure) => {
@@ -135,6 +149,32 @@ impl Deleter {
         }
     }
 
+    /// Notes that Belvo did not know `link` when it was asked at `asked_at`, and whether it is gone by that; if not,
+    /// Belvo is asked once more soon.
+    async fn note_unknown(&self, link: &LinkId, asked_at: Timestamp) -> Result<bool, store::Error> {
+        let since = *self.lock_unknown().entry(link.clone()).or_insert(asked_at);
+        if asked_at.since(since) >= ONCE_MORE {
+            self.note_gone(link, asked_at).await?;
+            return Ok(true);
+        }
+        let (link, again) = (link.clone(), since + ONCE_MORE);
+        let soon = "UPDATE deletions SET due_at = $2 WHERE link_id = $1 AND due_at IS NOT NULL";
+        self.store.write(move |tx| tx.execute(soon, args![&link, again])).await?;
+        Ok(false)
+    }
+
+    async fn note_gone(&self, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
+        self.lock_unknown().remove(link);
+        let link = link.clone();
+        self.store.write(move |tx| note_gone(tx, &link, now)).await?;
+        self.queue.announce();
+        Ok(())
+    }
+
+    fn lock_unknown(&self) -> MutexGuard<'_, HashMap<LinkId, Timestamp>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Looks after deadlines until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         deadlines::run(&self, LOOK_EVERY, "deletions", shutdown).await;
@@ -150,19 +190,20 @@ impl Deadlines for Deleter {
         let now = self.clock.now();
         let mut gone = 0;
         for (link, attempts) in self.store.write(move |tx| overdue(tx, now)).await? {
+            let asked_at = self.clock.now();
             match belvo::links::get(&self.client, &link).await {
-                Err(failure) if failure.kind == Decision::Gone => {
-                    self.store.write(move |tx| note_gone(tx, &link, now)).await?;
-                    self.queue.announce();
-                    gone += 1;
+                Err(failure) if failure.is_belvos_not_found() => {
+                    gone += usize::from(self.note_unknown(&link, asked_at).await?);
                 }
                 answer => {
                     let wait = doubled(self.patience, attempts, LONGEST_WAIT);
                     let (later, until) = (link.clone(), self.clock.now() + wait);
                     let postpone = "UPDATE deletions SET due_at = $2, attempts = attempts + 1 WHERE link_id = $1";
                     self.store.write(move |tx| tx.execute(postpone, args![&later, until])).await?;
-                    // Still there after some looks: the wish is sent again, and its failure is logged.
-                    if answer.is_ok() && attempts % 4 == 3 {
+                    // Still there after some looks, or although Belvo had not known it: the wish is sent again, and its
+                    // failure is logged.
+                    let was_unknown = answer.is_ok() && self.lock_unknown().remove(&link).is_some();
+                    if was_unknown || answer.is_ok() && attempts % 4 == 3 {
                         let _ = self.send(&link, Sending::Again, Patience::Long).await;
                     }
                 }
@@ -265,12 +306,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_link_is_deleted_without_waiting_and_gone_when_belvo_does_not_know_it() {
+    async fn a_link_is_deleted_without_waiting_and_gone_when_belvo_does_not_know_it_twice() {
+        /// A 404 that whatever stands before Belvo says, and not Belvo.
+        const PAGE: u16 = 0;
         let looked_up = Arc::new(AtomicU16::new(200));
         let answer = Arc::clone(&looked_up);
         let script = Script::start(move |head| match head {
             head if head.starts_with("DELETE") => scripted::json(202, r#"{"request_id":"x"}"#),
-            _ => scripted::json(answer.load(Ordering::SeqCst), &format!(r#"{{"id":"{ID}"}}"#)),
+            _ => match answer.load(Ordering::SeqCst) {
+                PAGE => scripted::json(404, "<html>"),
+                404 => scripted::json(404, r#"[{"code":"not_found"}]"#),
+                status => scripted::json(status, &format!(r#"{{"id":"{ID}"}}"#)),
+            },
         })
         .await;
         let place = Place::new(script.client()).await;
@@ -280,13 +327,42 @@ mod tests {
         assert!(head.contains("x-belvo-request-mode: async\r\n"), "{head}");
         assert_eq!(place.status().await, (Some(DELETING.to_owned()), 0));
         assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
-        for (status, gone) in [(200, 0), (404, 1), (404, 0)] {
+        for (status, gone) in [(200, 0), (PAGE, 0), (PAGE, 0), (404, 0), (404, 1), (404, 0)] {
             looked_up.store(status, Ordering::SeqCst);
             place.hand.pass(LONGEST_WAIT);
             assert_eq!(place.deleter.follow_up().await.unwrap(), gone);
         }
         assert!(place.deleter.is_gone(&link()).await.unwrap());
-        assert_eq!(script.requests().len(), 3);
+        assert_eq!(script.requests().len(), 6);
+    }
+
+    #[tokio::test]
+    async fn what_belvo_forgets_for_a_moment_is_asked_to_be_deleted_once_more() {
+        let script = Script::start({
+            // From the last to the first.
+            let answers = Mutex::new(vec![("GET", 404), ("GET", 404), ("DELETE", 202), ("GET", 200), ("DELETE", 404)]);
+            move |head| {
+                let (method, status) = answers.lock().unwrap().pop().unwrap();
+                assert!(head.starts_with(method), "{head}");
+                let said =
+                    if status == 404 { r#"[{"code":"not_found"}]"#.to_owned() } else { format!(r#"{{"id":"{ID}"}}"#) };
+                scripted::json(status, &said)
+            }
+        })
+        .await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.deleter.delete(&link()).await.unwrap(), Deletion::Unknown);
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 0, "it is too soon to ask again");
+        assert_eq!(script.requests().len(), 1);
+        place.hand.pass(ONCE_MORE);
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
+        assert_eq!(script.requests().len(), 3, "it is there, and the wish is sent again");
+        place.hand.pass(LONGEST_WAIT);
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 0);
+        assert_eq!(place.status().await.0, Some(DELETING.to_owned()));
+        place.hand.pass(ONCE_MORE);
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 1);
+        assert_eq!(place.status().await.0, Some(DELETED.to_owned()));
     }
 
     #[tokio::test]
@@ -328,11 +404,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_link_that_belvo_does_not_know_is_gone_already() {
+    async fn a_link_that_belvo_does_not_know_is_gone_when_it_was_asked_once_more() {
         let script = Script::start(|_| scripted::json(404, r#"[{"code":"not_found"}]"#)).await;
         let place = Place::new(script.client()).await;
-        assert_eq!(place.deleter.delete(&link()).await.unwrap(), Deletion::Done);
+        assert_eq!(place.deleter.delete(&link()).await.unwrap(), Deletion::Unknown);
+        assert_eq!(place.status().await, (Some(DELETING.to_owned()), 0));
+        place.hand.pass(ONCE_MORE);
+        assert_eq!(place.deleter.follow_up().await.unwrap(), 1);
         assert_eq!(place.status().await, (Some(DELETED.to_owned()), 0));
+    }
+
+    #[tokio::test]
+    async fn a_page_that_is_not_found_is_no_word_of_belvos() {
+        let script = Script::start(|_| scripted::json(404, "<html>")).await;
+        let place = Place::new(script.client()).await;
+        assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "unexpected_status");
+        assert_eq!(place.status().await, (Some("valid".to_owned()), 1), "the link is as it was");
     }
 
     #[tokio::test]

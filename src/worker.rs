@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::backoff::Backoff;
-use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
+use crate::belvo::{Class, Code, Decision, Failure, Permit, Trouble, patience};
 use crate::clock::Clock;
 use crate::links;
 use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
@@ -330,12 +330,15 @@ impl Worker {
         self.shutdown.run_until_cancelled(trying).await;
     }
 
-    /// When this refresh succeeds after the account was refused, everything that was refused for that reason is due at once.
-    /// Other refusals belong to one link each, and wait.
+    /// When this refresh succeeds after the account was refused, or Belvo had failed for long, everything that came to
+    /// nothing for that reason is due at once. Other refusals belong to one link each, and wait.
     async fn release(&self, refresh: &Refresh) {
         let resource = refresh.resource;
         let ended = self.refusals.end(resource.name, &refresh.link_id);
-        for code in ended.into_iter().filter(|code| *code == OF_THE_ACCOUNT) {
+        let is_over_for_all = |code: &Code| {
+            *code == OF_THE_ACCOUNT || (code.decision(), code.trouble()) == (Decision::Retry, Trouble::Down)
+        };
+        for code in ended.into_iter().filter(is_over_for_all) {
             self.try_again(resource, code).await;
         }
     }
@@ -349,16 +352,16 @@ impl Worker {
                     code = code.name(),
                     resource = resource.name,
                     refreshes,
-                    "Belvo refuses no more; all are asked for"
+                    "one came through after all; those that failed alike are asked for"
                 );
                 self.queue.announce();
             }
             // They are tried again in their own time.
-            Err(error) => tracing::warn!(code = error.code(), "refused refreshes wait longer than needed: {error}"),
+            Err(error) => tracing::warn!(code = error.code(), "failed refreshes wait longer than needed: {error}"),
         }
     }
 
-    /// How long a refused refresh waits.
+    /// How long a refresh waits that is refused, or has failed for long.
     fn refusal_wait(&self, refresh: &Refresh, failure: &Failure) -> Duration {
         let wait = failure.delay(refresh.attempts, &mut rand::rng());
         // Of links that may be made up there can be any number, and their class of calls has little of the budget anyway.
@@ -533,7 +536,7 @@ mod tests {
             self.worker.queue.claim(wish).await.unwrap().requests.into_iter().flatten().collect()
         }
 
-        async fn count(&self, condition: &'static str) -> i64 {
+        async fn count(&self, condition: &str) -> i64 {
             let sql = format!("SELECT count(*) FROM refreshes WHERE {condition}");
             let read = move |tx: &store::Tx<'_>| tx.one(&sql, args![], |row| row.int(0));
             self.worker.refresher.store.read(read).await.unwrap().unwrap()
@@ -570,29 +573,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_belvo_refuses_is_postponed_and_one_that_comes_through_frees_all() {
-        let calls = std::sync::atomic::AtomicU32::new(0);
-        let script = Script::start(move |_| match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-            0..=2 => scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#),
-            _ => scripted::json(200, r#"{"count":0,"next":null,"results":[]}"#),
-        })
-        .await;
-        let place = Place::new(script.client()).await;
-        for refresh in place.claimed(3).await {
+    async fn what_belvo_refuses_or_fails_at_for_long_is_postponed_and_one_that_comes_through_frees_all() {
+        for (status, said, attempts, code, waits) in [
+            (403, r#"[{"code":"access_to_resource_denied"}]"#, 0, "api_forbidden", "6000000 AND 7250000"),
+            (500, r#"[{"code":"unexpected_error"}]"#, 99, "api_down", "49000000 AND 61000000"),
+        ] {
+            let calls = std::sync::atomic::AtomicU32::new(0);
+            let script = Script::start(move |_| match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+                0..=2 => scripted::json(status, said),
+                _ => scripted::json(200, r#"{"count":0,"next":null,"results":[]}"#),
+            })
+            .await;
+            let place = Place::new(script.client()).await;
+            for mut refresh in place.claimed(3).await {
+                refresh.attempts = attempts;
+                let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
+                place.worker.run_next(refresh, permit).await;
+            }
+            let waiting = format!(
+                "lease IS NULL AND blocked_reason IS NULL AND last_error_code = '{code}' AND due_at BETWEEN {waits}"
+            );
+            assert_eq!(place.count(&waiting).await, 3, "within the minute, however it came to nothing");
+            // Its turn has come.
+            let free = "UPDATE refreshes SET due_at = 0 WHERE link_id = $1";
+            place.worker.refresher.store.write(move |tx| tx.execute(free, args![&link(1)])).await.unwrap();
+            let wish = Wish { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
+            let mut claimed = place.worker.queue.claim(wish).await.unwrap().requests;
+            assert_eq!(claimed.len(), 1);
             let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
-            place.worker.run_next(refresh, permit).await;
+            place.worker.run_next(claimed.remove(0).remove(0), permit).await;
+            let freed = format!("last_error_code = '{code}' AND due_at = 1000000");
+            assert_eq!(place.count(&freed).await, 2, "{code}");
         }
-        let waiting = "lease IS NULL AND blocked_reason IS NULL AND last_error_code = 'api_forbidden' \
-             AND due_at BETWEEN 6000000 AND 7250000";
-        assert_eq!(place.count(waiting).await, 3, "within the minute, however it was refused");
-        // Its turn has come.
-        let free = "UPDATE refreshes SET due_at = 0 WHERE link_id = $1";
-        place.worker.refresher.store.write(move |tx| tx.execute(free, args![&link(1)])).await.unwrap();
-        let wish = Wish { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
-        let mut claimed = place.worker.queue.claim(wish).await.unwrap().requests;
-        assert_eq!(claimed.len(), 1);
-        let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
-        place.worker.run_next(claimed.remove(0).remove(0), permit).await;
-        assert_eq!(place.count("last_error_code = 'api_forbidden' AND due_at = 1000000").await, 2);
     }
 }

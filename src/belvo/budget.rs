@@ -106,7 +106,10 @@ impl Budget {
             Some(path) => {
                 let (ledger, left) = Ledger::open(path, window.limit, per, LONGEST_PAUSE, Moment::now(&clock))?;
                 window.restore(&left.slots, now);
-                window.pause(now + left.pause);
+                // No pause took time that a hurry is to make good.
+                if !left.pause.is_zero() {
+                    window.pause(now + left.pause);
+                }
                 window.slow_until = (!left.slow.is_zero()).then(|| now + left.slow);
                 Some(ledger)
             }
@@ -956,6 +959,16 @@ mod tests {
         let restarted = open();
         assert!(restarted.paused_until().is_some(), "nor is a pause forgotten");
         assert!(restarted.0.lock().slow_until.is_some(), "nor that half of the budget is to be used");
+    }
+
+    #[test]
+    fn a_start_without_a_pause_before_it_spreads_ordinary_calls_from_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = config::Budget { requests: 30, per: Duration::from_secs(3) };
+        let budget = Budget::open(settings, 0.0, Some(&folder.path().join("budget")), Clock::system()).unwrap();
+        let granted: Vec<Permit> = (0..30).map_while(|_| budget.try_acquire(Class::Ordinary)).collect();
+        assert!((11..=15).contains(&granted.len()), "{} at once, and not a third", granted.len());
+        assert!(budget.try_acquire(Class::Urgent).is_some());
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, redirect, retry, tls};
 use secrecy::ExposeSecret;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -29,15 +30,29 @@ use crate::config;
 
 /// What is read of an answer that is an error.
 const ERROR_BODY: usize = 64 << 10;
+/// How long that is waited for: the status alone says what to do next, nearly always.
+const ERROR_BODY_WITHIN: Duration = Duration::from_secs(5);
+/// Each body may grow to so many bytes beside all others. What grows beyond waits for its part of [`LARGE_BODIES`].
+const SMALL_BODY: usize = 4 << 20;
+/// So many MiB may all larger bodies come to that are read at the same time: endless ones must not fill the memory.
+const LARGE_BODIES: u32 = 128;
+/// What a server may send of all bodies of an HTTP/2 connection before they are read: those that wait for their part
+/// must not hold up the others.
+const HTTP2_WINDOW: u32 = 32 << 20;
 /// The header in which a simulated Belvo says that it is one.
 const SIMULATED: &str = "x-vinculo-simulated";
 /// First pause of all calls when Belvo's gate refuses the address, a whole window of its limit. It doubles each time.
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
+/// The longest pause that this leads to. It is long, because an address that goes on may be blocked for good.
+const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 /// First pause when Belvo asks for patience without saying how long. It is short, because calls keep within the budget: it
 /// was others who were too many. It doubles each time.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
-/// The longest pause that doubling leads to.
-const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
+/// The longest pause that this leads to: what waited for its end follows within the minute in which all is right again.
+const LAST_PATIENCE: Duration = Duration::from_secs(45);
+/// An HTTP/2 connection with calls under way is asked this often whether it still stands, and given up after as long
+/// without a word.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// No budget is halved for longer than this, however long a pause was.
 const LONGEST_SLOW_DOWN: Duration = Duration::from_hours(10);
 
@@ -52,6 +67,8 @@ struct Inner {
     budget: Budget,
     gate: Gate,
     clock: Clock,
+    /// A permit for each MiB of [`LARGE_BODIES`].
+    large_bodies: Semaphore,
     cool_downs: std::sync::Mutex<u32>,
     origin: std::sync::Mutex<Origin>,
 }
@@ -176,6 +193,10 @@ impl Client {
             .gzip(true)
             .connect_timeout(settings.connect_timeout)
             .pool_idle_timeout(Duration::from_secs(20))
+            // Whatever takes the connection after a call that never ended on it would fail as that did.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_timeout(KEEP_ALIVE)
+            .http2_initial_connection_window_size(HTTP2_WINDOW)
             .tcp_nodelay(true);
         builder = if settings.base_url.scheme() == "http" {
             // No certificate is ever looked at, so a machine without any will do.
@@ -191,6 +212,7 @@ impl Client {
             budget,
             gate: Gate::new(),
             clock,
+            large_bodies: Semaphore::new(LARGE_BODIES as usize),
             cool_downs: std::sync::Mutex::default(),
             origin: std::sync::Mutex::default(),
         };
@@ -358,7 +380,7 @@ impl Client {
         let status = response.status().as_u16();
         let patience = retry_after(response.headers(), self.0.clock.now());
         // The pause begins with the headers: other calls must not leave while the body drips in.
-        let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE)));
+        let wait = patience.or_else(|| (status == 429).then(|| self.next_cool_down(FIRST_PATIENCE, LAST_PATIENCE)));
         if let Some(wait) = wait {
             self.0.budget.pause(wait, Code::RateLimited);
         }
@@ -418,7 +440,9 @@ impl Client {
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(Code::TooLarge);
         }
-        let mut body = Vec::with_capacity(usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(0));
+        let length = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
+        let mut body = Vec::with_capacity(length.min(SMALL_BODY));
+        let mut part = None;
         loop {
             let chunk = timeout(self.0.settings.idle_timeout, response.chunk()).await.map_err(|_| Code::Timeout)?;
             let Some(chunk) = chunk.map_err(|error| transport_code(&error, Code::Truncated))? else {
@@ -427,19 +451,33 @@ impl Client {
             if (body.len() + chunk.len()) as u64 > limit {
                 return Err(Code::TooLarge);
             }
+            if part.is_none() && body.len() + chunk.len() > SMALL_BODY {
+                part = self.part_of_large_bodies(limit).await;
+            }
             body.extend_from_slice(&chunk);
         }
     }
 
-    /// As much of an error's body as is worth reading; nothing when it does not come.
+    /// Waits for the part of a body that may come to `limit` bytes, or for all there is.
+    async fn part_of_large_bodies(&self, limit: u64) -> Option<SemaphorePermit<'_>> {
+        let part = u32::try_from(limit.div_ceil(1 << 20)).map_or(LARGE_BODIES, |mib| mib.min(LARGE_BODIES));
+        // Nobody closes it.
+        self.0.large_bodies.acquire_many(part).await.ok()
+    }
+
+    /// As much of an error's body as is worth reading, and as comes in time.
     async fn error_body(&self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
-        while let Ok(Ok(Some(chunk))) = timeout(self.0.settings.idle_timeout, response.chunk()).await {
-            if body.len() + chunk.len() > ERROR_BODY {
-                return Vec::new();
+        let reading = async {
+            while let Ok(Some(chunk)) = response.chunk().await {
+                let fits = chunk.len().min(ERROR_BODY - body.len());
+                body.extend_from_slice(&chunk[..fits]);
+                if body.len() == ERROR_BODY {
+                    return;
+                }
             }
-            body.extend_from_slice(&chunk);
-        }
+        };
+        let _ = timeout(ERROR_BODY_WITHIN.min(self.0.settings.idle_timeout), reading).await;
         body
     }
 
@@ -451,7 +489,8 @@ impl Client {
         }
         let is_block = failure.code == Code::ApiBlocked;
         let begun = wait.is_some();
-        let wait = wait.unwrap_or_else(|| self.next_cool_down(if is_block { FIRST_COOL_DOWN } else { FIRST_PATIENCE }));
+        let (first, last) = if is_block { (FIRST_COOL_DOWN, LAST_COOL_DOWN) } else { (FIRST_PATIENCE, LAST_PATIENCE) };
+        let wait = wait.unwrap_or_else(|| self.next_cool_down(first, last));
         // The headers did not say yet that it is a block.
         if !begun || is_block {
             self.0.budget.pause(wait, failure.code);
@@ -466,12 +505,12 @@ impl Client {
     }
 
     /// Answers to calls that left before a pause began do not make the next one longer.
-    fn next_cool_down(&self, first: Duration) -> Duration {
+    fn next_cool_down(&self, first: Duration, last: Duration) -> Duration {
         let mut cool_downs = self.lock_cool_downs();
         if self.0.budget.paused_until().is_none() {
             *cool_downs = (*cool_downs + 1).min(16);
         }
-        doubled(first, cool_downs.saturating_sub(1), LAST_COOL_DOWN)
+        doubled(first, cool_downs.saturating_sub(1), last)
     }
 
     fn lock_origin(&self) -> std::sync::MutexGuard<'_, Origin> {
@@ -599,6 +638,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn large_bodies_wait_for_each_other_and_so_many_end_by_their_size() {
+        const LARGEST: u64 = 6 << 20;
+        let script = Script::endless().await;
+        let client = script.client_with(|settings| {
+            settings.total_timeout = Duration::from_mins(5);
+            settings.max_body = LARGEST;
+        });
+        // The keys are proven, so that calls go side by side.
+        client.0.gate.enter(false, Patience::Long).await.unwrap().ended(1, Ending::Answered);
+        let all = client.part_of_large_bodies(1 << 40).await.expect("nobody closes it");
+        assert_eq!((all.num_permits(), client.0.large_bodies.available_permits()), (128, 0));
+        let mut calls: tokio::task::JoinSet<_> = (0..16)
+            .map(|_| {
+                let client = client.clone();
+                async move { client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code }
+            })
+            .collect();
+        // Longer than any silence of the server's may last.
+        let soon = client.settings().idle_timeout * 2;
+        assert!(timeout(soon, calls.join_next()).await.is_err(), "none grows beyond its small part, and none fails");
+        drop(all);
+        while let Some(code) = calls.join_next().await {
+            assert_eq!(code.unwrap(), Code::TooLarge);
+        }
+        assert_eq!(client.part_of_large_bodies(LARGEST).await.unwrap().num_permits(), 6);
+        assert_eq!(client.0.large_bodies.available_permits(), 128);
+    }
+
+    #[tokio::test]
     async fn silence_and_dripping_end_and_free_their_place() {
         for (answer, wait) in [(&b""[..], true), (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", true)] {
             let script = Script::silent(answer.to_vec(), wait).await;
@@ -607,7 +675,7 @@ mod tests {
             assert_eq!(client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::Timeout);
             assert!(started.elapsed() < Duration::from_secs(3));
         }
-        let script = Script::dripping().await;
+        let script = Script::dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n").await;
         let started = Instant::now();
         assert_eq!(script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err().code, Code::Timeout);
         assert!(
@@ -615,6 +683,21 @@ mod tests {
             "{:?}",
             started.elapsed()
         );
+    }
+
+    #[tokio::test]
+    async fn the_status_of_an_error_counts_although_its_body_never_ends() {
+        for (said, code) in [
+            (&b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 999\r\n\r\n["[..], Code::ApiAuth),
+            (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 999\r\n\r\n[{\"code\":\"", Code::ApiForbidden),
+            (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 999\r\n\r\n<html>", Code::ApiBlocked),
+        ] {
+            let script = Script::dripping(said).await;
+            let started = Instant::now();
+            let failure = script.client().get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
+            assert_eq!(failure.code, code, "{failure}");
+            assert!(started.elapsed() < Duration::from_millis(1400), "{:?}", started.elapsed());
+        }
     }
 
     #[tokio::test]
@@ -655,6 +738,21 @@ mod tests {
         assert_eq!(client.trouble(), Some(Code::RateLimited));
         assert!(timeout(Duration::from_millis(100), client.get("/", Leave::of(Class::Urgent))).await.is_err());
         assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn patience_of_which_belvo_does_not_say_how_long_ends_within_the_minute_and_a_block_may_not() {
+        for (status, wait) in [(429, LAST_PATIENCE), (403, LAST_COOL_DOWN)] {
+            let script = Script::start(move |_| scripted::json(status, "<html>")).await;
+            let client = script.client();
+            // Nine came before, each after the pause of the one before it.
+            *client.lock_cool_downs() = 9;
+            let failure = client.get("/", Leave::of(Class::Ordinary)).await.unwrap_err();
+            assert_eq!(failure.kind, Decision::RetryAfter(wait));
+            assert!(client.budget().paused_until().unwrap() <= client.clock().now() + wait);
+            let is_within_the_minute = failure.delay(9, &mut rand::rng()) <= Duration::from_mins(1);
+            assert_eq!(is_within_the_minute, status == 429);
+        }
     }
 
     #[tokio::test]

@@ -52,8 +52,8 @@ impl Pace {
     fn wait(self, attempts: u32, rng: &mut impl Rng) -> Duration {
         let seconds = match (self, attempts) {
             (Quick, 0..=4) => 3 << attempts,
-            (Quick, 5..=14) => 48,
-            (Quick, _) => 240,
+            // With its jitter within the minute in which all is right again, however long that took to come.
+            (Quick, _) => 48,
             (Slow, 0..=3) => 300 << attempts,
             (Patient, 0) => 5,
             (Patient, 1) => 15,
@@ -140,6 +140,12 @@ impl Failure {
         self
     }
 
+    /// The same answer, where it counts that nobody knows whose word it is.
+    pub(super) fn of_whomever(self) -> Self {
+        let code = Code::UnexpectedStatus;
+        Self { kind: code.decision(), code, pace: Quick, ..self }
+    }
+
     /// What an answer with `status`, which is not 200, and `body` means.
     pub(super) fn of_answer(path: &str, status: u16, body: &[u8]) -> Self {
         let said = serde_json::from_slice::<Said>(body).ok().map(Said::into_list);
@@ -148,7 +154,7 @@ impl Failure {
             .iter()
             .flatten()
             .find_map(|error| rule(status, error))
-            .unwrap_or_else(|| fallback(status, said.is_some()));
+            .unwrap_or_else(|| fallback(status, matches!(body.trim_ascii_start().first(), Some(b'[' | b'{'))));
         let belvo_code = match said.iter().flatten().find_map(|error| error.code.as_deref()) {
             Some(_) if rule.belvo_code.is_empty() => Some("other"),
             Some(_) => Some(rule.belvo_code),
@@ -168,8 +174,8 @@ impl Failure {
     }
 
     /// How long to wait before the next try after `attempts` failed ones. Belvo's own schedule with some jitter on top,
-    /// then every minute, later every five; minutes to an hour when an institution is down; up to a minute for ten minutes,
-    /// then up to an hour, when Belvo refuses the call itself.
+    /// then every minute; minutes to an hour when an institution is down; up to a minute for ten minutes, then up to an
+    /// hour, when Belvo refuses the call itself.
     pub fn delay(&self, attempts: u32, rng: &mut impl Rng) -> Duration {
         if let Decision::RetryAfter(wait) = self.kind {
             return wait + spread(wait.min(Duration::from_secs(30)), rng);
@@ -194,6 +200,11 @@ impl Failure {
     /// Whether Belvo refuses the call, or does not know what it is about.
     pub fn is_refused(&self) -> bool {
         self.code.is_refused()
+    }
+
+    /// Whether Belvo itself says that it does not know what the call is about: what stands before it has no such word.
+    pub fn is_belvos_not_found(&self) -> bool {
+        self.code == Code::NotFound && self.belvo_code == Some("not_found")
     }
 
     /// What an operator does about it.
@@ -428,12 +439,12 @@ fn rule(status: u16, error: &BelvoError) -> Option<Rule> {
     Some(rule)
 }
 
-/// What a status means when no documented code comes with it. A 403 that is not Belvo's JSON comes from the gate before
-/// the API, and is about this address.
-fn fallback(status: u16, is_belvos_json: bool) -> Rule {
+/// What a status means when no documented code comes with it. A 403 that is no JSON, as far as it came, comes from the
+/// gate before the API, and is about this address.
+fn fallback(status: u16, is_json: bool) -> Rule {
     let (pace, code) = match status {
         401 => (Quick, Code::ApiAuth),
-        403 if is_belvos_json => (Patient, Code::ApiForbidden),
+        403 if is_json => (Patient, Code::ApiForbidden),
         403 => (Quick, Code::ApiBlocked),
         404 | 410 => (Patient, Code::NotFound),
         408 => (Quick, Code::ApiTimeout),
@@ -532,6 +543,9 @@ mod tests {
         for (status, body, kind, code) in [
             (403, "<html><center>openresty</center></html>", Retry, Code::ApiBlocked),
             (403, r#"[{"code":"waf","message":"no"}]"#, Refused, Code::ApiForbidden),
+            // It was cut off.
+            (403, r#"[{"code":"permi"#, Refused, Code::ApiForbidden),
+            (403, "", Retry, Code::ApiBlocked),
             (429, "", Retry, Code::RateLimited),
             (401, "<html>", Stop, Code::ApiAuth),
             (404, "", Gone, Code::NotFound),
@@ -606,8 +620,7 @@ mod tests {
             (&quick, 3, 24),
             (&quick, 4, 48),
             (&quick, 9, 48),
-            (&quick, 15, 240),
-            (&quick, u32::MAX, 240),
+            (&quick, u32::MAX, 48),
             (&slow, 0, 300),
             (&slow, 3, 2400),
             (&slow, 99, 3600),
@@ -615,6 +628,10 @@ mod tests {
             let delay = failure.delay(attempts, &mut rng).as_secs_f64();
             let least = f64::from(least);
             assert!((least..=least * 1.25).contains(&delay), "{:?} after {attempts}: {delay}", failure.code);
+        }
+        // Nobody tells that Belvo answers again, and a minute later all is to be right.
+        for attempts in 0..40 {
+            assert!(quick.delay(attempts, &mut rng) <= Duration::from_mins(1), "after {attempts}");
         }
         let asked = Failure { kind: Decision::RetryAfter(Duration::from_secs(7)), ..quick };
         assert!(asked.delay(9, &mut rng) >= Duration::from_secs(7));

@@ -1,8 +1,9 @@
 //! Whether calling Belvo makes sense at all now.
 //!
 //! *Takes* how calls ended. *Gives* leave to call. *Promises* that refused keys cost three calls and then one now and
-//! then, that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it answers, and
-//! that a call for which somebody waits goes first, and no longer waits once another was in vain.
+//! then, that a Belvo which fails for everyone is asked by one call at a time, further and further apart, until it
+//! answers, that a few requests which fail while others are answered are no such Belvo, and that a call for which
+//! somebody waits goes first, and no longer waits once another was in vain.
 //! *Not here*: how many calls may leave ([`super::budget`]), and when one refresh is tried again.
 
 use std::collections::HashSet;
@@ -21,6 +22,8 @@ const REFUSALS: u32 = 3;
 const KEYS_AGAIN: Duration = Duration::from_secs(45);
 /// Different requests that failed in a row, after which Belvo counts as down.
 const FAILING: usize = 5;
+/// Requests that failed while others were answered, of which so many are remembered.
+const MOST_BAD: usize = 1_000;
 /// First pause between two calls to a Belvo that is down. It doubles each time.
 const PROBE_FIRST: Duration = Duration::from_secs(3);
 /// The longest such pause.
@@ -63,8 +66,8 @@ enum Mode {
     Unproven,
     /// The keys are refused.
     Refused { until: Instant },
-    /// Belvo is down: one call at a time, others not before `until`.
-    Down { until: Instant, apart: Duration },
+    /// Belvo is down: one call at a time, others not before `until`; the last was in vain at `failed_at`.
+    Down { until: Instant, apart: Duration, failed_at: Instant },
 }
 
 pub(super) struct Gate {
@@ -77,7 +80,10 @@ pub(super) struct Gate {
 struct State {
     mode: Mode,
     refusals: u32,
+    /// Requests that failed since the last answer, as far as that says something of Belvo.
     failing: HashSet<u64>,
+    /// Requests that failed last, while others were answered: they say nothing of Belvo, also when those are quiet.
+    bad: HashSet<u64>,
     found: Down,
     /// How often the keys were found to be refused, so that all calls pause.
     keys_refused: u64,
@@ -86,7 +92,7 @@ struct State {
 impl State {
     fn new(mode: Mode) -> Self {
         let found = Down { code: Code::ApiDown, found: 0 };
-        Self { mode, refusals: 0, failing: HashSet::new(), found, keys_refused: 0 }
+        Self { mode, refusals: 0, failing: HashSet::new(), bad: HashSet::new(), found, keys_refused: 0 }
     }
 
     fn down(&self) -> Option<Down> {
@@ -135,8 +141,8 @@ impl Gate {
                 Mode::Open => return Ok(Pass { gate: self, _single: None }),
                 Mode::Refused { until } if until > Instant::now() => return Err(Shut::Refused),
                 Mode::Refused { .. } | Mode::Unproven => None,
-                Mode::Down { until, apart } => {
-                    Some(if is_urgent || is_impatient { urgent_from(until, apart) } else { until })
+                Mode::Down { until, failed_at, .. } => {
+                    Some(if is_urgent || is_impatient { failed_at + PROBE_FIRST } else { until })
                 }
             };
             if let Some(instant) = not_before.filter(|instant| *instant > Instant::now()) {
@@ -254,14 +260,9 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// When an urgent call may ask a Belvo that is down, others not before `until`.
-fn urgent_from(until: Instant, apart: Duration) -> Instant {
-    until - apart + PROBE_FIRST
-}
-
 /// Belvo is down, and is asked again after `apart`.
 fn down(now: Instant, apart: Duration) -> Mode {
-    Mode::Down { until: now + apart, apart }
+    Mode::Down { until: now + apart, apart, failed_at: now }
 }
 
 impl State {
@@ -270,7 +271,14 @@ impl State {
         let before = self.mode;
         match ending {
             Ending::Answered => {
-                *self = Self { found: self.found, keys_refused: self.keys_refused, ..Self::new(Mode::Open) };
+                // Of what is never asked for again nobody hears any more: those that still fail are soon known again.
+                if self.bad.len() + self.failing.len() > MOST_BAD {
+                    self.bad.clear();
+                }
+                self.bad.extend(self.failing.drain());
+                self.bad.remove(&request);
+                self.refusals = 0;
+                self.mode = Mode::Open;
             }
             Ending::Refused => {
                 self.refusals = self.refusals.saturating_add(1);
@@ -283,12 +291,14 @@ impl State {
             }
             Ending::Failed(code) => {
                 self.found.code = code;
-                if self.failing.len() < FAILING {
+                if self.failing.len() < FAILING && !self.bad.contains(&request) {
                     self.failing.insert(request);
                 }
                 self.mode = match self.mode {
                     // A call that left before says nothing new.
-                    Mode::Down { until, apart } if now < urgent_from(until, apart) => self.mode,
+                    Mode::Down { failed_at, .. } if now < failed_at + PROBE_FIRST => self.mode,
+                    // One that somebody waits for went before the others, who wait no longer for it.
+                    Mode::Down { until, apart, .. } if now < until => Mode::Down { until, apart, failed_at: now },
                     Mode::Down { apart, .. } => down(now, doubled(apart, 1, PROBE_LAST)),
                     Mode::Refused { .. } => Mode::Refused { until: now + KEYS_AGAIN },
                     Mode::Open | Mode::Unproven if self.failing.len() >= FAILING => down(now, PROBE_FIRST),
@@ -416,18 +426,60 @@ mod tests {
         for request in 0..4 {
             state.note(request, FAILED, now);
         }
-        assert_eq!(state.mode, Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST });
+        assert_eq!(state.mode, down(now, PROBE_FIRST));
         state.note(9, FAILED, now);
-        assert_eq!(state.mode, Mode::Down { until: now + PROBE_FIRST, apart: PROBE_FIRST }, "it left before");
+        assert_eq!(state.mode, down(now, PROBE_FIRST), "it left before");
         for seconds in [6, 12, 24, 30, 30] {
             let Mode::Down { until, .. } = state.mode else { panic!("still down") };
             now = until;
             state.note(9, FAILED, now);
-            let apart = Duration::from_secs(seconds);
-            assert_eq!(state.mode, Mode::Down { until: now + apart, apart });
+            assert_eq!(state.mode, down(now, Duration::from_secs(seconds)));
         }
         state.note(9, Ending::Answered, now);
         assert_eq!(state.mode, Mode::Open);
+    }
+
+    #[test]
+    fn what_failed_while_others_were_answered_says_nothing_of_belvo_until_it_is_answered_itself() {
+        let (mut state, now) = (state(), Instant::now());
+        let fail = |state: &mut State, requests: std::ops::Range<u64>| {
+            for request in requests {
+                state.note(request, FAILED, now);
+            }
+            matches!(state.mode, Mode::Down { .. })
+        };
+        assert!(fail(&mut state, 0..5), "nobody knows better yet");
+        state.note(99, Ending::Answered, now);
+        for _ in 0..9 {
+            assert!(!fail(&mut state, 0..5), "others were answered");
+        }
+        // Those others count, and so does one that has been answered since.
+        assert!(!fail(&mut state, 10..14));
+        assert!(fail(&mut state, 99..100));
+        state.note(0, Ending::Answered, now);
+        assert!(!fail(&mut state, 15..19));
+        assert!(fail(&mut state, 0..1));
+        // However many have failed once, they are not remembered for ever.
+        for request in 1_000..9_000 {
+            state.note(request, FAILED, now);
+            state.note(99, Ending::Answered, now);
+        }
+        assert!(state.bad.len() <= MOST_BAD, "{}", state.bad.len());
+    }
+
+    #[test]
+    fn an_urgent_call_in_vain_lets_nobody_wait_longer_who_waits_already() {
+        let (mut state, start) = (state(), Instant::now());
+        state.mode = down(start, PROBE_LAST);
+        for tries in 1..10 {
+            let now = start + PROBE_FIRST * tries;
+            assert!(state.note(1, FAILED, now), "whoever is impatient hears of each");
+            let Mode::Down { until, failed_at, .. } = state.mode else { panic!("still down") };
+            assert_eq!((until, failed_at), (start + PROBE_LAST, now));
+        }
+        let now = start + PROBE_LAST;
+        state.note(2, FAILED, now);
+        assert_eq!(state.mode, down(now, PROBE_LAST));
     }
 
     #[tokio::test]

@@ -122,7 +122,7 @@ pub async fn by_external_id(client: &Client, external_id: &str) -> Result<Vec<Li
     Ok(page.links)
 }
 
-/// Lets Belvo delete a link and all that it holds of it. `Accepted` says that a `link_deleted` webhook will follow.
+/// Lets Belvo delete a link and all that it holds of it.
 ///
 /// # Errors
 /// A [`Failure`].
@@ -133,7 +133,9 @@ pub async fn delete(client: &Client, id: &LinkId, patience: Patience) -> Result<
     match client.call(&call, Leave::of(Class::Ordinary).waiting(patience)).await {
         Ok(answer) if answer.status == 204 => Ok(Deletion::Done),
         Ok(_) => Ok(Deletion::Accepted),
-        Err(failure) if failure.kind == Decision::Gone => Ok(Deletion::Done),
+        Err(failure) if failure.is_belvos_not_found() => Ok(Deletion::Unknown),
+        // Whose word it is nobody knows, and nobody has taken the wish.
+        Err(failure) if failure.kind == Decision::Gone => Err(failure.of_whomever()),
         Err(failure) => Err(failure),
     }
 }
@@ -141,9 +143,11 @@ pub async fn delete(client: &Client, id: &LinkId, patience: Patience) -> Result<
 /// What an ask to delete a link came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deletion {
-    /// Belvo deletes it, and will say so.
+    /// Belvo deletes it, and a `link_deleted` webhook will say so.
     Accepted,
-    /// It is gone, maybe since long ago.
+    /// Belvo does not know it, maybe since long ago, or for a moment: it is to be asked once more.
+    Unknown,
+    /// It is gone.
     Done,
 }
 

@@ -36,15 +36,20 @@ impl Script {
         Self::run(move |_| answer.clone(), None, waits).await
     }
 
-    /// Sends a byte from time to time, for ever.
-    pub(crate) async fn dripping() -> Self {
-        let start = b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n".to_vec();
-        Self::run(move |_| start.clone(), Some(Duration::from_millis(100)), true).await
+    /// Sends `start`, and then a byte from time to time, for ever.
+    pub(crate) async fn dripping(start: &[u8]) -> Self {
+        let start = start.to_vec();
+        Self::run(move |_| start.clone(), Some((Duration::from_millis(100), 1)), true).await
+    }
+
+    /// Sends a body without end, as fast as it is read.
+    pub(crate) async fn endless() -> Self {
+        Self::run(|_| b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), Some((Duration::ZERO, 256 << 10)), true).await
     }
 
     async fn run(
         answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
-        drip: Option<Duration>,
+        drip: Option<(Duration, usize)>,
         waits: bool,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -66,9 +71,9 @@ impl Script {
                     let said = answer(&head);
                     seen.lock().unwrap().push(head);
                     let _ = stream.write_all(&said).await;
-                    while let Some(pause) = drip {
+                    while let Some((pause, size)) = drip {
                         tokio::time::sleep(pause).await;
-                        if stream.write_all(b"x").await.is_err() {
+                        if stream.write_all(&vec![b'x'; size]).await.is_err() {
                             return;
                         }
                     }
@@ -105,6 +110,13 @@ impl Script {
     pub(crate) fn client_by(&self, clock: Clock) -> Client {
         client_of(self.address, WIDE, clock)
     }
+
+    /// One with settings that `change` has changed.
+    pub(crate) fn client_with(&self, change: impl FnOnce(&mut config::Belvo)) -> Client {
+        let mut settings = settings(self.address, WIDE);
+        change(&mut settings);
+        client_by(&settings, Clock::system())
+    }
 }
 
 /// The page that a request asks for.
@@ -122,7 +134,11 @@ pub(crate) fn client(address: SocketAddr) -> Client {
 const WIDE: u32 = 10_000;
 
 fn client_of(address: SocketAddr, requests: u32, clock: Clock) -> Client {
-    let settings = config::Belvo {
+    client_by(&settings(address, requests), clock)
+}
+
+fn settings(address: SocketAddr, requests: u32) -> config::Belvo {
+    config::Belvo {
         base_url: format!("http://{address}").parse().unwrap(),
         token_url: format!("http://{address}").parse().unwrap(),
         widget_url: "https://widget.belvo.io/".parse().unwrap(),
@@ -137,9 +153,12 @@ fn client_of(address: SocketAddr, requests: u32, clock: Clock) -> Client {
         total_timeout: Duration::from_millis(1500),
         max_body: 4096,
         confirm_after: Duration::ZERO,
-    };
+    }
+}
+
+fn client_by(settings: &config::Belvo, clock: Clock) -> Client {
     let budget = Budget::open(settings.budget, settings.reserve, None, clock.clone()).unwrap();
-    Client::new(&settings, budget, clock).unwrap()
+    Client::new(settings, budget, clock).unwrap()
 }
 
 /// An answer with a length.

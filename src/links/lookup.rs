@@ -150,8 +150,8 @@ impl Directory {
         let (ids, now): (Vec<LinkId>, _) = (due.iter().map(|one| one.id.clone()).collect(), self.clock.now());
         let (found, is_answered) = match belvo::links::by_ids(&self.client, &ids, leave).await {
             Ok(found) => (found, true),
-            // Whatever this filter gives, one link at a time is what every server answers.
-            Err(failure) if failure.is_refused() => (Vec::new(), false),
+            // Whatever this filter gives, also when it is ignored, one link at a time is what every server answers.
+            Err(failure) if failure.is_refused() || failure.code == Code::InconsistentPages => (Vec::new(), false),
             Err(failure) => return self.postpone(due, &failure).await,
         };
         let (known, rest): (Vec<_>, Vec<_>) =
@@ -424,10 +424,67 @@ mod tests {
     use crate::queue::Queue;
     use crate::store::Store;
 
+    fn id(n: u32) -> String {
+        format!("{n:08}-0000-4000-8000-000000000000")
+    }
+
+    fn told(n: u32) -> String {
+        format!(r#"{{"id":"{}","institution":"inss_br_employment","status":"valid"}}"#, id(n))
+    }
+
+    struct Place {
+        directory: Directory,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        async fn new(client: belvo::Client) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("state.db")).unwrap();
+            let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
+            let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
+            Self { directory: Directory::new(client, store, queue, clock), _folder: folder }
+        }
+
+        /// Webhooks name these links.
+        async fn hear(&self, from: u32, to: u32) {
+            let now = self.directory.clock.now();
+            let hear = move |tx: &Tx<'_>| {
+                (from..to).try_for_each(|n| note_webhook(tx, &id(n).parse().unwrap(), None, now).map(drop))
+            };
+            self.directory.store.write(hear).await.unwrap();
+        }
+
+        async fn count(&self, condition: &str) -> i64 {
+            let sql = format!("SELECT count(*) FROM links WHERE {condition}");
+            let read = self.directory.store.read(move |tx| tx.one(&sql, args![], |row| row.int(0)));
+            read.await.unwrap().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn where_belvo_ignores_the_ids_each_link_is_asked_for_alone() {
+        let script = Script::start(|head| match head {
+            head if head.starts_with("GET /api/links/?") => {
+                scripted::json(200, &format!(r#"{{"results":[{}],"next":"?"}}"#, told(99)))
+            }
+            head => match (0..3).find(|n| head.contains(&id(*n))) {
+                Some(n) => scripted::json(200, &told(n)),
+                None => scripted::json(404, r#"[{"code":"not_found"}]"#),
+            },
+        })
+        .await;
+        let place = Place::new(script.client()).await;
+        place.hear(0, 3).await;
+        let mut memory = Memory::default();
+        while place.directory.look_up_due(&mut memory).await.unwrap() > 0 {}
+        assert_eq!(place.count("status = 'valid'").await, 3);
+        assert_eq!(script.requests().len(), 1 + 3);
+    }
+
     #[tokio::test]
     async fn many_new_links_are_told_of_by_one_list_and_those_that_it_lacks_come_behind_the_next() {
-        let id = |n: u32| format!("{n:08}-0000-4000-8000-000000000000");
-        let script = Script::start(move |head| {
+        let script = Script::start(|head| {
             let told: Vec<String> = match head {
                 // Belvo knows the even ones.
                 head if head.contains("id__in=") => {
@@ -443,35 +500,21 @@ mod tests {
             scripted::json(200, &format!(r#"{{"results":[{}],"next":null}}"#, told.join(",")))
         })
         .await;
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let now = Timestamp::from_micros(1_000_000);
-        let clock = Clock::from_fn(move || now);
-        let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
-        let directory = Directory::new(script.client(), store.clone(), queue, clock);
-        let hear = async |from: u32, to: u32| {
-            let hear = move |tx: &Tx<'_>| {
-                (from..to).try_for_each(|n| note_webhook(tx, &id(n).parse().unwrap(), None, now).map(drop))
-            };
-            store.write(hear).await.unwrap();
-        };
-        let count = async |condition: &str| {
-            let sql = format!("SELECT count(*) FROM links WHERE {condition}");
-            store.read(move |tx| tx.one(&sql, args![], |row| row.int(0))).await.unwrap().unwrap()
-        };
-        hear(0, 80).await;
+        let place = Place::new(script.client()).await;
+        let directory = &place.directory;
+        place.hear(0, 80).await;
         let mut memory = Memory::default();
         assert_eq!(directory.look_up_due(&mut memory).await.unwrap(), 40);
         assert_eq!(script.requests().len(), 1, "the list alone");
-        assert_eq!((count("status = 'valid'").await, count("lookup_attempts = 1").await), (40, 40));
+        assert_eq!((place.count("status = 'valid'").await, place.count("lookup_attempts = 1").await), (40, 40));
         // Whoever comes later goes first, and a list is not worth it for the others.
-        hear(80, 90).await;
+        place.hear(80, 90).await;
         assert_eq!(directory.look_up_due(&mut memory).await.unwrap(), 50);
         assert!(script.requests()[1].contains("id__in=") && script.requests()[1].contains(&id(88)));
-        assert_eq!((count("status = 'valid'").await, memory.alone.len()), (45, 45));
+        assert_eq!((place.count("status = 'valid'").await, memory.alone.len()), (45, 45));
         // One at a time, each 404 is believed of an id that was asked for alone.
         while directory.look_up_due(&mut memory).await.unwrap() > 0 {}
-        assert_eq!((count("status = 'valid'").await, count("status = 'not_found'").await), (45, 45));
+        assert_eq!((place.count("status = 'valid'").await, place.count("status = 'not_found'").await), (45, 45));
         assert_eq!(script.requests().len(), 2 + 45);
     }
 }

@@ -1,7 +1,8 @@
 //! What becomes of a refresh that failed.
 //!
 //! *Takes* the failure. *Gives* how the refresh goes back into the queue, or what is logged of it. *Promises* that the failure's
-//! own word decides. *Not here*: how long those wait that are refused, which depends on others: `refusals.rs`.
+//! own word decides. *Not here*: how long those wait that are refused, or fail for long, which depends on others:
+//! `refusals.rs`.
 
 use std::time::Duration;
 
@@ -17,8 +18,11 @@ const FIRST_WAIT: Duration = Duration::from_secs(3);
 /// How long that wait is at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(48);
 
+/// Failed tries, some ten minutes of them, after which what fails takes no more of the budget than what Belvo refuses.
+const LASTS_AFTER: u32 = 15;
+
 /// How a refresh that failed at `at`, after so many failed `attempts` before, goes back. `refusal_wait` says how long it waits
-/// when Belvo refuses it, or does not know it.
+/// when Belvo refuses it, or does not know it, or has failed at it for long.
 pub(super) fn of_failure(
     error: &Error,
     attempts: u32,
@@ -30,6 +34,8 @@ pub(super) fn of_failure(
             Decision::AskUser => return Outcome::Blocked { code: failure.code.name(), at },
             // Whoever mends it tells nobody here, and the webhook that asked for it does not come again.
             Decision::Refused | Decision::Gone => refusal_wait(failure),
+            // A few are asked for within the minute for ever, but many would leave others little of the budget.
+            Decision::Retry if attempts >= LASTS_AFTER => refusal_wait(failure),
             Decision::Retry | Decision::RetryAfter(_) | Decision::Stop => failure.delay(attempts, &mut rand::rng()),
         },
         Error::Alone => return Outcome::Released,
@@ -104,7 +110,10 @@ mod tests {
             (belvo(Code::NotFound), 9, 77, 77),
             // With its jitter.
             (belvo(Code::Timeout), 0, 3, 4),
+            (belvo(Code::Timeout), LASTS_AFTER - 1, 48, 60),
+            (belvo(Code::Timeout), LASTS_AFTER, 77, 77),
             (belvo(Code::ApiAuth), 2, 12, 15),
+            (belvo(Code::ApiAuth), LASTS_AFTER, 48, 60),
             (Error::Incomplete, 0, 3, 3),
             (Error::Incomplete, 40, 48, 48),
             (overtaken(), 3, 0, 0),

@@ -1,8 +1,8 @@
-//! How long those wait that Belvo refuses.
+//! How long those wait that Belvo refuses, or fails at for long.
 //!
 //! *Takes* refusals by link, and what ends them. *Gives* a wait. *Promises* that all that Belvo refuses takes a small part of
 //! the budget, and that some are asked for soon all the same, so that the end of it is found out. *Not here*: what is kept: a
-//! restart forgets them, and they gather again.
+//! restart forgets them, and they gather again. What Belvo has failed at for long counts as refused here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -650,8 +650,10 @@ async fn an_erasure_that_waits_for_belvo_is_finished_beside_the_listeners() {
     let running = asked_to_erase_at_belvo(&belvo).await;
     // Belvo does not know the link any more.
     let gone = r#"[{"code":"not_found","message":"Not found","request_id":"b5d0106ac9cc43d5b36199fe831f6bbe"}]"#;
-    let unknown = Answer { status: 404, headers: Vec::new(), body: gone.to_owned() };
-    belvo.says_next(&format!("/api/links/{LINK}/"), unknown);
+    for _ in 0..2 {
+        let unknown = Answer { status: 404, headers: Vec::new(), body: gone.to_owned() };
+        belvo.says_next(&format!("/api/links/{LINK}/"), unknown);
+    }
     let running = running.restart(belvo.address, &[]).await;
     let deadline = Instant::now() + Duration::from_mins(1);
     while count(&running, "SELECT count(*) FROM erasures WHERE step = 'done'").await == 0 {
