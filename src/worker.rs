@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::belvo::{Class, Code, Decision, Failure, Permit, patience};
 use crate::clock::Clock;
 use crate::links;
-use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
+use crate::queue::{self, ClaimRequest, Claimed, Lane, Outcome, Queue, Refresh};
 use crate::records::Kept;
 use crate::refresh::{Error, Refresher};
 use crate::resources::{self, Resource};
@@ -198,7 +198,7 @@ impl Worker {
     ) -> impl Future<Output = Result<Claimed, store::Error>> + use<'_> {
         let trust = self.refresher.trust.clone();
         let fit = Box::new(move |link_id: &_, resource| trust.fit(link_id, resource));
-        self.queue.claim(Wish { lane, is_reversed, requests, fit })
+        self.queue.claim(ClaimRequest { lane, is_reversed, requests, fit })
     }
 
     /// Starts what was claimed; permits that are left over were not used.
@@ -524,13 +524,13 @@ mod tests {
                 (0..links).try_for_each(|n| queue::mark(tx, &link(n), &owners::RESOURCE, queue::Trigger::Webhook, at))
             };
             self.worker.refresher.store.write(mark).await.unwrap();
-            let wish = Wish {
+            let request = ClaimRequest {
                 lane: Lane::Urgent,
                 is_reversed: false,
                 requests: usize::try_from(links).unwrap(),
                 fit: Box::new(|_, _| 1),
             };
-            self.worker.queue.claim(wish).await.unwrap().requests.into_iter().flatten().collect()
+            self.worker.queue.claim(request).await.unwrap().requests.into_iter().flatten().collect()
         }
 
         async fn count(&self, condition: &'static str) -> i64 {
@@ -588,8 +588,8 @@ mod tests {
         // Its turn has come.
         let free = "UPDATE refreshes SET due_at = 0 WHERE link_id = $1";
         place.worker.refresher.store.write(move |tx| tx.execute(free, args![&link(1)])).await.unwrap();
-        let wish = Wish { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
-        let mut claimed = place.worker.queue.claim(wish).await.unwrap().requests;
+        let request = ClaimRequest { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
+        let mut claimed = place.worker.queue.claim(request).await.unwrap().requests;
         assert_eq!(claimed.len(), 1);
         let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
         place.worker.run_next(claimed.remove(0).remove(0), permit).await;
