@@ -410,24 +410,14 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
     Ok(settled == 1)
 }
 
-/// Lets everything be due earlier by as much as the clock was set back: it would wait for so much longer. A second look waits
-/// all the same, because it counts from lists that go by the clock from before.
+/// Lets refreshes be due earlier by as much as the clock was set back: they would wait for so much longer. A second look
+/// waits all the same, because it counts from lists that go by the clock from before.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn go_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
-    let refreshes = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
-    tx.execute(refreshes, args![by, Priority::Confirm.number()])?;
-    for (table, due) in [
-        ("links", "lookup_due_at"),
-        ("recollects", "free_at"),
-        ("recollects", "due_at"),
-        ("widget_sessions", "due_at"),
-        ("deletions", "due_at"),
-    ] {
-        tx.execute(&format!("UPDATE {table} SET {due} = {due} - $1 WHERE {due} IS NOT NULL"), args![by])?;
-    }
-    Ok(())
+pub fn move_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
+    let sql = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
+    tx.execute(sql, args![by, Priority::Confirm.number()]).map(drop)
 }
 
 /// Codes of ours as SQL takes them.
@@ -576,33 +566,6 @@ mod tests {
             assert_eq!(Priority::of(priority.number()).unwrap(), priority);
         }
         assert!(Priority::of(-1).is_err() && Priority::of(5).is_err());
-    }
-
-    #[tokio::test]
-    async fn what_is_due_goes_back_with_the_clock_and_a_second_look_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let at = |minutes: i64| Timestamp::from_micros(minutes * 60_000_000);
-        let other = "00000000-0000-4000-8000-000000000002";
-        let due = move |tx: &Tx<'_>| {
-            for (link, trigger) in [(LINK, Trigger::Webhook), (other, Trigger::Confirm)] {
-                mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
-            }
-            let others = [
-                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, 0, $2, 0)",
-                "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, '', 0, $2, 0, $2)",
-                "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ($1, 0, $2)",
-                "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, 0, $2)",
-            ];
-            others.iter().try_for_each(|sql| tx.execute(sql, args![LINK, at(500)]).map(drop))?;
-            go_back(tx, Duration::from_hours(2))?;
-            let others = "SELECT lookup_due_at FROM links UNION ALL SELECT free_at FROM recollects \
-                UNION ALL SELECT due_at FROM recollects UNION ALL SELECT due_at FROM widget_sessions \
-                UNION ALL SELECT due_at FROM deletions";
-            let refreshes = "SELECT due_at FROM refreshes ORDER BY priority";
-            Ok((tx.all(refreshes, args![], |row| row.at(0))?, tx.all(others, args![], |row| row.at(0))?))
-        };
-        assert_eq!(store.write(due).await.unwrap(), (vec![at(380), at(500)], vec![at(380); 5]));
     }
 
     #[tokio::test]
