@@ -28,7 +28,7 @@ use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::{self, Recollector};
 use crate::resources::{self, Resource};
-use crate::runs::{Failed, Kind, Progress, Reason, Runs};
+use crate::runs::{Failed, Kind, Reason, Report, Runs};
 use crate::schedule::Asker;
 use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
 use crate::subject::Subject;
@@ -256,7 +256,7 @@ impl Operations {
                     return Err(Refused::Erased);
                 }
                 let name = Some(link.as_str().to_owned());
-                self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
+                self.runs.start(Kind::Delete, name, reason, |report| this.delete(link, report)).await?
             }
             Order::Untrack(link) => {
                 let named = link.clone();
@@ -264,33 +264,33 @@ impl Operations {
                     return Err(Refused::NoLink);
                 }
                 let name = Some(link.as_str().to_owned());
-                self.runs.start(Kind::Untrack, name, reason, |progress| this.untrack(link, progress)).await?
+                self.runs.start(Kind::Untrack, name, reason, |report| this.untrack(link, report)).await?
             }
             Order::Erase(erasure) => return self.erase(erasure, reason).await,
             Order::Publish => {
-                let work = |progress| this.publish_and_tell(Scope::Changed, progress);
+                let work = |report| this.publish_and_tell(Scope::Changed, report);
                 self.runs.start(Kind::Publish, None, reason, work).await?
             }
             Order::Rebuild => {
-                let work = |progress| this.publish_and_tell(Scope::Everything, progress);
+                let work = |report| this.publish_and_tell(Scope::Everything, report);
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
             }
             Order::Features(wanted) => {
                 let name = Some(format!("{} {}", wanted.as_of, wanted.mode));
                 let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
-                let work = |progress| this.features(run, progress);
+                let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?
             }
             Order::Freeze(wish) => return self.freeze(wish, reason).await,
             Order::SyncLinks => {
-                self.runs.start(Kind::SyncLinks, None, reason, |progress| this.sync_links(progress)).await?
+                self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?
             }
             Order::Job(name) => {
                 if !self.jobs.knows(&name) {
                     let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
                     return Err(Refused::NoJob { name, known });
                 }
-                let work = |progress| this.run_job(name.clone(), progress);
+                let work = |report| this.run_job(name.clone(), report);
                 self.runs.start(Kind::Job, Some(name.clone()), reason, work).await?
             }
             Order::Replay(which) => {
@@ -299,7 +299,7 @@ impl Operations {
                 {
                     return Err(Refused::NoWebhook(seq));
                 }
-                self.runs.start(Kind::Replay, None, reason, |progress| this.replay(which, progress)).await?
+                self.runs.start(Kind::Replay, None, reason, |report| this.replay(which, report)).await?
             }
         };
         Ok(run.to_string())
@@ -325,13 +325,12 @@ impl Operations {
         // Whoever orders this may have mended them.
         self.client.try_keys_now();
         let this = self.clone();
-        let work = |progress: watch::Sender<Progress>| async move {
-            let total = (first.len() + wanted.len()) as u64;
-            progress.send_modify(|progress: &mut Progress| progress.total = Some(total));
+        let work = |report: Report| async move {
+            report.total((first.len() + wanted.len()) as u64);
             for some in wanted.chunks(ROWS_AT_ONCE) {
                 this.mark(some.to_vec()).await?;
             }
-            this.follow(first.into_iter().chain(wanted).collect(), since, before, &progress).await?;
+            this.follow(first.into_iter().chain(wanted).collect(), since, before, &report).await?;
             this.until_published().await
         };
         Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
@@ -353,33 +352,22 @@ impl Operations {
             return Err(Refused::NoLink);
         }
         let this = self.clone();
-        let work = |progress: watch::Sender<Progress>| async move {
-            progress.send_modify(|progress: &mut Progress| progress.total = Some(wanted.len() as u64));
+        let work = |report: Report| async move {
+            report.total(wanted.len() as u64);
             let outcome = this.recollector.recollect(wanted, &resources, Patience::Short).await?;
             // What a failure says of a link is to be published, too.
             this.settled.send_replace(());
-            progress.send_modify(|progress| {
-                let mut fail = |code: &str, count: usize| {
-                    if count > 0 {
-                        progress.fail(code, count as u64);
-                    }
-                };
-                fail(Code::LinkCooling.name(), outcome.cooling);
-                fail("link_unfit", outcome.unfit);
-                outcome.failed.iter().for_each(|(code, count)| fail(code, *count));
-            });
-            this.follow_recollects(outcome.asked, &progress).await?;
+            report.failed(Code::LinkCooling.name(), outcome.cooling as u64);
+            report.failed("link_unfit", outcome.unfit as u64);
+            outcome.failed.iter().for_each(|(code, count)| report.failed(code, *count as u64));
+            this.follow_recollects(outcome.asked, &report).await?;
             this.until_published().await
         };
         Ok(self.runs.start(Kind::Recollect, None, reason, work).await?.to_string())
     }
 
     /// Waits until what Belvo reads again is listed, or is given up.
-    async fn follow_recollects(
-        &self,
-        mut asked: Vec<LinkId>,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(), Failed> {
+    async fn follow_recollects(&self, mut asked: Vec<LinkId>, report: &Report) -> Result<(), Failed> {
         let mut settled = self.settled.subscribe();
         while !asked.is_empty() {
             settled.mark_unchanged();
@@ -397,12 +385,8 @@ impl Operations {
             };
             let (seen, missed, waiting) = self.store.read(look).await?;
             let look = begun.elapsed();
-            progress.send_modify(|progress| {
-                progress.done += seen;
-                if missed > 0 {
-                    progress.fail("nothing_read", missed);
-                }
-            });
+            report.add_done(seen);
+            report.failed("nothing_read", missed);
             asked = waiting;
             if !asked.is_empty() {
                 // A deadline that passes is no news.
@@ -414,8 +398,8 @@ impl Operations {
     }
 
     /// Deletes a link at Belvo, and waits until Belvo says that it is gone.
-    async fn delete(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        progress.send_modify(|progress| progress.total = Some(1));
+    async fn delete(self, link: LinkId, report: Report) -> Result<(), Failed> {
+        report.total(1);
         let mut news = self.queue.news();
         let deleted = self.deleter.delete(&link).await;
         deleted.map_err(|error| Failed::of(error.code(), error))?;
@@ -426,15 +410,15 @@ impl Operations {
             }
             let _ = tokio::time::timeout(NEWS_WITHIN, news.changed()).await;
         }
-        progress.send_modify(|progress| progress.done = 1);
+        report.done(1);
         self.until_published().await
     }
 
     /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
-    async fn untrack(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn untrack(self, link: LinkId, report: Report) -> Result<(), Failed> {
         let now = self.clock.now();
         self.store.write(move |tx| links::pause_by_operator(tx, &link, now)).await?;
-        progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+        report.all_done(1);
         self.settled.send_replace(());
         Ok(())
     }
@@ -445,16 +429,14 @@ impl Operations {
         let id = wish.erasure.clone();
         let this = self.clone();
         let name = Some(id.clone());
-        let work = |progress: watch::Sender<Progress>| async move {
+        let work = |report: Report| async move {
             let links = plan.links.len() as u64;
-            progress.send_modify(|progress: &mut Progress| progress.total = Some(links));
+            report.total(links);
             let erased = this.eraser.erase(&id, &plan).await;
             this.settled.send_replace(());
             erased.map_err(|error| Failed::of(error.code(), error))?;
-            progress.send_modify(|progress| {
-                progress.done = links;
-                progress.snapshot = this.publisher.current();
-            });
+            report.done(links);
+            report.published(this.publisher.current());
             Ok(())
         };
         // A wish without a run would be carried out by the next start alone, although whoever asked was told that it failed.
@@ -485,8 +467,8 @@ impl Operations {
                 }
             }
         }
-        let done = |progress: watch::Sender<Progress>| async move {
-            progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+        let done = |report: Report| async move {
+            report.all_done(1);
             Ok(())
         };
         Ok(self.runs.start(Kind::Freeze, Some(decision_id), reason, done).await?.to_string())
@@ -532,7 +514,7 @@ impl Operations {
         mut wanted: Wanted,
         since: Timestamp,
         before: Standing,
-        progress: &watch::Sender<Progress>,
+        report: &Report,
     ) -> Result<(), Failed> {
         let mut settled = self.settled.subscribe();
         loop {
@@ -542,21 +524,14 @@ impl Operations {
             let (now, begun) = (self.clock.now(), Instant::now());
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
             let look = begun.elapsed();
-            if done > 0 || !failed.is_empty() {
-                progress.send_modify(|progress| {
-                    progress.done += done;
-                    for (code, count) in failed {
-                        progress.fail(&code, count);
-                    }
-                });
-            }
+            report.add_done(done);
+            failed.iter().for_each(|(code, count)| report.failed(code, *count));
             if waiting.is_empty() {
                 return Ok(());
             }
             if let Some(code) = why {
                 // None of these leaves before that has ended; they stay marked until then.
-                let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(code.name(), left));
+                report.failed(code.name(), waiting.len() as u64);
                 return Ok(());
             }
             wanted = waiting;
@@ -566,20 +541,17 @@ impl Operations {
         }
     }
 
-    async fn publish_and_tell(self, scope: Scope, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn publish_and_tell(self, scope: Scope, report: Report) -> Result<(), Failed> {
         let published = self.publish(scope).await?;
-        progress.send_modify(|progress| {
-            progress.snapshot = published.as_ref().map(|manifest| manifest.snapshot);
-            progress.done = published.as_ref().map_or(0, Manifest::rows);
-        });
+        report.published(published.as_ref().map(|manifest| manifest.snapshot));
+        report.done(published.as_ref().map_or(0, Manifest::rows));
         Ok(())
     }
 
     /// Publishes a run of features that is on record, and counts its rows.
-    async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        self.clone().publish_and_tell(Scope::Changed, progress.clone()).await?;
-        let rows = self.feature_rows(run.as_of).await;
-        progress.send_modify(|progress| progress.done = rows);
+    async fn features(self, run: features::Run, report: Report) -> Result<(), Failed> {
+        self.clone().publish_and_tell(Scope::Changed, report.clone()).await?;
+        report.done(self.feature_rows(run.as_of).await);
         Ok(())
     }
 
@@ -609,27 +581,25 @@ impl Operations {
         synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
     }
 
-    async fn sync_links(self, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        let listed = self.compare_links(Patience::Short).await?;
-        progress.send_modify(|progress| progress.done = listed);
+    async fn sync_links(self, report: Report) -> Result<(), Failed> {
+        report.done(self.compare_links(Patience::Short).await?);
         Ok(())
     }
 
-    async fn run_job(self, name: String, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn run_job(self, name: String, report: Report) -> Result<(), Failed> {
         let Some(ran) = self.jobs.run_now(&name).await else {
             return Err(Failed { code: "stopping", message: "the schedule is ending".to_owned() });
         };
-        let count = ran?;
-        progress.send_modify(|progress| progress.done = count);
+        report.done(ran?);
         Ok(())
     }
 
-    async fn replay(self, which: Replay, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn replay(self, which: Replay, report: Report) -> Result<(), Failed> {
         let total = match which {
             Replay::One(_) => 1,
             Replay::Quarantined => self.store.read(log::count_quarantined).await?,
         };
-        progress.send_modify(|progress| progress.total = Some(total));
+        report.total(total);
         let mut last = 0;
         loop {
             let seqs = match which {
@@ -644,17 +614,13 @@ impl Operations {
                 move |tx: &Tx<'_>| seqs.into_iter().map(|seq| replay(tx, seq, now)).collect::<Result<Vec<_>, _>>();
             let replayed = self.store.write(read_again).await?;
             self.queue.announce();
-            progress.send_modify(|progress| {
-                for replayed in replayed {
-                    match replayed {
-                        Replayed::Understood => progress.done += 1,
-                        Replayed::StillQuarantined => {
-                            progress.fail("quarantined", 1);
-                        }
-                        Replayed::Missing => progress.fail("no_such_webhook", 1),
-                    }
+            for replayed in replayed {
+                match replayed {
+                    Replayed::Understood => report.add_done(1),
+                    Replayed::StillQuarantined => report.failed("quarantined", 1),
+                    Replayed::Missing => report.failed("no_such_webhook", 1),
                 }
-            });
+            }
         }
     }
 
