@@ -75,8 +75,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let needed = if args.remote { ordered::BELVO } else { ordered::STATE_AND_LAKE };
     let order = Order::Erase(Erasure { subject, reason: args.reason.clone(), is_remote: args.remote });
     let run = ordered::carry_out(order, needed, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
+    ordered::finish(run.as_ref(), global, |run| {
         if let (None, Some(erasure)) = (&run.message, &run.name) {
             let config = global.load_config(Needs::default())?;
             let files @ [document, page] = &receipts_of(&config.state.path, erasure);
@@ -92,8 +91,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                 files.iter().try_for_each(|file| writeln!(out, "kept in {}", file.display()))?;
             }
         }
-    }
-    Ok(ordered::exit(run.as_ref()))
+        Ok(())
+    })
 }
 
 /// Says what would go, also while a daemon runs.

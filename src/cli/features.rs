@@ -101,8 +101,7 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
     warn_of_expiry(config, as_of, global)?;
     let order = Order::Features(Wanted { as_of, mode: args.mode, lag_months });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
+    ordered::finish(run.as_ref(), global, |run| {
         if run.message.is_none() {
             let recorded = Readers::of(&config.state.path).read(|tx| {
                 let recorded = runs::all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
@@ -119,8 +118,8 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
             }
             tell(&recorded, left_out, config, global)?;
         }
-    }
-    Ok(ordered::exit(run.as_ref()))
+        Ok(())
+    })
 }
 
 fn warn_of_expiry(config: &Config, as_of: NaiveDate, global: &Global) -> io::Result<()> {
