@@ -74,7 +74,7 @@ pub enum Order {
     /// To compute features as of a date, and publish them.
     Features(features::Wanted),
     /// To keep the row of features that a decision used, as it is. The run is named by the decision.
-    Freeze(frozen::Wish),
+    Freeze(frozen::Decision),
     /// To compare the tracked links with Belvo's list.
     SyncLinks,
     /// To run this job now.
@@ -276,7 +276,7 @@ impl Operations {
                 let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?
             }
-            Order::Freeze(wish) => return self.freeze(wish, reason).await,
+            Order::Freeze(decision) => return self.freeze(decision, reason).await,
             Order::SyncLinks => {
                 self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?
             }
@@ -409,8 +409,8 @@ impl Operations {
     }
 
     /// Keeps the row before the order is answered: its run has nothing left to do.
-    async fn freeze(&self, wish: frozen::Wish, reason: Reason) -> Result<String, Refused> {
-        let frozen::Wish { decision_id, link_id, as_of, mode } = wish;
+    async fn freeze(&self, decision: frozen::Decision, reason: Reason) -> Result<String, Refused> {
+        let frozen::Decision { decision_id, link_id, as_of, mode } = decision;
         let now = self.clock.now();
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
         let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());

@@ -117,14 +117,12 @@ impl Worker {
                 self.until_due(lane, &mut news, &mut settled).await;
                 let place = one_of(&places.first).await;
                 let permit = self.refresher.client.budget().acquire(class(lane)).await;
-                let leaves = self.more_leaves((place, permit), lane, &places.more);
+                let starts = self.more_starts(Start { place, permit }, lane, &places.more);
                 let is_reversed = lane == Lane::Ordinary && turn % LAST_FIRST == 0;
-                match self.claim(lane, is_reversed, leaves.len()).await {
-                    Ok(claimed) => self.start(claimed, leaves, &mut running),
+                match self.claim(lane, is_reversed, starts.len()).await {
+                    Ok(claimed) => self.start(claimed, starts, &mut running),
                     Err(error) => {
-                        for (_, permit) in leaves {
-                            permit.unused();
-                        }
+                        starts.into_iter().for_each(|start| start.permit.unused());
                         tracing::error!(code = error.code(), "the queue could not be read: {error}");
                         tokio::time::sleep(QUEUE_PAUSE).await;
                     }
@@ -179,15 +177,15 @@ impl Worker {
     }
 
     /// As many more places and permits as there are at this moment, beside the `first`.
-    fn more_leaves(&self, first: Leave, lane: Lane, places: &[Arc<Semaphore>]) -> Vec<Leave> {
-        let mut leaves = vec![first];
-        while leaves.len() < AT_ONCE
+    fn more_starts(&self, first: Start, lane: Lane, places: &[Arc<Semaphore>]) -> Vec<Start> {
+        let mut starts = vec![first];
+        while starts.len() < AT_ONCE
             && let Some(place) = places.iter().find_map(|places| Arc::clone(places).try_acquire_owned().ok())
             && let Some(permit) = self.refresher.client.budget().try_acquire(class(lane))
         {
-            leaves.push((place, permit));
+            starts.push(Start { place, permit });
         }
-        leaves
+        starts
     }
 
     fn claim(
@@ -202,7 +200,7 @@ impl Worker {
     }
 
     /// Starts what was claimed; permits that are left over were not used.
-    fn start(&self, claimed: Claimed, leaves: Vec<Leave>, running: &mut JoinSet<()>) {
+    fn start(&self, claimed: Claimed, starts: Vec<Start>, running: &mut JoinSet<()>) {
         for resource in claimed.due.iter().filter_map(|(name, due)| {
             let resource = Resource::by_name(name)?;
             self.refresher.trust.wants_check(resource, *due).then_some(resource)
@@ -211,7 +209,7 @@ impl Worker {
             running.spawn(async move { refresher.trust.check(&refresher.client, resource).await });
         }
         let mut requests = claimed.requests.into_iter();
-        for (place, permit) in leaves {
+        for Start { place, permit } in starts {
             let Some(mut refreshes) = requests.next() else {
                 permit.unused();
                 continue;
@@ -219,7 +217,7 @@ impl Worker {
             let worker = self.clone();
             running.spawn(async move {
                 match refreshes.pop() {
-                    Some(refresh) if refreshes.is_empty() => worker.run_next(refresh, permit).await,
+                    Some(refresh) if refreshes.is_empty() => worker.run_one(refresh, permit).await,
                     Some(refresh) => {
                         refreshes.push(refresh);
                         worker.run_many(refreshes, permit).await;
@@ -260,7 +258,8 @@ impl Worker {
         settling.join_all().await;
     }
 
-    async fn run_next(&self, refresh: Refresh, permit: Permit) {
+    /// Runs a refresh that goes alone.
+    async fn run_one(&self, refresh: Refresh, permit: Permit) {
         let span = tracing::debug_span!(
             "refresh",
             link = refresh.link_id.log_tag(),
@@ -452,8 +451,13 @@ impl Worker {
     }
 }
 
-/// Somebody to run a request, and its place in the budget.
-type Leave = (OwnedSemaphorePermit, Permit);
+/// What a request needs to start.
+struct Start {
+    /// Somebody to run it.
+    place: OwnedSemaphorePermit,
+    /// Its place in the budget.
+    permit: Permit,
+}
 
 fn class(lane: Lane) -> Class {
     match lane {
@@ -580,7 +584,7 @@ mod tests {
         let place = Place::new(script.client()).await;
         for refresh in place.claimed(3).await {
             let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
-            place.worker.run_next(refresh, permit).await;
+            place.worker.run_one(refresh, permit).await;
         }
         let waiting = "lease IS NULL AND blocked_reason IS NULL AND last_error_code = 'api_forbidden' \
              AND due_at BETWEEN 6000000 AND 7250000";
@@ -592,7 +596,7 @@ mod tests {
         let mut claimed = place.worker.queue.claim(request).await.unwrap().requests;
         assert_eq!(claimed.len(), 1);
         let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
-        place.worker.run_next(claimed.remove(0).remove(0), permit).await;
+        place.worker.run_one(claimed.remove(0).remove(0), permit).await;
         assert_eq!(place.count("last_error_code = 'api_forbidden' AND due_at = 1000000").await, 2);
     }
 }

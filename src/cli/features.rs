@@ -14,7 +14,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::database;
 use crate::features::explain::{self, Explanation};
-use crate::features::frozen::{self, Frozen, Wish};
+use crate::features::frozen::{self, Decision, Frozen};
 use crate::features::published;
 use crate::features::runs::{self, Mode, Run, Wanted};
 use crate::link_id::LinkId;
@@ -326,7 +326,7 @@ fn spans<'m>(months: impl Iterator<Item = &'m str>) -> String {
 
 fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exit> {
     let Freeze { decision_id, link, as_of, mode } = args.clone();
-    let order = Order::Freeze(Wish { decision_id, link_id: link, as_of, mode });
+    let order = Order::Freeze(Decision { decision_id, link_id: link, as_of, mode });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
     let Some(run) = run else { return Ok(ordered::exit(None)) };
     ordered::complain(&run, global)?;
