@@ -3,18 +3,17 @@
 //!
 //! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on record
 //! and, of a refresh, the first marks are too. *Promises* that both ways do the same, and the schedule's jobs with them. *Not
-//! here*: HTTP, and how each piece of work is done.
+//! here*: HTTP, how each piece of work is done, and when a refresh counts as ended, which is in `follow`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::belvo::{Client, Code, Down, Patience};
+use crate::belvo::{Client, Code, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
@@ -26,9 +25,9 @@ use crate::link_id::LinkId;
 use crate::links::{self, Directory, PAUSED, freshness};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
-use crate::recollect::{self, Recollector};
+use crate::recollect::Recollector;
 use crate::resources::{self, Resource};
-use crate::runs::{Failed, Kind, Progress, Reason, Runs};
+use crate::runs::{Failed, Kind, Reason, Report, Runs};
 use crate::schedule::Asker;
 use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
 use crate::subject::Subject;
@@ -37,16 +36,12 @@ use crate::webhook::log;
 use crate::webhook::replay::{Replayed, replay};
 use crate::widget::Widgets;
 
-/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted;
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// and where there are many, looks take one part of the time in so many.
-const LOOKS: u32 = 10;
+mod follow;
+
+use follow::{BelvoBefore, Wanted};
 
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
-
-/// Wait for the retry of an older failure only if it is due within this time.
-const OLD_FAILURE_WAITS: Duration = Duration::from_mins(1);
 
 /// What is ordered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +74,7 @@ pub enum Order {
     /// To compute features as of a date, and publish them.
     Features(features::Wanted),
     /// To keep the row of features that a decision used, as it is. The run is named by the decision.
-    Freeze(frozen::Wish),
+    Freeze(frozen::Decision),
     /// To compare the tracked links with Belvo's list.
     SyncLinks,
     /// To run this job now.
@@ -256,7 +251,7 @@ impl Operations {
                     return Err(Refused::Erased);
                 }
                 let name = Some(link.as_str().to_owned());
-                self.runs.start(Kind::Delete, name, reason, |progress| this.delete(link, progress)).await?
+                self.runs.start(Kind::Delete, name, reason, |report| this.delete(link, report)).await?
             }
             Order::Untrack(link) => {
                 let named = link.clone();
@@ -264,33 +259,33 @@ impl Operations {
                     return Err(Refused::NoLink);
                 }
                 let name = Some(link.as_str().to_owned());
-                self.runs.start(Kind::Untrack, name, reason, |progress| this.untrack(link, progress)).await?
+                self.runs.start(Kind::Untrack, name, reason, |report| this.untrack(link, report)).await?
             }
             Order::Erase(erasure) => return self.erase(erasure, reason).await,
             Order::Publish => {
-                let work = |progress| this.publish_and_tell(Scope::Changed, progress);
+                let work = |report| this.publish_and_tell(Scope::Changed, report);
                 self.runs.start(Kind::Publish, None, reason, work).await?
             }
             Order::Rebuild => {
-                let work = |progress| this.publish_and_tell(Scope::Everything, progress);
+                let work = |report| this.publish_and_tell(Scope::Everything, report);
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
             }
             Order::Features(wanted) => {
                 let name = Some(format!("{} {}", wanted.as_of, wanted.mode));
                 let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
-                let work = |progress| this.features(run, progress);
+                let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?
             }
-            Order::Freeze(wish) => return self.freeze(wish, reason).await,
+            Order::Freeze(decision) => return self.freeze(decision, reason).await,
             Order::SyncLinks => {
-                self.runs.start(Kind::SyncLinks, None, reason, |progress| this.sync_links(progress)).await?
+                self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?
             }
             Order::Job(name) => {
                 if !self.jobs.knows(&name) {
                     let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
                     return Err(Refused::NoJob { name, known });
                 }
-                let work = |progress| this.run_job(name.clone(), progress);
+                let work = |report| this.run_job(name.clone(), report);
                 self.runs.start(Kind::Job, Some(name.clone()), reason, work).await?
             }
             Order::Replay(which) => {
@@ -299,7 +294,7 @@ impl Operations {
                 {
                     return Err(Refused::NoWebhook(seq));
                 }
-                self.runs.start(Kind::Replay, None, reason, |progress| this.replay(which, progress)).await?
+                self.runs.start(Kind::Replay, None, reason, |report| this.replay(which, report)).await?
             }
         };
         Ok(run.to_string())
@@ -318,20 +313,19 @@ impl Operations {
             return Err(Refused::NoLink);
         }
         let since = self.clock.now();
-        let before = Standing::of(&self.client);
+        let before = BelvoBefore::of(&self.client);
         // The first are marked before the order is answered, so that the wish for one link outlives a crash.
         let first: Vec<_> = wanted.drain(..wanted.len().min(ROWS_AT_ONCE)).collect();
         self.mark(first.clone()).await?;
         // Whoever orders this may have mended them.
         self.client.try_keys_now();
         let this = self.clone();
-        let work = |progress: watch::Sender<Progress>| async move {
-            let total = (first.len() + wanted.len()) as u64;
-            progress.send_modify(|progress: &mut Progress| progress.total = Some(total));
+        let work = |report: Report| async move {
+            report.total((first.len() + wanted.len()) as u64);
             for some in wanted.chunks(ROWS_AT_ONCE) {
                 this.mark(some.to_vec()).await?;
             }
-            this.follow(first.into_iter().chain(wanted).collect(), since, before, &progress).await?;
+            this.follow(first.into_iter().chain(wanted).collect(), since, before, &report).await?;
             this.until_published().await
         };
         Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
@@ -353,69 +347,23 @@ impl Operations {
             return Err(Refused::NoLink);
         }
         let this = self.clone();
-        let work = |progress: watch::Sender<Progress>| async move {
-            progress.send_modify(|progress: &mut Progress| progress.total = Some(wanted.len() as u64));
+        let work = |report: Report| async move {
+            report.total(wanted.len() as u64);
             let outcome = this.recollector.recollect(wanted, &resources, Patience::Short).await?;
             // What a failure says of a link is to be published, too.
             this.settled.send_replace(());
-            progress.send_modify(|progress| {
-                let mut fail = |code: &str, count: usize| {
-                    if count > 0 {
-                        progress.fail(code, count as u64);
-                    }
-                };
-                fail(Code::LinkCooling.name(), outcome.cooling);
-                fail("link_unfit", outcome.unfit);
-                outcome.failed.iter().for_each(|(code, count)| fail(code, *count));
-            });
-            this.follow_recollects(outcome.asked, &progress).await?;
+            report.failed(Code::LinkCooling.name(), outcome.cooling as u64);
+            report.failed("link_unfit", outcome.unfit as u64);
+            outcome.failed.iter().for_each(|(code, count)| report.failed(code, *count as u64));
+            this.follow_recollects(outcome.asked, &report).await?;
             this.until_published().await
         };
         Ok(self.runs.start(Kind::Recollect, None, reason, work).await?.to_string())
     }
 
-    /// Waits until what Belvo reads again is listed, or is given up.
-    async fn follow_recollects(
-        &self,
-        mut asked: Vec<LinkId>,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(), Failed> {
-        let mut settled = self.settled.subscribe();
-        while !asked.is_empty() {
-            settled.mark_unchanged();
-            let (now, begun) = (self.clock.now(), Instant::now());
-            let look = move |tx: &Tx<'_>| {
-                let (mut seen, mut missed, mut waiting) = (0, 0, Vec::new());
-                for link in asked {
-                    match recollect::result(tx, &link, now)? {
-                        recollect::Seen::Yes => seen += 1,
-                        recollect::Seen::GivenUp => missed += 1,
-                        recollect::Seen::NotYet => waiting.push(link),
-                    }
-                }
-                Ok((seen, missed, waiting))
-            };
-            let (seen, missed, waiting) = self.store.read(look).await?;
-            let look = begun.elapsed();
-            progress.send_modify(|progress| {
-                progress.done += seen;
-                if missed > 0 {
-                    progress.fail("nothing_read", missed);
-                }
-            });
-            asked = waiting;
-            if !asked.is_empty() {
-                // A deadline that passes is no news.
-                let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
-                tokio::time::sleep(pause_after(look)).await;
-            }
-        }
-        Ok(())
-    }
-
     /// Deletes a link at Belvo, and waits until Belvo says that it is gone.
-    async fn delete(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        progress.send_modify(|progress| progress.total = Some(1));
+    async fn delete(self, link: LinkId, report: Report) -> Result<(), Failed> {
+        report.total(1);
         let mut news = self.queue.news();
         let deleted = self.deleter.delete(&link).await;
         deleted.map_err(|error| Failed::of(error.code(), error))?;
@@ -426,15 +374,15 @@ impl Operations {
             }
             let _ = tokio::time::timeout(NEWS_WITHIN, news.changed()).await;
         }
-        progress.send_modify(|progress| progress.done = 1);
+        report.done(1);
         self.until_published().await
     }
 
     /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
-    async fn untrack(self, link: LinkId, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn untrack(self, link: LinkId, report: Report) -> Result<(), Failed> {
         let now = self.clock.now();
         self.store.write(move |tx| links::pause_by_operator(tx, &link, now)).await?;
-        progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+        report.all_done(1);
         self.settled.send_replace(());
         Ok(())
     }
@@ -445,16 +393,14 @@ impl Operations {
         let id = wish.erasure.clone();
         let this = self.clone();
         let name = Some(id.clone());
-        let work = |progress: watch::Sender<Progress>| async move {
+        let work = |report: Report| async move {
             let links = plan.links.len() as u64;
-            progress.send_modify(|progress: &mut Progress| progress.total = Some(links));
+            report.total(links);
             let erased = this.eraser.erase(&id, &plan).await;
             this.settled.send_replace(());
             erased.map_err(|error| Failed::of(error.code(), error))?;
-            progress.send_modify(|progress| {
-                progress.done = links;
-                progress.snapshot = this.publisher.current();
-            });
+            report.done(links);
+            report.published(this.publisher.current());
             Ok(())
         };
         // A wish without a run would be carried out by the next start alone, although whoever asked was told that it failed.
@@ -463,8 +409,8 @@ impl Operations {
     }
 
     /// Keeps the row before the order is answered: its run has nothing left to do.
-    async fn freeze(&self, wish: frozen::Wish, reason: Reason) -> Result<String, Refused> {
-        let frozen::Wish { decision_id, link_id, as_of, mode } = wish;
+    async fn freeze(&self, decision: frozen::Decision, reason: Reason) -> Result<String, Refused> {
+        let frozen::Decision { decision_id, link_id, as_of, mode } = decision;
         let now = self.clock.now();
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
         let (publisher, link) = (Arc::clone(&self.publisher), link_id.clone());
@@ -485,8 +431,8 @@ impl Operations {
                 }
             }
         }
-        let done = |progress: watch::Sender<Progress>| async move {
-            progress.send_modify(|progress| (progress.total, progress.done) = (Some(1), 1));
+        let done = |report: Report| async move {
+            report.all_done(1);
             Ok(())
         };
         Ok(self.runs.start(Kind::Freeze, Some(decision_id), reason, done).await?.to_string())
@@ -525,61 +471,17 @@ impl Operations {
         Ok(())
     }
 
-    /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no longer for
-    /// those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`. These stay marked.
-    async fn follow(
-        &self,
-        mut wanted: Wanted,
-        since: Timestamp,
-        before: Standing,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(), Failed> {
-        let mut settled = self.settled.subscribe();
-        loop {
-            settled.mark_unchanged();
-            // Before the look: what ends in between is counted as what it came to.
-            let why = before.worsened(&self.client);
-            let (now, begun) = (self.clock.now(), Instant::now());
-            let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
-            let look = begun.elapsed();
-            if done > 0 || !failed.is_empty() {
-                progress.send_modify(|progress| {
-                    progress.done += done;
-                    for (code, count) in failed {
-                        progress.fail(&code, count);
-                    }
-                });
-            }
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            if let Some(code) = why {
-                // None of these leaves before that has ended; they stay marked until then.
-                let left = waiting.len() as u64;
-                progress.send_modify(|progress| progress.fail(code.name(), left));
-                return Ok(());
-            }
-            wanted = waiting;
-            // That the keys are refused is no end of a refresh.
-            let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
-            tokio::time::sleep(pause_after(look)).await;
-        }
-    }
-
-    async fn publish_and_tell(self, scope: Scope, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn publish_and_tell(self, scope: Scope, report: Report) -> Result<(), Failed> {
         let published = self.publish(scope).await?;
-        progress.send_modify(|progress| {
-            progress.snapshot = published.as_ref().map(|manifest| manifest.snapshot);
-            progress.done = published.as_ref().map_or(0, Manifest::rows);
-        });
+        report.published(published.as_ref().map(|manifest| manifest.snapshot));
+        report.done(published.as_ref().map_or(0, Manifest::rows));
         Ok(())
     }
 
     /// Publishes a run of features that is on record, and counts its rows.
-    async fn features(self, run: features::Run, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        self.clone().publish_and_tell(Scope::Changed, progress.clone()).await?;
-        let rows = self.feature_rows(run.as_of).await;
-        progress.send_modify(|progress| progress.done = rows);
+    async fn features(self, run: features::Run, report: Report) -> Result<(), Failed> {
+        self.clone().publish_and_tell(Scope::Changed, report.clone()).await?;
+        report.done(self.feature_rows(run.as_of).await);
         Ok(())
     }
 
@@ -609,27 +511,25 @@ impl Operations {
         synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
     }
 
-    async fn sync_links(self, progress: watch::Sender<Progress>) -> Result<(), Failed> {
-        let listed = self.compare_links(Patience::Short).await?;
-        progress.send_modify(|progress| progress.done = listed);
+    async fn sync_links(self, report: Report) -> Result<(), Failed> {
+        report.done(self.compare_links(Patience::Short).await?);
         Ok(())
     }
 
-    async fn run_job(self, name: String, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn run_job(self, name: String, report: Report) -> Result<(), Failed> {
         let Some(ran) = self.jobs.run_now(&name).await else {
             return Err(Failed { code: "stopping", message: "the schedule is ending".to_owned() });
         };
-        let count = ran?;
-        progress.send_modify(|progress| progress.done = count);
+        report.done(ran?);
         Ok(())
     }
 
-    async fn replay(self, which: Replay, progress: watch::Sender<Progress>) -> Result<(), Failed> {
+    async fn replay(self, which: Replay, report: Report) -> Result<(), Failed> {
         let total = match which {
             Replay::One(_) => 1,
             Replay::Quarantined => self.store.read(log::count_quarantined).await?,
         };
-        progress.send_modify(|progress| progress.total = Some(total));
+        report.total(total);
         let mut last = 0;
         loop {
             let seqs = match which {
@@ -644,17 +544,13 @@ impl Operations {
                 move |tx: &Tx<'_>| seqs.into_iter().map(|seq| replay(tx, seq, now)).collect::<Result<Vec<_>, _>>();
             let replayed = self.store.write(read_again).await?;
             self.queue.announce();
-            progress.send_modify(|progress| {
-                for replayed in replayed {
-                    match replayed {
-                        Replayed::Understood => progress.done += 1,
-                        Replayed::StillQuarantined => {
-                            progress.fail("quarantined", 1);
-                        }
-                        Replayed::Missing => progress.fail("no_such_webhook", 1),
-                    }
+            for replayed in replayed {
+                match replayed {
+                    Replayed::Understood => report.add_done(1),
+                    Replayed::StillQuarantined => report.failed("quarantined", 1),
+                    Replayed::Missing => report.failed("no_such_webhook", 1),
                 }
-            });
+            }
         }
     }
 
@@ -701,130 +597,4 @@ pub fn tracked(
         wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
     }
     Ok(wanted)
-}
-
-type Wanted = Vec<(LinkId, &'static Resource)>;
-
-/// What was known of Belvo when an order came.
-#[derive(Clone, Copy)]
-struct Standing {
-    down: Option<Down>,
-    keys_refused: u64,
-}
-
-impl Standing {
-    fn of(client: &Client) -> Self {
-        Self { down: client.down(), keys_refused: client.keys_refused() }
-    }
-
-    /// Why what waits comes to nothing: Belvo was found to refuse the keys, or to be down, once more since.
-    fn worsened(self, client: &Client) -> Option<Code> {
-        if client.refuses_keys() && client.keys_refused() > self.keys_refused {
-            return Some(Code::ApiAuth);
-        }
-        let down = client.down().filter(|down| self.down.is_none_or(|before| down.found > before.found));
-        down.map(|down| down.code)
-    }
-}
-
-/// How long to wait after a look that took `look`.
-fn pause_after(look: Duration) -> Duration {
-    LOOK_AGAIN.max(look * LOOKS)
-}
-
-/// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
-/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A list that lacked a
-/// row is done, too: the order made the refresh more urgent than a second look, so what is only that now was booked by the
-/// list that the order asked for.
-fn look(
-    tx: &Tx<'_>,
-    wanted: Wanted,
-    since: Timestamp,
-    now: Timestamp,
-) -> Result<(u64, BTreeMap<String, u64>, Wanted), store::Error> {
-    let (mut done, mut failed, mut waiting) = (0, BTreeMap::new(), Vec::new());
-    for (link_id, resource) in wanted {
-        // It was marked, so that only an erasure can have taken it away.
-        let Some(state) = queue::State::of(tx, &link_id, resource)? else {
-            *failed.entry(Refused::Erased.code().to_owned()).or_default() += 1;
-            continue;
-        };
-        let is_own = state.failed_at.is_some_and(|at| at >= since);
-        let is_far = state.due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
-        let (is_idle, has_failed) = (state.is_idle(now), state.attempts > 0 && (is_own || is_far));
-        // What a paused link failed at before says nothing of this order.
-        let paused = state.blocked_reason.as_deref().filter(|reason| *reason == PAUSED);
-        match paused.or_else(|| state.trouble()) {
-            Some(code) if is_idle || has_failed => *failed.entry(code.to_owned()).or_default() += 1,
-            _ if is_idle => done += 1,
-            _ => waiting.push((link_id, resource)),
-        }
-    }
-    Ok((done, failed, waiting))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::resources::owners;
-
-    #[test]
-    fn a_look_that_takes_long_is_followed_by_a_longer_pause() {
-        assert_eq!(pause_after(Duration::from_millis(3)), LOOK_AGAIN);
-        assert_eq!(pause_after(Duration::from_millis(900)), Duration::from_secs(9));
-    }
-
-    #[tokio::test]
-    async fn a_failure_from_before_the_order_is_not_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let id = |digit: u8| -> LinkId { format!("00000000-0000-4000-8000-00000000000{digit}").parse().unwrap() };
-        // Ordered at 100; the last failure and the next try of each.
-        let tries = [(1, 90, 103), (2, 90, 700), (3, 101, 104)];
-        let insert = move |tx: &Tx<'_>| {
-            tries.iter().try_for_each(|&(digit, failed, due)| {
-                tx.execute(
-                    "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, attempts, last_error_code, last_error_at) \
-                     VALUES ($1, 'owners', 1, $2, 1, 1, 'api_down', $3)",
-                    args![&id(digit), at(due), at(failed)],
-                )
-                .map(drop)
-            })
-        };
-        store.write(insert).await.unwrap();
-        let wanted = tries.map(|(digit, ..)| (id(digit), &owners::RESOURCE)).to_vec();
-        let (done, failed, waiting) = store.read(move |tx| look(tx, wanted, at(100), at(102))).await.unwrap();
-        assert_eq!((done, failed), (0, BTreeMap::from([("api_down".to_owned(), 2)])));
-        assert_eq!(waiting.into_iter().map(|(link_id, _)| link_id).collect::<Vec<_>>(), [id(1)]);
-    }
-
-    #[tokio::test]
-    async fn a_second_look_in_an_hour_is_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let link: LinkId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
-        let (wanted, confirmed) = (vec![(link.clone(), &owners::RESOURCE)], link.clone());
-        let look_at = |seconds| {
-            let wanted = wanted.clone();
-            store.read(move |tx| look(tx, wanted, at(100), at(seconds)))
-        };
-        // A second look was booked already when the order came: what it waits for is the order's own now.
-        let mark = move |tx: &Tx<'_>| {
-            queue::mark(tx, &link, &owners::RESOURCE, Trigger::Confirm, at(3700))?;
-            queue::mark(tx, &link, &owners::RESOURCE, Trigger::Operator, at(100))
-        };
-        store.write(mark).await.unwrap();
-        assert_eq!(look_at(101).await.unwrap().2.len(), 1);
-        // Its list lacks a row, and another is to agree in an hour.
-        let listed = move |tx: &Tx<'_>| {
-            tx.execute("UPDATE refreshes SET due_at = NULL, cleared = marks, last_fetched_at = $1", args![at(102)])?;
-            queue::mark(tx, &confirmed, &owners::RESOURCE, Trigger::Confirm, at(3702))
-        };
-        store.write(listed).await.unwrap();
-        let (done, failed, waiting) = look_at(103).await.unwrap();
-        assert_eq!((done, failed, waiting.len()), (1, BTreeMap::new(), 0));
-        assert_eq!(look_at(3703).await.unwrap().2.len(), 1, "a second look that is due is under way");
-    }
 }

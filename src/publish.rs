@@ -37,7 +37,7 @@ mod stage;
 mod tables;
 
 pub use error::{Error, Unpublished};
-pub use held::{Departure, Held};
+pub use held::{Departure, OwnLake};
 pub use pace::{Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
@@ -91,11 +91,11 @@ impl Publisher {
         clock: Clock,
     ) -> Result<Self, Error> {
         let lake = Lake::look(&settings.path);
-        let held = store.readers().read(|tx| Held::of(tx, &lake))?;
-        if held.is_in(&lake).is_ok() {
+        let own = store.readers().read(|tx| OwnLake::of(tx, &lake))?;
+        if own.is_in(&lake).is_ok() {
             Lake::open(&settings.path)?;
             // In another state's lake somebody may be at work.
-            if lake.last().is_none_or(|last| last.built_from.state_id == held.built_from.state_id) {
+            if lake.last().is_none_or(|last| last.built_from.state_id == own.built_from.state_id) {
                 lake.clear_staging()?;
             }
         }
@@ -161,7 +161,7 @@ impl Publisher {
         if scope == Scope::Changed {
             // Before anything is touched in the lake.
             let newest = if previous.is_none() { self.lake.newest() } else { None };
-            self.held()?.may_replace(&self.lake, previous.as_ref().or(newest.as_ref()))?;
+            self.own_lake()?.may_replace(&self.lake, previous.as_ref().or(newest.as_ref()))?;
         }
         self.lake.make()?;
         let mut published = self.publish_once(previous.as_ref(), scope);
@@ -192,16 +192,16 @@ impl Publisher {
     /// # Errors
     /// [`Error::OtherState`], [`Error::OlderState`], [`Error::Bare`]; [`Error::Store`] when it cannot be known.
     pub fn may_replace(&self) -> Result<(), Error> {
-        self.held()?.may_replace(&self.lake, self.lake.last().as_ref())
+        self.own_lake()?.may_replace(&self.lake, self.lake.last().as_ref())
     }
 
-    fn held(&self) -> Result<Held, store::Error> {
-        self.store.readers().read(|tx| Held::of(tx, &self.lake))
+    fn own_lake(&self) -> Result<OwnLake, store::Error> {
+        self.store.readers().read(|tx| OwnLake::of(tx, &self.lake))
     }
 
     /// Whether the lake is not there that was published into. Blocks.
     pub fn is_missing(&self) -> bool {
-        self.lake.is_bare() && self.held().is_ok_and(|held| held.is_in(&self.lake).is_err())
+        self.lake.is_bare() && self.own_lake().is_ok_and(|own| own.is_in(&self.lake).is_err())
     }
 
     /// Whether a file of the snapshot that readers see is not as it was published.
@@ -219,7 +219,7 @@ impl Publisher {
             let Some((manifest, sealed)) = staged else { return Ok(None) };
             // Before it is seen: a state that knows of less than its lake shows is an older one.
             let (lake, snapshot) = (self.lake.clone(), staging.snapshot);
-            self.store.write_blocking(move |tx| Held::note(tx, &lake, snapshot))?;
+            self.store.write_blocking(move |tx| OwnLake::note(tx, &lake, snapshot))?;
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))
         });

@@ -6,9 +6,9 @@
 //!
 //! *Takes* marks inside the caller's own transaction, so that a webhook and its mark are durable together. *Gives* due
 //! [`Refresh`]es to the worker, each to one. *Promises* that only the marks that a fetch saw when it began are cleared by
-//! it. *Not here*: who marks, and what a refresh does.
+//! it. *Not here*: who marks, and what a refresh does; which of those that are due go together is said in `claim`, and what
+//! is told of the queue in `view`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,6 +20,13 @@ use crate::link_id::LinkId;
 use crate::resources::Resource;
 use crate::store::{Error, Store, Tx, args};
 use crate::tombstones;
+
+mod claim;
+mod view;
+
+pub use claim::{ClaimRequest, Claimed, Fit};
+use claim::{choose, take};
+pub use view::{Backlog, Due, State, backlog, due, errors, is_busy, oldest_due, refused};
 
 /// Webhooks for a link and resource whose fetch began less than this ago wait until it is over, so that a burst of
 /// copies costs two fetches: the one that the first copy started, and one after the last.
@@ -147,30 +154,6 @@ impl Lane {
     }
 }
 
-/// How many refreshes of the resource, at least one, fit a request that the link's goes with.
-pub type Fit = Box<dyn Fn(&LinkId, &'static Resource) -> usize + Send>;
-
-/// What a claim may take.
-pub struct Wish {
-    /// Whose turn it is.
-    pub lane: Lane,
-    /// Whether the last in the lane's order are served first this time, so that nobody waits for ever.
-    pub is_reversed: bool,
-    /// How many requests may leave.
-    pub requests: usize,
-    /// How many refreshes of a resource, at least one, fit the request that this one goes with.
-    pub fit: Fit,
-}
-
-/// What a claim took.
-#[derive(Debug, Default)]
-pub struct Claimed {
-    /// For each request its refreshes, all of one resource.
-    pub requests: Vec<Vec<Refresh>>,
-    /// Due refreshes that were seen, of each resource, these among them.
-    pub due: HashMap<&'static str, usize>,
-}
-
 /// Marks `(link, resource)` as worth a look, not before `not_before`, inside the caller's transaction.
 ///
 /// # Errors
@@ -185,7 +168,7 @@ pub fn mark(
     // A scheduled refresh of an unconfirmed link gets no higher priority than its webhooks. A second look follows a list.
     let is_usual = trigger != Trigger::Schedule || news_priority(tx, link_id)? != Priority::Unknown;
     let priority = if is_usual { trigger.priority() } else { Priority::Unknown };
-    let Some(standing) = Standing::read(tx, link_id, resource)? else {
+    let Some(pending) = Pending::read(tx, link_id, resource)? else {
         // What was erased is not looked at again, whoever asks.
         if tombstones::is_erased(tx, link_id)? {
             return Ok(());
@@ -196,7 +179,7 @@ pub fn mark(
         )?;
         return Ok(());
     };
-    let (due, priority) = standing.after(trigger, priority, not_before);
+    let (due, priority) = pending.after(trigger, priority, not_before);
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL \
          WHERE link_id = $1 AND resource = $2",
@@ -218,7 +201,7 @@ pub fn mark_news(
     count: Option<i64>,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let Some(standing) = Standing::read(tx, link_id, resource)? else {
+    let Some(pending) = Pending::read(tx, link_id, resource)? else {
         tx.execute(
             "INSERT INTO refreshes (link_id, resource, marks, due_at, priority, webhook_count) VALUES ($1, $2, 1, $3, $4, $5)",
             args![link_id, resource.name, now, news_priority(tx, link_id)?.number(), count],
@@ -226,9 +209,9 @@ pub fn mark_news(
         return Ok(());
     };
     // What is urgent already stays so, whoever the link is.
-    let is_urgent = standing.due.is_some() && standing.priority == Priority::Webhook;
-    let priority = if is_urgent { standing.priority } else { news_priority(tx, link_id)? };
-    let (due, priority) = standing.after(Trigger::Webhook, priority, now);
+    let is_urgent = pending.due.is_some() && pending.priority == Priority::Webhook;
+    let priority = if is_urgent { pending.priority } else { news_priority(tx, link_id)? };
+    let (due, priority) = pending.after(Trigger::Webhook, priority, now);
     tx.execute(
         "UPDATE refreshes SET marks = marks + 1, due_at = $3, priority = $4, blocked_reason = NULL, \
          webhook_count = CASE WHEN $5 IS NOT NULL OR marks = cleared THEN $5 ELSE webhook_count END \
@@ -278,7 +261,7 @@ pub fn try_again(tx: &Tx<'_>, resource: &Resource, code: Code, now: Timestamp) -
 }
 
 /// What is wanted of a link and resource already.
-struct Standing {
+struct Pending {
     due: Option<Timestamp>,
     priority: Priority,
     attempts: i64,
@@ -287,7 +270,7 @@ struct Standing {
     failure: Option<Code>,
 }
 
-impl Standing {
+impl Pending {
     fn read(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
         tx.one(
             "SELECT due_at, priority, attempts, last_started_at, last_error_code FROM refreshes \
@@ -427,196 +410,14 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
     Ok(settled == 1)
 }
 
-/// What still waits or runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Backlog {
-    /// Refreshes that wait for their turn or run.
-    pub pending: u64,
-    /// Of these, those that failed and will be tried again.
-    pub retrying: u64,
-    /// Refreshes that wait for a person.
-    pub blocked: u64,
-}
-
-/// Counts what waits. A received webhook that is not followed up yet counts as one pending refresh.
+/// Lets refreshes be due earlier by as much as the clock was set back: they would wait for so much longer. A second look
+/// waits all the same, because it counts from lists that go by the clock from before.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn backlog(tx: &Tx<'_>) -> Result<Backlog, Error> {
-    let counted = tx.one(
-        "SELECT count(CASE WHEN due_at IS NOT NULL OR lease IS NOT NULL THEN 1 END) \
-         + (SELECT count(*) FROM webhooks WHERE outcome = 'received'), \
-         count(CASE WHEN due_at IS NOT NULL AND attempts > 0 THEN 1 END), count(blocked_reason) FROM refreshes",
-        args![],
-        |row| Ok(Backlog { pending: row.count(0)?, retrying: row.count(1)?, blocked: row.count(2)? }),
-    )?;
-    Ok(counted.unwrap_or_default())
-}
-
-/// What is due now, by who wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Due {
-    /// Refreshes that webhooks want.
-    pub webhook: u64,
-    /// Refreshes that a person wants.
-    pub operator: u64,
-    /// Refreshes that a job wants.
-    pub schedule: u64,
-    /// Second looks at what was missing from a list.
-    pub confirm: u64,
-}
-
-/// Counts what is due and not under way.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
-    let count = |priority: Priority| {
-        let sql = "SELECT count(*) FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL";
-        tx.count(sql, args![priority.number(), now])
-    };
-    Ok(Due {
-        webhook: count(Priority::Webhook)? + count(Priority::Unknown)?,
-        operator: count(Priority::Operator)?,
-        schedule: count(Priority::Schedule)?,
-        confirm: count(Priority::Confirm)?,
-    })
-}
-
-/// Since when the refresh could have begun that waits longest; `None` when none waits.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn oldest_due(tx: &Tx<'_>, now: Timestamp) -> Result<Option<Timestamp>, Error> {
-    // One step into the index for each.
-    let sql = "SELECT min(due_at) FROM refreshes WHERE priority = $1 AND due_at IS NOT NULL AND lease IS NULL";
-    let mut oldest = None;
-    for priority in Priority::ALL {
-        let since = tx.one(sql, args![priority.number()], |row| row.opt_at(0))?.flatten();
-        oldest = since.filter(|since| *since <= now).into_iter().chain(oldest).min();
-    }
-    Ok(oldest)
-}
-
-/// State of a refresh; the default is one that was never requested.
-#[derive(Debug, Clone, Default)]
-pub struct State {
-    /// Whether it runs.
-    pub is_leased: bool,
-    /// When it runs next; `None` when nobody wants it.
-    pub due_at: Option<Timestamp>,
-    /// Failed tries since it last came to something.
-    pub attempts: i64,
-    /// Code of the last failure; `None` when it came to something.
-    pub failure: Option<String>,
-    /// When it failed last.
-    pub failed_at: Option<Timestamp>,
-    /// Why it waits for a person.
-    pub blocked_reason: Option<String>,
-    /// When its last fetch began.
-    pub started_at: Option<Timestamp>,
-    /// When its last complete list came.
-    pub fetched_at: Option<Timestamp>,
-    /// When Belvo collected the newest of its records.
-    pub collected_at: Option<Timestamp>,
-    /// What the last webhook counted.
-    pub webhook_count: Option<i64>,
-    /// Number of the last change in which a record of it was seen otherwise than before.
-    pub sighted_seq: Option<i64>,
-    /// `None` for one that was never requested.
-    priority: Option<Priority>,
-}
-
-impl State {
-    /// That of a link's resource; `None` when nobody ever wanted it.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn of(tx: &Tx<'_>, link_id: &LinkId, resource: &Resource) -> Result<Option<Self>, Error> {
-        tx.one(
-            "SELECT lease IS NOT NULL, due_at, attempts, last_error_code, last_error_at, blocked_reason, last_fetched_at, \
-             last_collected_at, webhook_count, sighted_seq, priority, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
-            args![link_id, resource.name],
-            |row| {
-                Ok(Self {
-                    is_leased: row.int(0)? == 1,
-                    due_at: row.opt_at(1)?,
-                    attempts: row.int(2)?,
-                    failure: row.opt_text(3)?,
-                    failed_at: row.opt_at(4)?,
-                    blocked_reason: row.opt_text(5)?,
-                    fetched_at: row.opt_at(6)?,
-                    collected_at: row.opt_at(7)?,
-                    webhook_count: row.opt_int(8)?,
-                    sighted_seq: row.opt_int(9)?,
-                    priority: Some(Priority::of(row.int(10)?)?),
-                    started_at: row.opt_at(11)?,
-                })
-            },
-        )
-    }
-
-    /// Code of the last failure, or why it waits for somebody; `None` when it came to something.
-    pub fn trouble(&self) -> Option<&str> {
-        self.failure.as_deref().or(self.blocked_reason.as_deref())
-    }
-
-    /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for later,
-    /// because it lacked a row, is not what anybody asked for.
-    pub fn is_idle(&self, now: Timestamp) -> bool {
-        let is_booked = |due| self.priority == Some(Priority::Confirm) && due > now;
-        !self.is_leased && self.due_at.is_none_or(is_booked)
-    }
-}
-
-/// Lets everything be due earlier by as much as the clock was set back: it would wait for so much longer. A second look waits
-/// all the same, because it counts from lists that go by the clock from before.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn go_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
-    let refreshes = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
-    tx.execute(refreshes, args![by, Priority::Confirm.number()])?;
-    for (table, due) in [
-        ("links", "lookup_due_at"),
-        ("recollects", "free_at"),
-        ("recollects", "due_at"),
-        ("widget_sessions", "due_at"),
-        ("deletions", "due_at"),
-    ] {
-        tx.execute(&format!("UPDATE {table} SET {due} = {due} - $1 WHERE {due} IS NOT NULL"), args![by])?;
-    }
-    Ok(())
-}
-
-/// Whether any refresh runs or is due. Those that failed wait for their next try.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn is_busy(tx: &Tx<'_>, now: Timestamp) -> Result<bool, Error> {
-    let sql = "SELECT 1 FROM refreshes WHERE lease IS NOT NULL OR due_at <= $1 LIMIT 1";
-    Ok(tx.one(sql, args![now], |_| Ok(()))?.is_some())
-}
-
-/// How many refreshes failed last with each code.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
-    let sql = "SELECT last_error_code, count(*) FROM refreshes WHERE last_error_code IS NOT NULL GROUP BY 1";
-    Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?.into_iter().collect())
-}
-
-/// How many refreshes wait because Belvo refuses what they ask for. What it does not know may come yet, and is about a link.
-///
-/// # Errors
-/// [`Error::Database`].
-pub fn refused(tx: &Tx<'_>) -> Result<u64, Error> {
-    let codes = listed(Code::refused().filter(|code| *code != Code::NotFound));
-    let sql = format!(
-        "SELECT count(*) FROM refreshes WHERE due_at IS NOT NULL AND attempts > 0 AND last_error_code IN ({codes})"
-    );
-    tx.count(&sql, args![])
+pub fn move_back(tx: &Tx<'_>, by: Duration) -> Result<(), Error> {
+    let sql = "UPDATE refreshes SET due_at = due_at - $1 WHERE due_at IS NOT NULL AND priority <> $2";
+    tx.execute(sql, args![by, Priority::Confirm.number()]).map(drop)
 }
 
 /// Codes of ours as SQL takes them.
@@ -674,17 +475,17 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Database`], [`Error::NotDurable`].
-    pub async fn claim(&self, wish: Wish) -> Result<Claimed, Error> {
+    pub async fn claim(&self, request: ClaimRequest) -> Result<Claimed, Error> {
         let now = self.clock.now();
         self.store
             .write(move |tx| {
-                let (taken, due) = choose(tx, &wish, now)?;
+                let (taken, due) = choose(tx, &request, now)?;
                 if taken.is_empty() {
                     return Ok(Claimed { requests: Vec::new(), due });
                 }
                 let lease = tx.next_number("lease")?;
                 let requests = taken.into_iter().map(|refreshes| {
-                    refreshes.into_iter().filter_map(|waiting| take(tx, &waiting, lease, now).transpose()).collect()
+                    refreshes.into_iter().filter_map(|refresh| take(tx, &refresh, lease, now).transpose()).collect()
                 });
                 Ok(Claimed { requests: requests.collect::<Result<_, Error>>()?, due })
             })
@@ -711,97 +512,6 @@ impl Queue {
             })
             .await
     }
-}
-
-/// Due refreshes of each priority that a claim looks at; more than fit its requests, because some are of another
-/// resource.
-const LOOK_AHEAD: usize = 200;
-
-/// A due refresh, before it is leased.
-struct Waiting {
-    link_id: LinkId,
-    resource: &'static Resource,
-    due_at: Timestamp,
-}
-
-type Chosen = (Vec<Vec<Waiting>>, HashMap<&'static str, usize>);
-
-/// The refreshes for each request of `wish`, and how many of each resource are due.
-fn choose(tx: &Tx<'_>, wish: &Wish, now: Timestamp) -> Result<Chosen, Error> {
-    let limit = LOOK_AHEAD.max(wish.requests * 2);
-    // A line for each priority.
-    let mut waiting: [VecDeque<Waiting>; Priority::ALL.len()] = Default::default();
-    let mut due = HashMap::new();
-    for (priority, line) in Priority::ALL.into_iter().zip(&mut waiting) {
-        *line = tx
-            .all(
-                "SELECT link_id, resource, due_at FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL \
-                 ORDER BY due_at LIMIT $3",
-                args![priority.number(), now, limit],
-                |row| Ok(Waiting { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
-            )?
-            .into();
-        for refresh in line.iter() {
-            *due.entry(refresh.resource.name).or_default() += 1;
-        }
-    }
-    let mut order: Vec<usize> = wish.lane.priorities().iter().map(|priority| *priority as usize).collect();
-    if wish.is_reversed {
-        order.reverse();
-    }
-    let mut requests = Vec::new();
-    while requests.len() < wish.requests {
-        let Some(first) = order.iter().find_map(|priority| waiting[*priority].pop_front()) else { break };
-        let fit = (wish.fit)(&first.link_id, first.resource);
-        let mut request = vec![first];
-        // A link that may be made up goes with its like only: whatever it does to an answer, it does to those.
-        let goes_along = |priority: Priority| (priority == Priority::Unknown) == (wish.lane == Lane::Unknown);
-        for (_, line) in Priority::ALL.into_iter().zip(&mut waiting).filter(|(priority, _)| goes_along(*priority)) {
-            let mut others = VecDeque::new();
-            while request.len() < fit
-                && let Some(next) = line.pop_front()
-            {
-                if next.resource == request[0].resource && (wish.fit)(&next.link_id, next.resource) > 1 {
-                    request.push(next);
-                } else {
-                    others.push_back(next);
-                }
-            }
-            others.append(line);
-            *line = others;
-        }
-        requests.push(request);
-    }
-    Ok((requests, due))
-}
-
-fn take(tx: &Tx<'_>, waiting: &Waiting, lease: i64, now: Timestamp) -> Result<Option<Refresh>, Error> {
-    let Waiting { link_id, resource, due_at } = waiting;
-    tx.one(
-        "UPDATE refreshes SET lease = $3, lease_marks = marks, last_started_at = $4, due_at = NULL \
-         WHERE link_id = $1 AND resource = $2 RETURNING priority, attempts, webhook_count, \
-         CASE WHEN last_error_code = $5 THEN attempts ELSE 0 END, (SELECT s.item_count FROM link_snapshots s WHERE s.link_id = refreshes.link_id AND s.resource = refreshes.resource \
-         ORDER BY s.fetched_at DESC LIMIT 1)",
-        args![link_id, resource.name, lease, now, INCOMPLETE],
-        |row| {
-            let count = |column| row.int(column).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-            Ok(Refresh {
-                link_id: link_id.clone(),
-                resource,
-                attempts: count(1)?,
-                incomplete: count(3)?,
-                webhook_count: row.opt_int(2)?,
-                last_count: row.opt_int(4)?,
-                lease,
-                priority: Priority::of(row.int(0)?)?,
-                due_at: *due_at,
-            })
-        },
-    )
-}
-
-fn read_resource(name: &str) -> Result<&'static Resource, Error> {
-    Resource::by_name(name).ok_or(Error::Unreadable("a resource's name"))
 }
 
 #[cfg(test)]
@@ -836,8 +546,8 @@ mod tests {
 
         /// The requests that a claim of `lane` gives, as ids of links, with what was claimed.
         async fn claim(&self, lane: Lane) -> Vec<Vec<Refresh>> {
-            let wish = Wish { lane, is_reversed: false, requests: 9, fit: Box::new(|_, _| 50) };
-            self.queue.claim(wish).await.unwrap().requests
+            let request = ClaimRequest { lane, is_reversed: false, requests: 9, fit: Box::new(|_, _| 50) };
+            self.queue.claim(request).await.unwrap().requests
         }
     }
 
@@ -856,33 +566,6 @@ mod tests {
             assert_eq!(Priority::of(priority.number()).unwrap(), priority);
         }
         assert!(Priority::of(-1).is_err() && Priority::of(5).is_err());
-    }
-
-    #[tokio::test]
-    async fn what_is_due_goes_back_with_the_clock_and_a_second_look_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let at = |minutes: i64| Timestamp::from_micros(minutes * 60_000_000);
-        let other = "00000000-0000-4000-8000-000000000002";
-        let due = move |tx: &Tx<'_>| {
-            for (link, trigger) in [(LINK, Trigger::Webhook), (other, Trigger::Confirm)] {
-                mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
-            }
-            let others = [
-                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, 0, $2, 0)",
-                "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, '', 0, $2, 0, $2)",
-                "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ($1, 0, $2)",
-                "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, 0, $2)",
-            ];
-            others.iter().try_for_each(|sql| tx.execute(sql, args![LINK, at(500)]).map(drop))?;
-            go_back(tx, Duration::from_hours(2))?;
-            let others = "SELECT lookup_due_at FROM links UNION ALL SELECT free_at FROM recollects \
-                UNION ALL SELECT due_at FROM recollects UNION ALL SELECT due_at FROM widget_sessions \
-                UNION ALL SELECT due_at FROM deletions";
-            let refreshes = "SELECT due_at FROM refreshes ORDER BY priority";
-            Ok((tx.all(refreshes, args![], |row| row.at(0))?, tx.all(others, args![], |row| row.at(0))?))
-        };
-        assert_eq!(store.write(due).await.unwrap(), (vec![at(380), at(500)], vec![at(380); 5]));
     }
 
     #[tokio::test]

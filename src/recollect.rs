@@ -24,7 +24,7 @@ use crate::link_id::LinkId;
 use crate::links::{self, freshness};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{Resource, employments};
-use crate::store::{Error, Store, Tx, args};
+use crate::store::{Error, Row, Store, Tx, args};
 
 /// Belvo reads a link's institution at most once in this time.
 pub const COOL_DOWN: Duration = Duration::from_mins(10);
@@ -99,18 +99,15 @@ pub enum Seen {
 /// # Errors
 /// [`Error::Database`].
 pub fn result(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<Seen, Error> {
-    let latest = tx.one(
-        "SELECT resources, asked_at, change, due_at IS NULL FROM recollects WHERE link_id = $1",
-        args![link],
-        |row| Ok((row.text(0)?, row.at(1)?, row.int(2)?, row.int(3)? == 1)),
-    )?;
-    let Some((resources, asked_at, change, is_over)) = latest else { return Ok(Seen::GivenUp) };
-    for resource in resources.split(',').filter_map(Resource::by_name) {
-        let (is_seen, is_under_way) = standing(tx, link, resource, change, asked_at, now)?;
-        if is_under_way || (!is_seen && !is_over) {
+    let latest =
+        tx.one(&format!("SELECT {} FROM recollects WHERE link_id = $1", Ask::COLUMNS), args![link], Ask::read)?;
+    let Some(ask) = latest else { return Ok(Seen::GivenUp) };
+    for resource in &ask.resources {
+        let brought = ask.brought(tx, resource, now)?;
+        if brought.is_under_way || (!brought.is_seen && ask.due_at.is_some()) {
             return Ok(Seen::NotYet);
         }
-        if !is_seen {
+        if !brought.is_seen {
             return Ok(Seen::GivenUp);
         }
     }
@@ -379,56 +376,87 @@ fn note_refusal(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -
 /// Marks the resources of overdue asks whose results were not seen, and sets the next deadline. Asks that are still on their
 /// way, `asking`, have none yet.
 fn mark_overdue(tx: &Tx<'_>, asking: &HashSet<LinkId>, patience: Duration, now: Timestamp) -> Result<usize, Error> {
-    let mut due = tx.all(
-        "SELECT link_id, resources, asked_at, change, attempts, free_at FROM recollects WHERE due_at <= $1",
-        args![now],
-        |row| Ok((row.link_id(0)?, row.text(1)?, row.at(2)?, row.int(3)?, row.int(4)?, row.at(5)?)),
-    )?;
-    due.retain(|(link, ..)| !asking.contains(link));
+    let overdue = format!("SELECT {} FROM recollects WHERE due_at <= $1", Ask::COLUMNS);
+    let mut overdue = tx.all(&overdue, args![now], Ask::read)?;
+    overdue.retain(|ask| !asking.contains(&ask.link));
     let mut marked = 0;
-    for (link, resources, asked_at, change, attempts, free_at) in due {
+    for ask in overdue {
         let mut is_waiting = false;
-        for resource in resources.split(',').filter_map(Resource::by_name) {
-            let (is_seen, is_under_way) = standing(tx, &link, resource, change, asked_at, now)?;
-            is_waiting |= !is_seen;
-            if !is_seen && !is_under_way {
-                queue::mark(tx, &link, resource, Trigger::Operator, now)?;
+        for resource in &ask.resources {
+            let brought = ask.brought(tx, resource, now)?;
+            is_waiting |= !brought.is_seen;
+            if !brought.is_seen && !brought.is_under_way {
+                queue::mark(tx, &ask.link, resource, Trigger::Operator, now)?;
                 // An operator may have stopped it since, or had it deleted.
-                links::hold(tx, &link, Some(resource))?;
+                links::hold(tx, &ask.link, Some(resource))?;
                 marked += 1;
             }
         }
-        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
-        let wait = doubled(patience, attempts, patience * LONGEST_WAIT);
+        let wait = doubled(patience, ask.attempts, patience * LONGEST_WAIT);
         // The request may have been sent long after it was recorded; the cool-down counts from sending.
-        let is_over = !is_waiting || now.since(free_at - COOL_DOWN) + wait > GIVE_UP;
+        let is_over = !is_waiting || now.since(ask.free_at - COOL_DOWN) + wait > GIVE_UP;
         tx.execute(
             "UPDATE recollects SET attempts = attempts + 1, due_at = $2 WHERE link_id = $1",
-            args![&link, (!is_over).then(|| now + wait)],
+            args![&ask.link, (!is_over).then(|| now + wait)],
         )?;
     }
     Ok(marked)
 }
 
-/// Whether a resource shows what the ask brought, and whether it is to be listed or is being so. It shows it when a later
-/// list differs from what was known at the ask, or when a webhook came and its list is kept. A second look that a list has
-/// booked for later, because it lacked a row, is not about what the ask brought.
-fn standing(
-    tx: &Tx<'_>,
-    link: &LinkId,
-    resource: &Resource,
-    change: i64,
+/// The latest ask for a link, as it is on record.
+struct Ask {
+    link: LinkId,
+    resources: Vec<&'static Resource>,
     asked_at: Timestamp,
-    now: Timestamp,
-) -> Result<(bool, bool), Error> {
-    let Some(state) = queue::State::of(tx, link, resource)? else { return Ok((false, false)) };
-    let webhook = "SELECT last_webhook_at FROM links WHERE link_id = $1";
-    let webhook_at = tx.one(webhook, args![link], |row| row.opt_at(0))?.flatten();
-    let is_told = [state.fetched_at, webhook_at].iter().all(|at| at.is_some_and(|at| at >= asked_at));
-    // A list that was begun before the ask shows nothing of what it brought.
-    let is_later = state.started_at.is_some_and(|started_at| started_at >= asked_at);
-    let is_seen = is_later && (state.sighted_seq.is_some_and(|seen| seen > change) || is_told);
-    Ok((is_seen, !state.is_idle(now)))
+    /// Number of the change that wrote it down.
+    change: i64,
+    /// Looks at what it brought that no webhook told of.
+    attempts: u32,
+    /// Until when the link rests.
+    free_at: Timestamp,
+    /// When it is looked at next without a webhook; `None` when that is over.
+    due_at: Option<Timestamp>,
+}
+
+/// What an ask has brought of a resource.
+struct Brought {
+    /// Whether its list shows it.
+    is_seen: bool,
+    /// Whether it is to be listed, or is being so.
+    is_under_way: bool,
+}
+
+impl Ask {
+    /// What [`Ask::read`] reads.
+    const COLUMNS: &str = "link_id, resources, asked_at, change, attempts, free_at, due_at";
+
+    fn read(row: &Row<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            link: row.link_id(0)?,
+            resources: row.str(1)?.split(',').filter_map(Resource::by_name).collect(),
+            asked_at: row.at(2)?,
+            change: row.int(3)?,
+            attempts: u32::try_from(row.int(4)?).unwrap_or(u32::MAX),
+            free_at: row.at(5)?,
+            due_at: row.opt_at(6)?,
+        })
+    }
+
+    /// What it has brought of `resource`. That is seen when a later list differs from what was known at the ask, or when a
+    /// webhook came and its list is kept. A second look that a list has booked for later, because it lacked a row, is not
+    /// about what the ask brought.
+    fn brought(&self, tx: &Tx<'_>, resource: &Resource, now: Timestamp) -> Result<Brought, Error> {
+        let Some(state) = queue::State::of(tx, &self.link, resource)? else {
+            return Ok(Brought { is_seen: false, is_under_way: false });
+        };
+        let webhook = "SELECT last_webhook_at FROM links WHERE link_id = $1";
+        let webhook_at = tx.one(webhook, args![&self.link], |row| row.opt_at(0))?.flatten();
+        let is_told = [state.fetched_at, webhook_at].iter().all(|at| at.is_some_and(|at| at >= self.asked_at));
+        // A list that was begun before the ask shows nothing of what it brought.
+        let is_later = state.started_at.is_some_and(|started_at| started_at >= self.asked_at);
+        let is_seen = is_later && (state.sighted_seq.is_some_and(|seen| seen > self.change) || is_told);
+        Ok(Brought { is_seen, is_under_way: !state.is_idle(now) })
+    }
 }
 
 #[cfg(test)]

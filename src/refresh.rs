@@ -5,8 +5,6 @@
 //! whoever lost its lease keeps nothing, and that no link spoils another's answer: what looks odd in an answer for many is
 //! asked for alone.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -15,25 +13,23 @@ use crate::belvo::{Class, Client, Code, Failure, Permit};
 use crate::fetch::many::{Lists, Useless, fetch_many};
 use crate::fetch::trust::{self, Trust, Way};
 use crate::fetch::{RawPages, fetch};
-use crate::flatten::{Comparison, Inspection};
-use crate::lane::{in_background, result_of};
+use crate::flatten::Comparison;
+use crate::lane::result_of;
 use crate::link_id::LinkId;
 use crate::links;
 use crate::origin;
 use crate::queue::{self, Outcome, Refresh, Trigger};
-use crate::records::{self, Drift, Foreign, Kept, Listing, Record};
+use crate::records::{self, Foreign, Kept, Listing};
 use crate::resources::Resource;
 use crate::store::{Error as StoreError, Store};
 
+mod reading;
+
+pub use reading::Inspections;
+use reading::{count_drift, read, read_side_by_side};
+
 /// How often an empty list is fetched again, when a webhook counted records, before it is believed.
 const MOST_INCOMPLETE: u32 = 5;
-
-/// Bytes of a list that are read where it came in: a thousandth of a second's work, for which another thread is not worth
-/// waking.
-const READ_IN_PLACE: usize = 256 << 10;
-
-/// Threads that read the lists of one answer side by side.
-const READERS: usize = 4;
 
 /// What a refresh needs.
 #[derive(Clone)]
@@ -48,21 +44,6 @@ pub struct Refresher {
     pub inspections: Inspections,
     /// Whether many links go in one request.
     pub trust: Trust,
-}
-
-/// Inspections that nobody uses just now, by resource. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Inspections(Arc<Mutex<HashMap<&'static str, Vec<Inspection>>>>);
-
-impl Inspections {
-    fn take(&self, resource: &'static Resource) -> Inspection {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(resource.name).and_then(Vec::pop);
-        idle.unwrap_or_else(|| Inspection::of(resource))
-    }
-
-    fn give_back(&self, resource: &'static Resource, inspection: Inspection) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(resource.name).or_default().push(inspection);
-    }
 }
 
 /// Why a refresh came to nothing.
@@ -120,7 +101,7 @@ impl Refresher {
         {
             return Err(Error::Incomplete);
         }
-        let listing = self.read(refresh, pages).await?;
+        let listing = read(refresh, pages, &self.inspections).await?;
         self.keep(refresh, listing).await
     }
 
@@ -201,20 +182,7 @@ impl Refresher {
             refreshes.into_iter().zip(lists.of_links).partition(|(refresh, pages)| !lacks_records(refresh, pages));
         let mut ended: Vec<_> = unsure.into_iter().map(|(refresh, _)| self.leave_alone(refresh)).collect();
 
-        let mut reading = JoinSet::new();
-        let readers = lists.size.div_ceil(READ_IN_PLACE).clamp(1, READERS);
-        let mut parts: Vec<Vec<(Refresh, RawPages)>> = (0..readers).map(|_| Vec::new()).collect();
-        sure.into_iter().enumerate().for_each(|(at, one)| parts[at % readers].push(one));
-        for part in parts {
-            let inspections = self.inspections.clone();
-            reading.spawn_blocking(move || {
-                let read = |(refresh, pages)| {
-                    let read = read(&refresh, &pages, &inspections);
-                    (refresh, read)
-                };
-                part.into_iter().map(read).collect::<Vec<_>>()
-            });
-        }
+        let mut reading = read_side_by_side(sure, lists.size, &self.inspections);
         let mut keeping = JoinSet::new();
         while let Some(part) = reading.join_next().await {
             for (refresh, read) in result_of(part) {
@@ -234,15 +202,6 @@ impl Refresher {
             ended.push(result_of(kept));
         }
         ended
-    }
-
-    /// Reads the records, away from the async threads when there are many.
-    async fn read(&self, refresh: &Refresh, pages: RawPages) -> Result<Listing, Error> {
-        if pages.size() <= READ_IN_PLACE {
-            return Ok(read(refresh, &pages, &self.inspections)?);
-        }
-        let (refresh, inspections) = (refresh.clone(), self.inspections.clone());
-        Ok(in_background(move || read(&refresh, &pages, &inspections)).await?)
     }
 
     async fn keep(&self, refresh: &Refresh, listing: Listing) -> Result<Kept, Error> {
@@ -288,7 +247,7 @@ impl Refresher {
             return Err(Failure::own(Code::SimulatedMismatch, endpoint).into());
         };
         if kept.versions > 0 {
-            drift.count(name);
+            count_drift(&drift, name);
         }
         Ok(kept)
     }
@@ -299,45 +258,4 @@ impl Refresher {
 fn lacks_records(refresh: &Refresh, pages: &RawPages) -> bool {
     let expected = refresh.last_count.unwrap_or(1).max(refresh.webhook_count.unwrap_or(0));
     i64::try_from(pages.len()).is_ok_and(|found| found < expected)
-}
-
-impl Drift {
-    fn count(&self, resource: &'static str) {
-        for (kind, count) in [("field", self.unknown_fields), ("value", self.unknown_values)] {
-            if count > 0 {
-                metrics::counter!("vinculo_schema_drift_total", "resource" => resource, "kind" => kind)
-                    .increment(count as u64);
-            }
-        }
-        if self.rejected > 0 {
-            metrics::counter!("vinculo_rejected_records_total", "resource" => resource).increment(self.rejected as u64);
-            tracing::warn!(
-                code = "rejected_records",
-                resource,
-                count = self.rejected,
-                "records cannot be flattened; see rejected_records"
-            );
-        }
-    }
-}
-
-fn read(refresh: &Refresh, pages: &RawPages, inspections: &Inspections) -> Result<Listing, Foreign> {
-    let Refresh { link_id, resource, .. } = refresh;
-    let mut drift = Drift::default();
-    let mut inspection = inspections.take(resource);
-    let records = pages.records().map(|json| {
-        match inspection.inspect(json) {
-            Ok(found) => {
-                drift.unknown_fields += found.unknown_fields;
-                drift.unknown_values += found.unknown_values;
-            }
-            Err(_) => drift.rejected += 1,
-        }
-        let record = Record::read(resource, link_id, json)?;
-        drift.unknown_values += usize::from(record.is_ahead(pages.fetched_at));
-        Ok(record)
-    });
-    let records = records.collect::<Result<Vec<_>, Foreign>>();
-    inspections.give_back(resource, inspection);
-    Ok(Listing { started_at: pages.started_at, fetched_at: pages.fetched_at, records: records?, drift })
 }

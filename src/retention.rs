@@ -50,34 +50,34 @@ struct Kind {
     /// Where such things are, with their link `l`, and which are due: `$1` is now, `$2` for how long they are kept.
     due: &'static str,
     /// Removes what has these keys, and gives the number of rows that went.
-    remove: fn(&Tx<'_>, Timestamp, &Kept, &[Key]) -> Result<usize, Error>,
+    remove: fn(&Tx<'_>, Timestamp, &Rule, &[Key]) -> Result<usize, Error>,
 }
 
 impl Kind {
     /// The keys of at most [`ROWS_AT_ONCE`] things that are due, after the key `after`.
-    fn find(self, tx: &Tx<'_>, now: Timestamp, kept: &Kept, after: &Key) -> Result<Vec<Key>, Error> {
-        tx.all(&self.find_sql(), &kept.args(now, after), |row| {
+    fn find(self, tx: &Tx<'_>, now: Timestamp, rule: &Rule, after: &Key) -> Result<Vec<Key>, Error> {
+        tx.all(&self.find_sql(), &rule.args(now, after), |row| {
             Ok(([row.text(0)?, row.text(1)?, row.text(2)?], row.int(3)?))
         })
     }
 
     /// Whether what has this key is due: a webhook, an erasure or a list may have come since it was found.
-    fn is_due(self, tx: &Tx<'_>, now: Timestamp, kept: &Kept, key: &Key) -> Result<bool, Error> {
-        Ok(tx.one(&self.is_due_sql(), &kept.args(now, key), |_| Ok(()))?.is_some())
+    fn is_due(self, tx: &Tx<'_>, now: Timestamp, rule: &Rule, key: &Key) -> Result<bool, Error> {
+        Ok(tx.one(&self.is_due_sql(), &rule.args(now, key), |_| Ok(()))?.is_some())
     }
 
     fn find_sql(self) -> String {
         let (all, (columns, places)) = (self.key.join(", "), self.columns());
-        let (due, means) = (self.due, Kept::MEANS);
+        let (due, means) = (self.due, Rule::MEANS);
         format!("SELECT {all} FROM {due} AND {means} AND ({columns}) > ({places}) ORDER BY {columns} LIMIT $3")
     }
 
     fn is_due_sql(self) -> String {
         let (columns, places) = self.columns();
-        format!("SELECT 1 FROM {} AND {} AND ({columns}) = ({places})", self.due, Kept::MEANS)
+        format!("SELECT 1 FROM {} AND {} AND ({columns}) = ({places})", self.due, Rule::MEANS)
     }
 
-    /// The columns that the table's key has, and the parameters of [`Kept::args`] for them.
+    /// The columns that the table's key has, and the parameters of [`Rule::args`] for them.
     fn columns(self) -> (String, String) {
         let is_there = |(column, _): &(&str, &str)| !matches!(*column, "''" | "0");
         let (columns, places): (Vec<_>, Vec<_>) =
@@ -148,7 +148,7 @@ const QUARANTINE: Kind = Kind {
 
 /// How long things are kept, and of whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Kept {
+struct Rule {
     /// For how long.
     time: Duration,
     /// Of whom.
@@ -165,8 +165,8 @@ enum Whose {
     Saying(Option<String>),
 }
 
-impl Kept {
-    /// What a link `l` has to say to be meant, in SQL; `$4` and `$5` are [`Kept::all`] and [`Kept::saying`].
+impl Rule {
+    /// What a link `l` has to say to be meant, in SQL; `$4` and `$5` are [`Rule::all`] and [`Rule::saying`].
     const MEANS: &str = "($4 = 1 OR l.stale_in IS NOT DISTINCT FROM $5)";
 
     fn all(&self) -> bool {
@@ -222,8 +222,8 @@ impl Retention {
             (QUARANTINE, quarantine),
         ];
         for (kind, keep) in kinds {
-            for kept in self.spans(keep).await? {
-                self.remove_kind(kind, &kept, now, gone).await?;
+            for rule in self.rules(keep).await? {
+                self.remove_kind(kind, &rule, now, gone).await?;
             }
         }
         Ok(())
@@ -233,25 +233,25 @@ impl Retention {
     async fn remove_kind(
         &self,
         kind: Kind,
-        kept: &Kept,
+        rule: &Rule,
         now: Timestamp,
         gone: &mut BTreeMap<&'static str, u64>,
     ) -> Result<(), Error> {
         let mut after = Key::default();
         loop {
-            let kept_of = kept.clone();
-            let found = self.store.read(move |tx| kind.find(tx, now, &kept_of, &after)).await?;
+            let asked = rule.clone();
+            let found = self.store.read(move |tx| kind.find(tx, now, &asked, &after)).await?;
             let Some(last) = found.last() else { return Ok(()) };
             after = last.clone();
-            let kept = kept.clone();
+            let rule = rule.clone();
             let remove = move |tx: &Tx<'_>| {
                 let mut due = Vec::with_capacity(found.len());
                 for key in &found {
-                    if kind.is_due(tx, now, &kept, key)? {
+                    if kind.is_due(tx, now, &rule, key)? {
                         due.push(key.clone());
                     }
                 }
-                (kind.remove)(tx, now, &kept, &due)
+                (kind.remove)(tx, now, &rule, &due)
             };
             let rows = self.store.write(remove).await?;
             if rows > 0 {
@@ -260,16 +260,16 @@ impl Retention {
         }
     }
 
-    /// What `keep` comes to: one length of time, or one for each `stale_in` that links have.
-    async fn spans(&self, keep: Keep) -> Result<Vec<Kept>, Error> {
+    /// What `keep` comes to: one rule for all, or one for each `stale_in` that links have.
+    async fn rules(&self, keep: Keep) -> Result<Vec<Rule>, Error> {
         let confirm_after = self.confirm_after;
         match keep {
             Keep::Forever => Ok(Vec::new()),
-            Keep::For(time) => Ok(vec![Kept { time, of: Whose::All, confirm_after }]),
+            Keep::For(time) => Ok(vec![Rule { time, of: Whose::All, confirm_after }]),
             Keep::StaleIn => {
                 let told = "SELECT DISTINCT stale_in FROM links WHERE stale_in IS NOT NULL";
                 let told = self.store.read(|tx| tx.all(told, args![], |row| row.text(0))).await?;
-                let of = |stale_in: Option<String>| Kept {
+                let of = |stale_in: Option<String>| Rule {
                     time: links::keeps_for(stale_in.as_deref()),
                     of: Whose::Saying(stale_in),
                     confirm_after,
@@ -280,7 +280,7 @@ impl Retention {
     }
 }
 
-fn remove_bodies(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<usize, Error> {
+fn remove_bodies(tx: &Tx<'_>, _: Timestamp, _: &Rule, keys: &[Key]) -> Result<usize, Error> {
     let mut rows = 0;
     for ([link_id, resource, _], _) in keys {
         for table in ["records", "record_ids", "record_versions", "link_snapshots"] {
@@ -303,7 +303,7 @@ fn remove_bodies(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<us
     Ok(rows)
 }
 
-fn remove_ended_records(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<usize, Error> {
+fn remove_ended_records(tx: &Tx<'_>, _: Timestamp, _: &Rule, keys: &[Key]) -> Result<usize, Error> {
     let mut rows = 0;
     for ([link_id, resource, record_key], _) in keys {
         let ended_at = "SELECT version_at FROM records WHERE link_id = $1 AND resource = $2 AND record_key = $3";
@@ -318,13 +318,13 @@ fn remove_ended_records(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Re
     Ok(rows)
 }
 
-fn remove_versions(tx: &Tx<'_>, now: Timestamp, kept: &Kept, keys: &[Key]) -> Result<usize, Error> {
-    keys.chunk_by(|one, next| one.0 == next.0).map(|of_record| remove_superseded(tx, of_record, now, kept)).sum()
+fn remove_versions(tx: &Tx<'_>, now: Timestamp, rule: &Rule, keys: &[Key]) -> Result<usize, Error> {
+    keys.chunk_by(|one, next| one.0 == next.0).map(|of_record| remove_superseded(tx, of_record, now, rule)).sum()
 }
 
 /// Removes those `versions` of one record that go; the lists from before what is left of it count for no earlier time. Gives
 /// their number.
-fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, kept: &Kept) -> Result<usize, Error> {
+fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, rule: &Rule) -> Result<usize, Error> {
     let (mut rows, mut first_gone) = (0, None);
     let [link_id, resource, record_key] = &versions[0].0;
     for &(_, version) in versions {
@@ -335,7 +335,7 @@ fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, kept: &Kept)
             |row| Ok(row.int(0)? == 1),
         )?;
         let is_late = is_late == Some(true);
-        if !is_late && !is_replaced(tx, &place, now, kept)? {
+        if !is_late && !is_replaced(tx, &place, now, rule)? {
             continue;
         }
         rows += tx.execute(
@@ -367,7 +367,7 @@ fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, kept: &Kept)
 
 /// Whether a later version, as old as what may go, took the place of this one: one that cannot be flattened takes the place
 /// of such only, and the last good one stays; so does one of which rows stand that no second list said are gone.
-fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kept) -> Result<bool, Error> {
+fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, rule: &Rule) -> Result<bool, Error> {
     let VersionPlace { link_id, resource, record_key, version } = *place;
     let Some(of) = Resource::by_name(resource) else { return Ok(false) };
     let mut inspection = Inspection::of(of);
@@ -376,7 +376,7 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
         tx.one(
             "SELECT version, fetched_at, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
              AND is_late = 0 AND version >= $4 AND fetched_at < $5 - $6 ORDER BY version LIMIT 1",
-            args![link_id, resource, record_key, version, now, kept.time],
+            args![link_id, resource, record_key, version, now, rule.time],
             |row| {
                 let version = row.int(0)?;
                 let opened = VersionPlace { version, ..*place }.open(tx, row.bytes(2)?);
@@ -392,7 +392,7 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, kept: &Kep
         after = later;
         let Some(new) = good else { continue };
         let loses_rows = !old.is_empty() && !new.is_empty() && Comparison::of(of).loss(&old, &new) == Loss::Rows;
-        return Ok(!loses_rows || records::is_settled(tx, link_id, resource, fetched_at + kept.confirm_after)?);
+        return Ok(!loses_rows || records::is_settled(tx, link_id, resource, fetched_at + rule.confirm_after)?);
     }
     Ok(false)
 }
@@ -417,7 +417,7 @@ fn count_lists_from(
     .map(drop)
 }
 
-fn remove_webhooks(tx: &Tx<'_>, _: Timestamp, _: &Kept, keys: &[Key]) -> Result<usize, Error> {
+fn remove_webhooks(tx: &Tx<'_>, _: Timestamp, _: &Rule, keys: &[Key]) -> Result<usize, Error> {
     keys.iter().map(|(_, seq)| tx.execute("DELETE FROM webhooks WHERE seq = $1", args![*seq])).sum()
 }
 
@@ -554,12 +554,12 @@ mod tests {
     async fn what_is_due_is_looked_for_from_the_last_key_on_and_looked_at_again_by_its_key() {
         let place = Place::new(FOREVER).await;
         let of = Whose::Saying(Some("30d".to_owned()));
-        let kept = Kept { time: Duration::ZERO, of, confirm_after: Duration::ZERO };
+        let rule = Rule { time: Duration::ZERO, of, confirm_after: Duration::ZERO };
         for kind in [BODIES, ENDED_RECORDS, HISTORY, FROZEN_FEATURES, WEBHOOKS, QUARANTINE] {
             for (sql, begins) in [(kind.find_sql(), ">"), (kind.is_due_sql(), "=?")] {
-                let (kept, sql) = (kept.clone(), format!("EXPLAIN QUERY PLAN {sql}"));
+                let (rule, sql) = (rule.clone(), format!("EXPLAIN QUERY PLAN {sql}"));
                 let plan = move |tx: &Tx<'_>| {
-                    tx.all(&sql, &kept.args(Timestamp::from_micros(0), &Key::default()), |row| row.text(3))
+                    tx.all(&sql, &rule.args(Timestamp::from_micros(0), &Key::default()), |row| row.text(3))
                 };
                 let plan = place.retention.store.read(plan).await.unwrap();
                 let steps = plan.iter().filter(|step| step.starts_with("SEARCH") || step.starts_with("SCAN"));
@@ -574,13 +574,13 @@ mod tests {
     async fn what_has_become_current_again_since_it_was_found_stays() {
         let place = Place::new(config::Retention { history: days(10), ..FOREVER }).await;
         let now = Timestamp::from_micros(1000 * DAY);
-        let kept = Kept { time: Duration::from_hours(240), of: Whose::All, confirm_after: Duration::ZERO };
+        let rule = Rule { time: Duration::from_hours(240), of: Whose::All, confirm_after: Duration::ZERO };
         let due = move |tx: &Tx<'_>| {
-            let found = HISTORY.find(tx, now, &kept, &Key::default())?;
+            let found = HISTORY.find(tx, now, &rule, &Key::default())?;
             assert_eq!(found.len(), 2, "the first version of each link's record");
-            assert!(HISTORY.find(tx, now, &kept, &found[1])?.is_empty());
+            assert!(HISTORY.find(tx, now, &rule, &found[1])?.is_empty());
             tx.execute("UPDATE records SET version = 1 WHERE link_id = 'short'", args![])?;
-            found.iter().map(|key| HISTORY.is_due(tx, now, &kept, key)).collect::<Result<Vec<_>, _>>()
+            found.iter().map(|key| HISTORY.is_due(tx, now, &rule, key)).collect::<Result<Vec<_>, _>>()
         };
         assert_eq!(place.retention.store.write(due).await.unwrap(), [false, true]);
     }

@@ -129,10 +129,43 @@ impl Progress {
     pub fn ended(&self) -> u64 {
         self.done + self.failed.values().sum::<u64>()
     }
+}
 
-    /// Counts `count` more that failed with `code`.
-    pub fn fail(&mut self, code: &str, count: u64) {
-        *self.failed.entry(code.to_owned()).or_default() += count;
+/// With what the work of a run says how far it has come. Cheap to clone.
+#[derive(Clone)]
+pub struct Report(watch::Sender<Progress>);
+
+impl Report {
+    /// It is about `count` things.
+    pub fn total(&self, count: u64) {
+        self.0.send_modify(|progress| progress.total = Some(count));
+    }
+
+    /// Of these, `count` are done.
+    pub fn done(&self, count: u64) {
+        self.0.send_modify(|progress| progress.done = count);
+    }
+
+    /// It was about `count` things, and all are done.
+    pub fn all_done(&self, count: u64) {
+        self.0.send_modify(|progress| (progress.total, progress.done) = (Some(count), count));
+    }
+
+    /// So many more are done.
+    pub fn add_done(&self, count: u64) {
+        self.0.send_modify(|progress| progress.done += count);
+    }
+
+    /// So many more failed with `code`. None leaves no trace, for a run that names a code is not done.
+    pub fn failed(&self, code: &str, count: u64) {
+        if count > 0 {
+            self.0.send_modify(|progress| *progress.failed.entry(code.to_owned()).or_default() += count);
+        }
+    }
+
+    /// It published this snapshot; `None` when nothing had changed.
+    pub fn published(&self, snapshot: Option<u32>) {
+        self.0.send_modify(|progress| progress.snapshot = snapshot);
     }
 }
 
@@ -228,7 +261,7 @@ impl Runs {
         kind: Kind,
         name: Option<String>,
         reason: Reason,
-        work: impl FnOnce(watch::Sender<Progress>) -> F,
+        work: impl FnOnce(Report) -> F,
     ) -> Result<i64, Error>
     where
         F: Future<Output = Result<(), Failed>> + Send + 'static,
@@ -246,7 +279,7 @@ impl Runs {
         name: Option<String>,
         reason: Reason,
         note: impl FnOnce(&Tx<'_>) -> Result<(), Error> + Send + 'static,
-        work: impl FnOnce(watch::Sender<Progress>) -> F,
+        work: impl FnOnce(Report) -> F,
     ) -> Result<i64, Error>
     where
         F: Future<Output = Result<(), Failed>> + Send + 'static,
@@ -264,7 +297,7 @@ impl Runs {
         let progress = watch::Sender::new(Progress::default());
         self.lock().insert(number, progress.subscribe());
         let (runs, shutdown, working) =
-            (self.clone(), self.shutdown.clone(), tokio::spawn(work(progress.clone()).instrument(span)));
+            (self.clone(), self.shutdown.clone(), tokio::spawn(work(Report(progress.clone())).instrument(span)));
         self.tasks.spawn(async move {
             let abort = working.abort_handle();
             let outcome = match shutdown.run_until_cancelled(working).await {
@@ -490,10 +523,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (runs, _) = runs(&folder.path().join("state.db")).await;
         let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
-        let work = |progress: watch::Sender<Progress>| async move {
-            progress.send_modify(|progress| (progress.total, progress.done) = (Some(2), 1));
+        let work = |report: Report| async move {
+            report.total(2);
+            report.add_done(1);
             let _ = wait.await;
-            progress.send_modify(|progress| progress.fail("timeout", 1));
+            report.failed("timeout", 1);
             Ok(())
         };
         let number = runs.start(Kind::Refresh, None, Reason::Api, work).await.unwrap();
@@ -524,6 +558,23 @@ mod tests {
         let cut_off = runs.start(Kind::Rebuild, None, Reason::Api, |_| std::future::pending()).await.unwrap();
         shutdown.cancel();
         assert_eq!(ended(&runs, cut_off).await.outcome.as_deref(), Some("interrupted"));
+    }
+
+    #[tokio::test]
+    async fn a_run_is_done_that_says_that_nothing_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (runs, _) = runs(&folder.path().join("state.db")).await;
+        let work = |report: Report| async move {
+            report.all_done(2);
+            report.add_done(1);
+            report.failed("timeout", 0);
+            report.published(Some(7));
+            Ok(())
+        };
+        let run = ended(&runs, runs.start(Kind::Erase, None, Reason::Api, work).await.unwrap()).await;
+        assert_eq!(run.outcome.as_deref(), Some("done"));
+        let reached = Progress { total: Some(2), done: 3, failed: BTreeMap::new(), snapshot: Some(7) };
+        assert_eq!(run.progress, reached);
     }
 
     #[tokio::test]

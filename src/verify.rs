@@ -12,7 +12,7 @@ use crate::audit;
 use crate::config;
 use crate::link_id::log_tag;
 use crate::publish::integrity::{self, Damage};
-use crate::publish::{Held, Lake};
+use crate::publish::{Lake, OwnLake};
 use crate::records::unpack;
 use crate::store::{Error, FrozenPlace, Readers, Row, Tx, VersionPlace, WebhookPlace, args};
 use crate::tombstones::{self, Tombstones};
@@ -251,8 +251,8 @@ fn strange_state(readers: &Readers, lake: &Path) -> Option<Damage> {
     let lake = Lake::look(lake);
     // Before the state: a snapshot that comes in between is none that it does not know.
     let current = lake.current();
-    let held = readers.read(|tx| Held::of(tx, &lake)).ok()?;
-    let agreed = current.map_or_else(|| held.has_published(&lake), |current| current.agrees_with(&held));
+    let own = readers.read(|tx| OwnLake::of(tx, &lake)).ok()?;
+    let agreed = current.map_or_else(|| own.has_published(&lake), |current| current.agrees_with(&own));
     let error = agreed.err()?;
     Some(Damage { file: "current".to_owned(), code: error.code(), what: error.to_string() })
 }

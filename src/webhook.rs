@@ -441,9 +441,13 @@ mod tests {
         let answer = listening.say(post(OLD, &event(LINK)).as_bytes()).await;
         assert_eq!(status(&answer), 200, "{answer}");
         assert!(answer.ends_with(r#"{"status":"accepted"}"#));
-        let wish =
-            queue::Wish { lane: queue::Lane::Unknown, is_reversed: false, requests: 10, fit: Box::new(|_, _| 1) };
-        let refreshes = listening.queue.claim(wish).await.unwrap().requests.concat();
+        let request = queue::ClaimRequest {
+            lane: queue::Lane::Unknown,
+            is_reversed: false,
+            requests: 10,
+            fit: Box::new(|_, _| 1),
+        };
+        let refreshes = listening.queue.claim(request).await.unwrap().requests.concat();
         assert_eq!(refreshes.len(), 1);
         assert_eq!(
             (refreshes[0].link_id.as_str(), refreshes[0].resource.name, refreshes[0].webhook_count),

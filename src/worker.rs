@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::belvo::{Class, Code, Decision, Failure, Permit, Trouble, patience};
 use crate::clock::Clock;
 use crate::links;
-use crate::queue::{self, Claimed, Lane, Outcome, Queue, Refresh, Wish};
+use crate::queue::{self, ClaimRequest, Claimed, Lane, Outcome, Queue, Refresh};
 use crate::records::Kept;
 use crate::refresh::{Error, Refresher};
 use crate::resources::{self, Resource};
@@ -117,14 +117,12 @@ impl Worker {
                 self.until_due(lane, &mut news, &mut settled).await;
                 let place = one_of(&places.first).await;
                 let permit = self.refresher.client.budget().acquire(class(lane)).await;
-                let leaves = self.more_leaves((place, permit), lane, &places.more);
+                let starts = self.more_starts(Start { place, permit }, lane, &places.more);
                 let is_reversed = lane == Lane::Ordinary && turn % LAST_FIRST == 0;
-                match self.claim(lane, is_reversed, leaves.len()).await {
-                    Ok(claimed) => self.start(claimed, leaves, &mut running),
+                match self.claim(lane, is_reversed, starts.len()).await {
+                    Ok(claimed) => self.start(claimed, starts, &mut running),
                     Err(error) => {
-                        for (_, permit) in leaves {
-                            permit.unused();
-                        }
+                        starts.into_iter().for_each(|start| start.permit.unused());
                         tracing::error!(code = error.code(), "the queue could not be read: {error}");
                         tokio::time::sleep(QUEUE_PAUSE).await;
                     }
@@ -179,15 +177,15 @@ impl Worker {
     }
 
     /// As many more places and permits as there are at this moment, beside the `first`.
-    fn more_leaves(&self, first: Leave, lane: Lane, places: &[Arc<Semaphore>]) -> Vec<Leave> {
-        let mut leaves = vec![first];
-        while leaves.len() < AT_ONCE
+    fn more_starts(&self, first: Start, lane: Lane, places: &[Arc<Semaphore>]) -> Vec<Start> {
+        let mut starts = vec![first];
+        while starts.len() < AT_ONCE
             && let Some(place) = places.iter().find_map(|places| Arc::clone(places).try_acquire_owned().ok())
             && let Some(permit) = self.refresher.client.budget().try_acquire(class(lane))
         {
-            leaves.push((place, permit));
+            starts.push(Start { place, permit });
         }
-        leaves
+        starts
     }
 
     fn claim(
@@ -198,11 +196,11 @@ impl Worker {
     ) -> impl Future<Output = Result<Claimed, store::Error>> + use<'_> {
         let trust = self.refresher.trust.clone();
         let fit = Box::new(move |link_id: &_, resource| trust.fit(link_id, resource));
-        self.queue.claim(Wish { lane, is_reversed, requests, fit })
+        self.queue.claim(ClaimRequest { lane, is_reversed, requests, fit })
     }
 
     /// Starts what was claimed; permits that are left over were not used.
-    fn start(&self, claimed: Claimed, leaves: Vec<Leave>, running: &mut JoinSet<()>) {
+    fn start(&self, claimed: Claimed, starts: Vec<Start>, running: &mut JoinSet<()>) {
         for resource in claimed.due.iter().filter_map(|(name, due)| {
             let resource = Resource::by_name(name)?;
             self.refresher.trust.wants_check(resource, *due).then_some(resource)
@@ -211,7 +209,7 @@ impl Worker {
             running.spawn(async move { refresher.trust.check(&refresher.client, resource).await });
         }
         let mut requests = claimed.requests.into_iter();
-        for (place, permit) in leaves {
+        for Start { place, permit } in starts {
             let Some(mut refreshes) = requests.next() else {
                 permit.unused();
                 continue;
@@ -219,7 +217,7 @@ impl Worker {
             let worker = self.clone();
             running.spawn(async move {
                 match refreshes.pop() {
-                    Some(refresh) if refreshes.is_empty() => worker.run_next(refresh, permit).await,
+                    Some(refresh) if refreshes.is_empty() => worker.run_one(refresh, permit).await,
                     Some(refresh) => {
                         refreshes.push(refresh);
                         worker.run_many(refreshes, permit).await;
@@ -260,7 +258,8 @@ impl Worker {
         settling.join_all().await;
     }
 
-    async fn run_next(&self, refresh: Refresh, permit: Permit) {
+    /// Runs a refresh that goes alone.
+    async fn run_one(&self, refresh: Refresh, permit: Permit) {
         let span = tracing::debug_span!(
             "refresh",
             link = refresh.link_id.log_tag(),
@@ -455,8 +454,13 @@ impl Worker {
     }
 }
 
-/// Somebody to run a request, and its place in the budget.
-type Leave = (OwnedSemaphorePermit, Permit);
+/// What a request needs to start.
+struct Start {
+    /// Somebody to run it.
+    place: OwnedSemaphorePermit,
+    /// Its place in the budget.
+    permit: Permit,
+}
 
 fn class(lane: Lane) -> Class {
     match lane {
@@ -527,13 +531,13 @@ mod tests {
                 (0..links).try_for_each(|n| queue::mark(tx, &link(n), &owners::RESOURCE, queue::Trigger::Webhook, at))
             };
             self.worker.refresher.store.write(mark).await.unwrap();
-            let wish = Wish {
+            let request = ClaimRequest {
                 lane: Lane::Urgent,
                 is_reversed: false,
                 requests: usize::try_from(links).unwrap(),
                 fit: Box::new(|_, _| 1),
             };
-            self.worker.queue.claim(wish).await.unwrap().requests.into_iter().flatten().collect()
+            self.worker.queue.claim(request).await.unwrap().requests.into_iter().flatten().collect()
         }
 
         async fn count(&self, condition: &str) -> i64 {
@@ -588,7 +592,7 @@ mod tests {
             for mut refresh in place.claimed(3).await {
                 refresh.attempts = attempts;
                 let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
-                place.worker.run_next(refresh, permit).await;
+                place.worker.run_one(refresh, permit).await;
             }
             let waiting = format!(
                 "lease IS NULL AND blocked_reason IS NULL AND last_error_code = '{code}' AND due_at BETWEEN {waits}"
@@ -597,11 +601,11 @@ mod tests {
             // Its turn has come.
             let free = "UPDATE refreshes SET due_at = 0 WHERE link_id = $1";
             place.worker.refresher.store.write(move |tx| tx.execute(free, args![&link(1)])).await.unwrap();
-            let wish = Wish { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
-            let mut claimed = place.worker.queue.claim(wish).await.unwrap().requests;
+            let request = ClaimRequest { lane: Lane::Urgent, is_reversed: false, requests: 9, fit: Box::new(|_, _| 1) };
+            let mut claimed = place.worker.queue.claim(request).await.unwrap().requests;
             assert_eq!(claimed.len(), 1);
             let permit = place.worker.refresher.client.budget().acquire(Class::Urgent).await;
-            place.worker.run_next(claimed.remove(0).remove(0), permit).await;
+            place.worker.run_one(claimed.remove(0).remove(0), permit).await;
             let freed = format!("last_error_code = '{code}' AND due_at = 1000000");
             assert_eq!(place.count(&freed).await, 2, "{code}");
         }

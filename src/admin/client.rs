@@ -290,7 +290,7 @@ fn request(order: &Order) -> (String, Option<Value>) {
             let body = json!({ "as_of_date": as_of.to_string(), "mode": mode.name(), "lag_months": lag_months });
             ("/v1/features".to_owned(), Some(body))
         }
-        Order::Freeze(frozen::Wish { decision_id, link_id, as_of, mode }) => {
+        Order::Freeze(frozen::Decision { decision_id, link_id, as_of, mode }) => {
             let body = json!({
                 "decision_id": decision_id, "link_id": link_id.as_str(), "as_of_date": as_of.to_string(), "mode": mode.name(),
             });

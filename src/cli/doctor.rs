@@ -19,7 +19,7 @@ use crate::admin::status::{Status, grouped};
 use crate::belvo::{self, Code};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
-use crate::publish::{self, Held, Lake};
+use crate::publish::{self, Lake, OwnLake};
 use crate::store::{self, Readers, args};
 use crate::{daemon, schedule, schema};
 
@@ -88,9 +88,9 @@ fn look(config: &Config, global: &Global, report: &mut Report) -> anyhow::Result
         anyhow::Ok(())
     })?;
     reference(config, now, report);
-    if let Some((held, status)) = state {
-        match held.may_replace(&lake, last.as_ref()) {
-            Ok(()) => published(config, &lake, &held, &status, now, report),
+    if let Some((own, status)) = state {
+        match own.may_replace(&lake, last.as_ref()) {
+            Ok(()) => published(config, &lake, &own, &status, now, report),
             Err(error) => {
                 let mend = match error.code() {
                     publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
@@ -190,7 +190,7 @@ fn folders(config: &Config, report: &mut Report) {
 }
 
 /// The state, and whether it can be read.
-fn state(config: &Config, lake: &Lake, now: Timestamp, report: &mut Report) -> Option<(Held, Status)> {
+fn state(config: &Config, lake: &Lake, now: Timestamp, report: &mut Report) -> Option<(OwnLake, Status)> {
     let readers = Readers::configured(&config.state);
     let has_key = config.state.encryption_key.is_some();
     let look = |tx: &store::Tx<'_>| {
@@ -199,11 +199,11 @@ fn state(config: &Config, lake: &Lake, now: Timestamp, report: &mut Report) -> O
         }
         let newest = "SELECT max(received_at) FROM webhooks";
         let newest = tx.one(newest, args![], |row| row.opt_at(0))?.flatten();
-        Ok((Held::of(tx, lake)?, newest))
+        Ok((OwnLake::of(tx, lake)?, newest))
     };
     let looked =
         readers.read(look).and_then(|found| Ok((found, Status::gather(&config.state.path, &config.lake.path, now)?)));
-    let ((held, newest_webhook), status) = match looked {
+    let ((own, newest_webhook), status) = match looked {
         Ok(found) => found,
         Err(error @ store::Error::Missing(_)) => {
             report.warn("never_started", error.to_string(), "vinculo serve");
@@ -233,17 +233,17 @@ fn state(config: &Config, lake: &Lake, now: Timestamp, report: &mut Report) -> O
         }
         _ => {}
     }
-    Some((held, status))
+    Some((own, status))
 }
 
-fn published(config: &Config, lake: &Lake, held: &Held, status: &Status, now: Timestamp, report: &mut Report) {
+fn published(config: &Config, lake: &Lake, own: &OwnLake, status: &Status, now: Timestamp, report: &mut Report) {
     let mend = if status.held_by.is_some() { "look for publish_failed in the daemon's log" } else { "vinculo publish" };
     match lake.current() {
         Some(manifest) => {
             let age = Timestamp::parse(&manifest.published_at).map_or(Duration::ZERO, |at| now.since(at));
             let (number, at) = (manifest.snapshot, &manifest.published_at);
             let late = config.lake.publish_max_wait + PUBLISH_TOLERANCE;
-            if manifest.built_from.change < held.built_from.change && age > late {
+            if manifest.built_from.change < own.built_from.change && age > late {
                 let what = format!("snapshot {number:06} of {at} lacks what changed since");
                 report.warn("publish_late", what, mend);
             } else {

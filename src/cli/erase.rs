@@ -11,7 +11,7 @@ use crate::config::Needs;
 use crate::erase::{Plan, plan, receipts_of};
 use crate::link_id::LinkId;
 use crate::operations::{Erasure, Order};
-use crate::publish::{Held, Lake};
+use crate::publish::{Lake, OwnLake};
 use crate::sensitive::Pepper;
 use crate::store::{self, Readers};
 use crate::subject::Subject;
@@ -75,8 +75,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let needed = if args.remote { ordered::BELVO } else { ordered::STATE_AND_LAKE };
     let order = Order::Erase(Erasure { subject, reason: args.reason.clone(), is_remote: args.remote });
     let run = ordered::carry_out(order, needed, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
+    ordered::finish(run.as_ref(), global, |run| {
         if let (None, Some(erasure)) = (&run.message, &run.name) {
             let config = global.load_config(Needs::default())?;
             let files @ [document, page] = &receipts_of(&config.state.path, erasure);
@@ -92,8 +91,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                 files.iter().try_for_each(|file| writeln!(out, "kept in {}", file.display()))?;
             }
         }
-    }
-    Ok(ordered::exit(run.as_ref()))
+        Ok(())
+    })
 }
 
 /// Says what would go, also while a daemon runs.
@@ -102,8 +101,8 @@ fn tell_plan(subject: Subject, global: &Global) -> anyhow::Result<Exit> {
     let pepper = config.pii.pepper.clone().map(Pepper::new);
     let (readers, lake) = (Readers::configured(&config.state), Lake::look(&config.lake.path));
     let mut plan: Plan = readers.read(|tx| plan(tx, subject, pepper.as_ref()))?;
-    let held = readers.read::<_, store::Error>(|tx| Held::of(tx, &lake))?;
-    held.is_in(&lake)?;
+    let own = readers.read::<_, store::Error>(|tx| OwnLake::of(tx, &lake))?;
+    own.is_in(&lake)?;
     plan.snapshots = lake.all()?;
     plan.backups = backup::made(&config.state.path);
     let out = &mut streams::out();

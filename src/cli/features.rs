@@ -14,7 +14,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::database;
 use crate::features::explain::{self, Explanation};
-use crate::features::frozen::{self, Frozen, Wish};
+use crate::features::frozen::{self, Decision, Frozen};
 use crate::features::published;
 use crate::features::runs::{self, Mode, Run, Wanted};
 use crate::link_id::LinkId;
@@ -101,8 +101,7 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
     warn_of_expiry(config, as_of, global)?;
     let order = Order::Features(Wanted { as_of, mode: args.mode, lag_months });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
+    ordered::finish(run.as_ref(), global, |run| {
         if run.message.is_none() {
             let recorded = Readers::of(&config.state.path).read(|tx| {
                 let recorded = runs::all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
@@ -119,8 +118,8 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
             }
             tell(&recorded, left_out, config, global)?;
         }
-    }
-    Ok(ordered::exit(run.as_ref()))
+        Ok(())
+    })
 }
 
 fn warn_of_expiry(config: &Config, as_of: NaiveDate, global: &Global) -> io::Result<()> {
@@ -327,7 +326,7 @@ fn spans<'m>(months: impl Iterator<Item = &'m str>) -> String {
 
 fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exit> {
     let Freeze { decision_id, link, as_of, mode } = args.clone();
-    let order = Order::Freeze(Wish { decision_id, link_id: link, as_of, mode });
+    let order = Order::Freeze(Decision { decision_id, link_id: link, as_of, mode });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
     let Some(run) = run else { return Ok(ordered::exit(None)) };
     ordered::complain(&run, global)?;

@@ -76,14 +76,5 @@ fn list(global: &Global) -> anyhow::Result<Exit> {
 fn run_now(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let needed = Needed { needs: Needs { belvo: true, webhook: false }, parts: Parts::JobsOnRequest };
     let run = ordered::carry_out(Order::Job(name.to_owned()), needed, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
-        let out = &mut streams::out();
-        if global.json {
-            writeln!(out, "{}", json!(run))?;
-        } else if run.message.is_none() {
-            writeln!(out, "{name} ran and touched {}", run.progress.done)?;
-        }
-    }
-    Ok(ordered::exit(run.as_ref()))
+    ordered::finish_with_line(run.as_ref(), global, |run| format!("{name} ran and touched {}", run.progress.done))
 }

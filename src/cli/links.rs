@@ -184,16 +184,7 @@ fn tell(link: &View, out: &mut impl io::Write) -> io::Result<()> {
 
 fn sync(global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(Order::SyncLinks, ordered::BELVO, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
-        let out = &mut streams::out();
-        if global.json {
-            writeln!(out, "{}", json!(run))?;
-        } else if run.message.is_none() {
-            writeln!(out, "Belvo lists {} links", run.progress.done)?;
-        }
-    }
-    Ok(ordered::exit(run.as_ref()))
+    ordered::finish_with_line(run.as_ref(), global, |run| format!("Belvo lists {} links", run.progress.done))
 }
 
 fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
@@ -204,19 +195,11 @@ fn delete(wish: &Delete, global: &Global) -> anyhow::Result<Exit> {
         (Order::Untrack(link.clone()), ordered::STATE_AND_LAKE)
     };
     let run = ordered::carry_out(order, needed, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
-        let out = &mut streams::out();
-        if global.json {
-            writeln!(out, "{}", json!(run))?;
-        } else if run.message.is_none() {
-            let what = if wish.remote {
-                "is deleted at Belvo"
-            } else {
-                "is paused: nothing asks for it any more until it is resumed on the dashboard; Belvo still has it"
-            };
-            writeln!(out, "{link} {what}; its rows here stay, `vinculo erase` removes them")?;
-        }
-    }
-    Ok(ordered::exit(run.as_ref()))
+    let what = if wish.remote {
+        "is deleted at Belvo"
+    } else {
+        "is paused: nothing asks for it any more until it is resumed on the dashboard; Belvo still has it"
+    };
+    let line = format!("{link} {what}; its rows here stay, `vinculo erase` removes them");
+    ordered::finish_with_line(run.as_ref(), global, |_| line)
 }

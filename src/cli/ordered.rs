@@ -96,6 +96,39 @@ pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &G
     Ok(run)
 }
 
+/// Ends a command that had `run` carried out: complains of what failed, has what came of it told, and gives what the program
+/// ends with. Of a run that a signal left behind nothing is told.
+///
+/// # Errors
+/// Those of stderr, and of `tell`.
+pub fn finish(
+    run: Option<&Run>,
+    global: &Global,
+    tell: impl FnOnce(&Run) -> anyhow::Result<()>,
+) -> anyhow::Result<Exit> {
+    if let Some(run) = run {
+        complain(run, global)?;
+        tell(run)?;
+    }
+    Ok(exit(run))
+}
+
+/// Like [`finish`], of a run that is told in one `line`, unless it failed as a whole; to machines as it is.
+///
+/// # Errors
+/// Those of stderr and stdout.
+pub fn finish_with_line(run: Option<&Run>, global: &Global, line: impl FnOnce(&Run) -> String) -> anyhow::Result<Exit> {
+    finish(run, global, |run| {
+        let out = &mut streams::out();
+        if global.json {
+            writeln!(out, "{}", serde_json::json!(run))?;
+        } else if run.message.is_none() {
+            writeln!(out, "{}", line(run))?;
+        }
+        Ok(())
+    })
+}
+
 /// What the end of `run` ends the program with; `None` is a run that a signal left behind.
 pub fn exit(run: Option<&Run>) -> Exit {
     let Some(run) = run else { return Exit::Interrupted };

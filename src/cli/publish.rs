@@ -21,14 +21,13 @@ pub(super) fn run(_args: &Args, global: &Global) -> anyhow::Result<Exit> {
 /// Has `order` carried out, and says what is visible then.
 pub(super) fn publish(order: Order, global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
+    ordered::finish(run.as_ref(), global, |run| {
         if run.message.is_none() {
             let lake = global.load_config(Needs::default())?.lake.path;
             tell(run.progress.snapshot.map(|snapshot| manifest(&lake, snapshot)).transpose()?.as_ref(), global)?;
         }
-    }
-    Ok(ordered::exit(run.as_ref()))
+        Ok(())
+    })
 }
 
 fn manifest(lake: &Path, snapshot: u32) -> anyhow::Result<Manifest> {

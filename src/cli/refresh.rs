@@ -64,11 +64,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Order::Refresh { links, resources }
     };
     let run = ordered::carry_out(order, ordered::BELVO, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
-        tell(run, global)?;
-    }
-    Ok(ordered::exit(run.as_ref()))
+    ordered::finish(run.as_ref(), global, |run| Ok(tell(run, global)?))
 }
 
 /// What the command ends with when the operator does not want what `links` would put on the bill; `None` when they do.

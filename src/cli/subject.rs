@@ -15,7 +15,7 @@ use crate::admin::v1::exports::Export;
 use crate::clock::Clock;
 use crate::config::{Config, Needs};
 use crate::database::{self, quoted};
-use crate::publish::{Held, Lake, Manifest};
+use crate::publish::{Lake, Manifest, OwnLake};
 use crate::sensitive::Pepper;
 use crate::store::{Readers, Store};
 use crate::{audit, features, schema, store, subject};
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let held = subject::held(&readers, &subject, pepper.as_ref())?;
     let lake = Lake::look(&config.lake.path);
     // Of a lake that is not mounted nobody can say that it has nothing.
-    readers.read::<_, store::Error>(|tx| Held::of(tx, &lake))?.is_in(&lake)?;
+    readers.read::<_, store::Error>(|tx| OwnLake::of(tx, &lake))?.is_in(&lake)?;
     let lake = published(&config.lake.path, &held.links)?;
     // Before anything is told. Nobody reads a person out without a line that says so.
     let export = Export { asked_for: subject.kind().name().to_owned(), links: held.links.clone() };

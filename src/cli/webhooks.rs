@@ -134,15 +134,8 @@ fn show(seq: i64, global: &Global) -> anyhow::Result<Exit> {
 
 fn replay(which: Replay, global: &Global) -> anyhow::Result<Exit> {
     let run = ordered::carry_out(Order::Replay(which), ordered::STATE_AND_LAKE, global)?;
-    if let Some(run) = &run {
-        ordered::complain(run, global)?;
-        let out = &mut streams::out();
-        if global.json {
-            writeln!(out, "{}", json!(run))?;
-        } else if run.message.is_none() {
-            let left: u64 = run.progress.failed.values().sum();
-            writeln!(out, "{} understood, {left} still in the quarantine", run.progress.done)?;
-        }
-    }
-    Ok(ordered::exit(run.as_ref()))
+    ordered::finish_with_line(run.as_ref(), global, |run| {
+        let left: u64 = run.progress.failed.values().sum();
+        format!("{} understood, {left} still in the quarantine", run.progress.done)
+    })
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Timestamp;
 use crate::queue;
-use crate::store::{self, Store, Tx};
+use crate::store::{self, Store, Tx, args};
 
 /// A clock that is set back by less than this is corrected; what is due then may wait for as much.
 const CORRECTION: Duration = Duration::from_secs(5);
@@ -22,11 +22,26 @@ pub(super) async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Res
         let looked_at = tx.meta(LOOKED_AT)?.and_then(|text| text.parse().ok()).map(Timestamp::from_micros);
         let Some(step) = looked_at.map(|at| at.since(now)).filter(|step| *step > CORRECTION) else { return Ok(()) };
         tell_of_step_back(step);
-        queue::go_back(tx, step)?;
+        move_due_back(tx, step)?;
         // In the same transaction, or whoever starts next would do it once more.
         tx.set_meta(LOOKED_AT, &now.as_micros().to_string())
     };
     store.write(go_back).await
+}
+
+/// Lets everything be due earlier by as much as the clock was set back: it would wait for so much longer.
+pub(super) fn move_due_back(tx: &Tx<'_>, by: Duration) -> Result<(), store::Error> {
+    queue::move_back(tx, by)?;
+    for (table, due) in [
+        ("links", "lookup_due_at"),
+        ("recollects", "free_at"),
+        ("recollects", "due_at"),
+        ("widget_sessions", "due_at"),
+        ("deletions", "due_at"),
+    ] {
+        tx.execute(&format!("UPDATE {table} SET {due} = {due} - $1 WHERE {due} IS NOT NULL"), args![by])?;
+    }
+    Ok(())
 }
 
 pub(super) fn tell_of_step_back(step: Duration) {
@@ -55,7 +70,8 @@ impl TwoClocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::args;
+    use crate::queue::{Trigger, mark};
+    use crate::resources::owners;
 
     #[test]
     fn a_clock_that_is_set_back_is_noticed_and_one_that_is_corrected_or_goes_ahead_is_not() {
@@ -82,5 +98,32 @@ mod tests {
             let found = store.read(|tx| tx.one("SELECT due_at FROM deletions", args![], |row| row.at(0))).await;
             assert_eq!(found.unwrap(), Some(at(due)), "{now}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_due_goes_back_with_the_clock_and_a_second_look_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |minutes: i64| Timestamp::from_micros(minutes * 60_000_000);
+        let (wanted, confirmed) = ("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002");
+        let due = move |tx: &Tx<'_>| {
+            for (link, trigger) in [(wanted, Trigger::Webhook), (confirmed, Trigger::Confirm)] {
+                mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
+            }
+            let others = [
+                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, 0, $2, 0)",
+                "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, '', 0, $2, 0, $2)",
+                "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ($1, 0, $2)",
+                "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, 0, $2)",
+            ];
+            others.iter().try_for_each(|sql| tx.execute(sql, args![wanted, at(500)]).map(drop))?;
+            move_due_back(tx, Duration::from_hours(2))?;
+            let others = "SELECT lookup_due_at FROM links UNION ALL SELECT free_at FROM recollects \
+                UNION ALL SELECT due_at FROM recollects UNION ALL SELECT due_at FROM widget_sessions \
+                UNION ALL SELECT due_at FROM deletions";
+            let refreshes = "SELECT due_at FROM refreshes ORDER BY priority";
+            Ok((tx.all(refreshes, args![], |row| row.at(0))?, tx.all(others, args![], |row| row.at(0))?))
+        };
+        assert_eq!(store.write(due).await.unwrap(), (vec![at(380), at(500)], vec![at(380); 5]));
     }
 }

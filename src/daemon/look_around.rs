@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::clock_step::{LOOKED_AT, TwoClocks, tell_of_step_back};
+use super::clock_step::{LOOKED_AT, TwoClocks, move_due_back, tell_of_step_back};
 use crate::admin::Recorder;
 use crate::belvo::{Client, Code};
 use crate::chronicle;
@@ -59,7 +59,7 @@ pub(super) async fn look_around(
         if let Some(step) = clocks.went_back(clock.now()) {
             tell_of_step_back(step);
             // If this write fails, the next mark of each refresh corrects its due time.
-            let _ = store.write(move |tx| queue::go_back(tx, step)).await;
+            let _ = store.write(move |tx| move_due_back(tx, step)).await;
             queue.announce();
         }
         // A quiet daemon publishes nothing, and would not hear of it.

@@ -10,9 +10,9 @@ use crate::link_id::LinkId;
 use crate::store::{self, FrozenPlace, Store, Tx, args};
 use crate::tombstones;
 
-/// Which row a decision used.
+/// A decision, and which row it used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wish {
+pub struct Decision {
     /// The operator's id of the decision.
     pub decision_id: String,
     /// The link.

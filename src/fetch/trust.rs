@@ -52,11 +52,11 @@ pub struct Trust(Arc<Inner>);
 
 struct Inner {
     page_size: u32,
-    standings: Mutex<HashMap<&'static str, Standing>>,
+    knowledge: Mutex<HashMap<&'static str, Knowledge>>,
 }
 
 #[derive(Default)]
-struct Standing {
+struct Knowledge {
     verdict: Verdict,
     was_proven: bool,
     is_checking: bool,
@@ -109,16 +109,16 @@ struct Sample {
 impl Trust {
     /// Nothing is known yet. Pages hold `page_size` records.
     pub fn new(page_size: u32) -> Self {
-        Self(Arc::new(Inner { page_size, standings: Mutex::default() }))
+        Self(Arc::new(Inner { page_size, knowledge: Mutex::default() }))
     }
 
     /// How many links fit a request for `resource` that `link_id` goes with; 1 when it goes alone.
     pub fn fit(&self, link_id: &LinkId, resource: &'static Resource) -> usize {
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
-        standing.forget_what_is_over(resource, Instant::now());
-        match standing.verdict {
-            Verdict::Proven { .. } if !standing.alone.contains(link_id) => standing.fit(self.0.page_size),
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
+        known.forget_what_is_over(resource, Instant::now());
+        match known.verdict {
+            Verdict::Proven { .. } if !known.alone.contains(link_id) => known.fit(self.0.page_size),
             _ => 1,
         }
     }
@@ -135,11 +135,11 @@ impl Trust {
     /// others again when its list holds nothing that would spoil theirs.
     pub fn saw(&self, resource: &'static Resource, link_id: &LinkId, pages: &RawPages) {
         let (wants_sample, is_alone) = {
-            let mut standings = self.lock();
-            let standing = standings.entry(resource.name).or_default();
-            standing.forget_what_is_over(resource, Instant::now());
-            let wants_sample = standing.wants_sample(link_id) && (1..=LARGEST_SAMPLE).contains(&pages.len());
-            (wants_sample, standing.alone.contains(link_id))
+            let mut knowledge = self.lock();
+            let known = knowledge.entry(resource.name).or_default();
+            known.forget_what_is_over(resource, Instant::now());
+            let wants_sample = known.wants_sample(link_id) && (1..=LARGEST_SAMPLE).contains(&pages.len());
+            (wants_sample, known.alone.contains(link_id))
         };
         let is_sound = (wants_sample || is_alone) && pages.records().all(|record| link_of(record).is_some());
         let is_small = pages.len() <= usize::try_from(self.0.page_size / 4).unwrap_or(usize::MAX).max(1);
@@ -149,21 +149,21 @@ impl Trust {
             bytes: pages.size(),
             taken_at: Instant::now(),
         });
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
         // Others may have given one meanwhile.
-        if standing.wants_sample(link_id) {
-            standing.samples.extend(sample);
+        if known.wants_sample(link_id) {
+            known.samples.extend(sample);
         }
         if is_alone && is_sound && is_small {
-            standing.alone.remove(link_id);
+            known.alone.remove(link_id);
         }
     }
 
     /// From now on the link is asked for alone, until [`Trust::saw`] finds its list sound.
     pub fn keep_alone(&self, resource: &'static Resource, link_id: &LinkId) {
-        let mut standings = self.lock();
-        let alone = &mut standings.entry(resource.name).or_default().alone;
+        let mut knowledge = self.lock();
+        let alone = &mut knowledge.entry(resource.name).or_default().alone;
         if alone.len() >= MOST_ALONE {
             alone.clear();
         }
@@ -172,64 +172,64 @@ impl Trust {
 
     /// An answer for `links` links was right.
     pub fn was_right(&self, resource: &'static Resource, links: usize, records: usize, bytes: usize) {
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
-        standing.strikes = 0;
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
+        known.strikes = 0;
         let links = links.max(1) as f64;
-        standing.records_per_link += LATEST * (records as f64 / links - standing.records_per_link);
-        standing.bytes_per_link += LATEST * (bytes as f64 / links - standing.bytes_per_link);
+        known.records_per_link += LATEST * (records as f64 / links - known.records_per_link);
+        known.bytes_per_link += LATEST * (bytes as f64 / links - known.bytes_per_link);
     }
 
     /// An answer for many links that were asked for in this `way` was not right: the proof is void, and after several in a
     /// row it is not made again soon. Of a way that is not the proven one any more it says nothing new: the requests that were
     /// under way together are one strike.
     pub fn was_wrong(&self, resource: &'static Resource, way: &Way) {
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
-        if !standing.goes_by(way) {
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
+        if !known.goes_by(way) {
             return;
         }
-        standing.strikes += 1;
-        if standing.strikes >= STRIKES {
-            standing.refuse(resource);
+        known.strikes += 1;
+        if known.strikes >= STRIKES {
+            known.refuse(resource);
         } else {
-            standing.reopen(resource);
+            known.reopen(resource);
         }
     }
 
     /// A request for many links was refused as such: there is none for a long time. Those that were under way together are
     /// refused once.
     pub fn was_refused(&self, resource: &'static Resource, way: &Way) {
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
-        if standing.goes_by(way) {
-            standing.refuse(resource);
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
+        if known.goes_by(way) {
+            known.refuse(resource);
         }
     }
 
     /// The canary may not be asked for any more: a new one is looked for.
     pub fn forget(&self, resource: &'static Resource, way: &Way) {
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
-        if standing.goes_by(way) {
-            standing.reopen(resource);
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
+        if known.goes_by(way) {
+            known.reopen(resource);
         }
     }
 
     /// Whether a check should be made now that `due` refreshes of `resource` wait. Whoever is told so calls
     /// [`Trust::check`].
     pub fn wants_check(&self, resource: &'static Resource, due: usize) -> bool {
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
         let now = Instant::now();
-        standing.forget_what_is_over(resource, now);
-        let worth = if standing.was_proven { WORTH_ANOTHER } else { WORTH_A_CHECK };
-        let wants = matches!(standing.verdict, Verdict::Unknown)
-            && !standing.is_checking
-            && standing.samples.len() == 2
+        known.forget_what_is_over(resource, now);
+        let worth = if known.was_proven { WORTH_ANOTHER } else { WORTH_A_CHECK };
+        let wants = matches!(known.verdict, Verdict::Unknown)
+            && !known.is_checking
+            && known.samples.len() == 2
             && due >= worth
-            && standing.not_before.is_none_or(|instant| instant <= now);
-        standing.is_checking |= wants;
+            && known.not_before.is_none_or(|instant| instant <= now);
+        known.is_checking |= wants;
         wants
     }
 
@@ -244,31 +244,31 @@ impl Trust {
                 break;
             }
         }
-        let mut standings = self.lock();
-        let standing = standings.entry(resource.name).or_default();
-        standing.is_checking = false;
-        standing.samples.clear();
+        let mut knowledge = self.lock();
+        let known = knowledge.entry(resource.name).or_default();
+        known.is_checking = false;
+        known.samples.clear();
         match (verdict, samples.last()) {
             (Found::Right(form), Some(canary)) => {
                 tracing::info!(resource = resource.name, "Belvo answers for many links in one request");
-                standing.prove(resource, form, canary.link_id.clone(), &samples);
+                known.prove(resource, form, canary.link_id.clone(), &samples);
             }
-            (Found::Changed, _) if standing.strikes + 1 < STRIKES => standing.strikes += 1,
+            (Found::Changed, _) if known.strikes + 1 < STRIKES => known.strikes += 1,
             (Found::Nothing(wait), _) => {
                 // The samples are as good as before, for as long as samples are.
-                standing.not_before = Some(Instant::now() + wait);
-                standing.samples = samples;
+                known.not_before = Some(Instant::now() + wait);
+                known.samples = samples;
             }
-            _ => standing.refuse(resource),
+            _ => known.refuse(resource),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, Standing>> {
-        self.0.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, Knowledge>> {
+        self.0.knowledge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Standing {
+impl Knowledge {
     fn forget_what_is_over(&mut self, resource: &Resource, now: Instant) {
         match self.verdict {
             Verdict::Proven { until, .. } | Verdict::Refused { until } if until <= now => self.reopen(resource),
@@ -532,8 +532,8 @@ mod tests {
         trust.check(&script.client(), resource).await;
         let way = trust.way(resource).unwrap();
         (0..16).for_each(|_| trust.was_refused(resource, &way));
-        let standings = trust.lock();
-        let Verdict::Refused { until } = standings[resource.name].verdict else { panic!("it was refused") };
+        let knowledge = trust.lock();
+        let Verdict::Refused { until } = knowledge[resource.name].verdict else { panic!("it was refused") };
         assert!(until <= Instant::now() + REFUSED_FIRST);
     }
 }

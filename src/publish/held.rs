@@ -10,27 +10,27 @@ use super::{BuiltFrom, Error, Lake, Manifest};
 use crate::store::{self, Tx};
 
 impl Manifest {
-    /// Whether what the state `held` has may follow this snapshot.
+    /// Whether what the state of `own` has may follow this snapshot.
     ///
     /// # Errors
     /// [`Error::OtherState`], unless this one has no row that could be lost; [`Error::OlderState`].
-    pub fn agrees_with(&self, held: &Held) -> Result<(), Error> {
-        if self.built_from.state_id != held.built_from.state_id {
+    pub fn agrees_with(&self, own: &OwnLake) -> Result<(), Error> {
+        if self.built_from.state_id != own.built_from.state_id {
             let is_empty = self.tables.iter().all(|table| table.rows == 0);
             return if is_empty { Ok(()) } else { Err(Error::OtherState) };
         }
         let (snapshot, change) = (self.snapshot, self.built_from.change);
         // An older state that goes on comes past the change of its lake, but not past a snapshot that it never published.
-        if change > held.built_from.change || held.last_snapshot.is_some_and(|last| snapshot > last) {
+        if change > own.built_from.change || own.last_snapshot.is_some_and(|last| snapshot > last) {
             return Err(Error::OlderState { snapshot, change });
         }
         Ok(())
     }
 }
 
-/// What a state is, how far it has come, and what it published last.
+/// What a state knows of its own lake: what it is itself, how far it has come, and what it published last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct OwnLake {
     /// What it is, and its last change.
     pub built_from: BuiltFrom,
     /// The last snapshot that it made visible in this lake, or was about to; 0 when it never published, `None` when it
@@ -40,7 +40,7 @@ pub struct Held {
     device: Option<u64>,
 }
 
-impl Held {
+impl OwnLake {
     /// The row of `meta` with the number of a snapshot, and the device and the folder of its lake.
     const LAST_SNAPSHOT: &str = "last_snapshot";
 

@@ -203,7 +203,7 @@ impl Partitions {
         computer: &Computer,
         wanted: &'s Wanted,
         earlier: Option<&Earlier<'_>>,
-    ) -> duckdb::Result<Option<Kept<'s>>> {
+    ) -> duckdb::Result<Option<RowsToKeep<'s>>> {
         let Wanted { run, late } = wanted;
         let later = self.latest.after(run);
         let Some((earlier, changed)) = earlier.filter(|earlier| earlier.has(run)).zip(self.changed.as_ref()) else {
@@ -212,7 +212,7 @@ impl Partitions {
         };
         let changed = if earlier.is_final(run) { late } else { changed };
         computer.add(run, Some(changed), later)?;
-        Ok(Some(Kept { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
+        Ok(Some(RowsToKeep { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
 
     /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. Also where nothing is
@@ -220,7 +220,7 @@ impl Partitions {
     fn splice(
         computer: &Computer,
         earlier: Option<&Earlier<'_>>,
-        kept: &[Kept<'_>],
+        kept: &[RowsToKeep<'_>],
         whole: &Path,
     ) -> Result<u64, Error> {
         let [computed, none] = ["computed", "none"].map(|extension| whole.with_extension(extension));
@@ -241,7 +241,7 @@ impl Partitions {
 }
 
 /// The rows of the file before that stay in a date's file: those of one mode,
-struct Kept<'l> {
+struct RowsToKeep<'l> {
     mode: Mode,
     /// but for those of these links.
     all_but: HashSet<&'l [u8]>,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
-use crate::features::frozen::Wish;
+use crate::features::frozen::Decision;
 use crate::features::runs::{Mode, Wanted};
 use crate::operations::{Order, Refused};
 
@@ -78,6 +78,6 @@ async fn freeze(State(api): State<Api>, request: Request) -> Result<Response, Pr
         return Err(Problem::invalid("decision_id is your id of the decision"));
     }
     let link_id = link_id.parse().map_err(Refused::from)?;
-    let wish = Wish { decision_id, link_id, as_of, mode: mode.unwrap_or(Mode::Strict) };
-    api.order(Order::Freeze(wish)).await
+    let decision = Decision { decision_id, link_id, as_of, mode: mode.unwrap_or(Mode::Strict) };
+    api.order(Order::Freeze(decision)).await
 }
