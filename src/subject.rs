@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
+use crate::json::Fields;
 use crate::link_id::LinkId;
 use crate::records::unpack;
 use crate::resources::owners;
@@ -157,11 +158,11 @@ pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, st
     Ok(persons)
 }
 
-/// The key of the person that an owner's body names.
+/// The key of the person that an owner's body names, read as for the tables: a published key finds whom it is of.
 fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
-    let owner: Value = serde_json::from_str(body).ok()?;
-    let document = &owner["document_id"];
-    owners::person_of(document["document_number"].as_str(), document["document_type"].as_str(), pepper)
+    let document = Fields::read(Fields::read(body)?.get("document_id")?)?;
+    let (number, kind) = (document.text("document_number"), document.text("document_type"));
+    owners::person_of(number.as_deref(), kind.as_deref(), pepper)
 }
 
 /// Which bodies.
@@ -400,6 +401,9 @@ fn each_name(json: &Value, each: &mut dyn FnMut(&str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
+    use crate::flatten::{Flattener, Plan, RecordFacts};
+    use crate::schema;
     use crate::store::Store;
 
     #[tokio::test]
@@ -489,6 +493,36 @@ mod tests {
         let told: Vec<_> = versions.map(|row| (&row["body"], row.get(IS_DAMAGED))).collect();
         assert_eq!(told, [(&Value::Null, Some(&json!(true))), (&json!({ "id": "good" }), None)]);
         assert_eq!(held.damaged, 1);
+    }
+
+    #[test]
+    fn whoever_has_a_published_key_is_found_by_it() {
+        let pepper = Pepper::new("pepper-for-tests".into());
+        let owner = r#"{"id":"1","link":null,"internal_identification":null,"collected_at":"2026-01-01T00:00:00Z",
+            "display_name":"PESSOA","email":null,"phone_number":null,"address":null,"score":1e999,
+            "document_id":{"document_type":"CPF","document_number":"529.982.247\u002d25","of":[-1e999]}}"#;
+        let facts = RecordFacts {
+            link_id: "",
+            record_key: "",
+            record_id: "",
+            created_at: None,
+            collected_at: None,
+            known_from: Timestamp::from_micros(0),
+        };
+        let mut flattener = Flattener::new(Plan::for_resource(&owners::RESOURCE), Some(pepper.clone()));
+        let mut rows = flattener.columns();
+        flattener.flatten(owner, &facts, &mut rows).unwrap();
+        let columns = &schema::get().table("owners").columns;
+        let key = columns.iter().position(|column| column.name == "person_key").unwrap();
+        let published = rows[0].text(key, 0).unwrap();
+        assert_eq!(person_of(owner, &pepper).as_deref(), Some(published));
+        // Of one that is listed as rejected, an earlier version may be published.
+        let rejected = owner.replace("PESSOA", r"\ud83d");
+        assert!(flattener.flatten(&rejected, &facts, &mut rows).is_err());
+        assert_eq!(person_of(&rejected, &pepper), person_of(owner, &pepper));
+        for nobody in ["", "{}", r#"{"document_id":null}"#, r#"{"document_id":{"document_number":52998224725}}"#] {
+            assert_eq!(person_of(nobody, &pepper), None, "{nobody}");
+        }
     }
 
     #[test]
