@@ -196,6 +196,12 @@ pub fn items(list: &str) -> Option<Vec<&str>> {
     })
 }
 
+/// Whether `text` is one value that every reader of JSON takes.
+pub fn is_json(text: &str) -> bool {
+    let mut reader = Reader::new(text);
+    reader.any().and_then(|_| reader.end()).is_ok()
+}
+
 /// The text is not JSON, from this byte on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not JSON at byte {at}")]
@@ -579,6 +585,7 @@ mod tests {
             assert_eq!(fields.pairs().count(), 4);
             let list = format!("[1, {odd} ,2]");
             assert_eq!(items(&list).unwrap(), ["1", odd, "2"]);
+            assert!(!is_json(&json) && is_json(r#"{"a":[1e999]}"#));
         }
         for none in ["", "{", r#"{"a":1,}"#, r#"{"a":"\ud83d"} {}"#, r#"{"a":"\ud8"}"#, "[1,]", r#"["\ud83d"}"#] {
             assert!(Fields::read(none).is_none() && items(none).is_none(), "{none}");
