@@ -138,7 +138,8 @@ impl Publisher {
         });
         let (sealed, files) = (sealed?, files?);
         if !self.wants(LakeForm::Parquet) {
-            for table in &mut tables {
+            // What stands under `pii/` is in no other form.
+            for table in tables.iter_mut().filter(|table| !table.is_pii()) {
                 let folder = staging.folder.join(&table.name);
                 if table.files.is_empty() {
                     continue;
