@@ -17,6 +17,7 @@ use super::tables::Stager;
 use super::{Error, Publisher, Scope};
 use crate::clock::Timestamp;
 use crate::config::LakeForm;
+use crate::features::{TABLE, dictionary};
 use crate::schema::{self, Table};
 use crate::sensitive::hex;
 use crate::sinks::{self, Staged};
@@ -176,6 +177,7 @@ impl Publisher {
             && self
                 .published_tables()
                 .all(|table| previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version))
+            && previous.table(TABLE).is_none_or(|entry| entry.schema_version == dictionary::version())
     }
 
     /// Whether each table of `previous` has Parquet files that can be taken over.

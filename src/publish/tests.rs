@@ -9,7 +9,7 @@ use super::pace::LAST_RETRY;
 use super::*;
 use crate::clock::Hand;
 use crate::config::LakeForm::{self, Duckdb, Parquet};
-use crate::features::runs;
+use crate::features::{self, runs};
 use crate::flatten::Comparison;
 use crate::link_id::LinkId;
 use crate::problems::Problems;
@@ -575,4 +575,26 @@ async fn persons_are_published_whatever_form_the_tables_for_analysts_have() {
         assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
         assert!(publish(&publisher, Scope::Changed).unwrap().is_none(), "{sinks:?}");
     }
+}
+
+#[tokio::test]
+async fn features_of_an_earlier_version_are_made_anew() {
+    let place = Place::new();
+    add_link(&place.store, 1).await;
+    ask_for_features(&place, "1969-12-31").await;
+    let publisher = place.publisher(&[Parquet, Duckdb]);
+    let mut manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+    let version = manifest.table(features::TABLE).unwrap().schema_version;
+    assert!(publish(&publisher, Scope::Changed).unwrap().is_none());
+
+    let old = manifest.tables.iter_mut().find(|table| table.name == features::TABLE).unwrap();
+    old.schema_version -= 1;
+    let file = publisher.lake.folder(manifest.snapshot).join(integrity::MANIFEST);
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, serde_json::to_string(&manifest).unwrap()).unwrap();
+    let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+    let made = manifest.table(features::TABLE).unwrap();
+    assert_eq!(made.schema_version, version);
+    let links = |file: &str| publisher.lake.folder(manifest.snapshot).join(file).metadata().unwrap().nlink();
+    assert!(made.files.iter().all(|file| links(&file.path) == 1), "what was published before is taken over");
 }
