@@ -233,4 +233,37 @@ mod tests {
         assert_eq!(expected.call, "inss_expected(base, month)");
         assert!(expected.meaning.starts_with("INSS contribution expected") && expected.meaning.ends_with("the month"));
     }
+
+    /// A database with empty tables that features are computed from, and the macros.
+    fn database() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        for name in super::super::compute::SOURCES {
+            let columns = &crate::schema::get().table(name).columns;
+            let columns: Vec<_> = columns.iter().map(|it| format!("{} {}", it.name, it.kind.duckdb())).collect();
+            connection.execute_batch(&format!("CREATE TABLE {name} ({})", columns.join(", "))).unwrap();
+        }
+        create_macros(&connection, &Reference::compiled()).unwrap();
+        connection
+    }
+
+    #[test]
+    fn a_contribution_is_expected_on_a_sum_of_more_digits_than_an_amount_has() {
+        let connection = database();
+        for (base, expected) in [
+            ("1621.00", "121.58"),
+            ("6000", "641.51"),
+            ("999999999999999.9999", "988.09"),
+            ("1000000000000000.00", "988.09"),
+            ("sum(999999999999999.9999)", "988.09"),
+            ("1e16", "988.09"),
+            ("0", "NULL"),
+        ] {
+            let sql = format!(
+                "SELECT coalesce(CAST(inss_expected(base, DATE '2026-01-01') AS VARCHAR), 'NULL') FROM \
+                 (SELECT {base} AS base FROM range(7) GROUP BY ALL)"
+            );
+            let found = connection.query_row(&sql, [], |row| row.get::<_, String>(0));
+            assert_eq!(found.unwrap(), expected, "{base}");
+        }
+    }
 }
