@@ -4,6 +4,7 @@
 //! only source of "now": a test or a simulation puts its own in; and [`credible`], which times of Belvo's can be true.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// From the beginning of the year 1 to that of the year 10000, in microseconds: readers know no other instant.
+    const YEARS: Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
+
     /// The instant `micros` microseconds after 1970-01-01T00:00:00Z.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
@@ -25,9 +29,11 @@ impl Timestamp {
     }
 
     /// Reads an RFC 3339 timestamp with any offset and any number of fractional digits; what is finer than a microsecond
-    /// is cut off. `None` when the text is not one, or is not a day of the calendar.
+    /// is cut off. `None` when the text is not one, or is not a day of the calendar, or is outside the years 1 to 9999 of
+    /// UTC.
     pub fn parse(text: &str) -> Option<Self> {
-        DateTime::parse_from_rfc3339(text).ok().map(|at| Self(at.timestamp_micros()))
+        let micros = DateTime::parse_from_rfc3339(text).ok()?.timestamp_micros();
+        Self::YEARS.contains(&micros).then_some(Self(micros))
     }
 
     /// The same instant as a `chrono` value, for calendar arithmetic.
@@ -187,6 +193,24 @@ mod tests {
         assert_eq!(Timestamp::parse("2022-02-09T08:45:50.406032+00:00"), Some(six));
         assert_eq!(Timestamp::parse("2022-02-09T08:45:50.406Z").unwrap().to_string(), "2022-02-09T08:45:50.406000Z");
         assert_eq!(Timestamp::parse("2022-02-30T08:45:50Z"), None);
+    }
+
+    #[test]
+    fn instants_of_years_that_no_reader_knows_are_none() {
+        for (text, is_read) in [
+            ("0001-01-01T00:00:00Z", true),
+            ("0000-12-31T23:59:59.999999Z", false),
+            ("0001-01-01T00:00:00+00:01", false),
+            ("0000-12-31T23:00:00-01:00", true),
+            ("0000-01-01T00:00:00Z", false),
+            ("9999-12-31T23:59:59.999999Z", true),
+            ("9999-12-31T23:59:60Z", false),
+            ("9999-12-31T23:59:59-03:00", false),
+        ] {
+            let read = Timestamp::parse(text);
+            assert_eq!(read.is_some(), is_read, "{text}");
+            assert!(read.is_none_or(|at| at.to_string().len() == "2026-01-01T00:00:00.000000Z".len()), "{text}");
+        }
     }
 
     #[test]

@@ -455,6 +455,7 @@ impl Values {
             Type::Timestamp => Self::Timestamp(Vec::new()),
             Type::Decimal => Self::Decimal(Vec::new()),
             Type::Integer => Self::Integer(Vec::new()),
+            Type::BigInteger => unreachable!("only tables that no batch holds have one"),
             Type::Boolean => Self::Boolean(Vec::new()),
             Type::TextList => Self::TextList { lists: Vec::new(), ends: Vec::new(), bytes: Vec::new() },
         }

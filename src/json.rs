@@ -2,13 +2,19 @@
 //!
 //! *Takes* a text. *Gives* its pieces as [`Span`]s of that text, in order, with numbers untouched, so that an amount never
 //! passes through a float. *Promises* to refuse whatever RFC 8259 does, in the parts it is told to skip too, and to stop
-//! at [`MAX_DEPTH`]. *Not here*: what the pieces mean.
+//! at [`MAX_DEPTH`]; but half a surrogate pair, or depth, hides no field of [`Fields`] and no item of a list. *Not
+//! here*: what the pieces mean.
 //!
 //! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
 //! wrong, and leaves skipped fields unchecked.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde_json::value::RawValue;
 
 /// Deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: u32 = 64;
@@ -85,11 +91,16 @@ impl Text {
 pub struct Fields<'j>(Vec<(Cow<'j, str>, &'j str)>);
 
 impl<'j> Fields<'j> {
-    /// Those of `json`; `None` when it is not an object.
+    /// Those of `json`; `None` when it is not an object. Half a surrogate pair somewhere, or a value of any depth,
+    /// hides no field: a page of Belvo's may hold such a record, which has to be the same one in every list.
     pub fn read(json: &'j str) -> Option<Self> {
         if !json.starts_with('{') {
             return None;
         }
+        Self::read_strictly(json).or_else(|| Self::read_loosely(json))
+    }
+
+    fn read_strictly(json: &'j str) -> Option<Self> {
         let mut reader = Reader::new(json);
         let mut fields = Vec::with_capacity(16);
         let mut more = reader.enter().ok()?;
@@ -101,9 +112,25 @@ impl<'j> Fields<'j> {
         Some(Self(fields))
     }
 
+    #[cold]
+    fn read_loosely(json: &'j str) -> Option<Self> {
+        let fields: BTreeMap<LooseName, &RawValue> = serde_json::from_str(json).ok()?;
+        Some(Self(fields.into_iter().map(|(LooseName(name), value)| (name.into(), value.get())).collect()))
+    }
+
     /// The JSON of the field called `name`, if it is there.
     pub fn get(&self, name: &str) -> Option<&'j str> {
         Some(self.0.iter().find(|(found, _)| found == name)?.1)
+    }
+
+    /// The field called `name`, if it is there and a text.
+    pub fn text(&self, name: &str) -> Option<Cow<'j, str>> {
+        text(self.get(name)?)
+    }
+
+    /// All of them, as they came.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &'j str)> {
+        self.0.iter().map(|(name, value)| (&**name, *value))
     }
 
     /// All of them, by name.
@@ -111,6 +138,68 @@ impl<'j> Fields<'j> {
         self.0.sort_unstable();
         &self.0
     }
+}
+
+/// A field's name, of which half of a surrogate pair is a character that cannot be read.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct LooseName(String);
+
+impl<'de> Deserialize<'de> for LooseName {
+    fn deserialize<D: Deserializer<'de>>(name: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = LooseName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_bytes<E: Error>(self, name: &[u8]) -> Result<LooseName, E> {
+                Ok(LooseName(String::from_utf8_lossy(name).into_owned()))
+            }
+        }
+
+        // As a text it would be refused.
+        name.deserialize_bytes(Bytes)
+    }
+}
+
+/// What `value` stands for when it is a string.
+pub fn text(value: &str) -> Option<Cow<'_, str>> {
+    match value.strip_prefix('"')?.strip_suffix('"')? {
+        plain if !plain.contains('\\') => Some(plain.into()),
+        _ => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
+    }
+}
+
+/// The items of `list`, as they stand in its text; `None` when it is not an array. As with [`Fields::read`], nothing
+/// within an item hides it.
+pub fn items(list: &str) -> Option<Vec<&str>> {
+    fn strictly(list: &str) -> Option<Vec<&str>> {
+        let mut reader = Reader::new(list);
+        let mut items = Vec::new();
+        let mut more = reader.enter().ok()?;
+        while more {
+            items.push(reader.any().ok()?.of(list));
+            more = reader.another(b']').ok()?;
+        }
+        Some(items)
+    }
+
+    if !list.starts_with('[') {
+        return None;
+    }
+    strictly(list).or_else(|| {
+        let items: Vec<&RawValue> = serde_json::from_str(list).ok()?;
+        Some(items.into_iter().map(RawValue::get).collect())
+    })
+}
+
+/// Whether `text` is one value that every reader of JSON takes.
+pub fn is_json(text: &str) -> bool {
+    let mut reader = Reader::new(text);
+    reader.any().and_then(|_| reader.end()).is_ok()
 }
 
 /// The text is not JSON, from this byte on.
@@ -481,6 +570,26 @@ mod tests {
         let span = reader.any()?;
         reader.end()?;
         Ok(span)
+    }
+
+    #[test]
+    fn no_field_is_hidden_by_what_a_value_or_a_name_holds() {
+        let deep = format!("{}7{}", "[".repeat(100_000), "]".repeat(100_000));
+        for odd in [r#""\ud83d""#, r#"{"\udc00":1}"#, r#"[["\ud83d"]]"#, deep.as_str()] {
+            let json = format!(r#"{{"id":"a","\u0062" : {odd} , "x\ud83d":[],"c":1e999}}"#);
+            let fields = Fields::read(&json).unwrap();
+            assert_eq!(
+                ["id", "b", "c", "d"].map(|name| fields.get(name)),
+                [Some(r#""a""#), Some(odd), Some("1e999"), None]
+            );
+            assert_eq!(fields.pairs().count(), 4);
+            let list = format!("[1, {odd} ,2]");
+            assert_eq!(items(&list).unwrap(), ["1", odd, "2"]);
+            assert!(!is_json(&json) && is_json(r#"{"a":[1e999]}"#));
+        }
+        for none in ["", "{", r#"{"a":1,}"#, r#"{"a":"\ud83d"} {}"#, r#"{"a":"\ud8"}"#, "[1,]", r#"["\ud83d"}"#] {
+            assert!(Fields::read(none).is_none() && items(none).is_none(), "{none}");
+        }
     }
 
     #[test]

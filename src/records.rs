@@ -131,7 +131,7 @@ impl Record {
     /// [`Foreign`] when it says that it belongs to another link than `link_id`.
     pub fn read(resource: &Resource, link_id: &LinkId, json: &str) -> Result<Self, Foreign> {
         let mut fields = Fields::read(json);
-        let text = |name: &str| text(fields.as_ref()?.get(name)?);
+        let text = |name: &str| fields.as_ref()?.text(name);
         let instant = |name| text(name).and_then(|text| Timestamp::parse(&text));
         let (id, link, created_at, collected_at) =
             (text("id"), text("link"), instant("created_at"), instant("collected_at"));
@@ -160,14 +160,6 @@ impl Record {
     /// When Belvo collected it, as far as that can be true of a record that was fetched at `fetched_at`.
     fn collected(&self, fetched_at: Timestamp) -> Option<Timestamp> {
         credible(self.collected_at, fetched_at)
-    }
-}
-
-/// A value that is a string.
-fn text(value: &str) -> Option<Cow<'_, str>> {
-    match value.strip_prefix('"')?.strip_suffix('"')? {
-        plain if !plain.contains('\\') => Some(plain.into()),
-        _ => serde_json::from_str::<String>(value).ok().map(Cow::Owned),
     }
 }
 
@@ -443,6 +435,33 @@ mod tests {
             bench.list(10, std::slice::from_ref(&broken)).await;
             let again = bench.list(20, &[broken]).await;
             assert_eq!((again.versions, again.changed, again.sighted), (0, false, false));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_no_strict_reader_takes_is_the_same_in_every_list_and_keeps_nothing_else_from_ending() {
+        let deep = format!("{}{}", "[".repeat(70), "]".repeat(70));
+        for odd in [r#""\ud800""#, r#"{"\udfff":["\ud800"]}"#, &deep] {
+            let sound = |minute| job(1, "99000042", "2020-01-01", "null", minute);
+            let broken = |minute, first: u32| {
+                let items = format!(r#"[{{"x":{first}}},{odd},{{"x":{}}}]"#, 1 - first);
+                sound(minute)
+                    .replace(r#""employer_data":{"#, &format!(r#""z":{items},"employer_data":{{"name":{odd},"#))
+            };
+            let other = job(2, "99000077", "2021-01-01", "null", 0);
+            let bench = Bench::new().await;
+            bench.list(0, &[sound(0), other]).await;
+            let lists = [(10, broken(1, 0)), (100, broken(2, 1)), (200, broken(3, 0))];
+            let mut kept = Vec::new();
+            for (minutes, broken) in lists {
+                let Kept { versions, gone, .. } = bench.list(minutes, &[broken]).await;
+                kept.push((versions, gone));
+            }
+            assert_eq!(kept, [(1, 0), (0, 1), (0, 0)], "{odd}");
+            let seen: HashSet<String> = bench.seen().await.into_iter().map(|(_, id, _)| id[..8].to_owned()).collect();
+            assert_eq!(seen, HashSet::from(["00000001", "00000002"].map(str::to_owned)), "{odd}");
+            let foreign: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
+            assert!(Record::read(&employments::RESOURCE, &foreign, &broken(1, 0)).is_err(), "{odd}");
         }
     }
 

@@ -136,6 +136,8 @@ pub enum Type {
     Decimal,
     /// 32 bits, signed.
     Integer,
+    /// 64 bits, signed. Only tables about the lake itself have it, which no batch holds.
+    BigInteger,
     /// True or false.
     Boolean,
 }
@@ -155,6 +157,7 @@ impl Type {
             Self::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
             Self::Decimal => DataType::Decimal128(DECIMAL_PRECISION, DECIMAL_SCALE),
             Self::Integer => DataType::Int32,
+            Self::BigInteger => DataType::Int64,
             Self::Boolean => DataType::Boolean,
         }
     }
@@ -168,6 +171,7 @@ impl Type {
             Self::Timestamp => "TIMESTAMP WITH TIME ZONE",
             Self::Decimal => "DECIMAL(19,4)",
             Self::Integer => "INTEGER",
+            Self::BigInteger => "BIGINT",
             Self::Boolean => "BOOLEAN",
         }
     }

@@ -39,6 +39,39 @@ impl fmt::Debug for Cpf {
     }
 }
 
+/// Appends `text` to `out` with a `*` for each digit of a CPF in it. Eleven digits, with or without the dots and the
+/// dash, are one when they check and no other digit stands beside them; everything else stays byte for byte.
+pub fn push_without_cpfs(text: &str, out: &mut String) {
+    let bytes = text.as_bytes();
+    let (mut pushed, mut at) = (0, 0);
+    while let Some(digits) = bytes[at..].iter().position(u8::is_ascii_digit) {
+        at += digits;
+        if let Some(length) = length_of_cpf(&bytes[at..]) {
+            out.push_str(&text[pushed..at]);
+            out.extend(text[at..at + length].chars().map(|c| if c.is_ascii_digit() { '*' } else { c }));
+            at += length;
+            pushed = at;
+        } else {
+            at += bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        }
+    }
+    out.push_str(&text[pushed..]);
+}
+
+/// The bytes of the CPF that `text` begins with, if it does.
+fn length_of_cpf(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    for digit in 0..11 {
+        if matches!((digit, text.get(at)?), (3 | 6, b'.') | (9, b'-')) {
+            at += 1;
+        }
+        text.get(at).filter(|byte| byte.is_ascii_digit())?;
+        at += 1;
+    }
+    let is_alone = !text.get(at).is_some_and(u8::is_ascii_digit);
+    (is_alone && Cpf::parse(str::from_utf8(&text[..at]).ok()?).is_some()).then_some(at)
+}
+
 /// The check digit, as a character, of characters with their weights: modulo 11 of the sum of value × weight, where a
 /// character's value is its distance from `0`.
 pub fn check_digit(weighted: impl Iterator<Item = (u8, u32)>) -> u8 {
@@ -88,7 +121,83 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn without_cpfs(text: &str) -> String {
+        let mut out = String::new();
+        push_without_cpfs(text, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_cpf_within_a_text_is_masked_and_no_other_number_is() {
+        for (text, expected) in [
+            ("PESSOA FICTÍCIA 52998224725", "PESSOA FICTÍCIA ***********"),
+            ("52.998.224 PESSOA 529.982.247-25ª", "52.998.224 PESSOA ***.***.***-**ª"),
+            ("é52998224725é11144477735", "é***********é***********"),
+            ("529982247-25, 529.982.24725", "*********-**, ***.***.*****"),
+            ("1.529.982.247-25", "1.***.***.***-**"),
+        ] {
+            assert_eq!(without_cpfs(text), expected);
+        }
+        for other in [
+            "",
+            "PESSOA FICTÍCIA 52998224724",
+            "11222333000181 11.222.333/0001-81",
+            "152998224725",
+            "529982247251",
+            "529.982.247-251",
+            "529 982 247 25",
+            "11111111111",
+            "5299822472",
+        ] {
+            assert_eq!(without_cpfs(other), other);
+        }
+    }
+
+    /// Eleven digits that check.
+    fn cpf() -> impl Strategy<Value = String> {
+        let whole = |mut digits: Vec<u8>| {
+            for first in [10, 11] {
+                let check = check_digit(digits.iter().copied().zip((2..=first).rev()));
+                digits.push(check);
+            }
+            String::from_utf8(digits).unwrap()
+        };
+        proptest::collection::vec(b'0'..=b'9', 9)
+            .prop_map(whole)
+            .prop_filter("all alike", |cpf| Cpf::parse(cpf).is_some())
+    }
+
+    /// A word of a name that is no CPF, also beside others.
+    fn word() -> impl Strategy<Value = String> {
+        let broken = cpf().prop_map(|cpf| {
+            let last = (cpf.as_bytes()[10] - b'0' + 1) % 10;
+            format!("{}{last}", &cpf[..10])
+        });
+        prop_oneof!["[A-ZÁÇÕ&.-]{1,8}", "[0-9]{1,10}", "[0-9]{12,15}", broken]
+    }
+
+    proptest! {
+        #[test]
+        fn names_without_a_cpf_stay_byte_for_byte(words in proptest::collection::vec(word(), 0..6)) {
+            let name = words.join(" ");
+            prop_assert_eq!(without_cpfs(&name), name);
+        }
+
+        #[test]
+        fn of_names_with_a_cpf_nothing_but_it_is_masked(before in word(), cpf in cpf(), after in word(), dotted: bool) {
+            let written = if dotted {
+                format!("{}.{}.{}-{}", &cpf[..3], &cpf[3..6], &cpf[6..9], &cpf[9..])
+            } else {
+                cpf
+            };
+            let masked = if dotted { "***.***.***-**" } else { "***********" };
+            prop_assert_eq!(without_cpfs(&format!("{before} {written} {after}")), format!("{before} {masked} {after}"));
+        }
+    }
 
     #[test]
     fn check_digits_decide_what_a_cpf_is() {

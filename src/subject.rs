@@ -10,8 +10,11 @@ use std::fmt;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
+use crate::json::{self, Fields};
 use crate::link_id::LinkId;
 use crate::records::unpack;
 use crate::resources::owners;
@@ -157,11 +160,11 @@ pub fn persons(tx: &Tx<'_>, pepper: &Pepper) -> Result<Vec<(String, String)>, st
     Ok(persons)
 }
 
-/// The key of the person that an owner's body names.
+/// The key of the person that an owner's body names, read as for the tables: a published key finds whom it is of.
 fn person_of(body: &str, pepper: &Pepper) -> Option<String> {
-    let owner: Value = serde_json::from_str(body).ok()?;
-    let document = &owner["document_id"];
-    owners::person_of(document["document_number"].as_str(), document["document_type"].as_str(), pepper)
+    let document = Fields::read(Fields::read(body)?.get("document_id")?)?;
+    let (number, kind) = (document.text("document_number"), document.text("document_type"));
+    owners::person_of(number.as_deref(), kind.as_deref(), pepper)
 }
 
 /// Which bodies.
@@ -203,10 +206,16 @@ pub struct Held {
     /// The links, by id.
     pub links: Vec<String>,
     /// Rows of each table.
-    pub tables: Map<String, Value>,
+    pub tables: Tables,
     /// How many of these say `body_is_damaged`.
     pub damaged: usize,
 }
+
+/// Rows by their table.
+pub type Tables = BTreeMap<String, Vec<HeldRow>>;
+
+/// A row by its columns, each as JSON: a body keeps every digit that Belvo sent.
+pub type HeldRow = BTreeMap<String, Box<RawValue>>;
 
 /// Told of a row whose body cannot be opened: what else is held of somebody is theirs to know all the same.
 const IS_DAMAGED: &str = "body_is_damaged";
@@ -228,13 +237,13 @@ pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Re
 
 /// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place. Says
 /// also how many bodies are damaged.
-fn of_state(tx: &Tx<'_>, names: &Names) -> Result<(Map<String, Value>, usize), store::Error> {
-    let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+fn of_state(tx: &Tx<'_>, names: &Names) -> Result<(Tables, usize), store::Error> {
+    let mut tables = Tables::new();
     let mut damaged = 0;
     let mut keep = |table: &str, cells| {
         let row = of_row(tx, table, cells)?;
         damaged += usize::from(row.contains_key(IS_DAMAGED));
-        tables.entry(table.to_owned()).or_default().push(row.into());
+        tables.entry(table.to_owned()).or_default().push(row);
         Ok::<_, store::Error>(())
     };
     // A key is no datum of the person, and an export must not hold one.
@@ -251,17 +260,17 @@ fn of_state(tx: &Tx<'_>, names: &Names) -> Result<(Map<String, Value>, usize), s
     for run in runs_of(tx, &names.links)? {
         tx.each("SELECT * FROM runs WHERE run_id = $1", args![run], |row| keep("runs", row.cells()?))?;
     }
-    Ok((tables.into_iter().map(|(table, rows)| (table, rows.into())).collect(), damaged))
+    Ok((tables, damaged))
 }
 
 /// A row by its columns, its body opened.
-fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Map<String, Value>, store::Error> {
+fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<HeldRow, store::Error> {
     let text = |name: &str| text_of(&cells, name).unwrap_or_default();
     let int = |name: &str| match cells.iter().find(|(found, _)| found == name) {
         Some((_, Cell::Int(int))) => *int,
         _ => 0,
     };
-    let open = |stored: &[u8]| -> Result<Option<Value>, store::Error> {
+    let open = |stored: &[u8]| -> Result<Option<Box<RawValue>>, store::Error> {
         let plain = |body: Cow<'_, [u8]>| String::from_utf8_lossy(&body).into_owned();
         let opened = match table {
             "record_versions" => {
@@ -284,27 +293,38 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<Map<St
             // Another table with a body needs to say here how it is opened.
             _ => return Err(store::Error::Unreadable("a body")),
         };
-        // As it came when it is no JSON that can be told again.
-        Ok(unless_damaged(opened)?.map(|body| serde_json::from_str(&body).unwrap_or(Value::String(body))))
+        Ok(unless_damaged(opened)?.map(told))
     };
-    let mut row = Map::new();
+    let mut row = HeldRow::new();
     for (name, cell) in &cells {
         let value = match cell {
-            Cell::Null => Value::Null,
-            Cell::Int(int) => json!(int),
-            Cell::Text(text) => json!(text),
+            Cell::Null => json_of(&()),
+            Cell::Int(int) => json_of(int),
+            Cell::Text(text) => json_of(text),
             Cell::Bytes(bytes) if name == "body" => {
                 let body = open(bytes)?;
                 if body.is_none() {
-                    row.insert(IS_DAMAGED.to_owned(), true.into());
+                    row.insert(IS_DAMAGED.to_owned(), json_of(&true));
                 }
-                body.unwrap_or_default()
+                body.unwrap_or_else(|| json_of(&()))
             }
-            Cell::Bytes(bytes) => json!(BASE64_STANDARD.encode(bytes)),
+            Cell::Bytes(bytes) => json_of(&BASE64_STANDARD.encode(bytes)),
         };
         row.insert(name.clone(), value);
     }
     Ok(row)
+}
+
+/// A body as it came; a text of it when not every reader would take it for JSON.
+fn told(body: String) -> Box<RawValue> {
+    if !json::is_json(&body) {
+        return json_of(&body);
+    }
+    RawValue::from_string(body).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+fn json_of(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
+    to_raw_value(value).unwrap_or_else(|error| unreachable!("{error}"))
 }
 
 /// The `external_id`s of `links` that no other link has.
@@ -400,6 +420,9 @@ fn each_name(json: &Value, each: &mut dyn FnMut(&str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
+    use crate::flatten::{Flattener, Plan, RecordFacts};
+    use crate::schema;
     use crate::store::Store;
 
     #[tokio::test]
@@ -419,8 +442,8 @@ mod tests {
         store.write(fill).await.unwrap();
         let sessions = |subject: Subject| {
             let held = held(&store.readers(), &subject, None)?;
-            let rows = held.tables["widget_sessions"].as_array().cloned().unwrap_or_default();
-            let asked: Vec<_> = rows.iter().filter_map(|row| row["asked_at"].as_i64()).collect();
+            let asked: Vec<i64> =
+                held.tables["widget_sessions"].iter().map(|row| row["asked_at"].get().parse().unwrap()).collect();
             Ok::<_, Error>((held.links.len(), asked))
         };
         assert_eq!(sessions(Subject::ExternalId("user-1".to_owned())).unwrap(), (0, vec![1]));
@@ -462,10 +485,9 @@ mod tests {
         };
         store.write(fill).await.unwrap();
         let held = held(&store.readers(), &Subject::Link(LINK.parse().unwrap()), None).unwrap();
-        let runs = held.tables["runs"].as_array().unwrap().iter();
-        let told: Vec<_> = runs.map(|run| (run["kind"].as_str().unwrap(), run["name"].as_str())).collect();
-        let expected =
-            [("untrack", Some(LINK)), ("delete", Some(LINK)), ("replay", None), ("freeze", Some("decision-1"))];
+        let runs = held.tables["runs"].iter();
+        let told: Vec<_> = runs.map(|run| ["kind", "name"].map(|column| run[column].get().trim_matches('"'))).collect();
+        let expected = [["untrack", LINK], ["delete", LINK], ["replay", "null"], ["freeze", "decision-1"]];
         assert_eq!(told, expected);
     }
 
@@ -485,10 +507,50 @@ mod tests {
         };
         store.write(fill).await.unwrap();
         let held = held(&store.readers(), &Subject::Link(LINK.parse().unwrap()), None).unwrap();
-        let versions = held.tables["record_versions"].as_array().unwrap().iter();
-        let told: Vec<_> = versions.map(|row| (&row["body"], row.get(IS_DAMAGED))).collect();
-        assert_eq!(told, [(&Value::Null, Some(&json!(true))), (&json!({ "id": "good" }), None)]);
+        let versions = held.tables["record_versions"].iter();
+        let told: Vec<_> =
+            versions.map(|row| (row["body"].get(), row.get(IS_DAMAGED).map(|told| told.get()))).collect();
+        assert_eq!(told, [("null", Some("true")), (r#"{"id":"good"}"#, None)]);
         assert_eq!(held.damaged, 1);
+    }
+
+    #[test]
+    fn a_body_is_told_to_the_digit_and_as_a_text_when_it_is_no_json() {
+        let exact = r#"{"base_amount":999999999999999.99, "retained_amount":1033.0900,"n":12345678901234567890123}"#;
+        assert_eq!(told(exact.to_owned()).get(), exact);
+        for odd in ["not JSON", r#"{"a":"\ud83d"}"#, ""] {
+            assert_eq!(told(odd.to_owned()).get(), serde_json::to_string(odd).unwrap());
+        }
+    }
+
+    #[test]
+    fn whoever_has_a_published_key_is_found_by_it() {
+        let pepper = Pepper::new("pepper-for-tests".into());
+        let owner = r#"{"id":"1","link":null,"internal_identification":null,"collected_at":"2026-01-01T00:00:00Z",
+            "display_name":"PESSOA","email":null,"phone_number":null,"address":null,"score":1e999,
+            "document_id":{"document_type":"CPF","document_number":"529.982.247\u002d25","of":[-1e999]}}"#;
+        let facts = RecordFacts {
+            link_id: "",
+            record_key: "",
+            record_id: "",
+            created_at: None,
+            collected_at: None,
+            known_from: Timestamp::from_micros(0),
+        };
+        let mut flattener = Flattener::new(Plan::for_resource(&owners::RESOURCE), Some(pepper.clone()));
+        let mut rows = flattener.columns();
+        flattener.flatten(owner, &facts, &mut rows).unwrap();
+        let columns = &schema::get().table("owners").columns;
+        let key = columns.iter().position(|column| column.name == "person_key").unwrap();
+        let published = rows[0].text(key, 0).unwrap();
+        assert_eq!(person_of(owner, &pepper).as_deref(), Some(published));
+        // Of one that is listed as rejected, an earlier version may be published.
+        let rejected = owner.replace("PESSOA", r"\ud83d");
+        assert!(flattener.flatten(&rejected, &facts, &mut rows).is_err());
+        assert_eq!(person_of(&rejected, &pepper), person_of(owner, &pepper));
+        for nobody in ["", "{}", r#"{"document_id":null}"#, r#"{"document_id":{"document_number":52998224725}}"#] {
+            assert_eq!(person_of(nobody, &pepper), None, "{nobody}");
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use duckdb::Connection;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::erase::Whom;
 use super::sql::{self, Form};
@@ -41,8 +42,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     // Before anything is told. Nobody reads a person out without a line that says so.
     let export = Export { asked_for: subject.kind().name().to_owned(), links: held.links.clone() };
     work::block_on(note(&config, export))?;
-    let document = json!({ "links": held.links, "state": held.tables, "lake": lake });
-    writeln!(streams::out(), "{document:#}")?;
+    writeln!(streams::out(), "{}", document(&held, &lake)?)?;
     if held.damaged == 0 {
         return Ok(Exit::Done);
     }
@@ -53,6 +53,18 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     );
     streams::note(&note, global)?;
     Ok(Exit::Damaged)
+}
+
+/// What is printed. It does not become a [`Value`] first, in which a number has no more digits than a float.
+fn document(held: &subject::Held, lake: &Map<String, Value>) -> serde_json::Result<String> {
+    #[derive(Serialize)]
+    struct Document<'d> {
+        lake: &'d Map<String, Value>,
+        links: &'d [String],
+        state: &'d subject::Tables,
+    }
+
+    serde_json::to_string_pretty(&Document { lake, links: &held.links, state: &held.tables })
 }
 
 /// Has the daemon that holds the state note the export, or does it here.
@@ -157,7 +169,11 @@ impl Snapshot {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use serde_json::json;
+
     use super::*;
+    use crate::store::args;
+    use crate::subject::Subject;
 
     const LINK: &str = "2f5d361d-dad6-45d4-a0bf-26d479766067";
 
@@ -247,6 +263,21 @@ mod tests {
         let told = told(lake(true).path());
         assert_eq!(told["links"], json!([{ "link_id": LINK, "external_id": "user-1" }]));
         assert_eq!(told["credit_features"], json!([{ "link_id": LINK, "as_of_date": "2026-03-31" }]));
+    }
+
+    #[tokio::test]
+    async fn an_export_has_every_digit_that_belvo_sent() {
+        let body = r#"{"base_amount":999999999999999.99,"n":12345678901234567890123}"#;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let packed = zstd::encode_all(body.as_bytes(), 1).unwrap();
+        let sql = "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, \
+                   known_from, started_at, fetched_at, body) VALUES ($1, 'employments', 'k', 1, 0, 'i', 0, 0, 0, $2)";
+        store.write(move |tx| tx.execute(sql, args![LINK, packed.as_slice()])).await.unwrap();
+        let held = subject::held(&store.readers(), &Subject::Link(LINK.parse().unwrap()), None).unwrap();
+        let told = document(&held, &Map::new()).unwrap();
+        assert!(told.contains(body), "{told}");
+        assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["links"], json!([LINK]));
     }
 
     #[test]

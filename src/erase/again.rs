@@ -265,4 +265,23 @@ mod tests {
         assert_eq!(place.learn(Some(pepper)).await.unwrap().links, 1);
         assert_eq!(place.all("SELECT link_id FROM links").await, [place.links[1].clone()]);
     }
+
+    #[tokio::test]
+    async fn a_person_is_erased_again_also_where_a_body_holds_a_number_that_no_float_holds() {
+        let pepper = Pepper::new("pepper-for-tests".into());
+        let person = "0ee07cb51e2ac13576fdf65c0a5a27e60a9870d889370e347ba1644db345f1f1";
+        let place = Place::new(&[(Kind::Person, person)]).await;
+        let link = place.links[1].clone();
+        let fill = move |tx: &Tx<'_>| {
+            let owner = br#"{"document_id":{"document_number":"52998224725","document_type":"CPF"},"score":1e999}"#;
+            let body = zstd::encode_all(owner.as_slice(), 1).unwrap();
+            let sql = "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, \
+                       known_from, started_at, fetched_at, body) VALUES ($1, 'owners', 'k', 1, 0, 'i', 0, 0, 0, $2)";
+            tx.execute(sql, args![&link, body.as_slice()])
+        };
+        place.store.write(fill).await.unwrap();
+        assert_eq!(place.learn(Some(pepper)).await.unwrap().links, 2);
+        let nobody: [&str; 0] = [];
+        assert_eq!(place.all("SELECT link_id FROM links UNION SELECT link_id FROM record_versions").await, nobody);
+    }
 }

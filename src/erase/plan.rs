@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::Error;
 use crate::backup::Made;
+use crate::json::{self, Fields};
 use crate::sensitive::{Cpf, Pepper};
 use crate::store::{self, Traces, Tx, args};
 use crate::subject::{self, Bodies, Names, Subject, each_body, unnamed_webhooks};
@@ -79,7 +79,7 @@ fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Res
     links.iter().chain(external_ids).for_each(|name| traces.add(name.as_bytes()));
     for link in links {
         each_body(tx, Bodies::OfLink(link), |_, body| {
-            add_texts(&serde_json::from_str(&body).unwrap_or_default(), &mut traces);
+            add_texts(&body, json::MAX_DEPTH, &mut traces);
             Ok(())
         })?;
         // Bodies that were kept without a key are in the file as they are; those under one are noise without it.
@@ -100,27 +100,54 @@ fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Res
     Ok(traces)
 }
 
-/// Adds what tells a person apart from others: ids, documents, addresses. A name or a place may be another's too.
-fn add_texts(value: &Value, traces: &mut Traces) {
+/// Adds what tells a person apart from others: ids, documents, addresses. A name or a place may be another's too. What
+/// lies deeper than records are read is left out.
+fn add_texts(value: &str, depth: u32, traces: &mut Traces) {
     const TELLING: [&str; 6] = ["id", "document_number", "email", "phone_number", "internal_identification", "code"];
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                match value.as_str() {
-                    Some(text) if TELLING.contains(&name.as_str()) => {
-                        // An employer's code is another's too, unless it is a person's.
-                        if name != "code" || Cpf::parse(text).is_some() {
-                            traces.add(text.as_bytes());
-                        }
-                        if let Some(cpf) = Cpf::parse(text) {
-                            traces.add(cpf.digits());
-                        }
+    let Some(depth) = depth.checked_sub(1) else { return };
+    if let Some(fields) = Fields::read(value) {
+        for (name, value) in fields.pairs() {
+            match json::text(value) {
+                Some(text) if TELLING.contains(&name) => {
+                    // An employer's code is another's too, unless it is a person's.
+                    if name != "code" || Cpf::parse(&text).is_some() {
+                        traces.add(text.as_bytes());
                     }
-                    _ => add_texts(value, traces),
+                    if let Some(cpf) = Cpf::parse(&text) {
+                        traces.add(cpf.digits());
+                    }
                 }
+                _ => add_texts(value, depth, traces),
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| add_texts(item, traces)),
-        _ => {}
+    } else if let Some(items) = json::items(value) {
+        items.into_iter().for_each(|item| add_texts(item, depth, traces));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tells_a_person_is_found_beside_what_no_float_and_no_text_holds() {
+        let traces = |body: &str| {
+            let mut traces = Traces::default();
+            add_texts(body, json::MAX_DEPTH, &mut traces);
+            traces
+        };
+        let mut expected = Traces::default();
+        for text in ["c749315b-eec2-435d-a458-06912878564f", "529.982.247-25", "52998224725", "pessoa@exemplo.com.br"] {
+            expected.add(text.as_bytes());
+        }
+        let body = r#"{"id":"c749315b-eec2-435d-a458-06912878564f","display_name":"PESSOA FICTICIA","odd":null,
+            "document_id":{"document_number":"529.982.247\u002d25"},"more":[{"email":"pessoa@exemplo.com.br"}],
+            "employer_data":{"code":"11222333000181"}}"#;
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        for odd in ["null", "1e999", r#""\ud83d""#, deep.as_str()] {
+            let found = traces(&body.replace("null", odd));
+            assert!(found == expected, "{odd:.20}");
+        }
+        assert!(traces("not JSON") == Traces::default());
     }
 }

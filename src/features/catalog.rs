@@ -233,4 +233,60 @@ mod tests {
         assert_eq!(expected.call, "inss_expected(base, month)");
         assert!(expected.meaning.starts_with("INSS contribution expected") && expected.meaning.ends_with("the month"));
     }
+
+    /// A database with empty tables that features are computed from, and the macros.
+    fn database() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        for name in super::super::compute::SOURCES {
+            let columns = &crate::schema::get().table(name).columns;
+            let columns: Vec<_> = columns.iter().map(|it| format!("{} {}", it.name, it.kind.duckdb())).collect();
+            connection.execute_batch(&format!("CREATE TABLE {name} ({})", columns.join(", "))).unwrap();
+        }
+        create_macros(&connection, &Reference::compiled()).unwrap();
+        connection
+    }
+
+    #[test]
+    fn a_contribution_is_expected_on_a_sum_of_more_digits_than_an_amount_has() {
+        let connection = database();
+        for (base, expected) in [
+            ("1621.00", "121.58"),
+            ("6000", "641.51"),
+            ("999999999999999.9999", "988.09"),
+            ("1000000000000000.00", "988.09"),
+            ("sum(999999999999999.9999)", "988.09"),
+            ("1e16", "988.09"),
+            ("0", "NULL"),
+        ] {
+            let sql = format!(
+                "SELECT coalesce(CAST(inss_expected(base, DATE '2026-01-01') AS VARCHAR), 'NULL') FROM \
+                 (SELECT {base} AS base FROM range(7) GROUP BY ALL)"
+            );
+            let found = connection.query_row(&sql, [], |row| row.get::<_, String>(0));
+            assert_eq!(found.unwrap(), expected, "{base}");
+        }
+    }
+
+    #[test]
+    fn a_month_before_the_window_does_not_take_away_the_spread_within_it() {
+        let connection = database();
+        connection
+            .execute_batch(
+                "INSERT INTO links (link_id, created_at) VALUES ('rich', TIMESTAMPTZ '2020-01-01 00:00:00Z'); \
+                 INSERT INTO link_snapshots (link_id, resource, collected_at, fetched_at) \
+                     SELECT 'rich', 'employments', t, t FROM (SELECT TIMESTAMPTZ '2026-06-10 12:00:00Z' AS t); \
+                 INSERT INTO employments_history (link_id, employment_key, start_date, known_from, is_deleted) \
+                     VALUES ('rich', 'job', DATE '2020-01-01', TIMESTAMPTZ '2020-02-01 00:00:00Z', false); \
+                 INSERT INTO salaries_history (link_id, employment_key, reference_month, salary_type, seq, \
+                     base_amount, currency, known_from, is_deleted) \
+                     SELECT 'rich', 'job', DATE '2026-05-01' - to_months(CAST(n AS INTEGER)), 'REGULAR', 0, \
+                         CASE WHEN n = 13 THEN 10000000000000 ELSE 1000 + n % 2 END, 'BRL', \
+                         TIMESTAMPTZ '2026-06-10 12:00:00Z', false \
+                     FROM range(14) AS t(n) WHERE n <> 12",
+            )
+            .unwrap();
+        let sql = "SELECT income_cv_12m FROM credit_features(DATE '2026-06-15', TIMESTAMPTZ '2026-06-15 23:59:59Z', 1)";
+        // Of six months of 1,000 and six of 1,001: sqrt(3 / 11) / 1000.5.
+        assert_eq!(connection.query_row(sql, [], |row| row.get::<_, Option<f64>>(0)).unwrap(), Some(0.0005));
+    }
 }

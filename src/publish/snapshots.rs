@@ -93,6 +93,13 @@ pub struct TableEntry {
     pub files: Vec<FileEntry>,
 }
 
+impl TableEntry {
+    /// Whether its rows show persons.
+    pub(super) fn is_pii(&self) -> bool {
+        Path::new(&self.name).starts_with(pii::FOLDER)
+    }
+}
+
 /// One file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -119,7 +126,7 @@ pub struct Forgotten {
 impl Manifest {
     /// Whether it shows persons.
     pub(super) fn has_pii(&self) -> bool {
-        self.tables.iter().any(|table| Path::new(&table.name).starts_with(pii::FOLDER))
+        self.tables.iter().any(TableEntry::is_pii)
     }
 
     /// Rows of all its tables.

@@ -17,6 +17,7 @@ use super::tables::Stager;
 use super::{Error, Publisher, Scope};
 use crate::clock::Timestamp;
 use crate::config::LakeForm;
+use crate::features::{TABLE, dictionary};
 use crate::schema::{self, Table};
 use crate::sensitive::hex;
 use crate::sinks::{self, Staged};
@@ -138,7 +139,8 @@ impl Publisher {
         });
         let (sealed, files) = (sealed?, files?);
         if !self.wants(LakeForm::Parquet) {
-            for table in &mut tables {
+            // What stands under `pii/` is in no other form.
+            for table in tables.iter_mut().filter(|table| !table.is_pii()) {
                 let folder = staging.folder.join(&table.name);
                 if table.files.is_empty() {
                     continue;
@@ -175,6 +177,7 @@ impl Publisher {
             && self
                 .published_tables()
                 .all(|table| previous.table(&table.name).is_some_and(|entry| entry.schema_version == table.version))
+            && previous.table(TABLE).is_none_or(|entry| entry.schema_version == dictionary::version())
     }
 
     /// Whether each table of `previous` has Parquet files that can be taken over.

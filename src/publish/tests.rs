@@ -9,13 +9,13 @@ use super::pace::LAST_RETRY;
 use super::*;
 use crate::clock::Hand;
 use crate::config::LakeForm::{self, Duckdb, Parquet};
-use crate::features::runs;
+use crate::features::{self, runs};
 use crate::flatten::Comparison;
 use crate::link_id::LinkId;
 use crate::problems::Problems;
 use crate::queue::{self, Trigger};
 use crate::records::{self, Drift, Listing, Record};
-use crate::resources::employments;
+use crate::resources::{employments, owners};
 use crate::sinks::parquet::read_texts;
 use crate::store::{Tx, args};
 
@@ -535,4 +535,66 @@ fn a_lake_without_a_database_has_no_link_to_one() {
         assert_eq!((link.is_symlink(), link.exists()), (has_database, has_database), "{sinks:?}");
         assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
     }
+}
+
+/// Lists the owner of `number`'s link.
+async fn list_owner(store: &Store, number: u32) {
+    let link = format!("{number:08}-0000-4000-8000-000000000000");
+    let owner = format!(
+        r#"{{"id":"owner","link":"{link}","internal_identification":null,"collected_at":"2026-01-01T00:00:00.000Z",
+        "display_name":"PESSOA FICTICIA","email":null,"phone_number":null,"address":null,"document_id":null}}"#
+    );
+    let list = move |tx: &Tx<'_>| {
+        let (link, resource): (LinkId, _) = (link.parse().unwrap(), &owners::RESOURCE);
+        let at = Timestamp::from_micros(60_000_000);
+        queue::mark(tx, &link, resource, Trigger::Webhook, at)?;
+        let records = vec![Record::read(resource, &link, &owner).unwrap()];
+        let listing = Listing { started_at: at, fetched_at: at, records, drift: Drift::default() };
+        let mut comparison = Comparison::of(resource);
+        let compare = &mut |old: &str, new: &str| comparison.loss(old, new);
+        records::keep(tx, &link, resource, &listing, None, Duration::from_hours(1), compare)
+    };
+    store.write(list).await.unwrap();
+}
+
+#[tokio::test]
+async fn persons_are_published_whatever_form_the_tables_for_analysts_have() {
+    for sinks in [&[Duckdb][..], &[Parquet, Duckdb], &[Parquet]] {
+        let place = Place::new();
+        add_link(&place.store, 1).await;
+        list_owner(&place.store, 1).await;
+        let publisher = place.publisher(sinks).with_pii(true);
+        let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+        let owners = manifest.table("pii/owners").unwrap();
+        assert_eq!((owners.rows, owners.files.len()), (1, 1), "{sinks:?}");
+        let file = publisher.lake.folder(manifest.snapshot).join(&owners.files[0].path);
+        assert!(file.ends_with("pii/owners/link_bucket=0/part-0.parquet") && file.exists(), "{}", file.display());
+        let named = [Some("PESSOA FICTICIA"), None].map(|text| text.map(str::to_owned));
+        assert_eq!(texts(&publisher, "pii/owners", ["display_name", "email"]), [named], "{sinks:?}");
+        assert!(manifest.table("owners").unwrap().files.is_empty() != sinks.contains(&Parquet));
+        assert!(integrity::check(&place.lake()).unwrap().damage.is_empty(), "{sinks:?}");
+        assert!(publish(&publisher, Scope::Changed).unwrap().is_none(), "{sinks:?}");
+    }
+}
+
+#[tokio::test]
+async fn features_of_an_earlier_version_are_made_anew() {
+    let place = Place::new();
+    add_link(&place.store, 1).await;
+    ask_for_features(&place, "1969-12-31").await;
+    let publisher = place.publisher(&[Parquet, Duckdb]);
+    let mut manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+    let version = manifest.table(features::TABLE).unwrap().schema_version;
+    assert!(publish(&publisher, Scope::Changed).unwrap().is_none());
+
+    let old = manifest.tables.iter_mut().find(|table| table.name == features::TABLE).unwrap();
+    old.schema_version -= 1;
+    let file = publisher.lake.folder(manifest.snapshot).join(integrity::MANIFEST);
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, serde_json::to_string(&manifest).unwrap()).unwrap();
+    let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
+    let made = manifest.table(features::TABLE).unwrap();
+    assert_eq!(made.schema_version, version);
+    let links = |file: &str| publisher.lake.folder(manifest.snapshot).join(file).metadata().unwrap().nlink();
+    assert!(made.files.iter().all(|file| links(&file.path) == 1), "what was published before is taken over");
 }

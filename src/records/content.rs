@@ -8,9 +8,8 @@
 
 use std::borrow::Cow;
 
-use super::text;
 use crate::clock::Timestamp;
-use crate::json::{Fields, Kind, NotJson, Reader, Text};
+use crate::json::{Fields, Kind, NotJson, Reader, Text, items, text};
 
 /// Fields that Belvo renews without the record having changed, as long as they are what they should be.
 const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
@@ -34,39 +33,25 @@ pub(super) fn content(json: &str) -> String {
 
 /// The content of `json`, whose `fields` are put in order.
 pub(super) fn content_of(json: &str, fields: Option<&mut Fields<'_>>) -> String {
-    fn written(fields: &mut Fields<'_>, content: &mut String) -> Option<()> {
-        for name in VOLATILE.iter().filter(|name| fields.get(name).is_none()) {
-            content.push_str(name);
-            content.push('\n');
-        }
-        for (name, value) in fields.sorted().iter().filter(|(name, value)| !is_volatile(name, value)) {
-            content.push_str(name);
-            content.push(':');
-            if value.starts_with('[') {
-                write_sorted(value, content)?;
-            } else {
-                content.push_str(value);
-            }
-            content.push('\n');
-        }
-        Some(())
-    }
-
+    let Some(fields) = fields else { return json.to_owned() };
     let mut content = String::with_capacity(json.len() + json.len() / 8);
-    match fields.and_then(|fields| written(fields, &mut content)) {
-        Some(()) => content,
-        None => json.to_owned(),
+    for name in VOLATILE.iter().filter(|name| fields.get(name).is_none()) {
+        content.push_str(name);
+        content.push('\n');
     }
+    for (name, value) in fields.sorted().iter().filter(|(name, value)| !is_volatile(name, value)) {
+        content.push_str(name);
+        content.push(':');
+        match items(value) {
+            Some(items) => push_sorted(items, &mut content),
+            None => content.push_str(value),
+        }
+        content.push('\n');
+    }
+    content
 }
 
-fn write_sorted(list: &str, content: &mut String) -> Option<()> {
-    let mut reader = Reader::new(list);
-    let mut items = Vec::new();
-    let mut more = reader.enter().ok()?;
-    while more {
-        items.push(reader.any().ok()?.of(list));
-        more = reader.another(b']').ok()?;
-    }
+fn push_sorted(mut items: Vec<&str>, content: &mut String) {
     items.sort_unstable();
     for (at, item) in items.iter().enumerate() {
         if at > 0 {
@@ -74,7 +59,6 @@ fn write_sorted(list: &str, content: &mut String) -> Option<()> {
         }
         content.push_str(item);
     }
-    Some(())
 }
 
 /// Whether two records have one content, however each is spelt.

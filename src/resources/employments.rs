@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{Derive, Resource};
 use crate::clock::{days_since_1970, digits};
 use crate::json::Fields;
-use crate::sensitive::{Pepper, check_digit};
+use crate::sensitive::{Pepper, check_digit, push_without_cpfs};
 
 /// `GET /api/br/employments/`.
 pub static RESOURCE: Resource = Resource {
@@ -50,7 +50,7 @@ fn likeness(fields: &Fields<'_>) -> Option<String> {
 
 fn derived(name: &str) -> Option<Derive> {
     Some(match name {
-        "employer_name" => Derive::Piece(|inputs| inputs[0].filter(|_| !inputs[1].is_some_and(is_person))),
+        "employer_name" => Derive::Text(employer_name),
         "employer_code" => Derive::Piece(|inputs| inputs[0].filter(|code| !is_person(code))),
         "person_employer_name" => Derive::Piece(|inputs| inputs[0].filter(|_| inputs[1].is_some_and(is_person))),
         "person_employer_code" => Derive::Piece(|inputs| inputs[0].filter(|code| is_person(code))),
@@ -154,6 +154,13 @@ fn has_cnpj_check_digits(code: &[u8]) -> bool {
     [(12, [5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2].as_slice()), (13, &[6, 5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2])].iter().all(
         |(length, weights)| check_digit(code[..*length].iter().copied().zip(weights.iter().copied())) == code[*length],
     )
+}
+
+/// A firm of one person (MEI) is registered under a CNPJ, and under that person's name and CPF.
+fn employer_name(inputs: &[Option<&str>], _pepper: Option<&Pepper>, out: &mut String) -> bool {
+    let Some(name) = inputs[0].filter(|_| !inputs[1].is_some_and(is_person)) else { return false };
+    push_without_cpfs(name, out);
+    true
 }
 
 fn employer_key(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String) -> bool {
@@ -288,6 +295,17 @@ mod tests {
             alike(r#"{"employer_data":{"code":"52998224725"},"start_date":"2020-01-01"}"#).unwrap(),
             "CPF\n2020-01-01"
         );
+    }
+
+    #[test]
+    fn the_name_of_a_firm_of_one_person_tells_no_cpf() {
+        let code = Some("11222333000181");
+        let name = |name| text("employer_name", &[Some(name), code]);
+        assert_eq!(name("PESSOA FICTÍCIA 52998224725").as_deref(), Some("PESSOA FICTÍCIA ***********"));
+        for same in ["EMPRESA FICTÍCIA 0042 LTDA", ""] {
+            assert_eq!(name(same).as_deref(), Some(same));
+        }
+        assert_eq!(text("employer_name", &[None, code]), None);
     }
 
     fn alike(job: &str) -> Option<String> {

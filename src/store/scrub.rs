@@ -25,7 +25,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(20);
 const CHUNK: usize = 4 << 20;
 
 /// Bytes that must not be found any more. They have no printed form.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Traces(BTreeSet<Vec<u8>>);
 
 impl Traces {

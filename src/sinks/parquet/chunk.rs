@@ -67,7 +67,7 @@ impl Chunk {
             Type::Timestamp => Values::Instants(Dictionary::default()),
             Type::Decimal => Values::Decimals(Vec::new()),
             Type::Boolean => Values::Flags(Runs::default()),
-            Type::TextList => return None,
+            Type::TextList | Type::BigInteger => return None,
         };
         Some(Self { column, has_statistics, presence: Runs::default(), rows: 0, nulls: 0, values })
     }

@@ -50,7 +50,8 @@ incomes AS (
         -- Beyond 10^13 reais a month the square leaves the range of whole numbers: F22 then has no value.
         sum(CASE WHEN abs(income) < 10000000000000 THEN CAST(income * 10000 AS HUGEINT) * CAST(income * 10000 AS HUGEINT) END)
             FILTER (WHERE is_full AND is_in_12m) AS sum_yy,
-        coalesce(bool_or(abs(income) >= 10000000000000), false) AS is_beyond_squares
+        coalesce(bool_or(abs(income) >= 10000000000000) FILTER (WHERE is_full AND is_in_12m), false)
+            AS is_beyond_squares
     FROM recent_months
     GROUP BY link_no
 ),
