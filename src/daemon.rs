@@ -399,8 +399,9 @@ impl Daemon {
     }
 }
 
-/// Lets a state that is new in its folder, or an older one that was put back, know who was erased there, before it hears of
-/// anybody else. One that has tombstones of its own does its work all the same: it is told when they are to be written.
+/// Lets a state that is new in its folder, or an older one that was put back, learn who was erased there, before it
+/// hears of anybody else. If the file of tombstones is another state's, the daemon starts all the same; only erasing is
+/// refused.
 async fn learn_of_erased(
     store: &Store,
     state: &Path,

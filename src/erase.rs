@@ -57,10 +57,10 @@ use step::{conclude, note_step, read};
 /// Backups that hold the person must be gone so long after the erasure.
 const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
 
-/// Belvo's word that it deletes a link is as good as the deed after so long.
+/// After so long, Belvo's word that it is deleting a link is taken for the deletion itself.
 const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
 
-/// Between two looks whether Belvo has.
+/// Pause between two looks whether Belvo has deleted it.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Wait before an erasure that failed is gone on with; it doubles with each failure.
@@ -91,7 +91,7 @@ pub struct Eraser {
 #[derive(Clone)]
 pub struct Unfinished {
     erasure: String,
-    /// Nothing when they were forgotten with an earlier process: the state's file is written anew then.
+    /// Empty when an earlier process began the erasure and took them with it: then the state's file is written anew.
     traces: Traces,
     /// Whether Belvo, which may take long, is to be asked first.
     waits_for_belvo: bool,
@@ -100,7 +100,7 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// One that need not wait, of which no more is known than that it was begun.
+    /// An erasure of which nothing but its id is known, to be gone on with at once.
     fn new(erasure: String) -> Self {
         let pause = Backoff::new(FIRST_RETRY, LAST_RETRY);
         Self { erasure, traces: Traces::default(), waits_for_belvo: false, pause }
@@ -119,8 +119,8 @@ impl Unfinished {
 }
 
 impl Eraser {
-    /// One for the state at `state`, open as `store`, and the lake behind `publisher`, and what its orders leave for
-    /// [`Eraser::run`]. Without a `deleter` nothing is deleted at Belvo.
+    /// An eraser for the state at `state`, open as `store`, and the lake behind `publisher`; and a receiver of the
+    /// erasures that its orders leave unfinished, for [`Eraser::run`]. Without a `deleter` nothing is deleted at Belvo.
     pub fn new(
         store: Store,
         publisher: Arc<Publisher>,
@@ -147,8 +147,8 @@ impl Eraser {
         Ok(plan)
     }
 
-    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. A wish of which Belvo takes nothing is taken
-    /// back: whoever waits is told. What fails otherwise is handed to [`Eraser::run`], which goes on with it.
+    /// Finishes the erasure of `plan` that [`Eraser::wish`] gave and that is on record. If Belvo accepts none of it,
+    /// the wish is withdrawn and the caller is told. After any other failure [`Eraser::run`] goes on with the erasure.
     ///
     /// # Errors
     /// [`Error::Belvo`], [`Error::Unfinished`]. After a crash whoever opens the state next goes on with it.

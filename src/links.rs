@@ -1,10 +1,10 @@
 //! The tracked links: what Belvo says of them, and whether their data may be asked for.
 //!
 //! *Takes* sightings in webhooks, failures of fetches, and Belvo's link objects. *Gives* the rows of the table `links`.
-//! *Promises* that a link which needs its user, or which Belvo does not know any more, is paused: no job asks for its data
-//! until Belvo says that it is valid or has news of it, its rows stay, and an operator's wish is still tried once. That an
-//! answer to a question asked before a webhook came does not take back what the webhook said. That a link object which
-//! says nothing new changes nothing that is published. *Not here*: their records.
+//! *Promises* that a link which needs its user, or which Belvo does not know any more, is paused: no job asks for its
+//! data until Belvo says that it is valid or sends news of it, while its rows stay and an operator's order is still
+//! tried once; that Belvo's answer to a question from before a webhook does not take back what the webhook said; and
+//! that a link object which says nothing new changes nothing that is published. *Not here*: the records of links.
 
 use std::time::Duration;
 
@@ -52,12 +52,14 @@ const LINK_DELETED: &str = Code::LinkDeleted.name();
 /// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
 
-/// What Belvo says of a link so soon after a fetch found that it needs its user may be what it was before.
+/// For so long after a fetch found that a link needs its user, a `valid` of Belvo's may be out of date and is not
+/// believed.
 const FIRST_REST: Duration = Duration::from_mins(1);
 
-/// A link that keeps failing although Belvo calls it valid is tried again after twice this long, then twice as long,
+/// Unit of the waits of a link that keeps failing although Belvo calls it valid: twice this at first, doubled each
+/// time.
 const REST: Duration = Duration::from_hours(1);
-/// and in the end once in so many times [`REST`].
+/// The longest of these waits, in units of [`REST`].
 const LONGEST_REST: u32 = 7 * 24;
 
 /// How long Belvo keeps data that is not updated, unless the link says otherwise.
@@ -106,7 +108,9 @@ pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> 
     resume(tx, link_id, at)
 }
 
-/// Pauses a link because an operator says so, inside the caller's transaction; false when there is none, or it was deleted. What is wanted of it meanwhile stays wanted.
+/// Pauses a link because an operator says so, inside the caller's transaction; false when there is no such link, or it
+/// was deleted, or an operator has paused it already. What is wanted of it meanwhile is not lost, but waits for its
+/// resume.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -170,8 +174,8 @@ pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -
     }
 }
 
-/// Notes that Belvo did not take the wish to delete the link, inside the caller's transaction: it works as before, until
-/// Belvo, who is asked, says something else.
+/// Notes that Belvo did not accept the request to delete the link, inside the caller's transaction. The link works as
+/// before, and is looked up, so that Belvo's own word on its status follows.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -181,9 +185,9 @@ pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Err
     resume(tx, link_id, at)
 }
 
-/// Notes that a refresh of the link failed with `failure`, inside the transaction that settles it. What its user has to
-/// mend pauses the link; what Belvo does not know is looked up on its own before that is said of the link; of what Belvo
-/// refuses the link only bears word.
+/// Notes that a refresh of the link failed with `failure`, inside the transaction that settles it. A failure that its
+/// user has to mend pauses the link. If Belvo says that it does not know the link, that is first checked by a look-up.
+/// If Belvo refuses, the failure is only written down with the link.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -209,9 +213,10 @@ pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timest
     Ok(())
 }
 
-/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. A webhook's count is
-/// about the list that it asked for, so no later list is held against it; only a count of nothing stands while lists
-/// stay empty, because a second one has to agree. A list of a paused link makes Belvo be asked whether it works again.
+/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. The webhook's count
+/// is forgotten, because it is about the list that the webhook asked for and not about later ones; but a count of 0
+/// stays as long as lists are empty, because a second empty one has to agree. If the link is paused, it is looked up
+/// again.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -282,8 +287,8 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
     tx.all("SELECT link_id FROM links", args![], |row| row.link_id(0))
 }
 
-/// For how long Belvo keeps what is not updated of a link whose `stale_in` is this text: `365d` and the like, one to four
-/// digits. What is no such text says nothing, and then it is a year.
+/// How long Belvo keeps the data of a link without an update, by the link's `stale_in`: `365d` and the like, one to
+/// four digits. For any other text it is a year.
 pub fn keeps_for(stale_in: Option<&str>) -> Duration {
     fn days(text: &str) -> Option<u64> {
         let digits = text.strip_suffix('d')?;
@@ -368,7 +373,7 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result
     {
         pause(tx, &link.id, reason, None, asked_at)?;
     }
-    // What is told of a link for the first time is no news of a visit.
+    // The first time of a visit that Belvo tells of a link need not be that of a new visit.
     let was_told = sync.is_some() || known.object.last_accessed_at.is_some();
     if was_told && link.last_accessed_at > known.object.last_accessed_at {
         mark_unseen_visit(tx, &link.id, link.last_accessed_at, asked_at)?;
@@ -418,8 +423,9 @@ fn known(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<Known>, Error> {
     )
 }
 
-/// Tracks a link that Belvo told of. One that only its list shows is asked for once, unless it is recurrent and in order: no
-/// webhook and no job will, and of one whose user has to do something Belvo may hold data all the same.
+/// Tracks a link that Belvo told of. A link that is known from Belvo's whole list alone is asked for once, unless it is
+/// recurrent and in order: no webhook or job would ask for it, and Belvo may hold data of it even if its user has to
+/// act.
 fn add(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result<(), Error> {
     let Told { asked_at, kept_at } = told;
     tx.execute(
@@ -535,7 +541,8 @@ pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Resul
     Ok(())
 }
 
-/// The same for every link that is paused: what was under way when a process ended is due again, whoever it is of.
+/// The same for every paused link. A start makes everything due again that was under way when the last process ended,
+/// also what belongs to paused links.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -566,8 +573,8 @@ fn resume(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
     Ok(())
 }
 
-/// Asks again for what was empty, as a webhook had counted, while the link was not in order: only now may two such lists
-/// agree that rows are gone.
+/// Asks again for resources whose list was empty, as a webhook had counted, while the link was not in order: only now
+/// that it is in order may a second empty list confirm that rows are gone.
 fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
     for resource in resources::ALL {
         let is_doubtful = tx.one(

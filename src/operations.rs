@@ -556,7 +556,7 @@ impl Operations {
 
     /// Waits until every change up to now is published, or a publish fails.
     async fn until_published(&self) -> Result<(), Failed> {
-        // Of what an order changed by itself nobody else tells.
+        // Nobody else announces what the order itself has changed.
         self.settled.send_replace(());
         let published = self.publisher.until_published(self.published.subscribe()).await;
         published.map_err(|Unpublished { code, message }| Failed { code, message })

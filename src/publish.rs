@@ -41,7 +41,8 @@ pub use held::{Departure, OwnLake};
 pub use pace::{Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
-/// Stands while the folder of the lake is as bare as the place of a volume that is not mounted.
+/// Code of the problem that the lake's folder is empty although this state published into it, as when its volume is not
+/// mounted.
 pub const MISSING: &str = "lake_missing";
 
 /// Publishes the record store.
@@ -78,8 +79,8 @@ pub enum Scope {
 }
 
 impl Publisher {
-    /// A publisher of the state `store`, where two lists `confirm_after` apart agree that a row is gone. What a crash left of
-    /// what was staged is removed. In the place of a volume that is not mounted nothing is made.
+    /// A publisher of the state `store`, where two lists `confirm_after` apart agree that a row is gone. It removes
+    /// what a crash left in the staging folder. Where the lake's volume is not mounted, it makes no folder.
     ///
     /// # Errors
     /// [`Error::Folder`] when the lake cannot be used.
@@ -127,11 +128,11 @@ impl Publisher {
         published
     }
 
-    /// Waits until every change up to now is published, or a publish fails; other changes may come meanwhile without an end.
-    /// `published` tells of the change that the latest snapshot has, as [`run`] does.
+    /// Waits until every change made so far is published, or a publish fails; it does not wait for changes that come
+    /// later. `published` carries the number of the last change that the latest snapshot contains, as [`run`] sends it.
     ///
     /// # Errors
-    /// [`Unpublished`]; it is tried again, but nobody knows how often.
+    /// [`Unpublished`]. Publishing is tried again, but nobody knows how often it will fail.
     pub async fn until_published(self: &Arc<Self>, mut published: watch::Receiver<i64>) -> Result<(), Unpublished> {
         let mut failures = self.failure.subscribe();
         let wanted = self.store.read(BuiltFrom::of).await.map_err(|error| Unpublished::from(&error.into()))?.change;
@@ -199,7 +200,7 @@ impl Publisher {
         self.store.readers().read(|tx| OwnLake::of(tx, &self.lake))
     }
 
-    /// Whether the lake is not there that was published into. Blocks.
+    /// Whether the lake that this state published into is missing. Blocks.
     pub fn is_missing(&self) -> bool {
         self.lake.is_bare() && self.own_lake().is_ok_and(|own| own.is_in(&self.lake).is_err())
     }
@@ -217,13 +218,15 @@ impl Publisher {
         let staging = self.lake.stage()?;
         let published = self.stage(&staging, previous, scope).and_then(|staged| {
             let Some((manifest, sealed)) = staged else { return Ok(None) };
-            // Before it is seen: a state that knows of less than its lake shows is an older one.
+            // Noted before readers see it: a state that does not know the snapshot of its lake is taken for an older
+            // state.
             let (lake, snapshot) = (self.lake.clone(), staging.snapshot);
             self.store.write_blocking(move |tx| OwnLake::note(tx, &lake, snapshot))?;
             self.lake.reveal(&staging, &sealed, &manifest)?;
             Ok(Some(manifest))
         });
-        // After the rename there is nothing left to remove, unless nobody sees what was renamed: each try would leave one.
+        // After its rename the staged folder is gone. If `current` could not be moved to the renamed snapshot, that
+        // goes too: each failed try would leave one behind.
         let _ = std::fs::remove_dir_all(&staging.folder);
         if published.is_err() && self.current() != Some(staging.snapshot) {
             let _ = self.lake.drop_snapshot(staging.snapshot);

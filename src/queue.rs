@@ -28,8 +28,9 @@ pub use claim::{ClaimRequest, Claimed, Fit};
 use claim::{choose, take};
 pub use view::{Backlog, Due, State, backlog, due, errors, is_busy, oldest_due, refused};
 
-/// Webhooks for a link and resource whose fetch began less than this ago wait until it is over, so that a burst of
-/// copies costs two fetches: the one that the first copy started, and one after the last.
+/// A webhook that comes less than this after a fetch of its link and resource began makes the next fetch wait until
+/// this time has passed. So a burst of copies costs two fetches: the one that the first copy starts, and one after the
+/// last.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// Who wants a refresh; decides who is served first.
@@ -165,7 +166,8 @@ pub fn mark(
     trigger: Trigger,
     not_before: Timestamp,
 ) -> Result<(), Error> {
-    // A scheduled refresh of an unconfirmed link gets no higher priority than its webhooks. A second look follows a list.
+    // Until Belvo has told of a link, a job wants it no more urgently than its webhooks do. The other triggers need no
+    // such check: an operator vouches for the link, and a second look only comes after a list.
     let is_usual = trigger != Trigger::Schedule || news_priority(tx, link_id)? != Priority::Unknown;
     let priority = if is_usual { trigger.priority() } else { Priority::Unknown };
     let Some(pending) = Pending::read(tx, link_id, resource)? else {
@@ -188,9 +190,9 @@ pub fn mark(
     Ok(())
 }
 
-/// Like [`mark`], for a webhook about a link that is not erased, which counted `count` records. One that counted nothing
-/// voids the count of those before it, unless their fetch is still to begin. News of a link of which Belvo never told wait
-/// in a lane of their own until it does: see [`confirm`].
+/// Like [`mark`], for a webhook that counted `count` records; the caller has made sure that its link is not erased. A
+/// webhook without a count clears the count of earlier ones, unless the fetch that those asked for is still to come.
+/// Webhooks of a link that Belvo has not told of wait in a lane of their own until it does: see [`confirm`].
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -221,8 +223,8 @@ pub fn mark_news(
     Ok(())
 }
 
-/// The priority of news about the link. A link that a widget session of ours waits for is as good as one that Belvo told of;
-/// one at a time, because whoever forges news can name the session's user, too.
+/// The priority of a webhook about the link. A link whose user has an open widget session counts as one that Belvo told
+/// of, but only one such link for each user: whoever forges webhooks can name that user, too.
 fn news_priority(tx: &Tx<'_>, link_id: &LinkId) -> Result<Priority, Error> {
     let is_known = tx.one(
         "SELECT l.looked_up_at IS NOT NULL OR (\
@@ -296,15 +298,16 @@ impl Pending {
             (Trigger::Webhook, Some(started)) => not_before.max(started.min(not_before) + SETTLE),
             _ => not_before,
         };
-        // What failed may be mended: whoever says so is believed at once. News says so only of what Belvo refused, and a job
-        // nothing.
+        // Whether this trigger means that the cause of the last failure may be gone, so that the wait after it is cut
+        // short: an operator's order does, unless Belvo asked for patience; a webhook does where Belvo refused; a job
+        // never does.
         let is_mended = match trigger {
             Trigger::Operator => !matches!(self.failure, Some(Code::RateLimited | Code::ApiBlocked)),
             Trigger::Webhook => self.failure.is_some_and(|code| code.is_refused() || code == Code::ApiAuth),
             Trigger::Schedule | Trigger::Confirm => false,
         };
         match self.due {
-            // Belvo asked for patience, which nobody shortens.
+            // It failed and waits for its next try, which being wanted again does not bring forward.
             Some(due) if self.attempts > 0 && !is_mended => (due, priority),
             Some(due) => (due.min(settled), priority),
             None => (settled, priority),
@@ -350,9 +353,9 @@ pub enum Outcome {
     },
 }
 
-/// Ends the lease of `refresh`, inside the transaction that holds what came of it. False when the lease was lost: then
-/// the caller must keep nothing. One that came to nothing waits again for whoever wanted it before, and is as urgent, whoever
-/// else has wanted it meanwhile.
+/// Ends the lease of `refresh`, inside the transaction that keeps its result. False when the lease was lost: then the
+/// caller must keep nothing. A refresh that came to nothing goes back with at least the priority that it was claimed
+/// with, also when something less urgent has asked for it meanwhile.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -378,7 +381,7 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
                 touched_seq,
                 started_at + SETTLE,
                 sighted_seq,
-                // It was kept when anything Belvo said was believed.
+                // A later time was kept by a version that believed any time of Belvo's; it does not count.
                 fetched_at + FARTHEST_AHEAD
             ],
         )?,
@@ -434,9 +437,10 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The queue in `store`. Leases of a process that is gone are void: this process owns the state. What an earlier version
-    /// blocked until an operator came is tried again. What stays due of paused
-    /// links is said by [`links::hold_all`](crate::links::hold_all).
+    /// The queue in `store`. Leases of an earlier process are void, because only one process owns the state: their
+    /// refreshes are due again. What an earlier version of the program blocked because Belvo refused it is tried again.
+    /// The caller runs [`links::hold_all`](crate::links::hold_all) next, which takes out again what belongs to paused
+    /// links.
     ///
     /// # Errors
     /// [`Error::Database`].
@@ -492,7 +496,8 @@ impl Queue {
             .await
     }
 
-    /// When the lane's next refresh falls due that is not leased, also in the past; `None` when nothing waits.
+    /// When the next refresh of the lane that is not leased falls due, which may be in the past; `None` when nothing
+    /// waits.
     ///
     /// # Errors
     /// [`Error::Database`].

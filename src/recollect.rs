@@ -58,8 +58,8 @@ pub struct Scope {
     pub resources: Vec<&'static Resource>,
 }
 
-/// The links in `scope` that a recollect would help. One that surely never arrived helped nobody: it failed, and its results
-/// were never looked for.
+/// The links in `scope` that a recollect would help. An earlier ask that surely never reached Belvo does not count: it
+/// failed, and its results were never looked for.
 ///
 /// # Errors
 /// [`Error::Database`].

@@ -96,7 +96,7 @@ pub struct List {
 }
 
 impl List {
-    /// [`List::collected_at`], also of a list that was kept when anything Belvo said was believed.
+    /// [`List::collected_at`], if it can be true: a list that an earlier version kept may have one that cannot.
     pub fn collected(&self) -> Option<Timestamp> {
         credible(self.collected_at, self.fetched_at)
     }
@@ -186,8 +186,8 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Asks for another list at `at`, unless one is wanted earlier: that one asks again for what it comes too early for. No
-    /// time is before this list, so that nothing is asked for again and again.
+    /// Asks for another list at `at`, unless one is wanted earlier: that one will ask again for whatever it comes too
+    /// early for. Callers give no time before this list, because that would ask for lists without an end.
     fn want_list_at(&mut self, at: Timestamp) {
         self.confirm_at = Some(self.confirm_at.map_or(at, |wanted| wanted.min(at)));
     }
@@ -204,7 +204,7 @@ pub enum Loss {
     Unknown,
 }
 
-/// Says what a record's new content, the second, lacks of an old one.
+/// Compares a record's old content with its new one, in this order, and says what the new one lacks.
 pub type Compare<'c> = dyn FnMut(&str, &str) -> Loss + 'c;
 
 /// Keeps a complete list, inside the transaction of its refresh.
@@ -243,8 +243,8 @@ pub fn keep(
     keeping.note_list(webhook_count)
 }
 
-/// Whether Belvo surely collected the list before what is held: one of its records, or, where it shows none that is held,
-/// all of them.
+/// Whether Belvo surely collected the list before what is held: one of its records is older than the held one; or,
+/// where it shows no held record, the whole list is older than the newest of what is held.
 fn is_stale(records: &[&Record], keys: &[String], known: &Known, list: List) -> bool {
     let is_held = |held: &&Held| !held.is_gone();
     let shared: Vec<(&Record, &Held)> = records

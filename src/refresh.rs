@@ -40,7 +40,7 @@ pub struct Refresher {
     pub store: Store,
     /// Between the two lists that agree that a row is gone.
     pub confirm_after: Duration,
-    /// Between two lists, so that not each makes its own.
+    /// Idle inspections, kept for reuse because making one for each list costs time.
     pub inspections: Inspections,
     /// Whether many links go in one request.
     pub trust: Trust,
@@ -58,7 +58,7 @@ pub enum Error {
     /// A webhook counted records, and the list has none yet.
     #[error("the list is still empty although a webhook counted records")]
     Incomplete,
-    /// The answer for many links says nothing sure of this one.
+    /// The answer for many links cannot be relied on for this one.
     #[error("it is asked for alone")]
     Alone,
     /// The answer could not be kept.
@@ -93,7 +93,7 @@ impl Refresher {
             }
         })?;
         self.trust.saw(resource, link_id, &pages);
-        // What an earlier webhook counted says nothing about a list that nobody promised.
+        // Only a refresh that a webhook asked for is held against a webhook's count.
         if pages.is_empty()
             && refresh.is_urgent()
             && refresh.webhook_count.is_some_and(|count| count > 0)
@@ -124,7 +124,7 @@ impl Refresher {
         match fetched {
             Ok(lists) => self.keep_many(resource, refreshes, lists).await,
             Err(Useless::Failed(failure)) if self.is_about_all(&failure) => {
-                // It may have been about this way of asking, and is not worth another pause of everything.
+                // The block may be due to asking for many links at once; trying that again could pause all calls again.
                 if failure.code == Code::ApiBlocked {
                     self.trust.was_refused(resource, &way);
                 }
@@ -242,7 +242,7 @@ impl Refresher {
             })
             .await?;
         let Some(kept) = kept else {
-            // Whoever asks now is told at once.
+            // From now on the client itself refuses such answers.
             self.client.expect_simulated(!is_simulated);
             return Err(Failure::own(Code::SimulatedMismatch, endpoint).into());
         };
@@ -253,8 +253,9 @@ impl Refresher {
     }
 }
 
-/// Whether an answer for many links has fewer records of this one than it should: then only its own list is believed. The
-/// first list of a link without records is one of these, because Belvo may not know the link at all.
+/// Whether an answer for many links has fewer records of this link than expected; then the link is asked for alone.
+/// Before its first list at least one record is expected, because Belvo may leave out a link that it does not know at
+/// all.
 fn lacks_records(refresh: &Refresh, pages: &RawPages) -> bool {
     let expected = refresh.last_count.unwrap_or(1).max(refresh.webhook_count.unwrap_or(0));
     i64::try_from(pages.len()).is_ok_and(|found| found < expected)

@@ -105,8 +105,9 @@ impl<'p> Replay<'p> {
     /// resource that count against what they lack, in order. They are not needed for a record with one version.
     ///
     /// # Errors
-    /// The [`Rejection`] of the latest version that is not late, or else of any that is damaged: nobody else would tell that
-    /// the history lacks it. The rows of the good ones are appended all the same.
+    /// The [`Rejection`] of the latest version that is not late. If that one is good and another is damaged, a
+    /// rejection that says so, because nothing else would tell that the history lacks it. The rows of good versions are
+    /// appended all the same.
     pub fn append(
         &mut self,
         versions: &[Version],
@@ -206,8 +207,8 @@ impl<'p> Replay<'p> {
         }
         let mut next = self.flattener.columns();
         version.flatten(&mut self.flattener, &first_sighting(version, latest), &mut next)?;
-        // What came before the first content that can be read is not kept any more, or was never told: nobody knew its rows
-        // while the lists showed that.
+        // What came before the first readable content is not kept any more, or could never be read. As long as lists
+        // showed that, nobody knew the rows of this one.
         let known = if last_good.is_none() { version.known_from } else { version.first_known() };
         for (table, (timeline, next)) in timelines.iter_mut().zip(&next).enumerate() {
             self.merge(table, timeline, next, version, known);
@@ -280,9 +281,9 @@ impl<'p> Replay<'p> {
         copy
     }
 
-    /// Puts what an answer says that came too late where there was time for it: after the last list that showed what
-    /// went before, and before what followed. Where no such time is left, it lasts for the shortest there is. `versions`
-    /// are those that were not late, each as Belvo's own time of it and since when it was known.
+    /// Inserts the rows of a late answer where the history leaves time for them: after the last list that showed what
+    /// went before, and before what followed. Where no time is left, they last for [`SHORTEST`]. `versions` are those
+    /// that were not late: Belvo's own time of each, and since when it was known.
     fn insert_late(
         &mut self,
         late: &Version,

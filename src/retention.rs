@@ -7,9 +7,9 @@
 //!
 //! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
 //! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
-//! would show a person without a job. When history goes, a row that stays is known since its oldest version that is left, so
-//! that the lists from before that count for no earlier time. The feature rows that
-//! decisions kept go like old versions.
+//! would show a person without a job. When history goes, a row is known only since the oldest version that is left of
+//! it, so lists from before that are not counted for any earlier time. Feature rows that decisions kept also go by
+//! themselves, after as long as old versions do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -105,7 +105,7 @@ const ENDED_RECORDS: Kind = Kind {
     remove: remove_ended_records,
 };
 
-/// Versions that a newer one took the place of so long ago, and answers that were late even then.
+/// Versions that a newer one replaced so long ago, and late answers that came so long ago.
 const HISTORY: Kind = Kind {
     name: "history",
     key: ["v.link_id", "v.resource", "v.record_key", "v.version"],
@@ -322,8 +322,8 @@ fn remove_versions(tx: &Tx<'_>, now: Timestamp, rule: &Rule, keys: &[Key]) -> Re
     keys.chunk_by(|one, next| one.0 == next.0).map(|of_record| remove_superseded(tx, of_record, now, rule)).sum()
 }
 
-/// Removes those `versions` of one record that go; the lists from before what is left of it count for no earlier time. Gives
-/// their number.
+/// Removes those of the `versions` of one record that may go, and gives their number. Lists from before the oldest
+/// version that is left are then counted for no earlier time than that.
 fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, rule: &Rule) -> Result<usize, Error> {
     let (mut rows, mut first_gone) = (0, None);
     let [link_id, resource, record_key] = &versions[0].0;
@@ -355,7 +355,8 @@ fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, rule: &Rule)
         args![link_id, resource, record_key],
         |row| Ok((row.int(0)?, row.at(1)?, row.at(2)?)),
     )?;
-    // What an older answer told, or one after the oldest that stays, was not all that was known of its time.
+    // Only where a version from before the oldest one left is gone: what late answers and later versions told was never
+    // all that was known of their time.
     if let (Some(gone), Some((version, fetched_at, known_from))) = (first_gone, oldest)
         && gone < version
     {
@@ -365,8 +366,9 @@ fn remove_superseded(tx: &Tx<'_>, versions: &[Key], now: Timestamp, rule: &Rule)
     Ok(rows)
 }
 
-/// Whether a later version, as old as what may go, took the place of this one: one that cannot be flattened takes the place
-/// of such only, and the last good one stays; so does one of which rows stand that no second list said are gone.
+/// Whether a later version, itself old enough to go, has replaced this one. A version that cannot be flattened replaces
+/// only others that cannot, so the last good one stays; so does one with rows that no second list has confirmed as
+/// gone.
 fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, rule: &Rule) -> Result<bool, Error> {
     let VersionPlace { link_id, resource, record_key, version } = *place;
     let Some(of) = Resource::by_name(resource) else { return Ok(false) };
@@ -397,9 +399,9 @@ fn is_replaced(tx: &Tx<'_>, place: &VersionPlace<'_>, now: Timestamp, rule: &Rul
     Ok(false)
 }
 
-/// Lets the lists from before `since`, and the first one in any case, count for no time before `known_from`: what rows of a
-/// record were then is not kept any more, and a list without them would tell of a person without that job. The lists stay,
-/// because what they lacked ended rows of other records.
+/// Makes lists from before `since`, and the first one in any case, count only from `known_from` on. The rows that the
+/// record had before are not kept any more, and without them such a list would show a person without that job. The
+/// lists themselves stay, because what they lacked ended rows of other records.
 fn count_lists_from(
     tx: &Tx<'_>,
     link_id: &str,

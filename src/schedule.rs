@@ -6,11 +6,11 @@
 //! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
 //! done.
 //!
-//! Slots on record that lie days ahead come from a clock that was ahead then, or the clock is back now; nobody can tell which.
-//! They stay on record and are left out of what the job goes by until all of them have passed: then they count again, so that
-//! whatever ran before a clock was wrongly set back runs no second time when it is right again. Where time comes to them slot
-//! by slot, as after a clock that was ahead, each but the last is claimed anew and runs, so that no job stands still for as
-//! long as the clock was ahead.
+//! A slot on record that lies days ahead means that a clock was ahead when it ran, or that the clock is behind now;
+//! nobody can tell which. Such slots stay on record, but the job ignores them until all of them have passed. Then they
+//! count again: if the clock was wrongly set back and is right again, nothing runs a second time. If instead time comes
+//! to them slot by slot, because the clock had been ahead, each but the last is claimed anew and runs, so that no job
+//! stands still for as long as the clock was ahead.
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -352,8 +352,8 @@ pub fn is_of_another(tx: &Tx<'_>, external_id: &str, links: &[String]) -> Result
     Ok(tx.all(sql, args![external_id], |row| row.text(0))?.iter().any(|link| !links.contains(link)))
 }
 
-/// Numbers of the webhooks that name one of `names`, which are links and `external_id`s, although nobody knows of which link
-/// they are: they were not understood, and have the name in a place of their own.
+/// Numbers of the webhooks of no known link that name one of `names`, which are links and `external_id`s: they were not
+/// understood, and have the name in some place of their own.
 ///
 /// # Errors
 /// [`store::Error`].

@@ -67,9 +67,9 @@ pub struct Inbox {
     pub store: Store,
     /// Says when they came.
     pub clock: Clock,
-    /// Told of each: it is news of its link, also where nothing is fetched for it, and wants to be published.
+    /// Told of each event: even one for which nothing is fetched changes the row of its link, which is to be published.
     pub settled: watch::Sender<()>,
-    /// Where it stands that the state takes no event, from the first on that was refused for it.
+    /// Where the problem that the state takes no events is raised, as soon as one event is refused because of it.
     pub problems: Problems,
 }
 

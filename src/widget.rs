@@ -31,7 +31,7 @@ mod rules;
 use rules::{Plan, Rules, sentence};
 pub use rules::{SessionRequest, Violation, check};
 
-/// After a token has ended, the webhooks of a link made in its last second have so long.
+/// How long after a token's end to wait for the webhooks of a link that was made in its last second.
 const GRACE: Duration = Duration::from_mins(2);
 
 /// A new link's first data is there in a quarter of a minute, mostly; without a webhook it is listed after so long.

@@ -44,10 +44,10 @@ const OF_THE_ACCOUNT: Code = Code::ApiForbidden;
 /// Tries after which Belvo is asked whether it knows the link at all.
 const GONE_AFTER: u32 = 2;
 
-/// The part of the workers that links of which Belvo never told occupy for sure.
+/// One in so many workers is reserved for links that Belvo has not told of.
 const UNKNOWN_PART: usize = 8;
 
-/// The part of the workers that only urgent requests occupy: a slow answer to another holds none of them up.
+/// One in so many workers is reserved for urgent requests, so that slow answers to others do not hold those up.
 const URGENT_PART: usize = 4;
 
 /// Requests that one claim may take at most.
@@ -81,7 +81,7 @@ pub async fn run(
     );
 }
 
-/// Where somebody who runs a request may be taken from.
+/// The pools of workers from which a lane may take one.
 struct Places {
     /// For the first request of a claim.
     first: Vec<Arc<Semaphore>>,
@@ -363,7 +363,8 @@ impl Worker {
     /// How long a refresh waits that is refused, or has failed for long.
     fn refusal_wait(&self, refresh: &Refresh, failure: &Failure) -> Duration {
         let wait = failure.delay(refresh.attempts, &mut rand::rng());
-        // Of links that may be made up there can be any number, and their class of calls has little of the budget anyway.
+        // Anybody can make up such links, so they are not counted among the refused; their class has little budget
+        // anyway.
         if refresh.class() == Class::Unknown {
             return wait;
         }
@@ -388,7 +389,7 @@ impl Worker {
                     "a refresh could not be given back, which is tried until it can: {error}"
                 );
             }
-            // What fails for this write alone fails again; the others need its place.
+            // An error of this very write would come again and again, and other refreshes need this worker.
             if error.is_about_one_write() && pause == LONGEST_QUEUE_PAUSE {
                 return self.let_go(refresh, error.code()).await;
             }
@@ -406,7 +407,8 @@ impl Worker {
         }
     }
 
-    /// Gives the refresh back and says nothing else of it, for what could not be said with it.
+    /// Gives the refresh back and writes nothing else, because a write that also said what went wrong has failed for
+    /// good.
     async fn let_go(&self, refresh: Refresh, code: &'static str) {
         let at = self.clock.now();
         let outcome = Outcome::Postponed { code, at, until: at + patience(refresh.attempts, &mut rand::rng()) };
@@ -417,7 +419,7 @@ impl Worker {
             return;
         }
         metrics::counter!("vinculo_refreshes_total", "resource" => resource.name, "outcome" => code).increment(1);
-        // If this is what could not be written, the link is looked at once more although it was paused.
+        // If this is the write that fails, a link that was paused meanwhile is fetched once more.
         let held = self.refresher.store.write(move |tx| links::hold(tx, &link_id, Some(resource))).await;
         if let Err(error) = held {
             tracing::warn!(code = error.code(), "a pause of a link does not hold for a refresh of it: {error}");

@@ -30,7 +30,7 @@ pub const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 /// Added to the window, with a thousandth of it: Belvo's clock may run faster than ours.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// Urgent calls in a row, while an ordinary one waits, after which that one is served; and so for one that looks up.
+/// After so many urgent calls in a row, an ordinary call that waits is served, and likewise a look-up that waits.
 const URGENT_IN_A_ROW: u32 = 9;
 
 /// Ordinary calls may leave at once until this part of the budget is used; what follows is spread.
@@ -328,17 +328,17 @@ struct Window {
     tickets: u64,
     /// Urgent calls since the last ordinary one, while an ordinary one waited.
     urgent_in_a_row: u32,
-    /// The same of look-ups, and lists of unknown links.
+    /// Urgent calls since the last look-up or list of an unknown link, while one of these waited.
     urgent_past_look_ups: u32,
     /// When the spread has its next ordinary call.
     next_ordinary: Option<Instant>,
-    /// An ordinary call has waited for a place: what was not used then does not count as saved.
+    /// Whether an ordinary call has found the window full: then no unused time counts as saved up.
     was_full: bool,
     /// Until when ordinary calls are not spread, because a pause took time from them.
     hurry_until: Option<Instant>,
-    /// When the look-ups of this window leave it, and the lists of unknown links,
+    /// When each look-up, and each list of an unknown link, leaves the window; the soonest first.
     look_ups: VecDeque<Instant>,
-    /// and of these the lists.
+    /// The same of lists of unknown links alone.
     unknown: VecDeque<Instant>,
 }
 
@@ -353,7 +353,7 @@ impl Window {
         let reserve = (f64::from(requests) * reserve).ceil() as usize;
         Self {
             limit,
-            // Others would never be served from nothing.
+            // At least one place stays for calls that may not use the reserve.
             reserve: reserve.min(limit - 1),
             per,
             fresh: 0,
@@ -436,7 +436,8 @@ impl Window {
             None => matches!(class, Class::LookUp | Class::Unknown) && next_look_up != Some(class),
         };
         if !is_first || goes_behind {
-            // Turns change with time and with who comes. Whoever has it now may wait to be woken since it was another's.
+            // Whose turn it is changes with time and with each arrival; the call that has it now may still wait to be
+            // woken.
             if let Some((_, first)) = turn.or(next_look_up).and_then(|class| self.line(class).front()) {
                 first.notify_one();
             }
@@ -488,7 +489,8 @@ impl Window {
         Verdict::Granted(slot)
     }
 
-    /// Whose turn it is, as long as they cannot go side by side; `next_look_up` are the look-ups that go before the others.
+    /// The class whose turn it is; `None` when none goes before the others. `next_look_up` is the first of the two
+    /// classes of look-ups in which a call waits.
     fn turn(&mut self, next_look_up: Option<Class>, limit: usize, now: Instant) -> Option<Class> {
         let may_look_up = |class: &Class| self.look_up_from(limit, *class, now).is_none();
         let look_up = next_look_up.filter(may_look_up).filter(|_| self.urgent_past_look_ups >= URGENT_IN_A_ROW);
@@ -514,9 +516,9 @@ impl Window {
         None
     }
 
-    /// The instant before which no look-up may leave, or no list of an unknown link; `None` when one may. Once half of their
-    /// part is used, the rest is spread: whoever waits for the next one waits a moment with many others, and not a window
-    /// because each had a look-up of its own.
+    /// The instant before which no look-up, or no list of an unknown link, may leave; `None` when one may. Once half of
+    /// their part is used, look-ups are spread: links then gather for a moment and share the next call, where otherwise
+    /// each would take a call for itself and the next link would wait for a whole window.
     fn look_up_from(&mut self, limit: usize, class: Class, now: Instant) -> Option<Instant> {
         for over in [&mut self.look_ups, &mut self.unknown] {
             while over.pop_front_if(|over| *over <= now).is_some() {}

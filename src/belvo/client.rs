@@ -235,8 +235,8 @@ impl Client {
         let failed = |failure: Failure| failure.with_method(call.method_name());
         let Leave { class, permit, is_trial, patience } = leave;
         let in_vain = |down: Down| failed(Failure::own(down.code, call.path).of_no_connection());
-        // The place in the budget first, as the worker has it: who waits for one while it is the only call that the gate lets
-        // through would wait for those that wait behind it.
+        // The place in the budget comes first, as with the worker: a call that waited for one while it is the only call
+        // that the gate lets through would wait for places of calls that wait behind it at the gate.
         let permit = match permit {
             Some(permit) => permit,
             None if patience == Patience::Long => self.0.budget.acquire(class).await,

@@ -18,7 +18,7 @@ use crate::backoff::doubled;
 
 /// Answers 401 in a row after which all calls pause.
 const REFUSALS: u32 = 3;
-/// One call tries the keys again after so long: what was refused then follows within the minute in which all is right again.
+/// One call tries refused keys again after so long: once they are mended, all goes on within a minute.
 const KEYS_AGAIN: Duration = Duration::from_secs(45);
 /// Different requests that failed in a row, after which Belvo counts as down.
 const FAILING: usize = 5;

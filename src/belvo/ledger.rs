@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
 
-/// First bytes of the file,
+/// First bytes of the file.
 const MAGIC: [u8; 8] = *b"vbudget2";
-/// and of one from before the time since the machine's start was kept: an instant is its wall time alone, and a budget that
-/// is halved is not kept at all.
+/// First bytes of a file of the older form: there an instant is its wall time alone, without the time since the
+/// machine's start, and a halved budget is not kept at all.
 const FIRST_MAGIC: [u8; 8] = *b"vbudget1";
 /// The machine's start, after the magic.
 const BOOT: u64 = 8;
@@ -32,7 +32,7 @@ const SLOTS: u64 = SLOW + 16;
 /// Slots written ahead, so that a full disk does not stop the count.
 const WRITTEN_AHEAD: usize = 1 << 16;
 
-/// By how much what the system says of the time since the machine's start may be too little.
+/// By how much the system may understate the time since the machine's start.
 const RESOLUTION: Duration = Duration::from_millis(10);
 
 /// An instant, by both clocks.

@@ -148,8 +148,8 @@ impl Quarantined {
     }
 }
 
-/// The `external_id`s without a link of which all that is held is from before they were erased: widget sessions, and webhooks
-/// in the quarantine, of which the `latest` is told.
+/// The `external_id`s without a link of which nothing is held that is newer than their erasure. What may be held of
+/// them is widget sessions, and webhooks in the quarantine; `latest` says when the last of these came for each.
 fn users_without_link(
     tx: &Tx<'_>,
     tombstones: &Tombstones,

@@ -63,9 +63,10 @@ pub fn remove(tx: &Tx<'_>, links: &[String], external_ids: &[String]) -> Result<
     Ok(rows)
 }
 
-/// Notes what must not come back: the links, and their users until now. That is also said where a link was named, as
-/// everything under an `external_id` that no other link has goes with it. Of a person, what came after the wish is not in its
-/// plan and stays: somebody who connects again while Belvo is waited for.
+/// Notes what must not come back: the links, and all that is of their users until now. Users are noted also when a link
+/// was named, because everything under an `external_id` that no other link has goes with the link. For a person the
+/// time of the wish counts: what came later, as when somebody connects again while Belvo is waited for, is not in the
+/// plan and stays.
 pub(super) fn bury(
     tx: &Tx<'_>,
     intent: &Intent,

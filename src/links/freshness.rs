@@ -21,8 +21,8 @@ pub fn is_late(before: &str) -> String {
     format!("(f.last_fetched_at IS NULL OR f.last_fetched_at <= {before})")
 }
 
-/// Whether Belvo has not read the resource at the institution since `before`. Of what it gives no time of, it read what was
-/// listed; and a link of which nothing was listed it read when it was made.
+/// Whether Belvo has not read the resource at the institution since `before`. Where its answer names no time, the time
+/// of the list counts; where nothing was ever listed, the time at which the link became known here.
 pub fn is_unread(before: &str) -> String {
     format!("coalesce(f.last_collected_at, f.last_fetched_at, l.first_seen_at) <= {before}")
 }

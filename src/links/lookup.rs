@@ -126,14 +126,14 @@ impl Directory {
         shutdown.run_until_cancelled(looking).await;
     }
 
-    /// Looks up links that are due with one call, and gives how many that were: as many as fit it, all of them by Belvo's
-    /// whole list when that takes fewer calls, or one that many could not tell of when nothing else is due.
+    /// Looks up links that are due, and gives their number: as many as fit one call; or all of them by Belvo's whole
+    /// list, when that takes fewer calls; or, when nothing else is due, one link that an answer for many has left open.
     async fn look_up_due(&self, memory: &mut Memory) -> Result<usize, Error> {
         if self.due().await?.0.is_empty() {
             let Some(one) = memory.alone.pop_front() else { return Ok(0) };
             return self.look_up_alone(one).await;
         }
-        // What cannot be told now would be told later and later.
+        // While calls pause, each try would fail and put the links off further.
         self.client.until_open().await;
         // Whoever becomes due while this waits goes with it.
         let permit = self.client.budget().acquire(Class::LookUp).await;
@@ -173,8 +173,8 @@ impl Directory {
         Ok(ids.len())
     }
 
-    /// The links that are due, those that were asked for least first, at most as many as fit one call; and how many were never
-    /// asked for, when these are more.
+    /// The links that are due, those that were asked for least often first, at most as many as fit one call; and, once
+    /// that limit is reached, how many of all that are due were never asked for.
     async fn due(&self) -> Result<(Vec<DueLink>, usize), Error> {
         let now = self.clock.now();
         let read = move |tx: &Tx<'_>| {
@@ -194,9 +194,9 @@ impl Directory {
         self.store.read(read).await
     }
 
-    /// Keeps what Belvo's whole list says of links that are due. Those that it lacks stay due, because rows come and go between
-    /// two pages, behind those that become due later: so the list is not read twice for the same. It is left as soon as asking
-    /// for the `new` ones by their ids would have taken fewer calls.
+    /// Keeps what Belvo's whole list says of links that are due. Links that it lacks stay due, because rows come and go
+    /// between two pages, but count as asked for once: they come after new ones, and the list is not read again for
+    /// them. Reading stops as soon as asking for the `new` links by their ids would have taken fewer calls.
     async fn look_up_by_list(&self, leave: Leave, new: usize, memory: &mut Memory) -> Result<usize, Error> {
         let (mut leave, mut kept, mut before) = (Some(leave), 0, Vec::new());
         let begun_at = self.clock.now();
@@ -281,7 +281,8 @@ impl Directory {
         Ok(1)
     }
 
-    /// These are asked for alone, from the memory; should it be lost, they are due again after a while.
+    /// Puts these links off, because they are asked for alone from memory; if that is lost, they fall due by
+    /// themselves.
     async fn leave_for_later(&self, ids: Vec<LinkId>) -> Result<(), Error> {
         if ids.is_empty() {
             return Ok(());
@@ -363,7 +364,7 @@ impl Directory {
                     ],
                 )?;
                 let known = "SELECT coalesce(status, '') FROM links WHERE link_id = $1";
-                // That it was to be deleted says more.
+                // A link that was being deleted is deleted now, and not merely unknown.
                 let status = match tx.one(known, args![&id], |row| row.text(0))?.as_deref() {
                     Some(DELETING | DELETED) => DELETED,
                     _ => NOT_FOUND,

@@ -17,9 +17,9 @@ use crate::runs::{Failed, Report};
 use crate::store::{self, Tx};
 use crate::{queue, recollect};
 
-/// Progress of refreshes is looked at this often at most, because a look asks for each that is still wanted;
+/// Shortest pause between two looks at how far refreshes have come, because a look asks for each that is still wanted.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// and where there are many, looks take one part of the time in so many.
+/// A pause also lasts at least so many times as long as the look before it.
 const LOOKS: u32 = 10;
 
 /// Wait for the retry of an older failure only if it is due within this time.
@@ -105,12 +105,13 @@ impl Operations {
                 return Ok(());
             }
             if let Some(code) = why {
-                // None of these leaves before that has ended; they stay marked until then.
+                // None of these is fetched before Belvo is up, or the keys are good, again; they stay marked until
+                // then.
                 report.failed(code.name(), waiting.len() as u64);
                 return Ok(());
             }
             wanted = waiting;
-            // That the keys are refused is no end of a refresh.
+            // Nobody announces that the keys are refused, as it ends no refresh: so look again after a while.
             let _ = tokio::time::timeout(NEWS_WITHIN, settled.changed()).await;
             tokio::time::sleep(pause_after(look)).await;
         }
@@ -122,10 +123,10 @@ fn pause_after(look: Duration) -> Duration {
     LOOK_AGAIN.max(look * LOOKS)
 }
 
-/// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since` is
-/// not this run's: it waits for its next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A list that lacked a
-/// row is done, too: the order made the refresh more urgent than a second look, so what is only that now was booked by the
-/// list that the order asked for.
+/// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since`
+/// is not this run's: the run waits for the next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A refresh
+/// that only waits for a second look is done: the order had raised its priority, so the list that the order asked for
+/// has booked the second look.
 fn look(
     tx: &Tx<'_>,
     wanted: Wanted,

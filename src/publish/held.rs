@@ -90,8 +90,9 @@ impl OwnLake {
         }
     }
 
-    /// Whether what was published into `lake` may be in it: the bare folder of what was full is one that is not mounted, and
-    /// so is one that would be made on another device. On the same one somebody removed it.
+    /// Whether what was published into `lake` may be in it. If its folder is there but empty, its volume is not
+    /// mounted; so it is when the folder is missing and would be made on another device. On the same device, somebody
+    /// removed it.
     ///
     /// # Errors
     /// [`Error::Bare`].
@@ -108,11 +109,12 @@ impl OwnLake {
 /// What takes rows out of the lake that are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Departure {
-    /// A link goes, with all its rows: nothing is taken over from a snapshot from before, which may show it, whoever puts that
-    /// in the place of a newer one.
+    /// An erasure removed a link with all its rows. No file is taken over from a snapshot from before that, which may
+    /// show the link, even if somebody puts such a snapshot in the place of a newer one.
     Removal,
-    /// Rows were kept long enough. They stay readable in a database that is taken over, behind a mark that they are deleted,
-    /// and in the snapshots from before: the next publish makes a new one, and drops these. Files whose rows stay stand.
+    /// Retention removed rows. A DuckDB file that is taken over would still hold them, marked as deleted, and older
+    /// snapshots show them: so the next publish makes a new DuckDB file and drops those snapshots. Parquet files in
+    /// which every row stays are still taken over.
     Expiry,
 }
 

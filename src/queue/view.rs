@@ -66,7 +66,7 @@ pub fn due(tx: &Tx<'_>, now: Timestamp) -> Result<Due, Error> {
     })
 }
 
-/// Since when the refresh could have begun that waits longest; `None` when none waits.
+/// When the refresh that has waited longest fell due; `None` when nothing that is due waits.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -170,7 +170,8 @@ pub fn errors(tx: &Tx<'_>) -> Result<BTreeMap<String, u64>, Error> {
     Ok(tx.all(sql, args![], |row| Ok((row.text(0)?, row.count(1)?)))?.into_iter().collect())
 }
 
-/// How many refreshes wait because Belvo refuses what they ask for. What it does not know may come yet, and is about a link.
+/// How many refreshes wait because Belvo refuses what they ask for. Links that Belvo does not know are left out: it may
+/// still get to know them, and the failure concerns one link only.
 ///
 /// # Errors
 /// [`Error::Database`].

@@ -19,8 +19,9 @@ use crate::store::{Error, Tx, args};
 const LINK_RECOVERS: Duration = Duration::from_hours(24);
 
 impl<'k> Keeping<'k> {
-    /// Ends the records that this list lacks and an earlier one lacked, too; where that one was too short a while ago, there
-    /// was none, or this list says nothing about what it lacks, another list is wanted. Gives the keys of those that it ended.
+    /// Ends the records that both this list and an earlier one lack. Another list is wanted instead where the earlier
+    /// one is too recent, where there is none, or where this list is no evidence. Gives the keys of the records that it
+    /// ended.
     pub(super) fn end_missing(&mut self, webhook_count: Option<i64>) -> Result<HashSet<&'k str>, Error> {
         let mut ended = HashSet::new();
         // An older answer says nothing of what came later. An empty list says that records are gone only when a webhook
@@ -64,7 +65,8 @@ impl<'k> Keeping<'k> {
         if self.records.is_empty() { self.confirm_after.max(LINK_RECOVERS) } else { self.confirm_after }
     }
 
-    /// Whether a record without an id may be any of those that seem to be missing: it was none with an id before.
+    /// Whether the list has a record without an id that matches no record known by an id: it may be one that seems
+    /// missing.
     fn has_nameless_record(&self) -> bool {
         let named: HashSet<&String> =
             self.known.key_of_id.iter().filter(|(id, _)| !id.starts_with(NO_ID)).map(|(_, key)| key).collect();
@@ -72,9 +74,9 @@ impl<'k> Keeping<'k> {
         nameless.any(|(_, key)| !named.contains(key))
     }
 
-    /// Finds out for which rows that versions lacked this list is the second one. For the others another list is wanted: for
-    /// all of them when this one is an older answer, and for those that went missing too short a while ago. What is gone, of
-    /// old or because it has just `ended`, lacks nothing.
+    /// Finds rows that an earlier version of their record lacked, and of which this list, as the second, says that they
+    /// are gone. Another list is wanted where this one cannot say so, because it is empty or an older answer, or comes
+    /// too soon. Records that are gone, from before or because they have just `ended`, have no rows to lose.
     pub(super) fn settle_lost_rows(&mut self, ended: &HashSet<&str>, compare: &mut Compare<'_>) -> Result<(), Error> {
         let Self { of, known, confirm_after, is_stale, .. } = *self;
         if known.by_key.values().all(|held| held.version <= 1) {
@@ -87,7 +89,7 @@ impl<'k> Keeping<'k> {
             if is_gone || is_settled(of.tx, of.link_id.as_str(), of.resource.name, at + confirm_after)? {
                 continue;
             }
-            // An older answer agrees with nothing, nor does an empty one: another list has to.
+            // Neither an older answer nor an empty one can confirm that they are gone: another list has to.
             if is_empty || is_stale {
                 self.kept.want_list_at(now + self.wait_for_another());
             } else {
@@ -147,7 +149,7 @@ impl Of<'_> {
         Ok(())
     }
 
-    /// When the last list before this one was complete that says of every record what it lacks.
+    /// When the last list before this one that counts for what it lacks was complete.
     fn last_list_that_counts(self) -> Result<Option<Timestamp>, Error> {
         let Self { tx, link_id, resource } = self;
         let last = tx.one(
@@ -158,8 +160,8 @@ impl Of<'_> {
         Ok(last.flatten())
     }
 
-    /// Versions that came after the first and up to the second of these instants and lacked rows of the one before, each
-    /// by its record's key and when it came, the first first.
+    /// Versions that came after `after` and up to `until` and lack rows of the version before: the key of the record
+    /// and when the version came, the earliest first.
     fn lost_rows(
         self,
         after: Timestamp,
@@ -189,7 +191,7 @@ impl Of<'_> {
     }
 }
 
-/// Whether a list from `since` on counts for what it lacks, so that it is settled already.
+/// Whether a list that counts for what it lacks has come at `since` or later, so that the matter is settled.
 ///
 /// # Errors
 /// [`Error::Database`].

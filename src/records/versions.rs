@@ -11,8 +11,8 @@ use crate::clock::{Timestamp, credible};
 use crate::store::{Error, VersionPlace, args, unless_damaged};
 
 impl Record {
-    /// Whether the record is an older answer than what is held. What is gone is newer than every list that Belvo collected
-    /// before the one that lacked it: a record that comes back may itself have been collected long ago.
+    /// Whether the record is an older answer than what is held. For a record that is gone the time of the whole list
+    /// decides, and not the record's own: one that comes back may itself have been collected long ago.
     pub(super) fn is_late(&self, held: &Held, list: List) -> bool {
         if held.is_gone() {
             is_older(list.collected_at, held.collected())
@@ -32,7 +32,7 @@ pub(super) fn is_older(collected_at: Option<Timestamp>, than: Option<Timestamp>)
     collected_at.zip(than).is_some_and(|(collected_at, than)| collected_at < than)
 }
 
-/// What `content_hash` of a record holds that is gone: no content has it.
+/// The `content_hash` of a record that is gone; no content has this hash.
 pub(super) const GONE: &[u8] = &[];
 
 /// A record that is held already; of one that is gone, as of the list that said so.
@@ -116,7 +116,7 @@ impl Sighting<'_> {
         if !held.is_gone() && self.record.is_older_than(held, self.list.fetched_at) {
             return held.facts();
         }
-        // What a broken record does not tell stays as it was told.
+        // Where a broken record lacks a fact, the one that is held stays.
         let Record { id, created_at, collected_at, .. } = self.record;
         Facts {
             record_id: if id.starts_with(NO_ID) { &held.record_id } else { id },
@@ -289,8 +289,8 @@ impl Contents<'_> {
         Ok(false)
     }
 
-    /// The last version before `version` that can be opened, and its content: damage to one keeps no later list from being
-    /// kept.
+    /// The last version before `version` that can be opened, and its content. Damaged ones are passed over, so that
+    /// they do not keep a later list from being kept.
     pub(super) fn latest_before(&self, mut version: i64) -> Result<Option<(i64, String)>, Error> {
         let Self { of: Of { tx, link_id, resource }, key } = *self;
         loop {

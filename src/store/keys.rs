@@ -32,7 +32,7 @@ const NOBODY: &str = "";
 /// Bodies that are sealed in one transaction when a state gets its first key.
 const SEALED_AT_ONCE: i64 = 2_000;
 
-/// Tells states in which all bodies are sealed from those that were written while frozen features were not.
+/// Value of `bodies_sealed` in `meta` once frozen features are sealed too, which earlier versions left open.
 const SEALED_TABLES: &str = "2";
 
 /// The master key, and the one before it while it is being replaced.
@@ -256,7 +256,8 @@ pub(super) fn settle(connection: &mut Connection, keys: &MasterKeys) -> Result<(
     Ok(())
 }
 
-/// Refuses keys that open no other link's: a lost probe makes no wrong key the right one, under which all would be damaged.
+/// Refuses a master key that does not open the links' keys. Where the probe is lost, a wrong master key would otherwise
+/// be taken for the right one, and every body would count as damaged.
 fn check_others(connection: &Connection, keys: &MasterKeys) -> Result<(), Error> {
     let other = connection
         .query_row("SELECT link_id, wrapped FROM link_keys LIMIT 1", [], |row| {
