@@ -1,8 +1,8 @@
 //! How waits grow while something fails again and again.
 //!
-//! *Gives* the next wait, twice the one before, between a first and a longest one: as a [`Backoff`] for whoever counts failures
-//! by it, and as [`doubled`] for whoever has their number on record. *Not here*: chance, which spreads the waits of many
-//! (`belvo::Failure::delay`).
+//! *Gives* the next wait, twice the one before, between a first and a longest one: as a [`Backoff`] for whoever counts
+//! failures by it, and as [`doubled`] for whoever has their number on record. *Not here*: chance, which spreads the
+//! waits of many (`belvo::Failure::delay`).
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The state in one file, made while a daemon writes it.
 //!
 //! *Takes* a state. *Gives* an SQLite file that ends with a checksum of everything before it. *Promises* that a cut or
-//! changed file is told from a whole one, and that a backup holds neither the configuration nor the master key: without the
-//! master key of its time its bodies cannot be read. *Not here*: the way back, which is [`crate::restore`].
+//! changed file is told from a whole one, and that a backup holds neither the configuration nor the master key: without
+//! the master key of its time its bodies cannot be read. *Not here*: the way back, which is [`crate::restore`].
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
@@ -173,8 +173,8 @@ fn partial_of(to: &Path) -> PathBuf {
     to.with_added_extension("partial")
 }
 
-/// Tells of whoever was erased while the backup was written, beside it; it has `in_it`. Whoever is erased from now on finds it on
-/// record, and may write the same file: until nothing changes in between, it is written again.
+/// Tells of whoever was erased while the backup was written, beside it; it has `in_it`. Whoever is erased from now on
+/// finds it on record, and may write the same file: until nothing changes in between, it is written again.
 fn tell_of_erased(state: &Path, backup: &Path, in_it: Option<Tombstones>) -> Result<(), Error> {
     let path = tombstones::file_of_backup(backup);
     let mut told = in_it;
@@ -257,8 +257,8 @@ fn forget(state: &Path, gone: &[PathBuf]) -> Result<(), Error> {
     change_list(state, |listed| gone.iter().any(|gone| gone.as_path() == Path::new(&listed.file)), None)
 }
 
-/// Writes the list anew, durably, without what `is_gone`. One process after the other does, as a backup is made by a command
-/// beside a daemon.
+/// Writes the list anew, durably, without what `is_gone`. One process after the other does, as a backup is made by a
+/// command beside a daemon.
 fn change_list(state: &Path, is_gone: impl Fn(&Made) -> bool, added: Option<&Made>) -> Result<(), Error> {
     let path = state.with_file_name(LIST);
     let changed = || {
@@ -277,8 +277,8 @@ fn change_list(state: &Path, is_gone: impl Fn(&Made) -> bool, added: Option<&Mad
     changed().map_err(Error::at(&path))
 }
 
-/// The backups that were made of the state at `state`, oldest first, with those that are not whole, or never were because
-/// their process was killed.
+/// The backups that were made of the state at `state`, oldest first, with those that are not whole, or never were
+/// because their process was killed.
 pub fn made(state: &Path) -> Vec<Made> {
     let text = fs::read_to_string(state.with_file_name(LIST)).unwrap_or_default();
     let listed = text.lines().filter_map(|line| serde_json::from_str(line).ok());

@@ -1,8 +1,8 @@
 //! What happened when, in counts: failed refreshes by code, and calls of Belvo's API by hour.
 //!
 //! *Takes* what fails and what is called, inside the caller's transaction. *Gives* both to people who look at it later.
-//! *Promises* few rows: one for each code, and one for each of the last `KEEP` hours. *Not here*: what stands now; that is
-//! in `refreshes` and `links`.
+//! *Promises* few rows: one for each code, and one for each of the last `KEEP` hours. *Not here*: what stands now; that
+//! is in `refreshes` and `links`.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Instants, and where they come from.
 //!
-//! *Gives* [`Timestamp`], a UTC instant in whole microseconds (the resolution of every `_at` column), and [`Clock`], the
-//! only source of "now": a test or a simulation puts its own in; and [`credible`], which times of Belvo's can be true.
+//! *Gives* [`Timestamp`], a UTC instant in whole microseconds (the resolution of every `_at` column), and [`Clock`],
+//! the only source of "now": a test or a simulation puts its own in; and [`credible`], which times of Belvo's can be
+//! true.
 
 use std::fmt;
 use std::ops::Range;
@@ -28,9 +29,9 @@ impl Timestamp {
         self.0
     }
 
-    /// Reads an RFC 3339 timestamp with any offset and any number of fractional digits; what is finer than a microsecond
-    /// is cut off. `None` when the text is not one, or is not a day of the calendar, or is outside the years 1 to 9999 of
-    /// UTC.
+    /// Reads an RFC 3339 timestamp with any offset and any number of fractional digits; what is finer than a
+    /// microsecond is cut off. `None` when the text is not one, or is not a day of the calendar, or is outside the
+    /// years 1 to 9999 of UTC.
     pub fn parse(text: &str) -> Option<Self> {
         let micros = DateTime::parse_from_rfc3339(text).ok()?.timestamp_micros();
         Self::YEARS.contains(&micros).then_some(Self(micros))
@@ -143,8 +144,9 @@ impl Hand {
     }
 }
 
-/// A time of Belvo's may be so far ahead of ours, and generously so: a simulated Belvo runs months ahead. What is further
-/// ahead is a slip, such as 2062 for 2026, and believed it would make every answer of the decades until then an older one.
+/// A time of Belvo's may be so far ahead of ours, and generously so: a simulated Belvo runs months ahead. What is
+/// further ahead is a slip, such as 2062 for 2026, and believed it would make every answer of the decades until then an
+/// older one.
 pub const FARTHEST_AHEAD: Duration = Duration::from_hours(10 * 366 * 24);
 
 /// When Belvo collected something, as far as that can be true of what was fetched at `fetched_at`.

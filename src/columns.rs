@@ -94,8 +94,8 @@ impl Columns {
         self.cells.iter_mut().zip(&other.cells).for_each(|(cells, other)| cells.push_cell_of(other, row));
     }
 
-    /// Appends the rows `rows` of `other`, whose columns are these or the first of these, but for the columns `except` and
-    /// those that `other` has not: the caller appends to them.
+    /// Appends the rows `rows` of `other`, whose columns are these or the first of these, but for the columns `except`
+    /// and those that `other` has not: the caller appends to them.
     pub fn push_rows_of(&mut self, other: &Self, rows: Range<usize>, except: &[usize]) {
         let columns = self.cells.iter_mut().zip(&other.cells).enumerate();
         for (_, (cells, other)) in columns.filter(|(column, _)| !except.contains(column)) {

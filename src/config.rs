@@ -1,8 +1,8 @@
 //! What the operator decides: defaults, file, environment and flags, checked once.
 //!
-//! *Takes* the file, the environment and a command's own overrides. *Gives* one [`Config`] whose every value is usable as
-//! it stands, or every mistake at once. Modules receive their own section, never the whole. *Promises* to touch nothing:
-//! folders are made where they are used, after [`Config::check_folders`].
+//! *Takes* the file, the environment and a command's own overrides. *Gives* one [`Config`] whose every value is usable
+//! as it stands, or every mistake at once. Modules receive their own section, never the whole. *Promises* to touch
+//! nothing: folders are made where they are used, after [`Config::check_folders`].
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -166,8 +166,8 @@ impl Config {
         pairs.filter(|((_, ours), (_, theirs))| ours != theirs).map(|((name, _), _)| name).collect()
     }
 
-    /// Keys of the secrets that are so short that they can be guessed. `webhook.authorization` is not among them: that many
-    /// try, so that a short one is refused.
+    /// Keys of the secrets that are so short that they can be guessed. `webhook.authorization` is not among them: that
+    /// many try, so that a short one is refused.
     pub fn short_secrets(&self) -> Vec<&'static str> {
         let Admin { token, operate_tokens, read_tokens, .. } = &self.admin;
         let all = [
@@ -180,8 +180,9 @@ impl Config {
         all.into_iter().filter(|(_, secrets)| secrets.iter().any(is_short)).map(|(key, _)| key).collect()
     }
 
-    /// Makes the folder of the state where it is missing, and writes a file into it and that of the lake to see that it can. A
-    /// lake is made by whoever knows that it is none that is not mounted: until then, the folder is tried that it is to be in.
+    /// Makes the folder of the state where it is missing, and writes a file into it and that of the lake to see that it
+    /// can. A lake is made by whoever knows that it is none that is not mounted: until then, the folder is tried that
+    /// it is to be in.
     ///
     /// # Errors
     /// Those that cannot be used.

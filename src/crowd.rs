@@ -1,8 +1,9 @@
 //! How many connections are served at once, and who makes room.
 //!
 //! *Promises* that a connection whose request is here and under way is never ended for another, and that one which says
-//! nothing, or not all of it, is: silence is free for who sends it, so it must not keep others out. Whoever has the most
-//! connections loses one first, the longest silent, so that a flood from one address drives out itself and nobody else.
+//! nothing, or not all of it, is: silence is free for who sends it, so it must not keep others out. Whoever has the
+//! most connections loses one first, the longest silent, so that a flood from one address drives out itself and nobody
+//! else.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};

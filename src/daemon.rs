@@ -130,7 +130,8 @@ impl Daemon {
     /// Opens state and lake, binds the listeners, and starts the tasks.
     ///
     /// # Errors
-    /// When a job is wrong, the state is held or newer, a folder cannot be used, or an address is taken; nothing runs then.
+    /// When a job is wrong, the state is held or newer, a folder cannot be used, or an address is taken; nothing runs
+    /// then.
     pub async fn start(config: &Config, clock: Clock, parts: Parts) -> anyhow::Result<Self> {
         // What is wrong in a file is told before anything is made or held.
         let jobs = if parts.has_jobs() {
@@ -346,8 +347,8 @@ impl Daemon {
         }
     }
 
-    /// Waits until no refresh runs or is due, and every change is published. What failed waits for its next try, and may
-    /// wait for hours; while Belvo refuses the keys, nothing else is waited for either.
+    /// Waits until no refresh runs or is due, and every change is published. What failed waits for its next try, and
+    /// may wait for hours; while Belvo refuses the keys, nothing else is waited for either.
     ///
     /// # Errors
     /// When the state cannot be read, or a publish fails.
@@ -374,8 +375,8 @@ impl Daemon {
         Ok(self.publisher.until_published(self.published.subscribe()).await?)
     }
 
-    /// Takes over what `config` says of who may send webhooks and who may ask: `webhook.authorization` and the tokens of
-    /// `[admin]`. Everything else stays as it was at the start.
+    /// Takes over what `config` says of who may send webhooks and who may ask: `webhook.authorization` and the tokens
+    /// of `[admin]`. Everything else stays as it was at the start.
     pub fn reload(&self, config: &Config) {
         self.senders.replace(&config.webhook.authorization);
         self.tokens.replace(&config.admin);

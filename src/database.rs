@@ -1,8 +1,7 @@
 //! The database that readers see: where it is, how it is opened, and how its SQL is written.
 //!
-//! *Gives* connections that read the one file, or those of one folder, and nothing else; and which versions of DuckDB it can
-//! be written for. *Not here*: how it is made
-//! (`sinks::duckdb`), and what is asked.
+//! *Gives* connections that read the one file, or those of one folder, and nothing else; and which versions of DuckDB
+//! it can be written for. *Not here*: how it is made (`sinks::duckdb`), and what is asked.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,8 +22,8 @@ pub fn published(lake: &Path) -> io::Result<PathBuf> {
     std::fs::canonicalize(lake.join(FILE))
 }
 
-/// Opens a published database for reading. Nothing else can be read or loaded through it, and nothing personal is written
-/// into temporary files.
+/// Opens a published database for reading. Nothing else can be read or loaded through it, and nothing personal is
+/// written into temporary files.
 ///
 /// # Errors
 /// DuckDB's.
@@ -47,8 +46,8 @@ fn open_with(file: &Path, settings: Config) -> duckdb::Result<Connection> {
     Ok(connection)
 }
 
-/// A connection that holds nothing, to read the Parquet files below `folder` where there is no database of them. Nothing else
-/// can be read or loaded through it, and nothing personal is written into temporary files.
+/// A connection that holds nothing, to read the Parquet files below `folder` where there is no database of them.
+/// Nothing else can be read or loaded through it, and nothing personal is written into temporary files.
 ///
 /// # Errors
 /// DuckDB's.

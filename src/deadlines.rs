@@ -1,7 +1,7 @@
 //! Deadlines: what was asked of Belvo and is looked after when no webhook tells what came of it.
 //!
-//! *Takes* whoever keeps deadlines, and how often to look at them. *Promises* that a look which failed is logged and followed by
-//! the next, and that looking ends with the program. *Not here*: what is due, and what is then done.
+//! *Takes* whoever keeps deadlines, and how often to look at them. *Promises* that a look which failed is logged and
+//! followed by the next, and that looking ends with the program. *Not here*: what is due, and what is then done.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ pub trait Deadlines {
     fn follow_up(&self) -> impl Future<Output = Result<usize, store::Error>> + Send;
 }
 
-/// Looks after the deadlines of `who` at once, and then as often as `every` says, until `shutdown`. `what` names them in the
-/// log.
+/// Looks after the deadlines of `who` at once, and then as often as `every` says, until `shutdown`. `what` names them
+/// in the log.
 pub async fn run(who: &impl Deadlines, every: Duration, what: &str, shutdown: CancellationToken) {
     let looking = async {
         loop {

@@ -1,9 +1,9 @@
 //! Deletes links at Belvo, with all that it holds of them. What is kept here stays; erasing that is another command.
 //!
-//! *Takes* a link. *Gives* Belvo's answer that it is deleting the link, and later that the link is gone. *Promises* that
-//! nothing of the link is fetched from the request on; that the link counts as gone only when Belvo says so, by a webhook or by
-//! not knowing it twice in a row; and that a request which a crash or the network cut off is sent again, until Belvo
-//! takes it or refuses it.
+//! *Takes* a link. *Gives* Belvo's answer that it is deleting the link, and later that the link is gone. *Promises*
+//! that nothing of the link is fetched from the request on; that the link counts as gone only when Belvo says so, by a
+//! webhook or by not knowing it twice in a row; and that a request which a crash or the network cut off is sent again,
+//! until Belvo takes it or refuses it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,7 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Why a link could not be deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Belvo did not take the wish, and the link is as it was; or nobody knows whether it did, and the wish is sent again.
+    /// Belvo did not take the wish, and the link is as it was; or nobody knows whether it did, and the wish is sent
+    /// again.
     #[error(transparent)]
     Belvo(#[from] Failure),
     /// Belvo took the wish and refused it when it was sent again.
@@ -213,7 +214,8 @@ impl Deadlines for Deleter {
     }
 }
 
-/// Writes the wish down before it is sent, and stops what is due of the link. Says whether Belvo may have taken it before.
+/// Writes the wish down before it is sent, and stops what is due of the link. Says whether Belvo may have taken it
+/// before.
 fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> Result<Sending, store::Error> {
     if tombstones::is_erased(tx, link)? {
         return Ok(Sending::First);
@@ -244,8 +246,8 @@ fn note_refused(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store:
     Ok(())
 }
 
-/// Closes the deletions that a webhook has confirmed. It runs every few seconds where everybody writes, so it looks at the
-/// links of open deletions and at no others.
+/// Closes the deletions that a webhook has confirmed. It runs every few seconds where everybody writes, so it looks at
+/// the links of open deletions and at no others.
 const CLOSE_CONFIRMED: &str = "UPDATE deletions SET due_at = NULL WHERE due_at IS NOT NULL \
     AND EXISTS (SELECT 1 FROM links l WHERE l.link_id = deletions.link_id AND l.status = $1)";
 

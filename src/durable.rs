@@ -1,7 +1,7 @@
 //! Files that are whole and on the disk, whatever happens in between.
 //!
-//! *Takes* a path and what stands there from now on. *Promises* that a crash leaves the file as it was or as it shall be, and
-//! that what a call has said is done outlives the power.
+//! *Takes* a path and what stands there from now on. *Promises* that a crash leaves the file as it was or as it shall
+//! be, and that what a call has said is done outlives the power.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -24,8 +24,8 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-/// An empty file at `path`, which only its owner can read from its first byte on. What was there before goes: it may be open
-/// elsewhere, have another mode, or be a link to somewhere else.
+/// An empty file at `path`, which only its owner can read from its first byte on. What was there before goes: it may be
+/// open elsewhere, have another mode, or be a link to somewhere else.
 ///
 /// # Errors
 /// What the system says.

@@ -1,14 +1,14 @@
 //! One person, everywhere: what is held, and how it goes.
 //!
 //! *Takes* a link, an `external_id` or a person's key. *Gives* a plan, and once it is done a receipt that names nobody.
-//! *Promises* that an erasure which was begun is finished, by whoever opens the state next; that afterwards no byte of the
-//! person is in the state, its log or the lake; and that nothing brings the links back. *Not here*: backups and copies that
-//! others made; the receipt lists the backups that this program knows of.
+//! *Promises* that an erasure which was begun is finished, by whoever opens the state next; that afterwards no byte of
+//! the person is in the state, its log or the lake; and that nothing brings the links back. *Not here*: backups and
+//! copies that others made; the receipt lists the backups that this program knows of.
 //!
-//! The steps, each durable before the next: the wish is noted (`asked`); rows, keys and bodies go and tombstones come, in
-//! one transaction (`removed`); the lake is built anew and every older snapshot is dropped, because only clocks could tell
-//! which ones showed the person, and clocks jump (`published`); the log is emptied, the file looked through, and the receipt
-//! written (`done`).
+//! The steps, each durable before the next: the wish is noted (`asked`); rows, keys and bodies go and tombstones come,
+//! in one transaction (`removed`); the lake is built anew and every older snapshot is dropped, because only clocks
+//! could tell which ones showed the person, and clocks jump (`published`); the log is emptied, the file looked through,
+//! and the receipt written (`done`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -82,8 +82,8 @@ pub struct Eraser {
     clock: Clock,
     /// Takes over what an order could not finish.
     left: mpsc::UnboundedSender<Unfinished>,
-    /// Held from reading the tombstones of the state until their files are written: erasures go on side by side, and one
-    /// that had read fewer than another would take them away again.
+    /// Held from reading the tombstones of the state until their files are written: erasures go on side by side, and
+    /// one that had read fewer than another would take them away again.
     files: Arc<Mutex<()>>,
 }
 
@@ -182,8 +182,8 @@ impl Eraser {
         self.store.write(move |tx| tx.execute(take_back, args![&id])).await.map(drop)
     }
 
-    /// Removes the rows of erasures that were begun, unless Belvo is to be asked first: nobody reads or writes the state yet.
-    /// Gives all that are not done, for [`Eraser::run`]; one that cannot be gone on with now is among them.
+    /// Removes the rows of erasures that were begun, unless Belvo is to be asked first: nobody reads or writes the
+    /// state yet. Gives all that are not done, for [`Eraser::run`]; one that cannot be gone on with now is among them.
     ///
     /// # Errors
     /// [`Error::Store`], when the state cannot be read.
@@ -210,8 +210,8 @@ impl Eraser {
         Ok(unfinished)
     }
 
-    /// Finishes those of `unfinished` that need not wait for Belvo, for a command, which may end before [`Eraser::run`] does.
-    /// Gives those that are not done then.
+    /// Finishes those of `unfinished` that need not wait for Belvo, for a command, which may end before [`Eraser::run`]
+    /// does. Gives those that are not done then.
     pub async fn finish_now(&self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
         let mut left = Vec::new();
         for one in unfinished {
@@ -225,9 +225,9 @@ impl Eraser {
         left
     }
 
-    /// Finishes the erasures `begun` and those that orders have `left`, until `shutdown`. What fails is tried again after a
-    /// pause, stands among the `problems` until it is done, and holds up no other; a wish that Belvo refuses is taken back, as
-    /// [`Eraser::erase`] does.
+    /// Finishes the erasures `begun` and those that orders have `left`, until `shutdown`. What fails is tried again
+    /// after a pause, stands among the `problems` until it is done, and holds up no other; a wish that Belvo refuses is
+    /// taken back, as [`Eraser::erase`] does.
     pub async fn run(
         self,
         begun: Vec<Unfinished>,
@@ -272,7 +272,8 @@ impl Eraser {
         shutdown.run_until_cancelled(finishing).await;
     }
 
-    /// Goes on with an erasure, and gives its id when it is done or given up, and otherwise what is to be gone on with later.
+    /// Goes on with an erasure, and gives its id when it is done or given up, and otherwise what is to be gone on with
+    /// later.
     async fn persist(self, unfinished: Unfinished) -> Result<String, Unfinished> {
         tokio::time::sleep(unfinished.pause.wait()).await;
         let Unfinished { erasure, traces, .. } = &unfinished;
@@ -285,11 +286,12 @@ impl Eraser {
         Err(unfinished.failed())
     }
 
-    /// The wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`. It counts once it is put on record.
+    /// The wish to erase what `plan` says, for `reason`, at Belvo too when `is_remote`. It counts once it is put on
+    /// record.
     ///
     /// # Errors
-    /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those is not
-    /// its own, [`Error::Subject`] when it names persons and there is no `pii.pepper`, [`Error::Store`].
+    /// [`Error::Publish`] when the lake is not this state's to build anew, [`Error::Tombstones`] when the file of those
+    /// is not its own, [`Error::Subject`] when it names persons and there is no `pii.pepper`, [`Error::Store`].
     pub async fn wish(&self, plan: &Plan, reason: &str, is_remote: bool) -> Result<Begun, Error> {
         self.ensure_lake_is_own().await?;
         let asked_at = self.clock.now();
@@ -399,7 +401,8 @@ impl Eraser {
             let publisher = Arc::clone(&self.publisher);
             let older = in_background(move || publisher.older()).await?;
             let going: Vec<_> = older.iter().map(|older| older.snapshot).collect();
-            // On record before they go: when a crash or a failure comes in between, the next try finds only what is left.
+            // On record before they go: when a crash or a failure comes in between, the next try finds only what is
+            // left.
             let is_new = |older: &Forgotten| receipt.snapshots.iter().all(|known| known.snapshot != older.snapshot);
             let new: Vec<_> = older.into_iter().filter(is_new).collect();
             receipt.snapshots.extend(new);
@@ -417,8 +420,8 @@ impl Eraser {
         let _files = self.files.lock().await;
         let Some(tombstones) = self.store.read(Tombstones::of).await? else { return Ok(()) };
         tombstones.write(&tombstones::file_of(&self.state))?;
-        // Whoever restores one of these elsewhere finds them there too, unless the backup was moved. One that is half done is
-        // no backup, and told of once it is whole.
+        // Whoever restores one of these elsewhere finds them there too, unless the backup was moved. One that is half
+        // done is no backup, and told of once it is whole.
         for made in backup::made(&self.state).iter().filter(|made| made.is_whole()) {
             if let Err(error) = tombstones.write(&tombstones::file_of_backup(Path::new(&made.file))) {
                 tracing::warn!(code = "backup_not_marked", "a backup cannot be told of the erasure: {error}");
@@ -427,7 +430,8 @@ impl Eraser {
         Ok(())
     }
 
-    /// An erasure builds the whole lake anew and drops what was there, as only a rebuild may do with another state's lake.
+    /// An erasure builds the whole lake anew and drops what was there, as only a rebuild may do with another state's
+    /// lake.
     async fn ensure_lake_is_own(&self) -> Result<(), publish::Error> {
         let publisher = Arc::clone(&self.publisher);
         in_background(move || publisher.may_replace()).await

@@ -1,8 +1,8 @@
 //! One complete list of a link's resource, as Belvo gave it.
 //!
 //! *Takes* a link and a resource. *Gives* [`RawPages`]: whole and consistent, or a [`Failure`]. *Promises* that nothing
-//! partial leaves here, that pages are counted by ourselves and an address in an answer is never called, and that pages,
-//! rows and bytes are bounded. *Not here*: what a record means.
+//! partial leaves here, that pages are counted by ourselves and an address in an answer is never called, and that
+//! pages, rows and bytes are bounded. *Not here*: what a record means.
 //!
 //! [`many`] asks for several links in one request, [`trust`] decides whether Belvo answers that rightly.
 

@@ -1,9 +1,9 @@
 //! Records → rows in columns, and rejected records. No I/O, no clock.
 //!
 //! *Takes* a record's JSON, as it came, with what is known beside it. *Gives* its rows, appended to [`Columns`], in the
-//! order of the tables' keys. *Promises* exact values (amounts from the text of the number, strings byte for byte), and all
-//! of a record or nothing of it: a record that breaks the schema is a [`Rejection`] with its path, and its link goes on.
-//! *Not here*: which version of a record is current (`replay`), and where the columns go (`sinks`).
+//! order of the tables' keys. *Promises* exact values (amounts from the text of the number, strings byte for byte), and
+//! all of a record or nothing of it: a record that breaks the schema is a [`Rejection`] with its path, and its link
+//! goes on. *Not here*: which version of a record is current (`replay`), and where the columns go (`sinks`).
 //!
 //! The schema is compiled into a [`Plan`]: for each place in the JSON, the slot that its text goes to. A record is read
 //! once, into slots that point into its text; then each column takes what it needs from the slots.
@@ -194,8 +194,8 @@ impl<'p> Flattener<'p> {
     }
 }
 
-// Each kind of column has a function of its own, and none is inlined: in one function their loops get in each other's way,
-// and what they need lies on the stack.
+// Each kind of column has a function of its own, and none is inlined: in one function their loops get in each other's
+// way, and what they need lies on the stack.
 
 /// Appends a text of each row, as bytes: each is looked at anyway, and need not be proved to be whole characters again.
 #[inline(never)]
@@ -270,8 +270,8 @@ fn append_fact(context: Context, facts: &RecordFacts<'_>, count: usize, cells: &
 }
 
 impl TablePlan {
-    /// Puts the rows from `start` on in the order of the key and then of their content, and numbers those that are equal
-    /// in the key. They come sorted, but for what [`Rows::sort`] cannot see, and that is among its ties.
+    /// Puts the rows from `start` on in the order of the key and then of their content, and numbers those that are
+    /// equal in the key. They come sorted, but for what [`Rows::sort`] cannot see, and that is among its ties.
     fn arrange(&self, columns: &mut Columns, start: usize, rows: &Rows) {
         let Some(seq) = self.seq else { return };
         let order = |columns: &Columns, a: usize, b: usize| {
@@ -300,8 +300,8 @@ fn day(text: &[u8]) -> Option<i32> {
     if year < 1 { None } else { days_since_1970(year, digits(&[m1, m2])?, digits(&[d1, d2])?) }
 }
 
-/// The ten-thousandths that a JSON number of at most eight bytes stands for, all digits at once; `None` when it has a sign,
-/// an exponent or more than four decimals.
+/// The ten-thousandths that a JSON number of at most eight bytes stands for, all digits at once; `None` when it has a
+/// sign, an exponent or more than four decimals.
 #[inline]
 fn short_decimal(number: Short) -> Option<i128> {
     const ONES: u64 = 0x0101_0101_0101_0101;

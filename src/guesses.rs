@@ -1,9 +1,9 @@
 //! Wrong tokens by address, so that nobody finds a right one by trying.
 //!
-//! *Takes* each wrong token. *Gives* whether an address has tried too many; the listener decides what follows from that.
-//! *Promises* that one wrong token counts once, however often a program sends it that was not told of the new one, and that at
-//! most `MOST_ADDRESSES` addresses are remembered. *Not here*: requests without a token, which guess nothing; a page of
-//! another site could send them in the operator's own name.
+//! *Takes* each wrong token. *Gives* whether an address has tried too many; the listener decides what follows from
+//! that. *Promises* that one wrong token counts once, however often a program sends it that was not told of the new
+//! one, and that at most `MOST_ADDRESSES` addresses are remembered. *Not here*: requests without a token, which guess
+//! nothing; a page of another site could send them in the operator's own name.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

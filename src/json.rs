@@ -1,12 +1,12 @@
 //! A strict JSON reader that copies nothing: the fast half of flattening.
 //!
-//! *Takes* a text. *Gives* its pieces as [`Span`]s of that text, in order, with numbers untouched, so that an amount never
-//! passes through a float. *Promises* to refuse whatever RFC 8259 does, in the parts it is told to skip too, and to stop
-//! at [`MAX_DEPTH`]; but half a surrogate pair, or depth, hides no field of [`Fields`] and no item of a list. *Not
-//! here*: what the pieces mean.
+//! *Takes* a text. *Gives* its pieces as [`Span`]s of that text, in order, with numbers untouched, so that an amount
+//! never passes through a float. *Promises* to refuse whatever RFC 8259 does, in the parts it is told to skip too, and
+//! to stop at [`MAX_DEPTH`]; but half a surrogate pair, or depth, hides no field of [`Fields`] and no item of a list.
+//! *Not here*: what the pieces mean.
 //!
-//! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which item was
-//! wrong, and leaves skipped fields unchecked.
+//! `serde_json` does this at about half the speed for the shape of Belvo's records, does not say which field of which
+//! item was wrong, and leaves skipped fields unchecked.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

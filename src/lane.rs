@@ -1,8 +1,8 @@
 //! Work away from the async threads: a [`Lane`] processes items in order while their producer carries on, and
 //! [`in_background`] does one thing that blocks.
 //!
-//! *Promises* that a thread ends with its [`Lane`]: whatever it writes to may be removed afterwards; and that a panic there
-//! is a panic of whoever waits for it.
+//! *Promises* that a thread ends with its [`Lane`]: whatever it writes to may be removed afterwards; and that a panic
+//! there is a panic of whoever waits for it.
 
 use std::io;
 use std::panic::resume_unwind;

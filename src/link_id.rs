@@ -1,7 +1,7 @@
 //! The id of a link, as every part of the program names one.
 //!
-//! *Takes* a UUID in any spelling. *Gives* the one spelling that is kept, and what stands for it in the log. *Not here*: what
-//! is known of the link (`links`).
+//! *Takes* a UUID in any spelling. *Gives* the one spelling that is kept, and what stands for it in the log. *Not
+//! here*: what is known of the link (`links`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,8 +26,8 @@ impl LinkId {
         })
     }
 
-    /// What stands for the link in the log: twelve hex digits of its hash, which `vinculo links show` prints too. Whoever
-    /// reads the log and nothing else cannot ask Belvo for the link.
+    /// What stands for the link in the log: twelve hex digits of its hash, which `vinculo links show` prints too.
+    /// Whoever reads the log and nothing else cannot ask Belvo for the link.
     pub fn log_tag(&self) -> String {
         log_tag(&self.0)
     }

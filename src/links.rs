@@ -124,8 +124,8 @@ pub fn pause_by_operator(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result
     Ok(paused > 0)
 }
 
-/// Ends what [`pause_by_operator`] began, inside the caller's transaction; false when it had not. A link whose status stops
-/// it goes on waiting for that.
+/// Ends what [`pause_by_operator`] began, inside the caller's transaction; false when it had not. A link whose status
+/// stops it goes on waiting for that.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -324,7 +324,8 @@ struct Known {
 struct Told {
     /// Before the request: what came meanwhile is newer than the answer.
     asked_at: Timestamp,
-    /// In the transaction: what was recorded before it, such as a run of features, did not know a link that is new in it.
+    /// In the transaction: what was recorded before it, such as a run of features, did not know a link that is new in
+    /// it.
     kept_at: Timestamp,
 }
 
@@ -516,9 +517,9 @@ pub fn is_asked_for(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
     Ok(tx.one(sql, args![link_id], |_| Ok(()))?.is_some())
 }
 
-/// Blocks the refreshes of a paused link, or the one of `resource`, inside the caller's transaction; those of a link that
-/// is not paused stay as they are. What a webhook or an operator asked for is still tried, unless the link is gone or an
-/// operator paused it: Belvo may hold data of a link whose user has to do something.
+/// Blocks the refreshes of a paused link, or the one of `resource`, inside the caller's transaction; those of a link
+/// that is not paused stay as they are. What a webhook or an operator asked for is still tried, unless the link is gone
+/// or an operator paused it: Belvo may hold data of a link whose user has to do something.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -592,8 +593,8 @@ fn ask_again_whether_empty(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Resu
     Ok(())
 }
 
-/// Belvo was at the institution since, and no webhook made us ask: what was listed or read before that visit is asked for
-/// again. A second look that was booked for later would come too late.
+/// Belvo was at the institution since, and no webhook made us ask: what was listed or read before that visit is asked
+/// for again. A second look that was booked for later would come too late.
 fn mark_unseen_visit(tx: &Tx<'_>, link_id: &LinkId, visited_at: Option<Timestamp>, at: Timestamp) -> Result<(), Error> {
     let Some(visited_at) = visited_at else { return Ok(()) };
     let unseen = tx.all(

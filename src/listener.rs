@@ -1,8 +1,8 @@
 //! The connections of a listener, from the first byte to the last.
 //!
-//! *Takes* a bound listener and who answers. *Promises* that each connection has its place in the crowd, that one that is
-//! asked to leave goes at once when it says nothing and after its answer otherwise, and that at the end no new one is taken and
-//! what was begun is answered. *Not here*: what is answered, and how long a body may take.
+//! *Takes* a bound listener and who answers. *Promises* that each connection has its place in the crowd, that one that
+//! is asked to leave goes at once when it says nothing and after its answer otherwise, and that at the end no new one
+//! is taken and what was begun is answered. *Not here*: what is answered, and how long a body may take.
 
 use std::error::Error;
 use std::net::SocketAddr;

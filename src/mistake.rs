@@ -1,7 +1,7 @@
 //! What is wrong with what the operator wrote: in the configuration, a job or a reference table.
 //!
-//! *Gives* a [`Mistake`], and what an unknown name was meant to be. *Promises* that it says what to write instead. *Not here*:
-//! who reads those files, and finds all of their mistakes at once.
+//! *Gives* a [`Mistake`], and what an unknown name was meant to be. *Promises* that it says what to write instead. *Not
+//! here*: who reads those files, and finds all of their mistakes at once.
 
 use std::fmt;
 

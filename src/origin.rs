@@ -1,7 +1,7 @@
 //! Whether a state holds answers of a simulated Belvo or of a real one: it never holds both.
 //!
-//! *Takes* whether an answer says that it is simulated, in the header `X-Vinculo-Simulated`. *Gives* whether it may be kept.
-//! The first answer that is kept decides, for as long as the state lives.
+//! *Takes* whether an answer says that it is simulated, in the header `X-Vinculo-Simulated`. *Gives* whether it may be
+//! kept. The first answer that is kept decides, for as long as the state lives.
 
 use crate::belvo::Client;
 use crate::store::{Error, Store, Tx};

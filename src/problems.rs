@@ -34,8 +34,9 @@ impl Problems {
         }
     }
 
-    /// The state has just answered a write: it took it, or refused it with that code. While it refuses, one code of it stands,
-    /// and once it does not, what stands in its way `otherwise`, such as a disk on which the next may have no room.
+    /// The state has just answered a write: it took it, or refused it with that code. While it refuses, one code of it
+    /// stands, and once it does not, what stands in its way `otherwise`, such as a disk on which the next may have no
+    /// room.
     pub fn hear_of_state(&self, refused: Option<&'static str>, otherwise: impl FnOnce() -> Option<&'static str>) {
         let mut standing = self.of_state();
         let now = match refused {

@@ -1,9 +1,9 @@
 //! Staged → visible: the only door to readers.
 //!
-//! *Takes* one consistent view of the record store. *Gives* a new snapshot of every table, or nothing when nothing changed.
-//! *Promises* that the lake is a function of the record store and the schemas: publishing into an empty folder gives the
-//! same rows; that files whose rows cannot have changed are taken over and not written again; and that readers see the
-//! whole of one snapshot.
+//! *Takes* one consistent view of the record store. *Gives* a new snapshot of every table, or nothing when nothing
+//! changed. *Promises* that the lake is a function of the record store and the schemas: publishing into an empty folder
+//! gives the same rows; that files whose rows cannot have changed are taken over and not written again; and that
+//! readers see the whole of one snapshot.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -311,8 +311,8 @@ pub struct FeaturesAt {
 }
 
 impl Lake {
-    /// Where readers find the features of a date in the snapshot of `manifest`: in the Parquet file of the date, or in the
-    /// database when no Parquet is published. Blocks.
+    /// Where readers find the features of a date in the snapshot of `manifest`: in the Parquet file of the date, or in
+    /// the database when no Parquet is published. Blocks.
     pub fn features_at(&self, manifest: &Manifest, as_of: NaiveDate) -> FeaturesAt {
         if let Some(file) = partitions::file(manifest, as_of) {
             return FeaturesAt { path: file.path.clone(), rows: file.rows.unwrap_or_default() };

@@ -1,13 +1,13 @@
 //! Durable, coalescing, leased refreshes: which link and resource to look at again, and when.
 //!
-//! A mark says where to look, never what was seen: any number of marks for one `(link, resource)` before its fetch begins
-//! cost one fetch, and a mark that comes later costs another. Nothing is told apart by an id of Belvo's, because none of
-//! them is unique.
+//! A mark says where to look, never what was seen: any number of marks for one `(link, resource)` before its fetch
+//! begins cost one fetch, and a mark that comes later costs another. Nothing is told apart by an id of Belvo's, because
+//! none of them is unique.
 //!
 //! *Takes* marks inside the caller's own transaction, so that a webhook and its mark are durable together. *Gives* due
-//! [`Refresh`]es to the worker, each to one. *Promises* that only the marks that a fetch saw when it began are cleared by
-//! it. *Not here*: who marks, and what a refresh does; which of those that are due go together is said in `claim`, and what
-//! is told of the queue in `view`.
+//! [`Refresh`]es to the worker, each to one. *Promises* that only the marks that a fetch saw when it began are cleared
+//! by it. *Not here*: who marks, and what a refresh does; which of those that are due go together is said in `claim`,
+//! and what is told of the queue in `view`.
 
 use std::time::Duration;
 
@@ -69,8 +69,8 @@ pub enum Priority {
     Schedule,
     /// It is a second look at what was missing from a list.
     Confirm,
-    /// It is news about a link of which Belvo never told: whoever knows a webhook's secret can make such links up, so they wait
-    /// in a lane of their own.
+    /// It is news about a link of which Belvo never told: whoever knows a webhook's secret can make such links up, so
+    /// they wait in a lane of their own.
     Unknown,
 }
 
@@ -249,8 +249,8 @@ pub fn confirm(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
     .map(drop)
 }
 
-/// Refreshes of `resource` that failed with `code` are due now, inside the caller's transaction: another one of them came
-/// through. Gives their number.
+/// Refreshes of `resource` that failed with `code` are due now, inside the caller's transaction: another one of them
+/// came through. Gives their number.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -413,8 +413,8 @@ pub fn settle(tx: &Tx<'_>, refresh: &Refresh, outcome: Outcome) -> Result<bool, 
     Ok(settled == 1)
 }
 
-/// Lets refreshes be due earlier by as much as the clock was set back: they would wait for so much longer. A second look
-/// waits all the same, because it counts from lists that go by the clock from before.
+/// Lets refreshes be due earlier by as much as the clock was set back: they would wait for so much longer. A second
+/// look waits all the same, because it counts from lists that go by the clock from before.
 ///
 /// # Errors
 /// [`Error::Database`].

@@ -1,12 +1,13 @@
 //! Asks Belvo to read institutions again. Each ask is billed.
 //!
-//! *Takes* links and resources. *Gives* what was asked and what was not, and why. *Promises* that a link is asked for at most
-//! once in ten minutes, also across a crash, because the ask is written down before it is sent; and that what comes of it is
-//! listed when its webhook comes, or after a deadline without one. *Not here*: the listing, which is any other refresh.
+//! *Takes* links and resources. *Gives* what was asked and what was not, and why. *Promises* that a link is asked for
+//! at most once in ten minutes, also across a crash, because the ask is written down before it is sent; and that what
+//! comes of it is listed when its webhook comes, or after a deadline without one. *Not here*: the listing, which is any
+//! other refresh.
 //!
 //! Employments alone are asked for by `POST /api/br/employments/`, which reads nothing else. Any other set goes through
-//! `POST /api/links/{id}/refresh/`, because owners have no asynchronous call of their own, and one ask for both is one on the
-//! bill.
+//! `POST /api/links/{id}/refresh/`, because owners have no asynchronous call of their own, and one ask for both is one
+//! on the bill.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -176,8 +177,8 @@ impl Recollector {
     /// Asks for `resources` of each of `links`.
     ///
     /// # Errors
-    /// [`Error`]; what was asked until then stays asked. A failure of Belvo's is part of the outcome; refused keys end the
-    /// asking, and for the impatient a Belvo that is down.
+    /// [`Error`]; what was asked until then stays asked. A failure of Belvo's is part of the outcome; refused keys end
+    /// the asking, and for the impatient a Belvo that is down.
     pub async fn recollect(
         &self,
         links: Vec<LinkId>,
@@ -346,8 +347,8 @@ fn note_ask(tx: &Tx<'_>, link: &LinkId, resources: &str, patience: Duration, now
     Ok(fitness)
 }
 
-/// Belvo took the ask, or may have, with `code`: it may have waited long before it was sent. From now on the link rests, and
-/// results are due.
+/// Belvo took the ask, or may have, with `code`: it may have waited long before it was sent. From now on the link
+/// rests, and results are due.
 fn note_arrival(
     tx: &Tx<'_>,
     link: &LinkId,
@@ -373,8 +374,8 @@ fn note_refusal(tx: &Tx<'_>, link: &LinkId, failure: &Failure, now: Timestamp) -
     }
 }
 
-/// Marks the resources of overdue asks whose results were not seen, and sets the next deadline. Asks that are still on their
-/// way, `asking`, have none yet.
+/// Marks the resources of overdue asks whose results were not seen, and sets the next deadline. Asks that are still on
+/// their way, `asking`, have none yet.
 fn mark_overdue(tx: &Tx<'_>, asking: &HashSet<LinkId>, patience: Duration, now: Timestamp) -> Result<usize, Error> {
     let overdue = format!("SELECT {} FROM recollects WHERE due_at <= $1", Ask::COLUMNS);
     let mut overdue = tx.all(&overdue, args![now], Ask::read)?;
@@ -442,9 +443,9 @@ impl Ask {
         })
     }
 
-    /// What it has brought of `resource`. That is seen when a later list differs from what was known at the ask, or when a
-    /// webhook came and its list is kept. A second look that a list has booked for later, because it lacked a row, is not
-    /// about what the ask brought.
+    /// What it has brought of `resource`. That is seen when a later list differs from what was known at the ask, or
+    /// when a webhook came and its list is kept. A second look that a list has booked for later, because it lacked a
+    /// row, is not about what the ask brought.
     fn brought(&self, tx: &Tx<'_>, resource: &Resource, now: Timestamp) -> Result<Brought, Error> {
         let Some(state) = queue::State::of(tx, &self.link, resource)? else {
             return Ok(Brought { is_seen: false, is_under_way: false });

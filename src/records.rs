@@ -1,10 +1,10 @@
 //! A complete list → new versions of its records: identity, difference, absence.
 //!
-//! *Takes* the records of one list, as they came. *Gives* versions in the record store, inside the caller's transaction,
-//! so that they, the snapshot row and the queue entry are kept together or not at all. *Promises* that a record keeps its
-//! key when Belvo gives it another id or corrects its employer or start; that the order of a list or of its arrays changes
-//! nothing; that a list which brings nothing new adds no version; and that an older answer never replaces a newer one.
-//! *Not here*: what the content means to analysts (`flatten`).
+//! *Takes* the records of one list, as they came. *Gives* versions in the record store, inside the caller's
+//! transaction, so that they, the snapshot row and the queue entry are kept together or not at all. *Promises* that a
+//! record keeps its key when Belvo gives it another id or corrects its employer or start; that the order of a list or
+//! of its arrays changes nothing; that a list which brings nothing new adds no version; and that an older answer never
+//! replaces a newer one. *Not here*: what the content means to analysts (`flatten`).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -209,8 +209,8 @@ pub type Compare<'c> = dyn FnMut(&str, &str) -> Loss + 'c;
 
 /// Keeps a complete list, inside the transaction of its refresh.
 ///
-/// Where rows of a record's old content are missing from its new one, as `compare` says, a second list has to agree before
-/// they are gone, as for a record that is missing from the list; [`Kept::confirm_at`] says when it is wanted.
+/// Where rows of a record's old content are missing from its new one, as `compare` says, a second list has to agree
+/// before they are gone, as for a record that is missing from the list; [`Kept::confirm_at`] says when it is wanted.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -345,8 +345,8 @@ impl Keeping<'_> {
         kept.changed |= kept.versions + kept.late + kept.gone > 0;
         kept.sighted |= kept.changed;
         kept.change = tx.change()?;
-        // One in which Belvo names no time was collected when it was fetched; so was one with a record for which it names none,
-        // because that one is known since then.
+        // One in which Belvo names no time was collected when it was fetched; so was one with a record for which it
+        // names none, because that one is known since then.
         let is_told = records.iter().all(|record| record.collected(list.fetched_at).is_some());
         let collected_at = kept.collected_at.filter(|_| is_told);
         let is_as_old = |previous: List| collected_at.is_some() && previous.collected_at == collected_at;

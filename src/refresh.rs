@@ -1,9 +1,9 @@
 //! One refresh, from the question to the commit. Read this first.
 //!
-//! *Takes* a leased [`Refresh`], or several of one resource that go in one request. *Gives* the outcome of each in the store:
-//! new versions, the snapshot row and the queue entry in one transaction. *Promises* that nothing partial is kept, that
-//! whoever lost its lease keeps nothing, and that no link spoils another's answer: what looks odd in an answer for many is
-//! asked for alone.
+//! *Takes* a leased [`Refresh`], or several of one resource that go in one request. *Gives* the outcome of each in the
+//! store: new versions, the snapshot row and the queue entry in one transaction. *Promises* that nothing partial is
+//! kept, that whoever lost its lease keeps nothing, and that no link spoils another's answer: what looks odd in an
+//! answer for many is asked for alone.
 
 use std::time::Duration;
 
@@ -105,8 +105,8 @@ impl Refresher {
         self.keep(refresh, listing).await
     }
 
-    /// Lists all of `refreshes`, which are of one resource, in one request that leaves with `permit`, and keeps each answer
-    /// on its own. Gives what came of each.
+    /// Lists all of `refreshes`, which are of one resource, in one request that leaves with `permit`, and keeps each
+    /// answer on its own. Gives what came of each.
     pub async fn run_many(&self, refreshes: Vec<Refresh>, permit: Permit) -> Vec<(Refresh, Result<Kept, Error>)> {
         let Some(resource) = refreshes.first().map(|first| first.resource) else {
             permit.unused();
@@ -149,7 +149,8 @@ impl Refresher {
         }
     }
 
-    /// How several links are asked for together; `None` while nothing is proven, or the canary may not be asked for any more.
+    /// How several links are asked for together; `None` while nothing is proven, or the canary may not be asked for any
+    /// more.
     async fn way(&self, resource: &'static Resource) -> Option<Way> {
         let way = self.trust.way(resource)?;
         let canary = way.canary.clone();

@@ -1,11 +1,12 @@
 //! The versions of a record → its rows: those that hold now, and every version that each of them ever had.
 //!
 //! *Takes* every content that the record ever had, in order. *Gives* current rows and history rows from one replay: the
-//! current ones are the history's open ends, with what the latest sighting told. *Promises* that a row whose content stays
-//! keeps its version however often the rest of the record changes; that a row which is missing from one list stays until a
-//! second list, `confirm_after` later, agrees; that an answer older than the one held becomes history and never current,
-//! and moves nothing that is current; that versions of one row never overlap; and that a version which cannot be flattened
-//! changes nothing. It is a function of the record store alone, so that the lake can be built again from it.
+//! current ones are the history's open ends, with what the latest sighting told. *Promises* that a row whose content
+//! stays keeps its version however often the rest of the record changes; that a row which is missing from one list
+//! stays until a second list, `confirm_after` later, agrees; that an answer older than the one held becomes history and
+//! never current, and moves nothing that is current; that versions of one row never overlap; and that a version which
+//! cannot be flattened changes nothing. It is a function of the record store alone, so that the lake can be built again
+//! from it.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -217,7 +218,8 @@ impl<'p> Replay<'p> {
         Ok(())
     }
 
-    /// Compares the standing rows of one table with those of the next version. Those that are new are known since `known`.
+    /// Compares the standing rows of one table with those of the next version. Those that are new are known since
+    /// `known`.
     fn merge(&self, table: usize, timeline: &mut Timeline, next: &Columns, version: &Version, known: Timestamp) {
         let before = std::mem::take(&mut timeline.standing);
         let mut before = before.into_iter().peekable();
@@ -306,8 +308,8 @@ impl<'p> Replay<'p> {
         }
     }
 
-    /// Puts all versions of a table's rows in the order of its key: an answer may have thousands of rows, and each looks for
-    /// what is held of it.
+    /// Puts all versions of a table's rows in the order of its key: an answer may have thousands of rows, and each
+    /// looks for what is held of it.
     fn sort_by_key(&self, table: usize, timeline: &mut Timeline) {
         let mut by_key = std::mem::take(&mut timeline.by_key);
         by_key.extend(by_key.len()..timeline.spans.len());
@@ -347,7 +349,8 @@ impl<'p> Replay<'p> {
         if in_force.is_some_and(|at| same(timeline, at)) || later.first().is_some_and(|&next| is_told_by(next)) {
             return;
         }
-        // Whether what was in force outlives this answer: it is current, or a list showed it that Belvo collected later.
+        // Whether what was in force outlives this answer: it is current, or a list showed it that Belvo collected
+        // later.
         let outlives = |at: usize, next: Option<&usize>| {
             next.is_none_or(|&next| {
                 let is_shown = |list: &&List| list.fetched_at >= timeline.spans[at].brought_at;
@@ -508,7 +511,8 @@ struct Timeline {
     spans: Vec<Span>,
     /// The latest version of each row, in the order of the table's key.
     standing: Vec<Standing>,
-    /// Places of the versions in the order of the table's key; those that came since they were looked for last are missing.
+    /// Places of the versions in the order of the table's key; those that came since they were looked for last are
+    /// missing.
     by_key: Vec<usize>,
 }
 

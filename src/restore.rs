@@ -1,8 +1,9 @@
 //! A backup in the place of the state, without whoever was erased since.
 //!
-//! *Takes* a backup, and the tombstones beside it and beside the state. *Gives* the state that it holds. *Promises* that the
-//! state is as it was until the whole of the other one is ready, that nobody comes back who was erased, and that an erasure
-//! which was begun goes on at the next start. *Not here*: the lake, which is built anew from the restored state.
+//! *Takes* a backup, and the tombstones beside it and beside the state. *Gives* the state that it holds. *Promises*
+//! that the state is as it was until the whole of the other one is ready, that nobody comes back who was erased, and
+//! that an erasure which was begun goes on at the next start. *Not here*: the lake, which is built anew from the
+//! restored state.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -116,8 +117,8 @@ fn fresh_of(state: &Path) -> PathBuf {
     state.with_added_extension("restoring")
 }
 
-/// Removes what a restore that was killed left beside `state`, which is a whole state, and no erasure would find it. For
-/// whoever owns `state`: a restore does as long as it lasts.
+/// Removes what a restore that was killed left beside `state`, which is a whole state, and no erasure would find it.
+/// For whoever owns `state`: a restore does as long as it lasts.
 pub fn clear_left_over(state: &Path) {
     for suffix in ["", "-wal", "-shm", "-journal", ".lock"] {
         let mut name = fresh_of(state).into_os_string();

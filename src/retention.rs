@@ -1,15 +1,15 @@
 //! What was kept for long enough, and goes.
 //!
-//! *Takes* how long each kind of thing is kept. *Gives* the number of rows that went. *Promises* that nothing goes a moment
-//! before its time, that what is deleted is overwritten, that the log is emptied of it, and that no file of the lake holds it
-//! once the next snapshot is published. What is due is found by readers and deleted in small pieces, which keeps webhooks from
-//! waiting. *Not here*: when; a job says that.
+//! *Takes* how long each kind of thing is kept. *Gives* the number of rows that went. *Promises* that nothing goes a
+//! moment before its time, that what is deleted is overwritten, that the log is emptied of it, and that no file of the
+//! lake holds it once the next snapshot is published. What is due is found by readers and deleted in small pieces,
+//! which keeps webhooks from waiting. *Not here*: when; a job says that.
 //!
-//! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and the
-//! record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its features
-//! would show a person without a job. When history goes, a row is known only since the oldest version that is left of
-//! it, so lists from before that are not counted for any earlier time. Feature rows that decisions kept also go by
-//! themselves, after as long as old versions do.
+//! The lake is a function of what is kept. When bodies go, so do their rows, the feature rows that decisions kept, and
+//! the record of the lists that brought them: a link whose lists are gone counts as not asked, because otherwise its
+//! features would show a person without a job. When history goes, a row is known only since the oldest version that is
+//! left of it, so lists from before that are not counted for any earlier time. Feature rows that decisions kept also go
+//! by themselves, after as long as old versions do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,8 +40,8 @@ type Key = ([String; 3], i64);
 
 /// One kind of thing that is kept for a time.
 ///
-/// What is due is looked for by readers, from the last key on that was found: that may walk through all that is kept, which
-/// whoever writes webhooks must not wait for.
+/// What is due is looked for by readers, from the last key on that was found: that may walk through all that is kept,
+/// which whoever writes webhooks must not wait for.
 #[derive(Clone, Copy)]
 struct Kind {
     name: &'static str,

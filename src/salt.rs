@@ -1,7 +1,7 @@
 //! Names as hashes that say nothing to whoever has not this state's salt.
 //!
-//! *Takes* the name under which `meta` keeps a salt: what is hashed for one purpose is not found again for another. *Gives*
-//! HMAC-SHA-256 under it, in hex.
+//! *Takes* the name under which `meta` keeps a salt: what is hashed for one purpose is not found again for another.
+//! *Gives* HMAC-SHA-256 under it, in hex.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;

@@ -1,10 +1,10 @@
 //! The jobs of `jobs/*.toml` and the clock: what is to be done when nobody asks.
 //!
-//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* calls of these; and the marks in the queue that
-//! the action `fetch` comes to. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
-//! clock steps, because each is claimed in the state before it runs; that a job that was due while nothing ran runs once,
-//! not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an action is
-//! done.
+//! *Takes* [`Job`]s, read at start, and the daemon's [`Actions`]. *Gives* calls of these; and the marks in the queue
+//! that the action `fetch` comes to. *Promises* that no slot of a job runs twice, across restarts, daylight saving and
+//! clock steps, because each is claimed in the state before it runs; that a job that was due while nothing ran runs
+//! once, not once for each missed slot; and that a run that is still going is not started again. *Not here*: how an
+//! action is done.
 //!
 //! A slot on record that lies days ahead means that a clock was ahead when it ran, or that the clock is behind now;
 //! nobody can tell which. Such slots stay on record, but the job ignores them until all of them have passed. Then they
@@ -100,7 +100,8 @@ pub enum Times {
     OnRequest,
 }
 
-/// Runs the jobs of `asked` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next slot.
+/// Runs the jobs of `asked` until `shutdown`. A failed run is logged and recorded, and its job goes on with the next
+/// slot.
 pub async fn run(
     asked: Asked,
     times: Times,
@@ -151,8 +152,8 @@ impl Watch {
         }
     }
 
-    /// Records as interrupted the run that an earlier process began and never ended. A job that was off and is on now begins
-    /// as a new one does: what fell due meanwhile is not caught up.
+    /// Records as interrupted the run that an earlier process began and never ended. A job that was off and is on now
+    /// begins as a new one does: what fell due meanwhile is not caught up.
     async fn begin(&self) -> Result<(), store::Error> {
         let (name, is_enabled, now) = (self.job.name.clone(), self.job.is_enabled, self.clock.now());
         let begin = move |tx: &Tx<'_>| {
@@ -343,8 +344,9 @@ pub async fn fetch(scope: &Scope, store: &Store, queue: &Queue, now: Timestamp) 
     Ok(marked)
 }
 
-/// The next links after `after`, by id, whose resource was last listed longer ago than the scope says, or never. Left alone
-/// are resources that Belvo does not read for the link and never did, paused links, and refreshes that wait or run already.
+/// The next links after `after`, by id, whose resource was last listed longer ago than the scope says, or never. Left
+/// alone are resources that Belvo does not read for the link and never did, paused links, and refreshes that wait or
+/// run already.
 async fn find_stale(
     scope: &Scope,
     resource: &'static Resource,
@@ -601,8 +603,8 @@ mod tests {
         let fetch = Job::parse("fetch", "jobs/fetch.toml", fetch).unwrap();
         world.runs(&fetch).await;
         let hours_ago = move |hours: i64| now - hours * 3_600_000_000;
-        // Belvo was asked an hour ago, and everything was listed 30 hours ago, but where a row says otherwise. Whatever is
-        // known of visits, rhythms and access modes, the scope's word holds.
+        // Belvo was asked an hour ago, and everything was listed 30 hours ago, but where a row says otherwise. Whatever
+        // is known of visits, rhythms and access modes, the scope's word holds.
         let links: [(&str, &str, &str); 9] = [
             ("1 a visit since", "", "last_accessed_at = $9"),
             ("2 no visit since", "", ""),

@@ -280,7 +280,8 @@ pub fn load() -> Result<Schema, Problem> {
 
 const PII: &str = include_str!("../schemas/pii.toml");
 
-/// Reads and checks `schemas/pii.toml`, whose `text` this is: each of its tables belongs to the resource whose fields it names.
+/// Reads and checks `schemas/pii.toml`, whose `text` this is: each of its tables belongs to the resource whose fields
+/// it names.
 fn load_pii(text: &str) -> Result<Schema, Problem> {
     const FILE: &str = "pii";
     let mut schema = Schema { tables: Vec::new(), lake_tables: Vec::new(), records: Vec::new() };

@@ -1,8 +1,8 @@
 //! Everything that is held on one person.
 //!
-//! *Takes* a link, an `external_id` or a person's key. *Gives* its links, and the rows of every table of the state that name
-//! them, each body opened, with the webhooks in the quarantine that name them in a place of their own. *Promises* nobody
-//! else's rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
+//! *Takes* a link, an `external_id` or a person's key. *Gives* its links, and the rows of every table of the state that
+//! name them, each body opened, with the webhooks in the quarantine that name them in a place of their own. *Promises*
+//! nobody else's rows. *Not here*: what of it is published, which is SQL on the lake, and the line in the audit.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +74,8 @@ impl Subject {
         }
     }
 
-    /// The names under which rows of it may be held. Blocks for long when it is a person: only the bodies say who that is.
+    /// The names under which rows of it may be held. Blocks for long when it is a person: only the bodies say who that
+    /// is.
     ///
     /// # Errors
     /// [`Error::NoPepper`], [`Error::Store`].
@@ -235,8 +236,8 @@ pub fn held(readers: &Readers, subject: &Subject, pepper: Option<&Pepper>) -> Re
     })
 }
 
-/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place. Says
-/// also how many bodies are damaged.
+/// The rows of each table that has a column `link_id` or `external_id`, and those that name somebody in another place.
+/// Says also how many bodies are damaged.
 fn of_state(tx: &Tx<'_>, names: &Names) -> Result<(Tables, usize), store::Error> {
     let mut tables = Tables::new();
     let mut damaged = 0;
@@ -392,7 +393,8 @@ fn are_named_in(body: &[u8], names: &BTreeSet<&str>) -> bool {
     are_named
 }
 
-/// Gives whatever may be a name in a webhook's body: each text and number that is a value, and the ids of links in texts.
+/// Gives whatever may be a name in a webhook's body: each text and number that is a value, and the ids of links in
+/// texts.
 pub fn each_name_in(body: &[u8], each: &mut dyn FnMut(&str)) {
     if let Ok(json) = serde_json::from_slice(body) {
         return each_name(&json, each);

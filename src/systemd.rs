@@ -30,8 +30,8 @@ impl Notifier {
         Self { way, watchdog: watchdog.filter(|within| is_meant && !within.is_zero()) }
     }
 
-    /// How often [`Notifier::alive`] should be said: twice in the time after which silence means death. `None` when nobody
-    /// waits for it.
+    /// How often [`Notifier::alive`] should be said: twice in the time after which silence means death. `None` when
+    /// nobody waits for it.
     pub fn interval(&self) -> Option<Duration> {
         self.way.as_ref().and(self.watchdog).map(|within| within / 2)
     }

@@ -1,8 +1,8 @@
 //! What was erased and must not come back, without saying who that was.
 //!
-//! *Takes* the names of what is erased, inside the caller's transaction. *Gives* whether a link was. *Promises* that only
-//! salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure, or a new one, learns
-//! of it; and that no file is replaced that is of another state.
+//! *Takes* the names of what is erased, inside the caller's transaction. *Gives* whether a link was. *Promises* that
+//! only salted hashes are kept, in the state and in a file beside it, so that a state from before the erasure, or a new
+//! one, learns of it; and that no file is replaced that is of another state.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -114,9 +114,9 @@ impl FileError {
     }
 }
 
-/// What the file beside the state at `state` says and the state, open as `store`, does not know: it is new there, or an older one
-/// that was put back. `None` when there is nothing. A file that is missing, or knows less than the state, is written anew from
-/// what that knows.
+/// What the file beside the state at `state` says and the state, open as `store`, does not know: it is new there, or an
+/// older one that was put back. `None` when there is nothing. A file that is missing, or knows less than the state, is
+/// written anew from what that knows.
 ///
 /// # Errors
 /// [`FileError::Damaged`], [`FileError::File`], [`FileError::Store`].
@@ -301,8 +301,8 @@ impl Tombstones {
     /// Writes the file at `path` anew, durably, for its owner alone. What it says that is not here stays in it.
     ///
     /// # Errors
-    /// [`FileError::Foreign`], [`FileError::Damaged`] when something else is there, [`FileError::File`]; the file is then as it
-    /// was.
+    /// [`FileError::Foreign`], [`FileError::Damaged`] when something else is there, [`FileError::File`]; the file is
+    /// then as it was.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         let there = Self::read(path)?;
         Self::are_of_one(path, there.as_ref(), Some(self))?;

@@ -1,7 +1,7 @@
 //! Whether everything that is kept is as it was written: the state's pages, bodies and audit, and every published file.
 //!
-//! *Takes* the state, also while a daemon writes it, and the lake. *Gives* what is damaged, file by file. *Promises* to write
-//! nothing.
+//! *Takes* the state, also while a daemon writes it, and the lake. *Gives* what is damaged, file by file. *Promises* to
+//! write nothing.
 
 use std::path::Path;
 
@@ -57,7 +57,8 @@ impl Report {
 /// Checks `state`, and the lake at `lake_path`. `progress` is told how many bodies of how many were looked at. Blocks.
 ///
 /// # Errors
-/// Those of [`Readers`], when the state cannot be looked at at all, and of [`integrity::check`]; damage is in the report.
+/// Those of [`Readers`], when the state cannot be looked at at all, and of [`integrity::check`]; damage is in the
+/// report.
 pub fn check(state: &config::State, lake_path: &Path, progress: impl Fn(u64, u64)) -> anyhow::Result<Report> {
     let readers = Readers::configured(state);
     let found = check_state(&readers, &progress)?;

@@ -15,8 +15,8 @@ use crate::problems::Problems;
 /// Stands once a task has ended that should go on: only a restart helps.
 pub const TASK_ENDED: &str = "task_ended";
 
-/// A state that gives no answer for so long, not even an error, is stuck. An erasure in a large state may keep its writer
-/// for minutes.
+/// A state that gives no answer for so long, not even an error, is stuck. An erasure in a large state may keep its
+/// writer for minutes.
 const ANSWERS_WITHIN: Duration = Duration::from_mins(5);
 
 /// The signs of life of one daemon. Cheap to clone; all clones are one.
@@ -35,7 +35,8 @@ impl Vitals {
         Self(Arc::new(Mutex::new(Signs { ended: Vec::new(), answered: Instant::now() })))
     }
 
-    /// `task`, which is called `name`: when it ends or panics before `shutdown`, that stands among `problems` and is told.
+    /// `task`, which is called `name`: when it ends or panics before `shutdown`, that stands among `problems` and is
+    /// told.
     pub async fn watch(
         self,
         name: &'static str,

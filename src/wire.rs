@@ -1,7 +1,7 @@
 //! The head of each request as it came over the wire, before the HTTP parser has made its sense of it.
 //!
-//! The parser forgives a bare line feed, and of two framings it takes one; a proxy in front may take the other, and then
-//! a request can be hidden in another's body. *Gives* a verdict on the head. *Not here*: what the headers mean.
+//! The parser forgives a bare line feed, and of two framings it takes one; a proxy in front may take the other, and
+//! then a request can be hidden in another's body. *Gives* a verdict on the head. *Not here*: what the headers mean.
 
 use std::io;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! Takes refreshes off the queue and runs them, as many at a time as the configuration says.
 //!
-//! *Promises* that a refresh that fails is tried again, waits for its user or stops, as its failure says, and holds up no
-//! other; that a panic in one is a failure of that one; and that each failure is logged once, here.
+//! *Promises* that a refresh that fails is tried again, waits for its user or stops, as its failure says, and holds up
+//! no other; that a panic in one is a failure of that one; and that each failure is logged once, here.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! What `docs/` says is true: the tutorial works as it is written, and the reference is what the program says of itself.
+//! What `docs/` says is true: the tutorial works as it is written, and the reference is what the program says of
+//! itself.
 
 use std::fmt::Write as _;
 use std::fs;

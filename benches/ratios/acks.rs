@@ -4,8 +4,9 @@
 //! runs, because what is measured is the way from the request to the 200. Events all differ, and so do their links: the
 //! dearest case, since each adds a row to three tables.
 //!
-//! A commit for each event is measured twice: behind a plain listener, as whoever sends webhooks meets it, and alone, as fast as
-//! the disk gives it. All of it is then done once more on a disk whose syncs take longer, in a process that has such a one.
+//! A commit for each event is measured twice: behind a plain listener, as whoever sends webhooks meets it, and alone,
+//! as fast as the disk gives it. All of it is then done once more on a disk whose syncs take longer, in a process that
+//! has such a one.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -48,7 +49,8 @@ const STEADY_RATE: u64 = 2_000;
 /// and for how long.
 const STEADY: Duration = Duration::from_secs(12);
 
-/// How much longer a sync takes on the slower disk, in microseconds: between a disk in the machine and one over a network.
+/// How much longer a sync takes on the slower disk, in microseconds: between a disk in the machine and one over a
+/// network.
 const SLOWER: u32 = 2_000;
 /// Names the file that says so: see `tests/disk/syncs.c`.
 const SYNCS: &str = "SYNCS";
@@ -253,7 +255,8 @@ async fn acks_per_second(address: SocketAddr, next: &Arc<AtomicU64>) -> anyhow::
     Ok(sent as f64 / started.elapsed().as_secs_f64())
 }
 
-/// How long each of the events took that came at their own times. An event that waits for a connection waits on the clock.
+/// How long each of the events took that came at their own times. An event that waits for a connection waits on the
+/// clock.
 async fn at_a_steady_rate(address: SocketAddr, next: &Arc<AtomicU64>) -> anyhow::Result<Vec<Duration>> {
     let total = STEADY_RATE * STEADY.as_secs();
     let first = next.fetch_add(total, Ordering::SeqCst);

@@ -1,8 +1,9 @@
 //! Features of 100,000 links, against the same formulas as one statement over the history tables.
 //!
-//! The tables are those of simulated people, each fifty times under other keys. The statement is ours without what makes it
-//! quick: every step is a part of the one question, asked again wherever it is named, over all links at once, joined by the
-//! keys of the tables. It is compared on a tenth of the links, because all of them do not fit into this machine's memory.
+//! The tables are those of simulated people, each fifty times under other keys. The statement is ours without what
+//! makes it quick: every step is a part of the one question, asked again wherever it is named, over all links at once,
+//! joined by the keys of the tables. It is compared on a tenth of the links, because all of them do not fit into this
+//! machine's memory.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -124,8 +125,8 @@ fn file(folder: &Path, table: &str) -> PathBuf {
     folder.join(format!("{table}.parquet"))
 }
 
-/// Writes a row for each of `links` links as a publish does, and gives the time: computes all, or only those that changed,
-/// whose rows of the sources it has in memory, and keeps the others of the file that it wrote before.
+/// Writes a row for each of `links` links as a publish does, and gives the time: computes all, or only those that
+/// changed, whose rows of the sources it has in memory, and keeps the others of the file that it wrote before.
 fn ours(folder: &Path, changed: Option<&Changed>, links: u32) -> anyhow::Result<Duration> {
     let (earlier, out) = (folder.join("earlier.parquet"), folder.join("credit_features.parquet"));
     let started = Instant::now();

@@ -19,8 +19,8 @@ use crate::measure::{Cost, aim, cost};
 
 /// Bytes of the input.
 const INPUT: u64 = 200_000_000;
-/// Rounds in which each is measured once, one after the other, so that all see the same machine; of each the best counts,
-/// because everything else on it only ever adds.
+/// Rounds in which each is measured once, one after the other, so that all see the same machine; of each the best
+/// counts, because everything else on it only ever adds.
 const ROUNDS: usize = 6;
 /// Rows that wait for the Parquet writer.
 const BATCH: usize = 8_192;
@@ -92,8 +92,8 @@ fn parse(text: &str) -> anyhow::Result<usize> {
     Ok(text.len())
 }
 
-/// Flattens every line that `each_line` gives, a record of the link and key in `ids` each, and gives the number of salary rows;
-/// writes the tables into `out`, if one is given.
+/// Flattens every line that `each_line` gives, a record of the link and key in `ids` each, and gives the number of
+/// salary rows; writes the tables into `out`, if one is given.
 fn flatten(
     each_line: impl FnOnce(&mut dyn FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()>,
     ids: &[(String, String)],

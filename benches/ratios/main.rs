@@ -1,7 +1,8 @@
-//! `make bench`: every figure is a ratio of two things measured in the same run, on the same machine, from the same input.
+//! `make bench`: every figure is a ratio of two things measured in the same run, on the same machine, from the same
+//! input.
 //!
-//! `cargo bench --bench ratios -- flatten` runs one part; without a name all of them run. What is measured against is in
-//! `bench/`, and `bench/README.md` says how to read the figures.
+//! `cargo bench --bench ratios -- flatten` runs one part; without a name all of them run. What is measured against is
+//! in `bench/`, and `bench/README.md` says how to read the figures.
 
 use std::process::ExitCode;
 

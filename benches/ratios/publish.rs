@@ -1,7 +1,7 @@
 //! What a publish costs when little changed, against one that writes everything, of the same lake.
 //!
-//! Three snapshots of 2,000 links: everything; after all links were asked again and had nothing new; and after one link in
-//! a hundred had its next month. Both sinks, with one bucket and with sixteen.
+//! Three snapshots of 2,000 links: everything; after all links were asked again and had nothing new; and after one link
+//! in a hundred had its next month. Both sinks, with one bucket and with sixteen.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;

@@ -1,7 +1,8 @@
 //! The way to a running daemon for a command beside it.
 //!
-//! *Takes* the configuration. *Gives* a client of the daemon that holds the state, if one does. *Promises* that an order goes
-//! to that daemon and to no other one; and that the token goes nowhere but to `admin.listen`. *Not here*: what is ordered.
+//! *Takes* the configuration. *Gives* a client of the daemon that holds the state, if one does. *Promises* that an
+//! order goes to that daemon and to no other one; and that the token goes nowhere but to `admin.listen`. *Not here*:
+//! what is ordered.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

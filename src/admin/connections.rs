@@ -1,10 +1,10 @@
 //! The connections of the admin listener.
 //!
-//! *Takes* a bound listener and routes. *Promises* that neither silent nor slow clients keep an operator out: a head and a
-//! body have to come in time, there are no more than [`MOST_CONNECTIONS`], and who says nothing makes room; that a request
-//! which a proxy in front may read otherwise is refused and ends its connection; that what orders or changes something is
-//! carried out once it has come, whether its sender waits or not; and that what was begun is answered when the program
-//! stops. *Not here*: who may ask, and what.
+//! *Takes* a bound listener and routes. *Promises* that neither silent nor slow clients keep an operator out: a head
+//! and a body have to come in time, there are no more than [`MOST_CONNECTIONS`], and who says nothing makes room; that
+//! a request which a proxy in front may read otherwise is refused and ends its connection; that what orders or changes
+//! something is carried out once it has come, whether its sender waits or not; and that what was begun is answered when
+//! the program stops. *Not here*: who may ask, and what.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -90,7 +90,8 @@ async fn connection(
                     request.extensions_mut().insert(ConnectInfo(peer));
                     let is_order = !request.method().is_safe();
                     let answer = routes.call(request);
-                    // An answer is dropped with its connection, and an order must not be cut off between two of its steps.
+                    // An answer is dropped with its connection, and an order must not be cut off between two of its
+                    // steps.
                     if is_order { result_of(open.spawn(answer).await)? } else { answer.await? }
                 }
                 Err(refusal) => refusal,

@@ -31,8 +31,8 @@ impl Recorder {
         RECORDER.clone()
     }
 
-    /// Puts what was measured since into its buckets. Until then each measurement is kept by itself, and where nobody scrapes
-    /// they would fill the memory.
+    /// Puts what was measured since into its buckets. Until then each measurement is kept by itself, and where nobody
+    /// scrapes they would fill the memory.
     pub fn condense(&self) {
         self.0.run_upkeep();
     }

@@ -1,10 +1,10 @@
 //! The listener for operators: health, readiness, metrics, the API under `/v1`, and the dashboard.
 //!
-//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics, the routes of the API and the pages of the
-//! dashboard. *Promises* that nothing it answers holds personal data; that a page in a browser cannot reach it under a name of its own
-//! (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under `/v1` is answered, not even
-//! that it is not there, without a token. *Not here*: what the API can do, and for whom; see [`v1`], [`role`] and
-//! [`dashboard`], whose pages ask for a session themselves.
+//! *Takes* a bound listener, the standing [`Problems`], the recorder of metrics, the routes of the API and the pages of
+//! the dashboard. *Promises* that nothing it answers holds personal data; that a page in a browser cannot reach it
+//! under a name of its own (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under
+//! `/v1` is answered, not even that it is not there, without a token. *Not here*: what the API can do, and for whom;
+//! see [`v1`], [`role`] and [`dashboard`], whose pages ask for a session themselves.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,9 +54,9 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as `settings`
-    /// say, to whoever has one of `tokens`. That somebody had a wrong one is noted in the state, at the clock's time, of
-    /// `audited`.
+    /// Answers from `problems`, `recorder`, `api`, the routes under `/v1`, and `pages`, those of the dashboard, as
+    /// `settings` say, to whoever has one of `tokens`. That somebody had a wrong one is noted in the state, at the
+    /// clock's time, of `audited`.
     pub fn new(
         problems: Problems,
         recorder: Recorder,

@@ -1,14 +1,14 @@
 //! The request budget: all of it, and never one call more in any window, counted where calls arrive.
 //!
-//! *Takes* requests for leave to call. *Gives* a [`Permit`] when a call may leave. *Promises* to serve urgent calls first and
-//! otherwise in order, to keep a reserve for urgent calls, to starve nobody, and to hold across a restart. *Not here*: what a
-//! call is.
+//! *Takes* requests for leave to call. *Gives* a [`Permit`] when a call may leave. *Promises* to serve urgent calls
+//! first and otherwise in order, to keep a reserve for urgent calls, to starve nobody, and to hold across a restart.
+//! *Not here*: what a call is.
 //!
 //! A call arrives at some moment between its permit and the first byte of its answer, so it occupies its place from the
 //! permit until a whole window after that byte.
 //!
-//! Calls that leave together also free their places together, a window later, and an urgent call in between would find none.
-//! So ordinary calls are spread over the window once a first part of the budget is used.
+//! Calls that leave together also free their places together, a window later, and an urgent call in between would find
+//! none. So ordinary calls are spread over the window once a first part of the budget is used.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,11 +39,12 @@ const AT_ONCE: u32 = 3;
 /// The spread is a little faster than places come free, so that the window decides and not our own timers.
 const SPREAD: f64 = 0.97;
 
-/// Windows after a pause in which ordinary calls are not spread: spreading them would lose as much again as the pause did.
+/// Windows after a pause in which ordinary calls are not spread: spreading them would lose as much again as the pause
+/// did.
 const HURRY: u32 = 2;
 
-/// Calls about links of which Belvo never told take at most one in so many of the budget: whoever has a webhook's token can
-/// make such links up.
+/// Calls about links of which Belvo never told take at most one in so many of the budget: whoever has a webhook's token
+/// can make such links up.
 const LOOK_UPS: usize = 10;
 /// Of those calls, at most one in so many lists a link's records; a look-up tells of many links in one call.
 const OF_LOOK_UPS: usize = 2;
@@ -160,8 +161,8 @@ impl Budget {
         }
     }
 
-    /// No call leaves for `length`, at most [`LONGEST_PAUSE`], because of `why`. A pause that stands is never cut short: of two
-    /// the one that ends later says why.
+    /// No call leaves for `length`, at most [`LONGEST_PAUSE`], because of `why`. A pause that stands is never cut
+    /// short: of two the one that ends later says why.
     pub fn pause(&self, length: Duration, why: Code) {
         let length = length.min(LONGEST_PAUSE);
         let mut window = self.0.lock();
@@ -676,8 +677,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
-        /// Urgent calls that take all of it, and now and then one of the others: as long as anybody waits, somebody has a timer
-        /// or a call is under way whose answer wakes others.
+        /// Urgent calls that take all of it, and now and then one of the others: as long as anybody waits, somebody has
+        /// a timer or a call is under way whose answer wakes others.
         #[test]
         fn nobody_waits_for_what_never_comes(
             requests in 10_u32..80,

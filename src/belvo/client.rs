@@ -1,8 +1,8 @@
 //! The HTTP client of Belvo's API.
 //!
-//! *Takes* a path, and what is sent with it. *Gives* the body of a successful answer, or a [`Failure`] that names the next
-//! step. *Promises* that a call goes to the configured origin and nowhere else, leaves within the budget, ends in time and
-//! within bounds, and is sent once: retries are durable, so they belong to the queue.
+//! *Takes* a path, and what is sent with it. *Gives* the body of a successful answer, or a [`Failure`] that names the
+//! next step. *Promises* that a call goes to the configured origin and nowhere else, leaves within the budget, ends in
+//! time and within bounds, and is sent once: retries are durable, so they belong to the queue.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -45,8 +45,8 @@ const SIMULATED: &str = "x-vinculo-simulated";
 const FIRST_COOL_DOWN: Duration = Duration::from_secs(30);
 /// The longest pause that this leads to. It is long, because an address that goes on may be blocked for good.
 const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
-/// First pause when Belvo asks for patience without saying how long. It is short, because calls keep within the budget: it
-/// was others who were too many. It doubles each time.
+/// First pause when Belvo asks for patience without saying how long. It is short, because calls keep within the budget:
+/// it was others who were too many. It doubles each time.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// The longest pause that this leads to: what waited for its end follows within the minute in which all is right again.
 const LAST_PATIENCE: Duration = Duration::from_secs(45);
@@ -158,14 +158,14 @@ impl Leave {
         Self { permit: Some(permit), ..Self::of(class) }
     }
 
-    /// An ordinary call that tries what may not be answered: when the gate before the API refuses it, that is about this
-    /// call, and the others go on.
+    /// An ordinary call that tries what may not be answered: when the gate before the API refuses it, that is about
+    /// this call, and the others go on.
     pub fn for_a_trial() -> Self {
         Self { is_trial: true, ..Self::of(Class::Ordinary) }
     }
 
-    /// The same for a call that waits so long for a Belvo that is down. One that does not leave for want of patience fails as
-    /// the last one did.
+    /// The same for a call that waits so long for a Belvo that is down. One that does not leave for want of patience
+    /// fails as the last one did.
     #[must_use]
     pub fn waiting(self, patience: Patience) -> Self {
         Self { patience, ..self }
@@ -397,7 +397,8 @@ impl Client {
                 .map(|body| (status, body))
                 .map_err(|code| Failure::own(code, path).with_status(status));
         }
-        // Another Belvo's word that it does not know something is none of ours. What stands before Belvo says no such thing.
+        // Another Belvo's word that it does not know something is none of ours. What stands before Belvo says no such
+        // thing.
         if status == 404 && !call.is_for_token && !self.is_of_one_origin(&response) {
             return Err(Failure::own(Code::SimulatedMismatch, path).with_status(status));
         }

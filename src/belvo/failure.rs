@@ -1,7 +1,7 @@
 //! Why a call to Belvo gave nothing, named by what to do next.
 //!
-//! *Takes* a status, Belvo's error codes and what the network did. *Gives* a [`Failure`]. *Promises* to show no text that
-//! Belvo sent: codes are those of the table or `other`, a request id is hexadecimal.
+//! *Takes* a status, Belvo's error codes and what the network did. *Gives* a [`Failure`]. *Promises* to show no text
+//! that Belvo sent: codes are those of the table or `other`, a request id is hexadecimal.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,8 +30,8 @@ pub enum Decision {
     Gone,
     /// The keys are refused: every call pauses, and an operator is needed.
     Stop,
-    /// Belvo refuses this very call, and no user can mend that: its operator is told, and it is asked again, more and more
-    /// seldom, because whoever mends it at Belvo tells nobody here.
+    /// Belvo refuses this very call, and no user can mend that: its operator is told, and it is asked again, more and
+    /// more seldom, because whoever mends it at Belvo tells nobody here.
     Refused,
 }
 
@@ -70,8 +70,8 @@ impl Pace {
     }
 }
 
-/// How long to wait after `attempts` failed tries for what only somebody elsewhere can mend: up to a minute for ten minutes,
-/// then up to an hour.
+/// How long to wait after `attempts` failed tries for what only somebody elsewhere can mend: up to a minute for ten
+/// minutes, then up to an hour.
 pub fn patience(attempts: u32, rng: &mut impl Rng) -> Duration {
     Patient.wait(attempts, rng)
 }
@@ -183,14 +183,14 @@ impl Failure {
         self.pace.wait(attempts, rng)
     }
 
-    /// Whether the `attempt`-th failure in a row is the one that Belvo wants to hear of: it asks that its own errors and
-    /// time-outs are tried three times, and then reported.
+    /// Whether the `attempt`-th failure in a row is the one that Belvo wants to hear of: it asks that its own errors
+    /// and time-outs are tried three times, and then reported.
     pub fn is_worth_a_report(&self, attempt: u32) -> bool {
         attempt == REPORTED_AFTER && matches!(self.code, Code::ApiDown | Code::ApiTimeout)
     }
 
-    /// Whether Belvo may do all the same what the call asked for, because no answer says that it will not: none came, it was
-    /// cut off, or Belvo failed on the way.
+    /// Whether Belvo may do all the same what the call asked for, because no answer says that it will not: none came,
+    /// it was cut off, or Belvo failed on the way.
     pub fn may_have_arrived(&self) -> bool {
         !self.is_unsent
             && !matches!(self.code, Code::ApiAuth | Code::TlsRefused | Code::SimulatedMismatch)
@@ -348,8 +348,8 @@ impl Code {
         Self::ALL.iter().copied().find(|code| code.name() == name)
     }
 
-    /// Whether Belvo refuses the call, or does not know what it is about, until somebody has mended it. What is not taken from
-    /// another Belvo is no refusal of Belvo's.
+    /// Whether Belvo refuses the call, or does not know what it is about, until somebody has mended it. What is not
+    /// taken from another Belvo is no refusal of Belvo's.
     pub fn is_refused(self) -> bool {
         matches!(self.decision(), Refused | Gone) && self != Self::SimulatedMismatch
     }

@@ -2,9 +2,9 @@
 //!
 //! *Takes* each change of a slot. *Gives* at the next start what the slots still hold. A slot says that a call is under
 //! way, or when its answer began. *Promises* to be right after `kill -9`, at the price of two small writes a call into
-//! the page cache: after a power cut the machine is longer away than any window. Instants are kept by the wall clock and by
-//! the time since the machine's start, which nobody sets: as long as the machine was not started anew, that one counts, so
-//! that a wall clock that is set ahead frees nothing.
+//! the page cache: after a power cut the machine is longer away than any window. Instants are kept by the wall clock
+//! and by the time since the machine's start, which nobody sets: as long as the machine was not started anew, that one
+//! counts, so that a wall clock that is set ahead frees nothing.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,8 @@
 //! One page of a list of Belvo's.
 //!
-//! *Takes* a body. *Gives* where each item's own text lies in it. *Promises* that the whole body is UTF-8 and JSON with an
-//! array `results`, and that an address in it is only ever compared, never called. *Not here*: what an item holds, and
-//! how deep; whoever reads one sets a limit.
+//! *Takes* a body. *Gives* where each item's own text lies in it. *Promises* that the whole body is UTF-8 and JSON with
+//! an array `results`, and that an address in it is only ever compared, never called. *Not here*: what an item holds,
+//! and how deep; whoever reads one sets a limit.
 
 use std::ops::Range;
 

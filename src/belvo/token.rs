@@ -1,8 +1,8 @@
 //! Widget access tokens.
 //!
-//! *Takes* what a user's session is to be. *Gives* a [`Token`], good for one user and ten minutes. *Promises* that the keys
-//! travel in the body alone, to `belvo.token_url`, and that a token is printed by nobody who does not ask for its text. *Not
-//! here*: the rules that an ask keeps, and the widget's address.
+//! *Takes* what a user's session is to be. *Gives* a [`Token`], good for one user and ten minutes. *Promises* that the
+//! keys travel in the body alone, to `belvo.token_url`, and that a token is printed by nobody who does not ask for its
+//! text. *Not here*: the rules that an ask keeps, and the widget's address.
 
 use std::fmt;
 use std::time::Duration;

@@ -276,7 +276,8 @@ pub(super) fn lake(read: &mut Reader<'_>) -> Lake {
         read.refuse("lake.url", what, "the default is var/lake");
     }
     let path = read.absolute(&url);
-    // DuckDB reads other names out of these than the files have, also in the folder that the file of a relative path is in.
+    // DuckDB reads other names out of these than the files have, also in the folder that the file of a relative path is
+    // in.
     if path.to_string_lossy().contains(['?', '\\']) {
         let what = format!("{} has a ? or a \\, and DuckDB does not find files in such a folder", path.display());
         read.refuse("lake.url", what, "write a folder without them; the default is var/lake");
@@ -338,7 +339,8 @@ fn is_nearly_everyone(network: &IpNet) -> bool {
 fn is_version(text: &str) -> bool {
     let parts = text.strip_prefix('v').map(|numbers| numbers.split('.').collect::<Vec<_>>()).unwrap_or_default();
     let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit());
-    // Starting DuckDB takes longer than all the rest of this, so it is asked about other versions than the default alone.
+    // Starting DuckDB takes longer than all the rest of this, so it is asked about other versions than the default
+    // alone.
     parts.len() == 3 && parts.iter().all(is_number) && (text == "v1.0.0" || database::writes_version(text))
 }
 

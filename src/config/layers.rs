@@ -33,8 +33,8 @@ pub(super) const SECRETS: [&str; 9] = [
 
 const PREFIX: &str = "VINCULO_";
 
-/// Where systemd keeps the credentials of the running service: so that a command beside it, which nobody told, reads the
-/// same ones.
+/// Where systemd keeps the credentials of the running service: so that a command beside it, which nobody told, reads
+/// the same ones.
 const SERVICE_CREDENTIALS: &str = "/run/credentials/vinculo.service";
 
 /// Where a value was written.

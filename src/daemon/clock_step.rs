@@ -1,8 +1,8 @@
 //! What is due goes with a clock that is set back.
 //!
-//! *Takes* the wall clock, beside one that only goes on while the daemon runs, and beside what it wrote last while it did not.
-//! *Gives* by how much the clock was set back. *Promises* that what is due is moved once for each step, also over a restart,
-//! and that a clock that is only corrected moves nothing.
+//! *Takes* the wall clock, beside one that only goes on while the daemon runs, and beside what it wrote last while it
+//! did not. *Gives* by how much the clock was set back. *Promises* that what is due is moved once for each step, also
+//! over a restart, and that a clock that is only corrected moves nothing.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! What a job does once its time has come.
 //!
-//! *Takes* a job. *Gives* a number to show for it: links, rows, files, copies. *Promises* that what fails has a stable code.
-//! *Not here*: when a job runs, which `schedule` decides.
+//! *Takes* a job. *Gives* a number to show for it: links, rows, files, copies. *Promises* that what fails has a stable
+//! code. *Not here*: when a job runs, which `schedule` decides.
 
 use std::path::PathBuf;
 

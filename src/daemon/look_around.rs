@@ -1,8 +1,8 @@
 //! Looks now and then at what the parts cannot see themselves.
 //!
-//! *Takes* the running parts. *Gives* what stands in the way, the beat of the watchdog, and the gauges of the budget and the
-//! queue. *Promises* to end with the daemon, and that no call to Belvo goes uncounted while the state takes writes. *Not
-//! here*: what a part knows of itself, which it raises and clears on its own.
+//! *Takes* the running parts. *Gives* what stands in the way, the beat of the watchdog, and the gauges of the budget
+//! and the queue. *Promises* to end with the daemon, and that no call to Belvo goes uncounted while the state takes
+//! writes. *Not here*: what a part knows of itself, which it raises and clears on its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,8 @@ pub(super) const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// Stands until the lake has what the state had at the start.
 pub(super) const STARTING: &str = "starting";
 
-/// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and readers
-/// have a snapshot.
+/// Raises and clears what the parts cannot see themselves: whether Belvo takes calls, the state takes writes, and
+/// readers have a snapshot.
 pub(super) async fn look_around(
     operations: Operations,
     problems: Problems,
@@ -83,8 +83,8 @@ pub(super) async fn look_around(
     }
 }
 
-/// Tells what the state answered to a write, and what stands in the way `otherwise`. A state that is closed answers nobody any
-/// more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
+/// Tells what the state answered to a write, and what stands in the way `otherwise`. A state that is closed answers
+/// nobody any more, which is no sign of life: the service manager's watchdog then starts the daemon anew.
 fn hear(
     answer: &Result<(), store::Error>,
     otherwise: impl FnOnce() -> Option<&'static str>,

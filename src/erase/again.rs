@@ -1,8 +1,8 @@
 //! Whom tombstones name in a state that has not heard of them: one that was put back, or is new in its folder.
 //!
-//! *Takes* tombstones that a state does not have. *Gives* the erasure that is left to finish. *Promises* that they are kept
-//! together with what follows from them: a state that has a tombstone holds nobody whom it names. *Not here*: the lake and
-//! the log, which follow as with any erasure that was begun.
+//! *Takes* tombstones that a state does not have. *Gives* the erasure that is left to finish. *Promises* that they are
+//! kept together with what follows from them: a state that has a tombstone holds nobody whom it names. *Not here*: the
+//! lake and the log, which follow as with any erasure that was begun.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -27,13 +27,13 @@ pub struct Again {
     pub erasure: Option<String>,
 }
 
-/// Lets the state at `state`, open as `store`, learn what the file beside it says and it does not know, and erases whom that
-/// names.
+/// Lets the state at `state`, open as `store`, learn what the file beside it says and it does not know, and erases whom
+/// that names.
 ///
 /// # Errors
-/// [`Error::Tombstones`], also when the state has tombstones of its own, under another salt; [`Error::Subject`] when persons
-/// were erased and there is no `pii.pepper` to find them by; [`Error::Store`]. Then nothing is learnt, and the next start
-/// tries again.
+/// [`Error::Tombstones`], also when the state has tombstones of its own, under another salt; [`Error::Subject`] when
+/// persons were erased and there is no `pii.pepper` to find them by; [`Error::Store`]. Then nothing is learnt, and the
+/// next start tries again.
 pub async fn learn(store: &Store, state: &Path, pepper: Option<Pepper>, now: Timestamp) -> Result<Again, Error> {
     match tombstones::unknown(store, state).await? {
         Some(unknown) => store.attempt(move |tx| erase_again(tx, vec![unknown], pepper.as_ref(), now)).await,
@@ -100,7 +100,8 @@ pub fn erase_again(
     Ok(Again { links: links.len(), erasure })
 }
 
-/// Removes the rows, and puts an erasure on record of which that is done, so that the lake and the log follow. Gives its id.
+/// Removes the rows, and puts an erasure on record of which that is done, so that the lake and the log follow. Gives
+/// its id.
 fn remove_and_note(tx: &Tx<'_>, links: &[String], users: &[String], now: Timestamp) -> Result<String, store::Error> {
     let receipt = Receipt {
         erasure: super::new_id(),
@@ -116,7 +117,8 @@ fn remove_and_note(tx: &Tx<'_>, links: &[String], users: &[String], now: Timesta
     Ok(receipt.erasure)
 }
 
-/// Whom tombstones name of those in webhooks that are of no known link: in the quarantine a body has names in any place.
+/// Whom tombstones name of those in webhooks that are of no known link: in the quarantine a body has names in any
+/// place.
 #[derive(Default)]
 struct Quarantined {
     links: Vec<String>,

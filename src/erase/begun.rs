@@ -1,7 +1,7 @@
 //! Erasures on record: asked for, and how far each has come.
 //!
-//! *Takes* and *gives* rows of the state, inside the caller's transaction. *Promises* that a row of an erasure only ever
-//! comes further. *Not here*: the steps.
+//! *Takes* and *gives* rows of the state, inside the caller's transaction. *Promises* that a row of an erasure only
+//! ever comes further. *Not here*: the steps.
 
 use serde_json::json;
 

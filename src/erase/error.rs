@@ -1,7 +1,7 @@
 //! Why nothing, or not everything, was erased.
 //!
-//! *Takes* the failures of what an erasure is made of. *Gives* words and a stable code for each. *Promises* to tell a refusal,
-//! which would come again, from what may end by itself. *Not here*: how often it is tried again.
+//! *Takes* the failures of what an erasure is made of. *Gives* words and a stable code for each. *Promises* to tell a
+//! refusal, which would come again, from what may end by itself. *Not here*: how often it is tried again.
 
 use std::io;
 use std::path::PathBuf;

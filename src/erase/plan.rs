@@ -1,7 +1,8 @@
 //! What erasing somebody would remove.
 //!
-//! *Takes* whom it is about. *Gives* the rows, links and users that would go, and the bytes that must not be found afterwards.
-//! *Promises* to write nothing. *Not here*: the lake and the backups, which [`Eraser::plan`](super::Eraser::plan) adds.
+//! *Takes* whom it is about. *Gives* the rows, links and users that would go, and the bytes that must not be found
+//! afterwards. *Promises* to write nothing. *Not here*: the lake and the backups, which
+//! [`Eraser::plan`](super::Eraser::plan) adds.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,7 @@
 //! The rows of links and users go, and tombstones come.
 //!
-//! *Takes* and *gives* rows of the state, inside the caller's transaction. *Promises* that no table is forgotten which names a
-//! link or a user. *Not here*: the lake and the log, and whom it is about.
+//! *Takes* and *gives* rows of the state, inside the caller's transaction. *Promises* that no table is forgotten which
+//! names a link or a user. *Not here*: the lake and the log, and whom it is about.
 
 use std::collections::BTreeMap;
 

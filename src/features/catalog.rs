@@ -1,4 +1,5 @@
-//! What every `vinculo.duckdb` holds besides the tables of records: macros, reference tables, views, and their comments.
+//! What every `vinculo.duckdb` holds besides the tables of records: macros, reference tables, views, and their
+//! comments.
 //!
 //! *Takes* a connection whose default catalog is the file, with the tables of records in it. *Promises* SQL that every
 //! DuckDB from 1.1 on understands, and a comment on everything.
@@ -88,8 +89,8 @@ pub fn steps_macro(name: &str, row: &str) -> String {
     format!("CREATE MACRO {name}(as_of, known, lag_months) AS TABLE WITH {} {row}", STEPS.join(","))
 }
 
-/// Makes what features are computed with: reference tables and macros. The history tables need not hold anything yet, but
-/// `links`, `link_snapshots` and the three histories of jobs must be there.
+/// Makes what features are computed with: reference tables and macros. The history tables need not hold anything yet,
+/// but `links`, `link_snapshots` and the three histories of jobs must be there.
 ///
 /// # Errors
 /// DuckDB's.

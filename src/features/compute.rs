@@ -1,8 +1,8 @@
 //! Tables → rows of `credit_features`, batch by batch of links, one on each core.
 //!
-//! *Takes* the Parquet files of a snapshot that is being staged, or an attached `vinculo.duckdb`. *Gives* rows, sorted by
-//! link. *Promises* memory that does not grow with the number of links: the same SQL as the macro sees only the links of
-//! one batch, whose rows lie together in the files.
+//! *Takes* the Parquet files of a snapshot that is being staged, or an attached `vinculo.duckdb`. *Gives* rows, sorted
+//! by link. *Promises* memory that does not grow with the number of links: the same SQL as the macro sees only the
+//! links of one batch, whose rows lie together in the files.
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ use crate::reference::Reference;
 pub const SOURCES: [&str; 5] =
     ["links", "link_snapshots", "employments_history", "salaries_history", "occupations_history"];
 
-/// Links of a batch: enough that planning the SQL is a small part, few enough for [`MEMORY`] with [`MOST_WORKERS`] of them.
+/// Links of a batch: enough that planning the SQL is a small part, few enough for [`MEMORY`] with [`MOST_WORKERS`] of
+/// them.
 const BATCH: usize = 2_500;
 
 /// Links of a batch when there are few in all: each worker then reads its own part of the files.
@@ -51,8 +52,9 @@ pub struct Computer {
 }
 
 impl Computer {
-    /// A computer over Parquet files in the folder `work`, where temporary files go, too; `files` names those of a table, and
-    /// `of_wanted` a smaller one, if there is one, that has all rows of the links that [`Computer::add`] will be told.
+    /// A computer over Parquet files in the folder `work`, where temporary files go, too; `files` names those of a
+    /// table, and `of_wanted` a smaller one, if there is one, that has all rows of the links that [`Computer::add`]
+    /// will be told.
     ///
     /// # Errors
     /// DuckDB's.
@@ -155,8 +157,9 @@ impl Computer {
         })
     }
 
-    /// Writes what was added into a Parquet file, in the order of [`KEY`], forgets it, and gives the number of rows. It is not
-    /// for readers: DuckDB cannot leave out the least and the greatest value of each column, which are somebody's.
+    /// Writes what was added into a Parquet file, in the order of [`KEY`], forgets it, and gives the number of rows. It
+    /// is not for readers: DuckDB cannot leave out the least and the greatest value of each column, which are
+    /// somebody's.
     ///
     /// # Errors
     /// DuckDB's.

@@ -1,5 +1,5 @@
-//! The row of features that a decision used, kept in the state as it was: a person may ask for a review years later, when
-//! the lake holds a corrected history and other formulas.
+//! The row of features that a decision used, kept in the state as it was: a person may ask for a review years later,
+//! when the lake holds a corrected history and other formulas.
 
 use chrono::NaiveDate;
 use serde_json::{Map, Value};

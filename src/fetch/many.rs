@@ -1,9 +1,10 @@
 //! One complete list of several links at once, split by link.
 //!
-//! *Takes* links, and a canary: a link that surely has records. *Gives* each link's own list, or why the answer is no use.
-//! *Promises* the same as [`fetch`](super::fetch()), and more: an answer with a record of a link that was not asked for,
-//! with a record that names no link, with another count than its own, or without the canary gives nothing at all. The
-//! canary stands last, so that an answer which stops early lacks it. *Not here*: whether to ask this way ([`super::trust`]).
+//! *Takes* links, and a canary: a link that surely has records. *Gives* each link's own list, or why the answer is no
+//! use. *Promises* the same as [`fetch`](super::fetch()), and more: an answer with a record of a link that was not
+//! asked for, with a record that names no link, with another count than its own, or without the canary gives nothing at
+//! all. The canary stands last, so that an answer which stops early lacks it. *Not here*: whether to ask this way
+//! ([`super::trust`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Whether Belvo may be asked for many links in one request: a self-check decides, for each resource.
 //!
-//! Belvo lists the filter `link__in` beside `link`, and says `link` is required; whether it answers several links rightly
-//! can only be tried. Two links whose own lists were just read are asked for together, in each way there is. Only when the
-//! answer has exactly their records is that way used, with one of the two in every later request as its canary.
+//! Belvo lists the filter `link__in` beside `link`, and says `link` is required; whether it answers several links
+//! rightly can only be tried. Two links whose own lists were just read are asked for together, in each way there is.
+//! Only when the answer has exactly their records is that way used, with one of the two in every later request as its
+//! canary.
 //!
 //! *Takes* lists of single links as samples, and how requests for many ended. *Gives* how many links fit a request: one
 //! while nothing is proven. *Promises* that doubts lead back to one link a request, at once and for that resource only;
@@ -180,9 +181,9 @@ impl Trust {
         known.bytes_per_link += LATEST * (bytes as f64 / links - known.bytes_per_link);
     }
 
-    /// An answer for many links that were asked for in this `way` was not right: the proof is void, and after several in a
-    /// row it is not made again soon. Of a way that is not the proven one any more it says nothing new: the requests that were
-    /// under way together are one strike.
+    /// An answer for many links that were asked for in this `way` was not right: the proof is void, and after several
+    /// in a row it is not made again soon. Of a way that is not the proven one any more it says nothing new: the
+    /// requests that were under way together are one strike.
     pub fn was_wrong(&self, resource: &'static Resource, way: &Way) {
         let mut knowledge = self.lock();
         let known = knowledge.entry(resource.name).or_default();
@@ -197,8 +198,8 @@ impl Trust {
         }
     }
 
-    /// A request for many links was refused as such: there is none for a long time. Those that were under way together are
-    /// refused once.
+    /// A request for many links was refused as such: there is none for a long time. Those that were under way together
+    /// are refused once.
     pub fn was_refused(&self, resource: &'static Resource, way: &Way) {
         let mut knowledge = self.lock();
         let known = knowledge.entry(resource.name).or_default();

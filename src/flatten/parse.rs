@@ -167,8 +167,8 @@ impl Rows {
         &self.ties
     }
 
-    /// Finds the order of the rows by the texts in `by`. The first eight bytes of the first text decide nearly always, and
-    /// are compared as one number.
+    /// Finds the order of the rows by the texts in `by`. The first eight bytes of the first text decide nearly always,
+    /// and are compared as one number.
     pub(super) fn sort(&mut self, by: &SortSlots, source: Source<'_>) {
         let Self { width, count, ref slots, ref mut order, ref mut ties, .. } = *self;
         let first = by.texts.first().map(|&slot| usize::from(slot));
@@ -205,8 +205,8 @@ impl Rows {
         !self.extras.is_empty()
     }
 
-    /// Appends the unknown fields of the row with this number as one JSON object, nested as they came; false when it has
-    /// none.
+    /// Appends the unknown fields of the row with this number as one JSON object, nested as they came; false when it
+    /// has none.
     pub(super) fn extra(&self, row: usize, record: &str, out: &mut String) -> bool {
         let mut tree = Branch::default();
         let of_row = &self.extras[self.extras.partition_point(|extra| extra.row < row)..];
@@ -259,8 +259,8 @@ pub(super) fn record(
     Ok(())
 }
 
-/// For each object of a plan, which field came after which the last time: Belvo sends the fields of one kind of object in
-/// one order, whatever it is.
+/// For each object of a plan, which field came after which the last time: Belvo sends the fields of one kind of object
+/// in one order, whatever it is.
 pub(super) struct FieldOrder(Vec<[u8; 65]>);
 
 impl FieldOrder {

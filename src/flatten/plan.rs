@@ -76,8 +76,8 @@ pub(super) struct TablePlan {
     pub listed: Vec<(usize, Vec<String>)>,
 }
 
-/// The slots by which rows are put in order before they become columns. Where that is not the order of the columns, it is
-/// put right later.
+/// The slots by which rows are put in order before they become columns. Where that is not the order of the columns, it
+/// is put right later.
 #[derive(Debug)]
 pub(super) struct SortSlots {
     /// For each column of the key, the field that it is, or the first that it is made from.

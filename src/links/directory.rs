@@ -1,7 +1,7 @@
 //! The links at Belvo: what asks it of them.
 //!
-//! *Takes* the client, the state and the queue. *Gives* whether Belvo knows a link. *Not here*: the lookups of new links, in
-//! `lookup.rs`, and the comparison with Belvo's whole list, in `reconcile.rs`.
+//! *Takes* the client, the state and the queue. *Gives* whether Belvo knows a link. *Not here*: the lookups of new
+//! links, in `lookup.rs`, and the comparison with Belvo's whole list, in `reconcile.rs`.
 
 use std::time::Duration;
 

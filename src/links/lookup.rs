@@ -1,9 +1,9 @@
 //! Asks Belvo about single links: the new ones, many in one call.
 //!
-//! *Takes* lookups that are due. *Gives* what Belvo says to [`keep`]. *Promises* that a link is called gone only when Belvo
-//! does not know it when asked for it alone, and is asked for again, with others, in case Belvo had forgotten it for a while;
-//! and that whoever names links that do not exist keeps nobody else's waiting: those are asked for last, one by one, when
-//! nothing new waits. *Not here*: links that nobody has named, which `reconcile.rs` finds.
+//! *Takes* lookups that are due. *Gives* what Belvo says to [`keep`]. *Promises* that a link is called gone only when
+//! Belvo does not know it when asked for it alone, and is asked for again, with others, in case Belvo had forgotten it
+//! for a while; and that whoever names links that do not exist keeps nobody else's waiting: those are asked for last,
+//! one by one, when nothing new waits. *Not here*: links that nobody has named, which `reconcile.rs` finds.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -47,8 +47,8 @@ const ALONE_WITHIN: Duration = Duration::from_mins(10);
 /// Links that are kept in mind to be asked for alone; those beyond come again later.
 const MOST_ALONE: usize = 10_000;
 
-/// How often a link that Belvo had told of and does not know any more is asked for again, at ever longer intervals, before
-/// that is left to the reconciliations.
+/// How often a link that Belvo had told of and does not know any more is asked for again, at ever longer intervals,
+/// before that is left to the reconciliations.
 const MOST_AGAIN: u32 = 20;
 /// The same for a link of which Belvo never told.
 const MOST_AGAIN_UNKNOWN: u32 = 6;
@@ -292,8 +292,8 @@ impl Directory {
     }
 
     /// Raises the alarm when many links were named that nobody knows, as by whoever got hold of a webhook's secret, and
-    /// ends it. It stands in the log, in the metrics and among the failures that `status` counts. The daemon stays ready: all
-    /// others are served, and nobody gains a replica that is taken out of service.
+    /// ends it. It stands in the log, in the metrics and among the failures that `status` counts. The daemon stays
+    /// ready: all others are served, and nobody gains a replica that is taken out of service.
     async fn watch_unknown(&self, memory: &mut Memory) -> Result<(), Error> {
         if memory.count_from.is_some_and(|from| from > Instant::now()) {
             return Ok(());

@@ -1,8 +1,8 @@
 //! Reconciles the tracked links with Belvo's whole list.
 //!
-//! *Takes* the list, page by page. *Gives* what it says to [`keep`], and lookups of the links that it lacks. *Promises* that a
-//! reconciliation holds one page in memory, however many links there are: which links a list showed is marked in the state.
-//! *Not here*: what becomes of a link that the list lacks, which `lookup.rs` finds out.
+//! *Takes* the list, page by page. *Gives* what it says to [`keep`], and lookups of the links that it lacks. *Promises*
+//! that a reconciliation holds one page in memory, however many links there are: which links a list showed is marked in
+//! the state. *Not here*: what becomes of a link that the list lacks, which `lookup.rs` finds out.
 
 use super::{DELETED, Directory, NOT_FOUND, News, Told, keep};
 use crate::belvo::links::{LinkObject, LinkPage};
@@ -55,8 +55,8 @@ impl SyncError {
 }
 
 impl Directory {
-    /// Reconciles with Belvo's whole list: new links are tracked, known ones brought up to date, and those that the list
-    /// lacks are looked up one by one before anything is said of them, because rows come and go between two pages.
+    /// Reconciles with Belvo's whole list: new links are tracked, known ones brought up to date, and those that the
+    /// list lacks are looked up one by one before anything is said of them, because rows come and go between two pages.
     ///
     /// # Errors
     /// [`SyncError`]; what was listed until then is kept, and nothing is missing yet.
@@ -143,8 +143,8 @@ impl Directory {
         }
     }
 
-    /// Keeps a page of reconciliation `sync`; its counts, and how many links an earlier page had shown. `None` when it is not
-    /// the Belvo whose answers the state holds.
+    /// Keeps a page of reconciliation `sync`; its counts, and how many links an earlier page had shown. `None` when it
+    /// is not the Belvo whose answers the state holds.
     async fn keep_page(
         &self,
         links: Vec<LinkObject>,

@@ -1,8 +1,8 @@
 //! Orders that are waited for: how each refresh, or each link that Belvo reads again, has come out.
 //!
-//! *Takes* what was asked for, on record already. *Gives* a report of what is done and what failed. *Promises* to wait no
-//! longer than it takes each to come to something, and for none that Belvo keeps from leaving. *Not here*: the asking, and
-//! the publish that follows.
+//! *Takes* what was asked for, on record already. *Gives* a report of what is done and what failed. *Promises* to wait
+//! no longer than it takes each to come to something, and for none that Belvo keeps from leaving. *Not here*: the
+//! asking, and the publish that follows.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -82,8 +82,9 @@ impl Operations {
         Ok(())
     }
 
-    /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no longer for
-    /// those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`. These stay marked.
+    /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no
+    /// longer for those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`. These
+    /// stay marked.
     pub(super) async fn follow(
         &self,
         mut wanted: Wanted,

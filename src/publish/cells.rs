@@ -1,7 +1,8 @@
 //! Which file of a table holds a link's rows.
 //!
-//! *Takes* a link. *Gives* its cell: a bucket, as `lake.link_buckets` says, and a part of it. *Promises* that parts follow
-//! each other as links do when they are sorted, so that one is done before the next begins. *Not here*: the files.
+//! *Takes* a link. *Gives* its cell: a bucket, as `lake.link_buckets` says, and a part of it. *Promises* that parts
+//! follow each other as links do when they are sorted, so that one is done before the next begins. *Not here*: the
+//! files.
 
 use std::ops::Range;
 

@@ -1,7 +1,8 @@
-//! The rows of the few links that something happened to, apart from all others: what their features are computed from anew.
+//! The rows of the few links that something happened to, apart from all others: what their features are computed from
+//! anew.
 //!
-//! Every file of a large lake holds a changed link or two among a hundred others, so that reading a table for a hundredth of
-//! the links is reading all of it. These rows pass by anyway, on their way into the tables.
+//! Every file of a large lake holds a changed link or two among a hundred others, so that reading a table for a
+//! hundredth of the links is reading all of it. These rows pass by anyway, on their way into the tables.
 //!
 //! *Takes* rows of history tables. *Gives* a file for each, in the staged folder, that is gone before readers see it.
 //! *Promises* memory that does not grow with the rows. *Not here*: which links, and who reads them.

@@ -1,7 +1,7 @@
 //! Why a snapshot could not be published.
 //!
-//! *Takes* the failures of what a publish is made of. *Gives* words and a stable code for each. *Promises* that each says what
-//! to do. *Not here*: when it is tried again, which `pace.rs` says.
+//! *Takes* the failures of what a publish is made of. *Gives* words and a stable code for each. *Promises* that each
+//! says what to do. *Not here*: when it is tried again, which `pace.rs` says.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Staged tables → the sinks, each as soon as its Parquet files are written.
 //!
-//! *Takes* the tables of one snapshot. *Gives* the files that hold all of them, with their checksums. *Promises* that no sink
-//! is still writing after [`Handover::finish`].
+//! *Takes* the tables of one snapshot. *Gives* the files that hold all of them, with their checksums. *Promises* that
+//! no sink is still writing after [`Handover::finish`].
 
 use std::collections::HashSet;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! What a state knows of the lake that it publishes: whose it is, how far it has come, what it took out.
 //!
-//! *Takes* rows of `meta`, and what is in a lake. *Gives* whether the one may follow the other. *Promises* that no state replaces
-//! what it did not publish, that nothing is written in the place of a lake that is not mounted, and that a snapshot which may
-//! show whom an erasure removed is told from those after it. *Not here*: how a snapshot is made.
+//! *Takes* rows of `meta`, and what is in a lake. *Gives* whether the one may follow the other. *Promises* that no
+//! state replaces what it did not publish, that nothing is written in the place of a lake that is not mounted, and that
+//! a snapshot which may show whom an erasure removed is told from those after it. *Not here*: how a snapshot is made.
 
 use std::path::Path;
 
@@ -20,7 +20,8 @@ impl Manifest {
             return if is_empty { Ok(()) } else { Err(Error::OtherState) };
         }
         let (snapshot, change) = (self.snapshot, self.built_from.change);
-        // An older state that goes on comes past the change of its lake, but not past a snapshot that it never published.
+        // An older state that goes on comes past the change of its lake, but not past a snapshot that it never
+        // published.
         if change > own.built_from.change || own.last_snapshot.is_some_and(|last| snapshot > last) {
             return Err(Error::OlderState { snapshot, change });
         }

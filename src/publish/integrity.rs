@@ -1,7 +1,7 @@
 //! Every published file, held against its manifest.
 //!
-//! *Takes* a lake's folder. *Gives* what is damaged, file by file. *Promises* to write nothing, and to find any bit that
-//! differs from what was published, the manifest's own included. *Not here*: the mending, which is a rebuild.
+//! *Takes* a lake's folder. *Gives* what is damaged, file by file. *Promises* to write nothing, and to find any bit
+//! that differs from what was published, the manifest's own included. *Not here*: the mending, which is a rebuild.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -67,8 +67,8 @@ impl Verified {
     }
 }
 
-/// Checks every snapshot of the lake at `path`. A lake that is not there has no snapshot, and one that a publish beside this
-/// drops meanwhile is none. Blocks.
+/// Checks every snapshot of the lake at `path`. A lake that is not there has no snapshot, and one that a publish beside
+/// this drops meanwhile is none. Blocks.
 ///
 /// # Errors
 /// [`Error::Folder`] when the lake cannot be read at all.

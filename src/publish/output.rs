@@ -1,7 +1,7 @@
 //! Rows → the Parquet files of a table, a cell each.
 //!
-//! *Takes* rows, link by link in the order of their ids. *Gives* what each table consists of: files that are written, and
-//! those of the snapshot before that stand. *Promises* bounded memory, whatever the rows.
+//! *Takes* rows, link by link in the order of their ids. *Gives* what each table consists of: files that are written,
+//! and those of the snapshot before that stand. *Promises* bounded memory, whatever the rows.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -97,8 +97,8 @@ enum Order {
     Close,
 }
 
-/// Writes the files of one table on a thread of its own: encoding takes about as long as flattening, and both then go on
-/// at the same time. Gives the rows of each file.
+/// Writes the files of one table on a thread of its own: encoding takes about as long as flattening, and both then go
+/// on at the same time. Gives the rows of each file.
 struct Encoder(Lane<Order, Result<BTreeMap<Cell, u64>, sinks::Error>>);
 
 impl Encoder {
@@ -138,8 +138,8 @@ impl Encoder {
     }
 }
 
-/// Takes files over from the snapshot before, on a thread of its own: a lake has a thousand, and each waits for the disk's
-/// folders.
+/// Takes files over from the snapshot before, on a thread of its own: a lake has a thousand, and each waits for the
+/// disk's folders.
 pub(super) struct Linker(Lane<FileEntry, Result<(), Error>>);
 
 /// Files that wait to be taken over.

@@ -1,8 +1,8 @@
 //! When to publish: once the record store has settled, and again after a failure.
 //!
-//! *Takes* a publisher, and news of changes. *Gives* news of what was published, and what stands in the way of it. *Promises*
-//! that changes which go on and on are published all the same, and that a failure is tried again soon. *Not here*: how a
-//! snapshot is made.
+//! *Takes* a publisher, and news of changes. *Gives* news of what was published, and what stands in the way of it.
+//! *Promises* that changes which go on and on are published all the same, and that a failure is tried again soon. *Not
+//! here*: how a snapshot is made.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,8 @@ pub struct Pace {
     pub max_wait: Duration,
 }
 
-/// Publishes when the record store has settled, until `shutdown`. `changed` tells of changes, and `published` of the change
-/// that the latest snapshot has. `problems` hears of what stands in the way.
+/// Publishes when the record store has settled, until `shutdown`. `changed` tells of changes, and `published` of the
+/// change that the latest snapshot has. `problems` hears of what stands in the way.
 pub async fn run(
     publisher: Arc<Publisher>,
     pace: Pace,

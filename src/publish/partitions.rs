@@ -1,9 +1,10 @@
 //! `credit_features`, a partition for each date that somebody asked for.
 //!
-//! *Takes* the recorded runs, and the Parquet files of the other tables. *Gives* one file a date. *Promises* that a partition
-//! has the rows that a rebuild would give it; that one whose instant had passed when it was last written is taken over as it
-//! is, but for links of which something came in later that Belvo had collected by then; that only links that changed are
-//! computed again in the others; and that no partition has rows of a link whose jobs are not kept any more.
+//! *Takes* the recorded runs, and the Parquet files of the other tables. *Gives* one file a date. *Promises* that a
+//! partition has the rows that a rebuild would give it; that one whose instant had passed when it was last written is
+//! taken over as it is, but for links of which something came in later that Belvo had collected by then; that only
+//! links that changed are computed again in the others; and that no partition has rows of a link whose jobs are not
+//! kept any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -38,13 +39,13 @@ pub(super) struct Partitions {
 /// One run of a date.
 struct Wanted {
     run: Run,
-    /// Links of which something that could have been known to it may have come in, or was removed by retention, since the
-    /// previous snapshot.
+    /// Links of which something that could have been known to it may have come in, or was removed by retention, since
+    /// the previous snapshot.
     late: Vec<String>,
 }
 
-/// The links that were first seen after the earliest run of those that are computed, the earliest first: each of many runs
-/// leaves out the last of them.
+/// The links that were first seen after the earliest run of those that are computed, the earliest first: each of many
+/// runs leaves out the last of them.
 #[derive(Default)]
 struct Latest {
     seen_at: Vec<Timestamp>,
@@ -125,8 +126,8 @@ impl Partitions {
         wanted.iter().all(|wanted| earlier.has(&wanted.run) && (nothing_changed || earlier.stands(wanted)))
     }
 
-    /// The links whose rows are computed anew in files of the `previous` snapshot; `None` when these are not few, or there
-    /// are no such files.
+    /// The links whose rows are computed anew in files of the `previous` snapshot; `None` when these are not few, or
+    /// there are no such files.
     pub(super) fn recomputed(&self, previous: Option<&(&Manifest, PathBuf)>) -> Option<BTreeSet<String>> {
         let changed = self.changed.as_ref().filter(|changed| (1..=MOST_FEW).contains(&changed.len()))?;
         let (manifest, folder) = previous?;
@@ -139,8 +140,8 @@ impl Partitions {
         self.dates.iter().any(is_recomputed).then(|| changed.iter().cloned().collect())
     }
 
-    /// Writes or takes over the file of each date. `tables` are staged already, and `delta` holds the rows of the links that
-    /// are [`recomputed`](Self::recomputed), if these are few; `previous` is the last snapshot.
+    /// Writes or takes over the file of each date. `tables` are staged already, and `delta` holds the rows of the links
+    /// that are [`recomputed`](Self::recomputed), if these are few; `previous` is the last snapshot.
     pub(super) fn stage(
         &self,
         staging: &Staging,
@@ -215,8 +216,8 @@ impl Partitions {
         Ok(Some(RowsToKeep { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
 
-    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. Also where nothing is
-    /// kept: what DuckDB writes shows values of its columns outside of them.
+    /// Writes what was computed and, from the file before, what is `kept`; gives the number of rows. Also where nothing
+    /// is kept: what DuckDB writes shows values of its columns outside of them.
     fn splice(
         computer: &Computer,
         earlier: Option<&Earlier<'_>>,
@@ -289,8 +290,8 @@ impl<'m> Earlier<'m> {
     }
 }
 
-/// Links of which something new has come in since `previous`, each with the earliest instant at which that could have been
-/// known: Belvo may have collected it long before it was fetched. What retention removed is not known at any time.
+/// Links of which something new has come in since `previous`, each with the earliest instant at which that could have
+/// been known: Belvo may have collected it long before it was fetched. What retention removed is not known at any time.
 fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, store::Error> {
     let (resource, before) = (employments::RESOURCE.name, previous.built_from.change);
     let mut news = HashMap::<String, Timestamp>::new();
@@ -312,8 +313,8 @@ fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, st
             Ok::<_, store::Error>(())
         },
     )?;
-    // Another version gives an answer that came too late another place in the history, however old that is: not before Belvo
-    // had collected it.
+    // Another version gives an answer that came too late another place in the history, however old that is: not before
+    // Belvo had collected it.
     tx.each(
         "SELECT v.link_id, coalesce(v.collected_at, v.fetched_at) FROM refreshes r JOIN record_versions v \
          ON v.link_id = r.link_id AND v.resource = r.resource WHERE r.resource = $1 AND r.content_seq > $2 AND v.is_late = 1",

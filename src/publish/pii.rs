@@ -1,7 +1,7 @@
 //! What the tables for analysts leave out, under `pii/` of a snapshot: owners and employers that are persons, unmasked.
 //!
-//! *Takes* the same records as the tables for analysts. *Gives* files in a folder that only this user can enter. *Not here*:
-//! `vinculo.duckdb`, which never holds any of it.
+//! *Takes* the same records as the tables for analysts. *Gives* files in a folder that only this user can enter. *Not
+//! here*: `vinculo.duckdb`, which never holds any of it.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;

@@ -1,7 +1,7 @@
 //! The lake's folder: staged snapshots, visible ones, and the one rename between them.
 //!
-//! *Promises* that what `current` names is whole and never changes, that a crash at any point leaves the old snapshot or
-//! the new one, and that what a crash left behind is gone after the next start.
+//! *Promises* that what `current` names is whole and never changes, that a crash at any point leaves the old snapshot
+//! or the new one, and that what a crash left behind is gone after the next start.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
@@ -190,8 +190,8 @@ impl Lake {
         Self { path: path.to_owned() }
     }
 
-    /// Removes what a crash left of what was staged. A snapshot that became whole stays, whether readers saw it or not: where
-    /// `current` was moved by hand, or lost, nobody could tell.
+    /// Removes what a crash left of what was staged. A snapshot that became whole stays, whether readers saw it or not:
+    /// where `current` was moved by hand, or lost, nobody could tell.
     ///
     /// # Errors
     /// [`Error::Folder`].
@@ -359,8 +359,8 @@ impl Lake {
         sync(&self.snapshots())
     }
 
-    /// Removes snapshot `number`. It is out of the readers' sight by one rename, so that nobody meets a part of it; what a
-    /// crash leaves of it is staged, and gone after the next start.
+    /// Removes snapshot `number`. It is out of the readers' sight by one rename, so that nobody meets a part of it;
+    /// what a crash leaves of it is staged, and gone after the next start.
     fn take_away(&self, number: u32) -> Result<(), Error> {
         let (folder, aside) = (self.folder(number), self.staging().join(format!("{number:06}.{GONE}")));
         remove(&aside)?;
@@ -496,8 +496,8 @@ const SEALED_PII: (u32, u32) = (0o700, 0o400);
 fn seal(found: Vec<(PathBuf, Metadata)>) -> Result<(), Error> {
     let mut paths = Vec::new();
     close(found, SEALED, &mut paths)?;
-    // After all modes are set, as each would make the disk wait once more; and side by side: the disk then serves several
-    // with one write of its journal.
+    // After all modes are set, as each would make the disk wait once more; and side by side: the disk then serves
+    // several with one write of its journal.
     std::thread::scope(|scope| {
         let parts = paths.chunks(paths.len().div_ceil(SYNCS_AT_ONCE).max(1));
         let syncing: Vec<_> =
@@ -508,8 +508,8 @@ fn seal(found: Vec<(PathBuf, Metadata)>) -> Result<(), Error> {
     })
 }
 
-/// Sets the modes among and below these, but for files that have theirs because an earlier snapshot has them too. Gathers
-/// all but those.
+/// Sets the modes among and below these, but for files that have theirs because an earlier snapshot has them too.
+/// Gathers all but those.
 fn close(found: Vec<(PathBuf, Metadata)>, modes: (u32, u32), paths: &mut Vec<PathBuf>) -> Result<(), Error> {
     for (path, metadata) in found {
         let set =

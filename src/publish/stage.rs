@@ -1,8 +1,8 @@
 //! One snapshot, staged: its tables, the features that are computed from them, and the seal.
 //!
-//! *Takes* one consistent view of the record store, and the last snapshot. *Gives* a folder that nobody sees yet, with its
-//! manifest, or nothing when nothing changed. *Promises* that files of the last snapshot are taken over only where the same
-//! program would write the same rows now. *Not here*: when readers see it.
+//! *Takes* one consistent view of the record store, and the last snapshot. *Gives* a folder that nobody sees yet, with
+//! its manifest, or nothing when nothing changed. *Promises* that files of the last snapshot are taken over only where
+//! the same program would write the same rows now. *Not here*: when readers see it.
 
 use sha2::{Digest, Sha256};
 

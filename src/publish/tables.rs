@@ -177,8 +177,8 @@ impl Rejected {
 }
 
 impl Stager<'_> {
-    /// Writes or takes over each table's files, and hands the tables over, but for those under `pii/`. Gives also the files
-    /// of `delta`, if there is one.
+    /// Writes or takes over each table's files, and hands the tables over, but for those under `pii/`. Gives also the
+    /// files of `delta`, if there is one.
     pub(super) fn stage(
         &mut self,
         changed: &ChangedLinks,
@@ -330,8 +330,8 @@ impl Stager<'_> {
         waiting.finish()
     }
 
-    /// Adds the rows of the links that did not pass by, because no file that holds them is written: they were asked for, and
-    /// nothing was new.
+    /// Adds the rows of the links that did not pass by, because no file that holds them is written: they were asked
+    /// for, and nothing was new.
     fn complete_delta(
         &self,
         records: &'static RecordSchema,
@@ -400,8 +400,8 @@ impl Stager<'_> {
         Ok(())
     }
 
-    /// From which link to before which one to read, for the cells that are needed of some parts: all at once, unless most
-    /// links are in other buckets, whose versions would be stepped over one by one.
+    /// From which link to before which one to read, for the cells that are needed of some parts: all at once, unless
+    /// most links are in other buckets, whose versions would be stepped over one by one.
     fn spans(
         &self,
         resource: &Resource,

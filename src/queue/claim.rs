@@ -1,8 +1,8 @@
 //! Which due refreshes a claim takes.
 //!
-//! *Takes* how many requests may leave, and for whom. *Gives* for each request the most urgent and longest waiting refresh,
-//! and those of its resource that fit the request with it. *Promises* that a link of which Belvo never told goes with its
-//! like only. *Not here*: when a claim is made, which the worker decides.
+//! *Takes* how many requests may leave, and for whom. *Gives* for each request the most urgent and longest waiting
+//! refresh, and those of its resource that fit the request with it. *Promises* that a link of which Belvo never told
+//! goes with its like only. *Not here*: when a claim is made, which the worker decides.
 
 use std::collections::{HashMap, VecDeque};
 

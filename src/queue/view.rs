@@ -1,5 +1,5 @@
-//! How the queue stands, to those who look at it: how much waits, what is due, and the state of each refresh. It changes
-//! nothing.
+//! How the queue stands, to those who look at it: how much waits, what is due, and the state of each refresh. It
+//! changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -144,8 +144,8 @@ impl State {
         self.failure.as_deref().or(self.blocked_reason.as_deref())
     }
 
-    /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for later,
-    /// because it lacked a row, is not what anybody asked for.
+    /// Whether nothing is about to happen: it neither runs nor is wanted. A second look that a list has booked for
+    /// later, because it lacked a row, is not what anybody asked for.
     pub fn is_idle(&self, now: Timestamp) -> bool {
         let is_booked = |due| self.priority == Some(Priority::Confirm) && due > now;
         !self.is_leased && self.due_at.is_none_or(is_booked)

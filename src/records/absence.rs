@@ -1,10 +1,10 @@
 //! What a list lacks, records and rows of them, and when that is gone.
 //!
-//! *Takes* a list of which each record is kept, and the lists before it. *Gives* versions that say a record is gone, and the
-//! instant at which another list is wanted. *Promises* that no list ends anything alone, however soon a second one agrees;
-//! that an older list says nothing about what it lacks, nor does one with a record without an id, or an empty one of a link
-//! that is not in order; and that what is missing is asked for until it is settled, and not again. *Not here*: since when a row of a record that
-//! stays is gone (`replay`).
+//! *Takes* a list of which each record is kept, and the lists before it. *Gives* versions that say a record is gone,
+//! and the instant at which another list is wanted. *Promises* that no list ends anything alone, however soon a second
+//! one agrees; that an older list says nothing about what it lacks, nor does one with a record without an id, or an
+//! empty one of a link that is not in order; and that what is missing is asked for until it is settled, and not again.
+//! *Not here*: since when a row of a record that stays is gone (`replay`).
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -369,7 +369,8 @@ mod tests {
         let jobs = jobs(0..11);
         bench.list(0, &jobs).await;
         bench.list(10, &jobs[..1]).await;
-        // Ten of the jobs have waited for as long as they had to, and now wait for the link; the other one has just gone.
+        // Ten of the jobs have waited for as long as they had to, and now wait for the link; the other one has just
+        // gone.
         for (minutes, due) in [(75, 75 + 60), (135, 135 + 24 * 60)] {
             bench.forget_marks().await;
             bench.list(minutes, &[]).await;

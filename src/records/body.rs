@@ -1,12 +1,13 @@
 //! A record's JSON on its way into the state and back.
 //!
-//! *Takes* the text of a record. *Gives* it compressed, and from that every byte of it again. *Promises* to read what any
-//! earlier version wrote.
+//! *Takes* the text of a record. *Gives* it compressed, and from that every byte of it again. *Promises* to read what
+//! any earlier version wrote.
 //!
-//! A record is small, and most of it is what all records have in common: names of fields, months, types. So it is compressed
-//! with a dictionary of that, which takes half the time and leaves little more than half the bytes of zstd alone (measured on
-//! the simulator's records: 325 bytes instead of 593). The dictionary is made by `scripts/train-dictionary.py` of simulated
-//! people, and is never changed: whatever was written with it needs it. A better one is another file with another id.
+//! A record is small, and most of it is what all records have in common: names of fields, months, types. So it is
+//! compressed with a dictionary of that, which takes half the time and leaves little more than half the bytes of zstd
+//! alone (measured on the simulator's records: 325 bytes instead of 593). The dictionary is made by
+//! `scripts/train-dictionary.py` of simulated people, and is never changed: whatever was written with it needs it. A
+//! better one is another file with another id.
 
 use std::cell::RefCell;
 use std::num::NonZeroU32;
@@ -52,8 +53,8 @@ pub(super) fn pack(body: &str) -> Vec<u8> {
     })
 }
 
-/// One that ends each frame with a checksum of the text: without `state.encryption_key` nothing else tells that a bit of a
-/// body was flipped, and a flipped digit is an amount like any other. It costs four bytes, and a twentieth of the
+/// One that ends each frame with a checksum of the text: without `state.encryption_key` nothing else tells that a bit
+/// of a body was flipped, and a flipped digit is an amount like any other. It costs four bytes, and a twentieth of the
 /// time of compressing. Bodies from before have none.
 fn compressor() -> Compressor<'static> {
     let mut compressor = Compressor::with_prepared_dictionary(&ENCODER).expect("the dictionary is one");

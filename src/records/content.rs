@@ -1,10 +1,10 @@
 //! What a record says: its text without what Belvo renews, and without the order in which Belvo happens to list it.
 //!
-//! *Takes* a record's JSON. *Gives* its content, and whether two records say the same, however they are spelt. *Promises*
-//! that neither the order of a record's fields nor that of the items of its lists makes a difference; nor, to
-//! [`say_the_same`], whether a text is written with escapes one day and without the next, or the members of an object in
-//! another order. Numbers are compared as they are written, because they are exact. *Not here*: what the content means to
-//! analysts (`flatten`).
+//! *Takes* a record's JSON. *Gives* its content, and whether two records say the same, however they are spelt.
+//! *Promises* that neither the order of a record's fields nor that of the items of its lists makes a difference; nor,
+//! to [`say_the_same`], whether a text is written with escapes one day and without the next, or the members of an
+//! object in another order. Numbers are compared as they are written, because they are exact. *Not here*: what the
+//! content means to analysts (`flatten`).
 
 use std::borrow::Cow;
 
@@ -14,7 +14,8 @@ use crate::json::{Fields, Kind, NotJson, Reader, Text, items, text};
 /// Fields that Belvo renews without the record having changed, as long as they are what they should be.
 const VOLATILE: [&str; 3] = ["id", "created_at", "collected_at"];
 
-/// Whether Belvo may have renewed the field: another value of another kind is a change, and the record may be broken by it.
+/// Whether Belvo may have renewed the field: another value of another kind is a change, and the record may be broken by
+/// it.
 fn is_volatile(name: &str, value: &str) -> bool {
     match name {
         "id" => value.len() > 2 && value.starts_with('"'),
@@ -25,8 +26,8 @@ fn is_volatile(name: &str, value: &str) -> bool {
     }
 }
 
-/// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is its
-/// own content.
+/// The record's text without volatile fields: fields by name, items of lists by their text. What is not an object is
+/// its own content.
 pub(super) fn content(json: &str) -> String {
     content_of(json, Fields::read(json).as_mut())
 }

@@ -1,8 +1,8 @@
 //! Which record is which: the key that each record of a list has, and keeps for ever.
 //!
-//! *Takes* a list's records, and what is held of their link. *Gives* a key for each: that of the held record that has its
-//! id, or had it once, or is like it; a new one for the rest. *Promises* that no two records of a list share a key, and that
-//! neither the list's order nor ids that Belvo makes anew change it. *Not here*: what alike records share
+//! *Takes* a list's records, and what is held of their link. *Gives* a key for each: that of the held record that has
+//! its id, or had it once, or is like it; a new one for the rest. *Promises* that no two records of a list share a key,
+//! and that neither the list's order nor ids that Belvo makes anew change it. *Not here*: what alike records share
 //! ([`Resource::likeness`](crate::resources::Resource::likeness)).
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -56,7 +56,8 @@ impl Of<'_> {
     }
 }
 
-/// The records of a list that was fetched at `fetched_at`, in the order of their content; of several with one id the newest.
+/// The records of a list that was fetched at `fetched_at`, in the order of their content; of several with one id the
+/// newest.
 pub(super) fn without_repeats(records: &[Record], fetched_at: Timestamp) -> Vec<&Record> {
     let mut sorted: Vec<&Record> = records.iter().collect();
     sorted.sort_by(|a, b| {

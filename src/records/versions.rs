@@ -1,8 +1,8 @@
 //! The versions of one record: what is held of it, and what a list adds.
 //!
-//! *Takes* a record of a list, with its key. *Gives* it as a new record, as a new version, as an older answer, or as seen
-//! again. *Promises* that a record which says the same has no new version, however it is spelt, and that an older answer
-//! takes back nothing that a newer one said. *Not here*: records that a list lacks (`absence`).
+//! *Takes* a record of a list, with its key. *Gives* it as a new record, as a new version, as an older answer, or as
+//! seen again. *Promises* that a record which says the same has no new version, however it is spelt, and that an older
+//! answer takes back nothing that a newer one said. *Not here*: records that a list lacks (`absence`).
 
 use super::body::{pack, unpack};
 use super::content::{content, say_the_same};
@@ -167,8 +167,8 @@ impl Sighting<'_> {
         self.insert_version(version, false, self.first_known().max(shown_at), &record.body)
     }
 
-    /// Keeps an answer that is older than the one held; false when it was kept before. Then a version without a body says
-    /// that this list, too, is no evidence of what is current.
+    /// Keeps an answer that is older than the one held; false when it was kept before. Then a version without a body
+    /// says that this list, too, is no evidence of what is current.
     pub(super) fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
         let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
         let mut latest = None;
@@ -266,8 +266,8 @@ pub(super) struct Contents<'s> {
 }
 
 impl Contents<'_> {
-    /// Whether `new` lacks rows of the content before it: of `old`, which is that of `version`, or, where that cannot be
-    /// read, of the last one that can.
+    /// Whether `new` lacks rows of the content before it: of `old`, which is that of `version`, or, where that cannot
+    /// be read, of the last one that can.
     pub(super) fn loses_rows(
         &self,
         mut version: i64,

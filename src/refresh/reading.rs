@@ -1,7 +1,7 @@
 //! The records of a list, read: what each is, and what of it no schema knows.
 //!
-//! *Takes* a list as it came. *Gives* a [`Listing`], ready to be kept. *Promises* that long lists hold up no async thread,
-//! and that those of one answer are read side by side. *Not here*: what is new about the records (`records`).
+//! *Takes* a list as it came. *Gives* a [`Listing`], ready to be kept. *Promises* that long lists hold up no async
+//! thread, and that those of one answer are read side by side. *Not here*: what is new about the records (`records`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +15,8 @@ use crate::queue::Refresh;
 use crate::records::{Drift, Foreign, Listing, Record};
 use crate::resources::Resource;
 
-/// Bytes of a list that are read where it came in: a thousandth of a second's work, for which another thread is not worth
-/// waking.
+/// Bytes of a list that are read where it came in: a thousandth of a second's work, for which another thread is not
+/// worth waking.
 const READ_IN_PLACE: usize = 256 << 10;
 
 /// Threads that read the lists of one answer side by side.

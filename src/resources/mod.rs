@@ -30,8 +30,8 @@ pub struct Resource {
     pub total_key: &'static str,
     /// The text of its file in `schemas/`.
     pub schema: &'static str,
-    /// What a record and its re-issue under another id have in common, from the JSON of its fields; `None` when only the id
-    /// tells records apart. Holds no personal data.
+    /// What a record and its re-issue under another id have in common, from the JSON of its fields; `None` when only
+    /// the id tells records apart. Holds no personal data.
     pub likeness: fn(fields: &Fields<'_>) -> Option<String>,
     /// The functions that the schema's `derived` columns name.
     pub derived: fn(name: &str) -> Option<Derive>,

@@ -30,8 +30,8 @@ fn person_key(inputs: &[Option<&str>], pepper: Option<&Pepper>, out: &mut String
     true
 }
 
-/// The key of the person that a document is of, which comes as digits or with dots and dash; `None` when it is no CPF. Numbers
-/// of other kinds have as many digits, and one in a hundred of them would pass for one.
+/// The key of the person that a document is of, which comes as digits or with dots and dash; `None` when it is no CPF.
+/// Numbers of other kinds have as many digits, and one in a hundred of them would pass for one.
 pub fn person_of(number: Option<&str>, kind: Option<&str>, pepper: &Pepper) -> Option<String> {
     let is_cpf = kind.is_none_or(|kind| kind.eq_ignore_ascii_case("CPF"));
     number.filter(|_| is_cpf).and_then(Cpf::parse).map(|cpf| pepper.key_of(&[cpf.digits()]))

@@ -187,8 +187,8 @@ impl Job {
         Ok(Self { name: name.to_owned(), schedule: schedule.to_owned(), zone, action, scope, is_enabled, cron })
     }
 
-    /// The first slot after `at`. A slot in a gap of the zone's clock falls on the gap's end; a slot that the clock shows
-    /// twice counts the first time only, if the schedule names its hour. `None` when it is not enabled.
+    /// The first slot after `at`. A slot in a gap of the zone's clock falls on the gap's end; a slot that the clock
+    /// shows twice counts the first time only, if the schedule names its hour. `None` when it is not enabled.
     pub fn next_after(&self, at: Timestamp) -> Option<Timestamp> {
         if !self.is_enabled {
             return None;

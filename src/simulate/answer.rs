@@ -201,8 +201,8 @@ impl HttpBody for Scripted {
     }
 }
 
-/// Some 3 MB of gzip that unpack to more than 400 MB of blanks: one literal, then copies of 258 bytes at distance 1, each
-/// of 13 bits. The end is missing; a reader that gets there has unpacked it all.
+/// Some 3 MB of gzip that unpack to more than 400 MB of blanks: one literal, then copies of 258 bytes at distance 1,
+/// each of 13 bits. The end is missing; a reader that gets there has unpacked it all.
 pub(super) fn gzip_bomb() -> Bytes {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let (mut held, mut bits) = (0_u64, 0_u32);

@@ -2,8 +2,8 @@
 //!
 //! *Takes* [`Settings`]. *Gives* a [`Simulation`]: a server to point the program at, webhooks that come when Belvo's
 //! would, faults by name, and the truth, which is what the tables should hold. *Promises* the same bytes for the same
-//! seed, person *i* from (seed, *i*) alone, and time that moves only when it is told to. *Not here*: anything the rest of
-//! the program knows. The truth is computed from the people, with no code outside this folder but the clock's.
+//! seed, person *i* from (seed, *i*) alone, and time that moves only when it is told to. *Not here*: anything the rest
+//! of the program knows. The truth is computed from the people, with no code outside this folder but the clock's.
 //!
 //! Everything a test can do with the handle can also be done over HTTP, below `/_sim/`, as the module `control` lists.
 
@@ -245,9 +245,9 @@ impl Simulation {
         truth::truth(&state.world, &state.faults, self.0.settings.pepper.as_deref())
     }
 
-    /// Every list of one or several links that was answered, in order: `[{link, resource, answered_at, rows}]`, with the
-    /// rows that it should come to, before any fault: `{table, key, content, passing, collected_at}`, where a change of
-    /// `passing` alone starts no version. Records that were deleted one by one are missing from all of them.
+    /// Every list of one or several links that was answered, in order: `[{link, resource, answered_at, rows}]`, with
+    /// the rows that it should come to, before any fault: `{table, key, content, passing, collected_at}`, where a
+    /// change of `passing` alone starts no version. Records that were deleted one by one are missing from all of them.
     pub fn ledger(&self) -> Value {
         let state = self.state();
         truth::ledger(&state.world, &state.faults, self.0.settings.pepper.as_deref(), &state.answered)

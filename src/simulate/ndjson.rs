@@ -7,8 +7,9 @@ use super::links::{Link, Resource, Wish};
 use super::people::Person;
 use super::records;
 
-/// Writes the employments of one person after the other, from person 0 on, one record a line, until at least `min_bytes`
-/// are written; a person is never cut. Only `seed` and `start` of the settings matter. Gives the number of bytes.
+/// Writes the employments of one person after the other, from person 0 on, one record a line, until at least
+/// `min_bytes` are written; a person is never cut. Only `seed` and `start` of the settings matter. Gives the number of
+/// bytes.
 ///
 /// # Errors
 /// When `out` fails.

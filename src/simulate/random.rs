@@ -1,8 +1,8 @@
 //! Numbers that look drawn and are derived: one stream for each (seed, person, purpose).
 //!
-//! *Promises* that a stream depends on its three names alone, so that a new kind of event shifts nobody's salary, and that
-//! it gives the same numbers on every machine and in every release: integers only, a generator written out here, no
-//! `libm`.
+//! *Promises* that a stream depends on its three names alone, so that a new kind of event shifts nobody's salary, and
+//! that it gives the same numbers on every machine and in every release: integers only, a generator written out here,
+//! no `libm`.
 
 /// A stream of numbers for one purpose in one person's life (xoshiro256++ on a BLAKE3 seed).
 pub(super) struct Stream([u64; 4]);

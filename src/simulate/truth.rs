@@ -1,16 +1,16 @@
 //! What the current tables should hold, computed from the people and not from the JSON that is sent.
 //!
 //! *Takes* the world and its lasting faults. *Gives* `{table: [row, …]}` for `links`, `employments`, `occupations`,
-//! `salaries`, `owners` and `link_snapshots`, by column name: decimals as text with four digits behind the point, dates as
-//! `YYYY-MM-DD`, instants as RFC 3339 with six digits and `Z`. Only links whose webhook has come are in it.
+//! `salaries`, `owners` and `link_snapshots`, by column name: decimals as text with four digits behind the point, dates
+//! as `YYYY-MM-DD`, instants as RFC 3339 with six digits and `Z`. Only links whose webhook has come are in it.
 //!
 //! *Not here*: columns that only the program's own clock can know (`links.last_fetched_at`, `last_webhook_at`,
 //! `next_refresh_at`, `is_stale`; `link_snapshots.fetched_at`, `changed`), and the second list that must agree before a
-//! missing row is gone: a row is in the truth while Belvo lists it. `known_from` is the `collected_at` of the first of an
-//! unbroken run of collections with the same content, among those that a webhook told of.
+//! missing row is gone: a row is in the truth while Belvo lists it. `known_from` is the `collected_at` of the first of
+//! an unbroken run of collections with the same content, among those that a webhook told of.
 //!
-//! Jobs of a link that are alike in employer and start are told apart by the text of their end, an open one last; people
-//! are made so that this is enough.
+//! Jobs of a link that are alike in employer and start are told apart by the text of their end, an open one last;
+//! people are made so that this is enough.
 
 use std::collections::BTreeMap;
 

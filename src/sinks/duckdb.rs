@@ -1,9 +1,9 @@
 //! Staged Parquet → `vinculo.duckdb`, the same tables in one file that every DuckDB from 1.1 on opens.
 //!
-//! When little changed, it is a copy of the file before, whose checksum has to be right, with the rows of the Parquet files
-//! that changed instead of those of the files before them. *Promises* comments on every table and column, no connection to
-//! anywhere, and a file that is complete without its log. A file that is taken over may hold pages of rows that are gone:
-//! whoever erases publishes everything.
+//! When little changed, it is a copy of the file before, whose checksum has to be right, with the rows of the Parquet
+//! files that changed instead of those of the files before them. *Promises* comments on every table and column, no
+//! connection to anywhere, and a file that is complete without its log. A file that is taken over may hold pages of
+//! rows that are gone: whoever erases publishes everything.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions, Permissions};
@@ -24,8 +24,8 @@ use crate::lane::Lane;
 use crate::schema::{Column, Schema, Table};
 use crate::sensitive::hex;
 
-/// Macros and views, each after those that it is made of. They name tables without a catalog: whoever attaches the file under
-/// another name says `USE` first.
+/// Macros and views, each after those that it is made of. They name tables without a catalog: whoever attaches the file
+/// under another name says `USE` first.
 const VIEWS: [&str; 1] = [include_str!("views/as_of.sql")];
 
 /// The SQL of the macros that show tables as they were known at an instant.
@@ -34,8 +34,8 @@ pub const AS_OF: &str = VIEWS[0];
 /// Tables that may wait for their rows to be replaced: more than there are.
 const WAITING_TABLES: usize = 64;
 
-/// Where DuckDB writes what does not fit into memory, in the staged folder. Its own: DuckDB does not remove one in the end in
-/// which another one was at work.
+/// Where DuckDB writes what does not fit into memory, in the staged folder. Its own: DuckDB does not remove one in the
+/// end in which another one was at work.
 const TEMPORARY: &str = "lake.tmp";
 
 /// The sink.
@@ -128,7 +128,8 @@ fn make(target: &Target, tables: &[Arc<StagedTable>], staged: &Staged<'_>) -> Re
     Ok(connection)
 }
 
-/// The file before, copied and opened; `None` when it is not what its manifest says it is, or of another storage version.
+/// The file before, copied and opened; `None` when it is not what its manifest says it is, or of another storage
+/// version.
 fn take_over(target: &Target) -> Result<Option<Connection>, Error> {
     let Some(previous) = &target.previous else { return Ok(None) };
     let Some(expected) = previous.sha256.get(FILE) else { return Ok(None) };
@@ -206,8 +207,8 @@ fn replace_rows(connection: &Connection, folder: &Path, staged: &StagedTable) ->
     Ok(rows == files.iter().map(|file| file.rows).sum::<u64>())
 }
 
-/// Completes a file whose rows are replaced. What else it holds depends on the program, the schemas and the configuration,
-/// which are the same.
+/// Completes a file whose rows are replaced. What else it holds depends on the program, the schemas and the
+/// configuration, which are the same.
 fn complete(connection: &Connection, staged: &Staged<'_>) -> Result<(), Error> {
     tell_snapshot(connection, staged)?;
     Ok(connection.execute_batch("COMMIT")?)
@@ -331,7 +332,8 @@ fn load<'f>(
     if files.is_empty() {
         return Ok(());
     }
-    // Never `hive_partitioning`: DuckDB looks for keys in the whole path, and the folder of the lake may be in `env=prod`.
+    // Never `hive_partitioning`: DuckDB looks for keys in the whole path, and the folder of the lake may be in
+    // `env=prod`.
     let insert = |columns: &str, files: &[&StagedFile]| {
         let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
         connection.execute_batch(&format!(

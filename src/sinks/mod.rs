@@ -1,7 +1,8 @@
 //! Batches → staged tables, invisible until they are published: one file a sink, and one list.
 //!
-//! Parquet is written first and is what every other sink reads: it is the fastest way into DuckDB too. Adding a sink is a
-//! module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`]; and its [`LakeForm`], by which it is asked for.
+//! Parquet is written first and is what every other sink reads: it is the fastest way into DuckDB too. Adding a sink is
+//! a module with a [`Sink`] and two lines: its `mod` and its entry in [`ALL`]; and its [`LakeForm`], by which it is
+//! asked for.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;

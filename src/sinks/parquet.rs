@@ -206,8 +206,8 @@ fn properties(table: &Table) -> Result<WriterProperties, Error> {
     Ok(properties)
 }
 
-/// Readers skip row groups by link and by time. Least and greatest values of anything else would only be pieces of personal
-/// data in the footer.
+/// Readers skip row groups by link and by time. Least and greatest values of anything else would only be pieces of
+/// personal data in the footer.
 fn has_statistics(column: &Column) -> bool {
     matches!(column.kind, Type::Date | Type::Timestamp) || column.name == "link_id"
 }

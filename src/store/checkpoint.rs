@@ -1,8 +1,8 @@
 //! From the log into the state file, beside the writer.
 //!
 //! A commit only appends to the log; from time to time what it holds has to be copied into the file itself and synced,
-//! which takes as long as many commits. Left to SQLite, the commit that fills the log pays for it, and everyone who waits
-//! for that commit. *Promises* nothing about durability: that is the log's.
+//! which takes as long as many commits. Left to SQLite, the commit that fills the log pays for it, and everyone who
+//! waits for that commit. *Promises* nothing about durability: that is the log's.
 
 use std::io;
 use std::path::Path;
@@ -16,8 +16,8 @@ use super::{Error, Ownership, connect};
 /// Pages of the log that are worth a copy.
 const PAGES: i64 = 1_000;
 
-/// Pages of the log at which the writer copies what is left itself, so that the log starts anew: without a pause between
-/// commits nobody else can make it.
+/// Pages of the log at which the writer copies what is left itself, so that the log starts anew: without a pause
+/// between commits nobody else can make it.
 pub(super) const PAGES_AT_MOST: i64 = 8_000;
 
 /// The thread that copies, as the writer knows it. It ends with this.

@@ -14,8 +14,8 @@ use crate::durable;
 /// Between two looks whether a closed store's threads have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Writes what is committed in the state at `path` now into the empty file `to`, without its log and its unused pages, while
-/// others go on writing. Blocks.
+/// Writes what is committed in the state at `path` now into the empty file `to`, without its log and its unused pages,
+/// while others go on writing. Blocks.
 ///
 /// # Errors
 /// [`Error::Missing`], [`Error::Database`].
@@ -29,8 +29,8 @@ pub fn copy(path: &Path, to: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts the state in the file `fresh` in the place of the one at `path`, by a rename; nobody else may have it open, which
-/// its owner says by giving the lock. Blocks.
+/// Puts the state in the file `fresh` in the place of the one at `path`, by a rename; nobody else may have it open,
+/// which its owner says by giving the lock. Blocks.
 ///
 /// # Errors
 /// [`Error::Folder`]; then it is as it was.

@@ -1,8 +1,8 @@
 //! Bodies under lock: one data key for each link, wrapped by the master key.
 //!
-//! *Takes* the master key of the configuration. *Gives* [`Tx::seal`] and [`Tx::open`]. *Promises* that a sealed body opens
-//! only in its own place (link, record, version), that a flipped bit is noticed, and that the bodies of a link are noise
-//! once the row of its key is gone. Without a master key bodies are kept as they come.
+//! *Takes* the master key of the configuration. *Gives* [`Tx::seal`] and [`Tx::open`]. *Promises* that a sealed body
+//! opens only in its own place (link, record, version), that a flipped bit is noticed, and that the bodies of a link
+//! are noise once the row of its key is gone. Without a master key bodies are kept as they come.
 //!
 //! Data keys are kept in memory no longer than a transaction: reading one anew costs a point query and 32 bytes of AES,
 //! less than keeping a cache right while writes are rolled back and links are erased.
@@ -20,7 +20,8 @@ use zeroize::Zeroizing;
 use super::{Error, Tx, args};
 use crate::config;
 
-/// First byte of a sealed body. Neither JSON nor zstd begins with it, so that bodies from before there was a key are known.
+/// First byte of a sealed body. Neither JSON nor zstd begins with it, so that bodies from before there was a key are
+/// known.
 const SEALED: u8 = 1;
 
 /// Length of every key, in bytes.
@@ -228,8 +229,8 @@ fn probe(connection: &Connection) -> Result<Option<Vec<u8>>, Error> {
     Ok(connection.query_row("SELECT wrapped FROM link_keys WHERE link_id = ''", [], |row| row.get(0)).optional()?)
 }
 
-/// Brings the state under the current key: makes the first data key, wraps all anew that the key before had wrapped, and
-/// seals what was kept before there was a key. A crash in between is made up for at the next start.
+/// Brings the state under the current key: makes the first data key, wraps all anew that the key before had wrapped,
+/// and seals what was kept before there was a key. A crash in between is made up for at the next start.
 ///
 /// # Errors
 /// [`Error::Database`], [`Error::KeyWrong`].

@@ -1,9 +1,9 @@
 //! The state database: one file, one writer, and transactions that many callers share.
 //!
 //! *Takes* closures that read or write. *Gives* their results; a write's only after the disk has it. *Promises* that an
-//! acknowledged write survives a power cut (`synchronous=FULL`), that one caller's failure does not touch another's write
-//! in the same transaction (a savepoint each), and that one process at a time owns the state. *Not here*: any table's
-//! meaning. The SQL stands in the modules that need it.
+//! acknowledged write survives a power cut (`synchronous=FULL`), that one caller's failure does not touch another's
+//! write in the same transaction (a savepoint each), and that one process at a time owns the state. *Not here*: any
+//! table's meaning. The SQL stands in the modules that need it.
 //!
 //! How many writes share one sync is decided in `store/writer.rs`. The SQL is the part of the language that SQLite and
 //! PostgreSQL share, with `$1` for values, and reaches the driver through [`Tx`] alone.
@@ -145,8 +145,8 @@ pub enum Error {
     Unreadable(&'static str),
 }
 
-/// What was `opened`; `None` where what is kept of it is damaged, which is no reason to do without all else. A key that is
-/// missing or wrong is one.
+/// What was `opened`; `None` where what is kept of it is damaged, which is no reason to do without all else. A key that
+/// is missing or wrong is one.
 ///
 /// # Errors
 /// Any other than [`Error::Unreadable`].
@@ -272,8 +272,8 @@ impl Store {
         Ok(Self { writer, shared, readers: Arc::new(Readers::with_keys(path, keys)), _owner: ownership })
     }
 
-    /// Follows up by `follow_up` what [`Store::append`] keeps, from now on, and what earlier processes left; ends once that is
-    /// durable. What was set first stays.
+    /// Follows up by `follow_up` what [`Store::append`] keeps, from now on, and what earlier processes left; ends once
+    /// that is durable. What was set first stays.
     ///
     /// # Errors
     /// Those of [`Store::write`].
@@ -333,8 +333,8 @@ impl Store {
     }
 
     /// Keeps a row for later: `work` does no more than to append it, and what follows from it is done by whom
-    /// [`Store::follow_up_by`] named, before any other write sees the state, and soon in any case. Gives the result of `work`
-    /// once the disk has the row. Refuses at once when too many writes are waiting.
+    /// [`Store::follow_up_by`] named, before any other write sees the state, and soon in any case. Gives the result of
+    /// `work` once the disk has the row. Refuses at once when too many writes are waiting.
     ///
     /// # Errors
     /// [`Error::Overloaded`], and those of [`Store::write`].
@@ -508,15 +508,16 @@ pub fn free_space(folder: &Path) -> io::Result<u64> {
 fn prepare(connection: &Connection) -> Result<(), Error> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Else SQLite looks at some values to plan a query, `LIMIT $1` among them, and plans a kept statement anew for each.
+    // Else SQLite looks at some values to plan a query, `LIMIT $1` among them, and plans a kept statement anew for
+    // each.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 
 fn connect(path: &Path) -> Result<Connection, Error> {
     assert!(rusqlite::version_number() >= OLDEST_SOUND_SQLITE, "linked against an SQLite that can lose commits");
-    // Made here, and not by SQLite, so that its mode is right from the first byte. One that is there is not even opened:
-    // see `plain`.
+    // Made here, and not by SQLite, so that its mode is right from the first byte. One that is there is not even
+    // opened: see `plain`.
     match File::options().create_new(true).write(true).mode(0o600).open(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
             return Err(Error::Folder { path: path.to_owned(), source });

@@ -1,9 +1,9 @@
 //! The files of a state, read as plain bytes beside SQLite.
 //!
 //! A process that closes any descriptor of a file loses all POSIX locks that it has on it, whoever took them
-//! (<https://sqlite.org/howtocorrupt.html>, section 2.2). SQLite would go on without the locks that it believes to hold:
-//! the next process that opens the state finds nobody there, and removes the log, or cuts off its index under this one.
-//! *Promises* that what is opened here is never closed again while the process lives.
+//! (<https://sqlite.org/howtocorrupt.html>, section 2.2). SQLite would go on without the locks that it believes to
+//! hold: the next process that opens the state finds nobody there, and removes the log, or cuts off its index under
+//! this one. *Promises* that what is opened here is never closed again while the process lives.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};

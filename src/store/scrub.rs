@@ -1,8 +1,8 @@
 //! Making sure that what was deleted is gone from the disk too.
 //!
-//! Deleted rows live on in the log until it is emptied, and copies of them may stand in parts of pages that are not in use,
-//! where `secure_delete` does not reach. *Takes* traces: bytes that must not be there any more. *Promises* that afterwards
-//! the log is empty, and that the file was written anew if a trace was still in it.
+//! Deleted rows live on in the log until it is emptied, and copies of them may stand in parts of pages that are not in
+//! use, where `secure_delete` does not reach. *Takes* traces: bytes that must not be there any more. *Promises* that
+//! afterwards the log is empty, and that the file was written anew if a trace was still in it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -60,7 +60,8 @@ impl Traces {
     }
 }
 
-/// Looks for traces in one pass, however many they are: of a person with many links there are thousands, and the state is large.
+/// Looks for traces in one pass, however many they are: of a person with many links there are thousands, and the state
+/// is large.
 struct Search<'t> {
     /// Those that are not found yet, by what they start with.
     by_start: HashMap<u64, Vec<&'t [u8]>>,

@@ -36,8 +36,8 @@ impl<'c> Tx<'c> {
         &self.last_cipher
     }
 
-    /// Runs one of several pieces of work that share a transaction: one that says false, or panics, leaves nothing of what it
-    /// wrote, and harms no other. Says whether its work is kept.
+    /// Runs one of several pieces of work that share a transaction: one that says false, or panics, leaves nothing of
+    /// what it wrote, and harms no other. Says whether its work is kept.
     ///
     /// # Errors
     /// [`Error::Database`]; the transaction is of no use then.
@@ -56,8 +56,8 @@ impl<'c> Tx<'c> {
         Ok(is_kept)
     }
 
-    /// The number of this commit, greater than that of every commit before: whoever asks makes it one that the publisher
-    /// has to look at.
+    /// The number of this commit, greater than that of every commit before: whoever asks makes it one that the
+    /// publisher has to look at.
     ///
     /// # Errors
     /// [`Error::Database`].
@@ -187,8 +187,8 @@ impl<'c> Tx<'c> {
     }
 }
 
-/// The first `limit` of what was `found`, and the `key` of the last of these when there are more: whoever asks for a page
-/// asks for one more than it holds.
+/// The first `limit` of what was `found`, and the `key` of the last of these when there are more: whoever asks for a
+/// page asks for one more than it holds.
 pub fn page<T, K>(mut found: Vec<T>, limit: usize, key: impl FnOnce(&T) -> K) -> (Vec<T>, Option<K>) {
     let has_more = found.len() > limit;
     found.truncate(limit);

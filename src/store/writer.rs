@@ -1,14 +1,14 @@
 //! The one writer of the state.
 //!
-//! *Takes* writes, in their order. *Gives* each its result, once the disk has it. *Promises* one sync for all that wait; that
-//! what one write fails at harms no other; and that whatever was appended is followed up before any other write sees the
-//! state, and soon when none comes.
+//! *Takes* writes, in their order. *Gives* each its result, once the disk has it. *Promises* one sync for all that
+//! wait; that what one write fails at harms no other; and that whatever was appended is followed up before any other
+//! write sees the state, and soon when none comes.
 //!
-//! A disk gives a few hundred syncs a second, so the writer takes every waiting write into one transaction and answers them
-//! all after its one sync. Beyond that, the pages that a transaction touches decide: whoever only appends touches one, and
-//! what follows from it, in tables by random keys, one for each row. So under a flood appended rows are synced and answered
-//! first, and followed up together; without one, each transaction follows up as many as came in it, the oldest first, and some
-//! more when a burst has left any.
+//! A disk gives a few hundred syncs a second, so the writer takes every waiting write into one transaction and answers
+//! them all after its one sync. Beyond that, the pages that a transaction touches decide: whoever only appends touches
+//! one, and what follows from it, in tables by random keys, one for each row. So under a flood appended rows are synced
+//! and answered first, and followed up together; without one, each transaction follows up as many as came in it, the
+//! oldest first, and some more when a burst has left any.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +26,8 @@ use super::{DAMAGED, Error, MasterKeys, Tx, connect};
 /// After so long the writer stops taking writes into a transaction, so that nobody waits for a crowd.
 const GATHER_FOR: Duration = Duration::from_millis(10);
 
-/// How many earlier appended writes a transaction follows up besides its own: what waits from a burst is done bit by bit, so
-/// that nobody's next append waits for long.
+/// How many earlier appended writes a transaction follows up besides its own: what waits from a burst is done bit by
+/// bit, so that nobody's next append waits for long.
 const BIT: usize = 128;
 
 /// The same when nothing comes.
@@ -51,8 +51,8 @@ const QUIET: Duration = Duration::from_millis(5);
 /// The same after a commit failed: what is wrong with the state lasts for longer.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
-/// Does what follows from so many of the appended rows at most, the oldest first, and gives the number of these; 0 when none is
-/// left.
+/// Does what follows from so many of the appended rows at most, the oldest first, and gives the number of these; 0 when
+/// none is left.
 pub type FollowUp = fn(&Tx<'_>, usize) -> Result<usize, Error>;
 
 /// What the writer and the stores that hand it writes both know.
@@ -150,7 +150,8 @@ impl Pace {
     }
 }
 
-/// How many appended writes a transaction follows up in which `came` of them came, when `waiting` wait, the oldest for `waited`.
+/// How many appended writes a transaction follows up in which `came` of them came, when `waiting` wait, the oldest for
+/// `waited`.
 fn part(waiting: usize, came: usize, is_flood: bool, waited: Duration) -> usize {
     if waiting >= MOST_WAITING || is_flood && waited >= LONGEST_WAIT {
         PART
@@ -213,8 +214,8 @@ impl Writer {
         }
     }
 
-    /// Writes `next` and what else waits in one transaction; without a `next`, only follows up. Every write that was taken is
-    /// in `done` afterwards, whatever happened.
+    /// Writes `next` and what else waits in one transaction; without a `next`, only follows up. Every write that was
+    /// taken is in `done` afterwards, whatever happened.
     fn write_together(
         &mut self,
         next: Option<Box<dyn Write>>,

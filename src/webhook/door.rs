@@ -1,7 +1,7 @@
 //! Who may come in: the address and the `Authorization` of a request.
 //!
-//! *Takes* headers and the peer. *Gives* yes or no. *Promises* that a wrong value takes as long as a right one, and that
-//! a forwarded address is believed only from those who were named as proxies.
+//! *Takes* headers and the peer. *Gives* yes or no. *Promises* that a wrong value takes as long as a right one, and
+//! that a forwarded address is believed only from those who were named as proxies.
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};

@@ -1,8 +1,9 @@
 //! What follows from a webhook: it is kept as it came, and a moment later its link and its resource know of it.
 //!
-//! *Takes* an [`Event`] and its body, inside the caller's transaction. *Gives* its row in `webhooks`, later a mark in the queue
-//! or a status of its link, and an [`Outcome`]. *Promises* that one which cannot be followed up holds up no other, and that of
-//! a link which was erased only the fact is kept that something came. *Not here*: when that is done (`store/writer.rs`).
+//! *Takes* an [`Event`] and its body, inside the caller's transaction. *Gives* its row in `webhooks`, later a mark in
+//! the queue or a status of its link, and an [`Outcome`]. *Promises* that one which cannot be followed up holds up no
+//! other, and that of a link which was erased only the fact is kept that something came. *Not here*: when that is done
+//! (`store/writer.rs`).
 
 use super::event::{Event, NOT_FOLLOWED_UP, Subject};
 use crate::clock::Timestamp;

@@ -1,7 +1,8 @@
 //! A webhook that is read again: one of the quarantine, by a program that understands more, or any other.
 //!
-//! *Takes* the number of a webhook, inside the caller's transaction. *Gives* what came of it. *Promises* that it goes through the
-//! same reading as a fresh one, stays one row, and takes back nothing that was learnt after it came. *Not here*: who asks.
+//! *Takes* the number of a webhook, inside the caller's transaction. *Gives* what came of it. *Promises* that it goes
+//! through the same reading as a fresh one, stays one row, and takes back nothing that was learnt after it came. *Not
+//! here*: who asks.
 
 use std::borrow::Cow;
 

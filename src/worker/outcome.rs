@@ -1,8 +1,8 @@
 //! What becomes of a refresh that failed.
 //!
-//! *Takes* the failure. *Gives* how the refresh goes back into the queue, or what is logged of it. *Promises* that the failure's
-//! own word decides. *Not here*: how long those wait that are refused, or fail for long, which depends on others:
-//! `refusals.rs`.
+//! *Takes* the failure. *Gives* how the refresh goes back into the queue, or what is logged of it. *Promises* that the
+//! failure's own word decides. *Not here*: how long those wait that are refused, or fail for long, which depends on
+//! others: `refusals.rs`.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::queue::{Outcome, Refresh};
 use crate::refresh::Error;
 use crate::store;
 
-/// How long a refresh waits of which the answer lacked something or could not be kept; doubled with each failure in a row.
+/// How long a refresh waits of which the answer lacked something or could not be kept; doubled with each failure in a
+/// row.
 const FIRST_WAIT: Duration = Duration::from_secs(3);
 /// How long that wait is at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(48);
@@ -21,8 +22,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(48);
 /// Failed tries, some ten minutes of them, after which what fails takes no more of the budget than what Belvo refuses.
 const LASTS_AFTER: u32 = 15;
 
-/// How a refresh that failed at `at`, after so many failed `attempts` before, goes back. `refusal_wait` says how long it waits
-/// when Belvo refuses it, or does not know it, or has failed at it for long.
+/// How a refresh that failed at `at`, after so many failed `attempts` before, goes back. `refusal_wait` says how long
+/// it waits when Belvo refuses it, or does not know it, or has failed at it for long.
 pub(super) fn of_failure(
     error: &Error,
     attempts: u32,

@@ -1,8 +1,9 @@
 //! How long those wait that Belvo refuses, or fails at for long.
 //!
-//! *Takes* refusals by link, and what ends them. *Gives* a wait. *Promises* that all that Belvo refuses takes a small part of
-//! the budget, and that some are asked for soon all the same, so that the end of it is found out. *Not here*: what is kept: a
-//! restart forgets them, and they gather again. What Belvo has failed at for long counts as refused here.
+//! *Takes* refusals by link, and what ends them. *Gives* a wait. *Promises* that all that Belvo refuses takes a small
+//! part of the budget, and that some are asked for soon all the same, so that the end of it is found out. *Not here*:
+//! what is kept: a restart forgets them, and they gather again. What Belvo has failed at for long counts as refused
+//! here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,9 +33,9 @@ pub(super) struct Refusals(Arc<Mutex<HashMap<Refusal, Refused>>>);
 type Refusal = (&'static str, Code);
 
 impl Refusals {
-    /// Notes that the link is refused for `code`, and gives how long it waits: as its failure says, which is `own`, and longer
-    /// while so many are refused that asking for them again would take what others need of the budget, of which `usage` tells.
-    /// A few go ahead of them all, so that the end of it is found out in time.
+    /// Notes that the link is refused for `code`, and gives how long it waits: as its failure says, which is `own`, and
+    /// longer while so many are refused that asking for them again would take what others need of the budget, of which
+    /// `usage` tells. A few go ahead of them all, so that the end of it is found out in time.
     pub(super) fn wait(
         &self,
         resource: &'static str,
@@ -91,8 +92,8 @@ struct Refused {
 }
 
 impl Refused {
-    /// Adds the link, if it is not there yet. `wait_of` says how long it waits when it goes ahead, or does not, and how many there
-    /// are.
+    /// Adds the link, if it is not there yet. `wait_of` says how long it waits when it goes ahead, or does not, and how
+    /// many there are.
     fn add(&mut self, link_id: &LinkId, now: Timestamp, wait_of: impl FnOnce(bool, usize) -> Duration) -> Duration {
         self.sweep(now);
         let is_scout = self.links.get(link_id).map_or(self.scouts < SCOUTS, |known| known.is_scout);

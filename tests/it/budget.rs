@@ -1,5 +1,5 @@
-//! The budget of requests is used, not only kept. `make test` runs these alone: whatever else the machine does takes away from
-//! what is measured here.
+//! The budget of requests is used, not only kept. `make test` runs these alone: whatever else the machine does takes
+//! away from what is measured here.
 
 use std::time::{Duration, Instant};
 

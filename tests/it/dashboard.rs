@@ -1,5 +1,5 @@
-//! The dashboard over HTTP: who sees it, what it guards itself against, that it shows no person, and that what it says is so.
-//! `tests/browser` looks at the same pages in a real browser.
+//! The dashboard over HTTP: who sees it, what it guards itself against, that it shows no person, and that what it says
+//! is so. `tests/browser` looks at the same pages in a real browser.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

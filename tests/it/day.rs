@@ -1,5 +1,5 @@
-//! A day in two minutes: what the daemon says and shows is what its state holds, and it needs no more at the end than in the
-//! middle.
+//! A day in two minutes: what the daemon says and shows is what its state holds, and it needs no more at the end than
+//! in the middle.
 
 use std::fs;
 use std::time::{Duration, Instant};

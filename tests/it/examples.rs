@@ -1,5 +1,5 @@
-//! The questions in `examples/` have the answers that stand below them, on the demo's data; what is made by a command and
-//! kept in the repository is what the command makes.
+//! The questions in `examples/` have the answers that stand below them, on the demo's data; what is made by a command
+//! and kept in the repository is what the command makes.
 
 use std::fmt::Write as _;
 use std::path::Path;

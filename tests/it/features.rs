@@ -205,8 +205,8 @@ fn the_time_zone_of_the_session_changes_nothing() {
     }
 }
 
-/// What is learnt after the instant `{K}`, as `{seed}` will have it: other amounts, ends, starts, types and occupations,
-/// rows that are new and rows that are gone, further answers.
+/// What is learnt after the instant `{K}`, as `{seed}` will have it: other amounts, ends, starts, types and
+/// occupations, rows that are new and rows that are gone, further answers.
 const LEARNT_LATER: &str = "
     CREATE MACRO dice(words, sides) AS CAST(hash(words) % sides AS BIGINT);
 
@@ -246,8 +246,8 @@ const LEARNT_LATER: &str = "
         TIMESTAMPTZ '{K}' + to_hours(901) AS fetched_at) FROM link_snapshots;
 ";
 
-/// Fails when what is learnt after the end of the day changes a feature of that day; and when nothing of it would matter to
-/// who looks back later. Leaves the database as it was.
+/// Fails when what is learnt after the end of the day changes a feature of that day; and when nothing of it would
+/// matter to who looks back later. Leaves the database as it was.
 fn nothing_leaks(connection: &Connection, as_of: NaiveDate, seed: u32, lag_months: u64) -> Result<(), TestCaseError> {
     let (day, known) = (as_of.to_string(), format!("{as_of} 23:59:59.999999Z"));
     let later = format!("{} 00:00:00Z", as_of + TimeDelta::days(60));

@@ -1,4 +1,5 @@
-//! Nothing personal and no secret leaves the state and the lake, at the most talkative log level and while things go wrong.
+//! Nothing personal and no secret leaves the state and the lake, at the most talkative log level and while things go
+//! wrong.
 
 use std::collections::BTreeSet;
 
@@ -78,7 +79,8 @@ async fn logs_metrics_and_answers_hold_no_personal_data_and_no_secret() {
     let stranger = reqwest::Client::new().post(site.webhook_url()).header("authorization", format!("Bearer {person}"));
     answers += &stranger.body("{}").send().await.unwrap().text().await.unwrap();
 
-    // On a busy machine links share a call, and what was wrong with it is told in other words: one link is asked for alone.
+    // On a busy machine links share a call, and what was wrong with it is told in other words: one link is asked for
+    // alone.
     let links: Value = serde_json::from_str(&simulate.ask("links").await).unwrap();
     for (code, fault, resource) in
         [("foreign_record", "foreign_record", "owners"), ("foreign_next", "next_elsewhere", "employments")]

@@ -1,7 +1,7 @@
 //! The program as shipped: Belvo has these people, webhooks arrive, pending refreshes run, analysts see these tables.
 //!
-//! Most tests start the daemon in this process, with the clock in their hand; those about processes (signals, exit codes,
-//! ports, logs) start the built binary. Belvo is the simulator, or a server that says what a fixture holds.
+//! Most tests start the daemon in this process, with the clock in their hand; those about processes (signals, exit
+//! codes, ports, logs) start the built binary. Belvo is the simulator, or a server that says what a fixture holds.
 
 mod answers;
 mod api;

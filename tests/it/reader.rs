@@ -171,8 +171,8 @@ async fn eight_readers_see_whole_snapshots_while_many_are_published_and_the_daem
     assert_eq!(served.terminate(), Some(0));
 }
 
-/// Opens the file every [`POLL`] until `done`: each time it is one snapshot, with each key once. Gives the reads, and the
-/// snapshots that were seen.
+/// Opens the file every [`POLL`] until `done`: each time it is one snapshot, with each key once. Gives the reads, and
+/// the snapshots that were seen.
 fn poll(lake: &Path, done: &AtomicBool) -> (u32, BTreeSet<i64>) {
     let (mut reads, mut snapshots) = (0, BTreeSet::new());
     while !done.load(Ordering::SeqCst) {

@@ -1,7 +1,7 @@
 //! Tables as their readers see them, in one form for every reader: text, exact, comparable.
 //!
-//! Decimals keep their digits, dates are `YYYY-MM-DD`, instants RFC 3339 with six digits and `Z`, lists are JSON, and NULL is
-//! `None`. No value passes through a float.
+//! Decimals keep their digits, dates are `YYYY-MM-DD`, instants RFC 3339 with six digits and `Z`, lists are JSON, and
+//! NULL is `None`. No value passes through a float.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -277,8 +277,8 @@ pub(crate) fn assert_keys_are_unique(tables: &Tables) {
 /// Columns that tell of the latest sighting in a current table, and of a version's first one in its history.
 const SIGHTINGS: [&str; 5] = ["employment_id", "occupation_count", "salary_count", "created_at", "collected_at"];
 
-/// Fails unless each table's history holds the table itself as its open ends, and versions of one key follow one another
-/// without a gap or an overlap, the last one open.
+/// Fails unless each table's history holds the table itself as its open ends, and versions of one key follow one
+/// another without a gap or an overlap, the last one open.
 pub(crate) fn assert_histories_agree(tables: &Tables) {
     for (table, key) in VERSIONED {
         let history = &tables[&format!("{table}_history")];

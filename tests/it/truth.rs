@@ -47,8 +47,9 @@ async fn months_pass_and_the_tables_follow() {
         flow.running.daemon.links.sync().await.unwrap();
         flow.running.until_idle().await;
         publish::publish_in_background(&flow.running.daemon.publisher, Scope::Changed).await.unwrap();
-        // `known_from` also depends on when this program last saw the version before, which the simulator cannot know; and
-        // the job looks again where Belvo was and nothing came, so that the newest list is one that no webhook counted.
+        // `known_from` also depends on when this program last saw the version before, which the simulator cannot know;
+        // and the job looks again where Belvo was and nothing came, so that the newest list is one that no webhook
+        // counted.
         tables::assert_true(&flow.running.tables(), &flow.truth(), &["known_from", "webhook_count"]);
     }
 }
@@ -167,7 +168,8 @@ async fn the_program_and_belvo_as_two_processes_hold_the_same() {
     readers_agree(&site.lake(), &file, &["--duckdb", "2.0.0"]);
 }
 
-/// DuckDB 1.1.3, 1.5.6 and 2.0.0 (unless `more` picks one), pyarrow, polars and pandas, where `make test` has installed them.
+/// DuckDB 1.1.3, 1.5.6 and 2.0.0 (unless `more` picks one), pyarrow, polars and pandas, where `make test` has installed
+/// them.
 fn readers_agree(lake: &Path, truth: &Path, more: &[&str]) {
     let Some(python) = std::env::var_os("VINCULO_READERS") else {
         eprintln!("SKIPPED: the readers; set VINCULO_READERS=$(scripts/readers-python.sh), as `make test` does");

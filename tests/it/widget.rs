@@ -50,7 +50,8 @@ fn request(external_id: &str) -> SessionRequest {
     SessionRequest { external_id: external_id.into(), ..SessionRequest::default() }
 }
 
-/// Belvo's integration checklist: keys, webhook, token, widget, callback, webhooks, data. Two processes, three commands.
+/// Belvo's integration checklist: keys, webhook, token, widget, callback, webhooks, data. Two processes, three
+/// commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_connects_and_is_in_the_tables_without_a_manual_step() {
     let belvo = free_address();

@@ -1,4 +1,5 @@
-//! `GET /data`, `GET /data/{table}`: what readers see, how large it is, what no schema knows, and what each column means.
+//! `GET /data`, `GET /data/{table}`: what readers see, how large it is, what no schema knows, and what each column
+//! means.
 
 use axum::Router;
 use axum::extract::{Path, State};

@@ -1,7 +1,8 @@
-//! `GET /developer` and its orders, beside a simulated Belvo only: its people, what goes wrong, the clock, and events at will.
+//! `GET /developer` and its orders, beside a simulated Belvo only: its people, what goes wrong, the clock, and events
+//! at will.
 //!
-//! The simulator is known by its address alone, below `/_sim/`, as any test would know it. *Promises* that nothing is ever
-//! sent to a Belvo that is not on this machine.
+//! The simulator is known by its address alone, below `/_sim/`, as any test would know it. *Promises* that nothing is
+//! ever sent to a Belvo that is not on this machine.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! `GET /links`, `GET /links/{link_id}` and its orders: a link is found, looked at, refreshed, paused, and given a widget.
+//! `GET /links`, `GET /links/{link_id}` and its orders: a link is found, looked at, refreshed, paused, and given a
+//! widget.
 
 use std::time::Duration;
 

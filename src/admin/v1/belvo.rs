@@ -1,5 +1,5 @@
-//! `POST /v1/widget-sessions`, `POST /v1/links/recollect`, `POST /v1/links/{link_id}/delete`: what is asked of Belvo itself,
-//! for a user, at a price, or for good.
+//! `POST /v1/widget-sessions`, `POST /v1/links/recollect`, `POST /v1/links/{link_id}/delete`: what is asked of Belvo
+//! itself, for a user, at a price, or for good.
 
 use axum::Json;
 use axum::extract::{Path, Request, State};

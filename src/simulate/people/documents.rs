@@ -10,7 +10,8 @@ pub(crate) fn cnpj(root: &str, branch: u32) -> String {
     with_check_digits(format!("{root}{branch:04}"), &CNPJ_WEIGHTS)
 }
 
-/// The eight characters that name the employer `number`; every eighth has letters, as new ones may have since July 2026.
+/// The eight characters that name the employer `number`; every eighth has letters, as new ones may have since July
+/// 2026.
 pub(crate) fn cnpj_root(number: u32) -> String {
     if number % 8 == 5 {
         let letter = char::from(b'A' + u8::try_from(number / 8 % 26).expect("below 26"));

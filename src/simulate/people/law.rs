@@ -1,8 +1,8 @@
 //! What the law fixes: the minimum wage, INSS contributions and the currency of each month.
 //!
-//! From 2017 on contributions follow the published tables. The register shows pay since 1990, so for the years before the
-//! tables of 2017 are scaled by the minimum wage: close enough for people who never lived. Months after the last table
-//! use it until a new one is added.
+//! From 2017 on contributions follow the published tables. The register shows pay since 1990, so for the years before
+//! the tables of 2017 are scaled by the minimum wage: close enough for people who never lived. Months after the last
+//! table use it until a new one is added.
 
 #![allow(clippy::inconsistent_digit_grouping, reason = "amounts are in cents, and the last group shows them")]
 

@@ -1,10 +1,10 @@
 //! People with lives worth analysing, none of whom ever lived.
 //!
-//! *Takes* a seed and a person's number. *Gives* a [`Person`]: the whole life up to [`career::HORIZON`], each fact with the
-//! day since which the register shows it; [`Person::seen`] cuts it to what the register shows on one day.
+//! *Takes* a seed and a person's number. *Gives* a [`Person`]: the whole life up to [`career::HORIZON`], each fact with
+//! the day since which the register shows it; [`Person::seen`] cuts it to what the register shows on one day.
 //!
-//! *Promises* that person *i* depends on (seed, *i*) alone, and that what is seen depends on the day alone: advancing the
-//! clock one month twice is advancing it two months once. *Not here*: links, ids of records, JSON.
+//! *Promises* that person *i* depends on (seed, *i*) alone, and that what is seen depends on the day alone: advancing
+//! the clock one month twice is advancing it two months once. *Not here*: links, ids of records, JSON.
 
 pub(super) mod archetypes;
 pub(super) mod career;

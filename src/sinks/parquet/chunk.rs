@@ -1,8 +1,8 @@
 //! The cells of one column in one row group → the pages of a Parquet column chunk.
 //!
-//! `parquet`'s own writer looks each cell up in a table of values, and gives each decimal a piece of memory of its own; with
-//! it, writing took longer than flattening. Here a text that comes again costs a comparison of two numbers, because it
-//! comes as the number of a text already.
+//! `parquet`'s own writer looks each cell up in a table of values, and gives each decimal a piece of memory of its own;
+//! with it, writing took longer than flattening. Here a text that comes again costs a comparison of two numbers,
+//! because it comes as the number of a text already.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash};
@@ -221,7 +221,8 @@ struct Dictionary<V> {
 }
 
 impl<V: Distinct> Dictionary<V> {
-    /// Appends the cells that are not NULL; `number` gives the number of each, for equal ones that follow each other once.
+    /// Appends the cells that are not NULL; `number` gives the number of each, for equal ones that follow each other
+    /// once.
     fn append<C: Copy + PartialEq>(
         &mut self,
         cells: &[C],
@@ -514,8 +515,8 @@ impl<'c> Pages<'c> {
         self.put(page, size).map(drop)
     }
 
-    /// Writes all cells, which take up to `width` bytes each: `append` appends the next ones that are not NULL, as many as it
-    /// is told, to a page.
+    /// Writes all cells, which take up to `width` bytes each: `append` appends the next ones that are not NULL, as many
+    /// as it is told, to a page.
     fn write_cells(
         &mut self,
         cells: &mut Cells<'_>,

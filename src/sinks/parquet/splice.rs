@@ -1,10 +1,10 @@
 //! A sorted file and the rows that are new → the sorted file with them, where most rows only pass by.
 //!
-//! Whoever sorts and writes a million rows because ten thousand are new does a hundred times the work. Here each column is
-//! carried over by itself, without a look at what it means, and several at a time.
+//! Whoever sorts and writes a million rows because ten thousand are new does a hundred times the work. Here each column
+//! is carried over by itself, without a look at what it means, and several at a time.
 //!
-//! *Takes* two files with the same columns, each sorted by a key of two texts. *Gives* a third. *Promises* memory for a few
-//! row groups, however long the files are. *Not here*: which rows are new, and who wrote them.
+//! *Takes* two files with the same columns, each sorted by a key of two texts. *Gives* a third. *Promises* memory for a
+//! few row groups, however long the files are. *Not here*: which rows are new, and who wrote them.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -36,12 +36,13 @@ const MOST_WORKERS: usize = 4;
 /// What tells rows apart.
 pub type Key<'k> = [&'k [u8]; 2];
 
-/// Writes into `out` all rows of `new`, and those of `earlier` for whose key `stays` holds, which is not for any in `new`. The
-/// texts of a row's key are in the columns `key`, and rows stand in their order in all three files. Gives the number of rows.
+/// Writes into `out` all rows of `new`, and those of `earlier` for whose key `stays` holds, which is not for any in
+/// `new`. The texts of a row's key are in the columns `key`, and rows stand in their order in all three files. Gives
+/// the number of rows.
 ///
 /// # Errors
-/// [`Error::File`]; [`Error::Parquet`] also when the files do not have the same columns, or one has a row without a key, or
-/// both have a row with the same one.
+/// [`Error::File`]; [`Error::Parquet`] also when the files do not have the same columns, or one has a row without a
+/// key, or both have a row with the same one.
 pub fn splice(
     [earlier, new]: [&Path; 2],
     out: &Path,
@@ -90,9 +91,9 @@ pub fn splice(
     Ok(rows)
 }
 
-/// Makes the finished `file` readable for those who have not heard of the total order of IEEE 754. `parquet` names it as the
-/// order of least and greatest values in each column of floats, and most readers from before 2026 then refuse the whole file.
-/// Such columns have no least and greatest values here, so that their order says nothing.
+/// Makes the finished `file` readable for those who have not heard of the total order of IEEE 754. `parquet` names it
+/// as the order of least and greatest values in each column of floats, and most readers from before 2026 then refuse
+/// the whole file. Such columns have no least and greatest values here, so that their order says nothing.
 fn order_by_type(file: &File, columns: usize) -> Result<()> {
     // In Thrift's compact protocol: field 1 or 2 of a union, and in it a struct without fields.
     const BY_TYPE: [u8; 3] = [0x1c, 0, 0];
@@ -110,8 +111,8 @@ fn order_by_type(file: &File, columns: usize) -> Result<()> {
     Ok(file.write_all_at(&BY_TYPE.repeat(columns), at)?)
 }
 
-/// The columns of two files, each of which may be NULL: DuckDB says of those that never were so in one file that they never
-/// are, and readers that take all files of a table to be like the first would read a NULL of another as 0.
+/// The columns of two files, each of which may be NULL: DuckDB says of those that never were so in one file that they
+/// never are, and readers that take all files of a table to be like the first would read a NULL of another as 0.
 fn common(a: &TypePtr, b: &TypePtr) -> Result<TypePtr> {
     let (of_a, of_b) = (a.get_basic_info(), b.get_basic_info());
     let is_alike = |a: &Schema, b: &Schema| match (a, b) {
