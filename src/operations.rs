@@ -354,7 +354,9 @@ impl Operations {
             this.settled.send_replace(());
             report.failed(Code::LinkCooling.name(), outcome.cooling as u64);
             report.failed("link_unfit", outcome.unfit as u64);
-            outcome.failed.iter().for_each(|(code, count)| report.failed(code, *count as u64));
+            for (code, count) in outcome.failed {
+                report.failed(code, count as u64);
+            }
             this.follow_recollects(outcome.asked, &report).await?;
             this.until_published().await
         };

@@ -122,7 +122,9 @@ impl Worker {
                 match self.claim(lane, is_reversed, starts.len()).await {
                     Ok(claimed) => self.start(claimed, starts, &mut running),
                     Err(error) => {
-                        starts.into_iter().for_each(|start| start.permit.unused());
+                        for start in starts {
+                            start.permit.unused();
+                        }
                         tracing::error!(code = error.code(), "the queue could not be read: {error}");
                         tokio::time::sleep(QUEUE_PAUSE).await;
                     }

@@ -96,8 +96,8 @@ pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &G
     Ok(run)
 }
 
-/// Ends a command that had `run` carried out: complains of what failed, has what came of it told, and gives what the program
-/// ends with. Of a run that a signal left behind nothing is told.
+/// Ends a command that had `run` carried out: complains of what failed, has what came of it told, and gives what the
+/// program ends with. Of a run that a signal left behind nothing is told.
 ///
 /// # Errors
 /// Those of stderr, and of `tell`.

@@ -101,7 +101,9 @@ impl Operations {
             let (done, failed, waiting) = self.store.read(move |tx| look(tx, wanted, since, now)).await?;
             let look = begun.elapsed();
             report.add_done(done);
-            failed.iter().for_each(|(code, count)| report.failed(code, *count));
+            for (code, count) in failed {
+                report.failed(&code, count);
+            }
             if waiting.is_empty() {
                 return Ok(());
             }

@@ -61,7 +61,10 @@ pub(super) fn choose(tx: &Tx<'_>, claim: &ClaimRequest, now: Timestamp) -> Resul
                 "SELECT link_id, resource, due_at FROM refreshes WHERE priority = $1 AND due_at <= $2 AND lease IS NULL \
                  ORDER BY due_at LIMIT $3",
                 args![priority.number(), now, limit],
-                |row| Ok(DueRefresh { link_id: row.link_id(0)?, resource: read_resource(row.str(1)?)?, due_at: row.at(2)? }),
+                |row| {
+                    let (link_id, resource) = (row.link_id(0)?, read_resource(row.str(1)?)?);
+                    Ok(DueRefresh { link_id, resource, due_at: row.at(2)? })
+                },
             )?
             .into();
         for refresh in line.iter() {
