@@ -507,6 +507,23 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_is_empty_is_no_empty_list() {
+        const NAME: &str = "VINCULO_WEBHOOK__ALLOW_IPS";
+        let any = load("", &[(NAME, "[]")], Needs::default()).unwrap();
+        assert!(any.webhook.allow_ips.is_empty());
+        for empty in ["", " "] {
+            let said = errors("", &[(NAME, empty)], Needs::default());
+            assert!(said.contains(NAME) && said.contains("a list of IP addresses"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_number_beyond_all_bounds_is_told_with_its_line() {
+        let said = errors("[belvo]\npage_size = 99999999999999999999\n", &[], Needs::default());
+        assert!(said.contains("line 2 has a whole number that is too large"), "{said}");
+    }
+
+    #[test]
     fn the_default_file_read_as_a_file_is_the_default() {
         let from_file = load(DEFAULT, &[], Needs::default()).unwrap();
         let compiled = load("", &[], Needs::default()).unwrap();

@@ -14,12 +14,44 @@ pub const FILE: &str = "vinculo.duckdb";
 /// Memory for DuckDB where it works beside others. One that writes a file goes on in temporary files beyond it.
 pub const LITTLE_MEMORY: &str = "96MiB";
 
+/// Why there is no published database to read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unpublished {
+    /// There is none.
+    #[error(
+        "nothing is published in {0}: run `vinculo serve` or `vinculo publish` first, with \"duckdb\" in lake.sinks"
+    )]
+    Nothing(PathBuf),
+    /// Nobody can say whether there is one.
+    #[error("the lake in {path} cannot be read: {source}; let this user read there, or run this as one who may")]
+    Unreadable {
+        /// The folder of the lake.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Unpublished {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Nothing(_) => "nothing_published",
+            Self::Unreadable { .. } => "lake_not_readable",
+        }
+    }
+}
+
 /// The database of the snapshot that is current now: whoever asks several questions asks one snapshot.
 ///
 /// # Errors
-/// The system's, when none is published.
-pub fn published(lake: &Path) -> io::Result<PathBuf> {
-    std::fs::canonicalize(lake.join(FILE))
+/// [`Unpublished`].
+pub fn published(lake: &Path) -> Result<PathBuf, Unpublished> {
+    let path = || lake.to_owned();
+    std::fs::canonicalize(lake.join(FILE)).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Unpublished::Nothing(path()),
+        _ => Unpublished::Unreadable { path: path(), source },
+    })
 }
 
 /// Opens a published database for reading. Nothing else can be read or loaded through it, and nothing personal is
@@ -105,6 +137,16 @@ pub fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lake_in_which_nothing_stands_is_told_from_one_that_cannot_be_looked_into() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(published(folder.path()).unwrap_err().code(), "nothing_published");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = published(&file).unwrap_err();
+        assert!(error.code() == "lake_not_readable" && error.to_string().contains("Not a directory"), "{error}");
+    }
 
     #[test]
     fn a_file_is_read_whatever_its_folders_are_called_and_no_other_one() {

@@ -144,7 +144,7 @@ pub enum Refused {
     #[error("{0}")]
     NotALinkId(#[from] crate::link_id::NotALinkId),
     /// There is no such job.
-    #[error("there is no job {name}; there are {known}")]
+    #[error("there is no job {name}; there are: {known}")]
     NoJob {
         /// What was asked for.
         name: String,
@@ -283,6 +283,7 @@ impl Operations {
             Order::Job(name) => {
                 if !self.jobs.knows(&name) {
                     let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
+                    let known = if known.is_empty() { "none".to_owned() } else { known };
                     return Err(Refused::NoJob { name, known });
                 }
                 let work = |report| this.run_job(name.clone(), report);

@@ -26,9 +26,9 @@ mod cells;
 mod delta;
 mod error;
 mod handover;
-mod held;
 pub mod integrity;
 mod output;
+mod own_lake;
 mod pace;
 mod partitions;
 mod pii;
@@ -37,7 +37,7 @@ mod stage;
 mod tables;
 
 pub use error::{Error, Unpublished};
-pub use held::{Departure, OwnLake};
+pub use own_lake::{Departure, OwnLake};
 pub use pace::{Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 

@@ -172,7 +172,10 @@ fn folders(config: &Config, report: &mut Report) {
         // A backup needs as much as the state, and a rebuild as much as the lake.
         let wanted = LITTLE_FREE.max(size_of(state));
         let told = format!("{} MiB are free under {}", grouped(free >> 20), there.display());
-        let mend = "free space there, or point the key at a larger disk: `vinculo backup` and `restore` move the state";
+        let mend = match key {
+            "state.url" => "free space there, or name a larger disk: `vinculo backup` and `restore` move the state",
+            _ => "free space there, or name a larger disk: `vinculo publish` writes the lake anew there",
+        };
         match free {
             0..LEAST_FREE => report.add(Level::Error, "disk_full", format!("{key}: only {told}"), mend, Exit::Failed),
             free if free < wanted => report.warn("disk_low", format!("{key}: {told}"), mend),

@@ -6,7 +6,9 @@ use super::work::Signal;
 use crate::belvo::{Code, Failure, Trouble};
 use crate::config::ConfigErrors;
 use crate::operations::Refused;
-use crate::{admin, backup, delete, erase, links, publish, refresh, restore, store, subject, tombstones, widget};
+use crate::{
+    admin, backup, database, delete, erase, links, publish, refresh, restore, store, subject, tombstones, widget,
+};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,7 @@ impl Exit {
             | "no_pepper"
             | "lake_not_writable"
             | "lake_missing"
+            | "lake_not_readable"
             | "tombstones_not_usable"
             | "invalid_widget_config" => Self::Config,
             "invalid_request" => Self::Usage,
@@ -96,6 +99,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     let code = code.or_else(|| cause.downcast_ref().map(admin::client::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(widget::Error::code));
     let code = code.or_else(|| cause.downcast_ref().map(delete::Error::code));
+    let code = code.or_else(|| cause.downcast_ref().map(database::Unpublished::code));
     code.map(Exit::of_code)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use chrono::{Months, NaiveDate};
@@ -150,18 +150,8 @@ fn tell(run: &Run, left_out: u64, config: &Config, global: &Global) -> anyhow::R
     Ok(())
 }
 
-/// The published database, which a publish meanwhile does not take away.
-fn database(config: &Config) -> anyhow::Result<PathBuf> {
-    database::published(&config.lake.path).with_context(|| {
-        format!(
-            "nothing is published in {}: run `vinculo publish` first, with \"duckdb\" in lake.sinks",
-            config.lake.path.display()
-        )
-    })
-}
-
 fn explain(args: &Explain, config: &Config, global: &Global) -> anyhow::Result<Exit> {
-    let file = database(config)?;
+    let file = database::published(&config.lake.path)?;
     let run = if let Some(run) = published_run(&file, args)? {
         run
     } else {

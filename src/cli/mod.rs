@@ -221,12 +221,16 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 /// Ends the program as a wrong command line does, or with the help that was asked for.
 fn refuse(error: &clap::Error) -> ! {
     if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
-        let text = error.to_string();
-        let text = text.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned();
-        tell(&anyhow::anyhow!(text), Exit::Usage, true);
+        tell(&anyhow::anyhow!(mistake(&error.to_string())), Exit::Usage, true);
         std::process::exit(Exit::Usage as i32);
     }
     error.exit()
+}
+
+/// What is wrong with a command line, in one line, of the text that tells it: what comes after is how to write it.
+fn mistake(text: &str) -> String {
+    let lines = text.trim_start_matches("error: ").lines().map(str::trim);
+    lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
@@ -267,6 +271,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_in_one_line_with_all_that_is_wrong() {
+        let wrong = Cli::command().try_get_matches_from(["vinculo", "refresh"]).unwrap_err().to_string();
+        let told = mistake(&wrong);
+        assert!(told.starts_with("the following required arguments were not provided: <--"), "{told}");
+        assert!(!told.contains('\n') && !told.contains("Usage"), "{told}");
     }
 
     #[test]

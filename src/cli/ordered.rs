@@ -97,7 +97,7 @@ pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &G
 }
 
 /// Ends a command that had `run` carried out: complains of what failed, has what came of it told, and gives what the
-/// program ends with. Of a run that a signal left behind nothing is told.
+/// program ends with. Of a run that a signal left behind nobody knows more than that.
 ///
 /// # Errors
 /// Those of stderr, and of `tell`.
@@ -106,9 +106,12 @@ pub fn finish(
     global: &Global,
     tell: impl FnOnce(&Run) -> anyhow::Result<()>,
 ) -> anyhow::Result<Exit> {
-    if let Some(run) = run {
-        complain(run, global)?;
-        tell(run)?;
+    match run {
+        Some(run) => {
+            complain(run, global)?;
+            tell(run)?;
+        }
+        None => say_error("interrupted before it was known what came of it", "interrupted", Exit::Interrupted, global)?,
     }
     Ok(exit(run))
 }
@@ -160,13 +163,15 @@ pub fn exit(run: Option<&Run>) -> Exit {
 /// Those of stderr.
 pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
     let Some((what, code)) = complaint(run) else { return Ok(()) };
+    let is_told = global.json || run.message.is_some() || run.kind == Kind::Replay.name();
+    if is_told { say_error(&what, code, exit(Some(run)), global) } else { Ok(()) }
+}
+
+fn say_error(what: &str, code: &str, exit: Exit, global: &Global) -> io::Result<()> {
     if global.json {
-        let exit = exit(Some(run)) as u8;
-        writeln!(streams::err(), "{}", serde_json::json!({ "error": what, "code": code, "exit_code": exit }))
-    } else if run.message.is_some() || run.kind == Kind::Replay.name() {
-        writeln!(streams::err(), "error: {what} ({code})")
+        writeln!(streams::err(), "{}", serde_json::json!({ "error": what, "code": code, "exit_code": exit as u8 }))
     } else {
-        Ok(())
+        writeln!(streams::err(), "error: {what} ({code})")
     }
 }
 

@@ -95,12 +95,7 @@ pub fn ask(connection: &Connection, sql: &str, form: Form, out: &mut impl Write)
 
 /// The published database.
 fn open(lake: &Path) -> anyhow::Result<Connection> {
-    let Ok(path) = database::published(lake) else {
-        bail!(
-            "nothing is published in {}: run `vinculo serve` or `vinculo publish` first, with \"duckdb\" in lake.sinks",
-            lake.display()
-        );
-    };
+    let path = database::published(lake)?;
     database::open(&path)
         .with_context(|| format!("{} cannot be read; `vinculo rebuild` writes it anew", path.display()))
 }

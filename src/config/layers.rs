@@ -127,7 +127,12 @@ impl Settings {
                 self.is_unread = true;
                 let at = error.span().map_or(0, |span| span.start);
                 let line = text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
-                let what = format!("line {line} is not TOML: {}", error.message().lines().next().unwrap_or_default());
+                let what = match error.message().lines().next().unwrap_or_default() {
+                    message if message.starts_with("invalid type: integer") => {
+                        format!("line {line} has a whole number that is too large for any key")
+                    }
+                    message => format!("line {line} is not TOML: {message}"),
+                };
                 self.mistakes.push(Mistake::new(&origin, "", what, "mend that line"));
             }
         }
@@ -175,6 +180,8 @@ impl Settings {
         let as_toml = || format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
         let value = match self.defaults.get(key) {
             Some(Value::Array(_)) if text.trim_start().starts_with('[') => as_toml(),
+            // A variable that was never filled must not turn off what an empty list turns off.
+            Some(Value::Array(_)) if text.trim().is_empty() => None,
             Some(Value::Array(_)) => Some(Value::Array(
                 text.split(',')
                     .map(str::trim)

@@ -122,7 +122,9 @@ fn add_texts(value: &str, depth: u32, traces: &mut Traces) {
             }
         }
     } else if let Some(items) = json::items(value) {
-        items.into_iter().for_each(|item| add_texts(item, depth, traces));
+        for item in items {
+            add_texts(item, depth, traces);
+        }
     }
 }
 

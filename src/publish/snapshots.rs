@@ -179,10 +179,7 @@ impl Lake {
     /// # Errors
     /// [`Error::Folder`].
     pub(super) fn make(&self) -> Result<(), Error> {
-        for folder in [&self.path, &self.snapshots(), &self.staging()] {
-            DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(|source| Error::at(folder, source))?;
-        }
-        Ok(())
+        [&self.path, &self.snapshots(), &self.staging()].into_iter().try_for_each(|folder| make_folder(folder))
     }
 
     /// The lake at `path`, to look at only.
@@ -251,7 +248,7 @@ impl Lake {
         if folder.exists() {
             remove(&folder)?;
         }
-        DirBuilder::new().mode(0o750).create(&folder).map_err(|source| Error::at(&folder, source))?;
+        make_folder(&folder)?;
         Ok(Staging { snapshot, folder })
     }
 
@@ -491,6 +488,16 @@ const SYNCS_AT_ONCE: usize = 8;
 /// Modes of folders and files for their owner and group, and of those for their owner alone.
 const SEALED: (u32, u32) = (0o750, 0o440);
 const SEALED_PII: (u32, u32) = (0o700, 0o400);
+
+/// Makes a folder for its owner and group, whatever the umask of who publishes, unless it is there.
+fn make_folder(folder: &Path) -> Result<(), Error> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let made = DirBuilder::new().recursive(true).mode(SEALED.0).create(folder);
+    made.and_then(|()| fs::set_permissions(folder, Permissions::from_mode(SEALED.0)))
+        .map_err(|source| Error::at(folder, source))
+}
 
 /// Makes the files among and below these read-only, and waits until all is on the disk.
 fn seal(found: Vec<(PathBuf, Metadata)>) -> Result<(), Error> {

@@ -20,9 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// # Errors
 /// [`Error::Missing`], [`Error::Database`].
 pub fn copy(path: &Path, to: &Path) -> Result<(), Error> {
-    if !path.exists() {
-        return Err(Error::Missing(path.to_owned()));
-    }
+    super::find(path)?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(super::BUSY_TIMEOUT)?;
     connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;

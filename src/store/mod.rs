@@ -93,7 +93,7 @@ pub enum Error {
     #[error("there is no state at {0}: run `vinculo serve` or `vinculo refresh` first")]
     Missing(PathBuf),
     /// A folder or file of the state cannot be used.
-    #[error("the state folder {path} cannot be used: {source}; make it a folder that this user may write")]
+    #[error("the state cannot be used at {path}: {source}; let this user read and write there")]
     Folder {
         /// The folder or file.
         path: PathBuf,
@@ -425,9 +425,7 @@ impl Readers {
     }
 
     fn connect(&self) -> Result<Connection, Error> {
-        if !self.path.exists() {
-            return Err(Error::Missing(self.path.clone()));
-        }
+        find(&self.path)?;
         let connection = Connection::open_with_flags(
             &self.path,
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -438,6 +436,21 @@ impl Readers {
             keys::check(&connection, self.keys.as_ref())?;
         }
         Ok(connection)
+    }
+}
+
+/// Looks for the state at `path`. It is not opened for that: closing it would take away the locks of others in this process.
+///
+/// # Errors
+/// [`Error::Missing`] when there is none, [`Error::Folder`] when this user may not read it.
+fn find(path: &Path) -> Result<(), Error> {
+    use rustix::fs::{Access, access};
+    use rustix::io::Errno;
+
+    match access(path, Access::READ_OK) {
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT) => Err(Error::Missing(path.to_owned())),
+        Err(error) => Err(Error::Folder { path: path.to_owned(), source: error.into() }),
     }
 }
 
@@ -609,6 +622,19 @@ mod tests {
         assert_eq!(refused.code(), "state_held");
         assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
         drop(store);
+    }
+
+    #[test]
+    fn a_state_that_is_not_there_is_told_from_one_that_cannot_be_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        for (path, code) in [(folder.path().join("state.db"), "state_missing"), (file.join("state.db"), "state_folder")]
+        {
+            let read = Readers::of(&path).read(|_| Ok::<_, Error>(()));
+            assert_eq!(read.unwrap_err().code(), code);
+            assert_eq!(copy(&path, &folder.path().join("copy")).unwrap_err().code(), code);
+        }
     }
 
     #[test]

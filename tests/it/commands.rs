@@ -1,9 +1,11 @@
 //! The commands as their users type them.
 
+use std::process::Command;
+
 use clap::CommandFactory;
 use vinculo::cli::Cli;
 
-use crate::binary::{Simulate, free_address, run, vinculo};
+use crate::binary::{Simulate, Site, free_address, run, vinculo};
 
 /// Every command that there is.
 fn commands() -> Vec<String> {
@@ -86,4 +88,21 @@ fn the_simulator_has_its_people_connected_unless_told_otherwise_and_says_that_it
     assert_eq!(connected.interrupt(), Some(130));
     let refused = run(vinculo().args(["simulate", "--fault", "AP11"]));
     assert!(refused.code == Some(2) && refused.err.contains("plain HTTP"), "{refused:?}");
+}
+
+#[test]
+fn the_lake_is_for_its_group_whatever_the_umask_of_who_publishes() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let site = Site::new(free_address(), &[]);
+    let publish = site.command(&["publish"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(publish.get_program()).args(publish.get_args());
+    let ended = run(&mut command);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let snapshot = std::fs::canonicalize(site.lake().join("current")).unwrap();
+    for folder in [site.lake().as_path(), snapshot.parent().unwrap(), &snapshot] {
+        let mode = folder.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o750, "{}", folder.display());
+    }
 }
