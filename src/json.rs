@@ -128,7 +128,7 @@ impl<'j> Fields<'j> {
         text(self.get(name)?)
     }
 
-    /// All of them, as they came.
+    /// All of them.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &'j str)> {
         self.0.iter().map(|(name, value)| (&**name, *value))
     }

@@ -213,9 +213,9 @@ pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timest
     Ok(())
 }
 
-/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. The webhook's count
-/// is forgotten, because it is about the list that the webhook asked for and not about later ones; but a count of 0
-/// stays as long as lists are empty, because a second empty one has to agree. If the link is paused, it is looked up
+/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. Unless
+/// another fetch is wanted, the webhook's count is forgotten, because it is about the list that the webhook asked for and
+/// not about later ones; but a count of 0 stays as long as lists are empty, because a second empty one has to agree. If the link is paused, it is looked up
 /// again.
 ///
 /// # Errors

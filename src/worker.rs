@@ -337,7 +337,10 @@ impl Worker {
         let resource = refresh.resource;
         let ended = self.refusals.end(resource.name, &refresh.link_id);
         let is_over_for_all = |code: &Code| {
-            *code == OF_THE_ACCOUNT || (code.decision(), code.trouble()) == (Decision::Retry, Trouble::Down)
+            // What an institution does is no matter of other links.
+            let is_of_belvo = !matches!(code, Code::InstitutionDown | Code::InstitutionRefuses);
+            *code == OF_THE_ACCOUNT
+                || is_of_belvo && (code.decision(), code.trouble()) == (Decision::Retry, Trouble::Down)
         };
         for code in ended.into_iter().filter(is_over_for_all) {
             self.try_again(resource, code).await;

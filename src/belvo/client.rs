@@ -438,10 +438,11 @@ impl Client {
 
     /// The body, or the code of what went wrong.
     async fn body(&self, mut response: Response, limit: u64) -> Result<Bytes, Code> {
-        if response.content_length().is_some_and(|length| length > limit) {
+        let announced = response.content_length();
+        if announced.is_some_and(|length| length > limit) {
             return Err(Code::TooLarge);
         }
-        let length = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
+        let length = usize::try_from(announced.unwrap_or(0)).unwrap_or(usize::MAX);
         let mut body = Vec::with_capacity(length.min(SMALL_BODY));
         let mut part = None;
         loop {
@@ -453,15 +454,15 @@ impl Client {
                 return Err(Code::TooLarge);
             }
             if part.is_none() && body.len() + chunk.len() > SMALL_BODY {
-                part = self.part_of_large_bodies(limit).await;
+                part = self.part_of_large_bodies(announced.unwrap_or(limit)).await;
             }
             body.extend_from_slice(&chunk);
         }
     }
 
-    /// Waits for the part of a body that may come to `limit` bytes, or for all there is.
-    async fn part_of_large_bodies(&self, limit: u64) -> Option<SemaphorePermit<'_>> {
-        let part = u32::try_from(limit.div_ceil(1 << 20)).map_or(LARGE_BODIES, |mib| mib.min(LARGE_BODIES));
+    /// Waits for the part of a body that may come to `size` bytes, or for all there is.
+    async fn part_of_large_bodies(&self, size: u64) -> Option<SemaphorePermit<'_>> {
+        let part = u32::try_from(size.div_ceil(1 << 20)).map_or(LARGE_BODIES, |mib| mib.min(LARGE_BODIES));
         // Nobody closes it.
         self.0.large_bodies.acquire_many(part).await.ok()
     }

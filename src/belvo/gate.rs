@@ -6,7 +6,7 @@
 //! somebody waits goes first, and no longer waits once another was in vain.
 //! *Not here*: how many calls may leave ([`super::budget`]), and when one refresh is tried again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -22,7 +22,9 @@ const REFUSALS: u32 = 3;
 const KEYS_AGAIN: Duration = Duration::from_secs(45);
 /// Different requests that failed in a row, after which Belvo counts as down.
 const FAILING: usize = 5;
-/// Requests that failed while others were answered, of which so many are remembered.
+/// A request that failed on so many occasions, with others answered in between, says nothing of Belvo.
+const OCCASIONS: u8 = 3;
+/// So many requests are remembered that failed while others were answered.
 const MOST_BAD: usize = 1_000;
 /// First pause between two calls to a Belvo that is down. It doubles each time.
 const PROBE_FIRST: Duration = Duration::from_secs(3);
@@ -82,8 +84,8 @@ struct State {
     refusals: u32,
     /// Requests that failed since the last answer, as far as that says something of Belvo.
     failing: HashSet<u64>,
-    /// Requests that failed last, while others were answered: they say nothing of Belvo, also when those are quiet.
-    bad: HashSet<u64>,
+    /// On how many occasions requests failed while others were answered, since they were answered themselves.
+    bad: HashMap<u64, u8>,
     found: Down,
     /// How often the keys were found to be refused, so that all calls pause.
     keys_refused: u64,
@@ -92,7 +94,7 @@ struct State {
 impl State {
     fn new(mode: Mode) -> Self {
         let found = Down { code: Code::ApiDown, found: 0 };
-        Self { mode, refusals: 0, failing: HashSet::new(), bad: HashSet::new(), found, keys_refused: 0 }
+        Self { mode, refusals: 0, failing: HashSet::new(), bad: HashMap::new(), found, keys_refused: 0 }
     }
 
     fn down(&self) -> Option<Down> {
@@ -275,7 +277,10 @@ impl State {
                 if self.bad.len() + self.failing.len() > MOST_BAD {
                     self.bad.clear();
                 }
-                self.bad.extend(self.failing.drain());
+                for failed in self.failing.drain() {
+                    let occasions = self.bad.entry(failed).or_default();
+                    *occasions = occasions.saturating_add(1);
+                }
                 self.bad.remove(&request);
                 self.refusals = 0;
                 self.mode = Mode::Open;
@@ -291,7 +296,8 @@ impl State {
             }
             Ending::Failed(code) => {
                 self.found.code = code;
-                if self.failing.len() < FAILING && !self.bad.contains(&request) {
+                let is_bad = self.bad.get(&request).is_some_and(|occasions| *occasions >= OCCASIONS);
+                if self.failing.len() < FAILING && !is_bad {
                     self.failing.insert(request);
                 }
                 self.mode = match self.mode {
@@ -440,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_while_others_were_answered_says_nothing_of_belvo_until_it_is_answered_itself() {
+    fn what_fails_again_and_again_while_others_are_answered_says_nothing_of_belvo_until_it_is_answered_itself() {
         let (mut state, now) = (state(), Instant::now());
         let fail = |state: &mut State, requests: std::ops::Range<u64>| {
             for request in requests {
@@ -448,10 +454,15 @@ mod tests {
             }
             matches!(state.mode, Mode::Down { .. })
         };
-        assert!(fail(&mut state, 0..5), "nobody knows better yet");
-        state.note(99, Ending::Answered, now);
+        for _ in 0..OCCASIONS {
+            assert!(
+                fail(&mut state, 0..5),
+                "nobody knows better yet, as in an outage that Belvo gets through in parts"
+            );
+            state.note(99, Ending::Answered, now);
+        }
         for _ in 0..9 {
-            assert!(!fail(&mut state, 0..5), "others were answered");
+            assert!(!fail(&mut state, 0..5), "others were answered, each time");
         }
         // Those others count, and so does one that has been answered since.
         assert!(!fail(&mut state, 10..14));

@@ -100,7 +100,7 @@ pub async fn follow_here(daemon: &Daemon, order: Order, parts: Parts, global: &G
 /// program ends with. Of a run that a signal left behind nobody knows more than that.
 ///
 /// # Errors
-/// Those of stderr, and of `tell`.
+/// Those of `tell`.
 pub fn finish(
     run: Option<&Run>,
     global: &Global,
@@ -119,7 +119,7 @@ pub fn finish(
 /// Like [`finish`], of a run that is told in one `line`, unless it failed as a whole; to machines as it is.
 ///
 /// # Errors
-/// Those of stderr and stdout.
+/// Those of stdout.
 pub fn finish_with_line(run: Option<&Run>, global: &Global, line: impl FnOnce(&Run) -> String) -> anyhow::Result<Exit> {
     finish(run, global, |run| {
         let out = &mut streams::out();
@@ -160,7 +160,7 @@ pub fn exit(run: Option<&Run>) -> Exit {
 /// in the result of the others what of it failed.
 ///
 /// # Errors
-/// Those of stderr.
+/// None: what cannot be said is not said.
 pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
     let Some((what, code)) = complaint(run) else { return Ok(()) };
     let is_told = global.json || run.message.is_some() || run.kind == Kind::Replay.name();

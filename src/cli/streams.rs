@@ -38,9 +38,10 @@ impl<W> Patient<W> {
     /// What `written` came to; `otherwise` where its failure is forgiven.
     fn judge<T>(&self, written: io::Result<T>, otherwise: T) -> io::Result<T> {
         match written {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe || !self.is_result => Ok(otherwise),
             // To be tried again by whoever writes.
-            Err(error) if error.kind() != ErrorKind::Interrupted => {
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe || !self.is_result => Ok(otherwise),
+            Err(error) => {
                 let what = format!("the result cannot be written to standard output: {error}");
                 Err(io::Error::new(error.kind(), what))
             }

@@ -1,6 +1,6 @@
 //! `vinculo subject`: everything held on one link or person, as JSON. That it was read out is in the audit.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -85,7 +85,7 @@ fn published(path: &Path, links: &[String]) -> anyhow::Result<Map<String, Value>
     let Some(manifest) = lake.current() else {
         // An export must not look whole when nobody knows what else there is.
         ensure!(
-            path.join("current").symlink_metadata().is_err(),
+            matches!(path.join("current").symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound),
             "the manifest of the current snapshot in {} cannot be read: `vinculo verify` says what is wrong with it, \
              `vinculo rebuild` writes it anew",
             path.display()

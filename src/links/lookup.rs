@@ -364,9 +364,10 @@ impl Directory {
                     ],
                 )?;
                 let known = "SELECT coalesce(status, '') FROM links WHERE link_id = $1";
-                // A link that was being deleted is deleted now, and not merely unknown.
                 let status = match tx.one(known, args![&id], |row| row.text(0))?.as_deref() {
-                    Some(DELETING | DELETED) => DELETED,
+                    // Whoever has it deleted finds out whether it is gone: one answer is not enough for that.
+                    Some(DELETING) => return Ok(()),
+                    Some(DELETED) => DELETED,
                     _ => NOT_FOUND,
                 };
                 note_status(tx, &id, status, asked_at)

@@ -491,12 +491,15 @@ const SEALED_PII: (u32, u32) = (0o700, 0o400);
 
 /// Makes a folder for its owner and group, whatever the umask of who publishes, unless it is there.
 fn make_folder(folder: &Path) -> Result<(), Error> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let made = DirBuilder::new().recursive(true).mode(SEALED.0).create(folder);
-    made.and_then(|()| fs::set_permissions(folder, Permissions::from_mode(SEALED.0)))
-        .map_err(|source| Error::at(folder, source))
+    let make = || {
+        DirBuilder::new().recursive(true).mode(SEALED.0).create(folder)?;
+        // Only then: it would take away the bit that gives what is made in it to the group of the lake.
+        if folder.metadata()?.mode() & 0o777 != SEALED.0 {
+            fs::set_permissions(folder, Permissions::from_mode(SEALED.0))?;
+        }
+        Ok(())
+    };
+    if folder.is_dir() { Ok(()) } else { make().map_err(|source| Error::at(folder, source)) }
 }
 
 /// Makes the files among and below these read-only, and waits until all is on the disk.

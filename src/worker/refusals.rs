@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::belvo::{Code, Usage};
+use crate::belvo::{Code, Decision, Usage};
 use crate::clock::Timestamp;
 use crate::link_id::LinkId;
 
@@ -21,6 +21,9 @@ const LONGEST_REFUSAL: Duration = Duration::from_hours(24);
 
 /// Refused refreshes that wait no longer than their own failure says, however many there are.
 const SCOUTS: usize = 20;
+
+/// The same of those at which Belvo fails: each may take half a minute of somebody's time, and not a moment.
+const FAILING_SCOUTS: usize = 3;
 
 /// A refused refresh this overdue was paused, stopped or erased meanwhile; it no longer counts.
 const LAPSE: Duration = Duration::from_mins(10);
@@ -48,7 +51,8 @@ impl Refusals {
         for (_, refused) in all.iter_mut().filter(|((of, other), _)| *of == resource && *other != code) {
             refused.remove(link_id);
         }
-        all.entry((resource, code)).or_default().add(link_id, now, |is_scout, refused| {
+        let scouts = if code.decision() == Decision::Retry { FAILING_SCOUTS } else { SCOUTS };
+        all.entry((resource, code)).or_default().add(link_id, now, scouts, |is_scout, refused| {
             if is_scout {
                 return own;
             }
@@ -92,11 +96,17 @@ struct Refused {
 }
 
 impl Refused {
-    /// Adds the link, if it is not there yet. `wait_of` says how long it waits when it goes ahead, or does not, and how
-    /// many there are.
-    fn add(&mut self, link_id: &LinkId, now: Timestamp, wait_of: impl FnOnce(bool, usize) -> Duration) -> Duration {
+    /// Adds the link, if it is not there yet; of all, `most_scouts` go ahead. `wait_of` says how long it waits when it
+    /// does, or does not, and how many there are.
+    fn add(
+        &mut self,
+        link_id: &LinkId,
+        now: Timestamp,
+        most_scouts: usize,
+        wait_of: impl FnOnce(bool, usize) -> Duration,
+    ) -> Duration {
         self.sweep(now);
-        let is_scout = self.links.get(link_id).map_or(self.scouts < SCOUTS, |known| known.is_scout);
+        let is_scout = self.links.get(link_id).map_or(self.scouts < most_scouts, |known| known.is_scout);
         self.remove(link_id);
         let wait = wait_of(is_scout, self.links.len() + 1);
         self.links.insert(link_id.clone(), RefusedLink { is_scout, until: now + wait });
@@ -155,6 +165,13 @@ mod tests {
         // A tenth of 10,000 requests a second.
         assert_eq!(waits.pop(), Some(Duration::from_secs(30)));
         assert_eq!(wait(0), own);
+        // Of those at which Belvo fails fewer go ahead.
+        let failing = |n: u32| wait_for(Code::Timeout, 50_000 + n, now);
+        for n in 0..30_000 {
+            failing(n);
+        }
+        let ahead = (0..20).take_while(|n| failing(*n) == own).count();
+        assert_eq!((ahead, wait(19)), (FAILING_SCOUTS, own));
         // The same link refused for another reason counts there alone.
         wait_for(Code::NotFound, 3, now);
         assert_eq!(wait(40_000), own, "somebody else goes ahead");

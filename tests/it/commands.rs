@@ -98,6 +98,12 @@ fn the_lake_is_for_its_group_whatever_the_umask_of_who_publishes() {
     let publish = site.command(&["publish"]);
     let mut command = Command::new("sh");
     command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(publish.get_program()).args(publish.get_args());
+    for (name, value) in publish.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     let ended = run(&mut command);
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     let snapshot = std::fs::canonicalize(site.lake().join("current")).unwrap();
