@@ -318,20 +318,20 @@ fn freeze(args: &Freeze, config: &Config, global: &Global) -> anyhow::Result<Exi
     let Freeze { decision_id, link, as_of, mode } = args.clone();
     let order = Order::Freeze(Decision { decision_id, link_id: link, as_of, mode });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
-    let Some(run) = run else { return Ok(ordered::exit(None)) };
-    ordered::complain(&run, global)?;
-    let kept = Readers::configured(&config.state).read(|tx| frozen::of(tx, &args.decision_id))?;
-    let Frozen { decision_id, link_id, as_of, mode, row, .. } = kept.context("the row is not on record")?;
-    let out = &mut streams::out();
-    if global.json {
-        let document = json!({
-            "decision_id": decision_id, "link_id": link_id.as_str(), "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "row": row,
-        });
-        writeln!(out, "{document:#}")?;
-    } else {
-        writeln!(out, "decision {decision_id} keeps the {mode} row of {link_id} for {as_of}")?;
-    }
-    Ok(ordered::exit(Some(&run)))
+    ordered::finish(run.as_ref(), global, |_| {
+        let kept = Readers::configured(&config.state).read(|tx| frozen::of(tx, &args.decision_id))?;
+        let Frozen { decision_id, link_id, as_of, mode, row, .. } = kept.context("the row is not on record")?;
+        let out = &mut streams::out();
+        if global.json {
+            let document = json!({
+                "decision_id": decision_id, "link_id": link_id.as_str(), "as_of_date": as_of.to_string(), "pit_mode": mode.name(), "row": row,
+            });
+            writeln!(out, "{document:#}")?;
+        } else {
+            writeln!(out, "decision {decision_id} keeps the {mode} row of {link_id} for {as_of}")?;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

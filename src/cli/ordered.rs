@@ -133,7 +133,7 @@ pub fn finish_with_line(run: Option<&Run>, global: &Global, line: impl FnOnce(&R
 }
 
 /// What the end of `run` ends the program with; `None` is a run that a signal left behind.
-pub fn exit(run: Option<&Run>) -> Exit {
+fn exit(run: Option<&Run>) -> Exit {
     let Some(run) = run else { return Exit::Interrupted };
     match run.outcome.as_deref() {
         Some("done") => Exit::Done,
@@ -161,7 +161,7 @@ pub fn exit(run: Option<&Run>) -> Exit {
 ///
 /// # Errors
 /// None: what cannot be said is not said.
-pub fn complain(run: &Run, global: &Global) -> io::Result<()> {
+fn complain(run: &Run, global: &Global) -> io::Result<()> {
     let Some((what, code)) = complaint(run) else { return Ok(()) };
     let is_told = global.json || run.message.is_some() || run.kind == Kind::Replay.name();
     if is_told { say_error(&what, code, exit(Some(run)), global) } else { Ok(()) }

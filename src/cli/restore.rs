@@ -28,7 +28,6 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     drop(progress);
     // The lake is of the state that was replaced.
     let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global)?;
-    run.iter().try_for_each(|run| ordered::complain(run, global))?;
     let published = run.as_ref().and_then(|run| run.progress.snapshot);
     let out = &mut streams::out();
     if global.json {
@@ -38,5 +37,5 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         writeln!(out, "{} link(s) in it had been erased since, and are gone again", restored.erased_again)?;
         published.iter().try_for_each(|snapshot| writeln!(out, "snapshot {snapshot:06} was built from it"))?;
     }
-    Ok(ordered::exit(run.as_ref()))
+    ordered::finish(run.as_ref(), global, |_| Ok(()))
 }
