@@ -14,11 +14,10 @@ use arrow::error::ArrowError;
 
 use crate::clock::Timestamp;
 use crate::schema::{DECIMAL_PRECISION, DECIMAL_SCALE, Table, Type};
+use crate::short::Short;
 
 mod texts;
 mod validity;
-
-pub use texts::Short;
 
 use texts::Texts;
 use validity::Validity;
@@ -213,9 +212,21 @@ impl NewTexts<'_> {
     /// Appends a text, or NULL.
     #[inline]
     pub fn push(&mut self, cell: Option<&[u8]>) {
-        let key = cell.map_or(0, |text| self.texts.key_of(text));
-        self.texts.keys.push(key);
-        self.validity.append(cell.is_some());
+        match cell {
+            Some(text) => {
+                let key = self.texts.key_of(text);
+                self.texts.keys.push(key);
+                self.validity.append(true);
+            }
+            None => self.push_null(),
+        }
+    }
+
+    /// Appends NULL.
+    #[inline]
+    pub fn push_null(&mut self) {
+        self.texts.keys.push(0);
+        self.validity.append(false);
     }
 
     /// Appends a text.
@@ -234,11 +245,18 @@ pub struct NewValues<'c, T> {
 }
 
 impl<T: Default> NewValues<'_, T> {
-    /// Appends a value, or NULL.
+    /// Appends a value.
     #[inline]
-    pub fn push(&mut self, cell: Option<T>) {
-        self.validity.append(cell.is_some());
-        self.values.push(cell.unwrap_or_default());
+    pub fn push(&mut self, value: T) {
+        self.values.push(value);
+        self.validity.append(true);
+    }
+
+    /// Appends NULL.
+    #[inline]
+    pub fn push_null(&mut self) {
+        self.values.push(T::default());
+        self.validity.append(false);
     }
 }
 
@@ -461,18 +479,22 @@ impl Values {
         }
     }
 
-    /// Empty, with room for as much as this holds.
+    /// Empty, with room for as much as this holds and a little more: the next batch is about as long, and one that is
+    /// longer would be copied.
     fn empty(&self) -> Self {
+        let room = |len: usize| len + len / 16;
         match self {
-            Self::Text(texts) => {
-                Self::Text(Texts::with_capacity(texts.keys.len(), texts.ends.len() + 1, texts.bytes.len()))
-            }
+            Self::Text(texts) => Self::Text(Texts::with_capacity(
+                room(texts.keys.len()),
+                room(texts.ends.len()) + 1,
+                room(texts.bytes.len()),
+            )),
             Self::TextList { .. } => Self::of(Type::TextList),
-            Self::Date(values) => Self::Date(Vec::with_capacity(values.len())),
-            Self::Timestamp(values) => Self::Timestamp(Vec::with_capacity(values.len())),
-            Self::Decimal(values) => Self::Decimal(Vec::with_capacity(values.len())),
-            Self::Integer(values) => Self::Integer(Vec::with_capacity(values.len())),
-            Self::Boolean(values) => Self::Boolean(Vec::with_capacity(values.len())),
+            Self::Date(values) => Self::Date(Vec::with_capacity(room(values.len()))),
+            Self::Timestamp(values) => Self::Timestamp(Vec::with_capacity(room(values.len()))),
+            Self::Decimal(values) => Self::Decimal(Vec::with_capacity(room(values.len()))),
+            Self::Integer(values) => Self::Integer(Vec::with_capacity(room(values.len()))),
+            Self::Boolean(values) => Self::Boolean(Vec::with_capacity(room(values.len()))),
         }
     }
 }

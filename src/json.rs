@@ -16,6 +16,8 @@ use std::ops::Range;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde_json::value::RawValue;
 
+use crate::short::Short;
+
 /// Deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: u32 = 64;
 
@@ -339,6 +341,22 @@ impl<'t> Reader<'t> {
         Ok(Text { span: Span::between(start, end), is_escaped })
     }
 
+    /// Goes past a short string without escapes, if that is what comes next; stays where it is otherwise.
+    #[inline]
+    pub fn short_text(&mut self) -> Option<Short> {
+        if self.next_byte() != b'"' {
+            return None;
+        }
+        let chunk = *self.text.get(self.at + 1..)?.first_chunk()?;
+        let word = u64::from_le_bytes(chunk);
+        let len = (special_bytes(word).trailing_zeros() / 8) as usize;
+        if len > Short::LONGEST || chunk[len] != b'"' {
+            return None;
+        }
+        self.at += len + 2;
+        Some(Short::start_of(chunk, len))
+    }
+
     /// Checks the escape at `at` and gives the offset after it.
     #[cold]
     fn escape(&mut self, at: usize) -> Result<usize, NotJson> {
@@ -387,6 +405,28 @@ impl<'t> Reader<'t> {
             self.digits()?;
         }
         Ok(Span::between(start, self.at))
+    }
+
+    /// Goes past a number of few digits, without sign and exponent, if that is what comes next; stays where it is
+    /// otherwise. Gives what the digits say without the point, and how many stand after it, which are at most
+    /// `most_decimals`.
+    #[inline]
+    pub fn plain_number(&mut self, most_decimals: usize) -> Option<(u64, usize)> {
+        self.next_byte();
+        let before = Digits::read(self.text.get(self.at..)?)?;
+        let mut end = self.at + before.len;
+        let (mut all, mut decimals) = (before, 0);
+        if self.text.get(end) == Some(&b'.') {
+            let after = Digits::read(&self.text[end + 1..]).filter(|after| after.len <= most_decimals)?;
+            end += 1 + after.len;
+            (all, decimals) = (before.and(after)?, after.len);
+        }
+        let has_leading_zero = before.len > 1 && before.word & 0xff == u64::from(b'0');
+        if has_leading_zero || matches!(self.text.get(end), Some(b'e' | b'E')) {
+            return None;
+        }
+        self.at = end;
+        Some((all.number(), decimals))
     }
 
     #[inline]
@@ -487,6 +527,47 @@ fn special_bytes(chunk: u64) -> u64 {
     let zero_in = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
     let controls = chunk.wrapping_sub(ONES * 0x20) & !chunk;
     (controls | zero_in(chunk ^ (ONES * u64::from(b'"'))) | zero_in(chunk ^ (ONES * u64::from(b'\\')))) & HIGHS
+}
+
+/// At most eight digits, as characters.
+#[derive(Clone, Copy)]
+struct Digits {
+    /// The first one lowest; above the last whatever stands after it.
+    word: u64,
+    len: usize,
+}
+
+impl Digits {
+    const ZEROES: u64 = 0x3030_3030_3030_3030;
+
+    /// Those that `text` begins with; `None` when there are none, more than seven, or too little after them to tell.
+    #[inline]
+    fn read(text: &[u8]) -> Option<Self> {
+        const HIGHS: u64 = 0x8080_8080_8080_8080;
+        let word = u64::from_le_bytes(*text.first_chunk()?);
+        let values = word ^ Self::ZEROES;
+        let beyond_nine = (((values & !HIGHS) + 0x7676_7676_7676_7676) | values) & HIGHS;
+        let len = (beyond_nine.trailing_zeros() / 8) as usize;
+        (1..8).contains(&len).then_some(Self { word, len })
+    }
+
+    /// These, and `others` after them.
+    #[inline]
+    fn and(self, others: Self) -> Option<Self> {
+        let len = self.len + others.len;
+        let shift = 8 * self.len;
+        (len <= 8).then_some(Self { word: self.word & !(u64::MAX << shift) | others.word << shift, len })
+    }
+
+    /// The number that they write, two, then four, then eight digits at once.
+    #[inline]
+    fn number(self) -> u64 {
+        // What stands before the first digit counts as zeroes.
+        let digits = (self.word ^ Self::ZEROES) << (64 - 8 * self.len);
+        let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8) & 0x00ff_00ff_00ff_00ff;
+        let fours = pairs.wrapping_mul(100).wrapping_add(pairs >> 16) & 0x0000_ffff_0000_ffff;
+        fours.wrapping_mul(10_000).wrapping_add(fours >> 32) & 0xffff_ffff
+    }
 }
 
 /// A known key, made ready to be compared with a text at once.
@@ -629,6 +710,39 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_plain_number_is_what_its_digits_say(
+            number in "-?(0|[1-9][0-9]{0,8}|0[0-9])(\\.[0-9]{0,6})?([eE][0-9])?",
+            after in "[],} ]([0-9.]{8})?",
+        ) {
+            let text = format!("{number}{after}");
+            let mut reader = Reader::new(&text);
+            let Some((digits, decimals)) = reader.plain_number(4) else {
+                prop_assert_eq!(reader.at, 0);
+                let is_plain = Reader::new(&text).number().is_ok_and(|span| !span.of(&text).contains(['-', 'e', 'E']));
+                let is_fine = number.split_once('.').is_some_and(|(_, decimals)| decimals.len() > 4);
+                prop_assert!(!is_plain || is_fine || number.len() >= 8 || text.len() < number.len() + 9, "{}", text);
+                return Ok(());
+            };
+            let whole = Reader::new(&text).number().unwrap();
+            prop_assert_eq!(reader.at, whole.range().end);
+            let (before, after) = whole.of(&text).split_once('.').unwrap_or((whole.of(&text), ""));
+            prop_assert_eq!((format!("{before}{after}").parse(), after.len()), (Ok(digits), decimals));
+        }
+
+        #[test]
+        fn a_short_text_is_what_any_is(text in "[a-cé\"\\\\\n]{0,9}", after in ",?[a-c]{0,8}") {
+            let quoted = format!("{}{after}", serde_json::to_string(&text).unwrap());
+            let mut reader = Reader::new(&quoted);
+            if let Some(short) = reader.short_text() {
+                prop_assert_eq!(&short.chunk()[..short.len()], text.as_bytes());
+                prop_assert_eq!(reader.at, text.len() + 2);
+            } else {
+                let is_escaped = text.contains(['"', '\\', '\n']);
+                prop_assert!(reader.at == 0 && (is_escaped || text.len() > 7 || quoted.len() < 9), "{}", quoted);
+            }
+        }
+
         #[test]
         fn it_accepts_what_serde_json_accepts(text in "[\\[\\]{}:, \"a1\\\\u0-9eE.tfnul-]{0,24}") {
             // Beyond the range of a float serde_json gives up, and this reader does not care.

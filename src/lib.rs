@@ -51,6 +51,7 @@ pub mod runs;
 pub mod salt;
 pub mod schema;
 pub mod sensitive;
+pub mod short;
 pub mod store;
 pub mod tombstones;
 pub mod vitals;

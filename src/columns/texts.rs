@@ -1,6 +1,7 @@
 //! Texts of a column, most of which come again and again: a row only holds the number of its text.
 
 use super::{end, offset};
+use crate::short::{PLACES, Short, place_of};
 
 /// One text may have several numbers.
 pub(super) struct Texts {
@@ -9,12 +10,9 @@ pub(super) struct Texts {
     /// `ends[n]` is where text n ends in `bytes`.
     pub(super) ends: Vec<i32>,
     pub(super) bytes: Vec<u8>,
-    /// Numbers of short texts that came lately: months, types, currencies. See [`Short::packed`].
+    /// Short texts that came lately, such as months, types and currencies, with their numbers here.
     recent: Vec<(u64, i32)>,
 }
-
-/// How many short texts are remembered.
-const RECENT: usize = 512;
 
 impl Texts {
     pub(super) fn with_capacity(rows: usize, texts: usize, bytes: usize) -> Self {
@@ -43,18 +41,17 @@ impl Texts {
 
     /// The same for a short one.
     #[inline]
-    pub(super) fn key_of_short(&mut self, short: Short) -> i32 {
-        let Some(packed) = short.packed() else { return self.key_of_long(&short.word.to_le_bytes()) };
-        match self.recent.get(place_of(packed)) {
-            Some(&(known, key)) if known == packed => key,
-            _ => self.add_short(packed),
+    pub(super) fn key_of_short(&mut self, text: Short) -> i32 {
+        match self.recent.get(place_of(text.number())) {
+            Some(&(known, key)) if known == text.number() => key,
+            _ => self.add_short(text),
         }
     }
 
-    /// The same for one that cannot be [`Short::packed`].
+    /// The same for one that is not short.
     fn key_of_long(&mut self, text: &[u8]) -> i32 {
         match self.ends.len().checked_sub(1) {
-            Some(last) if text_at(&self.ends, &self.bytes, last) == text => end(last),
+            Some(last) if is_same(text_at(&self.ends, &self.bytes, last), text) => end(last),
             _ => self.add(text),
         }
     }
@@ -75,11 +72,10 @@ impl Texts {
     }
 
     #[cold]
-    fn add_short(&mut self, packed: u64) -> i32 {
-        let (word, start) = Short::unpacked(packed);
-        let key = self.add(&word[start..]);
-        self.recent.resize(RECENT, (0, 0));
-        self.recent[place_of(packed)] = (packed, key);
+    fn add_short(&mut self, text: Short) -> i32 {
+        let key = self.add(&text.chunk()[..text.len()]);
+        self.recent.resize(PLACES, (0, 0));
+        self.recent[place_of(text.number())] = (text.number(), key);
         key
     }
 
@@ -90,56 +86,14 @@ impl Texts {
     }
 }
 
+/// Whether these are the same; ids that are not differ at once.
+fn is_same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.first_chunk::<8>() == b.first_chunk() && a == b
+}
+
 pub(super) fn text_at<'b>(ends: &[i32], bytes: &'b [u8], row: usize) -> &'b [u8] {
     let start = if row == 0 { 0 } else { offset(ends[row - 1]) };
     &bytes[start..offset(ends[row])]
-}
-
-/// Where a short text is remembered, by Fibonacci hashing: the upper bits of the product are well mixed.
-#[inline]
-fn place_of(packed: u64) -> usize {
-    (packed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 55) as usize % RECENT
-}
-
-/// A text or number of at most eight bytes, as one word.
-#[derive(Debug, Clone, Copy)]
-pub struct Short {
-    /// Its bytes, the last one uppermost, above bytes that are 0.
-    pub word: u64,
-    /// How many they are.
-    pub len: u32,
-}
-
-impl Short {
-    /// One of at most seven bytes as one number that is not 0, different for each.
-    #[inline]
-    fn packed(self) -> Option<u64> {
-        // Of a word with fewer than eight bytes the lowest is free.
-        (self.len < 8).then(|| self.word | u64::from(self.len + 1))
-    }
-
-    /// The other way round.
-    fn unpacked(packed: u64) -> ([u8; 8], usize) {
-        let [length, ..] = packed.to_le_bytes();
-        (packed.to_le_bytes(), 9 - usize::from(length))
-    }
-
-    #[inline]
-    fn of(text: &[u8]) -> Option<Self> {
-        let len = u32::try_from(text.len()).ok().filter(|len| *len <= 8)?;
-        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u64::from(u32::from_le_bytes(*four)));
-        let bytes = match text.len() {
-            4.. => word(text) | (word(&text[text.len() - 4..]) << (8 * (text.len() - 4))),
-            // The middle one is the first or the last one, too, when there are fewer.
-            len @ 1..4 => {
-                u64::from(text[0])
-                    | u64::from(text[len / 2]) << (8 * (len / 2))
-                    | u64::from(text[len - 1]) << (8 * (len - 1))
-            }
-            0 => 0,
-        };
-        Some(Self { word: bytes.unbounded_shl(64 - 8 * len), len })
-    }
 }
 
 #[cfg(test)]
@@ -166,18 +120,6 @@ mod tests {
             }
             let rows: Vec<&[u8]> = (0..expected.len()).map(|row| column.at(row)).collect();
             prop_assert_eq!(rows, expected);
-        }
-
-        #[test]
-        fn a_short_text_is_its_last_bytes_above_zeroes(text in "[a-z]{1,8}") {
-            let mut bytes = [0; 8];
-            bytes[8 - text.len()..].copy_from_slice(text.as_bytes());
-            let short = Short::of(text.as_bytes()).unwrap();
-            prop_assert_eq!((short.word, short.len as usize), (u64::from_le_bytes(bytes), text.len()));
-            if let Some(packed) = short.packed() {
-                let (word, start) = Short::unpacked(packed);
-                prop_assert_eq!(&word[start..], text.as_bytes());
-            }
         }
     }
 }

@@ -1,12 +1,13 @@
 //! A record's JSON → slots, one for each known field of each row, that point into its text.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::Rejection;
-use super::plan::{Field, Node, Object, Plan, SortSlots};
+use super::plan::{Field, MOST_INPUTS, Node, Object, Plan, SortSlots};
 use crate::clock::Timestamp;
-use crate::columns::Short;
 use crate::json::{Kind, NotJson, Reader, Span, unescape};
+use crate::short::Short;
 
 /// Bytes of the longest record.
 const LONGEST: usize = 1 << 30;
@@ -31,24 +32,81 @@ pub(super) struct Rows {
 /// The first eight bytes of a text, so that numbers compare as the texts do.
 #[inline]
 fn prefix(text: &[u8]) -> u64 {
-    if let Some(first) = text.first_chunk() {
-        return u64::from_be_bytes(*first);
+    match text.first_chunk() {
+        Some(first) => u64::from_be_bytes(*first),
+        None => text.iter().rev().fold(0, |bytes, &byte| bytes >> 8 | u64::from(byte) << 56),
     }
-    // Two words, one over the other, are faster than a loop; a month has seven bytes.
-    if let (Some(head), Some(tail)) = (text.first_chunk(), text.last_chunk()) {
-        let tail = u32::from_be_bytes(*tail).unbounded_shl(8 * (8 - u32::try_from(text.len()).unwrap_or(8)));
-        return u64::from(u32::from_be_bytes(*head)) << 32 | u64::from(tail);
-    }
-    text.iter().rev().fold(0, |bytes, &byte| bytes >> 8 | u64::from(byte) << 56)
 }
 
-/// Where a field's value is: in the record, or in the side text, whose offsets go on where the record ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Slot(pub Span);
+/// What a field holds: a short text or a plain amount itself; of anything else where it is, in the record or in the
+/// side text, whose offsets go on where the record ends.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Slot(u64);
 
 impl Slot {
-    /// Of a field that is null, or not there.
-    const NOWHERE: Self = Self(Span { at: u32::MAX, len: 0 });
+    /// Of a field that is null, or not there: no text ends so far from the start.
+    pub(super) const NOTHING: Self = Self(Short::MARK - 1);
+
+    #[inline]
+    fn of_span(span: Span) -> Self {
+        Self(u64::from(span.at) | u64::from(span.len) << 32)
+    }
+
+    #[inline]
+    fn of_short(text: Short) -> Self {
+        Self(text.number())
+    }
+
+    /// Of ten-thousandths.
+    #[inline]
+    fn of_units(units: u64) -> Self {
+        Self(units | Short::MARK)
+    }
+
+    /// The text of a text field, if it is short.
+    #[inline]
+    pub(super) fn short(self) -> Option<Short> {
+        Short::of_number(self.0)
+    }
+
+    /// The ten-thousandths of a number field, if it is a plain amount.
+    #[inline]
+    pub(super) fn units(self) -> Option<u64> {
+        (self.0 & Short::MARK != 0).then_some(self.0 & !Short::MARK)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "two halves")]
+    fn span(self) -> Span {
+        Span { at: self.0 as u32, len: (self.0 >> 32) as u32 }
+    }
+
+    /// Whether it says everything by itself.
+    #[inline]
+    pub(super) fn is_whole(self) -> bool {
+        self.0 >= Self::NOTHING.0
+    }
+
+    /// A number of its own.
+    #[inline]
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// The text of a field.
+#[derive(Clone, Copy)]
+pub(super) enum FieldText<'r> {
+    Short([u8; 8], usize),
+    Long(&'r str),
+}
+
+impl FieldText<'_> {
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Short(chunk, len) => std::str::from_utf8(&chunk[..*len]).unwrap_or_default(),
+            Self::Long(text) => text,
+        }
+    }
 }
 
 /// What slots point into.
@@ -63,38 +121,51 @@ pub(super) struct Source<'r> {
 impl<'r> Source<'r> {
     /// A text field; `None` where it is null or was not sent.
     #[inline]
-    pub(super) fn text(self, slot: Slot) -> Option<&'r str> {
-        match self.record.get(slot.0.range()) {
+    pub(super) fn text(self, slot: Slot) -> Option<FieldText<'r>> {
+        if let Some(short) = slot.short() {
+            return Some(FieldText::Short(short.chunk(), short.len()));
+        }
+        let text = match self.record.get(slot.span().range()) {
             None => std::str::from_utf8(self.beyond(slot)?).ok(),
             text => text,
-        }
+        };
+        text.map(FieldText::Long)
     }
 
-    /// The bytes of a text or number field, as [`Source::text`] gives them.
+    /// The bytes of a field that is not whole by itself.
     #[inline]
     pub(super) fn bytes(self, slot: Slot) -> Option<&'r [u8]> {
-        match self.record.as_bytes().get(slot.0.range()) {
+        match self.record.as_bytes().get(slot.span().range()) {
             None => self.beyond(slot),
             bytes => bytes,
         }
     }
 
-    /// A text or number field of one to eight bytes that had no escapes.
     #[inline]
-    pub(super) fn short(self, Slot(span): Slot) -> Option<Short> {
-        let last_eight = self.record.as_bytes().get(..span.range().end)?.last_chunk()?;
-        let is_short = (1..=8).contains(&span.len);
-        is_short
-            .then(|| Short { word: u64::from_le_bytes(*last_eight) & u64::MAX << (64 - 8 * span.len), len: span.len })
-    }
-
-    #[inline]
-    fn beyond(self, Slot(span): Slot) -> Option<&'r [u8]> {
-        if span.at == u32::MAX {
+    fn beyond(self, slot: Slot) -> Option<&'r [u8]> {
+        if slot == Slot::NOTHING {
             return None;
         }
-        let at = (span.at as usize).checked_sub(self.record.len())?;
-        self.unescaped.as_bytes().get(at..at + span.len as usize)
+        let Span { at, len } = slot.span();
+        let at = (at as usize).checked_sub(self.record.len())?;
+        self.unescaped.as_bytes().get(at..at + len as usize)
+    }
+
+    /// Gives `reader` the texts of fields.
+    #[inline]
+    pub(super) fn give<R>(self, fields: [Slot; MOST_INPUTS], reader: impl FnOnce(&[Option<&str>]) -> R) -> R {
+        let [first, second] = fields;
+        let (first, second) = (self.text(first), self.text(second));
+        reader(&[first.as_ref().map(FieldText::as_str), second.as_ref().map(FieldText::as_str)])
+    }
+
+    /// Compares as the texts of two fields do, as far as it can.
+    #[inline]
+    fn rank(self, slot: Slot) -> u64 {
+        match slot.short() {
+            Some(text) => text.rank(),
+            None => self.bytes(slot).map_or(0, prefix),
+        }
     }
 }
 
@@ -137,7 +208,7 @@ impl Branch<'_> {
 impl Rows {
     pub(super) fn of_width(width: usize) -> Self {
         let width = width.max(1);
-        let blank = vec![Slot::NOWHERE; width];
+        let blank = vec![Slot::NOTHING; width];
         Self { width, count: 0, blank, slots: Vec::new(), extras: Vec::new(), order: Vec::new(), ties: Vec::new() }
     }
 
@@ -155,6 +226,15 @@ impl Rows {
     #[inline]
     pub(super) fn column(&self, slot: u16) -> impl Iterator<Item = Slot> {
         self.order.iter().map(move |&(_, base)| self.slots[base + usize::from(slot)])
+    }
+
+    /// Two fields of each row, in that order; the second is nothing where there is only one slot.
+    #[inline]
+    pub(super) fn inputs(&self, slots: &[u16]) -> impl Iterator<Item = [Slot; MOST_INPUTS]> {
+        let (first, second) = (usize::from(slots[0]), slots.get(1).copied().map(usize::from));
+        self.order.iter().map(move |&(_, base)| {
+            [self.slots[base + first], second.map_or(Slot::NOTHING, |second| self.slots[base + second])]
+        })
     }
 
     /// The number, in the record, of the row at `place` in the order in which they become columns.
@@ -175,7 +255,7 @@ impl Rows {
         order.clear();
         order.extend((0..count).map(|row| {
             let base = row * width;
-            (first.and_then(|first| source.bytes(slots[base + first])).map_or(0, prefix), base)
+            (first.map_or(0, |first| source.rank(slots[base + first])), base)
         }));
         if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
             // Whoever does not begin with the oldest begins with the newest.
@@ -189,11 +269,20 @@ impl Rows {
         if ties.is_empty() {
             return;
         }
-        let texts = |base: usize| by.texts.iter().map(move |&slot| source.text(slots[base + usize::from(slot)]));
-        let amount = move |slot: Slot| source.bytes(slot).map(super::decimal);
+        let compare_texts = |a: usize, b: usize| {
+            let text = |base: usize, slot: u16| source.text(slots[base + usize::from(slot)]);
+            let compare = |&slot: &u16| {
+                let (a, b) = (text(a, slot), text(b, slot));
+                a.as_ref().map(FieldText::as_str).cmp(&b.as_ref().map(FieldText::as_str))
+            };
+            by.texts.iter().map(compare).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+        };
+        let amount = move |slot: Slot| {
+            slot.units().map_or_else(|| source.bytes(slot).map(super::decimal), |units| Some(Ok(units.into())))
+        };
         let amounts = |base: usize| by.amounts.iter().map(move |&slot| amount(slots[base + usize::from(slot)]));
         for tied in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|tied| tied.len() > 1) {
-            tied.sort_by(|&(_, a), &(_, b)| texts(a).cmp(texts(b)).then_with(|| amounts(a).cmp(amounts(b))));
+            tied.sort_by(|&(_, a), &(_, b)| compare_texts(a, b).then_with(|| amounts(a).cmp(amounts(b))));
         }
     }
 
@@ -334,6 +423,32 @@ impl Parser<'_, '_> {
 
     #[inline]
     fn field(&mut self, field: &Field, table: usize, base: usize) -> Result<(), Rejection> {
+        // Nearly every field is one of these.
+        let found = match &field.node {
+            Node::Text(slot) => self.reader.short_text().map(|text| (*slot, Slot::of_short(text))),
+            Node::Number(slot) => self.amount().map(|amount| (*slot, amount)),
+            _ => None,
+        };
+        match found {
+            Some((slot, value)) => {
+                self.rows[table].slots[base + usize::from(slot)] = value;
+                Ok(())
+            }
+            None => self.any_field(field, table, base),
+        }
+    }
+
+    /// Goes past a plain amount, if that is what comes next.
+    #[inline]
+    fn amount(&mut self) -> Option<Slot> {
+        /// From a number of decimals to four.
+        const SHIFT: [u64; 5] = [10_000, 1_000, 100, 10, 1];
+
+        let (digits, decimals) = self.reader.plain_number(SHIFT.len() - 1)?;
+        Some(Slot::of_units(digits * SHIFT[decimals]))
+    }
+
+    fn any_field(&mut self, field: &Field, table: usize, base: usize) -> Result<(), Rejection> {
         let kind = self.reader.kind()?;
         if kind == Kind::Null {
             self.reader.word()?;
@@ -343,11 +458,11 @@ impl Parser<'_, '_> {
             (Node::Text(slot), Kind::Text) => {
                 let text = self.reader.text()?;
                 let span = if text.is_escaped { self.unescape(text.span) } else { text.span };
-                self.rows[table].slots[base + usize::from(*slot)] = Slot(span);
+                self.rows[table].slots[base + usize::from(*slot)] = Slot::of_span(span);
             }
             (Node::Number(slot), Kind::Number) => {
                 let span = self.reader.number()?;
-                self.rows[table].slots[base + usize::from(*slot)] = Slot(span);
+                self.rows[table].slots[base + usize::from(*slot)] = Slot::of_span(span);
             }
             (Node::Object(inner), Kind::Object) => self.object(inner, table, base)?,
             (Node::Rows(items, inner), Kind::Array) => {

@@ -1,0 +1,118 @@
+//! A text of at most seven bytes as one number, which is copied, compared and looked up like one.
+
+/// Its bytes, the first one lowest, above them zeroes; uppermost its length and [`Short::MARK`], so that the numbers of
+/// different texts differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Short(u64);
+
+impl Short {
+    /// Bytes of the longest.
+    pub const LONGEST: usize = 7;
+
+    /// A bit that the number of each has.
+    pub const MARK: u64 = 1 << 63;
+
+    /// The first `len` bytes of `chunk`, at most [`Short::LONGEST`].
+    #[inline]
+    pub fn start_of(chunk: [u8; 8], len: usize) -> Self {
+        let bytes = u64::from_le_bytes(chunk) & !(u64::MAX << (8 * len));
+        Self(bytes | (len as u64) << 56 | Self::MARK)
+    }
+
+    /// All of `text`, if it is short.
+    #[inline]
+    pub fn of(text: &[u8]) -> Option<Self> {
+        let len = text.len();
+        let four = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u64::from(u32::from_le_bytes(*four)));
+        let word = match len {
+            0 => 0,
+            // The middle one is the first or the last one, too, when there are fewer.
+            1..4 => [0, len / 2, len - 1].into_iter().fold(0, |word, at| word | u64::from(text[at]) << (8 * at)),
+            4..8 => four(text) | four(&text[len - 4..]) << (8 * (len - 4)),
+            _ => return None,
+        };
+        Some(Self::start_of(word.to_le_bytes(), len))
+    }
+
+    /// The number of each is its own.
+    #[inline]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The text that has this number; `None` when none has.
+    #[inline]
+    pub fn of_number(number: u64) -> Option<Self> {
+        (number & Self::MARK != 0).then_some(Self(number))
+    }
+
+    /// Its bytes, and zeroes after them up to the last, which is not one of them.
+    #[inline]
+    pub fn chunk(self) -> [u8; 8] {
+        self.0.to_le_bytes()
+    }
+
+    /// How many bytes it has.
+    #[inline]
+    pub fn len(self) -> usize {
+        (self.0 >> 56) as usize & Self::LONGEST
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// A number that compares as the texts do, as far as they hold no byte 0.
+    #[inline]
+    pub fn rank(self) -> u64 {
+        (self.0 & u64::MAX >> 8).swap_bytes()
+    }
+}
+
+/// How many places [`place_of`] tells apart.
+pub const PLACES: usize = 512;
+
+/// Where what is known of a text with this number is kept. Most short texts are months, and by this multiplier each has
+/// the place after that of the month before it, for some forty years: each digit of `YYYY-MM` counts as many places as
+/// it stands for months, of 13 a year. Others fall wherever they do.
+#[inline]
+pub fn place_of(number: u64) -> usize {
+    const MONTHS: u64 = 200 << 55 | 276 << 47 | 130 << 39 | 13 << 31 | 10 << 15 | 1 << 7;
+    (number.wrapping_mul(MONTHS) >> 55) as usize % PLACES
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_months_of_forty_years_have_places_of_their_own() {
+        let months = (1990..2029).flat_map(|year| (1..=13).map(move |month| format!("{year}-{month:02}")));
+        let of: std::collections::HashSet<usize> =
+            months.map(|month| place_of(Short::of(month.as_bytes()).unwrap().number())).collect();
+        assert!(of.len() > 39 * 13 - 10, "{}", of.len());
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_its_text(text in "[ab\0é]{0,5}", after in "[a-z]{8}") {
+            let short = Short::of(text.as_bytes());
+            prop_assert_eq!(short.is_some(), text.len() <= Short::LONGEST);
+            let Some(short) = short else { return Ok(()) };
+            prop_assert_eq!(&short.chunk()[..short.len()], text.as_bytes());
+            prop_assert_eq!(short.is_empty(), text.is_empty());
+            let longer = format!("{text}{after}");
+            let start = Short::start_of(*longer.as_bytes().first_chunk().unwrap(), text.len());
+            prop_assert!(start == short && Short::of_number(short.number()) == Some(short));
+        }
+
+        #[test]
+        fn ranks_compare_as_the_texts_do(a in "[a-cé]{0,3}", b in "[a-cé]{0,3}") {
+            let rank = |text: &str| Short::of(text.as_bytes()).unwrap().rank();
+            prop_assert_eq!(rank(&a).cmp(&rank(&b)), a.cmp(&b));
+        }
+    }
+}
