@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// What one thing cost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Cost {
@@ -11,18 +13,15 @@ pub(crate) struct Cost {
 
 /// Runs `work` and says what it cost this process.
 pub(crate) fn cost<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Cost)> {
-    let before = cpu()?;
+    let before = cpu();
     let result = work()?;
-    Ok((result, Cost { cpu: cpu()?.saturating_sub(before) }))
+    Ok((result, Cost { cpu: cpu().saturating_sub(before) }))
 }
 
 /// CPU time of all threads of this process so far, user and system.
-pub(crate) fn cpu() -> anyhow::Result<Duration> {
-    // The kernel counts in hundredths of a second here, whatever its own tick.
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 10))
+pub(crate) fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Prints a ratio with its aim and says whether it was reached.
