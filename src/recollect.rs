@@ -178,7 +178,7 @@ impl Recollector {
     ///
     /// # Errors
     /// [`Error`]; what was asked until then stays asked. A failure of Belvo's is part of the outcome; refused keys end
-    /// the asking, and for the impatient a Belvo that is down.
+    /// the asking, and for the impatient a Belvo that is down or asks for long patience.
     pub async fn recollect(
         &self,
         links: Vec<LinkId>,
@@ -200,7 +200,7 @@ impl Recollector {
                 Asked::Not(Fitness::Cooling) => outcome.cooling += 1,
                 Asked::Not(_) => outcome.unfit += 1,
                 Asked::Failed(failure) => {
-                    let is_in_vain = patience == Patience::Short && self.client.down().is_some();
+                    let is_in_vain = patience == Patience::Short && self.client.in_vain().is_some();
                     is_open &= failure.kind != Decision::Stop && !is_in_vain;
                     *outcome.failed.entry(failure.code.name()).or_default() += 1;
                 }

@@ -28,6 +28,9 @@ use crate::widget::SessionRequest;
 /// How long the daemon may take to take an order; it writes it into the state first.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same when it first looks through all that it holds, for a person.
+const PATIENCE_WITH_A_SEARCH: Duration = Duration::from_mins(30);
+
 /// How long the daemon may wait for news of a run before it answers, in seconds.
 const NEWS_WITHIN: u64 = 10;
 
@@ -113,6 +116,8 @@ pub struct Client {
     listen: SocketAddr,
     host: Option<String>,
     token: SecretString,
+    /// How long the daemon may wait for an answer of Belvo's.
+    belvos_answer: Duration,
 }
 
 impl Client {
@@ -132,7 +137,8 @@ impl Client {
             .tls_certs_only([])
             .connect_timeout(Duration::from_secs(2))
             .build()?;
-        let client = Self { http, listen, host: config.admin.allowed_hosts.first().cloned(), token };
+        let belvos_answer = config.belvo.connect_timeout + config.belvo.idle_timeout;
+        let client = Self { http, listen, host: config.admin.allowed_hosts.first().cloned(), token, belvos_answer };
         match client.call(Method::GET, "/v1", None, PATIENCE).await {
             Ok(index) if index["state_id"].as_str().is_some_and(|id| Some(id) == held.as_deref()) => Ok(Some(client)),
             Ok(_) => Err(Error::Another { pid, listen }),
@@ -147,7 +153,8 @@ impl Client {
     /// What the daemon answered, or [`Error::Lost`].
     pub async fn order(&self, order: &Order) -> Result<Run, Error> {
         let (path, body) = request(order);
-        self.run(Method::POST, &path, body, PATIENCE).await
+        let patience = if matches!(order, Order::Erase(_)) { PATIENCE_WITH_A_SEARCH } else { PATIENCE };
+        self.run(Method::POST, &path, body, patience).await
     }
 
     /// The run called `id` once there is news of it, or after some seconds without any.
@@ -164,7 +171,8 @@ impl Client {
     /// # Errors
     /// As [`Client::order`].
     pub async fn widget_session(&self, request: &SessionRequest) -> Result<Value, Error> {
-        self.call(Method::POST, "/v1/widget-sessions", Some(json!(request)), PATIENCE).await
+        let patience = PATIENCE + self.belvos_answer;
+        self.call(Method::POST, "/v1/widget-sessions", Some(json!(request)), patience).await
     }
 
     /// Has it noted in the audit that something is read out.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::failure::Code;
 use super::ledger::{Ledger, Moment};
@@ -91,6 +91,8 @@ struct Shared {
     clock: Clock,
     /// Calls since the start.
     calls: AtomicU64,
+    /// Told of each pause that begins, or is made longer.
+    pauses: watch::Sender<()>,
 }
 
 impl Budget {
@@ -116,7 +118,8 @@ impl Budget {
             }
             None => None,
         };
-        Ok(Self(Arc::new(Shared { window: Mutex::new(window), ledger, clock, calls: AtomicU64::new(0) })))
+        let (window, calls, pauses) = (Mutex::new(window), AtomicU64::new(0), watch::Sender::new(()));
+        Ok(Self(Arc::new(Shared { window, ledger, clock, calls, pauses })))
     }
 
     /// Waits until a call may leave. Calls of one class leave in the order in which they asked.
@@ -151,6 +154,25 @@ impl Budget {
         }
     }
 
+    /// Waits until calls pause for longer than `length` from then on, and says why.
+    pub async fn until_paused_longer_than(&self, length: Duration) -> Code {
+        let mut pauses = self.0.pauses.subscribe();
+        loop {
+            pauses.mark_unchanged();
+            if let Some(why) = self.paused_longer_than(length) {
+                return why;
+            }
+            // Its sender lives as long as this.
+            let _ = pauses.changed().await;
+        }
+    }
+
+    /// Why calls pause, if they do for longer than `length` from now on.
+    pub fn paused_longer_than(&self, length: Duration) -> Option<Code> {
+        let window = self.0.lock();
+        window.paused_until.filter(|until| *until > Instant::now() + length).map(|_| window.paused_by)
+    }
+
     /// Leave for a call that may leave at this moment.
     pub fn try_acquire(&self, class: Class) -> Option<Permit> {
         let ticket = Ticket::take(&self.0, class);
@@ -171,6 +193,7 @@ impl Budget {
             if let Some(ledger) = &self.0.ledger {
                 ledger.paused(Moment::now(&self.0.clock).after(length));
             }
+            self.0.pauses.send_replace(());
         }
     }
 
@@ -194,8 +217,7 @@ impl Budget {
 
     /// Why no call leaves now: [`Code::ApiBlocked`] or [`Code::RateLimited`]; `None` when calls leave.
     pub fn paused_by(&self) -> Option<Code> {
-        let window = self.0.lock();
-        window.paused_until.filter(|until| *until > Instant::now()).map(|_| window.paused_by)
+        self.paused_longer_than(Duration::ZERO)
     }
 
     /// Calls that were let go since this was opened.

@@ -50,6 +50,8 @@ const LAST_COOL_DOWN: Duration = Duration::from_mins(10);
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// The longest pause that this leads to: what waited for its end follows within the minute in which all is right again.
 const LAST_PATIENCE: Duration = Duration::from_secs(45);
+/// A call of somebody who waits for it does not wait for the end of a pause that lasts longer.
+const SHORT_PAUSE: Duration = Duration::from_secs(10);
 /// An HTTP/2 connection with calls under way is asked this often whether it still stands, and given up after as long
 /// without a word.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -234,7 +236,7 @@ impl Client {
     pub(super) async fn call(&self, call: &Call<'_>, leave: Leave) -> Result<Answer, Failure> {
         let failed = |failure: Failure| failure.with_method(call.method_name());
         let Leave { class, permit, is_trial, patience } = leave;
-        let in_vain = |down: Down| failed(Failure::own(down.code, call.path).of_no_connection());
+        let in_vain = |code: Code| failed(Failure::own(code, call.path).of_no_connection());
         // The place in the budget comes first, as with the worker: a call that waited for one while it is the only call
         // that the gate lets through would wait for places of calls that wait behind it at the gate.
         let permit = match permit {
@@ -242,8 +244,10 @@ impl Client {
             None if patience == Patience::Long => self.0.budget.acquire(class).await,
             // Those that wait for Belvo may have all places.
             None => tokio::select! {
+                biased;
+                code = self.0.budget.until_paused_longer_than(SHORT_PAUSE) => return Err(in_vain(code)),
                 permit = self.0.budget.acquire(class) => permit,
-                down = self.0.gate.until_down() => return Err(in_vain(down)),
+                down = self.0.gate.until_down() => return Err(in_vain(down.code)),
             },
         };
         let pass = match self.0.gate.enter(class == Class::Urgent, patience).await {
@@ -252,12 +256,17 @@ impl Client {
                 permit.unused();
                 return Err(match shut {
                     Shut::Refused => failed(Failure::own(Code::ApiAuth, call.path)),
-                    Shut::Down(down) => in_vain(down),
+                    Shut::Down(down) => in_vain(down.code),
                 });
             }
         };
         // Belvo may have asked for patience since the place was taken.
-        self.0.budget.until_unpaused().await;
+        if patience == Patience::Long {
+            self.0.budget.until_unpaused().await;
+        } else if let Err(code) = self.until_soon_unpaused().await {
+            permit.unused();
+            return Err(in_vain(code));
+        }
         let (left, started_at) = (Instant::now(), self.0.clock.now());
         let span = tracing::debug_span!("call", method = call.method_name(), outcome = Empty, otel.kind = "client");
         let exchange = self.exchange(call, permit, is_trial).instrument(span.clone());
@@ -272,6 +281,20 @@ impl Client {
         metrics::histogram!("vinculo_belvo_request_seconds").record(left.elapsed());
         pass.ended(fingerprint(call.path), ending(&result));
         result
+    }
+
+    /// Waits until calls do not pause; says why they do when that is not soon.
+    async fn until_soon_unpaused(&self) -> Result<(), Code> {
+        tokio::select! {
+            biased;
+            code = self.0.budget.until_paused_longer_than(SHORT_PAUSE) => Err(code),
+            () = self.0.budget.until_unpaused() => Ok(()),
+        }
+    }
+
+    /// Why a call of somebody impatient would not leave now: Belvo is down, or calls pause for long.
+    pub fn in_vain(&self) -> Option<Code> {
+        self.down().map(|down| down.code).or_else(|| self.0.budget.paused_longer_than(SHORT_PAUSE))
     }
 
     /// Waits until calls make sense: while the keys are refused, or Belvo asked for patience, there is no use in taking
@@ -777,6 +800,27 @@ mod tests {
         let second = client.get("/", Leave::with(Class::Urgent, permit));
         assert!(timeout(Duration::from_millis(100), second).await.is_err(), "it left within the pause");
         assert_eq!(script.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn somebody_who_waits_is_told_of_a_long_pause_at_once_and_waits_for_the_end_of_a_short_one() {
+        let script = Script::start(|_| scripted::json(200, "{}")).await;
+        let client = script.client();
+        let call = |class| {
+            let client = client.clone();
+            async move { client.get("/", Leave::of(class).waiting(Patience::Short)).await }
+        };
+        client.budget().pause(Duration::from_millis(200), Code::RateLimited);
+        assert!(client.in_vain().is_none() && call(Class::Urgent).await.is_ok());
+        // One that begins while it waits counts, too.
+        client.budget().pause(Duration::from_secs(5), Code::RateLimited);
+        let waiting = tokio::spawn(call(Class::Ordinary));
+        assert!(timeout(Duration::from_millis(100), call(Class::Urgent)).await.is_err());
+        client.budget().pause(Duration::from_mins(10), Code::ApiBlocked);
+        let failure = timeout(Duration::from_secs(4), waiting).await.expect("it is told").unwrap().unwrap_err();
+        assert_eq!((failure.code, failure.may_have_arrived()), (Code::ApiBlocked, false));
+        assert_eq!(call(Class::Urgent).await.unwrap_err().code, Code::ApiBlocked);
+        assert_eq!((client.in_vain(), script.requests().len()), (Some(Code::ApiBlocked), 1));
     }
 
     #[tokio::test]

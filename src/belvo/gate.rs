@@ -42,12 +42,13 @@ pub(super) enum Ending {
     Failed(Code),
 }
 
-/// How long a call waits for a Belvo that is down.
+/// How long a call waits for a Belvo that is down, or asked for patience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
     /// As long as it takes: nobody waits for it.
     Long,
-    /// Until the next call has shown it, whosever that is: somebody waits, and can ask again.
+    /// Until the next call has shown it, whosever that is, or for a pause of some seconds: somebody waits, and can ask
+    /// again.
     Short,
 }
 

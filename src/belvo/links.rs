@@ -78,15 +78,7 @@ pub struct LinkPage {
 ///
 /// # Errors
 /// A [`Failure`].
-pub async fn list_page(client: &Client, page: u32, page_size: u32) -> Result<LinkPage, Failure> {
-    list_page_with(client, page, page_size, Leave::of(Class::Ordinary)).await
-}
-
-/// The same, asked for with `leave`.
-///
-/// # Errors
-/// A [`Failure`].
-pub async fn list_page_with(client: &Client, page: u32, page_size: u32, leave: Leave) -> Result<LinkPage, Failure> {
+pub async fn list_page(client: &Client, page: u32, page_size: u32, leave: Leave) -> Result<LinkPage, Failure> {
     let number = if page > 1 { format!("&page={page}") } else { String::new() };
     call(client, &format!("{PATH}?page_size={page_size}{number}"), leave).await
 }
@@ -276,8 +268,8 @@ mod tests {
         assert_eq!(get(&client, &id).await.unwrap().id, id);
         let leave = Leave::of(Class::LookUp);
         assert_eq!(by_ids(&client, std::slice::from_ref(&id), leave).await.unwrap().len(), 1);
-        assert!(list_page(&client, 1, 100).await.unwrap().has_next);
-        let last = list_page(&client, 2, 100).await.unwrap();
+        assert!(list_page(&client, 1, 100, Leave::of(Class::Ordinary)).await.unwrap().has_next);
+        let last = list_page(&client, 2, 100, Leave::of(Class::Ordinary)).await.unwrap();
         assert_eq!((last.links.len(), last.unreadable, last.has_next), (0, 1, false));
     }
 }

@@ -348,7 +348,8 @@ async fn ask_belvo(config: &Config, report: &mut Report) -> anyhow::Result<()> {
         belvo::Budget::open(config.belvo.budget, config.belvo.reserve, None, clock.clone())?
     };
     let client = belvo::Client::new(&config.belvo, budget, clock.clone())?;
-    match belvo::links::list_page(&client, 1, 1).await {
+    let leave = belvo::Leave::of(belvo::Class::Ordinary).waiting(belvo::Patience::Short);
+    match belvo::links::list_page(&client, 1, 1, leave).await {
         Ok(_) => report.fine("credentials", format!("{} takes the keys", config.belvo.base_url)),
         Err(failure) => {
             let exit = Exit::of_code(failure.code.name());

@@ -203,7 +203,7 @@ impl Directory {
         for number in 1..=MOST_PAGES {
             let asked_at = self.clock.now();
             let leave = leave.take().unwrap_or_else(|| Leave::of(Class::LookUp));
-            let page = match belvo::links::list_page_with(&self.client, number, self.client.page_size(), leave).await {
+            let page = match belvo::links::list_page(&self.client, number, self.client.page_size(), leave).await {
                 Ok(page) => page,
                 Err(failure) => {
                     tracing::warn!(

@@ -114,7 +114,7 @@ impl Directory {
         let mut attempts = 0;
         loop {
             let leave = Leave::of(Class::Ordinary).waiting(patience);
-            match belvo::links::list_page_with(&self.client, number, self.client.page_size(), leave).await {
+            match belvo::links::list_page(&self.client, number, self.client.page_size(), leave).await {
                 Ok(page) => return Ok(Some(page)),
                 // The list has become shorter meanwhile.
                 Err(failure) if failure.kind == Decision::Gone && number > 1 => return Ok(None),
@@ -137,8 +137,9 @@ impl Directory {
     /// How often a page that failed so is asked for again.
     fn most_retries(&self, failure: &Failure, patience: Patience) -> u32 {
         match (failure.kind, patience) {
+            (_, Patience::Short) if self.client.in_vain().is_some() => 0,
             (Decision::RetryAfter(_), _) | (Decision::Retry, Patience::Long) => MOST_RETRIES,
-            (Decision::Retry, Patience::Short) if self.client.down().is_none() => MOST_RETRIES_IN_HASTE,
+            (Decision::Retry, Patience::Short) => MOST_RETRIES_IN_HASTE,
             _ => 0,
         }
     }

@@ -22,8 +22,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// A pause also lasts at least so many times as long as the look before it.
 const LOOKS: u32 = 10;
 
-/// Wait for the retry of an older failure only if it is due within this time.
-const OLD_FAILURE_WAITS: Duration = Duration::from_mins(1);
+/// The end of a pause, and the retry of an older failure, are waited for only if they come within this time.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// The refreshes that an order is about.
 pub(super) type Wanted = Vec<(LinkId, &'static Resource)>;
@@ -40,13 +40,14 @@ impl BelvoBefore {
         Self { down: client.down(), keys_refused: client.keys_refused() }
     }
 
-    /// Why what waits comes to nothing: Belvo was found to refuse the keys, or to be down, once more since.
+    /// Why what waits comes to nothing: Belvo was found to refuse the keys, or to be down, once more since; or all
+    /// calls pause, and not for a moment.
     fn worsened(self, client: &Client) -> Option<Code> {
         if client.refuses_keys() && client.keys_refused() > self.keys_refused {
             return Some(Code::ApiAuth);
         }
         let down = client.down().filter(|down| self.down.is_none_or(|before| down.found > before.found));
-        down.map(|down| down.code)
+        down.map(|down| down.code).or_else(|| client.budget().paused_longer_than(LONGEST_WAIT))
     }
 }
 
@@ -83,8 +84,8 @@ impl Operations {
     }
 
     /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no
-    /// longer for those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`. These
-    /// stay marked.
+    /// longer for those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`, or asks
+    /// for long patience. These stay marked.
     pub(super) async fn follow(
         &self,
         mut wanted: Wanted,
@@ -127,7 +128,7 @@ fn pause_after(look: Duration) -> Duration {
 }
 
 /// How many of these refreshes are done, how many failed, by code, and which still wait. A failure from before `since`
-/// is not this run's: the run waits for the next try, unless that is further off than [`OLD_FAILURE_WAITS`]. A refresh
+/// is not this run's: the run waits for the next try, unless that is further off than [`LONGEST_WAIT`]. A refresh
 /// that only waits for a second look is done: the order had raised its priority, so the list that the order asked for
 /// has booked the second look.
 fn look(
@@ -144,7 +145,7 @@ fn look(
             continue;
         };
         let is_own = state.failed_at.is_some_and(|at| at >= since);
-        let is_far = state.due_at.is_some_and(|due| due.since(now) > OLD_FAILURE_WAITS);
+        let is_far = state.due_at.is_some_and(|due| due.since(now) > LONGEST_WAIT);
         let (is_idle, has_failed) = (state.is_idle(now), state.attempts > 0 && (is_own || is_far));
         // What a paused link failed at before says nothing of this order.
         let paused = state.blocked_reason.as_deref().filter(|reason| *reason == PAUSED);

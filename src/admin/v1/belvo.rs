@@ -11,6 +11,7 @@ use super::links::{ManyWanted, NO_LINK, named, which};
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
+use crate::belvo::Trouble;
 use crate::link_id::LinkId;
 use crate::operations::{Order, Refused};
 use crate::widget::{self, Session, SessionRequest};
@@ -25,7 +26,7 @@ pub(super) fn routes() -> Vec<Route> {
             widget_session,
         )
         .body::<SessionRequest>()
-        .fails(&[(502, "Belvo gave no token")]),
+        .fails(&[(502, "Belvo gave no token"), (503, "Belvo asks for patience, or the state cannot be written")]),
         Route::order(
             "/v1/links/recollect",
             Role::Operate,
@@ -61,7 +62,9 @@ fn refuse(error: widget::Error) -> Result<Response, Problem> {
         }
         widget::Error::Belvo(failure) => {
             tracing::warn!(code, request_id = failure.request_id, "no widget token: {failure}");
-            Err(Problem { status: StatusCode::BAD_GATEWAY, code: code.into(), message })
+            let is_our_wait = failure.code.trouble() == Trouble::Limit;
+            let status = if is_our_wait { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
+            Err(Problem { status, code: code.into(), message })
         }
         widget::Error::Store(error) => Err(error.into()),
     }
