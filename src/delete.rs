@@ -223,12 +223,14 @@ fn note_wish(tx: &Tx<'_>, link: &LinkId, now: Timestamp, due_at: Timestamp) -> R
     let is_open = "SELECT 1 FROM deletions WHERE link_id = $1 AND due_at IS NOT NULL";
     let is_open = tx.one(is_open, args![link], |_| Ok(()))?.is_some();
     links::note_wish(tx, link, now)?;
+    let before = links::status(tx, link)?.filter(|status| status != DELETING);
     links::note_status(tx, link, DELETING, now)?;
     links::need_no_look_up(tx, link)?;
     tx.execute(
-        "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, $2, $3) \
-         ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0",
-        args![link, now, due_at],
+        "INSERT INTO deletions (link_id, asked_at, due_at, status_before) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (link_id) DO UPDATE SET asked_at = excluded.asked_at, due_at = excluded.due_at, attempts = 0, \
+         status_before = coalesce(excluded.status_before, deletions.status_before)",
+        args![link, now, due_at, before.as_deref()],
     )?;
     Ok(if is_open { Sending::Again } else { Sending::First })
 }
@@ -241,7 +243,9 @@ fn note_gone(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Er
 }
 
 fn note_refused(tx: &Tx<'_>, link: &LinkId, now: Timestamp) -> Result<(), store::Error> {
-    links::note_kept(tx, link, now)?;
+    let before = "SELECT status_before FROM deletions WHERE link_id = $1";
+    let before = tx.one(before, args![link], |row| row.opt_text(0))?.flatten();
+    links::note_kept(tx, link, before.as_deref(), now)?;
     tx.execute("UPDATE deletions SET due_at = NULL WHERE link_id = $1", args![link])?;
     Ok(())
 }
@@ -293,6 +297,7 @@ mod tests {
             let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
             let track = move |tx: &Tx<'_>| {
                 links::note_wish(tx, &link(), start)?;
+                links::note_status(tx, &link(), "valid", start)?;
                 queue::mark(tx, &link(), resources::ALL[0], Trigger::Webhook, start)
             };
             store.write(track).await.unwrap();
@@ -449,5 +454,30 @@ mod tests {
         let place = Place::new(script.client()).await;
         assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "api_forbidden");
         assert_eq!(place.status().await, (Some("valid".to_owned()), 1));
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_not_deleted_after_all_stands_as_before() {
+        let script = Script::start(|_| scripted::json(403, r#"[{"code":"access_to_resource_denied"}]"#)).await;
+        for before in ["valid", "invalid", "token_required", DELETED] {
+            let place = Place::new(script.client()).await;
+            let now = place.deleter.clock.now();
+            let standing = |tx: &Tx<'_>| {
+                let sql = "SELECT coalesce(paused_reason, '') FROM links UNION ALL \
+                    SELECT coalesce(blocked_reason, '') FROM refreshes";
+                tx.all(sql, args![], |row| row.text(0))
+            };
+            let set = move |tx: &Tx<'_>| {
+                links::note_status(tx, &link(), before, now)?;
+                standing(tx)
+            };
+            let expected = place.deleter.store.write(set).await.unwrap();
+            place.hand.pass(ONCE_MORE);
+            for _ in 0..2 {
+                assert_eq!(place.deleter.delete(&link()).await.unwrap_err().code(), "api_forbidden");
+                assert_eq!(place.status().await.0.as_deref(), Some(before));
+                assert_eq!(place.deleter.store.read(standing).await.unwrap(), expected, "{before}");
+            }
+        }
     }
 }

@@ -47,7 +47,7 @@ const VALID: &str = "valid";
 const NEEDS_USER: &str = Code::LinkNeedsUser.name();
 
 /// Why a link waits that was deleted at Belvo, or will be.
-const LINK_DELETED: &str = Code::LinkDeleted.name();
+pub const LINK_DELETED: &str = Code::LinkDeleted.name();
 
 /// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
@@ -167,22 +167,39 @@ pub fn note_wish(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Err
 /// # Errors
 /// [`Error::Database`].
 pub fn note_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Result<(), Error> {
-    set_status(tx, link_id, status, at)?;
+    set_status(tx, link_id, Some(status), at)?;
     match stops(status) {
         Some(reason) => pause(tx, link_id, reason, None, at),
         None => Ok(()),
     }
 }
 
-/// Notes that Belvo did not accept the request to delete the link, inside the caller's transaction. The link works as
-/// before, and is looked up, so that Belvo's own word on its status follows.
+/// The status of the link, as far as it is known.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<(), Error> {
-    set_status(tx, link_id, VALID, at)?;
-    look_up(tx, link_id, at)?;
-    resume(tx, link_id, at)
+pub fn status(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<String>, Error> {
+    let status = tx.one("SELECT status FROM links WHERE link_id = $1", args![link_id], |row| row.opt_text(0))?;
+    Ok(status.flatten())
+}
+
+/// Notes that Belvo did not accept the request to delete the link, whose status was `before`, inside the caller's
+/// transaction. It works, or waits, as before; and one that may be there is looked up, so that Belvo's own word on its
+/// status follows.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, before: Option<&str>, at: Timestamp) -> Result<(), Error> {
+    set_status(tx, link_id, before, at)?;
+    resume(tx, link_id, at)?;
+    match before.and_then(stops) {
+        Some(reason) if is_gone(reason) => pause(tx, link_id, reason, None, at),
+        Some(reason) => {
+            look_up(tx, link_id, at)?;
+            pause(tx, link_id, reason, None, at)
+        }
+        None => look_up(tx, link_id, at),
+    }
 }
 
 /// Notes that a refresh of the link failed with `failure`, inside the transaction that settles it. A failure that its
@@ -200,7 +217,7 @@ pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timest
             Some("unconfirmed_link") => "unconfirmed",
             _ => "invalid",
         };
-        set_status(tx, link_id, status, at)?;
+        set_status(tx, link_id, Some(status), at)?;
         tx.execute("UPDATE links SET pauses = pauses + 1 WHERE link_id = $1", args![link_id])?;
         return pause(tx, link_id, failure.code.name(), Some(&detail), at);
     }
@@ -470,7 +487,7 @@ fn update(tx: &Tx<'_>, link: &LinkObject) -> Result<(), Error> {
     Ok(())
 }
 
-fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: &str, at: Timestamp) -> Result<(), Error> {
+fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: Option<&str>, at: Timestamp) -> Result<(), Error> {
     let changed = tx.execute(
         "UPDATE links SET status = $2, status_at = $3 WHERE link_id = $1 AND status IS DISTINCT FROM $2",
         args![link_id, status, at],

@@ -22,7 +22,7 @@ use crate::features::published;
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
 use crate::link_id::LinkId;
-use crate::links::{self, Directory, PAUSED, freshness};
+use crate::links::{self, Directory, LINK_DELETED, NOT_FOUND, PAUSED, freshness};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::Recollector;
@@ -246,6 +246,7 @@ impl Operations {
             Order::Refresh { links, resources } => return self.refresh(links, resources, reason).await,
             Order::Recollect { links, resources } => return self.recollect(links, resources, reason).await,
             Order::Delete(link) => {
+                self.refuse_mistyped(&link).await?;
                 let named = link.clone();
                 if self.store.read(move |tx| tombstones::is_erased(tx, &named)).await? {
                     return Err(Refused::Erased);
@@ -445,12 +446,7 @@ impl Operations {
         let now = self.clock.now();
         if let Links::LinkId(id) = &links {
             let link_id: LinkId = id.parse()?;
-            let named = link_id.clone();
-            let is_new = move |tx: &Tx<'_>| Ok(!links::is_tracked(tx, &named)? && !tombstones::is_erased(tx, &named)?);
-            // What is mistyped would be tracked for good.
-            if self.store.read(is_new).await? && self.links.is_unknown(&link_id).await {
-                return Err(Refused::UnknownLink);
-            }
+            self.refuse_mistyped(&link_id).await?;
             let tracked = link_id.clone();
             let note = move |tx: &Tx<'_>| {
                 links::note_wish(tx, &tracked, now)?;
@@ -462,6 +458,15 @@ impl Operations {
             return Ok(resources.into_iter().map(|resource| (link_id.clone(), resource)).collect());
         }
         Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
+    }
+
+    /// Refuses a link of which neither we nor Belvo know: it would be tracked for good, and where it is to be deleted
+    /// another one stays.
+    async fn refuse_mistyped(&self, link_id: &LinkId) -> Result<(), Refused> {
+        let named = link_id.clone();
+        let is_new = move |tx: &Tx<'_>| Ok(!links::is_tracked(tx, &named)? && !tombstones::is_erased(tx, &named)?);
+        let is_mistyped = self.store.read(is_new).await? && self.links.is_unknown(link_id).await;
+        if is_mistyped { Err(Refused::UnknownLink) } else { Ok(()) }
     }
 
     async fn mark(&self, wanted: Wanted) -> Result<(), store::Error> {
@@ -567,7 +572,7 @@ impl Operations {
 }
 
 /// The tracked links that `links` means, for each of `resources`. Who names none in particular does not mean those that an
-/// operator paused.
+/// operator paused, nor those that Belvo does not have any more.
 ///
 /// # Errors
 /// [`store::Error::Database`].
@@ -582,8 +587,8 @@ pub fn tracked(
         let found = match links {
             Links::LinkId(_) | Links::All(false) => Vec::new(),
             Links::All(true) => {
-                let sql = "SELECT link_id FROM links WHERE paused_reason IS DISTINCT FROM $1";
-                tx.all(sql, args![PAUSED], |row| row.link_id(0))?
+                let sql = "SELECT link_id FROM links WHERE coalesce(paused_reason, '') NOT IN ($1, $2, $3)";
+                tx.all(sql, args![PAUSED, LINK_DELETED, NOT_FOUND], |row| row.link_id(0))?
             }
             Links::ExternalId(external_id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
@@ -591,10 +596,11 @@ pub fn tracked(
             Links::OlderThanSeconds(age) => {
                 let sql = format!(
                     "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                     WHERE {} AND l.paused_reason IS DISTINCT FROM $3",
+                     WHERE {} AND coalesce(l.paused_reason, '') NOT IN ($3, $4, $5)",
                     freshness::is_late("$2")
                 );
-                tx.all(&sql, args![resource.name, now - Duration::from_secs(*age), PAUSED], |row| row.link_id(0))?
+                let before = now - Duration::from_secs(*age);
+                tx.all(&sql, args![resource.name, before, PAUSED, LINK_DELETED, NOT_FOUND], |row| row.link_id(0))?
             }
         };
         wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));

@@ -8,7 +8,7 @@ use super::Error;
 
 /// The statements that lead from version n to n + 1, in the SQL that SQLite and PostgreSQL share but for two words:
 /// `{bytes}` and `{counter}`.
-const VERSIONS: [&str; 9] = [
+const VERSIONS: [&str; 10] = [
     include_str!("v1.sql"),
     include_str!("v2.sql"),
     include_str!("v3.sql"),
@@ -18,6 +18,7 @@ const VERSIONS: [&str; 9] = [
     include_str!("v7.sql"),
     include_str!("v8.sql"),
     include_str!("v9.sql"),
+    include_str!("v10.sql"),
 ];
 
 const BYTES: &str = "BLOB";
