@@ -22,15 +22,16 @@ pub(super) async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Res
         let looked_at = tx.meta(LOOKED_AT)?.and_then(|text| text.parse().ok()).map(Timestamp::from_micros);
         let Some(step) = looked_at.map(|at| at.since(now)).filter(|step| *step > CORRECTION) else { return Ok(()) };
         tell_of_step_back(step);
-        move_due_back(tx, step)?;
+        move_due_back(tx, step, now)?;
         // In the same transaction, or whoever starts next would do it once more.
         tx.set_meta(LOOKED_AT, &now.as_micros().to_string())
     };
     store.write(go_back).await
 }
 
-/// Lets everything be due earlier by as much as the clock was set back: it would wait for so much longer.
-pub(super) fn move_due_back(tx: &Tx<'_>, by: Duration) -> Result<(), store::Error> {
+/// Lets everything be due earlier by as much as the clock was set back, to `now`: it would wait for so much longer. What
+/// was learnt by the clock that was ahead was learnt by now: whatever comes would be older.
+pub(super) fn move_due_back(tx: &Tx<'_>, by: Duration, now: Timestamp) -> Result<(), store::Error> {
     queue::move_back(tx, by)?;
     for (table, due) in [
         ("links", "lookup_due_at"),
@@ -41,10 +42,15 @@ pub(super) fn move_due_back(tx: &Tx<'_>, by: Duration) -> Result<(), store::Erro
     ] {
         tx.execute(&format!("UPDATE {table} SET {due} = {due} - $1 WHERE {due} IS NOT NULL"), args![by])?;
     }
+    for (table, learnt) in
+        [("links", "status_at"), ("links", "paused_at"), ("links", "looked_up_at"), ("refreshes", "last_fetched_at")]
+    {
+        tx.execute(&format!("UPDATE {table} SET {learnt} = $1 WHERE {learnt} > $1"), args![now])?;
+    }
     Ok(())
 }
 
-pub(super) fn tell_of_step_back(step: Duration) {
+fn tell_of_step_back(step: Duration) {
     tracing::warn!(code = "clock_went_back", seconds = step.as_secs(), "what is due goes with the clock");
 }
 
@@ -52,18 +58,30 @@ pub(super) fn tell_of_step_back(step: Duration) {
 pub(super) struct TwoClocks {
     wall: Timestamp,
     steady: Instant,
+    /// By how much the wall clock was set back since [`TwoClocks::settle`].
+    step: Duration,
 }
 
 impl TwoClocks {
     pub(super) fn new(wall: Timestamp) -> Self {
-        Self { wall, steady: Instant::now() }
+        Self { wall, steady: Instant::now(), step: Duration::ZERO }
     }
 
-    /// By how much the wall clock was set back since the last look, if by more than it is ever corrected.
+    /// By how much the wall clock was set back, each time by more than it is ever corrected, since what is due was moved
+    /// for it.
     pub(super) fn went_back(&mut self, wall: Timestamp) -> Option<Duration> {
-        let expected = self.wall + self.steady.elapsed();
-        *self = Self::new(wall);
-        Some(expected.since(wall)).filter(|step| *step > CORRECTION)
+        let step = (self.wall + self.steady.elapsed()).since(wall);
+        if step > CORRECTION {
+            tell_of_step_back(step);
+            self.step += step;
+        }
+        (self.wall, self.steady) = (wall, Instant::now());
+        Some(self.step).filter(|step| !step.is_zero())
+    }
+
+    /// What is due was moved.
+    pub(super) fn settle(&mut self) {
+        self.step = Duration::ZERO;
     }
 }
 
@@ -79,7 +97,11 @@ mod tests {
         let mut clocks = TwoClocks::new(at(10_000));
         for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
             assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
+            clocks.settle();
         }
+        // Whoever could not move what is due is told of both steps the next time.
+        let steps = [32_700, 32_701, 32_600].map(|wall| clocks.went_back(at(wall)).map(|step| step.as_secs()));
+        assert_eq!(steps, [Some(101), Some(101), Some(202)]);
     }
 
     #[tokio::test]
@@ -111,16 +133,18 @@ mod tests {
                 mark(tx, &link.parse().unwrap(), &owners::RESOURCE, trigger, at(500))?;
             }
             let others = [
-                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, changed_seq) VALUES ($1, 0, $2, 0)",
+                "INSERT INTO links (link_id, first_seen_at, lookup_due_at, status_at, changed_seq) VALUES ($1, 0, $2, $2, 0)",
                 "INSERT INTO recollects (link_id, resources, asked_at, free_at, change, due_at) VALUES ($1, '', 0, $2, 0, $2)",
                 "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ($1, 0, $2)",
                 "INSERT INTO deletions (link_id, asked_at, due_at) VALUES ($1, 0, $2)",
             ];
             others.iter().try_for_each(|sql| tx.execute(sql, args![wanted, at(500)]).map(drop))?;
-            move_due_back(tx, Duration::from_hours(2))?;
+            move_due_back(tx, Duration::from_hours(2), at(400))?;
             let others = "SELECT lookup_due_at FROM links UNION ALL SELECT free_at FROM recollects \
                 UNION ALL SELECT due_at FROM recollects UNION ALL SELECT due_at FROM widget_sessions \
                 UNION ALL SELECT due_at FROM deletions";
+            let learnt = tx.one("SELECT status_at FROM links", args![], |row| row.opt_at(0))?.flatten();
+            assert_eq!(learnt, Some(at(400)));
             let refreshes = "SELECT due_at FROM refreshes ORDER BY priority";
             Ok((tx.all(refreshes, args![], |row| row.at(0))?, tx.all(others, args![], |row| row.at(0))?))
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::clock_step::{LOOKED_AT, TwoClocks, move_due_back, tell_of_step_back};
+use super::clock_step::{LOOKED_AT, TwoClocks, move_due_back};
 use crate::admin::Recorder;
 use crate::belvo::{Client, Code};
 use crate::chronicle;
@@ -19,7 +19,7 @@ use crate::operations::Operations;
 use crate::problems::Problems;
 use crate::publish;
 use crate::queue;
-use crate::store::{self, Store};
+use crate::store::{self, Store, Tx};
 use crate::vitals::Vitals;
 
 /// How often it is looked whether something outside stands in the way.
@@ -52,14 +52,18 @@ pub(super) async fn look_around(
         }
         show_what_waits(&client, &store, clock.now()).await;
         Recorder::global().condense();
-        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk.
-        let looked_at = clock.now().as_micros().to_string();
-        let answer = store.write(move |tx| tx.set_meta(LOOKED_AT, &looked_at)).await;
+        let looked_at = clock.now();
+        let step = clocks.went_back(looked_at);
+        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk. What is due is moved
+        // with it, or a restart in between would find nothing left to move for.
+        let look = move |tx: &Tx<'_>| {
+            tx.set_meta(LOOKED_AT, &looked_at.as_micros().to_string())?;
+            step.map_or(Ok(()), |step| move_due_back(tx, step, looked_at))
+        };
+        let answer = store.write(look).await;
         hear(&answer, || store.impediment(), &problems, &vitals);
-        if let Some(step) = clocks.went_back(clock.now()) {
-            tell_of_step_back(step);
-            // If this write fails, the next mark of each refresh corrects its due time.
-            let _ = store.write(move |tx| move_due_back(tx, step)).await;
+        if step.is_some() && answer.is_ok() {
+            clocks.settle();
             queue.announce();
         }
         // A quiet daemon publishes nothing, and would not hear of it.
