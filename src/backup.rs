@@ -185,8 +185,8 @@ fn tell_of_erased(state: &Path, backup: &Path, in_it: Option<Tombstones>) -> Res
     Ok(())
 }
 
-/// Makes a backup in a new file of the folder `backups` beside the state, removes all there but the newest `KEPT`, and
-/// gives the number of those. Blocks.
+/// Makes a backup in a new file of the folder `backups` beside the state, removes all there that were made so but the
+/// newest `KEPT`, and gives the number of those. What others put there stays. Blocks.
 ///
 /// # Errors
 /// As [`make`].
@@ -195,16 +195,18 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(Error::at(&folder))?;
     // A process that was killed may have left one half done.
-    let partials = files_of(&folder, "partial")?;
+    let partials = own_files(&folder, ".backup.partial")?;
     for partial in &partials {
         fs::remove_file(partial).map_err(Error::at(partial))?;
     }
     let half_done: Vec<PathBuf> = partials.into_iter().map(|partial| partial.with_extension("")).collect();
     forget(&state.path, &half_done)?;
-    let name: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
-    make(state, &folder.join(format!("{name}.backup")), now)?;
-    // Their names begin with the time.
-    let backups = files_of(&folder, "backup")?;
+    let made = folder.join(format!("{}.backup", name_at(now)));
+    make(state, &made, now)?;
+    // Their names are the times. By a clock that was ahead others are newer, and this one stays all the same.
+    let mut backups = own_files(&folder, ".backup")?;
+    backups.retain(|backup| *backup != made);
+    backups.push(made);
     let (old, kept) = backups.split_at(backups.len().saturating_sub(KEPT));
     for backup in old {
         fs::remove_file(backup).map_err(Error::at(backup))?;
@@ -214,13 +216,21 @@ pub fn make_another(state: &config::State, now: Timestamp) -> Result<u64, Error>
     Ok(kept.len() as u64)
 }
 
-/// The files of this kind in the folder, by name.
-fn files_of(folder: &Path, kind: &str) -> Result<Vec<PathBuf>, Error> {
+/// The name, without its end, of the backup that [`make_another`] makes then.
+fn name_at(now: Timestamp) -> String {
+    now.to_string().chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
+/// The files in the folder that [`make_another`] named, with this `end`, by time.
+fn own_files(folder: &Path, end: &str) -> Result<Vec<PathBuf>, Error> {
+    let pattern = |name: &str| name.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect::<String>();
+    let own = pattern(&name_at(Timestamp::from_micros(0)));
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::at(folder))? {
         files.push(entry.map_err(Error::at(folder))?.path());
     }
-    files.retain(|path| path.extension().is_some_and(|found| found == kind));
+    let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(end)?.to_owned());
+    files.retain(|path| name(path).is_some_and(|name| pattern(&name) == own));
     files.sort();
     Ok(files)
 }
@@ -366,7 +376,8 @@ mod tests {
         let store = Store::open(&state.path).unwrap();
         let backups = folder.path().join(FOLDER);
         fs::create_dir(&backups).unwrap();
-        for file in [folder.path().join("named.backup"), backups.join("19700101T.backup")] {
+        let own = format!("{}.backup", name_at(Timestamp::from_micros(7)));
+        for file in [folder.path().join("named.backup"), backups.join(own)] {
             note(&state.path, &begun(&file, 1)).unwrap();
             fs::write(partial_of(&file), "half").unwrap();
         }
@@ -413,15 +424,24 @@ mod tests {
         for day in 1..=9 {
             let now = Timestamp::from_micros(0) + Duration::from_hours(24 * day);
             fs::create_dir_all(folder.path().join(FOLDER)).unwrap();
-            fs::write(folder.path().join(FOLDER).join("19700101T.backup.partial"), "half").unwrap();
+            let half = format!("{}.backup.partial", name_at(Timestamp::from_micros(7)));
+            fs::write(folder.path().join(FOLDER).join(half), "half").unwrap();
+            for theirs in ["2026-upgrade.backup", "vinculo-2026-11-23.backup", "under-way.backup.partial"] {
+                fs::write(folder.path().join(FOLDER).join(theirs), "somebody's").unwrap();
+            }
             assert_eq!(make_another(&state, now).unwrap(), day.min(7));
         }
-        let files = |kind| files_of(&folder.path().join(FOLDER), kind).unwrap();
-        assert_eq!((files("backup").len(), files("partial").len()), (7, 0));
+        let files = |end| own_files(&folder.path().join(FOLDER), end).unwrap();
+        assert_eq!((files(".backup").len(), files(".backup.partial").len()), (7, 0));
         let listed: Vec<PathBuf> = made(&path).into_iter().map(|made| made.file.into()).collect();
         assert_eq!(listed[0], Path::new(&named.file), "one that somebody named is left alone");
-        assert_eq!(listed[1..], files("backup"));
+        assert_eq!(listed[1..], files(".backup"));
         assert!(check(&listed[7]).is_ok());
+        assert_eq!(fs::read_dir(folder.path().join(FOLDER)).unwrap().count(), 7 + 3, "nor are files of others");
+        // The clock was ahead until now: the new one is by far the oldest, and stays.
+        let now = Timestamp::from_micros(5);
+        assert_eq!(make_another(&state, now).unwrap(), 7);
+        assert!(files(".backup").iter().any(|file| file.ends_with(format!("{}.backup", name_at(now)))));
         drop(store);
     }
 }
