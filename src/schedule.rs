@@ -134,13 +134,24 @@ impl Watch {
         shutdown: CancellationToken,
     ) {
         let keeps_time = times == Times::Slots;
-        let mut nap = self.begin().await.map_or_else(|error| self.complain(&error), |()| Duration::ZERO);
+        let mut has_begun = false;
+        let mut nap = Duration::ZERO;
+        if !keeps_time && let Err(error) = self.begin().await {
+            self.complain(&error);
+        }
         loop {
             // One after the other: a run that is still going is not started again, whoever asks.
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(nap), if keeps_time => {
-                    nap = self.step(&actions, &shutdown).await.unwrap_or_else(|error| self.complain(&error));
+                    let step = async {
+                        if !has_begun {
+                            self.begin().await?;
+                            has_begun = true;
+                        }
+                        self.step(&actions, &shutdown).await
+                    };
+                    nap = step.await.unwrap_or_else(|error| self.complain(&error));
                 }
                 Some(answer) = asked.recv() => {
                     if let Some(result) = shutdown.run_until_cancelled(self.act(Arc::clone(&actions))).await {
@@ -189,7 +200,13 @@ impl Watch {
         let reason = if now.since(slot) > LATE { "catch-up" } else { "schedule" };
         if self.claim(slot, reason).await? {
             let outcome = shutdown.run_until_cancelled(self.act(Arc::clone(actions))).await;
-            self.record(slot, reason, outcome).await?;
+            self.tell(slot, reason, outcome.as_ref());
+            // A state that takes no write now takes one later; until then the run would count as going on.
+            while let Err(error) = self.record(slot, outcome.as_ref()).await {
+                if shutdown.run_until_cancelled(tokio::time::sleep(self.complain(&error))).await.is_none() {
+                    return Err(error);
+                }
+            }
         }
         Ok(Duration::ZERO)
     }
@@ -241,25 +258,20 @@ impl Watch {
         }
     }
 
-    /// Writes down what came of the run, and passes over the slots that went by while it lasted.
-    async fn record(
-        &self,
-        slot: Timestamp,
-        reason: &'static str,
-        outcome: Option<Result<u64, Failed>>,
-    ) -> Result<(), store::Error> {
-        let (name, now) = (self.job.name.clone(), self.clock.now());
-        let (code, count) = match &outcome {
-            Some(Ok(count)) => ("done", Some(*count)),
-            Some(Err(failed)) => (failed.code, None),
-            None => ("interrupted", None),
-        };
+    /// Tells what came of a run.
+    fn tell(&self, slot: Timestamp, reason: &'static str, outcome: Option<&Result<u64, Failed>>) {
+        let (name, (code, count)) = (self.job.name.clone(), word(outcome));
         metrics::counter!("vinculo_job_runs_total", "name" => name.clone(), "outcome" => code).increment(1);
-        if let Some(Err(failed)) = &outcome {
+        if let Some(Err(failed)) = outcome {
             warn!(job = %name, %slot, reason, code, "the job failed: {failed}");
         } else {
             info!(job = %name, %slot, reason, outcome = code, count, "the job ran");
         }
+    }
+
+    /// Writes down what came of the run, and passes over the slots that went by while it lasted.
+    async fn record(&self, slot: Timestamp, outcome: Option<&Result<u64, Failed>>) -> Result<(), store::Error> {
+        let (name, now, (code, count)) = (self.job.name.clone(), self.clock.now(), word(outcome));
         let passed = self.job.last_between(slot, now);
         let record = move |tx: &Tx<'_>| {
             tx.execute(
@@ -283,6 +295,15 @@ impl Watch {
     fn complain(&self, error: &store::Error) -> Duration {
         warn!(job = %self.job.name, code = error.code(), "the schedule cannot use the state, and tries again: {error}");
         NAP
+    }
+}
+
+/// The outcome of a run, or that it was interrupted, in a word; and what it counted.
+fn word(outcome: Option<&Result<u64, Failed>>) -> (&'static str, Option<u64>) {
+    match outcome {
+        Some(Ok(count)) => ("done", Some(*count)),
+        Some(Err(failed)) => (failed.code, None),
+        None => ("interrupted", None),
     }
 }
 
