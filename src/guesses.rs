@@ -42,9 +42,9 @@ impl Guesses {
         self.enter(address, token, now).is_too_many
     }
 
-    /// The same; true when it was the first of its address in a minute.
-    pub fn note_first(&self, address: IpAddr, token: &[u8], now: Instant) -> bool {
-        self.enter(address, token, now).is_first
+    /// The same; true when it did not send this one before, within a minute, and fewer than are too many.
+    pub fn note_new(&self, address: IpAddr, token: &[u8], now: Instant) -> bool {
+        self.enter(address, token, now).is_new
     }
 
     fn enter(&self, address: IpAddr, token: &[u8], now: Instant) -> Noted {
@@ -63,17 +63,16 @@ impl Guesses {
             *own = fresh();
         }
         let is_new = own.tokens.len() < MOST_GUESSES && !own.tokens.contains(&token);
-        let is_first = own.tokens.is_empty();
         if is_new {
             own.tokens.push(token);
         }
-        Noted { is_first, is_too_many: is_new && own.tokens.len() == MOST_GUESSES }
+        Noted { is_new, is_too_many: is_new && own.tokens.len() == MOST_GUESSES }
     }
 }
 
 /// What a wrong token was to its address.
 struct Noted {
-    is_first: bool,
+    is_new: bool,
     is_too_many: bool,
 }
 
@@ -122,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn of_many_guesses_one_a_minute_is_the_first_of_its_address() {
+    fn each_guess_is_new_once_a_minute_as_long_as_they_are_not_too_many() {
         let (guesses, now) = (Guesses::default(), Instant::now());
-        let first = |address_of: &str, number: usize, now| {
-            guesses.note_first(address(address_of), format!("guess {number}").as_bytes(), now)
+        let is_new = |address_of: &str, number: usize, now| {
+            guesses.note_new(address(address_of), format!("guess {number}").as_bytes(), now)
         };
-        let firsts = (0..5 * MOST_GUESSES).filter(|&number| first("192.0.2.7", number, now)).count();
-        assert_eq!((firsts, first("192.0.2.8", 0, now)), (1, true));
-        assert!(first("192.0.2.7", 0, now + WINDOW) && !first("192.0.2.7", 1, now + WINDOW));
+        let new = (0..5 * MOST_GUESSES).filter(|&number| is_new("192.0.2.7", number / 2, now)).count();
+        assert_eq!((new, is_new("192.0.2.8", 0, now)), (MOST_GUESSES, true));
+        assert!(is_new("192.0.2.7", 0, now + WINDOW) && !is_new("192.0.2.7", 0, now + WINDOW));
     }
 
     #[test]

@@ -423,10 +423,14 @@ pub struct Filter {
     pub name: Option<String>,
 }
 
-/// All runs on record, the schedule's too, as rows of one form.
-const ALL: &str = "SELECT CAST(run_id AS TEXT) AS id, kind, name, reason, started_at, finished_at, outcome, total, done, failed, \
-     snapshot, message FROM runs UNION ALL SELECT job || '@' || CAST(slot_at AS TEXT), 'job', job, reason, started_at, \
-     finished_at, outcome, NULL, coalesce(item_count, 0), NULL, NULL, NULL FROM job_runs WHERE reason <> 'first-start'";
+/// The runs that somebody ordered, as rows of the form that [`read`] reads.
+const ORDERED: &str = "SELECT CAST(run_id AS TEXT) AS id, kind, name, reason, started_at, finished_at, outcome, total, done, \
+     failed, snapshot, message FROM runs";
+
+/// The schedule's, in the same form.
+const SCHEDULED: &str = "SELECT job || '@' || CAST(slot_at AS TEXT) AS id, 'job' AS kind, job AS name, reason, started_at, \
+     finished_at, outcome, NULL AS total, coalesce(item_count, 0) AS done, NULL AS failed, NULL AS snapshot, NULL AS message \
+     FROM job_runs WHERE reason <> 'first-start'";
 
 /// At most `limit` runs, the newest first, from after the run `after` on. Gives them and, when there are more, the `after`
 /// of the next page. After a run that is not on record there is none.
@@ -439,15 +443,14 @@ pub fn list(
     after: Option<&str>,
     limit: usize,
 ) -> Result<(Vec<Run>, Option<String>), Error> {
-    let started_at = format!("SELECT started_at FROM ({ALL}) AS every WHERE id = $1");
-    let last = after.map(|id| tx.one(&started_at, args![id], |row| row.int(0))).transpose()?;
+    let last = after.map(|id| one(tx, id, |row| row.int(4))).transpose()?;
     let last = match last {
         None => i64::MAX,
         Some(Some(started_at)) => started_at,
         Some(None) => return Ok((Vec::new(), None)),
     };
     let sql = format!(
-        "SELECT * FROM ({ALL}) AS every WHERE (started_at < $1 OR (started_at = $1 AND id < $2)) \
+        "SELECT * FROM ({ORDERED} UNION ALL {SCHEDULED}) AS every WHERE (started_at < $1 OR (started_at = $1 AND id < $2)) \
          AND (CAST($3 AS TEXT) IS NULL OR kind = $3) AND (CAST($4 AS TEXT) IS NULL OR name = $4) \
          ORDER BY started_at DESC, id DESC LIMIT $5"
     );
@@ -461,7 +464,17 @@ pub fn list(
 /// # Errors
 /// [`Error::Database`].
 pub fn get(tx: &Tx<'_>, id: &str) -> Result<Option<Run>, Error> {
-    tx.one(&format!("SELECT * FROM ({ALL}) AS every WHERE id = $1"), args![id], read)
+    one(tx, id, read)
+}
+
+/// What `read` reads of the run called `id`, which is looked up by its key: there may be very many.
+fn one<T>(tx: &Tx<'_>, id: &str, read: fn(&Row<'_>) -> Result<T, Error>) -> Result<Option<T>, Error> {
+    if let Some((job, slot)) = id.rsplit_once('@') {
+        let Ok(slot) = slot.parse::<i64>() else { return Ok(None) };
+        return tx.one(&format!("{SCHEDULED} AND job = $1 AND slot_at = $2"), args![job, slot], read);
+    }
+    let Ok(number) = id.parse::<i64>() else { return Ok(None) };
+    tx.one(&format!("{ORDERED} WHERE run_id = $1"), args![number], read)
 }
 
 /// The last run of the job called `name` that was not passed over, begun by `until`.
@@ -470,7 +483,8 @@ pub fn get(tx: &Tx<'_>, id: &str) -> Result<Option<Run>, Error> {
 /// [`Error::Database`].
 pub fn last_of_job(tx: &Tx<'_>, name: &str, until: Timestamp) -> Result<Option<Run>, Error> {
     let sql = format!(
-        "SELECT * FROM ({ALL}) AS every WHERE kind = 'job' AND name = $1 AND coalesce(outcome, '') <> 'skipped' \
+        "SELECT * FROM ({ORDERED} WHERE kind = 'job' UNION ALL {SCHEDULED} AND job = $1) AS every \
+         WHERE kind = 'job' AND name = $1 AND coalesce(outcome, '') <> 'skipped' \
          AND started_at <= $2 ORDER BY started_at DESC, id DESC LIMIT 1"
     );
     tx.one(&sql, args![name, until], read)

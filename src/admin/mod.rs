@@ -135,7 +135,7 @@ async fn check_token(
     }
     let caller = given.and_then(|token| admin.tokens.recognise(token));
     if let (Some(token), None) = (given, &caller)
-        && admin.guesses.note_first(peer.ip(), token, Instant::now())
+        && admin.guesses.note_new(peer.ip(), token, Instant::now())
     {
         let (store, clock) = &admin.audited;
         audit::note_failed_sign_in(store, clock.now(), "api").await;
@@ -337,10 +337,10 @@ mod tests {
         }
         let (status, text) = served.say(Method::GET, "/v1/here", &[("authorization", &right)]).await;
         assert!(status == 429 && text.contains("too_many_guesses"), "{status} {text}");
-        // All of them are one line of the audit, which holds nothing of them.
-        let (lines, _) = served.store.read(|tx| audit::list(tx, None, None, 10)).await.unwrap();
+        // Each of them is a line of the audit, which holds nothing of it.
+        let (lines, _) = served.store.read(|tx| audit::list(tx, None, None, 100)).await.unwrap();
         let lines: Vec<_> = lines.into_iter().map(|line| (line.action, json!(line.detail))).collect();
-        assert_eq!(lines, [(audit::SIGN_IN_FAILED.to_owned(), json!({ "door": "api" }))]);
+        assert_eq!(lines, vec![(audit::SIGN_IN_FAILED.to_owned(), json!({ "door": "api" })); 20]);
         assert_eq!(served.say(Method::GET, "/v1/here", &[]).await.0, 401);
         assert_eq!(served.get("/healthz", "127.0.0.1").await.0, 200);
     }

@@ -154,11 +154,12 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             summarize(args, global, &config, &manifest, started.elapsed())?;
             if args.serve {
                 let address = daemon.admin_address.context("the admin listener is up")?;
-                eprintln!(
+                let text = format!(
                     "still running; dashboard on http://{address}/, where the admin.token of {} signs in; metrics on \
                      http://{address}/metrics; Ctrl-C ends it",
                     config_file.display()
                 );
+                streams::note(&text, global)?;
                 exit = Exit::by(work::asked_to_end().await?);
             }
         }

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use serde_json::json;
 
 use super::progress::Progress;
@@ -27,7 +28,14 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let restored = work::block_on(async { Ok(restore::restore(&config, &args.file, Clock::system().now()).await?) })?;
     drop(progress);
     // The lake is of the state that was replaced.
-    let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global)?;
+    let run = ordered::carry_out(Order::Rebuild, ordered::STATE_AND_LAKE, global).with_context(|| {
+        let erased = restored.erased_again;
+        format!(
+            "the state of {} is restored, {erased} link(s) in it are erased again, and the lake is not built from it \
+                 yet: `vinculo rebuild` does that",
+            restored.made_at
+        )
+    })?;
     let published = run.as_ref().and_then(|run| run.progress.snapshot);
     let out = &mut streams::out();
     if global.json {

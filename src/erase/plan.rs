@@ -74,10 +74,31 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
     })
 }
 
+/// Whether `external_id` is a part of what others are called than these `links`.
+fn stands_in_others(tx: &Tx<'_>, external_id: &str, links: &[String]) -> Result<bool, store::Error> {
+    let mut stands = false;
+    let holders = "SELECT link_id FROM links WHERE replace(external_id, $1, '') <> external_id";
+    tx.each(holders, args![external_id], |row| {
+        stands |= !links.contains(&row.text(0)?);
+        Ok::<_, store::Error>(())
+    })?;
+    let holders =
+        "SELECT 1 FROM widget_sessions WHERE replace(external_id, $1, '') <> external_id AND external_id <> $1";
+    Ok(stands || tx.one(holders, args![external_id], |_| Ok(()))?.is_some())
+}
+
 /// What must not be found in the state's file once it is done.
 fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Result<Traces, store::Error> {
     let mut traces = Traces::default();
-    links.iter().chain(external_ids).for_each(|name| traces.add(name.as_bytes()));
+    for name in links {
+        traces.add(name.as_bytes());
+    }
+    for name in external_ids {
+        // Where somebody else's name holds it, nobody can tell what is left of it.
+        if !stands_in_others(tx, name, links)? {
+            traces.add(name.as_bytes());
+        }
+    }
     for link in links {
         each_body(tx, Bodies::OfLink(link), |_, body| {
             add_texts(&body, json::MAX_DEPTH, &mut traces);

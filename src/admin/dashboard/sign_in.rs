@@ -48,7 +48,7 @@ async fn sign_in(
     let field = |name: &str| fields.get(name).map_or("", |value| value.trim());
     let next = own_place(field("next"));
     let Some(caller) = board.tokens.recognise(field("token").as_bytes()) else {
-        if board.guesses.note_first(peer.ip(), field("token").as_bytes(), Instant::now()) {
+        if board.guesses.note_new(peer.ip(), field("token").as_bytes(), Instant::now()) {
             let Operations { store, clock, .. } = &board.operations;
             audit::note_failed_sign_in(store, clock.now(), "dashboard").await;
         }
