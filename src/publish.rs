@@ -178,14 +178,13 @@ impl Publisher {
             scope = Scope::Everything;
             published = self.publish_once(previous.as_ref(), scope);
         }
-        let published = published?;
-        if published.is_some() {
-            // Readers see the new one already, whatever becomes of those before it; the next publish tries again.
-            if let Err(error) = self.drop_older(scope) {
-                tracing::warn!(code = error.code(), "an older snapshot could not be dropped: {error}");
-            }
+        // Also where nothing was published: what stood in a full disk's way may go by now, and what an earlier publish
+        // left behind has to. Readers see the newest one already, whatever becomes of those before it.
+        let may_be_damaged = scope == Scope::Everything && published.as_ref().is_ok_and(Option::is_some);
+        if let Err(error) = self.drop_older(may_be_damaged) {
+            tracing::warn!(code = error.code(), "an older snapshot could not be dropped: {error}");
         }
-        Ok(published)
+        published
     }
 
     /// Whether this state may replace what is in the lake: it published that itself, or nothing is lost. Blocks.
@@ -234,8 +233,10 @@ impl Publisher {
         published
     }
 
-    fn drop_older(&self, scope: Scope) -> Result<(), Error> {
-        if scope == Scope::Everything {
+    /// Drops the snapshots that are too old, and those of what has expired; and where one may be damaged, those that
+    /// are.
+    fn drop_older(&self, may_be_damaged: bool) -> Result<(), Error> {
+        if may_be_damaged {
             for snapshot in integrity::drop_damaged(&self.lake)? {
                 tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
             }

@@ -277,7 +277,8 @@ impl Lake {
         sync(&self.path)
     }
 
-    /// Drops all but the newest `keep` snapshots and those younger than `keep_for`.
+    /// Drops all but the newest `keep` snapshots and those that another one took the place of less than `keep_for` ago:
+    /// whoever found one when it was the newest reads on in it for so long, however old it was then.
     ///
     /// # Errors
     /// [`Error::Folder`].
@@ -286,15 +287,22 @@ impl Lake {
         numbered.sort_unstable_by(|a, b| b.cmp(a));
         let current = self.current_number();
         let mut dropped = 0;
-        for (number, _) in numbered.into_iter().skip(keep.max(1)) {
-            let published = self.manifest(number).and_then(|manifest| Timestamp::parse(&manifest.published_at));
-            let is_young = published.is_some_and(|published| now.since(published) < keep_for);
-            if !is_young && Some(number) != current {
+        let mut successor = None;
+        for (place, (number, _)) in numbered.into_iter().enumerate() {
+            // Where nobody can tell when that was, its own time has to do.
+            let replaced_at = successor.replace(number).and_then(|successor| self.published_at(successor));
+            let replaced_at = replaced_at.or_else(|| self.published_at(number));
+            let is_young = replaced_at.is_some_and(|replaced_at| now.since(replaced_at) < keep_for);
+            if place >= keep.max(1) && !is_young && Some(number) != current {
                 self.take_away(number)?;
                 dropped += 1;
             }
         }
         Ok(dropped)
+    }
+
+    fn published_at(&self, number: u32) -> Option<Timestamp> {
+        Timestamp::parse(&self.manifest(number)?.published_at)
     }
 
     /// The numbers of the snapshots that are there, oldest first.

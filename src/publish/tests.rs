@@ -318,6 +318,23 @@ async fn a_snapshot_that_nobody_will_see_is_not_left() {
 }
 
 #[tokio::test]
+async fn a_snapshot_stays_for_its_time_after_another_took_its_place_and_goes_also_when_nothing_is_new() {
+    let place = Place::new();
+    let mut publisher = place.publisher(&[Parquet]);
+    (publisher.settings.keep_snapshots, publisher.settings.keep_for) = (2, Duration::from_hours(1));
+    for number in 1..=6 {
+        add_link(&place.store, number).await;
+        publish(&publisher, Scope::Changed).unwrap().unwrap();
+        // A quiet night comes after the first: whoever found it in the morning still reads in it.
+        place.hand.pass(if number == 1 { Duration::from_hours(10) } else { Duration::from_secs(6) });
+    }
+    assert_eq!(publisher.snapshots().unwrap(), [1, 2, 3, 4, 5, 6]);
+    place.hand.pass(publisher.settings.keep_for);
+    assert!(publish(&publisher, Scope::Changed).unwrap().is_none());
+    assert_eq!(publisher.snapshots().unwrap(), [5, 6]);
+}
+
+#[tokio::test]
 async fn an_older_copy_of_the_lake_brings_nobody_back() {
     let place = Place::new();
     for number in 1..=200 {
