@@ -40,6 +40,9 @@ pub const DELETED: &str = "deleted";
 /// Why a link waits that an operator paused. Only an operator ends that: neither Belvo's news nor its `valid` does.
 pub const PAUSED: &str = "paused_by_operator";
 
+/// Why a link waits that is about to be erased: it is of a user who was erased after it was made.
+const ERASED_BEFORE: &str = "erased_before";
+
 /// What Belvo says of a link that works.
 const VALID: &str = "valid";
 
@@ -349,7 +352,11 @@ struct Told {
 /// Keeps what Belvo said of a link, inside the caller's transaction.
 fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result<News, Error> {
     let asked_at = told.asked_at;
+    let is_from_before = is_of_erased_user(tx, link)?;
     let Some(known) = known(tx, &link.id)? else {
+        if is_from_before {
+            tombstones::bury(tx, tombstones::Kind::Link, link.id.as_str(), asked_at)?;
+        }
         if tombstones::is_erased(tx, &link.id)? {
             return Ok(News::Same);
         }
@@ -362,6 +369,11 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result
         args![&link.id, asked_at, sync],
     )?;
     queue::confirm(tx, &link.id)?;
+    if is_from_before {
+        // A webhook told of it first, so that something may be held of it.
+        pause(tx, &link.id, ERASED_BEFORE, None, asked_at)?;
+        return Ok(News::Same);
+    }
     let mut link = link.clone();
     link.external_id = link.external_id.or_else(|| known.object.external_id.clone());
     // Belvo shows a link until it has deleted it; the end of that is seen to elsewhere.
@@ -397,6 +409,25 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result
         mark_unseen_visit(tx, &link.id, link.last_accessed_at, asked_at)?;
     }
     Ok(news)
+}
+
+/// Whether the link was made by a user of whom everything was erased since: it is none of a new consent.
+fn is_of_erased_user(tx: &Tx<'_>, link: &LinkObject) -> Result<bool, Error> {
+    let (Some(external_id), Some(created_at)) = (&link.external_id, link.created_at) else { return Ok(false) };
+    if tombstones::user_erased_at(tx, external_id)?.is_none_or(|erased_at| created_at > erased_at) {
+        return Ok(false);
+    }
+    // Whoever has opened the widget since is back, even if Belvo's clock is behind ours.
+    let again = "SELECT 1 FROM widget_sessions WHERE external_id = $1";
+    Ok(tx.one(again, args![external_id], |_| Ok(()))?.is_none())
+}
+
+/// The links that are to be erased because everything of their users was, before Belvo told of them.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn erased_before(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
+    tx.all("SELECT link_id FROM links WHERE paused_reason = $1", args![ERASED_BEFORE], |row| row.link_id(0))
 }
 
 impl Known {
@@ -511,9 +542,9 @@ fn stops(status: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a link that is paused for `reason` is not there any more.
+/// Whether a link that is paused for `reason` is not there any more, or soon will not be.
 fn is_gone(reason: &str) -> bool {
-    matches!(reason, LINK_DELETED | NOT_FOUND)
+    matches!(reason, LINK_DELETED | NOT_FOUND | ERASED_BEFORE)
 }
 
 fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: Timestamp) -> Result<(), Error> {
@@ -543,7 +574,7 @@ pub fn is_asked_for(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
 pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Result<(), Error> {
     tx.execute(
         "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority NOT IN ($3, $4) \
-         AND links.paused_reason NOT IN ($5, $6, $7) THEN refreshes.due_at ELSE NULL END \
+         AND links.paused_reason NOT IN ($5, $6, $7, $8) THEN refreshes.due_at ELSE NULL END \
          FROM links WHERE links.link_id = refreshes.link_id AND refreshes.link_id = $1 AND links.paused_reason IS NOT NULL \
          AND (CAST($2 AS TEXT) IS NULL OR refreshes.resource = $2)",
         args![
@@ -553,7 +584,8 @@ pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Resul
             Priority::Confirm.number(),
             LINK_DELETED,
             NOT_FOUND,
-            PAUSED
+            PAUSED,
+            ERASED_BEFORE
         ],
     )?;
     Ok(())

@@ -82,7 +82,8 @@ pub enum FileError {
     /// They are not what was written.
     #[error(
         "{0} does not hold the tombstones that were written, so that it cannot be known who was erased; it is left as it is. \
-         Put a copy of it back"
+         Put a copy of it back; or remove it, and it is written anew from what the state knows, which is all of it unless \
+         the state was restored or moved since"
     )]
     Damaged(PathBuf),
     /// The file cannot be read or written.
@@ -159,11 +160,23 @@ pub fn is_erased_user(tx: &Tx<'_>, external_id: &str) -> Result<bool, Error> {
     has(tx, Kind::ExternalId, external_id)
 }
 
+/// When everything of an `external_id` was erased last, if it was.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn user_erased_at(tx: &Tx<'_>, external_id: &str) -> Result<Option<Timestamp>, Error> {
+    erased_at(tx, Kind::ExternalId, external_id)
+}
+
 fn has(tx: &Tx<'_>, kind: Kind, name: &str) -> Result<bool, Error> {
-    let Some(salt) = salt::held(tx, SALT)? else { return Ok(false) };
+    Ok(erased_at(tx, kind, name)?.is_some())
+}
+
+fn erased_at(tx: &Tx<'_>, kind: Kind, name: &str) -> Result<Option<Timestamp>, Error> {
+    let Some(salt) = salt::held(tx, SALT)? else { return Ok(None) };
     let hash = hash_of(&salt, kind, name);
-    let sql = "SELECT 1 FROM tombstones WHERE kind = $1 AND hash = $2";
-    Ok(tx.one(sql, args![kind.name(), &hash], |_| Ok(()))?.is_some())
+    let sql = "SELECT erased_at FROM tombstones WHERE kind = $1 AND hash = $2";
+    tx.one(sql, args![kind.name(), &hash], |row| row.at(0))
 }
 
 /// Whether a link that was erased is named anywhere in `text`.

@@ -4,6 +4,7 @@
 //! and the queue. *Promises* to end with the daemon, and that no call to Belvo goes uncounted while the state takes
 //! writes. *Not here*: what a part knows of itself, which it raises and clears on its own.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,15 @@ use crate::belvo::{Client, Code};
 use crate::chronicle;
 use crate::clock::Timestamp;
 use crate::lane::in_background;
-use crate::operations::Operations;
+use crate::link_id::LinkId;
+use crate::links;
+use crate::operations::{Erasure, Operations, Order};
 use crate::problems::Problems;
 use crate::publish;
 use crate::queue;
+use crate::runs::Reason;
 use crate::store::{self, Store, Tx};
+use crate::subject::Subject;
 use crate::vitals::Vitals;
 
 /// How often it is looked whether something outside stands in the way.
@@ -36,9 +41,9 @@ pub(super) async fn look_around(
     vitals: Vitals,
     shutdown: CancellationToken,
 ) {
-    let Operations { client, store, queue, clock, publisher, published, .. } = operations;
+    let Operations { client, store, queue, clock, publisher, published, .. } = operations.clone();
     let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
-    let (mut trouble, mut counted) = (None, client.budget().calls());
+    let (mut trouble, mut counted, mut erasing) = (None, client.budget().calls(), HashSet::new());
     loop {
         let now = client.trouble();
         if now != trouble {
@@ -66,6 +71,7 @@ pub(super) async fn look_around(
             clocks.settle();
             queue.announce();
         }
+        erase_links_of_the_erased(&operations, &mut erasing).await;
         // A quiet daemon publishes nothing, and would not hear of it.
         let lake = Arc::clone(&publisher);
         if in_background(move || lake.is_missing()).await {
@@ -83,6 +89,26 @@ pub(super) async fn look_around(
                 let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
                 return;
             }
+        }
+    }
+}
+
+/// Orders the erasure of links whose users were erased before Belvo told of them, each once: it is gone on with until it
+/// is done.
+async fn erase_links_of_the_erased(operations: &Operations, erasing: &mut HashSet<LinkId>) {
+    let wanted = operations.store.read(links::erased_before).await.unwrap_or_default();
+    erasing.retain(|link| wanted.contains(link));
+    for link in wanted {
+        if !erasing.insert(link.clone()) {
+            continue;
+        }
+        let reason = "everything of its user was erased, and the link was made before that".to_owned();
+        let order = Order::Erase(Erasure { subject: Subject::Link(link), reason, is_remote: false });
+        if let Err(refused) = operations.start(order, Reason::Command).await {
+            tracing::error!(
+                code = refused.code(),
+                "a link of an erased user is erased at the next start only, because now it is refused: {refused}"
+            );
         }
     }
 }

@@ -239,6 +239,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_link_that_an_erased_user_had_made_before_is_not_kept_and_a_new_consent_is() {
+        let link = |number: u32, hour: u32, user: u32| {
+            format!(
+                r#"{{"id":"0000000{number}-0000-4000-8000-000000000000","status":"valid","access_mode":"recurrent",
+                "external_id":"user-{user}","created_at":"2026-11-23T{hour}:00:00Z"}}"#
+            )
+        };
+        let links = [link(1, 11, 1), link(2, 13, 1), link(3, 11, 1), link(4, 11, 2)].join(",");
+        let page = format!(r#"{{"results":[{links}],"next":null}}"#);
+        let script = Script::start(move |_| scripted::json(200, &page)).await;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let queue = Queue::open(store.clone(), Clock::system()).await.unwrap();
+        let erase = |tx: &Tx<'_>| {
+            let noon = Timestamp::parse("2026-11-23T12:00:00Z").unwrap();
+            for user in ["user-1", "user-2"] {
+                crate::tombstones::bury(tx, crate::tombstones::Kind::ExternalId, user, noon)?;
+            }
+            // Belvo's clock is behind.
+            let session = "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ('user-2', $1, $1)";
+            tx.execute(session, args![noon])?;
+            // A webhook told of the third.
+            crate::links::note_wish(tx, &"00000003-0000-4000-8000-000000000000".parse().unwrap(), noon)
+        };
+        store.write(erase).await.unwrap();
+        Directory::new(script.client(), store.clone(), queue, Clock::system()).sync().await.unwrap();
+        let look = |tx: &Tx<'_>| {
+            let kept =
+                tx.all("SELECT link_id FROM links ORDER BY 1", args![], |row| Ok(row.text(0)?[7..8].to_owned()))?;
+            let is_erased = |link: &str| crate::tombstones::is_erased(tx, &link.parse().unwrap());
+            Ok((kept, is_erased("00000001-0000-4000-8000-000000000000")?, crate::links::erased_before(tx)?))
+        };
+        let (kept, is_erased, wanted) = store.read(look).await.unwrap();
+        assert_eq!((kept, is_erased), (["2", "3", "4"].map(str::to_owned).to_vec(), true));
+        assert!(wanted.len() == 1 && wanted[0].as_str().starts_with("00000003"), "it is to be erased");
+    }
+
+    #[tokio::test]
     async fn a_link_is_first_seen_when_it_is_kept_and_not_when_its_page_was_asked_for() {
         let hand = Hand::at(Timestamp::from_micros(1));
         let page = r#"{"results":[{"id":"00000001-0000-4000-8000-000000000000","status":"valid"}],"next":null}"#;
