@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 
 use chrono::NaiveDate;
-use serde::Deserialize;
 
 use super::{Derive, Resource};
 use crate::clock::{days_since_1970, digits};
@@ -26,17 +25,14 @@ pub static RESOURCE: Resource = Resource {
     derived,
 };
 
-/// Employer and start. The employer is its key; a person's is left out, because a hash of a CPF can be guessed.
+/// Employer and start, where Belvo sends both, be it null. The employer is its key; a person's is left out, because a
+/// hash of a CPF can be guessed.
 fn likeness(fields: &Fields<'_>) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Employer<'j> {
-        #[serde(borrow)]
-        code: Option<Cow<'j, str>>,
-    }
-
-    let employer: Option<Employer<'_>> = serde_json::from_str(fields.get("employer_data").unwrap_or("null")).ok()?;
-    let start_date: Option<Cow<'_, str>> = serde_json::from_str(fields.get("start_date").unwrap_or("null")).ok()?;
-    let code = employer.and_then(|employer| employer.code);
+    let code = match fields.get("employer_data")? {
+        "null" => None,
+        employer => serde_json::from_str::<Option<Cow<'_, str>>>(Fields::read(employer)?.get("code")?).ok()?,
+    };
+    let start_date: Option<Cow<'_, str>> = serde_json::from_str(fields.get("start_date")?).ok()?;
     let code = code.as_deref().and_then(EmployerCode::read);
     let employer = match &code {
         Some(code) if code.kind == CodeKind::Cpf => "CPF",
@@ -320,7 +316,11 @@ mod tests {
                 Some("99000042\n2020-01-01"),
             ),
             (r#"{"employer_data":{"code":null},"start_date":null}"#, Some("\n")),
-            (r#"{"employer_data":null}"#, Some("\n")),
+            (r#"{"employer_data":null,"start_date":null}"#, Some("\n")),
+            // What is not sent may be as it was.
+            (r#"{"employer_data":{"code":"99000042"}}"#, None),
+            (r#"{"employer_data":{"name":"x"},"start_date":"2020-01-01"}"#, None),
+            (r#"{"start_date":"2020-01-01"}"#, None),
             (r#"{"employer_data":7,"start_date":"2020-01-01"}"#, None),
             (r#"{"employer_data":{},"start_date":20200101}"#, None),
             (r#"{"employer_data":{},"start_date":"2020-02-30"}"#, None),
