@@ -30,6 +30,9 @@ pub const EXPORT: &str = "export";
 /// Action of a line that says that somebody sent a wrong token.
 pub const SIGN_IN_FAILED: &str = "sign_in_failed";
 
+/// Name in `meta` of the hash of the last line.
+const END: &str = "audit_end";
+
 /// Name of the salt under which links are called something in the audit.
 const SALT: &str = "audit_salt";
 
@@ -117,6 +120,7 @@ pub fn note(tx: &Tx<'_>, at: Timestamp, action: &str, detail: &Value) -> Result<
         "INSERT INTO audit (at, action, detail, previous, hash) VALUES ($1, $2, $3, $4, $5)",
         args![at, action, &detail, &previous, &hash],
     )?;
+    tx.set_meta(END, &hash)?;
     Ok(hash)
 }
 
@@ -184,12 +188,13 @@ pub async fn note_failed_sign_in(store: &Store, at: Timestamp, door: &'static st
     }
 }
 
-/// The number of lines, and the first that is not under the hash of the one before.
+/// The number of lines, and the first that is not under the hash of the one before, or is not there although another one
+/// came after it, or was the last.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn check(tx: &Tx<'_>) -> Result<(u64, Option<i64>), Error> {
-    let (mut lines, mut broken, mut expected) = (0, None, String::new());
+    let (mut lines, mut broken, mut expected, mut last) = (0, None, String::new(), 0);
     tx.each("SELECT seq, at, action, detail, previous, hash FROM audit ORDER BY seq", args![], |row| {
         lines += 1;
         let hash = hash_of(row.str(4)?, row.int(1)?, row.str(2)?, row.str(3)?);
@@ -197,9 +202,12 @@ pub fn check(tx: &Tx<'_>) -> Result<(u64, Option<i64>), Error> {
             broken = Some(row.int(0)?);
         }
         expected = hash;
+        last = row.int(0)?;
         Ok::<_, Error>(())
     })?;
-    Ok((lines, broken))
+    // One from before the end was noted has none.
+    let is_cut = tx.meta(END)?.is_some_and(|end| end != expected);
+    Ok((lines, broken.or(is_cut.then_some(last + 1))))
 }
 
 fn hash_of(previous: &str, at: i64, action: &str, detail: &str) -> String {
@@ -278,6 +286,8 @@ mod tests {
         assert_eq!(check_after("UPDATE audit SET detail = '{\"links\":9}' WHERE seq = 2").await, "broken");
         assert_eq!(check_after("DELETE FROM audit WHERE seq = 2").await, "broken");
         assert_eq!(check_after("DELETE FROM audit WHERE seq = 1").await, "broken");
+        assert_eq!(check_after("DELETE FROM audit WHERE seq = 3").await, "broken");
+        assert_eq!(check_after("DELETE FROM audit").await, "broken");
         assert_eq!(check_after("UPDATE meta SET value = value").await, "whole");
     }
 }

@@ -108,6 +108,11 @@ pub struct Made {
 }
 
 impl Made {
+    /// The backup at `path`, which has this end.
+    fn of(path: &Path, end: End) -> Self {
+        Self { file: path.display().to_string(), made_at: end.made_at, state: end.state, bytes: end.bytes }
+    }
+
     /// Whether all of it is there.
     pub fn is_whole(&self) -> bool {
         self.bytes > 0 && Path::new(&self.file).exists()
@@ -120,7 +125,7 @@ impl Made {
 }
 
 /// The end of a backup.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct End {
     /// When it was made, RFC 3339.
     pub made_at: String,
@@ -291,20 +296,40 @@ fn change_list(state: &Path, is_gone: impl Fn(&Made) -> bool, added: Option<&Mad
 /// because their process was killed.
 pub fn made(state: &Path) -> Vec<Made> {
     let text = fs::read_to_string(state.with_file_name(LIST)).unwrap_or_default();
-    let listed = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let mut listed: Vec<Made> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    // The list may be damaged, or another folder's.
+    let is_listed = |path: &PathBuf| listed.iter().any(|made| Path::new(&made.file) == path);
+    let mut others = own_files(&state.with_file_name(FOLDER), ".backup").unwrap_or_default();
+    others.retain(|path| !is_listed(path));
+    listed.extend(others.iter().filter_map(|path| Some(Made::of(path, end_of(path).ok()?.0))));
     let with_partial = |made: Made| {
         let partial = partial_of(Path::new(&made.file));
         let half = partial.exists().then(|| Made { file: partial.display().to_string(), bytes: 0, ..made.clone() });
         [Some(made), half].into_iter().flatten()
     };
-    listed.flat_map(with_partial).collect()
+    listed.into_iter().flat_map(with_partial).collect()
 }
 
-/// The end of the backup at `path`, when all before it is as it was written. Blocks.
+/// Whether a line of the list of backups cannot be read, so that a backup may be missing in it.
+pub fn is_list_damaged(state: &Path) -> bool {
+    let is_unreadable = |line: &str| serde_json::from_str::<Made>(line).is_err();
+    match fs::read_to_string(state.with_file_name(LIST)) {
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+        Ok(text) => text.lines().any(is_unreadable),
+    }
+}
+
+/// Notes the backup at `path` as one of the state at `state`, which holds now what that one does.
 ///
 /// # Errors
-/// [`Error::Damaged`], [`Error::File`].
-pub fn check(path: &Path) -> Result<End, Error> {
+/// [`Error::File`].
+pub fn note_restored(state: &Path, path: &Path, end: End) -> Result<(), Error> {
+    let path = path.canonicalize().map_err(Error::at(path))?;
+    note(state, &Made::of(&path, end))
+}
+
+/// The end of the backup at `path`, and the file.
+fn end_of(path: &Path) -> Result<(End, File), Error> {
     let damaged = |what| Error::Damaged { path: path.to_owned(), what };
     let mut file = File::open(path).map_err(Error::at(path))?;
     let length = file.metadata().map_err(Error::at(path))?.len();
@@ -321,6 +346,15 @@ pub fn check(path: &Path) -> Result<End, Error> {
     if end.bytes != start + at as u64 {
         return Err(damaged("it does not have the length that was written"));
     }
+    Ok((end, file))
+}
+
+/// The end of the backup at `path`, when all before it is as it was written. Blocks.
+///
+/// # Errors
+/// [`Error::Damaged`], [`Error::File`].
+pub fn check(path: &Path) -> Result<End, Error> {
+    let (end, mut file) = end_of(path)?;
     let mut hash = Sha256::new();
     file.seek(SeekFrom::Start(0)).map_err(Error::at(path))?;
     let mut content = file.take(end.bytes);
@@ -334,7 +368,7 @@ pub fn check(path: &Path) -> Result<End, Error> {
     if hex(&hash.finalize()) == end.sha256 {
         Ok(end)
     } else {
-        Err(damaged("it does not hold the bytes that were written"))
+        Err(Error::Damaged { path: path.to_owned(), what: "it does not hold the bytes that were written" })
     }
 }
 

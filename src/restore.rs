@@ -109,6 +109,8 @@ pub async fn restore(config: &Config, from: &Path, now: Timestamp) -> Result<Res
         let file = tombstones::file_of(state);
         tombstones.write(&file)?;
     }
+    // Whoever is erased from now on is in it, too.
+    backup::note_restored(state, from, end.clone())?;
     Ok(Restored { made_at: end.made_at, state: end.state, erased_again })
 }
 

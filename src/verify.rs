@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 
 use crate::audit;
+use crate::backup;
 use crate::config;
 use crate::link_id::log_tag;
 use crate::publish::integrity::{self, Damage};
@@ -68,6 +69,12 @@ pub fn check(state: &config::State, lake_path: &Path, progress: impl Fn(u64, u64
     lake.damage.splice(0..0, faults);
     lake.damage.extend(strange_state(&readers, lake_path));
     lake.damage.extend(strange_tombstones(&readers, &state.path));
+    lake.damage.extend(backup::is_list_damaged(&state.path).then(|| Damage {
+        file: "backups.jsonl".to_owned(),
+        code: "backup_list_damaged",
+        what: "does not name all backups any more, so that receipts of erasures may not: take out what is no line of JSON"
+            .to_owned(),
+    }));
     Ok(Report {
         ok: lake.damage.is_empty(),
         lake,
@@ -238,8 +245,8 @@ fn check_json(body: &[u8], what: &'static str) -> Result<(), Error> {
     serde_json::from_slice::<IgnoredAny>(body).map(drop).map_err(|_| Error::Unreadable(what))
 }
 
-/// Tombstones beside the state that are not as they were written, or another state's.
-fn strange_tombstones(readers: &Readers, state: &Path) -> Option<Damage> {
+/// Tombstones beside the state at `state` that are not as they were written, or another state's.
+pub fn strange_tombstones(readers: &Readers, state: &Path) -> Option<Damage> {
     let file = tombstones::file_of(state);
     let held = readers.read(Tombstones::of).ok()?;
     let error =

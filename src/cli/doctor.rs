@@ -21,7 +21,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::publish::{self, Lake, OwnLake};
 use crate::store::{self, Readers, args};
-use crate::{daemon, schedule, schema};
+use crate::{daemon, schedule, schema, verify};
 
 /// Less than this free space is close to none.
 const LEAST_FREE: u64 = 64 << 20;
@@ -181,6 +181,10 @@ fn folders(config: &Config, report: &mut Report) {
             free if free < wanted => report.warn("disk_low", format!("{key}: {told}"), mend),
             _ => report.fine("disk", told),
         }
+    }
+    let readers = Readers::configured(&config.state);
+    if let Some(damage) = verify::strange_tombstones(&readers, state) {
+        report.add(Level::Error, damage.code, damage.what, "vinculo verify", Exit::Damaged);
     }
     let shown: Vec<_> = [state.clone(), state.with_added_extension("lock"), state.with_file_name("tombstones.jsonl")]
         .into_iter()

@@ -23,7 +23,10 @@ pub enum Error {
     #[error("an erasure also waits for Belvo, which is asked by `vinculo serve`")]
     NeedsBelvo,
     /// Belvo did not take the wish to delete a link.
-    #[error("nothing was erased, because Belvo does not delete the link: {0}")]
+    #[error(
+        "nothing was erased, and the order is taken back, because Belvo does not delete the link: order it again once that is \
+         mended, or without --remote ({0})"
+    )]
     Belvo(Box<delete::Error>),
     /// Belvo took the wish to delete some of the links, and not all.
     #[error("Belvo has taken {taken} of {links} links to delete and not the next: {source}")]
