@@ -162,6 +162,9 @@ fn advance(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     let months = u32::try_from(number(body, "months")?.unwrap_or(0)).map_err(|_| "`months` is too large")?;
     let by =
         Advance { months, days: number(body, "days")?.unwrap_or(0), seconds: number(body, "seconds")?.unwrap_or(0) };
+    if by.from(simulation.state().world.now).is_none() {
+        return Err("there is no such time: the last year is 9999".to_owned());
+    }
     let events = simulation.advance(by);
     Ok(json!({"now": simulation.state().world.now.to_string(), "events": events}))
 }

@@ -533,6 +533,8 @@ async fn one_month_twice_is_two_months_once() {
         (Running::connected(40, |s| s.webhook = None).await, Running::connected(40, |s| s.webhook = None).await);
     let month = Advance { months: 1, ..Advance::default() };
     assert!(twice.simulation.advance(month) > 0);
+    let beyond = Advance { days: u64::MAX / 2, ..Advance::default() };
+    assert_eq!(twice.simulation.advance(beyond), 0, "there is no such day, and the simulator goes on");
     let after_one = twice.simulation.truth();
     twice.simulation.advance(month);
     once.simulation.advance(Advance { months: 2, ..Advance::default() });

@@ -47,6 +47,16 @@ pub struct Advance {
     pub seconds: u64,
 }
 
+impl Advance {
+    /// Where it leads from `start`; `None` where that is no year of four digits.
+    pub(super) fn from(self, start: Timestamp) -> Option<Timestamp> {
+        let months = start.to_utc().checked_add_months(Months::new(self.months))?;
+        let seconds = self.days.checked_mul(86_400)?.checked_add(self.seconds)?;
+        let end = Timestamp::from(months) + Duration::from_secs(seconds);
+        Timestamp::parse(&end.to_string()).filter(|read| *read == end)
+    }
+}
+
 /// A link that Belvo read again.
 pub(super) struct Recollected {
     /// Position of the link.
@@ -149,8 +159,7 @@ impl World {
     /// Moves the clock, and lets Belvo read every link that is due.
     pub(super) fn advance(&mut self, by: Advance) -> Vec<Recollected> {
         let before = self.now;
-        let months = self.now.to_utc() + Months::new(by.months);
-        self.now = Timestamp::from(months) + Duration::from_secs(by.days * 86_400 + by.seconds);
+        self.now = by.from(before).unwrap_or(before);
         let mut recollected = Vec::new();
         for position in 0..self.links.len() {
             recollected.extend(self.recollected(position, before));
