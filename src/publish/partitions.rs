@@ -32,6 +32,7 @@ pub(super) struct Partitions {
     /// Links that have changed since the previous snapshot; `None` when every partition is computed anew.
     changed: Option<Vec<String>>,
     latest: Latest,
+    news: News,
     /// Link, resource and code of each latest refresh that failed.
     pub(super) errors: Vec<(String, String, String)>,
 }
@@ -39,9 +40,24 @@ pub(super) struct Partitions {
 /// One run of a date.
 struct Wanted {
     run: Run,
-    /// Links of which something that could have been known to it may have come in, or was removed by retention, since
-    /// the previous snapshot.
-    late: Vec<String>,
+    /// How many of the [`News`] are late for it: something that could have been known to it may have come in, or was
+    /// removed by retention, since the previous snapshot.
+    late: usize,
+}
+
+/// Links of which something came in since the previous snapshot, by when that could have been known, the earliest first:
+/// of each of many runs the first of them are late.
+#[derive(Default)]
+struct News {
+    known: Vec<Timestamp>,
+    links: Vec<String>,
+}
+
+impl News {
+    /// How many could have been known to `run`.
+    fn late_for(&self, run: &Run) -> usize {
+        self.known.partition_point(|known| *known <= run.known_at)
+    }
 }
 
 /// The links that were first seen after the earliest run of those that are computed, the earliest first: each of many
@@ -76,14 +92,10 @@ impl Partitions {
         let manifest = previous.map(|(manifest, _)| *manifest);
         let mut dates: BTreeMap<NaiveDate, Vec<Wanted>> = BTreeMap::new();
         let runs = runs::all(tx)?;
-        let news = if runs.is_empty() {
-            Vec::new()
-        } else {
-            manifest.map_or(Ok(Vec::new()), |manifest| news(tx, manifest))?
-        };
+        let news = manifest.filter(|_| !runs.is_empty()).map_or(Ok(News::default()), |manifest| news(tx, manifest))?;
         for run in runs {
-            let late = news.iter().filter(|(_, known)| *known <= run.known_at).map(|(link_id, _)| link_id.clone());
-            dates.entry(run.as_of).or_default().push(Wanted { run, late: late.collect() });
+            let late = news.late_for(&run);
+            dates.entry(run.as_of).or_default().push(Wanted { run, late });
         }
         // Whom an erasure has removed, no partition says.
         let erasing = tx.one("SELECT 1 FROM erasures WHERE step = 'removed'", args![], |_| Ok(()))?;
@@ -98,6 +110,7 @@ impl Partitions {
             dates,
             changed: changed.transpose()?,
             latest: Latest::default(),
+            news,
             errors: tx.all(
                 "SELECT link_id, resource, last_error_code FROM refreshes WHERE last_error_code IS NOT NULL \
                  ORDER BY link_id, resource",
@@ -211,7 +224,7 @@ impl Partitions {
             computer.add(run, None, later)?;
             return Ok(None);
         };
-        let changed = if earlier.is_final(run) { late } else { changed };
+        let changed = if earlier.is_final(run) { &self.news.links[..*late] } else { changed };
         computer.add(run, Some(changed), later)?;
         Ok(Some(RowsToKeep { mode: run.mode, all_but: changed.iter().map(String::as_bytes).collect() }))
     }
@@ -286,13 +299,13 @@ impl<'m> Earlier<'m> {
 
     /// Whether every row of the run is what it was.
     fn stands(&self, wanted: &Wanted) -> bool {
-        self.is_final(&wanted.run) && wanted.late.is_empty()
+        self.is_final(&wanted.run) && wanted.late == 0
     }
 }
 
 /// Links of which something new has come in since `previous`, each with the earliest instant at which that could have
 /// been known: Belvo may have collected it long before it was fetched. What retention removed is not known at any time.
-fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, store::Error> {
+fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<News, store::Error> {
     let (resource, before) = (employments::RESOURCE.name, previous.built_from.change);
     let mut news = HashMap::<String, Timestamp>::new();
     let mut note = |link_id: &str, known: Timestamp| match news.get_mut(link_id) {
@@ -332,7 +345,10 @@ fn news(tx: &Tx<'_>, previous: &Manifest) -> Result<Vec<(String, Timestamp)>, st
             Ok::<_, store::Error>(())
         },
     )?;
-    Ok(news.into_iter().collect())
+    let mut news: Vec<(Timestamp, String)> = news.into_iter().map(|(link_id, known)| (known, link_id)).collect();
+    news.sort_unstable();
+    let (known, links) = news.into_iter().unzip();
+    Ok(News { known, links })
 }
 
 /// The Parquet file of a date, when one is published.
@@ -381,8 +397,8 @@ mod tests {
             }));
             let previous: Manifest = previous.unwrap();
             let news = store.read(move |tx| news(tx, &previous)).await.unwrap();
-            let expected = known.map(|known| ("a".to_owned(), Timestamp::from_micros(known)));
-            assert_eq!(news, Vec::from_iter(expected), "since {change}");
+            let known = Vec::from_iter(known.map(Timestamp::from_micros));
+            assert_eq!((news.links, news.known), (vec!["a".to_owned(); known.len()], known), "since {change}");
         }
     }
 
