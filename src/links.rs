@@ -43,6 +43,15 @@ pub const PAUSED: &str = "paused_by_operator";
 /// Why a link waits that is about to be erased: it is of a user who was erased after it was made.
 const ERASED_BEFORE: &str = "erased_before";
 
+/// Why a link waits of which nothing is asked, whoever asks: it is not there any more, or soon will not be, or an
+/// operator paused it.
+const SILENT: [&str; 4] = [LINK_DELETED, NOT_FOUND, ERASED_BEFORE, PAUSED];
+
+/// Those reasons as SQL takes them.
+pub fn silencing() -> String {
+    SILENT.map(|reason| format!("'{reason}'")).join(", ")
+}
+
 /// What Belvo says of a link that works.
 const VALID: &str = "valid";
 
@@ -50,7 +59,7 @@ const VALID: &str = "valid";
 const NEEDS_USER: &str = Code::LinkNeedsUser.name();
 
 /// Why a link waits that was deleted at Belvo, or will be.
-pub const LINK_DELETED: &str = Code::LinkDeleted.name();
+const LINK_DELETED: &str = Code::LinkDeleted.name();
 
 /// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);
@@ -104,7 +113,7 @@ pub fn note_webhook(
 /// # Errors
 /// [`Error::Database`].
 pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> Result<(), Error> {
-    if is_gone(reason) || reason == PAUSED {
+    if SILENT.contains(&reason) {
         return hold(tx, link_id, None);
     }
     look_up(tx, link_id, at)?;
@@ -195,14 +204,11 @@ pub fn status(tx: &Tx<'_>, link_id: &LinkId) -> Result<Option<String>, Error> {
 pub fn note_kept(tx: &Tx<'_>, link_id: &LinkId, before: Option<&str>, at: Timestamp) -> Result<(), Error> {
     set_status(tx, link_id, before, at)?;
     resume(tx, link_id, at)?;
-    match before.and_then(stops) {
-        Some(reason) if is_gone(reason) => pause(tx, link_id, reason, None, at),
-        Some(reason) => {
-            look_up(tx, link_id, at)?;
-            pause(tx, link_id, reason, None, at)
-        }
-        None => look_up(tx, link_id, at),
+    let reason = before.and_then(stops);
+    if !reason.is_some_and(|reason| SILENT.contains(&reason)) {
+        look_up(tx, link_id, at)?;
     }
+    reason.map_or(Ok(()), |reason| pause(tx, link_id, reason, None, at))
 }
 
 /// Notes that a refresh of the link failed with `failure`, inside the transaction that settles it. A failure that its
@@ -422,12 +428,15 @@ fn is_of_erased_user(tx: &Tx<'_>, link: &LinkObject) -> Result<bool, Error> {
     Ok(tx.one(again, args![external_id], |_| Ok(()))?.is_none())
 }
 
+/// It is asked every few seconds, and walks the links that wait alone.
+const OF_REASON: &str = "SELECT link_id FROM links WHERE paused_reason = $1";
+
 /// The links that are to be erased because everything of their users was, before Belvo told of them.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn erased_before(tx: &Tx<'_>) -> Result<Vec<LinkId>, Error> {
-    tx.all("SELECT link_id FROM links WHERE paused_reason = $1", args![ERASED_BEFORE], |row| row.link_id(0))
+    tx.all(OF_REASON, args![ERASED_BEFORE], |row| row.link_id(0))
 }
 
 impl Known {
@@ -542,11 +551,6 @@ fn stops(status: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a link that is paused for `reason` is not there any more, or soon will not be.
-fn is_gone(reason: &str) -> bool {
-    matches!(reason, LINK_DELETED | NOT_FOUND | ERASED_BEFORE)
-}
-
 fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: Timestamp) -> Result<(), Error> {
     tx.execute(
         "UPDATE links SET paused_reason = $2, paused_at = $3, last_error_code = $2, last_error_at = $3, \
@@ -572,23 +576,15 @@ pub fn is_asked_for(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::Database`].
 pub fn hold(tx: &Tx<'_>, link_id: &LinkId, resource: Option<&Resource>) -> Result<(), Error> {
-    tx.execute(
+    let sql = format!(
         "UPDATE refreshes SET blocked_reason = links.paused_reason, due_at = CASE WHEN refreshes.priority NOT IN ($3, $4) \
-         AND links.paused_reason NOT IN ($5, $6, $7, $8) THEN refreshes.due_at ELSE NULL END \
+         AND links.paused_reason NOT IN ({}) THEN refreshes.due_at ELSE NULL END \
          FROM links WHERE links.link_id = refreshes.link_id AND refreshes.link_id = $1 AND links.paused_reason IS NOT NULL \
          AND (CAST($2 AS TEXT) IS NULL OR refreshes.resource = $2)",
-        args![
-            link_id,
-            resource.map(|resource| resource.name),
-            Priority::Schedule.number(),
-            Priority::Confirm.number(),
-            LINK_DELETED,
-            NOT_FOUND,
-            PAUSED,
-            ERASED_BEFORE
-        ],
-    )?;
-    Ok(())
+        silencing()
+    );
+    let name = resource.map(|resource| resource.name);
+    tx.execute(&sql, args![link_id, name, Priority::Schedule.number(), Priority::Confirm.number()]).map(drop)
 }
 
 /// The same for every paused link. A start makes everything due again that was under way when the last process ended,
@@ -664,6 +660,15 @@ mod tests {
     use super::*;
     use crate::resources::owners;
     use crate::store::Store;
+
+    #[tokio::test]
+    async fn links_that_are_to_be_erased_are_found_without_reading_every_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let plan = format!("EXPLAIN QUERY PLAN {OF_REASON}");
+        let plan = store.read(move |tx| tx.all(&plan, args![ERASED_BEFORE], |row| row.text(3))).await.unwrap();
+        assert!(plan.iter().all(|step| step.contains("links_paused")), "{plan:?}");
+    }
 
     #[tokio::test]
     async fn a_visit_that_nobody_told_of_does_not_wait_for_a_second_look_that_was_booked() {

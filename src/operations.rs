@@ -22,7 +22,7 @@ use crate::features::published;
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
 use crate::link_id::LinkId;
-use crate::links::{self, Directory, LINK_DELETED, NOT_FOUND, PAUSED, freshness};
+use crate::links::{self, Directory, freshness};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::Recollector;
@@ -587,8 +587,9 @@ pub fn tracked(
         let found = match links {
             Links::LinkId(_) | Links::All(false) => Vec::new(),
             Links::All(true) => {
-                let sql = "SELECT link_id FROM links WHERE coalesce(paused_reason, '') NOT IN ($1, $2, $3)";
-                tx.all(sql, args![PAUSED, LINK_DELETED, NOT_FOUND], |row| row.link_id(0))?
+                let silencing = links::silencing();
+                let sql = format!("SELECT link_id FROM links WHERE coalesce(paused_reason, '') NOT IN ({silencing})");
+                tx.all(&sql, args![], |row| row.link_id(0))?
             }
             Links::ExternalId(external_id) => {
                 tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
@@ -596,11 +597,11 @@ pub fn tracked(
             Links::OlderThanSeconds(age) => {
                 let sql = format!(
                     "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                     WHERE {} AND coalesce(l.paused_reason, '') NOT IN ($3, $4, $5)",
-                    freshness::is_late("$2")
+                     WHERE {} AND coalesce(l.paused_reason, '') NOT IN ({})",
+                    freshness::is_late("$2"),
+                    links::silencing()
                 );
-                let before = now - Duration::from_secs(*age);
-                tx.all(&sql, args![resource.name, before, PAUSED, LINK_DELETED, NOT_FOUND], |row| row.link_id(0))?
+                tx.all(&sql, args![resource.name, now - Duration::from_secs(*age)], |row| row.link_id(0))?
             }
         };
         wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));

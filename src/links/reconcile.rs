@@ -208,8 +208,10 @@ mod tests {
     use super::*;
     use crate::belvo::scripted::{self, Script};
     use crate::clock::{Clock, Hand};
+    use crate::links::{erased_before, note_wish};
     use crate::queue::Queue;
     use crate::store::{Store, Tx};
+    use crate::tombstones::{self, Kind};
 
     #[tokio::test]
     async fn what_only_the_list_shows_is_listed_once_unless_a_job_will() {
@@ -255,21 +257,21 @@ mod tests {
         let erase = |tx: &Tx<'_>| {
             let noon = Timestamp::parse("2026-11-23T12:00:00Z").unwrap();
             for user in ["user-1", "user-2"] {
-                crate::tombstones::bury(tx, crate::tombstones::Kind::ExternalId, user, noon)?;
+                tombstones::bury(tx, Kind::ExternalId, user, noon)?;
             }
             // Belvo's clock is behind.
             let session = "INSERT INTO widget_sessions (external_id, asked_at, due_at) VALUES ('user-2', $1, $1)";
             tx.execute(session, args![noon])?;
             // A webhook told of the third.
-            crate::links::note_wish(tx, &"00000003-0000-4000-8000-000000000000".parse().unwrap(), noon)
+            note_wish(tx, &"00000003-0000-4000-8000-000000000000".parse().unwrap(), noon)
         };
         store.write(erase).await.unwrap();
         Directory::new(script.client(), store.clone(), queue, Clock::system()).sync().await.unwrap();
         let look = |tx: &Tx<'_>| {
             let kept =
                 tx.all("SELECT link_id FROM links ORDER BY 1", args![], |row| Ok(row.text(0)?[7..8].to_owned()))?;
-            let is_erased = |link: &str| crate::tombstones::is_erased(tx, &link.parse().unwrap());
-            Ok((kept, is_erased("00000001-0000-4000-8000-000000000000")?, crate::links::erased_before(tx)?))
+            let is_erased = |link: &str| tombstones::is_erased(tx, &link.parse().unwrap());
+            Ok((kept, is_erased("00000001-0000-4000-8000-000000000000")?, erased_before(tx)?))
         };
         let (kept, is_erased, wanted) = store.read(look).await.unwrap();
         assert_eq!((kept, is_erased), (["2", "3", "4"].map(str::to_owned).to_vec(), true));

@@ -13,6 +13,7 @@ use super::body::pack;
 use super::versions::{Contents, GONE, Held};
 use super::{Compare, Keeping, List, NO_ID, Of};
 use crate::clock::Timestamp;
+use crate::links;
 use crate::store::{Error, Tx, args};
 
 /// An empty list of a link that is not in order is asked for again so much later.
@@ -111,9 +112,7 @@ impl<'k> Keeping<'k> {
 impl Of<'_> {
     /// Whether Belvo says that the link is in order.
     fn is_valid(self) -> Result<bool, Error> {
-        let sql = "SELECT status FROM links WHERE link_id = $1";
-        let status = self.tx.one(sql, args![self.link_id], |row| row.opt_text(0))?;
-        Ok(status.flatten().as_deref() == Some("valid"))
+        Ok(links::status(self.tx, self.link_id)?.as_deref() == Some("valid"))
     }
 
     /// The first list after `held` was last seen that counts as evidence that it is gone.
