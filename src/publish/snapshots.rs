@@ -283,17 +283,14 @@ impl Lake {
     /// # Errors
     /// [`Error::Folder`].
     pub fn prune(&self, keep: usize, keep_for: Duration, now: Timestamp) -> Result<usize, Error> {
-        let mut numbered = self.numbered()?;
-        numbered.sort_unstable_by(|a, b| b.cmp(a));
-        let current = self.current_number();
+        let (numbers, current) = (self.all()?, self.current_number());
         let mut dropped = 0;
-        let mut successor = None;
-        for (place, (number, _)) in numbered.into_iter().enumerate() {
-            // Where nobody can tell when that was, its own time has to do.
-            let replaced_at = successor.replace(number).and_then(|successor| self.published_at(successor));
-            let replaced_at = replaced_at.or_else(|| self.published_at(number));
+        for pair in numbers.windows(2).take(numbers.len().saturating_sub(keep.max(1))) {
+            let &[number, successor] = pair else { continue };
+            // Where nobody can tell when it was replaced, its own time has to do.
+            let replaced_at = self.published_at(successor).or_else(|| self.published_at(number));
             let is_young = replaced_at.is_some_and(|replaced_at| now.since(replaced_at) < keep_for);
-            if place >= keep.max(1) && !is_young && Some(number) != current {
+            if !is_young && Some(number) != current {
                 self.take_away(number)?;
                 dropped += 1;
             }
