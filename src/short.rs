@@ -70,16 +70,46 @@ impl Short {
     }
 }
 
-/// How many places [`place_of`] tells apart.
-pub const PLACES: usize = 512;
+/// What is known of short texts that came lately, by the numbers of so many together.
+pub struct Recent<const N: usize, V>(Vec<([u64; N], V)>);
 
-/// Where what is known of a text with this number is kept. Most short texts are months, and by this multiplier each has
+/// How many places there are for what is known.
+const PLACES: usize = 512;
+
+impl<const N: usize, V> Default for Recent<N, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<const N: usize, V: Copy + Default> Recent<N, V> {
+    /// What is known of these.
+    #[inline]
+    pub fn find(&self, numbers: [u64; N]) -> Option<&V> {
+        self.0.get(place_of(numbers)).filter(|(known, _)| *known == numbers).map(|(_, value)| value)
+    }
+
+    /// Keeps what is known of these, in the place of others.
+    pub fn keep(&mut self, numbers: [u64; N], value: V) {
+        // No text has the number 0.
+        self.0.resize(PLACES, ([0; N], V::default()));
+        self.0[place_of(numbers)] = (numbers, value);
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Where what is known of texts with these numbers is kept. Most short texts are months, and by this multiplier each has
 /// the place after that of the month before it, for some forty years: each digit of `YYYY-MM` counts as many places as
 /// it stands for months, of 13 a year. Others fall wherever they do.
 #[inline]
-pub fn place_of(number: u64) -> usize {
+fn place_of<const N: usize>(numbers: [u64; N]) -> usize {
     const MONTHS: u64 = 200 << 55 | 276 << 47 | 130 << 39 | 13 << 31 | 10 << 15 | 1 << 7;
-    (number.wrapping_mul(MONTHS) >> 55) as usize % PLACES
+    let sum = numbers.into_iter().fold(0, u64::wrapping_add);
+    (sum.wrapping_mul(MONTHS) >> 55) as usize % PLACES
 }
 
 #[cfg(test)]
@@ -92,7 +122,7 @@ mod tests {
     fn the_months_of_forty_years_have_places_of_their_own() {
         let months = (1990..2029).flat_map(|year| (1..=13).map(move |month| format!("{year}-{month:02}")));
         let of: std::collections::HashSet<usize> =
-            months.map(|month| place_of(Short::of(month.as_bytes()).unwrap().number())).collect();
+            months.map(|month| place_of([Short::of(month.as_bytes()).unwrap().number()])).collect();
         assert!(of.len() > 39 * 13 - 10, "{}", of.len());
     }
 

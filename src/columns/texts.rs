@@ -1,7 +1,7 @@
 //! Texts of a column, most of which come again and again: a row only holds the number of its text.
 
 use super::{end, offset};
-use crate::short::{PLACES, Short, place_of};
+use crate::short::{Recent, Short};
 
 /// One text may have several numbers.
 pub(super) struct Texts {
@@ -11,7 +11,7 @@ pub(super) struct Texts {
     pub(super) ends: Vec<i32>,
     pub(super) bytes: Vec<u8>,
     /// Short texts that came lately, such as months, types and currencies, with their numbers here.
-    recent: Vec<(u64, i32)>,
+    recent: Recent<1, i32>,
 }
 
 impl Texts {
@@ -20,7 +20,7 @@ impl Texts {
             keys: Vec::with_capacity(rows),
             ends: Vec::with_capacity(texts),
             bytes: Vec::with_capacity(bytes),
-            recent: Vec::new(),
+            recent: Recent::default(),
         }
     }
 
@@ -42,16 +42,16 @@ impl Texts {
     /// The same for a short one.
     #[inline]
     pub(super) fn key_of_short(&mut self, text: Short) -> i32 {
-        match self.recent.get(place_of(text.number())) {
-            Some(&(known, key)) if known == text.number() => key,
-            _ => self.add_short(text),
+        match self.recent.find([text.number()]) {
+            Some(key) => *key,
+            None => self.add_short(text),
         }
     }
 
     /// The same for one that is not short.
     fn key_of_long(&mut self, text: &[u8]) -> i32 {
         match self.ends.len().checked_sub(1) {
-            Some(last) if is_same(text_at(&self.ends, &self.bytes, last), text) => end(last),
+            Some(last) if text_at(&self.ends, &self.bytes, last) == text => end(last),
             _ => self.add(text),
         }
     }
@@ -74,8 +74,7 @@ impl Texts {
     #[cold]
     fn add_short(&mut self, text: Short) -> i32 {
         let key = self.add(&text.chunk()[..text.len()]);
-        self.recent.resize(PLACES, (0, 0));
-        self.recent[place_of(text.number())] = (text.number(), key);
+        self.recent.keep([text.number()], key);
         key
     }
 
@@ -84,11 +83,6 @@ impl Texts {
         self.ends.push(end(self.bytes.len()));
         end(self.ends.len() - 1)
     }
-}
-
-/// Whether these are the same; ids that are not differ at once.
-fn is_same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.first_chunk::<8>() == b.first_chunk() && a == b
 }
 
 pub(super) fn text_at<'b>(ends: &[i32], bytes: &'b [u8], row: usize) -> &'b [u8] {

@@ -40,7 +40,7 @@ fn prefix(text: &[u8]) -> u64 {
 
 /// What a field holds: a short text or a plain amount itself; of anything else where it is, in the record or in the
 /// side text, whose offsets go on where the record ends.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot(u64);
 
 impl Slot {
