@@ -182,10 +182,6 @@ fn folders(config: &Config, report: &mut Report) {
             _ => report.fine("disk", told),
         }
     }
-    let readers = Readers::configured(&config.state);
-    if let Some(damage) = verify::strange_tombstones(&readers, state) {
-        report.add(Level::Error, damage.code, damage.what, "vinculo verify", Exit::Damaged);
-    }
     let shown: Vec<_> = [state.clone(), state.with_added_extension("lock"), state.with_file_name("tombstones.jsonl")]
         .into_iter()
         .filter(|path| mode_of(path).is_some_and(|mode| mode & 0o077 != 0))
@@ -199,6 +195,9 @@ fn folders(config: &Config, report: &mut Report) {
 /// The state, and whether it can be read.
 fn state(config: &Config, lake: &Lake, now: Timestamp, report: &mut Report) -> Option<(OwnLake, Status)> {
     let readers = Readers::configured(&config.state);
+    if let Some(damage) = verify::strange_tombstones(&readers, &config.state.path) {
+        report.add(Level::Error, damage.code, damage.what, "vinculo verify", Exit::Damaged);
+    }
     let has_key = config.state.encryption_key.is_some();
     let look = |tx: &store::Tx<'_>| {
         if tx.count("SELECT count(*) FROM link_keys", args![])? > 0 && !has_key {

@@ -74,19 +74,6 @@ pub fn plan(tx: &Tx<'_>, subject: Subject, pepper: Option<&Pepper>) -> Result<Pl
     })
 }
 
-/// Whether `external_id` is a part of what others are called than these `links`.
-fn stands_in_others(tx: &Tx<'_>, external_id: &str, links: &[String]) -> Result<bool, store::Error> {
-    let mut stands = false;
-    let holders = "SELECT link_id FROM links WHERE replace(external_id, $1, '') <> external_id";
-    tx.each(holders, args![external_id], |row| {
-        stands |= !links.contains(&row.text(0)?);
-        Ok::<_, store::Error>(())
-    })?;
-    let holders =
-        "SELECT 1 FROM widget_sessions WHERE replace(external_id, $1, '') <> external_id AND external_id <> $1";
-    Ok(stands || tx.one(holders, args![external_id], |_| Ok(()))?.is_some())
-}
-
 /// What must not be found in the state's file once it is done.
 fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Result<Traces, store::Error> {
     let mut traces = Traces::default();
@@ -120,6 +107,19 @@ fn traces(tx: &Tx<'_>, links: &[String], external_ids: &BTreeSet<String>) -> Res
         }
     }
     Ok(traces)
+}
+
+/// Whether `external_id` is a part of what others are called than these `links`.
+fn stands_in_others(tx: &Tx<'_>, external_id: &str, links: &[String]) -> Result<bool, store::Error> {
+    let mut stands = false;
+    let holders = "SELECT link_id FROM links WHERE replace(external_id, $1, '') <> external_id";
+    tx.each(holders, args![external_id], |row| {
+        stands |= !links.contains(&row.text(0)?);
+        Ok::<_, store::Error>(())
+    })?;
+    let holders =
+        "SELECT 1 FROM widget_sessions WHERE replace(external_id, $1, '') <> external_id AND external_id <> $1";
+    Ok(stands || tx.one(holders, args![external_id], |_| Ok(()))?.is_some())
 }
 
 /// Adds what tells a person apart from others: ids, documents, addresses. A name or a place may be another's too. What
