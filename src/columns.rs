@@ -75,12 +75,12 @@ impl Columns {
     pub fn text(&self, column: usize, row: usize) -> Option<&str> {
         let cells = &self.cells[column];
         let Values::Text(texts) = &cells.values else { mismatch() };
-        cells.is_valid(row).then(|| std::str::from_utf8(texts.at(row)).unwrap_or_default())
+        cells.is_valid(row).then(|| texts.str_at(row))
     }
 
     /// Bytes of all texts: with the number of rows, what bounds the memory.
     pub fn text_bytes(&self) -> usize {
-        self.cells.iter().map(|cells| if let Values::Text(texts) = &cells.values { texts.bytes.len() } else { 0 }).sum()
+        self.cells.iter().map(|cells| if let Values::Text(texts) = &cells.values { texts.bytes() } else { 0 }).sum()
     }
 
     /// Cuts off the rows from `len` on.
@@ -211,11 +211,10 @@ pub struct NewTexts<'c> {
 impl NewTexts<'_> {
     /// Appends a text, or NULL.
     #[inline]
-    pub fn push(&mut self, cell: Option<&[u8]>) {
+    pub fn push(&mut self, cell: Option<&str>) {
         match cell {
             Some(text) => {
-                let key = self.texts.key_of(text);
-                self.texts.keys.push(key);
+                self.texts.push(text);
                 self.validity.append(true);
             }
             None => self.push_null(),
@@ -258,16 +257,24 @@ impl<T: Default> NewValues<'_, T> {
         self.values.push(T::default());
         self.validity.append(false);
     }
+
+    /// Appends values.
+    #[inline]
+    pub fn extend(&mut self, values: impl Iterator<Item = T>) {
+        let start = self.values.len();
+        self.values.extend(values);
+        self.validity.append_times(true, self.values.len() - start);
+    }
 }
 
 impl Cells {
     /// Appends a text, or NULL.
     #[inline]
     pub fn push_text(&mut self, value: Option<&str>) {
-        self.texts().push(value.map(str::as_bytes));
+        self.texts().push(value);
     }
 
-    /// Where texts are appended, as bytes. Bytes that are no text make the batch fail.
+    /// Where texts are appended.
     #[inline]
     pub fn texts(&mut self) -> NewTexts<'_> {
         let Values::Text(texts) = &mut self.values else { mismatch() };
@@ -297,7 +304,7 @@ impl Cells {
     pub fn push_text_times(&mut self, value: &str, count: usize) {
         let Values::Text(texts) = &mut self.values else { mismatch() };
         if count > 0 {
-            let key = texts.key_of(value.as_bytes());
+            let key = texts.key_of(value);
             texts.keys.extend(std::iter::repeat_n(key, count));
         }
         self.validity.append_times(true, count);
@@ -365,7 +372,7 @@ impl Cells {
 
     fn push_cell_of(&mut self, other: &Self, row: usize) {
         match (&mut self.values, &other.values) {
-            (Values::Text(texts), Values::Text(from)) if other.is_valid(row) => texts.push(from.at(row)),
+            (Values::Text(texts), Values::Text(from)) if other.is_valid(row) => texts.push(from.str_at(row)),
             (Values::Text(texts), Values::Text(_)) => texts.keys.push(0),
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
                 values.push(from[row]);
@@ -386,7 +393,7 @@ impl Cells {
                 for row in rows.clone() {
                     let key = match last {
                         Some((known, key)) if known == from.keys[row] => key,
-                        _ if other.is_valid(row) => texts.key_of(from.at(row)),
+                        _ if other.is_valid(row) => texts.key_of(from.str_at(row)),
                         _ => 0,
                     };
                     last = other.is_valid(row).then_some((from.keys[row], key));
@@ -411,6 +418,7 @@ impl Cells {
             (a, b) => return a.cmp(&b),
         }
         match (&self.values, &other.values) {
+            (Values::Text(texts), Values::Text(from)) if std::ptr::eq(texts, from) => texts.compare(a, b),
             (Values::Text(texts), Values::Text(from)) => texts.at(a).cmp(from.at(b)),
             (Values::Date(values), Values::Date(from)) | (Values::Integer(values), Values::Integer(from)) => {
                 values[a].cmp(&from[b])
@@ -442,9 +450,9 @@ impl Cells {
         let nulls = self.validity.take();
         let empty = self.values.empty();
         Ok(match std::mem::replace(&mut self.values, empty) {
-            Values::Text(Texts { keys, ends, bytes, .. }) => {
-                let values = StringArray::try_new(offsets(ends), bytes.into(), None)?;
-                Arc::new(DictionaryArray::try_new(Int32Array::new(keys.into(), nulls), Arc::new(values))?)
+            Values::Text(texts) => {
+                let (keys, texts) = texts.finish();
+                Arc::new(DictionaryArray::try_new(Int32Array::new(keys.into(), nulls), Arc::new(texts))?)
             }
             Values::TextList { lists, ends, bytes } => {
                 let DataType::List(item) = Type::TextList.arrow() else { mismatch() };
@@ -468,7 +476,7 @@ impl Cells {
 impl Values {
     fn of(kind: Type) -> Self {
         match kind {
-            Type::Text => Self::Text(Texts::with_capacity(0, 0, 0)),
+            Type::Text => Self::Text(Texts::new()),
             Type::Date => Self::Date(Vec::new()),
             Type::Timestamp => Self::Timestamp(Vec::new()),
             Type::Decimal => Self::Decimal(Vec::new()),
@@ -484,11 +492,7 @@ impl Values {
     fn empty(&self) -> Self {
         let room = |len: usize| len + len / 16;
         match self {
-            Self::Text(texts) => Self::Text(Texts::with_capacity(
-                room(texts.keys.len()),
-                room(texts.ends.len()) + 1,
-                room(texts.bytes.len()),
-            )),
+            Self::Text(texts) => Self::Text(texts.empty(room)),
             Self::TextList { .. } => Self::of(Type::TextList),
             Self::Date(values) => Self::Date(Vec::with_capacity(room(values.len()))),
             Self::Timestamp(values) => Self::Timestamp(Vec::with_capacity(room(values.len()))),

@@ -91,7 +91,7 @@ impl<'p> Flattener<'p> {
     /// A flattener for the records that `plan` describes.
     pub fn new(plan: &'p Plan, pepper: Option<Pepper>) -> Self {
         let rows = plan.tables.iter().map(|table| Rows::of_width(table.width)).collect();
-        let memos = plan.tables.iter().map(|table| table.emits.iter().map(|_| Memos::default()).collect()).collect();
+        let memos = plan.tables.iter().map(|table| table.columns.iter().map(|_| Memos::default()).collect()).collect();
         Self { plan, pepper, rows, order: FieldOrder::of(plan), memos, unescaped: String::new(), text: String::new() }
     }
 
@@ -159,42 +159,30 @@ impl<'p> Flattener<'p> {
         let table = &self.plan.tables[index];
         let rows = &self.rows[index];
         let source = Source { record, unescaped: &self.unescaped };
-        let emits = table.emits.iter().zip(&table.never_null).zip(&mut self.memos[index]);
-        for (((emit, never_null), memo), cells) in emits.zip(columns.cells_mut()) {
-            match emit {
+        let mut memos = self.memos[index].iter_mut();
+        let mut columns = columns.cells_mut();
+        for column in &table.columns {
+            let (Some(memo), Some(cells)) = (memos.next(), columns.next()) else { break };
+            match &column.emit {
                 Emit::Text(slot) => append_texts(rows, *slot, source, cells),
                 Emit::Date(slot, path) => append_dates(rows, *slot, path, source, cells)?,
                 Emit::Decimal(slot, path) => append_amounts(rows, *slot, path, source, cells)?,
                 Emit::Derived(derive, slots) => match derive {
                     Derive::Text(derive) => {
-                        for fields in rows.inputs(slots) {
-                            self.text.clear();
-                            let given =
-                                source.give(fields, |inputs| derive(inputs, self.pepper.as_ref(), &mut self.text));
-                            cells.push_text(given.then_some(self.text.as_str()));
-                        }
+                        derive_texts(rows, slots, source, *derive, self.pepper.as_ref(), &mut self.text, cells);
                     }
                     Derive::Piece(derive) => derive_pieces(rows, slots, source, *derive, &mut memo.texts, cells),
                     Derive::Date(derive) => derive_dates(rows, slots, source, *derive, &mut memo.dates, cells),
-                    Derive::Boolean(derive) => {
-                        rows.inputs(slots).for_each(|fields| cells.push_boolean(source.give(fields, derive)));
-                    }
+                    Derive::Boolean(derive) => derive_booleans(rows, slots, source, *derive, cells),
                 },
                 Emit::Count(counted) => {
                     let count = i32::try_from(self.rows[*counted].len()).unwrap_or(i32::MAX);
                     cells.push_integer_times(count, rows.len());
                 }
-                Emit::Context(Context::Extra) if !rows.have_unknown_fields() => cells.push_no_text_times(rows.len()),
-                Emit::Context(Context::Extra) => {
-                    for place in 0..rows.len() {
-                        self.text.clear();
-                        let given = rows.extra(rows.number(place), record, &mut self.text);
-                        cells.push_text(given.then_some(self.text.as_str()));
-                    }
-                }
+                Emit::Context(Context::Extra) => append_extras(rows, record, &mut self.text, cells),
                 Emit::Context(context) => append_fact(*context, facts, rows.len(), cells),
             }
-            if let Some((slot, path)) = never_null
+            if let Some((slot, path)) = &column.never_null
                 && !cells.ends_without_null(rows.len())
                 && let Some(place) = rows.column(*slot).position(|slot| slot == Slot::NOTHING)
             {
@@ -209,14 +197,14 @@ impl<'p> Flattener<'p> {
 // way, and what they need lies on the stack. Nor does a loop hand over an `Option` of an amount: it is written in halves
 // and read as a whole, for which a processor waits longer than for all the rest.
 
-/// Appends a text of each row, as bytes: each is looked at anyway, and need not be proved to be whole characters again.
+/// Appends a text of each row.
 #[inline(never)]
 fn append_texts(rows: &Rows, slot: u16, source: Source<'_>, cells: &mut Cells) {
     let mut texts = cells.texts();
     for slot in rows.column(slot) {
         match slot.short() {
             Some(text) => texts.push_short(text),
-            None => texts.push(source.bytes(slot)),
+            None => texts.push(source.long_text(slot)),
         }
     }
 }
@@ -243,6 +231,10 @@ fn append_dates(rows: &Rows, slot: u16, path: &str, source: Source<'_>, cells: &
 #[inline(never)]
 fn append_amounts(rows: &Rows, slot: u16, path: &str, source: Source<'_>, cells: &mut Cells) -> Result<(), Rejection> {
     let mut amounts = cells.decimals();
+    if rows.column(slot).all(|slot| slot.units().is_some()) {
+        amounts.extend(rows.column(slot).map(|slot| slot.units().unwrap_or_default().into()));
+        return Ok(());
+    }
     for (slot, place) in rows.column(slot).zip(0..) {
         if let Some(units) = slot.units() {
             amounts.push(units.into());
@@ -253,6 +245,49 @@ fn append_amounts(rows: &Rows, slot: u16, path: &str, source: Source<'_>, cells:
         }
     }
     Ok(())
+}
+
+/// Appends what `derive` writes of fields of each row.
+#[inline(never)]
+fn derive_texts(
+    rows: &Rows,
+    slots: &[u16],
+    source: Source<'_>,
+    derive: fn(&[Option<&str>], Option<&Pepper>, &mut String) -> bool,
+    pepper: Option<&Pepper>,
+    text: &mut String,
+    cells: &mut Cells,
+) {
+    for fields in rows.inputs(slots) {
+        text.clear();
+        let given = source.give(fields, |inputs| derive(inputs, pepper, text));
+        cells.push_text(given.then_some(text.as_str()));
+    }
+}
+
+/// Appends what `derive` says of fields of each row.
+#[inline(never)]
+fn derive_booleans(
+    rows: &Rows,
+    slots: &[u16],
+    source: Source<'_>,
+    derive: fn(&[Option<&str>]) -> bool,
+    cells: &mut Cells,
+) {
+    rows.inputs(slots).for_each(|fields| cells.push_boolean(source.give(fields, derive)));
+}
+
+/// Appends the unknown fields of each row, if it has any.
+#[inline(never)]
+fn append_extras(rows: &Rows, record: &str, text: &mut String, cells: &mut Cells) {
+    if !rows.have_unknown_fields() {
+        return cells.push_no_text_times(rows.len());
+    }
+    for place in 0..rows.len() {
+        text.clear();
+        let given = rows.extra(rows.number(place), record, text);
+        cells.push_text(given.then_some(text.as_str()));
+    }
 }
 
 /// Appends what `derive` finds in fields of each row.
@@ -271,9 +306,9 @@ fn derive_pieces(
             Some(Some(text)) => texts.push_short(*text),
             Some(None) => texts.push_null(),
             None => source.give(fields, |inputs| {
-                let piece = derive(inputs).map(str::as_bytes);
+                let piece = derive(inputs);
                 texts.push(piece);
-                let short = piece.map(Short::of);
+                let short = piece.map(|piece| Short::of(piece.as_bytes()));
                 if short != Some(None) {
                     memo.keep(fields, short.flatten());
                 }
@@ -308,6 +343,7 @@ fn derive_dates(
     }
 }
 
+#[inline(never)]
 fn append_fact(context: Context, facts: &RecordFacts<'_>, count: usize, cells: &mut Cells) {
     let text = match context {
         Context::LinkId => facts.link_id,
@@ -333,10 +369,14 @@ impl TablePlan {
     /// equal in the key. They come sorted, but for what [`Rows::sort`] cannot see, and that is among its ties.
     fn arrange(&self, columns: &mut Columns, start: usize, rows: &Rows) {
         let Some(seq) = self.seq else { return };
+        // Most ties are of the first text alone: pay and the thirteenth salary of one month.
+        let mut ties = rows.ties().iter().map(|place| start + place);
+        if ties.clone().all(|row| columns.compare(&self.key, row - 1, row).is_lt()) {
+            return;
+        }
         let order = |columns: &Columns, a: usize, b: usize| {
             columns.compare(&self.key, a, b).then_with(|| columns.compare(&self.content, a, b))
         };
-        let mut ties = rows.ties().iter().map(|place| start + place);
         if ties.any(|row| order(columns, row - 1, row).is_gt()) {
             let mut all: Vec<usize> = (start..columns.len()).collect();
             all.sort_by(|&a, &b| order(columns, a, b));

@@ -73,7 +73,7 @@ impl Short {
 /// What is known of short texts that came lately, by the numbers of so many together.
 pub struct Recent<const N: usize, V>(Vec<([u64; N], V)>);
 
-/// How many places there are for what is known.
+/// How many places there are for what is known of each number: in two numbers more is known of than in one.
 const PLACES: usize = 512;
 
 impl<const N: usize, V> Default for Recent<N, V> {
@@ -92,7 +92,7 @@ impl<const N: usize, V: Copy + Default> Recent<N, V> {
     /// Keeps what is known of these, in the place of others.
     pub fn keep(&mut self, numbers: [u64; N], value: V) {
         // No text has the number 0.
-        self.0.resize(PLACES, ([0; N], V::default()));
+        self.0.resize(PLACES * N, ([0; N], V::default()));
         self.0[place_of(numbers)] = (numbers, value);
     }
 
@@ -108,22 +108,33 @@ impl<const N: usize, V: Copy + Default> Recent<N, V> {
 #[inline]
 fn place_of<const N: usize>(numbers: [u64; N]) -> usize {
     const MONTHS: u64 = 200 << 55 | 276 << 47 | 130 << 39 | 13 << 31 | 10 << 15 | 1 << 7;
+    // So many bits more than those of `PLACES`.
+    let more = N.ilog2();
     let sum = numbers.into_iter().fold(0, u64::wrapping_add);
-    (sum.wrapping_mul(MONTHS) >> 55) as usize % PLACES
+    (sum.wrapping_mul(MONTHS >> more) >> (55 - more)) as usize % (PLACES * N)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
 
     #[test]
     fn the_months_of_forty_years_have_places_of_their_own() {
-        let months = (1990..2029).flat_map(|year| (1..=13).map(move |month| format!("{year}-{month:02}")));
-        let of: std::collections::HashSet<usize> =
-            months.map(|month| place_of([Short::of(month.as_bytes()).unwrap().number()])).collect();
-        assert!(of.len() > 39 * 13 - 10, "{}", of.len());
+        let number = |text: &str| Short::of(text.as_bytes()).unwrap().number();
+        let years = |years: std::ops::Range<u32>| {
+            years.flat_map(|year| (1..=13).map(move |month| format!("{year}-{month:02}")))
+        };
+        let months: HashSet<usize> = years(1990..2029).map(|month| place_of([number(&month)])).collect();
+        assert!(months.len() > 39 * 13 - 10, "{}", months.len());
+        // Older pay has no type, which no text says, and the other is regular: neither pushes the other out.
+        let types = [Short::MARK - 1, number("REGULAR")];
+        let of_type = |of: u64| years(1990..2029).map(move |month| place_of([of, number(&month)]));
+        let both: HashSet<usize> = types.into_iter().flat_map(of_type).collect();
+        assert!(both.len() > 2 * (39 * 13 - 10), "{}", both.len());
     }
 
     proptest! {

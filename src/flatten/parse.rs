@@ -125,11 +125,16 @@ impl<'r> Source<'r> {
         if let Some(short) = slot.short() {
             return Some(FieldText::Short(short.chunk(), short.len()));
         }
-        let text = match self.record.get(slot.span().range()) {
+        self.long_text(slot).map(FieldText::Long)
+    }
+
+    /// A text field that is not short.
+    #[inline]
+    pub(super) fn long_text(self, slot: Slot) -> Option<&'r str> {
+        match self.record.get(slot.span().range()) {
             None => std::str::from_utf8(self.beyond(slot)?).ok(),
             text => text,
-        };
-        text.map(FieldText::Long)
+        }
     }
 
     /// The bytes of a field that is not whole by itself.
@@ -157,6 +162,17 @@ impl<'r> Source<'r> {
         let [first, second] = fields;
         let (first, second) = (self.text(first), self.text(second));
         reader(&[first.as_ref().map(FieldText::as_str), second.as_ref().map(FieldText::as_str)])
+    }
+
+    /// Compares the texts of two fields.
+    fn compare(self, (a, b): (Slot, Slot)) -> Ordering {
+        if a == b {
+            return Ordering::Equal;
+        }
+        self.rank(a).cmp(&self.rank(b)).then_with(|| {
+            let (a, b) = (self.text(a), self.text(b));
+            a.as_ref().map(FieldText::as_str).cmp(&b.as_ref().map(FieldText::as_str))
+        })
     }
 
     /// Compares as the texts of two fields do, as far as it can.
@@ -251,37 +267,42 @@ impl Rows {
     /// and are compared as one number.
     pub(super) fn sort(&mut self, by: &SortSlots, source: Source<'_>) {
         let Self { width, count, ref slots, ref mut order, ref mut ties, .. } = *self;
-        let first = by.texts.first().map(|&slot| usize::from(slot));
+        let first = by.texts.first().map_or(0, |&slot| usize::from(slot));
         order.clear();
-        order.extend((0..count).map(|row| {
-            let base = row * width;
-            (first.map_or(0, |first| source.rank(slots[base + first])), base)
-        }));
-        if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
+        ties.clear();
+        let (mut is_sorted, mut last) = (true, 0);
+        for (row, base) in (0..count).zip((0..).step_by(width)) {
+            let rank = source.rank(slots[base + first]);
+            is_sorted &= last <= rank;
+            if last == rank && row > 0 {
+                ties.push(row);
+            }
+            last = rank;
+            order.push((rank, base));
+        }
+        if !is_sorted {
             // Whoever does not begin with the oldest begins with the newest.
             order.reverse();
-            if !order.is_sorted_by_key(|&(prefix, _)| prefix) {
+            if !order.is_sorted_by_key(|&(rank, _)| rank) {
                 order.sort_unstable();
             }
-        }
-        ties.clear();
-        ties.extend((1..order.len()).filter(|&at| order[at - 1].0 == order[at].0));
-        if ties.is_empty() {
-            return;
+            ties.clear();
+            ties.extend((1..order.len()).filter(|&at| order[at - 1].0 == order[at].0));
         }
         let compare_texts = |a: usize, b: usize| {
-            let text = |base: usize, slot: u16| source.text(slots[base + usize::from(slot)]);
-            let compare = |&slot: &u16| {
-                let (a, b) = (text(a, slot), text(b, slot));
-                a.as_ref().map(FieldText::as_str).cmp(&b.as_ref().map(FieldText::as_str))
-            };
-            by.texts.iter().map(compare).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+            let slots_of = |&slot: &u16| (slots[a + usize::from(slot)], slots[b + usize::from(slot)]);
+            by.texts
+                .iter()
+                .map(|slot| source.compare(slots_of(slot)))
+                .find(|order| order.is_ne())
+                .unwrap_or(Ordering::Equal)
         };
         let amount = move |slot: Slot| {
             slot.units().map_or_else(|| source.bytes(slot).map(super::decimal), |units| Some(Ok(units.into())))
         };
         let amounts = |base: usize| by.amounts.iter().map(move |&slot| amount(slots[base + usize::from(slot)]));
-        for tied in order.chunk_by_mut(|a, b| a.0 == b.0).filter(|tied| tied.len() > 1) {
+        for group in ties.chunk_by(|a, b| a + 1 == *b) {
+            let tied = &mut order[group[0] - 1..group[0] + group.len()];
             tied.sort_by(|&(_, a), &(_, b)| compare_texts(a, b).then_with(|| amounts(a).cmp(amounts(b))));
         }
     }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use crate::json::Name;
 use crate::resources::{Derive, Resource};
-use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table, Type};
+use crate::schema::{self, Column, Context, Origin, RecordSchema, Schema, Table, Type};
 
 /// Most fields that a derived column takes.
 pub(super) const MOST_INPUTS: usize = 2;
@@ -63,9 +63,7 @@ pub(super) struct TablePlan {
     /// Slots of a row.
     pub width: usize,
     pub kinds: Vec<Type>,
-    pub emits: Vec<Emit>,
-    /// For each column that is never NULL and is a field as it is, which it is and its path.
-    pub never_null: Vec<Option<(u16, String)>>,
+    pub columns: Vec<ColumnPlan>,
     /// Columns that tell the rows of one record apart, but for `seq`.
     pub key: Vec<usize>,
     pub sort_slots: SortSlots,
@@ -74,6 +72,14 @@ pub(super) struct TablePlan {
     pub seq: Option<usize>,
     /// Columns whose values are listed, with the list.
     pub listed: Vec<(usize, Vec<String>)>,
+}
+
+/// What one column takes.
+#[derive(Debug)]
+pub(super) struct ColumnPlan {
+    pub emit: Emit,
+    /// If it is never NULL and is a field as it is, which it is and its path.
+    pub never_null: Option<(u16, String)>,
 }
 
 /// The slots by which rows are put in order before they become columns. Where that is not the order of the columns, it
@@ -175,18 +181,18 @@ impl Slots<'_> {
                 Origin::State => panic!("{} is not made from records", table.name),
             })
             .collect();
-        let never_null = table.columns.iter().zip(&emits).map(|(column, emit)| match (&column.origin, emit) {
+        let never_null = |(column, emit): (&Column, &Emit)| match (&column.origin, emit) {
             (Origin::Source(path), Emit::Text(slot) | Emit::Date(slot, _) | Emit::Decimal(slot, _)) => {
                 column.is_never_null().then(|| (*slot, path.clone()))
             }
             _ => None,
-        });
+        };
+        let never_null: Vec<_> = table.columns.iter().zip(&emits).map(never_null).collect();
         let positions = |wanted: &dyn Fn(usize) -> bool| (0..table.columns.len()).filter(|&at| wanted(at)).collect();
         let is_fact = |at: usize| matches!(emits[at], Emit::Context(context) if context != Context::Extra);
         let is_key = |at: usize| table.is_key(&table.columns[at].name);
         TablePlan {
             width: 0,
-            never_null: never_null.collect(),
             kinds: table.columns.iter().map(|column| column.kind).collect(),
             key: table
                 .key
@@ -217,7 +223,11 @@ impl Slots<'_> {
                 .enumerate()
                 .filter_map(|(at, column)| Some((at, column.values.clone()?)))
                 .collect(),
-            emits,
+            columns: emits
+                .into_iter()
+                .zip(never_null)
+                .map(|(emit, never_null)| ColumnPlan { emit, never_null })
+                .collect(),
         }
     }
 

@@ -103,8 +103,18 @@ impl CodeKind {
 
 /// Whether the employer is registered under a CPF. Wrong check digits do not make it less of a person.
 fn is_person(code: &str) -> bool {
-    let bare = bare(code);
-    bare.len() == 11 && bare.bytes().all(|byte| byte.is_ascii_digit())
+    // Most have more digits, as every CNPJ has.
+    if code.as_bytes().first_chunk::<12>().is_some_and(|head| head.iter().fold(true, |all, c| all & c.is_ascii_digit()))
+    {
+        return false;
+    }
+    let mut characters = code.chars().filter(|&c| !is_separator(c));
+    characters.by_ref().take(11).filter(char::is_ascii_digit).count() == 11 && characters.next().is_none()
+}
+
+/// What may stand between the characters of an employer code, and says nothing.
+fn is_separator(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '.' | '/' | '-')
 }
 
 /// An employer code in upper case without blanks, dots, slashes and dashes.
@@ -113,7 +123,7 @@ fn bare(code: &str) -> Cow<'_, str> {
     if code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) {
         return Cow::Borrowed(code);
     }
-    let kept = code.chars().filter(|c| !c.is_whitespace() && !matches!(c, '.' | '/' | '-'));
+    let kept = code.chars().filter(|&c| !is_separator(c));
     Cow::Owned(kept.flat_map(char::to_uppercase).collect())
 }
 
@@ -129,7 +139,7 @@ impl<'c> EmployerCode<'c> {
         let bare = Some(bare(code)).filter(|bare| !bare.is_empty())?;
         let bytes = bare.as_bytes();
         let digits = bytes.iter().all(u8::is_ascii_digit);
-        let alphanumeric = bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+        let alphanumeric = digits || bytes.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
         let kind = match bytes.len() {
             8 if alphanumeric => CodeKind::CnpjRoot,
             11 if digits => CodeKind::Cpf,
