@@ -111,7 +111,7 @@ fn place_of<const N: usize>(numbers: [u64; N]) -> usize {
     // So many bits more than those of `PLACES`.
     let more = N.ilog2();
     let sum = numbers.into_iter().fold(0, u64::wrapping_add);
-    (sum.wrapping_mul(MONTHS >> more) >> (55 - more)) as usize % (PLACES * N)
+    ((sum.wrapping_mul(MONTHS >> more) >> 32) as usize >> (23 - more)) % (PLACES * N)
 }
 
 #[cfg(test)]

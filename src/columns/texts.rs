@@ -12,7 +12,7 @@ pub(super) struct Texts {
     /// The number of each row's text; any for NULL.
     pub(super) keys: Vec<i32>,
     /// The texts, by number. They come as text and leave as one, and so need not be proved to be.
-    texts: StringBuilder,
+    known: StringBuilder,
     /// Short texts that came lately, such as months, types and currencies, with their numbers here.
     recent: Recent<1, i32>,
 }
@@ -25,7 +25,7 @@ impl Texts {
     fn with_capacity(rows: usize, texts: usize, bytes: usize) -> Self {
         Self {
             keys: Vec::with_capacity(rows),
-            texts: StringBuilder::with_capacity(texts, bytes),
+            known: StringBuilder::with_capacity(texts, bytes),
             recent: Recent::default(),
         }
     }
@@ -37,7 +37,7 @@ impl Texts {
 
     /// Bytes of all texts.
     pub(super) fn bytes(&self) -> usize {
-        self.texts.values_slice().len()
+        self.known.values_slice().len()
     }
 
     #[inline]
@@ -68,7 +68,7 @@ impl Texts {
     fn key_of_long(&mut self, text: &str) -> i32 {
         // Ids differ at their ends, which is seen at once.
         let tail = |bytes: &[u8]| bytes.last_chunk::<8>().map(|tail| u64::from_le_bytes(*tail));
-        if tail(self.texts.values_slice()) == tail(text.as_bytes())
+        if tail(self.known.values_slice()) == tail(text.as_bytes())
             && let Some(last) = self.count().checked_sub(1)
             && self.text(last) == text.as_bytes()
         {
@@ -103,18 +103,18 @@ impl Texts {
 
     /// The numbers of the rows' texts, and the texts.
     pub(super) fn finish(mut self) -> (Vec<i32>, StringArray) {
-        (self.keys, self.texts.finish())
+        (self.keys, self.known.finish())
     }
 
     /// How many texts there are.
     fn count(&self) -> usize {
-        self.texts.offsets_slice().len() - 1
+        self.known.offsets_slice().len() - 1
     }
 
     #[inline]
     fn text(&self, number: usize) -> &[u8] {
-        let ends = self.texts.offsets_slice();
-        &self.texts.values_slice()[offset(ends[number])..offset(ends[number + 1])]
+        let ends = self.known.offsets_slice();
+        &self.known.values_slice()[offset(ends[number])..offset(ends[number + 1])]
     }
 
     #[cold]
@@ -125,7 +125,7 @@ impl Texts {
     }
 
     fn add(&mut self, text: &str) -> i32 {
-        self.texts.append_value(text);
+        self.known.append_value(text);
         end(self.count() - 1)
     }
 }
