@@ -5,6 +5,7 @@
 //! and, of a refresh, the first marks are too. *Promises* that both ways do the same, and the schedule's jobs with them. *Not
 //! here*: HTTP, how each piece of work is done, and when a refresh counts as ended, which is in `follow`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,16 +95,20 @@ pub struct Erasure {
     pub is_remote: bool,
 }
 
-/// Which links to refresh. As JSON `{"link_id": …}`, `{"external_id": …}`, `{"all": true}` or
-/// `{"older_than_seconds": …}`.
+/// Which links to refresh. As JSON `{"link_id": …}`, `{"link_ids": […]}`, `{"external_id": …}`, `{"external_ids": […]}`,
+/// `{"all": true}` or `{"older_than_seconds": …}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "WhichLinks")]
 pub enum Links {
     /// This one; it is tracked from now on, unless Belvo says that it does not know it.
     LinkId(String),
+    /// These, each as the one above.
+    LinkIds(Vec<String>),
     /// Those of this external id.
     ExternalId(String),
+    /// Those of these external ids.
+    ExternalIds(Vec<String>),
     /// Every tracked one.
     All(bool),
     /// Every tracked one that was not fetched for so long.
@@ -111,6 +116,15 @@ pub enum Links {
 }
 
 impl Links {
+    /// The ids of the links, where they are named one by one.
+    pub fn ids(&self) -> Option<&[String]> {
+        match self {
+            Self::LinkId(id) => Some(std::slice::from_ref(id)),
+            Self::LinkIds(ids) => Some(ids),
+            _ => None,
+        }
+    }
+
     /// Whether it is no mistake when no link fits: there is nothing to do then, and that is good.
     fn may_be_none(&self) -> bool {
         matches!(self, Self::All(true) | Self::OlderThanSeconds(_))
@@ -144,7 +158,7 @@ pub enum Refused {
     #[error("{0}")]
     NotALinkId(#[from] crate::link_id::NotALinkId),
     /// There is no such job.
-    #[error("there is no job {name}; there are: {known}")]
+    #[error("there is no such job; there are: {known}")]
     NoJob {
         /// What was asked for.
         name: String,
@@ -272,8 +286,8 @@ impl Operations {
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
             }
             Order::Features(wanted) => {
-                let name = Some(format!("{} {}", wanted.as_of, wanted.mode));
                 let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
+                let name = Some(run.name());
                 let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?
             }
@@ -444,18 +458,27 @@ impl Operations {
 
     async fn find(&self, links: Links, resources: Vec<&'static Resource>) -> Result<Wanted, Refused> {
         let now = self.clock.now();
-        if let Links::LinkId(id) = &links {
-            let link_id: LinkId = id.parse()?;
-            self.refuse_mistyped(&link_id).await?;
-            let tracked = link_id.clone();
+        if let Some(ids) = links.ids() {
+            let named: BTreeSet<LinkId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+            // All of them or none.
+            for link_id in &named {
+                self.refuse_mistyped(link_id).await?;
+            }
+            let tracked = named.clone();
             let note = move |tx: &Tx<'_>| {
-                links::note_wish(tx, &tracked, now)?;
-                tombstones::is_erased(tx, &tracked)
+                for link_id in &tracked {
+                    if tombstones::is_erased(tx, link_id)? {
+                        return Ok(true);
+                    }
+                }
+                tracked.iter().try_for_each(|link_id| links::note_wish(tx, link_id, now))?;
+                Ok(false)
             };
             if self.store.write(note).await? {
                 return Err(Refused::Erased);
             }
-            return Ok(resources.into_iter().map(|resource| (link_id.clone(), resource)).collect());
+            let each = |link_id: LinkId| resources.iter().map(move |&resource| (link_id.clone(), resource));
+            return Ok(named.into_iter().flat_map(each).collect());
         }
         Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
     }
@@ -582,17 +605,25 @@ pub fn tracked(
     resources: &[&'static Resource],
     now: Timestamp,
 ) -> Result<Vec<(LinkId, &'static Resource)>, store::Error> {
+    let of_external_id = |external_id: &String| {
+        tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))
+    };
     let mut wanted = Vec::new();
     for &resource in resources {
         let found = match links {
-            Links::LinkId(_) | Links::All(false) => Vec::new(),
+            Links::LinkId(_) | Links::LinkIds(_) | Links::All(false) => Vec::new(),
             Links::All(true) => {
                 let silencing = links::silencing();
                 let sql = format!("SELECT link_id FROM links WHERE coalesce(paused_reason, '') NOT IN ({silencing})");
                 tx.all(&sql, args![], |row| row.link_id(0))?
             }
-            Links::ExternalId(external_id) => {
-                tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))?
+            Links::ExternalId(external_id) => of_external_id(external_id)?,
+            Links::ExternalIds(external_ids) => {
+                let mut found = BTreeSet::new();
+                for external_id in external_ids {
+                    found.extend(of_external_id(external_id)?);
+                }
+                found.into_iter().collect()
             }
             Links::OlderThanSeconds(age) => {
                 let sql = format!(

@@ -296,7 +296,10 @@ fn request(order: &Order) -> (String, Option<Value>) {
         Order::Publish => ("/v1/publish".to_owned(), None),
         Order::Rebuild => ("/v1/rebuild".to_owned(), None),
         Order::Features(Wanted { as_of, mode, lag_months }) => {
-            let body = json!({ "as_of_date": as_of.to_string(), "mode": mode.name(), "lag_months": lag_months });
+            let mut body = json!({ "mode": mode.name(), "lag_months": lag_months });
+            if let Some(as_of) = as_of {
+                body["as_of_date"] = as_of.to_string().into();
+            }
             ("/v1/features".to_owned(), Some(body))
         }
         Order::Freeze(frozen::Decision { decision_id, link_id, as_of, mode }) => {

@@ -147,8 +147,8 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         };
         let mut exit = if cut_short { Exit::Interrupted } else { Exit::Done };
         if !cut_short {
-            let (as_of, lag_months) = (clock.now().to_utc().date_naive(), config.features.lag_months);
-            let order = Order::Features(Wanted { as_of, mode: Mode::Strict, lag_months });
+            let lag_months = config.features.lag_months;
+            let order = Order::Features(Wanted { as_of: None, mode: Mode::Strict, lag_months });
             ordered::follow_here(&daemon, order, Parts::All, global).await?;
             let manifest = Lake::open(&config.lake.path)?.current().context("the demo published nothing")?;
             summarize(args, global, &config, &manifest, started.elapsed())?;

@@ -95,19 +95,23 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 /// Has the run recorded and published.
 fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit> {
     let now = Clock::system().now();
-    let as_of = args.as_of.unwrap_or(now.to_utc().date_naive());
     let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
-    let (mode, _) = runs::clocks(as_of, args.mode, now)?;
-    warn_of_expiry(config, as_of, global)?;
-    let order = Order::Features(Wanted { as_of, mode: args.mode, lag_months });
+    if let Some(as_of) = args.as_of {
+        runs::clocks(as_of, args.mode, now)?;
+    }
+    let order = Order::Features(Wanted { as_of: args.as_of, mode: args.mode, lag_months });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
     ordered::finish(run.as_ref(), global, |run| {
         if run.message.is_none() {
             let recorded = Readers::of(&config.state.path).read(|tx| {
-                let recorded = runs::all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
+                // Which day is today is for the daemon to say.
+                let is_it = |recorded: &Run| run.name.as_deref() == Some(&recorded.name());
+                let recorded = runs::all(tx)?.into_iter().find(is_it);
                 recorded.map(|run| Ok::<_, store::Error>((run, runs::left_out(tx, &run)?))).transpose()
             })?;
             let (recorded, left_out) = recorded.context("the run is not on record")?;
+            let as_of = recorded.as_of;
+            warn_of_expiry(config, as_of, global)?;
             // One that was recorded for this order is no news.
             if recorded.is_final(now) && recorded.ran_at < now {
                 let what = format!(

@@ -34,16 +34,16 @@ pub struct Args {
     pub yes: bool,
 }
 
-/// Which links to refresh; exactly one is given.
+/// Which links to refresh; exactly one way is given.
 #[derive(Debug, Clone, clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct Scope {
-    /// This link
-    #[arg(long, value_name = "ID")]
-    pub link: Option<LinkId>,
-    /// The links of this external id
-    #[arg(long, value_name = "X")]
-    pub external_id: Option<String>,
+    /// These links
+    #[arg(long, value_name = "ID", num_args = 1..)]
+    pub link: Vec<LinkId>,
+    /// The links of these external ids
+    #[arg(long, value_name = "X", num_args = 1..)]
+    pub external_id: Vec<String>,
     /// Every tracked link
     #[arg(long)]
     pub all: bool,
@@ -68,9 +68,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// What the command ends with when the operator does not want what `links` would put on the bill; `None` when they do.
-/// One link is never asked about.
+/// Links that were named are never asked about.
 fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> anyhow::Result<Option<Exit>> {
-    if matches!(links, Links::LinkId(_)) {
+    if links.ids().is_some() {
         return Ok(None);
     }
     let resources = if resources.is_empty() { &resources::ALL } else { resources };
@@ -105,10 +105,10 @@ fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> a
 impl Scope {
     fn links(&self) -> Links {
         match self {
-            Self { link: Some(link_id), .. } => Links::LinkId(link_id.as_str().to_owned()),
-            Self { external_id: Some(external_id), .. } => Links::ExternalId(external_id.clone()),
             Self { older_than: Some(age), .. } => Links::OlderThanSeconds(age.as_secs()),
-            _ => Links::All(true),
+            Self { all: true, .. } => Links::All(true),
+            Self { link, external_id, .. } if link.is_empty() => Links::ExternalIds(external_id.clone()),
+            Self { link, .. } => Links::LinkIds(link.iter().map(|link_id| link_id.as_str().to_owned()).collect()),
         }
     }
 }

@@ -80,7 +80,7 @@ impl DaemonActions {
     /// Computes today's features, and gives how many rows they have.
     async fn features(&self) -> Result<u64, Failed> {
         let now = self.operations.clock.now();
-        let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
+        let wanted = Wanted { as_of: None, mode: Mode::Strict, lag_months: self.lag_months };
         let refused = |error: runs::Error| Failed::of("features_refused", error);
         let run = runs::schedule(&self.operations.store, wanted, now).await.map_err(refused)?;
         self.operations.publish(Scope::Changed).await?;

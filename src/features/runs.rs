@@ -47,8 +47,8 @@ impl fmt::Display for Mode {
 /// What somebody wants to have computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
-    /// The date.
-    pub as_of: NaiveDate,
+    /// The date; today in UTC, by the clock of whoever records it, unless told.
+    pub as_of: Option<NaiveDate>,
     /// What may have been known.
     pub mode: Mode,
     /// Months before the date's own that are not yet complete.
@@ -73,6 +73,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// What it is called on record.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.as_of, self.mode)
+    }
+
     /// Links that were first seen later are none of the run's.
     pub fn until(&self) -> Timestamp {
         self.known_at.max(self.ran_at)
@@ -139,6 +144,7 @@ pub fn end_of(day: NaiveDate) -> Timestamp {
 /// [`Error`].
 pub fn record(tx: &Tx<'_>, wanted: Wanted, now: Timestamp) -> Result<Run, Error> {
     let Wanted { as_of, mode, lag_months } = wanted;
+    let as_of = as_of.unwrap_or_else(|| now.to_utc().date_naive());
     let (mode, known_at) = clocks(as_of, mode, now)?;
     let standing = all(tx)?.into_iter().find(|run| (run.as_of, run.mode) == (as_of, mode));
     if let Some(standing) = standing.filter(|run| run.is_final(now)) {
@@ -233,9 +239,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let record = async |date: &'static str, mode, lag, now: &'static str| {
-            let wanted = Wanted { as_of: day(date), mode, lag_months: lag };
+            let wanted = Wanted { as_of: Some(day(date)), mode, lag_months: lag };
             schedule(&store, wanted, at(now)).await
         };
+        let of_today = Wanted { as_of: None, mode: Mode::Retro, lag_months: 1 };
+        let of_today = schedule(&store, of_today, at("2026-06-15T09:00:00Z")).await.unwrap();
+        assert_eq!(of_today.name(), "2026-06-15 strict");
         record("2026-05-31", Mode::Retro, 1, "2026-06-15T10:00:00Z").await.unwrap();
         record("2026-05-31", Mode::Retro, 2, "2026-06-15T11:00:00Z").await.unwrap();
         record("2026-06-15", Mode::Strict, 1, "2026-06-15T10:00:00Z").await.unwrap();

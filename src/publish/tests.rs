@@ -51,7 +51,7 @@ impl Place {
 /// Asks for features of a date that is over, corrections included.
 async fn ask_for_features(place: &Place, as_of: &str) {
     let now = place.hand.clock().now();
-    let wanted = runs::Wanted { as_of: as_of.parse().unwrap(), mode: runs::Mode::Retro, lag_months: 0 };
+    let wanted = runs::Wanted { as_of: Some(as_of.parse().unwrap()), mode: runs::Mode::Retro, lag_months: 0 };
     place.store.attempt(move |tx| runs::record(tx, wanted, now)).await.unwrap();
 }
 
@@ -464,7 +464,7 @@ async fn features_stand_in_the_order_of_their_key_and_no_footer_tells_of_anybody
         add_link(&place.store, number).await;
         ask_for_features(&place, "1969-12-31").await;
         let (as_of, mode) = ("1969-12-31".parse().unwrap(), runs::Mode::Strict);
-        let strict = runs::Wanted { as_of, mode, lag_months: 0 };
+        let strict = runs::Wanted { as_of: Some(as_of), mode, lag_months: 0 };
         place.store.attempt(move |tx| runs::record(tx, strict, now)).await.unwrap();
         let manifest = publish(&publisher, Scope::Changed).unwrap().unwrap();
         let folder = publisher.lake.folder(manifest.snapshot);

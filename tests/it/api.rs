@@ -264,6 +264,11 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
     let synced = json(&["links", "sync"], 0);
     assert_eq!((&synced["done"], &synced["reason"]), (&json!(3), &json!("command")));
     assert_eq!(json(&["refresh", "--all"], 0)["refreshed"], json!(6));
+    let listed = run(&mut site.command(&["links", "list", "--json"])).out;
+    let ids = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["link_id"].clone());
+    let ids: Vec<String> = ids.map(|id| id.as_str().unwrap().to_owned()).collect();
+    let three = ["refresh", "--link", &ids[0], &ids[1], "--link", &ids[0]];
+    assert_eq!(json(&three, 0)["refreshed"], json!(4), "each link once");
     assert_eq!(json(&["publish"], 0), Value::Null);
     let alone = json(&["rebuild"], 0);
     assert_eq!(json(&["jobs", "run", "compare"], 0)["done"], json!(3));

@@ -115,6 +115,33 @@ fn the_macro_has_the_columns_that_the_dictionary_describes() {
 }
 
 #[test]
+fn what_was_paid_before_the_real_is_no_pay_in_reais() {
+    let connection = people();
+    for name in ["employments", "salaries"] {
+        let columns = schema::get().table(name).columns.iter();
+        let columns: Vec<_> = columns.map(|column| format!("{} {}", column.name, column.kind.duckdb())).collect();
+        connection.execute_batch(&format!("CREATE TABLE {name} ({})", columns.join(", "))).unwrap();
+    }
+    connection
+        .execute_batch(
+            "CREATE TABLE meta_snapshot (published_at TIMESTAMPTZ);
+             INSERT INTO meta_snapshot VALUES ('2026-06-15 12:00:00Z');
+             INSERT INTO employments (employment_key, start_date) VALUES ('old', '1976-04-01'), ('new', '1976-04-01');
+             INSERT INTO salaries (employment_key, reference_month, base_amount, currency) VALUES
+                ('old', '1994-06-01', 5000, 'BRL'), ('new', '1994-06-01', 5000, 'BRL'), ('new', '1994-07-01', 64.79, 'BRL');",
+        )
+        .unwrap();
+    connection.execute_batch(include_str!("../../src/features/sql/views/current_jobs.sql")).unwrap();
+    let jobs = tables::query_sql(
+        &connection,
+        "SELECT employment_key, last_paid_month, last_base_amount FROM current_jobs ORDER BY employment_key DESC",
+    );
+    let paid: Vec<_> =
+        jobs.iter().map(|job| [job["last_paid_month"].clone(), job["last_base_amount"].clone()]).collect();
+    assert_eq!(paid, [[None, None], [Some("1994-07-01".to_owned()), Some("64.7900".to_owned())]]);
+}
+
+#[test]
 fn inss_expected_gives_every_check_value_and_changes_within_a_year_on_the_right_month() {
     let connection = people();
     for check in expected()["inss_expected"].as_array().unwrap() {
@@ -345,7 +372,7 @@ fn global() -> Global {
 }
 
 async fn compute(running: &Running, as_of: NaiveDate, mode: Mode) {
-    let order = Order::Features(Wanted { as_of, mode, lag_months: 1 });
+    let order = Order::Features(Wanted { as_of: Some(as_of), mode, lag_months: 1 });
     let run = follow_here(&running.daemon, order, Parts::All, &global()).await.unwrap();
     let links = running.tables()["links"].len() as u64;
     assert_eq!((run.outcome.as_deref(), run.progress.done), (Some("done"), links), "{run:?}");

@@ -32,13 +32,14 @@ async fn rebuild(State(api): State<Api>) -> Result<Response, Problem> {
     api.order(Order::Rebuild).await
 }
 
-/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default strict, and the lag of the configuration.
+/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default of today, strict, and with the lag of the
+/// configuration.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Asked {
-    /// A date such as 2026-05-31.
+    /// A date such as 2026-05-31; today in UTC unless told otherwise.
     #[schemars(regex(pattern = r"^\d{4}-\d{2}-\d{2}$"))]
-    as_of_date: String,
+    as_of_date: Option<String>,
     /// Strict, unless told otherwise.
     mode: Option<Mode>,
     /// Months before the date's own that are not yet complete; those of the configuration unless told otherwise.
@@ -48,7 +49,8 @@ struct Asked {
 
 async fn features(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
     let Asked { as_of_date, mode, lag_months } = body(request).await?;
-    let as_of = as_of_date.parse().map_err(|_| Problem::invalid("as_of_date is a date such as 2026-05-31"))?;
+    let as_of = as_of_date.map(|date| date.parse()).transpose();
+    let as_of = as_of.map_err(|_| Problem::invalid("as_of_date is a date such as 2026-05-31"))?;
     let lag_months = lag_months.unwrap_or(api.lag_months);
     if lag_months > 24 {
         return Err(Problem::invalid("lag_months is a number from 0 to 24"));

@@ -165,7 +165,7 @@ async fn refresh_many(State(api): State<Api>, request: Request) -> Result<Respon
 pub(super) fn which(links: Option<Links>) -> Result<Links, Problem> {
     links.ok_or_else(|| {
         Problem::invalid(
-            r#"say which links: {"links": {"link_id": …}}, {"external_id": …}, {"all": true} or {"older_than_seconds": …}"#,
+            r#"say which links: {"links": {"link_ids": […]}}, {"external_ids": […]}, {"all": true} or {"older_than_seconds": …}"#,
         )
     })
 }

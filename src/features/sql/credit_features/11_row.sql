@@ -39,7 +39,10 @@ SELECT
     CASE WHEN a.link_no IS NOT NULL THEN CAST(coalesce(i.paid_months_12m, 0) AS SMALLINT) END AS paid_months_12m,
     -- sd / mean = sqrt(n (n sum(y^2) - sum(y)^2) / (n - 1)) / sum(y)
     CASE WHEN i.n >= 6 AND i.sum_y <> 0 AND NOT i.is_beyond_squares THEN
-        round(sqrt(CAST(i.n * i.sum_yy - i.sum_y * i.sum_y AS DOUBLE) * i.n / (i.n - 1)) / i.sum_y, 4)
+        -- Nothing divided by a negative sum is a zero with a sign.
+        coalesce(
+            nullif(round(sqrt(CAST(i.n * i.sum_yy - i.sum_y * i.sum_y AS DOUBLE) * i.n / (i.n - 1)) / i.sum_y, 4), 0), 0
+        )
     END AS income_cv_12m,
     -- 12 slope / mean = 12 n (n sum(xy) - sum(x) sum(y)) / ((n sum(x^2) - sum(x)^2) sum(y))
     CASE WHEN i.n >= 6 THEN

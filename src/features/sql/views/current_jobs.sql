@@ -1,10 +1,11 @@
--- Jobs open in the register on the day of the snapshot, with their latest regular pay in reais.
+-- Jobs open in the register on the day of the snapshot, with their latest regular pay in reais, which began in July 1994:
+-- INSS lists what was paid before as BRL, too.
 CREATE VIEW current_jobs AS
 WITH paid AS (
     SELECT employment_key, reference_month, sum(base_amount) AS base_amount
     FROM salaries
     WHERE coalesce(salary_type, 'REGULAR') = 'REGULAR' AND currency = 'BRL' AND base_amount IS NOT NULL
-      AND reference_month IS NOT NULL
+      AND reference_month >= DATE '1994-07-01'
     GROUP BY employment_key, reference_month
 ),
 latest AS (
