@@ -256,8 +256,14 @@ fn published(config: &Config, lake: &Lake, own: &OwnLake, status: &Status, now: 
                 report.fine("published", format!("snapshot {number:06} was published at {at}"));
             }
         }
-        None if status.links > 0 => report.warn("nothing_published", "readers see nothing yet", mend),
-        None => {}
+        None => match lake.current_number() {
+            Some(number) => {
+                let what = format!("the manifest of snapshot {number:06} cannot be read, though readers see its files");
+                report.add(Level::Error, "manifest_damaged", what, "vinculo publish", Exit::Damaged);
+            }
+            None if status.links > 0 => report.warn("nothing_published", "readers see nothing yet", mend),
+            None => {}
+        },
     }
 }
 

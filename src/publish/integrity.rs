@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Error, FileEntry, Lake, Manifest, checksum};
@@ -140,20 +140,18 @@ type Seen = HashMap<(u64, u64), String>;
 fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Verified) {
     let path = folder.join(MANIFEST);
     verified.files += 1;
-    let manifest = match fs::read(&path) {
-        Ok(text) if !is_own(&text) => {
-            verified.note(lake, &path, "checksum", "is not the manifest that was published");
-            serde_json::from_slice::<Manifest>(&text).ok()
-        }
-        Ok(text) => serde_json::from_slice::<Manifest>(&text).ok(),
+    let text = match fs::read(&path) {
+        Ok(text) => text,
         Err(error) => {
-            verified.note(lake, &path, "unreadable", error.to_string());
-            None
+            return verified.note(lake, &path, "unreadable", format!("{error}; what it names was not checked"));
         }
     };
-    let Some(manifest) = manifest else { return };
+    if !is_own(&text) {
+        verified.note(lake, &path, "checksum", "is not the manifest that was published");
+    }
+    let (entries, is_complete) = entries(&text);
     let mut expected = BTreeSet::from([path]);
-    for entry in manifest.tables.iter().flat_map(|table| &table.files).chain(&manifest.files) {
+    for entry in &entries {
         let file = folder.join(&entry.path);
         verified.files += 1;
         if let Err((code, what)) = check_file(&file, entry, seen, &mut verified.bytes) {
@@ -161,11 +159,24 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
         }
         expected.insert(file);
     }
+    if !is_complete {
+        return;
+    }
     let mut found = Vec::new();
     files_below(folder, &mut found);
     for file in found.into_iter().filter(|file| !expected.contains(file)) {
         verified.note(lake, &file, NOT_PUBLISHED, "is in no manifest: whoever reads the folder whole reads it too");
     }
+}
+
+/// The files that a manifest names, and whether these are all: of one that is no JSON any more, those whose own entries
+/// can still be read.
+fn entries(text: &[u8]) -> (Vec<FileEntry>, bool) {
+    if let Ok(Manifest { tables, files, .. }) = serde_json::from_slice(text) {
+        return (tables.into_iter().flat_map(|table| table.files).chain(files).collect(), true);
+    }
+    let entry = |at| FileEntry::deserialize(&mut serde_json::Deserializer::from_slice(&text[at..])).ok();
+    (memchr::memchr_iter(b'{', text).filter_map(entry).collect(), false)
 }
 
 fn check_file(path: &Path, entry: &FileEntry, seen: &mut Seen, bytes: &mut u64) -> Result<(), (&'static str, String)> {
@@ -238,6 +249,30 @@ mod tests {
         }
         assert_eq!((verified.snapshots, verified.damage.len()), (1, 1));
         assert_eq!(verified.damage[0].file, "snapshots/000002/manifest.json");
+    }
+
+    #[test]
+    fn a_manifest_that_is_no_json_any_more_hides_no_other_damage() {
+        let lake = tempfile::tempdir().unwrap();
+        let folder = lake.path().join("snapshots/000001");
+        fs::create_dir_all(&folder).unwrap();
+        let entry = |path: &str| {
+            fs::write(folder.join(path), path).unwrap();
+            let (bytes, sha256) = checksum(&folder.join(path)).unwrap();
+            FileEntry { path: path.to_owned(), rows: Some(1), bytes, sha256 }
+        };
+        let entries = serde_json::to_string_pretty(&["a.parquet", "b.parquet", "c.parquet"].map(entry)).unwrap();
+        // One of the braces that it begins with is something else now.
+        let text = with_own_checksum(&format!("{{\n  \"files\": {entries}\n}}")).replacen('{', "[", 1);
+        fs::write(folder.join(MANIFEST), text).unwrap();
+        fs::write(folder.join("b.parquet"), "B.parquet").unwrap();
+        fs::remove_file(folder.join("c.parquet")).unwrap();
+        let damage = check(lake.path()).unwrap().damage;
+        let found = |name: &str| damage.iter().find(|damage| damage.file.ends_with(name)).map(|damage| damage.code);
+        assert_eq!(
+            [MANIFEST, "a.parquet", "b.parquet", "c.parquet"].map(found),
+            [Some("checksum"), None, Some("checksum"), Some("missing")]
+        );
     }
 
     #[test]

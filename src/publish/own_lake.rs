@@ -84,7 +84,7 @@ impl OwnLake {
     /// [`Error::Bare`], also when somebody removed all of it.
     pub fn has_published(&self, lake: &Lake) -> Result<(), Error> {
         match self.last_snapshot {
-            Some(snapshot @ 1..) if lake.newest().is_none() => {
+            Some(snapshot @ 1..) if lake.all()?.is_empty() => {
                 Err(Error::Bare { path: lake.path().to_owned(), snapshot })
             }
             _ => Ok(()),

@@ -389,7 +389,8 @@ impl Lake {
         serde_json::from_slice(&fs::read(self.folder(number).join(integrity::MANIFEST)).ok()?).ok()
     }
 
-    pub(super) fn current_number(&self) -> Option<u32> {
+    /// The number of the snapshot that readers see.
+    pub fn current_number(&self) -> Option<u32> {
         fs::read_link(self.path.join("current")).ok()?.file_name()?.to_str()?.parse().ok()
     }
 
