@@ -61,7 +61,7 @@ impl Reply {
         match self {
             Self::Accepted => "",
             Self::Doubtful => "send one Content-Length or one Transfer-Encoding, and end lines with CR LF",
-            Self::NotAnObject => "send one JSON object in UTF-8",
+            Self::NotAnObject => "send one JSON object in UTF-8, at most 64 levels deep",
             Self::Unauthorized => "send exactly one Authorization header with a value of webhook.authorization",
             Self::ForeignAddress => "this address is not in webhook.allow_ips",
             Self::NoSuchPath => "only webhook.path is served here",

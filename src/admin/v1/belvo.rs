@@ -11,7 +11,7 @@ use super::links::{ManyWanted, NO_LINK, named, which};
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
-use crate::belvo::Trouble;
+use crate::belvo::{Code, Trouble};
 use crate::link_id::LinkId;
 use crate::operations::{Order, Refused};
 use crate::widget::{self, Session, SessionRequest};
@@ -62,6 +62,10 @@ fn refuse(error: widget::Error) -> Result<Response, Problem> {
         }
         widget::Error::Belvo(failure) => {
             tracing::warn!(code, request_id = failure.request_id, "no widget token: {failure}");
+            // Only a link is named to Belvo that it may not know.
+            if failure.code == Code::NotFound {
+                return Err(Problem::missing("not_found", "Belvo does not know this link: look at its id"));
+            }
             let is_our_wait = failure.code.trouble() == Trouble::Limit;
             let status = if is_our_wait { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
             Err(Problem { status, code: code.into(), message })

@@ -140,8 +140,24 @@ fn limit(asked: Option<usize>) -> Result<usize, Problem> {
 
 /// Reads the query; what is unknown or cannot be is told.
 fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
-    let Query(query) = Query::try_from_uri(uri).map_err(|error| Problem::invalid(error.body_text()))?;
+    let Query(query) =
+        Query::try_from_uri(uri).map_err(|error| Problem::invalid(without_values(&error.body_text())))?;
     Ok(query)
+}
+
+/// What serde says of a mistake, without what was sent, which may be a person's.
+fn without_values(mistake: &str) -> String {
+    // Names of fields that are missing or there twice are ours.
+    if mistake.contains("missing field `") || mistake.contains("duplicate field `") {
+        return mistake.to_owned();
+    }
+    let (sent, expected) = mistake.rsplit_once(", expected ").unwrap_or((mistake, ""));
+    let sent = sent.split(['`', '"']).next().unwrap_or_default().trim_end();
+    match expected {
+        "" => sent.to_owned(),
+        whole if whole.starts_with("struct ") => format!("{sent}, expected an object"),
+        _ => format!("{sent}, expected {expected}"),
+    }
 }
 
 /// Reads a JSON body; an empty one is `T`'s own idea of nothing said.
@@ -162,7 +178,7 @@ async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Prob
     }
     serde_json::from_slice(&bytes).map_err(|error| {
         if error.is_data() {
-            return Problem::invalid(error.to_string());
+            return Problem::invalid(without_values(&error.to_string()));
         }
         let message = format!("the body is not JSON: {error}");
         Problem { status: StatusCode::BAD_REQUEST, code: "bad_json".into(), message }
@@ -220,5 +236,32 @@ impl From<Refused> for Problem {
             Refused::Lake(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, code: refused.code().into(), message: refused.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        #[serde(rename = "external_id")]
+        _external_id: String,
+    }
+
+    #[test]
+    fn a_mistake_is_told_without_what_was_sent() {
+        let told = |body: &str| without_values(&serde_json::from_str::<Asked>(body).unwrap_err().to_string());
+        for (body, expected) in [
+            (r#"{"external_id":52998224725}"#, "invalid type: integer, expected a string"),
+            (r#"{"a, expected b":"52998224725"}"#, "unknown field, expected `external_id`"),
+            ("{}", "missing field `external_id`"),
+            ("[]", "invalid length 0, expected an object"),
+        ] {
+            assert_eq!(told(body).split(" at line ").next(), Some(expected));
+        }
     }
 }
