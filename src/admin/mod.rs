@@ -114,7 +114,8 @@ async fn method_not_allowed() -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods; see the header Allow")
 }
 
-/// Nothing under `/v1` without a token, and nothing of it is kept by anybody on the way. Whose token it was goes along.
+/// Nothing under `/v1` without a token, and nothing of it is kept by anybody on the way. Whose token it was goes along. A
+/// page may be read with one, too: a program has no session.
 async fn check_token(
     State(admin): State<Admin>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -122,11 +123,16 @@ async fn check_token(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if uri.path() != "/v1" && !uri.path().starts_with("/v1/") {
+    let given = bearer(request.headers());
+    let is_api = uri.path() == "/v1" || uri.path().starts_with("/v1/");
+    let is_open = ["/healthz", "/readyz", "/metrics"].contains(&uri.path());
+    if is_open || !is_api && given.is_none() {
         return next.run(request).await;
     }
-    let given = bearer(request.headers());
     if let Some(wait) = given.and_then(|_| admin.guesses.wait(peer.ip(), Instant::now())) {
+        if !is_api {
+            return next.run(request).await;
+        }
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
         let message = "too many wrong tokens came from this address: wait as long as Retry-After says";
         let mut answer = error(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", message);
@@ -145,6 +151,8 @@ async fn check_token(
             request.extensions_mut().insert::<Caller>(caller);
             next.run(request).await
         }
+        // A proxy may add a token of its own to what browsers ask for.
+        None if !is_api => return next.run(request).await,
         None if admin.tokens.is_empty() => error(
             StatusCode::UNAUTHORIZED,
             "no_token_configured",

@@ -151,6 +151,12 @@ async fn nothing_is_shown_without_a_session_and_every_answer_guards_itself() {
         assert!(answer.status == 303 && answer.place().starts_with("/sign-in"), "{path} {}", answer.status);
         assert!(answer.text.is_empty(), "{path} {}", answer.text);
     }
+    // A program has no session, and a proxy may send a token of its own.
+    for (token, status) in [(TOKEN, 200), ("a-token-of-a-proxy", 303)] {
+        let request = stranger.client.get(format!("{}/", stranger.base));
+        let answer = stranger.send(request, &[("authorization", &format!("Bearer {token}"))]).await;
+        assert_eq!(answer.status, status);
+    }
     let wrong = stranger.post("/sign-in", &[("token", "it-token-of-nobody")], &[]).await;
     assert!(wrong.status == 401 && !wrong.headers.contains_key(SET_COOKIE), "{}", wrong.status);
     assert_eq!(stranger.sign_in("it-token-of-nobody-else").await, 401);

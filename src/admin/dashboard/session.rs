@@ -119,11 +119,15 @@ impl FromRequestParts<Board> for Viewer {
     async fn from_request_parts(parts: &mut Parts, board: &Board) -> Result<Self, Response> {
         let place = parts.uri.path_and_query().map_or("/", |place| place.as_str()).to_owned();
         let lang = Lang::of(&parts.headers);
+        let is_simulated = board.settings.simulator.is_some();
+        if let Some(caller) = parts.extensions.get::<Caller>().cloned() {
+            // No form of it can be sent without a session.
+            return Ok(Self { lang, caller, signature: secret().into(), is_simulated, place });
+        }
         // A token that was withdrawn meanwhile shows nothing more, and one that may do less now does less.
         if let Some(Session { token, signature, .. }) = board.sessions.find(&parts.headers)
             && let Some(caller) = board.tokens.whose(token)
         {
-            let is_simulated = board.settings.simulator.is_some();
             return Ok(Self { lang, caller, signature, is_simulated, place });
         }
         let back = if place == "/" || !parts.method.is_safe() {
