@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
+use crate::clock::Timestamp;
 use crate::json::{self, Fields};
 use crate::link_id::LinkId;
 use crate::records::unpack;
@@ -300,6 +301,8 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<HeldRo
     for (name, cell) in &cells {
         let value = match cell {
             Cell::Null => json_of(&()),
+            Cell::Int(micros) if is_instant(name) => json_of(&Timestamp::from_micros(*micros).to_string()),
+            Cell::Int(flag) if is_flag(name) => json_of(&(*flag != 0)),
             Cell::Int(int) => json_of(int),
             Cell::Text(text) => json_of(text),
             Cell::Bytes(bytes) if name == "body" => {
@@ -314,6 +317,16 @@ fn of_row(tx: &Tx<'_>, table: &str, cells: Vec<(String, Cell)>) -> Result<HeldRo
         row.insert(name.clone(), value);
     }
     Ok(row)
+}
+
+/// Whether a column of the state holds microseconds since 1970: whoever reads what is held of them reads an instant.
+fn is_instant(column: &str) -> bool {
+    column.ends_with("_at") || column == "known_from"
+}
+
+/// Whether a column of the state holds 1 for true and 0 for false.
+fn is_flag(column: &str) -> bool {
+    column.starts_with("is_") || column == "changed"
 }
 
 /// A body as it came; a text of it when not every reader would take it for JSON.
@@ -422,7 +435,6 @@ fn each_name(json: &Value, each: &mut dyn FnMut(&str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
     use crate::flatten::{Flattener, Plan, RecordFacts};
     use crate::schema;
     use crate::store::Store;
@@ -444,14 +456,15 @@ mod tests {
         store.write(fill).await.unwrap();
         let sessions = |subject: Subject| {
             let held = held(&store.readers(), &subject, None)?;
-            let asked: Vec<i64> =
-                held.tables["widget_sessions"].iter().map(|row| row["asked_at"].get().parse().unwrap()).collect();
+            let asked: Vec<String> =
+                held.tables["widget_sessions"].iter().map(|row| row["asked_at"].get().to_owned()).collect();
             Ok::<_, Error>((held.links.len(), asked))
         };
-        assert_eq!(sessions(Subject::ExternalId("user-1".to_owned())).unwrap(), (0, vec![1]));
+        let at = |micros: i64| format!("\"1970-01-01T00:00:00.{micros:06}Z\"");
+        assert_eq!(sessions(Subject::ExternalId("user-1".to_owned())).unwrap(), (0, vec![at(1)]));
         let (links, mut asked) = sessions(Subject::ExternalId("user-2".to_owned())).unwrap();
         asked.sort_unstable();
-        assert_eq!((links, asked), (1, vec![2, 3]), "each once");
+        assert_eq!((links, asked), (1, vec![at(2), at(3)]), "each once");
         let nobody = sessions(Subject::ExternalId("user-3".to_owned())).unwrap_err();
         assert_eq!(nobody.code(), "not_held");
     }
