@@ -190,18 +190,22 @@ impl Config {
         let state = self.state.path.parent().unwrap_or(Path::new("/"));
         let lake = self.lake.path.as_path();
         let tried = lake.ancestors().find(|folder| folder.exists()).unwrap_or(lake);
-        let mistakes = [("state.url", state, state, 0o700), ("lake.url", lake, tried, 0o750)].into_iter().filter_map(
-            |(key, folder, tried, mode)| {
-                let error = try_folder(tried, mode).err()?;
-                let what = format!("the folder {} cannot be used: {error}", folder.display());
-                Some(Mistake::new(
-                    "configuration",
-                    key,
-                    what,
-                    "name a folder that this user may write, or make this one so",
-                ))
-            },
-        );
+        let folders = [("state.url", state, state, 0o700), ("lake.url", lake, tried, 0o750)];
+        let unusable = folders.into_iter().filter_map(|(key, folder, tried, mode)| {
+            let error = try_folder(tried, mode).err()?;
+            let what = format!("the folder {} cannot be used: {error}", folder.display());
+            Some(Mistake::new(
+                "configuration",
+                key,
+                what,
+                "name a folder that this user may write, or make this one so",
+            ))
+        });
+        let no_file = self.state.path.is_dir().then(|| {
+            let what = format!("{} is a folder", self.state.path.display());
+            Mistake::new("configuration", "state.url", what, "name a file, such as the default sqlite://var/state.db")
+        });
+        let mistakes = unusable.chain(no_file);
         ConfigErrors::check(mistakes.collect())
     }
 }

@@ -132,6 +132,7 @@ impl Reference {
                 Err(mistake) => mistakes.push(mistake),
             }
         }
+        mistakes.extend(dir.into_iter().flat_map(strange_files));
         if mistakes.is_empty() { Ok(Self { tables, digest: hex(&digest.finalize()) }) } else { Err(mistakes) }
     }
 
@@ -191,6 +192,24 @@ fn inserting(table: &str, rows: impl Iterator<Item = Vec<Option<String>>>) -> St
     let row = |cells: Vec<Option<String>>| cells.into_iter().map(literal).collect::<Vec<_>>().join(", ");
     let rows: Vec<String> = rows.map(|cells| format!("({})", row(cells))).collect();
     format!("INSERT INTO {table} VALUES {}", rows.join(", "))
+}
+
+/// Tables in `dir` that nothing reads: under a name that is slightly wrong the compiled one would stay in force.
+fn strange_files(dir: &Path) -> impl Iterator<Item = Mistake> {
+    let is_strange = |file: &PathBuf| {
+        let is_known = FORMS.iter().any(|form| file.file_name().is_some_and(|name| name == form.file));
+        file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) && !is_known
+    };
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(is_strange).map(|file| {
+        let names = FORMS.each_ref().map(|form| form.file).join(", ");
+        Mistake::new(
+            file.display().to_string(),
+            "",
+            "is none of the reference tables",
+            format!("name it as one of {names}, or move it"),
+        )
+    })
 }
 
 impl Form {
@@ -440,6 +459,12 @@ mod tests {
         let ends: Vec<_> = reference.expiries().iter().map(|expiry| expiry.valid_to.to_string()).collect();
         assert_eq!(ends, ["2026-12-31", "2027-12-31", "2026-12-31"]);
         assert_ne!(reference.digest(), Reference::compiled().digest());
+    }
+
+    #[test]
+    fn a_table_under_a_name_that_nothing_reads_is_refused() {
+        let told = refused("minimum_wages.csv", "valid_from,valid_to,amount\n");
+        assert!(told.contains("minimum_wages.csv") && told.contains("minimum_wage.csv,"), "{told}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub institution: Vec<String>,
     /// The link that gets new credentials, instead of a new link
-    #[arg(long, value_name = "ID", conflicts_with_all = ["access_mode", "institution", "resource"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["institution", "resource"])]
     pub link: Option<LinkId>,
     /// What Belvo fetches by itself; may be given again [default: every resource]
     #[arg(long, value_name = "R", value_parser = PossibleValuesParser::new(resources::ALL.map(|resource| resource.name)))]
