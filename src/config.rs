@@ -251,7 +251,8 @@ pub struct Belvo {
     pub budget: Budget,
     /// Share of the budget, 0 to 1, that only webhooks and widget tokens may use.
     pub reserve: f64,
-    /// Refreshes that run at the same time.
+    /// Requests at the same time for refreshes, each of one or several links; an eighth more for links of which Belvo
+    /// never told.
     pub workers: usize,
     /// To a connected, authenticated socket.
     pub connect_timeout: Duration,

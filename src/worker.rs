@@ -1,4 +1,4 @@
-//! Takes refreshes off the queue and runs them, as many at a time as the configuration says.
+//! Takes refreshes off the queue and runs them, as many requests at a time as the configuration says.
 //!
 //! *Promises* that a refresh that fails is tried again, waits for its user or stops, as its failure says, and holds up
 //! no other; that a panic in one is a failure of that one; and that each failure is logged once, here.
@@ -44,7 +44,7 @@ const OF_THE_ACCOUNT: Code = Code::ApiForbidden;
 /// Tries after which Belvo is asked whether it knows the link at all.
 const GONE_AFTER: u32 = 2;
 
-/// One in so many workers is reserved for links that Belvo has not told of.
+/// For each so many workers there is one more beside them for links that Belvo has not told of.
 const UNKNOWN_PART: usize = 8;
 
 /// One in so many workers is reserved for urgent requests, so that slow answers to others do not hold those up.
