@@ -1,6 +1,6 @@
 //! `vinculo` keeps Brazilian employment data from Belvo fresh in a lake that credit-risk analysts query.
 //!
-//! The modules stand in the order in which data flows; `ARCHITECTURE.md` is the same map in words. Triggers and the
+//! The groups of modules stand in the order in which data flows; `ARCHITECTURE.md` is the same map in words. Triggers and the
 //! worker know the queue, which knows neither. Only [`refresh`] knows the order of the slow steps, and only [`daemon`]
 //! knows everyone.
 
@@ -14,7 +14,7 @@ pub mod queue;
 pub mod schedule;
 pub mod webhook;
 
-// After the queue: slow work, one refresh at a time.
+// After the queue: slow work.
 pub mod features;
 pub mod fetch;
 pub mod flatten;
@@ -25,7 +25,7 @@ pub mod replay;
 pub mod sinks;
 pub mod worker;
 
-// What the steps know.
+// What the steps and the listeners know.
 pub mod audit;
 pub mod backoff;
 pub mod belvo;

@@ -18,11 +18,11 @@ use crate::sensitive::hex;
 use crate::store::{Error, Tx, args};
 
 mod absence;
-#[cfg(test)]
-pub(crate) mod bench;
 mod body;
 mod content;
 mod identity;
+#[cfg(test)]
+pub(crate) mod test_state;
 mod versions;
 
 pub use absence::is_settled;
@@ -375,7 +375,7 @@ impl Keeping<'_> {
 mod tests {
     use std::collections::HashSet;
 
-    use super::bench::{Bench, LINK, job};
+    use super::test_state::{LINK, TestState, job};
     use super::*;
     use crate::resources::employments;
 
@@ -390,36 +390,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_that_brings_nothing_new_adds_no_version() {
-        let bench = Bench::new().await;
-        let first = bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        let state = TestState::new().await;
+        let first = state.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
         assert_eq!((first.versions, first.changed, first.sighted), (1, true, true));
-        let again = bench.list(10, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
+        let again = state.list(10, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
         assert_eq!((again.versions, again.changed, again.sighted), (0, false, true));
-        let same = bench.list(20, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
+        let same = state.list(20, &[job(1, "99000042", "2020-01-01", "null", 5)]).await;
         assert_eq!((same.versions, same.changed, same.sighted), (0, false, false));
     }
 
     #[tokio::test]
     async fn an_older_answer_brings_back_nothing_that_is_gone_and_no_older_id() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let stays = |minute| job(1, "99000042", "2020-01-01", "null", minute);
         let goes = |end, minute| job(2, "99000077", "2021-01-01", end, minute);
-        bench.list(0, &[stays(10), goes("null", 10)]).await;
-        bench.list(100, &[stays(30)]).await;
-        assert_eq!(bench.list(200, &[stays(30)]).await.gone, 1);
+        state.list(0, &[stays(10), goes("null", 10)]).await;
+        state.list(100, &[stays(30)]).await;
+        assert_eq!(state.list(200, &[stays(30)]).await.gone, 1);
         for (minutes, end) in [(210, "null"), (220, "\"2021-12-31\"")] {
-            let late = bench.list(minutes, &[stays(20), goes(end, 20)]).await;
+            let late = state.list(minutes, &[stays(20), goes(end, 20)]).await;
             assert_eq!((late.versions, late.late), (0, 1), "{end}");
         }
         // A record that was collected long ago may come back in a list that is new.
-        let back = bench.list(230, &[stays(40), goes("null", 10)]).await;
+        let back = state.list(230, &[stays(40), goes("null", 10)]).await;
         assert_eq!((back.versions, back.late), (1, 0));
 
-        let renamed = bench.list(240, &[job(3, "99000042", "2020-01-01", "null", 50)]).await;
+        let renamed = state.list(240, &[job(3, "99000042", "2020-01-01", "null", 50)]).await;
         assert!(renamed.changed);
-        let late = bench.list(250, &[stays(20)]).await;
+        let late = state.list(250, &[stays(20)]).await;
         assert_eq!((late.changed, late.sighted), (false, false));
-        let ids: HashSet<String> = bench.seen().await.into_iter().map(|(_, id, _)| id[..8].to_owned()).collect();
+        let ids: HashSet<String> = state.seen().await.into_iter().map(|(_, id, _)| id[..8].to_owned()).collect();
         assert_eq!(ids, HashSet::from(["00000003".to_owned(), "00000002".to_owned()]));
     }
 
@@ -430,10 +430,10 @@ mod tests {
         let undated = sound.replace(r#""created_at":"2026-01-01T00:00:00.000Z""#, r#""created_at":null"#);
         for broken in [nameless, undated] {
             assert_ne!(broken, sound);
-            let bench = Bench::new().await;
-            bench.list(0, std::slice::from_ref(&sound)).await;
-            bench.list(10, std::slice::from_ref(&broken)).await;
-            let again = bench.list(20, &[broken]).await;
+            let state = TestState::new().await;
+            state.list(0, std::slice::from_ref(&sound)).await;
+            state.list(10, std::slice::from_ref(&broken)).await;
+            let again = state.list(20, &[broken]).await;
             assert_eq!((again.versions, again.changed, again.sighted), (0, false, false));
         }
     }
@@ -449,16 +449,16 @@ mod tests {
                     .replace(r#""employer_data":{"#, &format!(r#""z":{items},"employer_data":{{"name":{odd},"#))
             };
             let other = job(2, "99000077", "2021-01-01", "null", 0);
-            let bench = Bench::new().await;
-            bench.list(0, &[sound(0), other]).await;
+            let state = TestState::new().await;
+            state.list(0, &[sound(0), other]).await;
             let lists = [(10, broken(1, 0)), (100, broken(2, 1)), (200, broken(3, 0))];
             let mut kept = Vec::new();
             for (minutes, broken) in lists {
-                let Kept { versions, gone, .. } = bench.list(minutes, &[broken]).await;
+                let Kept { versions, gone, .. } = state.list(minutes, &[broken]).await;
                 kept.push((versions, gone));
             }
             assert_eq!(kept, [(1, 0), (0, 1), (0, 0)], "{odd}");
-            let seen: HashSet<String> = bench.seen().await.into_iter().map(|(_, id, _)| id[..8].to_owned()).collect();
+            let seen: HashSet<String> = state.seen().await.into_iter().map(|(_, id, _)| id[..8].to_owned()).collect();
             assert_eq!(seen, HashSet::from(["00000001", "00000002"].map(str::to_owned)), "{odd}");
             let foreign: LinkId = "00000000-0000-4000-8000-000000000000".parse().unwrap();
             assert!(Record::read(&employments::RESOURCE, &foreign, &broken(1, 0)).is_err(), "{odd}");
@@ -467,46 +467,46 @@ mod tests {
 
     #[tokio::test]
     async fn a_time_that_belvo_cannot_have_collected_at_counts_as_none_and_freezes_nothing() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let month_of = |month, end| job(1, "99000042", "2020-01-01", end, month);
         let slip = month_of(0, "null").replace("\"collected_at\":\"2026", "\"collected_at\":\"2062");
-        let first = bench.list(5, std::slice::from_ref(&slip)).await;
+        let first = state.list(5, std::slice::from_ref(&slip)).await;
         assert_eq!((first.versions, first.collected_at), (1, None));
-        assert_eq!(bench.versions().await, [(5, false)], "known since it was fetched");
-        let honest = bench.list(20, &[month_of(10, "\"2020-12-31\"")]).await;
+        assert_eq!(state.versions().await, [(5, false)], "known since it was fetched");
+        let honest = state.list(20, &[month_of(10, "\"2020-12-31\"")]).await;
         assert_eq!((honest.versions, honest.late, honest.sighted), (1, 0, true));
         assert!(honest.collected_at.is_some());
         // Nor does a later slip, among other records or alone.
         let other = job(2, "99000077", "2021-01-01", "null", 30);
-        let both = bench.list(40, &[slip, other.clone()]).await;
+        let both = state.list(40, &[slip, other.clone()]).await;
         assert_eq!((both.versions, both.late), (2, 0));
-        let again = bench.list(60, &[month_of(50, "\"2021-12-31\""), other]).await;
+        let again = state.list(60, &[month_of(50, "\"2021-12-31\""), other]).await;
         assert_eq!((again.versions, again.late), (1, 0));
         // A Belvo that is months ahead is believed.
         let ahead = month_of(0, "null").replace("\"collected_at\":\"2026", "\"collected_at\":\"2027");
-        assert!(bench.list(70, &[ahead]).await.collected_at.is_some());
-        assert_eq!(bench.list(80, &[month_of(55, "\"2022-12-31\"")]).await.late, 1);
+        assert!(state.list(70, &[ahead]).await.collected_at.is_some());
+        assert_eq!(state.list(80, &[month_of(55, "\"2022-12-31\"")]).await.late, 1);
     }
 
     #[tokio::test]
     async fn a_job_that_is_gone_and_comes_back_with_equal_content_begins_a_new_version() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
         let both = [stays.clone(), goes.clone()];
-        bench.list(10, &both).await;
-        bench.list(20, std::slice::from_ref(&stays)).await;
+        state.list(10, &both).await;
+        state.list(20, std::slice::from_ref(&stays)).await;
         // In time: nothing happened.
-        assert!(!bench.list(30, &both).await.changed);
-        bench.list(40, std::slice::from_ref(&stays)).await;
-        assert_eq!(bench.list(100, std::slice::from_ref(&stays)).await.gone, 1);
-        assert!(!bench.list(200, std::slice::from_ref(&stays)).await.changed, "it is gone once");
-        let back = bench.list(300, &both).await;
+        assert!(!state.list(30, &both).await.changed);
+        state.list(40, std::slice::from_ref(&stays)).await;
+        assert_eq!(state.list(100, std::slice::from_ref(&stays)).await.gone, 1);
+        assert!(!state.list(200, std::slice::from_ref(&stays)).await.changed, "it is gone once");
+        let back = state.list(300, &both).await;
         assert_eq!((back.versions, back.changed), (1, true));
-        let mut versions = bench.versions().await;
+        let mut versions = state.versions().await;
         versions.sort_unstable();
         // When Belvo collected it, and never earlier than the last list that lacked it.
         assert_eq!(versions, [(0, false), (0, false), (100, true), (200, false)]);
-        assert_eq!(bench.seen().await.iter().map(|seen| seen.2).max(), Some(3));
+        assert_eq!(state.seen().await.iter().map(|seen| seen.2).max(), Some(3));
     }
 
     #[test]
@@ -521,20 +521,20 @@ mod tests {
     #[tokio::test]
     async fn a_job_keeps_its_key_beside_one_alike_that_is_gone() {
         for goes in [1, 2] {
-            let bench = Bench::new().await;
+            let state = TestState::new().await;
             let stays = 3 - goes;
             let alike = |id| job(id, "99000042", "2020-01-01", "null", 0);
-            bench.list(0, &[alike(goes), alike(stays)]).await;
+            state.list(0, &[alike(goes), alike(stays)]).await;
             let key_of = async |id: u32| {
-                let seen = bench.seen().await;
+                let seen = state.seen().await;
                 seen.into_iter().find(|(_, found, _)| found.starts_with(&format!("{id:08}"))).unwrap().0
             };
             let key = key_of(stays).await;
             for minutes in [10, 80] {
-                bench.list(minutes, &[alike(stays)]).await;
+                state.list(minutes, &[alike(stays)]).await;
             }
             // Another id and another content at once.
-            bench.list(90, &[job(3, "99000042", "2020-01-01", "\"2020-12-31\"", 9)]).await;
+            state.list(90, &[job(3, "99000042", "2020-01-01", "\"2020-12-31\"", 9)]).await;
             assert_eq!(key_of(3).await, key, "{goes} is gone");
         }
     }

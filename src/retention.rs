@@ -439,7 +439,7 @@ fn note_change(tx: &Tx<'_>, link_id: &str, resource: &str) -> Result<(), Error> 
 mod tests {
     use super::*;
     use crate::clock::Hand;
-    use crate::records::bench::paid;
+    use crate::records::test_state::paid;
 
     const DAY: i64 = 24 * 3_600_000_000;
 

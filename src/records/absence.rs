@@ -214,74 +214,74 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use crate::records::bench::{Bench, job, minute, paid};
+    use crate::records::test_state::{TestState, job, minute, paid};
 
     #[tokio::test]
     async fn the_same_older_answer_twice_agrees_with_nothing() {
-        let bench = Bench::new().await;
-        bench.list(0, &[paid(&[1, 2], 30)]).await;
-        bench.forget_marks().await;
-        bench.list(10, &[paid(&[1], 40)]).await;
-        assert_eq!(bench.due().await, Some(70), "a row is missing");
+        let state = TestState::new().await;
+        state.list(0, &[paid(&[1, 2], 30)]).await;
+        state.forget_marks().await;
+        state.list(10, &[paid(&[1], 40)]).await;
+        assert_eq!(state.due().await, Some(70), "a row is missing");
         for minutes in [20, 75] {
-            bench.forget_marks().await;
-            let late = bench.list(minutes, &[paid(&[1, 2, 3], 20)]).await;
+            state.forget_marks().await;
+            let late = state.list(minutes, &[paid(&[1, 2, 3], 20)]).await;
             assert_eq!((late.versions, late.late), (0, usize::from(minutes == 20)));
         }
-        assert_eq!(bench.due().await, Some(135), "a list that agrees is still wanted");
-        let versions = bench.lists_of_late_versions().await;
+        assert_eq!(state.due().await, Some(135), "a list that agrees is still wanted");
+        let versions = state.lists_of_late_versions().await;
         assert_eq!(versions, [(20, false), (75, true)], "the second says no more than that it is no evidence");
         for (minutes, jobs) in [(135, vec![paid(&[1, 2, 4], 20)]), (195, vec![])] {
-            bench.forget_marks().await;
-            bench.list(minutes, &jobs).await;
-            assert_eq!(bench.due().await, Some(minutes + 60), "nor does another old one, or an empty one");
+            state.forget_marks().await;
+            state.list(minutes, &jobs).await;
+            assert_eq!(state.due().await, Some(minutes + 60), "nor does another old one, or an empty one");
         }
-        bench.forget_marks().await;
-        assert!(bench.list(255, &[paid(&[1], 40)]).await.changed, "this one does");
-        assert!(!bench.list(265, &[paid(&[1], 40)]).await.changed, "and once");
-        assert_eq!(bench.due().await, None);
+        state.forget_marks().await;
+        assert!(state.list(255, &[paid(&[1], 40)]).await.changed, "this one does");
+        assert!(!state.list(265, &[paid(&[1], 40)]).await.changed, "and once");
+        assert_eq!(state.due().await, None);
     }
 
     #[tokio::test]
     async fn a_content_that_cannot_be_read_hides_no_row_that_is_lost() {
-        let bench = Bench::new().await;
-        bench.list(0, &[paid(&[1, 2], 0)]).await;
-        bench.list(10, &[paid(&[1, 2], 10).replace("1.00", "\"one\"")]).await;
-        bench.forget_marks().await;
-        bench.list(20, &[paid(&[1], 20)]).await;
-        assert_eq!(bench.due().await, Some(80));
-        assert!(bench.list(80, &[paid(&[1], 20)]).await.changed, "two lists agree");
+        let state = TestState::new().await;
+        state.list(0, &[paid(&[1, 2], 0)]).await;
+        state.list(10, &[paid(&[1, 2], 10).replace("1.00", "\"one\"")]).await;
+        state.forget_marks().await;
+        state.list(20, &[paid(&[1], 20)]).await;
+        assert_eq!(state.due().await, Some(80));
+        assert!(state.list(80, &[paid(&[1], 20)]).await.changed, "two lists agree");
     }
 
     #[tokio::test]
     async fn what_empty_lists_ended_comes_back_as_it_was() {
-        let bench = Bench::new().await;
-        bench.set_status("valid").await;
+        let state = TestState::new().await;
+        state.set_status("valid").await;
         let jobs = [job(1, "99000042", "2020-01-01", "null", 0)];
-        bench.list(0, &jobs).await;
-        bench.list(100, &[]).await;
-        assert_eq!(bench.list(200, &[]).await.gone, 1);
-        bench.forget_marks().await;
-        let again = bench.list(300, &[]).await;
-        assert_eq!((again.changed, bench.due().await), (false, None), "nothing is left to be asked");
-        let back = bench.list(400, &jobs).await;
+        state.list(0, &jobs).await;
+        state.list(100, &[]).await;
+        assert_eq!(state.list(200, &[]).await.gone, 1);
+        state.forget_marks().await;
+        let again = state.list(300, &[]).await;
+        assert_eq!((again.changed, state.due().await), (false, None), "nothing is left to be asked");
+        let back = state.list(400, &jobs).await;
         assert_eq!((back.versions, back.late), (1, 0));
     }
 
     #[tokio::test]
     async fn an_older_list_says_nothing_about_what_it_lacks() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let stays = |minute| job(1, "99000042", "2020-01-01", "null", minute);
         let newer = job(2, "99000077", "2021-01-01", "null", 30);
-        bench.list(0, &[stays(30), newer.clone()]).await;
-        bench.forget_marks().await;
-        bench.list(10, &[stays(20)]).await;
-        assert_eq!(bench.due().await, None, "nothing is missing from an older list");
-        assert_eq!(bench.list(500, &[stays(20)]).await.gone, 0);
+        state.list(0, &[stays(30), newer.clone()]).await;
+        state.forget_marks().await;
+        state.list(10, &[stays(20)]).await;
+        assert_eq!(state.due().await, None, "nothing is missing from an older list");
+        assert_eq!(state.list(500, &[stays(20)]).await.gone, 0);
         // Nor is it the first of two that agree.
-        assert_eq!(bench.list(600, &[stays(40)]).await.gone, 0);
-        assert_eq!(bench.due().await, Some(660));
-        assert_eq!(bench.list(660, &[stays(40)]).await.gone, 1);
+        assert_eq!(state.list(600, &[stays(40)]).await.gone, 0);
+        assert_eq!(state.due().await, Some(660));
+        assert_eq!(state.list(660, &[stays(40)]).await.gone, 1);
     }
 
     #[tokio::test]
@@ -292,61 +292,61 @@ mod tests {
         for (says_nothing, minutes, due) in
             [(&older, 30, 70), (&older, 70, 130), (&nothing, 30, 70), (&nothing, 70, 70 + 24 * 60)]
         {
-            let bench = Bench::new().await;
-            bench.list(0, &[stays(10), job(2, "99000077", "2021-01-01", "null", 10)]).await;
-            bench.list(10, &[stays(20)]).await;
-            bench.forget_marks().await;
-            let kept = bench.list_counting(minutes, says_nothing, None).await;
-            assert_eq!((kept.gone, bench.due().await), (0, Some(due)), "{says_nothing:?} at {minutes}");
-            bench.forget_marks().await;
-            assert_eq!(bench.list(due, &[stays(30)]).await.gone, 1);
-            assert_eq!(bench.due().await, None);
+            let state = TestState::new().await;
+            state.list(0, &[stays(10), job(2, "99000077", "2021-01-01", "null", 10)]).await;
+            state.list(10, &[stays(20)]).await;
+            state.forget_marks().await;
+            let kept = state.list_counting(minutes, says_nothing, None).await;
+            assert_eq!((kept.gone, state.due().await), (0, Some(due)), "{says_nothing:?} at {minutes}");
+            state.forget_marks().await;
+            assert_eq!(state.list(due, &[stays(30)]).await.gone, 1);
+            assert_eq!(state.due().await, None);
         }
     }
 
     #[tokio::test]
     async fn one_list_ends_nothing_however_soon_a_second_may_agree() {
-        let bench = Bench::confirming_after(Duration::ZERO).await;
+        let state = TestState::confirming_after(Duration::ZERO).await;
         let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
-        bench.list(0, &[stays.clone(), goes]).await;
-        assert_eq!(bench.list(10, std::slice::from_ref(&stays)).await.gone, 0);
-        assert_eq!(bench.list(11, std::slice::from_ref(&stays)).await.gone, 1);
+        state.list(0, &[stays.clone(), goes]).await;
+        assert_eq!(state.list(10, std::slice::from_ref(&stays)).await.gone, 0);
+        assert_eq!(state.list(11, std::slice::from_ref(&stays)).await.gone, 1);
     }
 
     #[tokio::test]
     async fn a_record_without_an_id_may_be_any_that_seems_to_be_missing() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
-        bench.list(0, &[stays.clone(), goes.clone()]).await;
+        state.list(0, &[stays.clone(), goes.clone()]).await;
         let nameless = r#"{"link":null,"collected_at":"2026-01-01T00:00:00.000Z"}"#.to_owned();
         for minutes in [10, 500] {
-            assert_eq!(bench.list(minutes, &[stays.clone(), nameless.clone()]).await.gone, 0, "at {minutes}");
+            assert_eq!(state.list(minutes, &[stays.clone(), nameless.clone()]).await.gone, 0, "at {minutes}");
         }
         // Nor is it the second list that was asked for: another one is.
-        bench.list(510, std::slice::from_ref(&stays)).await;
+        state.list(510, std::slice::from_ref(&stays)).await;
         for (minutes, due) in [(580, Some(640)), (640, None)] {
-            bench.forget_marks().await;
-            assert_eq!(bench.list(minutes, &[stays.clone(), nameless.clone()]).await.gone, 0, "at {minutes}");
-            assert_eq!(bench.due().await, due, "and once");
+            state.forget_marks().await;
+            assert_eq!(state.list(minutes, &[stays.clone(), nameless.clone()]).await.gone, 0, "at {minutes}");
+            assert_eq!(state.due().await, due, "and once");
         }
         // Once it has an id again, two lists have to agree as ever; the nameless one is gone after as many.
-        bench.list(700, std::slice::from_ref(&stays)).await;
-        assert_eq!(bench.list(800, std::slice::from_ref(&stays)).await.gone, 2);
+        state.list(700, std::slice::from_ref(&stays)).await;
+        assert_eq!(state.list(800, std::slice::from_ref(&stays)).await.gone, 2);
     }
 
     #[tokio::test]
     async fn a_missing_job_is_asked_for_again_and_not_for_ever() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let (stays, goes) = (job(1, "99000042", "2020-01-01", "null", 0), job(2, "99000077", "2021-01-01", "null", 0));
-        bench.list(0, &[stays.clone(), goes]).await;
-        assert!(!bench.list(10, std::slice::from_ref(&stays)).await.changed);
-        assert_eq!(bench.due().await, Some(0), "the mark of the bench is still there, and earlier");
-        bench.forget_marks().await;
-        bench.list(20, std::slice::from_ref(&stays)).await;
-        assert_eq!(bench.due().await, Some(70));
-        bench.forget_marks().await;
-        assert!(bench.list(75, std::slice::from_ref(&stays)).await.changed, "two lists agree");
-        assert_eq!(bench.due().await, None);
+        state.list(0, &[stays.clone(), goes]).await;
+        assert!(!state.list(10, std::slice::from_ref(&stays)).await.changed);
+        assert_eq!(state.due().await, Some(0), "the mark of the state is still there, and earlier");
+        state.forget_marks().await;
+        state.list(20, std::slice::from_ref(&stays)).await;
+        assert_eq!(state.due().await, Some(70));
+        state.forget_marks().await;
+        assert!(state.list(75, std::slice::from_ref(&stays)).await.changed, "two lists agree");
+        assert_eq!(state.due().await, None);
     }
 
     /// A job for each of these numbers, none alike.
@@ -356,51 +356,51 @@ mod tests {
 
     #[tokio::test]
     async fn of_jobs_that_went_missing_at_different_lists_the_first_says_when_to_look_again() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         // Ten go after it, so that it is hardly ever the last of them, in whatever order they are held.
         let jobs = jobs(0..12);
         let (stay, follow) = (&jobs[..1], &jobs[..11]);
-        bench.list(0, &jobs).await;
-        bench.list(10, follow).await;
-        bench.forget_marks().await;
-        bench.list(20, stay).await;
-        assert_eq!(bench.due().await, Some(70));
+        state.list(0, &jobs).await;
+        state.list(10, follow).await;
+        state.forget_marks().await;
+        state.list(20, stay).await;
+        assert_eq!(state.due().await, Some(70));
         for (minutes, gone, due) in [(70, 1, Some(80)), (80, 10, None)] {
-            bench.forget_marks().await;
-            assert_eq!(bench.list(minutes, stay).await.gone, gone);
-            assert_eq!(bench.due().await, due);
+            state.forget_marks().await;
+            assert_eq!(state.list(minutes, stay).await.gone, gone);
+            assert_eq!(state.due().await, due);
         }
     }
 
     #[tokio::test]
     async fn what_waits_until_a_link_is_in_order_puts_off_no_other_look() {
-        let bench = Bench::new().await;
-        bench.set_status("invalid").await;
+        let state = TestState::new().await;
+        state.set_status("invalid").await;
         let jobs = jobs(0..11);
-        bench.list(0, &jobs).await;
-        bench.list(10, &jobs[..1]).await;
+        state.list(0, &jobs).await;
+        state.list(10, &jobs[..1]).await;
         // Ten of the jobs have waited for as long as they had to, and now wait for the link; the other one has just
         // gone.
         for (minutes, due) in [(75, 75 + 60), (135, 135 + 24 * 60)] {
-            bench.forget_marks().await;
-            bench.list(minutes, &[]).await;
-            assert_eq!(bench.due().await, Some(due));
+            state.forget_marks().await;
+            state.list(minutes, &[]).await;
+            assert_eq!(state.due().await, Some(due));
         }
     }
 
     #[tokio::test]
     async fn an_empty_list_ends_jobs_of_a_valid_link_only() {
-        let bench = Bench::new().await;
-        bench.set_status("invalid").await;
-        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
-        bench.forget_marks().await;
-        bench.list(10, &[]).await;
-        assert_eq!(bench.due().await, Some(70));
-        bench.forget_marks().await;
-        assert_eq!(bench.list(80, &[]).await.gone, 0);
-        assert_eq!(bench.due().await, Some(80 + 24 * 60), "the link may be valid by then");
-        bench.set_status("valid").await;
-        let third = bench.list(80 + 24 * 60, &[]).await;
+        let state = TestState::new().await;
+        state.set_status("invalid").await;
+        state.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        state.forget_marks().await;
+        state.list(10, &[]).await;
+        assert_eq!(state.due().await, Some(70));
+        state.forget_marks().await;
+        assert_eq!(state.list(80, &[]).await.gone, 0);
+        assert_eq!(state.due().await, Some(80 + 24 * 60), "the link may be valid by then");
+        state.set_status("valid").await;
+        let third = state.list(80 + 24 * 60, &[]).await;
         assert_eq!((third.gone, third.changed), (1, true));
     }
 
@@ -413,26 +413,26 @@ mod tests {
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let bench = Bench::new().await;
-                bench.set_status("valid").await;
+                let state = TestState::new().await;
+                state.set_status("valid").await;
                 let jobs = jobs(0..5);
                 let (mut now, mut shown) = (0, jobs.clone());
-                let mut kept = bench.list(now, &shown).await;
+                let mut kept = state.list(now, &shown).await;
                 for (minutes, which) in lists {
                     now += minutes;
                     shown = (0..).zip(&jobs).filter(|(at, _)| which >> at & 1 == 1).map(|(_, job)| job.clone()).collect();
-                    kept = bench.list(now, &shown).await;
+                    kept = state.list(now, &shown).await;
                 }
                 let mut looks = 0;
                 while let Some(wanted) = kept.confirm_at {
                     let wanted = wanted.as_micros() / 60_000_000;
                     prop_assert!(wanted > now, "{} after {}", wanted, now);
                     now = wanted;
-                    kept = bench.list(now, &shown).await;
+                    kept = state.list(now, &shown).await;
                     looks += 1;
                     prop_assert!(looks <= jobs.len(), "each look ends what it was for");
                 }
-                let later = bench.list(now + 1_000, &shown).await;
+                let later = state.list(now + 1_000, &shown).await;
                 prop_assert_eq!((later.changed, later.confirm_at), (false, None));
                 Ok(())
             })?;
@@ -441,33 +441,33 @@ mod tests {
 
     #[tokio::test]
     async fn an_older_answer_that_says_the_same_is_no_second_list() {
-        let bench = Bench::new().await;
-        bench.list(0, &[paid(&[1, 2], 10)]).await;
-        assert_eq!(bench.list(10, &[paid(&[2], 18)]).await.confirm_at.map(minute), Some(70));
+        let state = TestState::new().await;
+        state.list(0, &[paid(&[1, 2], 10)]).await;
+        assert_eq!(state.list(10, &[paid(&[2], 18)]).await.confirm_at.map(minute), Some(70));
         // As it was before the first month was paid.
-        let stale = bench.list(80, &[paid(&[2], 5)]).await;
+        let stale = state.list(80, &[paid(&[2], 5)]).await;
         assert_eq!((stale.changed, stale.confirm_at.map(minute)), (false, Some(140)));
-        assert!(bench.list(140, &[paid(&[2], 20)]).await.changed, "this one agrees");
+        assert!(state.list(140, &[paid(&[2], 20)]).await.changed, "this one agrees");
     }
 
     #[tokio::test]
     async fn lists_after_the_clock_was_set_back_come_after_those_before() {
-        let bench = Bench::new().await;
-        bench.list(720, &[paid(&[1, 2], 10)]).await;
-        bench.list(630, &[paid(&[2], 11)]).await;
+        let state = TestState::new().await;
+        state.list(720, &[paid(&[1, 2], 10)]).await;
+        state.list(630, &[paid(&[2], 11)]).await;
         for minutes in [635, 715] {
-            assert!(!bench.list(minutes, &[paid(&[2], 12)]).await.changed, "at {minutes}");
+            assert!(!state.list(minutes, &[paid(&[2], 12)]).await.changed, "at {minutes}");
         }
-        assert!(bench.list(781, &[paid(&[2], 13)]).await.changed, "an hour after the first");
+        assert!(state.list(781, &[paid(&[2], 13)]).await.changed, "an hour after the first");
     }
 
     #[tokio::test]
     async fn a_job_goes_also_when_it_was_collected_after_those_that_stay() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let (stays, goes) =
             (job(1, "99000042", "2020-01-01", "null", 10), job(2, "99000077", "2021-01-01", "null", 20));
-        bench.list(0, &[stays.clone(), goes]).await;
-        assert_eq!(bench.list(10, std::slice::from_ref(&stays)).await.confirm_at.map(minute), Some(70));
-        assert_eq!(bench.list(70, &[stays]).await.gone, 1);
+        state.list(0, &[stays.clone(), goes]).await;
+        assert_eq!(state.list(10, std::slice::from_ref(&stays)).await.confirm_at.map(minute), Some(70));
+        assert_eq!(state.list(70, &[stays]).await.gone, 1);
     }
 }

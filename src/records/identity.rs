@@ -151,34 +151,34 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
-    use crate::records::bench::{Bench, LINK, job};
+    use crate::records::test_state::{LINK, TestState, job};
     use crate::resources::employments;
 
     #[tokio::test]
     async fn the_key_can_be_computed_from_belvos_answer() {
-        let bench = Bench::new().await;
-        bench.list(0, &[job(1, "99.000.042", "2020-01-01", "null", 0)]).await;
+        let state = TestState::new().await;
+        state.list(0, &[job(1, "99.000.042", "2020-01-01", "null", 0)]).await;
         let text = format!("employment\n{LINK}\n99000042\n2020-01-01\n0");
-        assert_eq!(bench.seen().await[0].0, hex(&Sha256::digest(text.as_bytes())[..16]));
+        assert_eq!(state.seen().await[0].0, hex(&Sha256::digest(text.as_bytes())[..16]));
     }
 
     #[tokio::test]
     async fn a_job_keeps_its_key_under_another_id_and_with_another_employer_or_start() {
-        let bench = Bench::new().await;
-        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
-        let key = bench.seen().await[0].0.clone();
+        let state = TestState::new().await;
+        state.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        let key = state.seen().await[0].0.clone();
         // The same job under another id,
-        bench.list(10, &[job(2, "99000042", "2020-01-01", "null", 1)]).await;
+        state.list(10, &[job(2, "99000042", "2020-01-01", "null", 1)]).await;
         // then another start under that id, then another employer, then the first id again.
-        bench.list(20, &[job(2, "99000042", "2020-02-01", "null", 2)]).await;
-        bench.list(30, &[job(2, "99000077", "2020-02-01", "null", 3)]).await;
-        bench.list(40, &[job(1, "99000077", "2020-02-01", "null", 4)]).await;
-        let seen = bench.seen().await;
+        state.list(20, &[job(2, "99000042", "2020-02-01", "null", 2)]).await;
+        state.list(30, &[job(2, "99000077", "2020-02-01", "null", 3)]).await;
+        state.list(40, &[job(1, "99000077", "2020-02-01", "null", 4)]).await;
+        let seen = state.seen().await;
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].0.as_str(), seen[0].2), (key.as_str(), 3));
         // A job whose id, employer and start are all others is a new one.
-        bench.list(50, &[job(9, "99000099", "2024-01-01", "null", 5)]).await;
-        assert_eq!(bench.seen().await.len(), 2);
+        state.list(50, &[job(9, "99000099", "2024-01-01", "null", 5)]).await;
+        assert_eq!(state.seen().await.len(), 2);
     }
 
     #[tokio::test]
@@ -190,9 +190,9 @@ mod tests {
         ];
         let mut orders = Vec::new();
         for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
-            let bench = Bench::new().await;
-            bench.list(0, &order.map(|at: usize| jobs[at].clone())).await;
-            orders.push(bench.seen().await);
+            let state = TestState::new().await;
+            state.list(0, &order.map(|at: usize| jobs[at].clone())).await;
+            orders.push(state.seen().await);
         }
         assert_eq!(orders[0].len(), 3);
         assert!(orders.iter().all(|seen| *seen == orders[0]));
@@ -200,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn twenty_thousand_records_are_told_apart_without_comparing_each_with_each() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         // Every tenth is alike in employer and start; later all ids are others, and the order is turned around.
         let jobs = |first_id: u32, skipped: u32, minute: u32| -> Vec<String> {
             let alike = |n: u32| format!("99{:06}", if n.is_multiple_of(10) { 0 } else { n });
@@ -210,15 +210,15 @@ mod tests {
             });
             jobs.collect()
         };
-        assert_eq!(bench.list(0, &jobs(0, 0, 0)).await.versions, 20_000);
-        let before: HashSet<String> = bench.seen().await.into_iter().map(|(key, ..)| key).collect();
+        assert_eq!(state.list(0, &jobs(0, 0, 0)).await.versions, 20_000);
+        let before: HashSet<String> = state.seen().await.into_iter().map(|(key, ..)| key).collect();
         let mut turned = jobs(50_000, 0, 1);
         turned.reverse();
-        let again = bench.list(10, &turned).await;
+        let again = state.list(10, &turned).await;
         assert_eq!((again.versions, again.gone), (0, 0));
-        assert_eq!(bench.seen().await.into_iter().map(|(key, ..)| key).collect::<HashSet<_>>(), before);
-        bench.list(20, &jobs(50_000, 15_000, 2)).await;
-        assert_eq!(bench.list(80, &jobs(50_000, 15_000, 2)).await.gone, 15_000);
+        assert_eq!(state.seen().await.into_iter().map(|(key, ..)| key).collect::<HashSet<_>>(), before);
+        state.list(20, &jobs(50_000, 15_000, 2)).await;
+        assert_eq!(state.list(80, &jobs(50_000, 15_000, 2)).await.gone, 15_000);
     }
 
     #[derive(Debug, Clone, Copy)]
@@ -236,13 +236,13 @@ mod tests {
         with_reissues: bool,
         in_order: bool,
     ) -> Vec<Vec<String>> {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         // The id of each job, and how often it was corrected.
-        let mut state: Vec<(u32, u32)> = (0..jobs.len()).map(|at| (u32::try_from(at).unwrap(), 0)).collect();
+        let mut known: Vec<(u32, u32)> = (0..jobs.len()).map(|at| (u32::try_from(at).unwrap(), 0)).collect();
         let mut next_id = 1_000;
         let mut found = Vec::new();
         for (nth, (events, seed)) in lists.iter().enumerate() {
-            for (event, (id, corrections)) in events.iter().zip(&mut state) {
+            for (event, (id, corrections)) in events.iter().zip(&mut known) {
                 match event {
                     Event::Reissued if with_reissues => {
                         (*id, next_id) = (next_id, next_id + 1);
@@ -253,7 +253,7 @@ mod tests {
             }
             let mut listed: Vec<(u64, String)> = jobs
                 .iter()
-                .zip(&state)
+                .zip(&known)
                 .enumerate()
                 .map(|(at, (&(employer, start, end), &(id, corrections)))| {
                     let rank =
@@ -263,14 +263,14 @@ mod tests {
                 .collect();
             listed.sort();
             let minutes = i64::try_from(nth).unwrap() * 10;
-            bench.list(minutes, &listed.into_iter().map(|(_, job)| job).collect::<Vec<_>>()).await;
-            let seen = bench.seen().await;
+            state.list(minutes, &listed.into_iter().map(|(_, job)| job).collect::<Vec<_>>()).await;
+            let seen = state.seen().await;
             let key = |id: u32| {
                 let text = format!("{id:08}-0000-4000-8000-000000000000");
                 seen.iter().find(|(_, record_id, _)| *record_id == text).map(|(key, _, _)| key.clone()).unwrap()
             };
             assert_eq!(seen.len(), jobs.len());
-            found.push(state.iter().map(|(id, _)| key(*id)).collect());
+            found.push(known.iter().map(|(id, _)| key(*id)).collect());
         }
         found
     }

@@ -338,18 +338,18 @@ impl<'s> Of<'s> {
 
 #[cfg(test)]
 mod tests {
-    use crate::records::bench::{Bench, job};
+    use crate::records::test_state::{TestState, job};
 
     #[tokio::test]
     async fn a_job_that_is_spelt_otherwise_has_no_new_version() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let plain = job(1, "99000042", "2020-01-01", "null", 0).replace("}}", r#"},"later":{"a":"é","b":[1, 2]}}"#);
-        bench.list(0, std::slice::from_ref(&plain)).await;
+        state.list(0, std::slice::from_ref(&plain)).await;
         let spelt = plain.replace(r#"{"a":"é","b":[1, 2]}"#, r#"{ "b":[1,2], "a":"\u00e9" }"#);
         assert_ne!(spelt, plain);
-        let again = bench.list(10, std::slice::from_ref(&spelt)).await;
+        let again = state.list(10, std::slice::from_ref(&spelt)).await;
         assert_eq!((again.versions, again.changed), (0, false));
-        let other = bench.list(20, &[spelt.replace("[1,2]", "[2,1]")]).await;
+        let other = state.list(20, &[spelt.replace("[1,2]", "[2,1]")]).await;
         assert_eq!((other.versions, other.changed), (1, true));
     }
 
@@ -365,54 +365,54 @@ mod tests {
             (r#""collected_at":"2026-01-01T00:00:00.000Z","#, "", true),
             (r#""collected_at":"2026-01-01T00:00:00.000Z""#, r#""collected_at":"2026-01-02T00:00:00.000Z""#, false),
         ] {
-            let bench = Bench::new().await;
-            bench.list(0, std::slice::from_ref(&sound)).await;
-            let before = bench.seen().await;
+            let state = TestState::new().await;
+            state.list(0, std::slice::from_ref(&sound)).await;
+            let before = state.seen().await;
             let broken = sound.replace(from, to);
             assert_ne!(broken, sound);
-            let kept = bench.list(10, std::slice::from_ref(&broken)).await;
+            let kept = state.list(10, std::slice::from_ref(&broken)).await;
             assert_eq!(kept.versions, usize::from(is_broken), "{to}");
-            let after = bench.seen().await;
+            let after = state.seen().await;
             assert_eq!((&after[0].0, &after[0].1), (&before[0].0, &before[0].1), "{to}");
-            bench.list(20, std::slice::from_ref(&sound)).await;
-            assert_eq!(bench.seen().await[0].1, before[0].1, "{to}");
+            state.list(20, std::slice::from_ref(&sound)).await;
+            assert_eq!(state.seen().await[0].1, before[0].1, "{to}");
         }
     }
 
     #[tokio::test]
     async fn a_job_keeps_its_key_under_another_id_although_its_start_was_broken_in_between() {
-        let bench = Bench::new().await;
-        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
-        let key = bench.seen().await.remove(0).0;
-        bench.list(10, &[job(1, "99000042", "2020-02-30", "null", 10)]).await;
-        bench.list(20, &[job(2, "99000042", "2020-01-01", "null", 20)]).await;
-        let keys: Vec<String> = bench.seen().await.into_iter().map(|seen| seen.0).collect();
+        let state = TestState::new().await;
+        state.list(0, &[job(1, "99000042", "2020-01-01", "null", 0)]).await;
+        let key = state.seen().await.remove(0).0;
+        state.list(10, &[job(1, "99000042", "2020-02-30", "null", 10)]).await;
+        state.list(20, &[job(2, "99000042", "2020-01-01", "null", 20)]).await;
+        let keys: Vec<String> = state.seen().await.into_iter().map(|seen| seen.0).collect();
         assert_eq!(keys, [key]);
     }
 
     #[tokio::test]
     async fn a_damaged_body_keeps_no_later_list_from_being_kept() {
-        let bench = Bench::new().await;
+        let state = TestState::new().await;
         let [first, second] = ["null", "\"2020-12-31\""].map(|end| job(1, "99000042", "2020-01-01", end, 0));
-        bench.list(0, std::slice::from_ref(&first)).await;
-        bench.list(10, &[second]).await;
-        bench.damage(2).await;
+        state.list(0, std::slice::from_ref(&first)).await;
+        state.list(10, &[second]).await;
+        state.damage(2).await;
         // Not what is held, although it is what was held before.
-        assert_eq!(bench.list(20, std::slice::from_ref(&first)).await.versions, 1);
-        bench.damage(1).await;
-        bench.damage(3).await;
-        assert_eq!(bench.list(30, &[first]).await.versions, 0, "its content is known by its hash");
-        assert_eq!(bench.list(40, &[job(1, "99000042", "2020-01-02", "null", 0)]).await.versions, 1);
+        assert_eq!(state.list(20, std::slice::from_ref(&first)).await.versions, 1);
+        state.damage(1).await;
+        state.damage(3).await;
+        assert_eq!(state.list(30, &[first]).await.versions, 0, "its content is known by its hash");
+        assert_eq!(state.list(40, &[job(1, "99000042", "2020-01-02", "null", 0)]).await.versions, 1);
     }
 
     #[tokio::test]
     async fn an_older_answer_is_kept_and_never_current() {
-        let bench = Bench::new().await;
-        bench.list(0, &[job(1, "99000042", "2020-01-01", "null", 30)]).await;
-        let late = bench.list(10, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        let state = TestState::new().await;
+        state.list(0, &[job(1, "99000042", "2020-01-01", "null", 30)]).await;
+        let late = state.list(10, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
         assert_eq!((late.versions, late.late), (0, 1));
-        let again = bench.list(20, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
+        let again = state.list(20, &[job(1, "99000042", "2020-01-01", "\"2020-12-31\"", 20)]).await;
         assert_eq!(again.late, 0, "it was kept before");
-        assert_eq!(bench.seen().await[0].2, 1);
+        assert_eq!(state.seen().await[0].2, 1);
     }
 }

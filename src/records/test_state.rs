@@ -19,7 +19,7 @@ pub(super) fn minute(at: Timestamp) -> i64 {
 }
 
 /// A state, and the refresh of one link's jobs in it.
-pub(super) struct Bench {
+pub(super) struct TestState {
     store: Store,
     confirm_after: Duration,
     _folder: tempfile::TempDir,
@@ -28,7 +28,7 @@ pub(super) struct Bench {
 /// What analysts see of a job: its key, its latest id and its number of contents.
 pub(super) type Seen = Vec<(String, String, i64)>;
 
-impl Bench {
+impl TestState {
     pub(super) async fn new() -> Self {
         Self::confirming_after(CONFIRM_AFTER).await
     }
