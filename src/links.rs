@@ -45,7 +45,7 @@ const ERASED_BEFORE: &str = "erased_before";
 
 /// Why a link waits of which nothing is asked, whoever asks: it is not there any more, or soon will not be, or an
 /// operator paused it.
-const SILENT: [&str; 4] = [LINK_DELETED, NOT_FOUND, ERASED_BEFORE, PAUSED];
+pub(crate) const SILENT: [&str; 4] = [LINK_DELETED, NOT_FOUND, ERASED_BEFORE, PAUSED];
 
 /// Those reasons as SQL takes them.
 pub fn silencing() -> String {

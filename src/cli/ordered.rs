@@ -7,12 +7,12 @@ use super::progress::Progress;
 use super::work::{self, asked_to_end};
 use super::{Exit, Global, streams};
 use crate::admin::client::Client;
-use crate::admin::dashboard::words;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::daemon::{Daemon, Parts};
 use crate::operations::Order;
 use crate::runs::{Kind, Reason, Run};
+use crate::words;
 
 /// A look at a run here is as patient as one at a daemon's.
 const NEWS_WITHIN: Duration = Duration::from_secs(10);
@@ -190,7 +190,7 @@ fn complaint(run: &Run) -> Option<(String, &str)> {
         _ => outcome,
     };
     let failures: Vec<_> = run.progress.failed.iter().map(|(code, count)| failure(code, *count)).collect();
-    let what = match words(code) {
+    let what = match words::english(code) {
         _ if !failures.is_empty() => failures.join("; "),
         Some((what, advice)) => format!("{what}; {advice}"),
         None => "not all of it was done; the log says more".to_owned(),
@@ -206,7 +206,7 @@ pub fn failure(code: &str, count: u64) -> String {
              mend who sends {them}, and replay {them} then"
         )
     };
-    match words(code) {
+    match words::english(code) {
         _ if code == "quarantined" && count == 1 => stay("webhook stays", "it"),
         _ if code == "quarantined" => stay("webhooks stay", "them"),
         Some((what, advice)) => format!("failed {count}: {code}: {what}; {advice}"),

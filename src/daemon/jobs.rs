@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crate::backup;
-use crate::belvo::{Patience, advice};
+use crate::belvo::Patience;
 use crate::config;
 use crate::features::runs::{self, Mode, Wanted};
 use crate::lane::in_background;
@@ -17,7 +17,7 @@ use crate::recollect;
 use crate::retention::Retention;
 use crate::runs::Failed;
 use crate::schedule::{self, Action, Actions, Job};
-use crate::verify;
+use crate::{verify, words};
 
 /// What the daemon does for its jobs.
 pub(super) struct DaemonActions {
@@ -97,7 +97,7 @@ impl DaemonActions {
         match outcome.failed.iter().next() {
             Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
                 code,
-                message: format!("none of the links was taken, and {count} failed so: {}", advice(code)),
+                message: format!("none of the links was taken, and {count} failed so: {}", words::advice(code)),
             }),
             _ => Ok(outcome.asked.len() as u64),
         }

@@ -10,13 +10,13 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::{DELETED, DELETING, NOT_FOUND, PAUSED};
-use crate::belvo;
 use crate::clock::Timestamp;
 use crate::coverage::{self, Coverage};
 use crate::link_id::{LinkId, log_tag};
 use crate::queue;
 use crate::resources::{self, Resource};
 use crate::store::{self, Error, Row, Tx, args};
+use crate::words;
 
 /// A tracked link as an operator sees it. Instants are RFC 3339.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -421,12 +421,12 @@ impl fmt::Display for Next {
             Self::Unconfirmed => "the user never finished connecting: let them open the widget once more",
             Self::BeingDeleted => "nothing: Belvo is deleting this link; its rows stay",
             Self::Gone => "Belvo no longer has this link; its rows stay. For new data, let the user connect again",
-            Self::Paused { reason } => return write!(f, "the link is paused ({reason}): {}", belvo::advice(reason)),
+            Self::Paused { reason } => return write!(f, "the link is paused ({reason}): {}", words::advice(reason)),
             Self::Blocked { resource, code } => {
-                return write!(f, "{resource} is blocked ({code}): {}", belvo::advice(code));
+                return write!(f, "{resource} is blocked ({code}): {}", words::advice(code));
             }
             Self::Retrying { resource, code, due_at } => {
-                let advice = belvo::advice(code);
+                let advice = words::advice(code);
                 return write!(f, "{resource} failed ({code}) and is tried again at {due_at}: {advice}");
             }
             Self::OnItsWay => "nothing: a fetch is on its way",
