@@ -52,6 +52,11 @@ pub fn silencing() -> String {
     SILENT.map(|reason| format!("'{reason}'")).join(", ")
 }
 
+/// Whether a link with this status is deleted at Belvo, or soon will be.
+pub fn is_deleted(status: Option<&str>) -> bool {
+    matches!(status, Some(DELETING | DELETED))
+}
+
 /// What Belvo says of a link that works.
 const VALID: &str = "valid";
 
@@ -59,7 +64,7 @@ const VALID: &str = "valid";
 const NEEDS_USER: &str = Code::LinkNeedsUser.name();
 
 /// Why a link waits that was deleted at Belvo, or will be.
-const LINK_DELETED: &str = Code::LinkDeleted.name();
+pub const LINK_DELETED: &str = Code::LinkDeleted.name();
 
 /// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);

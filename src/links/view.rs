@@ -356,12 +356,14 @@ impl Next {
     /// What stands first of all that is to be done about `link`, the gravest matter.
     fn of(link: &View) -> Self {
         match link.status.as_deref() {
+            // A link that is deleted, or soon will be, is not there to be resumed.
+            Some(DELETING) => return Self::BeingDeleted,
+            Some(DELETED) => return Self::Gone,
             _ if link.paused_reason.as_deref() == Some(PAUSED) => return Self::PausedByOperator,
+            Some(NOT_FOUND) => return Self::Gone,
             Some("invalid") => return Self::InvalidCredentials,
             Some("token_required") => return Self::TokenRequired,
             Some("unconfirmed") => return Self::Unconfirmed,
-            Some(DELETING) => return Self::BeingDeleted,
-            Some(DELETED | NOT_FOUND) => return Self::Gone,
             _ => {}
         }
         if let Some(reason) = &link.paused_reason {
@@ -489,6 +491,10 @@ mod tests {
             look(tx)?;
             links::pause_by_operator(tx, &link, at(10))?;
             look(tx)?;
+            for status in [NOT_FOUND, DELETING, DELETED] {
+                links::note_status(tx, &link, status, at(11))?;
+                look(tx)?;
+            }
             Ok(told)
         };
         let told = store.write(work).await.unwrap();
@@ -505,6 +511,10 @@ mod tests {
                 (Next::Blocked { resource: employments, code: "api_forbidden".to_owned() }, true),
                 (Next::InvalidCredentials, true),
                 (Next::PausedByOperator, true),
+                // Belvo may know it again, and it is not asked for before an operator resumes it.
+                (Next::PausedByOperator, true),
+                (Next::BeingDeleted, true),
+                (Next::Gone, true),
             ]
         );
         let states: Vec<_> = told.into_iter().map(|(_, _, states)| states).collect();

@@ -3,7 +3,7 @@
 
 use super::lang::Lang;
 use crate::links::view::{Next, State, View};
-use crate::links::{DELETED, DELETING, NOT_FOUND, PAUSED};
+use crate::links::{self, DELETED, DELETING, NOT_FOUND, PAUSED};
 use crate::words;
 
 /// What happened, in a few words without a full stop.
@@ -32,7 +32,7 @@ pub(super) fn sentence(text: &str) -> String {
 
 /// The state of a link as a word, and its tone.
 pub(super) fn status(link: &View, lang: Lang) -> (&'static str, &'static str) {
-    if link.paused_reason.as_deref() == Some(PAUSED) {
+    if link.paused_reason.as_deref() == Some(PAUSED) && !links::is_deleted(link.status.as_deref()) {
         return ("idle", lang.t("paused", "pausado"));
     }
     status_word(link.status.as_deref(), lang)
