@@ -425,12 +425,12 @@ pub struct Filter {
 
 /// The runs that somebody ordered, as rows of the form that [`read`] reads.
 const ORDERED: &str = "SELECT CAST(run_id AS TEXT) AS id, kind, name, reason, started_at, finished_at, outcome, total, done, \
-     failed, snapshot, message FROM runs";
+     failed, snapshot, message, started_at AS slot_at, done AS item_count FROM runs";
 
 /// The schedule's, in the same form.
 const SCHEDULED: &str = "SELECT job || '@' || CAST(slot_at AS TEXT) AS id, 'job' AS kind, job AS name, reason, started_at, \
-     finished_at, outcome, NULL AS total, coalesce(item_count, 0) AS done, NULL AS failed, NULL AS snapshot, NULL AS message \
-     FROM job_runs WHERE reason <> 'first-start'";
+     finished_at, outcome, NULL AS total, coalesce(item_count, 0) AS done, NULL AS failed, NULL AS snapshot, NULL AS message, \
+     slot_at, item_count FROM job_runs WHERE reason <> 'first-start'";
 
 /// At most `limit` runs, the newest first, from after the run `after` on. Gives them and, when there are more, the `after`
 /// of the next page. After a run that is not on record there is none.
@@ -477,17 +477,33 @@ fn one<T>(tx: &Tx<'_>, id: &str, read: fn(&Row<'_>) -> Result<T, Error>) -> Resu
     tx.one(&format!("{ORDERED} WHERE run_id = $1"), args![number], read)
 }
 
-/// The last run of the job called `name` that was not passed over, begun by `until`.
+/// The last run of a job: one of the schedule, or one that was ordered.
+#[derive(Debug, Clone)]
+pub struct LastOfJob {
+    /// The run.
+    pub run: Run,
+    /// The time that it was due, or that it was ordered.
+    pub slot_at: Timestamp,
+    /// How many things it touched; absent while nobody knows.
+    pub item_count: Option<i64>,
+}
+
+/// The last run of each job, by its name, of those begun by `until`: one by a clock that was days ahead would be the last
+/// for as long. Of slots that were passed over nothing came.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn last_of_job(tx: &Tx<'_>, name: &str, until: Timestamp) -> Result<Option<Run>, Error> {
+pub fn last_of_jobs(tx: &Tx<'_>, until: Timestamp) -> Result<BTreeMap<String, LastOfJob>, Error> {
     let sql = format!(
-        "SELECT * FROM ({ORDERED} WHERE kind = 'job' UNION ALL {SCHEDULED} AND job = $1) AS every \
-         WHERE kind = 'job' AND name = $1 AND coalesce(outcome, '') <> 'skipped' \
-         AND started_at <= $2 ORDER BY started_at DESC, id DESC LIMIT 1"
+        "WITH every AS ({ORDERED} WHERE kind = 'job' UNION ALL {SCHEDULED}), numbered AS (SELECT every.*, \
+         row_number() OVER (PARTITION BY name ORDER BY started_at DESC, id DESC) AS number FROM every \
+         WHERE coalesce(outcome, '') <> 'skipped' AND started_at <= $1) SELECT * FROM numbered WHERE number = 1"
     );
-    tx.one(&sql, args![name, until], read)
+    let found = tx.all(&sql, args![until], |row| {
+        let (run, slot_at, item_count) = (read(row)?, row.at(12)?, row.opt_int(13)?);
+        Ok((run.name.clone().unwrap_or_default(), LastOfJob { run, slot_at, item_count }))
+    })?;
+    Ok(found.into_iter().collect())
 }
 
 fn read(row: &Row<'_>) -> Result<Run, Error> {
@@ -651,16 +667,21 @@ mod tests {
                 pages.push(page.into_iter().map(|run| run.id).collect::<Vec<_>>());
                 after = next;
                 if after.is_none() {
-                    return Ok::<_, Error>((
-                        pages,
-                        last_of_job(tx, "daily", Timestamp::from_micros(i64::MAX))?.unwrap().id,
-                    ));
+                    let last = |until| {
+                        let last = last_of_jobs(tx, Timestamp::from_micros(until))?;
+                        let told = |(name, last): (String, LastOfJob)| {
+                            (name, last.run.id, last.slot_at.as_micros(), last.item_count)
+                        };
+                        Ok::<_, Error>(last.into_iter().map(told).collect::<Vec<_>>())
+                    };
+                    return Ok::<_, Error>((pages, last(i64::MAX)?, last(19)?));
                 }
             }
         };
-        let (pages, last) = store.read(walk).await.unwrap();
+        let (pages, last, before) = store.read(walk).await.unwrap();
         assert_eq!(pages, [vec!["3", "daily@30"], vec!["2", "1"], vec!["daily@10"]]);
-        assert_eq!(last, "2");
+        let daily = |id: &str, slot_at, count| ("daily".to_owned(), id.to_owned(), slot_at, Some(count));
+        assert_eq!((last, before), (vec![daily("2", 20, 0)], vec![daily("daily@10", 10, 7)]));
         let filter = Filter { kind: Some("job".to_owned()), name: Some("daily".to_owned()) };
         let (jobs, _) = store.read(move |tx| list(tx, &filter, None, 10)).await.unwrap();
         assert_eq!(jobs.iter().map(|run| run.progress.done).collect::<Vec<_>>(), [7, 0, 7]);
