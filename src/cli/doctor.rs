@@ -20,6 +20,7 @@ use crate::belvo::{self, Code};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::publish::{self, Lake, OwnLake};
+use crate::runs::Ending;
 use crate::store::{self, Readers, args};
 use crate::{daemon, schedule, schema, verify, words};
 
@@ -414,7 +415,7 @@ fn work_left(status: &Status, report: &mut Report) {
     }
     for job in &status.jobs {
         let Some(outcome) = job.outcome.as_deref() else { continue };
-        if !matches!(outcome, "done" | "interrupted" | "skipped") {
+        if Ending::of(outcome).is_trouble() {
             let what = format!("the job {} last ended with {outcome}", job.job);
             report.warn("job_failed", what, format!("vinculo jobs run {}", job.job));
         }

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::config::Needs;
 use crate::daemon::{Daemon, Parts};
 use crate::operations::Order;
-use crate::runs::{Kind, Reason, Run};
+use crate::runs::{Ending, Kind, Reason, Run};
 use crate::words;
 
 /// A look at a run here is as patient as one at a daemon's.
@@ -111,7 +111,10 @@ pub fn finish(
             complain(run, global)?;
             tell(run)?;
         }
-        None => say_error("interrupted before it was known what came of it", "interrupted", Exit::Interrupted, global)?,
+        None => {
+            let code = Ending::Interrupted.word();
+            say_error("interrupted before it was known what came of it", code, Exit::Interrupted, global)?;
+        }
     }
     Ok(exit(run))
 }
@@ -135,11 +138,11 @@ pub fn finish_with_line(run: Option<&Run>, global: &Global, line: impl FnOnce(&R
 /// What the end of `run` ends the program with; `None` is a run that a signal left behind.
 fn exit(run: Option<&Run>) -> Exit {
     let Some(run) = run else { return Exit::Interrupted };
-    match run.outcome.as_deref() {
-        Some("done") => Exit::Done,
-        Some("partly") => Exit::Partly,
-        Some("interrupted") => Exit::Interrupted,
-        Some("failed") => {
+    match run.ending() {
+        Some(Ending::Done) => Exit::Done,
+        Some(Ending::Partly) => Exit::Partly,
+        Some(Ending::Interrupted) => Exit::Interrupted,
+        Some(Ending::Failed) => {
             // Nothing was done. Belvo's fault has a code of its own when every failure says so.
             let mut exits = run.progress.failed.keys().map(|code| Exit::of_code(code));
             match exits.next() {
@@ -151,8 +154,9 @@ fn exit(run: Option<&Run>) -> Exit {
                 _ => Exit::Failed,
             }
         }
-        Some(code) => Exit::of_code(code),
-        None => Exit::Failed,
+        Some(Ending::Code(code)) => Exit::of_code(code),
+        // Whoever follows a run sees its end, and what was ordered is not passed over.
+        Some(Ending::Skipped) | None => Exit::Failed,
     }
 }
 
