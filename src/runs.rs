@@ -99,6 +99,8 @@ pub enum Reason {
     Command,
     /// The admin listener.
     Api,
+    /// The daemon itself, of what nobody has to order.
+    Daemon,
 }
 
 impl Reason {
@@ -107,6 +109,7 @@ impl Reason {
         match self {
             Self::Command => "command",
             Self::Api => "api",
+            Self::Daemon => "daemon",
         }
     }
 }
@@ -180,7 +183,7 @@ pub struct Run {
     /// What it is about, where one thing is: the job, the link, the id of the erasure or of the decision, or date and mode of
     /// the features.
     pub name: Option<String>,
-    /// `command`, `api`, or the schedule's word: `schedule` or `catch-up`.
+    /// `command`, `api`, `daemon` for what it does by itself, or the schedule's word: `schedule` or `catch-up`.
     pub reason: String,
     /// When it began.
     pub started_at: String,

@@ -122,6 +122,7 @@ pub(super) fn reason(reason: &str, lang: Lang) -> String {
     match reason {
         "api" => lang.t("a person", "uma pessoa"),
         "command" => lang.t("a command", "um comando"),
+        "daemon" => lang.t("the daemon itself", "o próprio daemon"),
         "schedule" => lang.t("the schedule", "a agenda"),
         "catch-up" => lang.t("catching up", "recuperação"),
         other => return other.to_owned(),
