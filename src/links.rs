@@ -25,7 +25,7 @@ mod reconcile;
 pub mod view;
 
 pub use directory::Directory;
-pub use lookup::{UNKNOWN_LINKS, alarm};
+pub use lookup::{UNKNOWN_LINKS, alarm, lookups_pending};
 pub use reconcile::{SyncError, Synced};
 
 /// What is said of a link that Belvo does not know, and why it waits.
