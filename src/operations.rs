@@ -273,7 +273,7 @@ impl Operations {
             }
             Order::Features(wanted) => {
                 let name = Some(format!("{} {}", wanted.as_of, wanted.mode));
-                let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
+                let run = features::record_in(&self.store, wanted, self.clock.now()).await?;
                 let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?
             }

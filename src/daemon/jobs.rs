@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::backup;
 use crate::belvo::Patience;
 use crate::config;
-use crate::features::runs::{self, Mode, Wanted};
+use crate::features::runs::{self as feature_runs, Mode, Wanted};
 use crate::lane::in_background;
 use crate::operations::Operations;
 use crate::publish::integrity::Damage;
@@ -81,8 +81,8 @@ impl DaemonActions {
     async fn features(&self) -> Result<u64, Failed> {
         let now = self.operations.clock.now();
         let wanted = Wanted { as_of: now.to_utc().date_naive(), mode: Mode::Strict, lag_months: self.lag_months };
-        let refused = |error: runs::Error| Failed::of("features_refused", error);
-        let run = runs::schedule(&self.operations.store, wanted, now).await.map_err(refused)?;
+        let refused = |error: feature_runs::Error| Failed::of("features_refused", error);
+        let run = feature_runs::record_in(&self.operations.store, wanted, now).await.map_err(refused)?;
         self.operations.publish(Scope::Changed).await?;
         Ok(self.operations.feature_rows(run.as_of).await)
     }
