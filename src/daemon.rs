@@ -35,7 +35,7 @@ use crate::retention::Retention;
 use crate::runs::Runs;
 use crate::schedule::{self, Asked, Asker, Times};
 use crate::sensitive::Pepper;
-use crate::store::{Ownership, Store, args};
+use crate::store::{Ownership, Store};
 use crate::tombstones::FileError;
 use crate::vitals::Vitals;
 use crate::webhook::{self, Inbox, Senders};
@@ -326,11 +326,7 @@ impl Daemon {
         loop {
             settled.mark_unchanged();
             published.mark_unchanged();
-            let waiting = self.store.read(|tx| {
-                // Whether Belvo knows a link again that it had forgotten is asked for a long time.
-                let sql = "SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL AND coalesce(status, '') <> 'not_found'";
-                Ok(queue::backlog(tx)?.pending > 0 || tx.count(sql, args![])? > 0)
-            });
+            let waiting = self.store.read(|tx| Ok(queue::backlog(tx)?.pending > 0 || links::lookups_pending(tx)? > 0));
             if waiting.await? {
                 tokio::select! {
                     _ = settled.changed() => {}

@@ -56,6 +56,7 @@ pub mod store;
 pub mod tombstones;
 pub mod vitals;
 pub mod wire;
+pub mod words;
 
 // What people ask of Belvo.
 pub mod deadlines;

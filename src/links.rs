@@ -25,7 +25,7 @@ mod reconcile;
 pub mod view;
 
 pub use directory::Directory;
-pub use lookup::{UNKNOWN_LINKS, alarm};
+pub use lookup::{UNKNOWN_LINKS, alarm, lookups_pending};
 pub use reconcile::{SyncError, Synced};
 
 /// What is said of a link that Belvo does not know, and why it waits.
@@ -45,11 +45,16 @@ const ERASED_BEFORE: &str = "erased_before";
 
 /// Why a link waits of which nothing is asked, whoever asks: it is not there any more, or soon will not be, or an
 /// operator paused it.
-const SILENT: [&str; 4] = [LINK_DELETED, NOT_FOUND, ERASED_BEFORE, PAUSED];
+pub(crate) const SILENT: [&str; 4] = [LINK_DELETED, NOT_FOUND, ERASED_BEFORE, PAUSED];
 
 /// Those reasons as SQL takes them.
 pub fn silencing() -> String {
     SILENT.map(|reason| format!("'{reason}'")).join(", ")
+}
+
+/// Whether a link with this status is deleted at Belvo, or soon will be.
+pub fn is_deleted(status: Option<&str>) -> bool {
+    matches!(status, Some(DELETING | DELETED))
 }
 
 /// What Belvo says of a link that works.
@@ -59,7 +64,7 @@ const VALID: &str = "valid";
 const NEEDS_USER: &str = Code::LinkNeedsUser.name();
 
 /// Why a link waits that was deleted at Belvo, or will be.
-const LINK_DELETED: &str = Code::LinkDeleted.name();
+pub const LINK_DELETED: &str = Code::LinkDeleted.name();
 
 /// Data belongs to a visit if its `collected_at` is at most this much before the link's `last_accessed_at`.
 pub(crate) const SAME_VISIT: Duration = Duration::from_hours(1);

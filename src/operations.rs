@@ -286,7 +286,7 @@ impl Operations {
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
             }
             Order::Features(wanted) => {
-                let run = features::schedule(&self.store, wanted, self.clock.now()).await?;
+                let run = features::record_in(&self.store, wanted, self.clock.now()).await?;
                 let name = Some(run.name());
                 let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?

@@ -92,7 +92,7 @@ impl Priority {
     }
 }
 
-/// The code of a list that lacked what a webhook had counted.
+/// The code of a list that came empty although a webhook had counted records of it.
 pub const INCOMPLETE: &str = "incomplete";
 
 /// One unit of work: a link's resource that somebody wants to be looked at again.
@@ -104,7 +104,7 @@ pub struct Refresh {
     pub resource: &'static Resource,
     /// Failed tries before this one.
     pub attempts: u32,
-    /// Of these, the last in a row that lacked what a webhook had counted.
+    /// Of these, the last in a row that came empty although a webhook had counted records.
     pub incomplete: u32,
     /// What the latest webhook counted, when one did.
     pub webhook_count: Option<i64>,

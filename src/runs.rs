@@ -99,6 +99,8 @@ pub enum Reason {
     Command,
     /// The admin listener.
     Api,
+    /// The daemon itself, of what nobody has to order.
+    Daemon,
 }
 
 impl Reason {
@@ -107,6 +109,7 @@ impl Reason {
         match self {
             Self::Command => "command",
             Self::Api => "api",
+            Self::Daemon => "daemon",
         }
     }
 }
@@ -180,7 +183,7 @@ pub struct Run {
     /// What it is about, where one thing is: the job, the link, the id of the erasure or of the decision, or date and mode of
     /// the features.
     pub name: Option<String>,
-    /// `command`, `api`, or the schedule's word: `schedule` or `catch-up`.
+    /// `command`, `api`, `daemon` for what it does by itself, or the schedule's word: `schedule` or `catch-up`.
     pub reason: String,
     /// When it began.
     pub started_at: String,
@@ -195,6 +198,59 @@ pub struct Run {
     pub progress: Progress,
     /// Why it failed, for a person.
     pub message: Option<String>,
+}
+
+impl Run {
+    /// How it ended; `None` while it goes on.
+    pub fn ending(&self) -> Option<Ending<'_>> {
+        self.outcome.as_deref().map(Ending::of)
+    }
+}
+
+/// How a run ended, of a person's order or of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending<'r> {
+    /// All of it was done.
+    Done,
+    /// A part of it failed.
+    Partly,
+    /// Nothing of it was done, because all that it was about failed.
+    Failed,
+    /// The end of the program cut it off.
+    Interrupted,
+    /// It was never begun: the job was still at an earlier slot.
+    Skipped,
+    /// It failed as a whole, with this code.
+    Code(&'r str),
+}
+
+impl<'r> Ending<'r> {
+    /// What the word on record says.
+    pub fn of(word: &'r str) -> Self {
+        let own = [Self::Done, Self::Partly, Self::Failed, Self::Interrupted, Self::Skipped];
+        own.into_iter().find(|ending| ending.word() == word).unwrap_or(Self::Code(word))
+    }
+
+    /// The word on record.
+    pub const fn word(self) -> &'r str {
+        match self {
+            Self::Done => "done",
+            Self::Partly => "partly",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+            Self::Skipped => "skipped",
+            Self::Code(code) => code,
+        }
+    }
+
+    /// Whether somebody should look at it. A restart is what interrupts most runs, and the next slot or order makes up
+    /// for it.
+    pub const fn is_trouble(self) -> bool {
+        match self {
+            Self::Done | Self::Interrupted | Self::Skipped => false,
+            Self::Partly | Self::Failed | Self::Code(_) => true,
+        }
+    }
 }
 
 /// Why the work of a run, or of a job, came to nothing.
@@ -244,8 +300,8 @@ impl Runs {
     ) -> Result<Self, Error> {
         let now = clock.now();
         let end = move |tx: &Tx<'_>| {
-            let sql = "UPDATE runs SET finished_at = $1, outcome = 'interrupted' WHERE finished_at IS NULL";
-            tx.execute(sql, args![now])
+            let sql = "UPDATE runs SET finished_at = $1, outcome = $2 WHERE finished_at IS NULL";
+            tx.execute(sql, args![now, Ending::Interrupted.word()])
         };
         store.write(end).await?;
         Ok(Self { store, clock, going: Arc::default(), tasks, shutdown })
@@ -327,7 +383,7 @@ impl Runs {
     }
 
     async fn record(&self, number: i64, ended: Ended) -> Result<(), Error> {
-        let Ended { word, message, reached, at } = ended;
+        let Ended { ending, message, reached, at } = ended;
         let failed = (!reached.failed.is_empty()).then(|| serde_json::json!(reached.failed).to_string());
         let Progress { total, done, snapshot, .. } = reached;
         let end = move |tx: &Tx<'_>| {
@@ -335,7 +391,7 @@ impl Runs {
             tx.execute(
                 "UPDATE runs SET finished_at = $2, outcome = $3, total = $4, done = $5, failed = $6, snapshot = $7, \
                  message = $8 WHERE run_id = $1",
-                args![number, at, word, total, done, failed.as_deref(), snapshot, message.as_deref()],
+                args![number, at, ending.word(), total, done, failed.as_deref(), snapshot, message.as_deref()],
             )
         };
         self.store.write(end).await.map(drop)
@@ -384,7 +440,7 @@ impl Runs {
 /// How a run ended.
 #[derive(Clone)]
 struct Ended {
-    word: &'static str,
+    ending: Ending<'static>,
     message: Option<String>,
     reached: Progress,
     at: Timestamp,
@@ -393,18 +449,18 @@ struct Ended {
 impl Ended {
     /// By what its work gave; `None` when it was interrupted.
     fn of(outcome: Option<Result<(), Failed>>, reached: Progress, at: Timestamp) -> Self {
-        let (word, message) = match outcome {
-            Some(Ok(())) if reached.failed.is_empty() => ("done", None),
-            Some(Ok(())) if reached.done > 0 => ("partly", None),
-            Some(Ok(())) => ("failed", None),
-            Some(Err(Failed { code, message })) => (code, Some(message)),
-            None => ("interrupted", None),
+        let (ending, message) = match outcome {
+            Some(Ok(())) if reached.failed.is_empty() => (Ending::Done, None),
+            Some(Ok(())) if reached.done > 0 => (Ending::Partly, None),
+            Some(Ok(())) => (Ending::Failed, None),
+            Some(Err(Failed { code, message })) => (Ending::Code(code), Some(message)),
+            None => (Ending::Interrupted, None),
         };
-        Self { word, message, reached, at }
+        Self { ending, message, reached, at }
     }
 
     fn tell(&self, number: i64, kind: Kind) {
-        let (kind, word) = (kind.name(), self.word);
+        let (kind, word) = (kind.name(), self.ending.word());
         metrics::counter!("vinculo_runs_total", "kind" => kind, "outcome" => word).increment(1);
         if let Some(message) = &self.message {
             tracing::warn!(run = number, kind, code = word, "a run failed: {message}");
@@ -425,12 +481,12 @@ pub struct Filter {
 
 /// The runs that somebody ordered, as rows of the form that [`read`] reads.
 const ORDERED: &str = "SELECT CAST(run_id AS TEXT) AS id, kind, name, reason, started_at, finished_at, outcome, total, done, \
-     failed, snapshot, message FROM runs";
+     failed, snapshot, message, started_at AS slot_at, done AS item_count FROM runs";
 
 /// The schedule's, in the same form.
 const SCHEDULED: &str = "SELECT job || '@' || CAST(slot_at AS TEXT) AS id, 'job' AS kind, job AS name, reason, started_at, \
-     finished_at, outcome, NULL AS total, coalesce(item_count, 0) AS done, NULL AS failed, NULL AS snapshot, NULL AS message \
-     FROM job_runs WHERE reason <> 'first-start'";
+     finished_at, outcome, NULL AS total, coalesce(item_count, 0) AS done, NULL AS failed, NULL AS snapshot, NULL AS message, \
+     slot_at, item_count FROM job_runs WHERE reason <> 'first-start'";
 
 /// At most `limit` runs, the newest first, from after the run `after` on. Gives them and, when there are more, the `after`
 /// of the next page. After a run that is not on record there is none.
@@ -477,17 +533,33 @@ fn one<T>(tx: &Tx<'_>, id: &str, read: fn(&Row<'_>) -> Result<T, Error>) -> Resu
     tx.one(&format!("{ORDERED} WHERE run_id = $1"), args![number], read)
 }
 
-/// The last run of the job called `name` that was not passed over, begun by `until`.
+/// The last run of a job: one of the schedule, or one that was ordered.
+#[derive(Debug, Clone)]
+pub struct LastOfJob {
+    /// The run.
+    pub run: Run,
+    /// The time that it was due, or that it was ordered.
+    pub slot_at: Timestamp,
+    /// How many things it touched; absent while nobody knows.
+    pub item_count: Option<i64>,
+}
+
+/// The last run of each job, by its name, of those begun by `until`: one by a clock that was days ahead would be the last
+/// for as long. Of slots that were passed over nothing came.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub fn last_of_job(tx: &Tx<'_>, name: &str, until: Timestamp) -> Result<Option<Run>, Error> {
+pub fn last_of_jobs(tx: &Tx<'_>, until: Timestamp) -> Result<BTreeMap<String, LastOfJob>, Error> {
     let sql = format!(
-        "SELECT * FROM ({ORDERED} WHERE kind = 'job' UNION ALL {SCHEDULED} AND job = $1) AS every \
-         WHERE kind = 'job' AND name = $1 AND coalesce(outcome, '') <> 'skipped' \
-         AND started_at <= $2 ORDER BY started_at DESC, id DESC LIMIT 1"
+        "WITH every AS ({ORDERED} WHERE kind = 'job' UNION ALL {SCHEDULED}), numbered AS (SELECT every.*, \
+         row_number() OVER (PARTITION BY name ORDER BY started_at DESC, id DESC) AS number FROM every \
+         WHERE coalesce(outcome, '') <> $2 AND started_at <= $1) SELECT * FROM numbered WHERE number = 1"
     );
-    tx.one(&sql, args![name, until], read)
+    let found = tx.all(&sql, args![until, Ending::Skipped.word()], |row| {
+        let (run, slot_at, item_count) = (read(row)?, row.at(12)?, row.opt_int(13)?);
+        Ok((run.name.clone().unwrap_or_default(), LastOfJob { run, slot_at, item_count }))
+    })?;
+    Ok(found.into_iter().collect())
 }
 
 fn read(row: &Row<'_>) -> Result<Run, Error> {
@@ -517,6 +589,25 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn an_ending_is_its_word_on_record_and_no_restart_is_trouble() {
+        for word in ["done", "partly", "failed", "interrupted", "skipped", "disk_full"] {
+            assert_eq!(Ending::of(word).word(), word);
+        }
+        assert_eq!(Ending::of("partly"), Ending::Partly);
+        assert_eq!(Ending::of("disk_full"), Ending::Code("disk_full"));
+        let harmless: Vec<_> =
+            [Ending::Done, Ending::Partly, Ending::Failed, Ending::Interrupted, Ending::Code("disk_full")]
+                .into_iter()
+                .filter(|ending| !ending.is_trouble())
+                .map(Ending::word)
+                .collect();
+        // Nobody counts those that were passed over.
+        let rule = format!("vinculo_job_runs_total{{outcome!~\"{}\"}}", harmless.join("|"));
+        let alerts = include_str!("../packaging/prometheus/alerts.yml");
+        assert!(alerts.contains(&rule), "the alert and the pages disagree: {rule}");
+    }
 
     async fn runs(path: &Path) -> (Runs, CancellationToken) {
         let shutdown = CancellationToken::new();
@@ -651,16 +742,21 @@ mod tests {
                 pages.push(page.into_iter().map(|run| run.id).collect::<Vec<_>>());
                 after = next;
                 if after.is_none() {
-                    return Ok::<_, Error>((
-                        pages,
-                        last_of_job(tx, "daily", Timestamp::from_micros(i64::MAX))?.unwrap().id,
-                    ));
+                    let last = |until| {
+                        let last = last_of_jobs(tx, Timestamp::from_micros(until))?;
+                        let told = |(name, last): (String, LastOfJob)| {
+                            (name, last.run.id, last.slot_at.as_micros(), last.item_count)
+                        };
+                        Ok::<_, Error>(last.into_iter().map(told).collect::<Vec<_>>())
+                    };
+                    return Ok::<_, Error>((pages, last(i64::MAX)?, last(19)?));
                 }
             }
         };
-        let (pages, last) = store.read(walk).await.unwrap();
+        let (pages, last, before) = store.read(walk).await.unwrap();
         assert_eq!(pages, [vec!["3", "daily@30"], vec!["2", "1"], vec!["daily@10"]]);
-        assert_eq!(last, "2");
+        let daily = |id: &str, slot_at, count| ("daily".to_owned(), id.to_owned(), slot_at, Some(count));
+        assert_eq!((last, before), (vec![daily("2", 20, 0)], vec![daily("daily@10", 10, 7)]));
         let filter = Filter { kind: Some("job".to_owned()), name: Some("daily".to_owned()) };
         let (jobs, _) = store.read(move |tx| list(tx, &filter, None, 10)).await.unwrap();
         assert_eq!(jobs.iter().map(|run| run.progress.done).collect::<Vec<_>>(), [7, 0, 7]);

@@ -27,7 +27,7 @@ use crate::link_id::LinkId;
 use crate::links::freshness;
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
-use crate::runs::{self, Failed};
+use crate::runs::{self, Ending, Failed};
 use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
 
 mod job;
@@ -169,8 +169,8 @@ impl Watch {
         let (name, is_enabled, now) = (self.job.name.clone(), self.job.is_enabled, self.clock.now());
         let begin = move |tx: &Tx<'_>| {
             tx.execute(
-                "UPDATE job_runs SET finished_at = $2, outcome = 'interrupted' WHERE job = $1 AND finished_at IS NULL",
-                args![&name, now],
+                "UPDATE job_runs SET finished_at = $2, outcome = $3 WHERE job = $1 AND finished_at IS NULL",
+                args![&name, now, Ending::Interrupted.word()],
             )?;
             let off = format!("job off {name}");
             if !is_enabled {
@@ -281,8 +281,8 @@ impl Watch {
             if let Some(passed) = passed {
                 tx.execute(
                     "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
-                     VALUES ($1, $2, $3, $3, 'schedule', 'skipped') ON CONFLICT DO NOTHING",
-                    args![&name, passed, now],
+                     VALUES ($1, $2, $3, $3, 'schedule', $4) ON CONFLICT DO NOTHING",
+                    args![&name, passed, now, Ending::Skipped.word()],
                 )?;
                 count_up_to(tx, &name, passed)?;
             }
@@ -298,13 +298,14 @@ impl Watch {
     }
 }
 
-/// The outcome of a run, or that it was interrupted, in a word; and what it counted.
+/// What came of a run, or that it was interrupted, as its word on record; and what it counted.
 fn word(outcome: Option<&Result<u64, Failed>>) -> (&'static str, Option<u64>) {
-    match outcome {
-        Some(Ok(count)) => ("done", Some(*count)),
-        Some(Err(failed)) => (failed.code, None),
-        None => ("interrupted", None),
-    }
+    let (ending, count) = match outcome {
+        Some(Ok(count)) => (Ending::Done, Some(*count)),
+        Some(Err(failed)) => (Ending::Code(failed.code), None),
+        None => (Ending::Interrupted, None),
+    };
+    (ending.word(), count)
 }
 
 /// The last slot of the job that counts.

@@ -19,6 +19,8 @@ use crate::queue::{self, Backlog};
 use crate::records::Drift;
 use crate::reference::Expiry;
 use crate::resources::Resource;
+use crate::runs::{self, LastOfJob};
+use crate::schedule::AHEAD;
 use crate::store::{self, Readers, Tx, args};
 use crate::widget;
 
@@ -121,7 +123,7 @@ pub struct JobRun {
     pub slot_at: String,
     /// `schedule`, `catch-up` when it was missed, or `api` or `command`, which ordered it.
     pub reason: String,
-    /// `done`, `interrupted` or the code of a failure; absent while it runs.
+    /// `done`, `partly`, `failed`, `interrupted`, or the code of a failure; absent while it runs.
     pub outcome: Option<String>,
     /// How many things it touched.
     pub item_count: Option<i64>,
@@ -192,7 +194,7 @@ impl Status {
             webhooks: counts(tx, "SELECT outcome, count(*) FROM webhooks GROUP BY 1")?,
             webhooks_by_type: webhooks_by_type(tx)?,
             drift: Drift::counted(tx)?,
-            jobs: last_runs(tx)?,
+            jobs: last_runs(tx, now)?,
             budget: None,
             problems: None,
             snapshot: Snapshot::read(lake, now),
@@ -229,22 +231,15 @@ fn webhooks_by_type(tx: &Tx<'_>) -> Result<BTreeMap<String, BTreeMap<String, u64
     Ok(by_type)
 }
 
-fn last_runs(tx: &Tx<'_>) -> Result<Vec<JobRun>, store::Error> {
-    // Those of the schedule and those that were ordered; of slots that were passed over nothing came.
-    let sql = "WITH every AS (SELECT job, slot_at, reason, outcome, item_count, started_at FROM job_runs \
-         WHERE reason <> 'first-start' AND coalesce(outcome, '') <> 'skipped' \
-         UNION ALL SELECT name, started_at, reason, outcome, done, started_at FROM runs WHERE kind = 'job'), \
-         numbered AS (SELECT every.*, row_number() OVER (PARTITION BY job ORDER BY started_at DESC, slot_at DESC) AS number FROM every) \
-         SELECT job, slot_at, reason, outcome, item_count FROM numbered WHERE number = 1 ORDER BY job";
-    tx.all(sql, args![], |row| {
-        Ok(JobRun {
-            job: row.text(0)?,
-            slot_at: row.at(1)?.to_string(),
-            reason: row.text(2)?,
-            outcome: row.opt_text(3)?,
-            item_count: row.opt_int(4)?,
-        })
-    })
+fn last_runs(tx: &Tx<'_>, now: Timestamp) -> Result<Vec<JobRun>, store::Error> {
+    let told = |(job, LastOfJob { run, slot_at, item_count })| JobRun {
+        job,
+        slot_at: slot_at.to_string(),
+        reason: run.reason,
+        outcome: run.outcome,
+        item_count,
+    };
+    Ok(runs::last_of_jobs(tx, now + AHEAD)?.into_iter().map(told).collect())
 }
 
 impl Snapshot {
@@ -381,6 +376,30 @@ mod tests {
         let status = Status::gather(&state, folder.path(), now).unwrap();
         assert!(status.to_string().contains("0 blocked · 1 erasures unfinished · snapshot"), "{status}");
         drop(store);
+    }
+
+    #[tokio::test]
+    async fn a_run_by_a_clock_that_was_ahead_is_not_the_last_of_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state.db");
+        let now = Timestamp::parse("2026-03-02T12:00:00Z").unwrap();
+        let store = Store::open(&state).unwrap();
+        let ran = move |tx: &Tx<'_>| {
+            let hour = Duration::from_hours(1);
+            for (at, outcome) in
+                [(now - hour, Some("done")), (now + 48 * hour, Some("disk_full")), (now - hour / 2, None)]
+            {
+                let sql = "INSERT INTO job_runs (job, slot_at, started_at, reason, outcome, item_count) \
+                           VALUES ('daily', $1, $1, 'schedule', $2, 7)";
+                tx.execute(sql, args![at, outcome])?;
+            }
+            Ok(())
+        };
+        store.write(ran).await.unwrap();
+        let jobs = Status::gather(&state, folder.path(), now).unwrap().jobs;
+        let told: Vec<_> =
+            jobs.iter().map(|job| (job.job.as_str(), job.slot_at.as_str(), job.outcome.as_deref())).collect();
+        assert_eq!(told, [("daily", (now - Duration::from_mins(30)).to_string().as_str(), None)]);
     }
 
     #[test]

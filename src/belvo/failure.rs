@@ -213,11 +213,6 @@ impl Failure {
     }
 }
 
-/// What an operator does about a failure with the stable code `code`, which may be that of another part.
-pub fn advice(code: &str) -> &'static str {
-    Code::by_name(code).map_or("it is tried again by itself", Code::advice)
-}
-
 /// Up to a quarter of `wait`.
 fn spread(wait: Duration, rng: &mut impl Rng) -> Duration {
     wait.mul_f64(rng.random_range(0.0..0.25))

@@ -13,5 +13,5 @@ pub mod token;
 
 pub use budget::{Budget, Class, Permit, Usage};
 pub use client::{Answer, Client, Leave};
-pub use failure::{Code, Decision, Failure, Trouble, advice, patience};
+pub use failure::{Code, Decision, Failure, Trouble, patience};
 pub use gate::{Down, Patience};

@@ -20,8 +20,9 @@ use crate::belvo::{self, Code};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Needs};
 use crate::publish::{self, Lake, OwnLake};
+use crate::runs::Ending;
 use crate::store::{self, Readers, args};
-use crate::{daemon, schedule, schema, verify};
+use crate::{daemon, schedule, schema, verify, words};
 
 /// Less than this free space is close to none.
 const LEAST_FREE: u64 = 64 << 20;
@@ -296,11 +297,7 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
         Ok(problems) if problems.is_empty() => report.fine("daemon", "the daemon runs, and nothing stands in its way"),
         Ok(problems) => {
             is_blocked = problems.iter().any(|code| code == Code::ApiBlocked.name());
-            for code in problems {
-                let what = Code::by_name(&code).map_or("look at the daemon's log", Code::what);
-                let what = format!("the daemon is not ready ({code}): {what}");
-                report.add(Level::Error, &code, what, belvo::advice(&code), Exit::of_code(&code));
-            }
+            problems.iter().for_each(|code| standing(code, report));
         }
         Err(error) => lost(&error, report),
     }
@@ -320,6 +317,12 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
         Ok(None) => {}
         Err(error) => lost(&error, report),
     }
+}
+
+/// Something that stands in the daemon's way.
+fn standing(code: &str, report: &mut Report) {
+    let what = format!("the daemon is not ready ({code}): {}", words::what(code));
+    report.add(Level::Error, code, what, words::advice(code), Exit::of_code(code));
 }
 
 const SHARED: &str = "find who else calls Belvo from this address, and lower belvo.budget by what they need";
@@ -418,7 +421,7 @@ fn work_left(status: &Status, report: &mut Report) {
     }
     for job in &status.jobs {
         let Some(outcome) = job.outcome.as_deref() else { continue };
-        if !matches!(outcome, "done" | "interrupted" | "skipped") {
+        if Ending::of(outcome).is_trouble() {
             let what = format!("the job {} last ended with {outcome}", job.job);
             report.warn("job_failed", what, format!("vinculo jobs run {}", job.job));
         }
@@ -527,5 +530,30 @@ impl fmt::Display for Level {
             Self::Warning => "warning",
             Self::Error => "error  ",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_mend_itself_is_not_said_to() {
+        let mut report = Report::default();
+        for code in ["task_ended", "lake_missing", "api_auth", "never_heard_of"] {
+            standing(code, &mut report);
+        }
+        let told: Vec<_> = report
+            .findings
+            .iter()
+            .map(|finding| format!("{}; {}", finding.what, finding.mend.as_deref().unwrap_or_default()))
+            .collect();
+        insta::assert_snapshot!(told.join("\n"), @"
+        the daemon is not ready (task_ended): a task of the daemon has ended; start the daemon anew, which loses nothing, and report this with the log
+        the daemon is not ready (lake_missing): the folder of the lake is empty; mount its volume, or run vinculo rebuild if it was removed on purpose
+        the daemon is not ready (api_auth): Belvo refuses the keys; check belvo.secret_id, belvo.secret_password and that they belong to belvo.base_url
+        the daemon is not ready (never_heard_of): never heard of; the log says more
+        ");
+        assert!(!told.concat().contains("by itself"));
     }
 }

@@ -7,12 +7,12 @@ use super::progress::Progress;
 use super::work::{self, asked_to_end};
 use super::{Exit, Global, streams};
 use crate::admin::client::Client;
-use crate::admin::dashboard::words;
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::daemon::{Daemon, Parts};
 use crate::operations::Order;
-use crate::runs::{Kind, Reason, Run};
+use crate::runs::{Ending, Kind, Reason, Run};
+use crate::words;
 
 /// A look at a run here is as patient as one at a daemon's.
 const NEWS_WITHIN: Duration = Duration::from_secs(10);
@@ -111,7 +111,10 @@ pub fn finish(
             complain(run, global)?;
             tell(run)?;
         }
-        None => say_error("interrupted before it was known what came of it", "interrupted", Exit::Interrupted, global)?,
+        None => {
+            let code = Ending::Interrupted.word();
+            say_error("interrupted before it was known what came of it", code, Exit::Interrupted, global)?;
+        }
     }
     Ok(exit(run))
 }
@@ -135,11 +138,11 @@ pub fn finish_with_line(run: Option<&Run>, global: &Global, line: impl FnOnce(&R
 /// What the end of `run` ends the program with; `None` is a run that a signal left behind.
 fn exit(run: Option<&Run>) -> Exit {
     let Some(run) = run else { return Exit::Interrupted };
-    match run.outcome.as_deref() {
-        Some("done") => Exit::Done,
-        Some("partly") => Exit::Partly,
-        Some("interrupted") => Exit::Interrupted,
-        Some("failed") => {
+    match run.ending() {
+        Some(Ending::Done) => Exit::Done,
+        Some(Ending::Partly) => Exit::Partly,
+        Some(Ending::Interrupted) => Exit::Interrupted,
+        Some(Ending::Failed) => {
             // Nothing was done. Belvo's fault has a code of its own when every failure says so.
             let mut exits = run.progress.failed.keys().map(|code| Exit::of_code(code));
             match exits.next() {
@@ -151,8 +154,9 @@ fn exit(run: Option<&Run>) -> Exit {
                 _ => Exit::Failed,
             }
         }
-        Some(code) => Exit::of_code(code),
-        None => Exit::Failed,
+        Some(Ending::Code(code)) => Exit::of_code(code),
+        // Whoever follows a run sees its end, and what was ordered is not passed over.
+        Some(Ending::Skipped) | None => Exit::Failed,
     }
 }
 
@@ -190,7 +194,7 @@ fn complaint(run: &Run) -> Option<(String, &str)> {
         _ => outcome,
     };
     let failures: Vec<_> = run.progress.failed.iter().map(|(code, count)| failure(code, *count)).collect();
-    let what = match words(code) {
+    let what = match words::english(code) {
         _ if !failures.is_empty() => failures.join("; "),
         Some((what, advice)) => format!("{what}; {advice}"),
         None => "not all of it was done; the log says more".to_owned(),
@@ -206,7 +210,7 @@ pub fn failure(code: &str, count: u64) -> String {
              mend who sends {them}, and replay {them} then"
         )
     };
-    match words(code) {
+    match words::english(code) {
         _ if code == "quarantined" && count == 1 => stay("webhook stays", "it"),
         _ if code == "quarantined" => stay("webhooks stay", "them"),
         Some((what, advice)) => format!("failed {count}: {code}: {what}; {advice}"),

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 
 use crate::backup;
-use crate::belvo::{Patience, advice};
+use crate::belvo::Patience;
 use crate::config;
-use crate::features::runs::{self, Mode, Wanted};
+use crate::features::runs::{self as feature_runs, Mode, Wanted};
 use crate::lane::in_background;
 use crate::operations::Operations;
 use crate::publish::integrity::Damage;
@@ -17,7 +17,7 @@ use crate::recollect;
 use crate::retention::Retention;
 use crate::runs::Failed;
 use crate::schedule::{self, Action, Actions, Job};
-use crate::verify;
+use crate::{verify, words};
 
 /// What the daemon does for its jobs.
 pub(super) struct DaemonActions {
@@ -81,8 +81,8 @@ impl DaemonActions {
     async fn features(&self) -> Result<u64, Failed> {
         let now = self.operations.clock.now();
         let wanted = Wanted { as_of: None, mode: Mode::Strict, lag_months: self.lag_months };
-        let refused = |error: runs::Error| Failed::of("features_refused", error);
-        let run = runs::schedule(&self.operations.store, wanted, now).await.map_err(refused)?;
+        let refused = |error: feature_runs::Error| Failed::of("features_refused", error);
+        let run = feature_runs::record_in(&self.operations.store, wanted, now).await.map_err(refused)?;
         self.operations.publish(Scope::Changed).await?;
         Ok(self.operations.feature_rows(run.as_of).await)
     }
@@ -97,7 +97,7 @@ impl DaemonActions {
         match outcome.failed.iter().next() {
             Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
                 code,
-                message: format!("none of the links was taken, and {count} failed so: {}", advice(code)),
+                message: format!("none of the links was taken, and {count} failed so: {}", words::advice(code)),
             }),
             _ => Ok(outcome.asked.len() as u64),
         }

@@ -104,7 +104,7 @@ async fn erase_links_of_the_erased(operations: &Operations, erasing: &mut HashSe
         }
         let reason = "everything of its user was erased, and the link was made before that".to_owned();
         let order = Order::Erase(Erasure { subject: Subject::Link(link), reason, is_remote: false });
-        if let Err(refused) = operations.start(order, Reason::Command).await {
+        if let Err(refused) = operations.start(order, Reason::Daemon).await {
             tracing::error!(
                 code = refused.code(),
                 "a link of an erased user is erased at the next start only, because now it is refused: {refused}"
@@ -169,7 +169,11 @@ async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::config::{Config, Needs};
+    use crate::daemon::{Daemon, Parts};
     use crate::problems::STATE_NOT_WRITABLE;
+    use crate::store::args;
 
     #[test]
     fn the_states_own_failure_stands_in_the_way_and_a_closed_state_is_no_sign_of_life() {
@@ -186,5 +190,29 @@ mod tests {
         assert_eq!(heard(Err(store::Error::NotDurable("state_failed"))), (vec![STATE_NOT_WRITABLE], true));
         assert_eq!(heard(Err(store::Error::Closed)), (vec!["state_closed"], false));
         assert_eq!(heard(Ok(())), (vec![], true));
+    }
+
+    #[tokio::test]
+    async fn a_link_of_an_erased_user_is_erased_once_and_by_the_daemons_own_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vinculo.toml");
+        let text = "[belvo]\nbase_url = \"http://127.0.0.1:1\"\nsecret_id = \"id\"\nsecret_password = \"password\"\n";
+        std::fs::write(&file, text).unwrap();
+        let config = Config::load(Some(&file), [], &[], Needs { belvo: true, webhook: false }).unwrap();
+        config.check_folders().unwrap();
+        let daemon = Daemon::start(&config, Clock::system(), Parts::WithoutTasks).await.unwrap();
+        let link = "INSERT INTO links (link_id, first_seen_at, changed_seq, paused_reason) \
+                    VALUES ('00000000-0000-4000-8000-000000000001', 0, 0, 'erased_before')";
+        daemon.store.write(|tx| tx.execute(link, args![])).await.unwrap();
+        let mut erasing = HashSet::new();
+        for _ in 0..2 {
+            erase_links_of_the_erased(&daemon.operations, &mut erasing).await;
+        }
+        let ordered = |tx: &Tx<'_>| {
+            tx.all("SELECT kind, reason FROM runs", args![], |row| Ok::<_, store::Error>((row.text(0)?, row.text(1)?)))
+        };
+        let ordered = daemon.store.read(ordered).await.unwrap();
+        assert_eq!(ordered, [("erase".to_owned(), Reason::Daemon.name().to_owned())]);
+        daemon.stop().await;
     }
 }

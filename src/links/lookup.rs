@@ -417,6 +417,16 @@ fn count_unknown(tx: &Tx<'_>, now: Timestamp) -> Result<u64, Error> {
     )
 }
 
+/// How many links wait to be looked up, but for those that Belvo had forgotten: whether it knows one of them again is
+/// asked for a long time.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn lookups_pending(tx: &Tx<'_>) -> Result<u64, Error> {
+    let sql = "SELECT count(*) FROM links WHERE lookup_due_at IS NOT NULL AND coalesce(status, '') <> $1";
+    tx.count(sql, args![NOT_FOUND])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

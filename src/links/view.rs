@@ -10,13 +10,13 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::{DELETED, DELETING, NOT_FOUND, PAUSED};
-use crate::belvo;
 use crate::clock::Timestamp;
 use crate::coverage::{self, Coverage};
 use crate::link_id::{LinkId, log_tag};
 use crate::queue;
 use crate::resources::{self, Resource};
 use crate::store::{self, Error, Row, Tx, args};
+use crate::words;
 
 /// A tracked link as an operator sees it. Instants are RFC 3339.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -356,12 +356,14 @@ impl Next {
     /// What stands first of all that is to be done about `link`, the gravest matter.
     fn of(link: &View) -> Self {
         match link.status.as_deref() {
+            // A link that is deleted, or soon will be, is not there to be resumed.
+            Some(DELETING) => return Self::BeingDeleted,
+            Some(DELETED) => return Self::Gone,
             _ if link.paused_reason.as_deref() == Some(PAUSED) => return Self::PausedByOperator,
+            Some(NOT_FOUND) => return Self::Gone,
             Some("invalid") => return Self::InvalidCredentials,
             Some("token_required") => return Self::TokenRequired,
             Some("unconfirmed") => return Self::Unconfirmed,
-            Some(DELETING) => return Self::BeingDeleted,
-            Some(DELETED | NOT_FOUND) => return Self::Gone,
             _ => {}
         }
         if let Some(reason) = &link.paused_reason {
@@ -421,12 +423,12 @@ impl fmt::Display for Next {
             Self::Unconfirmed => "the user never finished connecting: let them open the widget once more",
             Self::BeingDeleted => "nothing: Belvo is deleting this link; its rows stay",
             Self::Gone => "Belvo no longer has this link; its rows stay. For new data, let the user connect again",
-            Self::Paused { reason } => return write!(f, "the link is paused ({reason}): {}", belvo::advice(reason)),
+            Self::Paused { reason } => return write!(f, "the link is paused ({reason}): {}", words::advice(reason)),
             Self::Blocked { resource, code } => {
-                return write!(f, "{resource} is blocked ({code}): {}", belvo::advice(code));
+                return write!(f, "{resource} is blocked ({code}): {}", words::advice(code));
             }
             Self::Retrying { resource, code, due_at } => {
-                let advice = belvo::advice(code);
+                let advice = words::advice(code);
                 return write!(f, "{resource} failed ({code}) and is tried again at {due_at}: {advice}");
             }
             Self::OnItsWay => "nothing: a fetch is on its way",
@@ -489,6 +491,10 @@ mod tests {
             look(tx)?;
             links::pause_by_operator(tx, &link, at(10))?;
             look(tx)?;
+            for status in [NOT_FOUND, DELETING, DELETED] {
+                links::note_status(tx, &link, status, at(11))?;
+                look(tx)?;
+            }
             Ok(told)
         };
         let told = store.write(work).await.unwrap();
@@ -505,6 +511,10 @@ mod tests {
                 (Next::Blocked { resource: employments, code: "api_forbidden".to_owned() }, true),
                 (Next::InvalidCredentials, true),
                 (Next::PausedByOperator, true),
+                // Belvo may know it again, and it is not asked for before an operator resumes it.
+                (Next::PausedByOperator, true),
+                (Next::BeingDeleted, true),
+                (Next::Gone, true),
             ]
         );
         let states: Vec<_> = told.into_iter().map(|(_, _, states)| states).collect();

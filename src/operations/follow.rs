@@ -11,7 +11,7 @@ use super::{NEWS_WITHIN, Operations, Refused};
 use crate::belvo::{Client, Code, Down};
 use crate::clock::Timestamp;
 use crate::link_id::LinkId;
-use crate::links::PAUSED;
+use crate::links::{self, LINK_DELETED, PAUSED};
 use crate::resources::Resource;
 use crate::runs::{Failed, Report};
 use crate::store::{self, Tx};
@@ -148,7 +148,11 @@ fn look(
         let is_far = state.due_at.is_some_and(|due| due.since(now) > LONGEST_WAIT);
         let (is_idle, has_failed) = (state.is_idle(now), state.attempts > 0 && (is_own || is_far));
         // What a paused link failed at before says nothing of this order.
-        let paused = state.blocked_reason.as_deref().filter(|reason| *reason == PAUSED);
+        let paused = match state.blocked_reason.as_deref().filter(|reason| *reason == PAUSED) {
+            // Nobody resumes it.
+            Some(_) if links::is_deleted(links::status(tx, &link_id)?.as_deref()) => Some(LINK_DELETED),
+            paused => paused,
+        };
         match paused.or_else(|| state.trouble()) {
             Some(code) if is_idle || has_failed => *failed.entry(code.to_owned()).or_default() += 1,
             _ if is_idle => done += 1,
@@ -194,6 +198,27 @@ mod tests {
         let (done, failed, waiting) = store.read(move |tx| look(tx, wanted, at(100), at(102))).await.unwrap();
         assert_eq!((done, failed), (0, BTreeMap::from([("api_down".to_owned(), 2)])));
         assert_eq!(waiting.into_iter().map(|(link_id, _)| link_id).collect::<Vec<_>>(), [id(1)]);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_was_deleted_is_called_that_also_when_an_operator_had_paused_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let link: LinkId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        let work = move |tx: &Tx<'_>| {
+            let look =
+                || look(tx, vec![(link.clone(), &owners::RESOURCE)], at(100), at(103)).map(|(_, failed, _)| failed);
+            links::note_wish(tx, &link, at(99))?;
+            queue::mark(tx, &link, &owners::RESOURCE, Trigger::Operator, at(100))?;
+            links::pause_by_operator(tx, &link, at(101))?;
+            let paused = look()?;
+            links::note_status(tx, &link, links::DELETED, at(102))?;
+            Ok::<_, store::Error>((paused, look()?))
+        };
+        let (paused, deleted) = store.write(work).await.unwrap();
+        assert_eq!(paused, BTreeMap::from([(PAUSED.to_owned(), 1)]));
+        assert_eq!(deleted, BTreeMap::from([(LINK_DELETED.to_owned(), 1)]));
     }
 
     #[tokio::test]

@@ -37,18 +37,18 @@ pub struct View {
 /// # Errors
 /// [`Error::Database`].
 pub fn list<'j>(tx: &Tx<'_>, jobs: impl IntoIterator<Item = &'j Job>, now: Timestamp) -> Result<Vec<View>, Error> {
+    let mut last = runs::last_of_jobs(tx, now + AHEAD)?;
     let view = |job: &Job| {
         let slots = std::iter::successors(job.next_after(now), |&slot| job.next_after(slot)).take(SLOTS);
-        Ok(View {
+        View {
             name: job.name.clone(),
             enabled: job.is_enabled,
             action: job.action.name(),
             schedule: job.schedule.clone(),
             timezone: job.zone.name(),
             next: slots.map(|slot| slot.to_utc().with_timezone(&job.zone).to_rfc3339()).collect(),
-            // One by a clock that was days ahead would be the last for as long.
-            last_run: runs::last_of_job(tx, &job.name, now + AHEAD)?,
-        })
+            last_run: last.remove(&job.name).map(|last| last.run),
+        }
     };
-    jobs.into_iter().map(view).collect()
+    Ok(jobs.into_iter().map(view).collect())
 }

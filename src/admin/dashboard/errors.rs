@@ -14,7 +14,7 @@ use super::{Board, Trouble, plain, webhooks};
 use crate::chronicle;
 use crate::clock::Timestamp;
 use crate::queue;
-use crate::runs;
+use crate::runs::{self, Ending};
 use crate::store::{Error, Tx, args};
 
 pub(super) fn routes() -> Router<Board> {
@@ -85,8 +85,9 @@ fn groups(tx: &Tx<'_>) -> Result<Vec<Group>, Error> {
         (
             Source::Runs,
             "SELECT outcome, count(*), min(started_at), max(started_at) FROM \
-             (SELECT outcome, started_at FROM runs UNION ALL SELECT outcome, started_at FROM job_runs) AS every \
-             WHERE outcome IS NOT NULL AND outcome NOT IN ('done', 'skipped', 'noted') GROUP BY 1",
+             (SELECT outcome, started_at FROM runs UNION ALL \
+             SELECT outcome, started_at FROM job_runs WHERE reason <> 'first-start') AS every \
+             WHERE outcome IS NOT NULL GROUP BY 1",
         ),
         (
             Source::Webhooks,
@@ -95,16 +96,12 @@ fn groups(tx: &Tx<'_>) -> Result<Vec<Group>, Error> {
         ),
     ] {
         tx.each(sql, args![], |row| {
-            let count = row.count(1)?;
+            let (code, count) = (row.text(0)?, row.count(1)?);
+            if source == Source::Runs && !Ending::of(&code).is_trouble() {
+                return Ok(());
+            }
             let standing = if source == Source::Webhooks { count } else { 0 };
-            groups.push(Group {
-                source,
-                code: row.text(0)?,
-                count,
-                first_at: row.at(2)?,
-                last_at: row.at(3)?,
-                standing,
-            });
+            groups.push(Group { source, code, count, first_at: row.at(2)?, last_at: row.at(3)?, standing });
             Ok::<_, Error>(())
         })?;
     }
@@ -157,7 +154,7 @@ mod tests {
                 "INSERT INTO refreshes (link_id, resource, marks, priority, last_error_code) VALUES ('a', 'owners', 1, 0, 'timeout')",
                 args![],
             )?;
-            for (started, outcome) in [(3, "done"), (4, "disk_full"), (8, "disk_full")] {
+            for (started, outcome) in [(3, "done"), (4, "disk_full"), (6, "interrupted"), (8, "disk_full")] {
                 let sql = "INSERT INTO runs (kind, reason, started_at, outcome) VALUES ('publish', 'api', $1, $2)";
                 tx.execute(sql, args![at(started), outcome])?;
             }

@@ -9,6 +9,7 @@ use crate::links::freshness;
 use crate::publish::Manifest;
 use crate::queue;
 use crate::resources::{self, Resource};
+use crate::runs::Run;
 use crate::schedule::view::{self, View};
 use crate::schedule::{Action, Job};
 use crate::store::{Error, Tx, args};
@@ -225,10 +226,8 @@ fn fresh(freshness: &[Freshness], lang: Lang) -> Check {
 }
 
 fn ran(jobs: &[View], lang: Lang) -> Check {
-    let has_failed = |job: &&View| {
-        let outcome = job.last_run.as_ref().and_then(|run| run.outcome.as_deref());
-        outcome.is_some_and(|outcome| !matches!(outcome, "done" | "skipped" | "noted"))
-    };
+    let has_failed =
+        |job: &&View| job.last_run.as_ref().and_then(Run::ending).is_some_and(|ending| ending.is_trouble());
     let failed: Vec<&View> = jobs.iter().filter(has_failed).collect();
     let (word, says, place) = match failed.first().and_then(|job| Some((job, job.last_run.as_ref()?))) {
         None => (
@@ -271,6 +270,28 @@ fn calls(board: &Board, refused: u64, lang: Lang, now: Timestamp) -> Check {
 mod tests {
     use super::*;
     use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_job_that_a_restart_interrupted_leaves_the_health_at_healthy_and_one_that_failed_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let text = "schedule = \"*/15 * * * *\"\ntimezone = \"UTC\"\naction = \"backup\"\n";
+        let job = Job::parse("daily", "jobs/daily.toml", text).unwrap();
+        let now = Timestamp::parse("2026-03-02T12:00:00Z").unwrap();
+        let ended = async |outcome: &'static str| {
+            let job = job.clone();
+            let work = move |tx: &Tx<'_>| {
+                let sql = "INSERT INTO job_runs (job, slot_at, started_at, finished_at, reason, outcome) \
+                           VALUES ('daily', $1, $1, $1, 'schedule', $2) ON CONFLICT DO UPDATE SET outcome = $2";
+                tx.execute(sql, args![now, outcome])?;
+                view::list(tx, [&job], now)
+            };
+            ran(&store.write(work).await.unwrap(), Lang::En).word
+        };
+        assert_eq!(ended("interrupted").await, Word::Healthy);
+        assert_eq!(ended("disk_full").await, Word::Attention);
+        assert_eq!(ended("done").await, Word::Healthy);
+    }
 
     #[tokio::test]
     async fn what_belvo_does_not_read_is_never_late_and_what_never_came_is_not_within_target() {

@@ -8,6 +8,7 @@ use super::lang::Lang;
 use super::session::Viewer;
 use super::{escaped, plain};
 use crate::clock::Timestamp;
+use crate::runs::{Ending, Run};
 
 /// A page of the menu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,18 +194,28 @@ pub(super) fn code(lang: Lang, code: &str) -> Markup {
     html! { (plain::what(code, lang)) " " code { (code) } }
 }
 
-/// How something ended, as a word in its colour.
-pub(super) fn outcome(lang: Lang, outcome: Option<&str>) -> Markup {
-    let (tone, word) = match outcome {
-        None => ("busy", lang.t("running", "em andamento")),
-        Some("done") => ("good", lang.t("done", "concluída")),
-        Some("partly") => ("warn", lang.t("partly done", "em parte")),
-        Some("skipped") => ("idle", lang.t("skipped", "pulada")),
-        Some("noted") => ("idle", lang.t("noted", "anotada")),
-        Some("interrupted") => ("warn", lang.t("interrupted", "interrompida")),
-        Some(_) => ("bad", lang.t("failed", "falhou")),
+/// How a run ended, as a word in its colour.
+pub(super) fn outcome(lang: Lang, run: &Run) -> Markup {
+    let word = match run.ending() {
+        None => lang.t("running", "em andamento"),
+        Some(Ending::Done) => lang.t("done", "concluída"),
+        Some(Ending::Partly) => lang.t("partly done", "em parte"),
+        Some(Ending::Skipped) => lang.t("skipped", "pulada"),
+        Some(Ending::Interrupted) => lang.t("interrupted", "interrompida"),
+        Some(Ending::Failed | Ending::Code(_)) => lang.t("failed", "falhou"),
     };
-    badge(tone, word)
+    badge(tone(run), word)
+}
+
+/// The tone of how a run ended.
+pub(super) fn tone(run: &Run) -> &'static str {
+    match run.ending() {
+        None => "busy",
+        Some(Ending::Done) => "good",
+        Some(Ending::Partly | Ending::Interrupted) => "warn",
+        Some(Ending::Skipped) => "idle",
+        Some(Ending::Failed | Ending::Code(_)) => "bad",
+    }
 }
 
 /// A word in the colour of its tone: `good`, `warn`, `bad`, `busy` or `idle`.

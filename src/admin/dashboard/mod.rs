@@ -33,7 +33,6 @@ use crate::store;
 use super::role::{Caller, Tokens};
 use developer::Simulator;
 use lang::Lang;
-pub(crate) use plain::words;
 use session::{Sessions, Viewer};
 
 mod chart;

@@ -304,19 +304,12 @@ fn next_jobs(vitals: &Vitals, lang: Lang, now: Timestamp) -> Markup {
 }
 
 fn strip(runs: &[Run], lang: Lang, now: Timestamp) -> Markup {
-    let tone = |run: &Run| match run.outcome.as_deref() {
-        None => "busy",
-        Some("done") => "good",
-        Some("partly" | "interrupted") => "warn",
-        Some("skipped" | "noted") => "idle",
-        Some(_) => "bad",
-    };
     // Lengths differ by thousands: their magnitude is what is shown.
     let height = |run: &Run| u64::from(run.duration_ms.unwrap_or(1).max(1).ilog2()) + 2;
     let before = (runs.len()..RUNS).map(|_| Bar { parts: Vec::new(), label: lang.t("before", "antes").to_owned() });
     let bars: Vec<Bar> = before
         .chain(runs.iter().rev().map(|run| Bar {
-            parts: vec![(tone(run), height(run))],
+            parts: vec![(layout::tone(run), height(run))],
             label: format!(
                     "{}: {}",
                     title(run, lang),
@@ -325,7 +318,7 @@ fn strip(runs: &[Run], lang: Lang, now: Timestamp) -> Markup {
                 ),
         }))
         .collect();
-    let count = |word: &str| runs.iter().filter(|run| tone(run) == word).count() as u64;
+    let count = |word: &str| runs.iter().filter(|run| layout::tone(run) == word).count() as u64;
     html! {
         section.card {
             h2 { a href="/runs" { (lang.t("Runs", "Execuções")) } }

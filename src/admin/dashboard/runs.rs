@@ -13,7 +13,7 @@ use super::layout::{self, Page, Tab, ago_text};
 use super::session::Viewer;
 use super::{Board, Trouble, escaped, place, plain, query};
 use crate::clock::Timestamp;
-use crate::runs::{self, Filter, Kind, Run};
+use crate::runs::{self, Ending, Filter, Kind, Run};
 
 /// Runs of a page.
 const PAGE: usize = 50;
@@ -54,7 +54,7 @@ fn table(found: &[Run], lang: Lang, now: Timestamp) -> Markup {
             tbody { @for run in found {
                 tr {
                     td.lead { a href=(layout::run_place(&run.id)) { (title(run, lang)) } }
-                    td data-label=(lang.t("Outcome", "Resultado")) { (layout::outcome(lang, run.outcome.as_deref())) }
+                    td data-label=(lang.t("Outcome", "Resultado")) { (layout::outcome(lang, run)) }
                     td data-label=(lang.t("Began", "Início")) { (ago_text(lang, Some(&run.started_at), now)) }
                     td data-label=(lang.t("Ordered by", "Pedida por")) { (plain::reason(&run.reason, lang)) }
                     td.number data-label=(lang.t("Took", "Durou")) { @match run.duration_ms { Some(millis) => (lang.seconds(millis)), None => "–" } }
@@ -89,7 +89,7 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
     let ended = run.progress.ended();
     let body = html! {
         div.card {
-            p #outcome role="status" { (layout::outcome(lang, run.outcome.as_deref())) }
+            p #outcome role="status" { (layout::outcome(lang, &run)) }
             @if is_going {
                 @match run.progress.total {
                     Some(total) => progress max=(total.max(1)) value=(ended) aria-label=(lang.t("Progress", "Progresso")) {},
@@ -116,8 +116,11 @@ async fn show(State(board): State<Board>, viewer: Viewer, Path(id): Path<String>
 }
 
 fn failures(run: &Run, lang: Lang) -> Markup {
-    let own =
-        run.outcome.as_deref().filter(|word| !matches!(*word, "done" | "partly" | "failed" | "skipped" | "noted"));
+    // Of what went wrong in part the failures tell.
+    let own = match run.ending() {
+        Some(ending @ (Ending::Interrupted | Ending::Code(_))) => Some(ending.word()),
+        Some(Ending::Done | Ending::Partly | Ending::Failed | Ending::Skipped) | None => None,
+    };
     html! {
         @if own.is_some() || run.message.is_some() || !run.progress.failed.is_empty() {
             section.card {

@@ -63,7 +63,7 @@ fn row(viewer: &Viewer, job: &View, now: Timestamp) -> Markup {
                 @match &job.last_run {
                     Some(run) => span {
                         a href=(layout::run_place(&run.id)) { (ago_text(lang, Some(&run.started_at), now)) } " "
-                        (layout::outcome(lang, run.outcome.as_deref()))
+                        (layout::outcome(lang, run))
                     },
                     None => span.quiet { (lang.t("never", "nunca")) },
                 }
