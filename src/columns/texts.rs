@@ -15,6 +15,8 @@ pub(super) struct Texts {
     known: StringBuilder,
     /// Short texts that came lately, such as months, types and currencies, with their numbers here.
     recent: Recent<1, i32>,
+    /// The one that came last, as currencies and types of pay do row after row, with its number here.
+    last: (u64, i32),
 }
 
 impl Texts {
@@ -27,6 +29,7 @@ impl Texts {
             keys: Vec::with_capacity(rows),
             known: StringBuilder::with_capacity(texts, bytes),
             recent: Recent::default(),
+            last: (0, 0),
         }
     }
 
@@ -58,10 +61,14 @@ impl Texts {
     /// The same for a short one.
     #[inline]
     pub(super) fn key_of_short(&mut self, text: Short) -> i32 {
-        match self.recent.find([text.number()]) {
-            Some(key) => *key,
-            None => self.add_short(text),
+        if self.last.0 != text.number() {
+            let key = match self.recent.find([text.number()]) {
+                Some(key) => *key,
+                None => self.add_short(text),
+            };
+            self.last = (text.number(), key);
         }
+        self.last.1
     }
 
     /// The same for one that is not short.
