@@ -20,7 +20,7 @@ pub struct Args {
     /// Where to listen
     #[arg(long, value_name = "A", default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
-    /// How many people there are
+    /// How many people connect together; the widget's page goes on after them
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub people: u32,
     /// The same seed gives the same people

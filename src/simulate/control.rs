@@ -8,7 +8,7 @@
 //! | `GET /_sim/state` | webhooks delivered, outstanding, given up; links, clock, limit |
 //! | `GET /_sim/deliveries` | every attempt to deliver a webhook |
 //! | `GET /_sim/links` | persons, archetypes and ids of the links |
-//! | `POST /_sim/connect` `{first?, count?, again?, access_mode?, external_id?, fetch_resources?}` | makes links, as the widget would; with `again` also for who has one |
+//! | `POST /_sim/connect` `{first?, count?, again?, access_mode?, external_id?, fetch_resources?}` | makes links, as the widget would, from the first person on and to the last of `--people` unless told otherwise; with `again` also for who has one |
 //! | `POST /_sim/advance` `{months?, days?, seconds?}` | moves the clock |
 //! | `POST /_sim/webhooks` `{link, resource, copies?}`, `{link, code}` or `{payload, copies?}` | sends events at once |
 //! | `GET`, `POST`, `DELETE /_sim/faults` | what is on; switch on `{"fault": …}` (or a list of them, or `{"flag": "…"}`, or `{"id": "AP5"}`, a row of the fault list); all off |
@@ -24,7 +24,7 @@ use super::answer::Answer;
 use super::faults::Fault;
 use super::json::Json;
 use super::links::{Resource, Wish};
-use super::people::archetypes;
+use super::people::{EVERYBODY, archetypes};
 use super::server::json_bytes;
 use super::webhooks::About;
 use super::world::Advance;
@@ -135,9 +135,14 @@ fn links(simulation: &Simulation) -> Value {
 
 fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     let first = number(body, "first")?.unwrap_or(0);
-    let count = number(body, "count")?.unwrap_or(u64::from(simulation.0.settings.people));
-    let (first, count) =
-        (u32::try_from(first).map_err(|_| "`first` is too large")?, u32::try_from(count).unwrap_or(u32::MAX));
+    let count = match number(body, "count")? {
+        Some(count) => count,
+        None => u64::from(simulation.0.settings.people).saturating_sub(first),
+    };
+    let end = first.checked_add(count).and_then(|end| u32::try_from(end).ok()).filter(|end| *end <= EVERYBODY);
+    let (Some(end), Ok(first)) = (end, u32::try_from(first)) else {
+        return Err(format!("there are no more than {EVERYBODY} people"));
+    };
     let text = |key| body.get(key).and_then(Value::as_str).map(str::to_owned);
     let resources = body.get("fetch_resources").and_then(Value::as_array);
     let wish = Wish {
@@ -146,10 +151,9 @@ fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
         fetch_resources: resources.map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
         ..Wish::default()
     };
-    let people = first..first.saturating_add(count).min(simulation.0.settings.people);
     let again = body.get("again").and_then(Value::as_bool).unwrap_or_default();
     let mut made = Vec::new();
-    for person in people {
+    for person in first..end {
         if again || !simulation.state().world.is_connected(person) {
             let position = simulation.connect_one(person, wish.clone());
             made.push(simulation.state().world.link(position).id.clone());

@@ -1,7 +1,7 @@
 //! A stand-in for the hosted widget: a page whose buttons end at the callback URLs of the token.
 //!
 //! `GET /widget/?access_token=…` takes the parameters of Belvo's page. Its buttons lead to `/widget/success`, which
-//! makes a link for the next person without one, or makes the link of the token valid again; to `/widget/exit`, or to
+//! makes a link for the next person who never had one, or makes the link of the token valid again; to `/widget/exit`, or to
 //! `/widget/error`; a script may call those at once. A token is good for one link and ten simulated minutes; later it
 //! leads to the callback for errors.
 
@@ -52,20 +52,21 @@ fn connect(
     let Some(wish) = session.wish(access_mode, external_id) else {
         return leave_after(session, "unexpected_error", "Recurrent links must store the credentials");
     };
-    let person = {
+    let connected = {
         let State { world, sessions, .. } = &mut *simulation.state();
-        let person = (0..simulation.0.settings.people).find(|person| !world.is_connected(*person));
-        if let (Some(_), Some(session)) = (person, sessions.get_mut(token)) {
-            session.is_used = true;
-        }
-        person
+        world.next_person().map(|person| {
+            if let Some(session) = sessions.get_mut(token) {
+                session.is_used = true;
+            }
+            let position = world.connect(person, wish);
+            (position, world.link(position).id.clone())
+        })
     };
-    let Some(person) = person else {
+    let Some((position, link)) = connected else {
         let everybody = [("warning", "institution_disabled"), ("warning_message", "Everybody is connected")];
         return leave(&session.event, &everybody);
     };
-    let position = simulation.connect_one(person, wish);
-    let link = simulation.state().world.link(position).id.clone();
+    simulation.announce_all(position);
     leave(&session.success, &[("link", &link), ("institution", INSTITUTION)])
 }
 
