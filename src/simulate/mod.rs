@@ -130,6 +130,7 @@ struct State {
     events: BTreeMap<(usize, &'static str), u64>,
     /// Widget tokens, and what each may do.
     sessions: BTreeMap<String, token::Session>,
+    callbacks: token::Remembered,
 }
 
 /// One call of the API, as it arrived.
@@ -164,6 +165,7 @@ impl Simulation {
             requests: 0,
             events: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            callbacks: token::Remembered::default(),
         };
         let post = webhooks::PostOffice::new(&settings);
         Self(Arc::new(Inner { settings, state: Mutex::new(state), post }))

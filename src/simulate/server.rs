@@ -287,7 +287,8 @@ impl Asked<'_> {
             return self.not_found();
         }
         let (access, refresh) = (token::text("access", self.request_id), token::text("refresh", self.request_id));
-        let session = token::Session::new(&self.body, state.world.now);
+        let callbacks = state.callbacks.of(&self.body);
+        let session = token::Session::new(&self.body, callbacks, state.world.now);
         state.sessions.insert(access.clone(), session);
         Answer::json(200, Json::object([("access", access.into()), ("refresh", refresh.into())]).to_bytes())
     }

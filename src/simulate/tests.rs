@@ -407,7 +407,7 @@ async fn a_token_keeps_every_rule_and_is_good_for_one_link_and_ten_minutes() {
     running.simulation.state().world.set_status(position, "invalid");
     let access = running.mint(update_token(&link)).await;
     let done = running.leads_to(&format!("/widget/success?access_token={access}")).await;
-    assert!(done.starts_with(&format!("simulated://success?link={link}")), "{done}");
+    assert!(done.starts_with(&format!("acme://done?a=b&link={link}")), "{done}");
     assert_eq!(running.json(&format!("/api/links/{link}/")).await["status"], "valid");
 }
 
@@ -447,6 +447,38 @@ async fn the_widget_goes_on_with_the_next_person_when_everybody_is_connected() {
     let too_many = running.post("/_sim/connect", json!({"first": 9_999_999, "count": 2})).await;
     assert_eq!(too_many.status(), 400);
     assert_eq!(running.json("/_sim/state").await["people"], 3);
+}
+
+#[tokio::test]
+async fn an_update_leads_back_to_the_application_whose_widget_made_the_link() {
+    let running = Running::connected(1, |_| ()).await;
+    let update = async |link: &str, way: &str| {
+        let access = running.mint(update_token(link)).await;
+        running.leads_to(&format!("/widget/{way}?access_token={access}")).await
+    };
+    let unasked = running.simulation.link_ids().remove(0);
+    assert!(update(&unasked, "success").await.starts_with("simulated://success?link="));
+    let mut made = Vec::new();
+    for app in ["one", "two"] {
+        let mut token = widget_token();
+        for (name, url) in token["widget"]["callback_urls"].as_object_mut().unwrap() {
+            *url = format!("{app}://{name}").into();
+        }
+        let access = running.mint(token).await;
+        running.leads_to(&format!("/widget/success?access_token={access}")).await;
+        made.push(running.simulation.link_ids().pop().unwrap());
+    }
+    for (way, leads_to) in [
+        ("success", format!("one://success?link={}&", made[0])),
+        ("exit", "one://exit?last_encountered_error_code=".to_owned()),
+        ("error", "one://event?error=".to_owned()),
+    ] {
+        let left = update(&made[0], way).await;
+        assert!(left.starts_with(&leads_to), "{left}");
+    }
+    // No widget made this one; the last of these keys is as good as any.
+    let left = update(&unasked, "success").await;
+    assert!(left.starts_with("two://success?link="), "{left}");
 }
 
 #[tokio::test]

@@ -53,21 +53,23 @@ fn connect(
         return leave_after(session, "unexpected_error", "Recurrent links must store the credentials");
     };
     let connected = {
-        let State { world, sessions, .. } = &mut *simulation.state();
+        let State { world, sessions, callbacks, .. } = &mut *simulation.state();
         world.next_person().map(|person| {
             if let Some(session) = sessions.get_mut(token) {
                 session.is_used = true;
             }
             let position = world.connect(person, wish);
-            (position, world.link(position).id.clone())
+            let link = world.link(position).id.clone();
+            callbacks.made(&link, session.callbacks.clone());
+            (position, link)
         })
     };
     let Some((position, link)) = connected else {
         let everybody = [("warning", "institution_disabled"), ("warning_message", "Everybody is connected")];
-        return leave(&session.event, &everybody);
+        return leave(&session.callbacks.event, &everybody);
     };
     simulation.announce_all(position);
-    leave(&session.success, &[("link", &link), ("institution", INSTITUTION)])
+    leave(&session.callbacks.success, &[("link", &link), ("institution", INSTITUTION)])
 }
 
 /// The link works again, and is read anew.
@@ -86,7 +88,7 @@ fn update(simulation: &Simulation, token: &str, session: &Session, link: &str) -
         position
     };
     simulation.announce_all(position);
-    leave(&session.success, &[("link", link), ("institution", INSTITUTION)])
+    leave(&session.callbacks.success, &[("link", link), ("institution", INSTITUTION)])
 }
 
 fn leave_after(session: &Session, code: &str, message: &str) -> Answer {
@@ -96,12 +98,12 @@ fn leave_after(session: &Session, code: &str, message: &str) -> Answer {
         ("meta_data_step", "abandon-survey"),
         ("meta_data_institution_name", INSTITUTION),
     ];
-    leave(&session.exit, &parameters)
+    leave(&session.callbacks.exit, &parameters)
 }
 
 fn leave_with_error(session: &Session) -> Answer {
     let parameters = [("error", "ACCESS_TOKEN_NOT_VALID"), ("error_message", "The token is not valid, or no longer")];
-    leave(&session.event, &parameters)
+    leave(&session.callbacks.event, &parameters)
 }
 
 fn leave(callback: &str, parameters: &[(&str, &str)]) -> Answer {
