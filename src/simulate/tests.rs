@@ -664,6 +664,53 @@ async fn the_handle_and_the_paths_below_sim_say_the_same() {
 }
 
 #[tokio::test]
+async fn what_the_simulator_does_not_know_is_refused_with_what_it_knows_and_does_nothing() {
+    let running = Running::connected(2, |_| ()).await;
+    let link = running.simulation.link_ids().remove(0);
+    let before = (running.json("/_sim/state").await, running.json("/_sim/links").await);
+    for (path, body, why) in [
+        ("advance", json!({}), "`hours`"),
+        ("advance", json!({"days": null}), "`months`"),
+        ("advance", json!({"by": "1d"}), "unknown field `by`, expected one of `months`, `days`, `hours`"),
+        ("advance", json!({"to": "2027-03-01"}), "unknown field `to`"),
+        ("advance", json!({"days": 1, "weeks": 1}), "unknown field `weeks`"),
+        ("advance", json!({"hours": "1"}), "expected u64"),
+        ("advance", json!({"hours": u64::MAX, "seconds": 1}), "9999"),
+        ("advance", json!([1]), "not a JSON object"),
+        ("faults", json!({}), "needs the key `fault`"),
+        ("faults", json!({"fault": "status", "code": 503, "foo": 1}), "takes no `foo`; known are code,"),
+        ("faults", json!({"flag": "cut", "times": 1}), "unknown field `times`, expected `flag`"),
+        ("faults", json!([{"fault": "cut"}, {"flag": "cut,foo=1"}]), "takes no `foo`; known are after,"),
+        ("connect", json!({"person": 2, "external_id": "foo-1"}), "unknown field `person`, expected one of `first`,"),
+        ("connect", json!({"first": 2, "count": 1, "access_mode": "both"}), "single, recurrent"),
+        ("connect", json!({"first": 2, "count": 1, "fetch_resources": ["INCOMES"]}), "employments, owners"),
+        ("webhooks", json!({"link": link, "type": "OWNERS"}), "unknown field `type`, expected one of `link`,"),
+        ("webhooks", json!({"link": link, "payload": {}}), "only `copies`"),
+    ] {
+        let refused = running.post(&format!("/_sim/{path}?wait=true"), body.clone()).await;
+        assert_eq!(refused.status(), 400, "{path} {body}");
+        let refused: Value = refused.json().await;
+        assert!(refused["error"].as_str().unwrap().contains(why), "{path} {body}: {refused}");
+    }
+    assert_eq!((running.json("/_sim/state").await, running.json("/_sim/links").await), before);
+    assert_eq!(running.json("/_sim/faults").await["on"], json!([]));
+}
+
+#[tokio::test]
+async fn the_clock_moves_by_all_that_is_given_together() {
+    let running = Running::start(1, |_| ()).await;
+    for (by, now) in [
+        (json!({"hours": 1}), "2026-11-20T13:00:00.000000Z"),
+        (json!({"months": 1, "days": 2, "hours": 3, "minutes": 4, "seconds": 5}), "2026-12-22T16:04:05.000000Z"),
+        (json!({"days": 0}), "2026-12-22T16:04:05.000000Z"),
+    ] {
+        let moved = running.post("/_sim/advance", by).await;
+        assert_eq!(moved.status(), 200);
+        assert_eq!(moved.json().await["now"], now);
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_collected_for_days_to_come() {
     let running = Running::connected(1, |_| ()).await;
     let link = running.simulation.link_ids().remove(0);
