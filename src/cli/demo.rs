@@ -36,7 +36,8 @@ const AUTHORIZATION: &str = "Bearer demo-webhook-authorization";
 /// Where a fake Belvo would listen that is started beside the demo's configuration.
 const BELVO: &str = "http://127.0.0.1:8090";
 
-/// People who may still connect through the widget while the demo serves.
+/// People whom the dashboard may still connect while the demo serves: it counts up to the simulator's people, after whom
+/// the widget's page goes on by itself.
 const TO_COME: u32 = 10;
 
 /// The pepper of a demo: the same for all, so that two demos give the same rows.

@@ -1,7 +1,7 @@
 //! `vinculo simulate`: a faithful fake Belvo.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,10 +17,10 @@ use crate::simulate::{Fault, SECRET_ID, SECRET_PASSWORD, Settings, Simulation};
 /// What `simulate` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to listen
-    #[arg(long, value_name = "A", default_value = "127.0.0.1:8090")]
-    pub listen: SocketAddr,
-    /// How many people there are
+    /// Where to listen: IP:PORT or HOST:PORT
+    #[arg(long, value_name = "A", default_value = "127.0.0.1:8090", value_parser = Listen::parse)]
+    pub listen: Listen,
+    /// How many people connect together; the widget's page goes on after them
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub people: u32,
     /// The same seed gives the same people
@@ -55,6 +55,25 @@ pub struct Args {
     pub fault: Vec<Fault>,
 }
 
+/// An address of this machine, as it was given and as it is bound.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    text: String,
+    /// All that a host name stands for; the first that can be bound is.
+    addresses: Vec<SocketAddr>,
+}
+
+impl Listen {
+    fn parse(text: &str) -> Result<Self, String> {
+        let refused = |why: &str| format!("{why}; give IP:PORT or HOST:PORT, such as 127.0.0.1:8090");
+        let addresses: Vec<_> = text.to_socket_addrs().map_err(|error| refused(&error.to_string()))?.collect();
+        if addresses.is_empty() {
+            return Err(refused("the host has no address"));
+        }
+        Ok(Self { text: text.to_owned(), addresses })
+    }
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let defaults = Settings::default();
     let settings = Settings {
@@ -70,8 +89,11 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         ..defaults
     };
     work::block_on(async {
-        let listener = TcpListener::bind(args.listen).await.with_context(|| {
-            format!("{} cannot be listened on: free the port, or give another one with --listen", args.listen)
+        let listener = TcpListener::bind(&args.listen.addresses[..]).await.with_context(|| {
+            let text = &args.listen.text;
+            format!(
+                "{text} cannot be listened on: free the port, or give another address of this machine with --listen"
+            )
         })?;
         let address = listener.local_addr()?;
         let out = &mut streams::out();
@@ -101,4 +123,21 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         serving.await??;
         Ok(if signal == Signal::Interrupt { Exit::Interrupted } else { Exit::Done })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_name_is_listened_on_and_what_is_no_address_is_told_how_one_looks() {
+        let here = Listen::parse("localhost:0").unwrap();
+        let listener = TcpListener::bind(&here.addresses[..]).await.unwrap();
+        assert!(listener.local_addr().unwrap().ip().is_loopback());
+        assert_eq!(Listen::parse("127.0.0.1:8090").unwrap().addresses, ["127.0.0.1:8090".parse().unwrap()]);
+        for wrong in ["8090", "localhost", "localhost:http", "127.0.0.1:70000"] {
+            let error = Listen::parse(wrong).unwrap_err();
+            assert!(error.contains("IP:PORT or HOST:PORT, such as 127.0.0.1:8090"), "{wrong}: {error}");
+        }
+    }
 }

@@ -8,23 +8,26 @@
 //! | `GET /_sim/state` | webhooks delivered, outstanding, given up; links, clock, limit |
 //! | `GET /_sim/deliveries` | every attempt to deliver a webhook |
 //! | `GET /_sim/links` | persons, archetypes and ids of the links |
-//! | `POST /_sim/connect` `{first?, count?, again?, access_mode?, external_id?, fetch_resources?}` | makes links, as the widget would; with `again` also for who has one |
-//! | `POST /_sim/advance` `{months?, days?, seconds?}` | moves the clock |
+//! | `POST /_sim/connect` `{first?, count?, again?, access_mode?, external_id?, fetch_resources?}` | makes links, as the widget would, from the first person on and to the last of `--people` unless told otherwise; with `again` also for who has one |
+//! | `POST /_sim/advance` `{months?, days?, hours?, minutes?, seconds?}` | moves the clock by all that is given together |
 //! | `POST /_sim/webhooks` `{link, resource, copies?}`, `{link, code}` or `{payload, copies?}` | sends events at once |
 //! | `GET`, `POST`, `DELETE /_sim/faults` | what is on; switch on `{"fault": …}` (or a list of them, or `{"flag": "…"}`, or `{"id": "AP5"}`, a row of the fault list); all off |
 //!
+//! A body with a key that is not known is refused with 400 and the keys that are, so that nothing goes unheard.
 //! `POST … ?wait=true` answers when no webhook is outstanding any more.
 
 use std::time::Duration;
 
 use axum::http::Method;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::faults::Fault;
 use super::json::Json;
 use super::links::{Resource, Wish};
-use super::people::archetypes;
+use super::people::{EVERYBODY, archetypes};
 use super::server::json_bytes;
 use super::webhooks::About;
 use super::world::Advance;
@@ -42,9 +45,9 @@ pub(super) async fn answer(simulation: &Simulation, method: &Method, path: &str,
         ("GET", "state") => Ok(state(simulation)),
         ("GET", "deliveries") => Ok(deliveries(simulation)),
         ("GET", "links") => Ok(links(simulation)),
-        ("POST", "connect") => connect(simulation, &body),
-        ("POST", "advance") => advance(simulation, &body),
-        ("POST", "webhooks") => webhooks(simulation, body),
+        ("POST", "connect") => read(body).and_then(|body| connect(simulation, body)),
+        ("POST", "advance") => read(body).and_then(|body| advance(simulation, &body)),
+        ("POST", "webhooks") => read(body).and_then(|body| webhooks(simulation, body)),
         ("GET", "faults") => Ok(simulation.state().faults.describe()),
         ("POST", "faults") => faults(simulation, &body),
         ("DELETE", "faults") => {
@@ -53,10 +56,19 @@ pub(super) async fn answer(simulation: &Simulation, method: &Method, path: &str,
         }
         _ => return Answer::json(404, json_bytes(&json!({"error": format!("there is no {method} {path}")}))),
     };
-    if query.contains("wait=true") {
+    if result.is_ok() && query.contains("wait=true") {
         simulation.wait_until_delivered().await;
     }
     result.map_or_else(|why| refused(&why), |value| Answer::json(200, json_bytes(&value)))
+}
+
+/// A body as the path knows it; the refusal of any other names the known keys.
+fn read<T: DeserializeOwned>(body: Value) -> Result<T, String> {
+    // An array would be read as the values of all keys in their order.
+    if !body.is_object() {
+        return Err("the body is not a JSON object".to_owned());
+    }
+    serde_json::from_value(body).map_err(|error| error.to_string())
 }
 
 fn refused(why: &str) -> Answer {
@@ -133,23 +145,38 @@ fn links(simulation: &Simulation) -> Value {
     rows.collect()
 }
 
-fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
-    let first = number(body, "first")?.unwrap_or(0);
-    let count = number(body, "count")?.unwrap_or(u64::from(simulation.0.settings.people));
-    let (first, count) =
-        (u32::try_from(first).map_err(|_| "`first` is too large")?, u32::try_from(count).unwrap_or(u32::MAX));
-    let text = |key| body.get(key).and_then(Value::as_str).map(str::to_owned);
-    let resources = body.get("fetch_resources").and_then(Value::as_array);
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Connect {
+    first: Option<u32>,
+    count: Option<u32>,
+    again: Option<bool>,
+    access_mode: Option<String>,
+    external_id: Option<String>,
+    fetch_resources: Option<Vec<String>>,
+}
+
+fn connect(simulation: &Simulation, body: Connect) -> Result<Value, String> {
+    let first = body.first.unwrap_or(0);
+    let count = body.count.unwrap_or_else(|| simulation.0.settings.people.saturating_sub(first));
+    let Some(end) = first.checked_add(count).filter(|end| *end <= EVERYBODY) else {
+        return Err(format!("there are no more than {EVERYBODY} people"));
+    };
+    if let Some(mode) = body.access_mode.as_deref().filter(|mode| !["single", "recurrent"].contains(mode)) {
+        return Err(format!("there is no access mode `{mode}`; known are single, recurrent"));
+    }
+    if let Some(name) = body.fetch_resources.iter().flatten().find(|name| Resource::parse(name).is_none()) {
+        return Err(unknown_resource(name));
+    }
     let wish = Wish {
-        access_mode: text("access_mode"),
-        external_id: text("external_id"),
-        fetch_resources: resources.map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+        access_mode: body.access_mode,
+        external_id: body.external_id,
+        fetch_resources: body.fetch_resources,
         ..Wish::default()
     };
-    let people = first..first.saturating_add(count).min(simulation.0.settings.people);
-    let again = body.get("again").and_then(Value::as_bool).unwrap_or_default();
+    let again = body.again.unwrap_or_default();
     let mut made = Vec::new();
-    for person in people {
+    for person in first..end {
         if again || !simulation.state().world.is_connected(person) {
             let position = simulation.connect_one(person, wish.clone());
             made.push(simulation.state().world.link(position).id.clone());
@@ -158,30 +185,62 @@ fn connect(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     Ok(json!({"connected": made.len(), "links": made}))
 }
 
-fn advance(simulation: &Simulation, body: &Value) -> Result<Value, String> {
-    let months = u32::try_from(number(body, "months")?.unwrap_or(0)).map_err(|_| "`months` is too large")?;
-    let by =
-        Advance { months, days: number(body, "days")?.unwrap_or(0), seconds: number(body, "seconds")?.unwrap_or(0) };
-    if by.from(simulation.state().world.now).is_none() {
-        return Err("there is no such time: the last year is 9999".to_owned());
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Time {
+    months: Option<u32>,
+    days: Option<u64>,
+    hours: Option<u64>,
+    minutes: Option<u64>,
+    seconds: Option<u64>,
+}
+
+impl Time {
+    /// How far to move; `None` where it is more than any clock shows.
+    fn together(&self) -> Option<Advance> {
+        let seconds = [(self.hours, 3_600), (self.minutes, 60), (self.seconds, 1)]
+            .into_iter()
+            .try_fold(0_u64, |sum, (many, unit)| sum.checked_add(many.unwrap_or(0).checked_mul(unit)?))?;
+        Some(Advance { months: self.months.unwrap_or(0), days: self.days.unwrap_or(0), seconds })
     }
+}
+
+fn advance(simulation: &Simulation, body: &Time) -> Result<Value, String> {
+    if let Time { months: None, days: None, hours: None, minutes: None, seconds: None } = body {
+        return Err("the body is empty: say how far in `months`, `days`, `hours`, `minutes` or `seconds`".to_owned());
+    }
+    let now = simulation.state().world.now;
+    let Some(by) = body.together().filter(|by| by.from(now).is_some()) else {
+        return Err("there is no such time: the last year is 9999".to_owned());
+    };
     let events = simulation.advance(by);
     Ok(json!({"now": simulation.state().world.now.to_string(), "events": events}))
 }
 
-fn webhooks(simulation: &Simulation, mut body: Value) -> Result<Value, String> {
-    let copies = u32::try_from(number(&body, "copies")?.unwrap_or(1)).map_err(|_| "`copies` is too large")?;
-    if let Some(payload) = body.get_mut("payload").map(Value::take) {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Event {
+    link: Option<String>,
+    resource: Option<String>,
+    code: Option<String>,
+    payload: Option<Value>,
+    copies: Option<u32>,
+}
+
+fn webhooks(simulation: &Simulation, body: Event) -> Result<Value, String> {
+    let copies = body.copies.unwrap_or(1);
+    if let Some(payload) = body.payload {
+        if body.link.is_some() || body.resource.is_some() || body.code.is_some() {
+            return Err("a `payload` is sent as it is: beside it only `copies` is known".to_owned());
+        }
         simulation.send_raw(&Json::from(payload), copies);
         return Ok(json!({"events": copies}));
     }
-    let id = body.get("link").and_then(Value::as_str).ok_or("an event needs `link` or `payload`")?;
+    let id = body.link.as_deref().ok_or("an event needs `link` or `payload`")?;
     let position = simulation.state().world.find(id).ok_or_else(|| format!("there is no link {id}"))?;
-    let resource = body.get("resource").and_then(Value::as_str);
-    let resource = resource
-        .map(|name| Resource::parse(name).ok_or_else(|| format!("there is no resource `{name}`")))
-        .transpose()?;
-    let abouts = match body.get("code").and_then(Value::as_str) {
+    let resource = body.resource.as_deref();
+    let resource = resource.map(|name| Resource::parse(name).ok_or_else(|| unknown_resource(name))).transpose()?;
+    let abouts = match body.code.as_deref() {
         Some("invalid_credentials") => vec![About::InvalidCredentials],
         Some("token_required") => vec![About::TokenRequired],
         Some("link_deleted") => vec![About::Deleted],
@@ -210,6 +269,12 @@ fn webhooks(simulation: &Simulation, mut body: Value) -> Result<Value, String> {
     Ok(json!({"events": abouts.len() as u64 * u64::from(copies)}))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Flag {
+    flag: String,
+}
+
 fn faults(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     let wanted = match body {
         Value::Array(faults) => faults.iter().collect(),
@@ -217,8 +282,8 @@ fn faults(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     };
     let faults: Vec<Fault> = wanted
         .into_iter()
-        .map(|fault| match fault.get("flag").and_then(Value::as_str) {
-            Some(flag) => Fault::parse(flag),
+        .map(|fault| match fault.get("flag") {
+            Some(_) => read::<Flag>(fault.clone()).and_then(|fault| Fault::parse(&fault.flag)),
             None => Fault::from_json(fault),
         })
         .collect::<Result<_, _>>()?;
@@ -228,9 +293,7 @@ fn faults(simulation: &Simulation, body: &Value) -> Result<Value, String> {
     Ok(simulation.state().faults.describe())
 }
 
-fn number(body: &Value, key: &str) -> Result<Option<u64>, String> {
-    match body.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => value.as_u64().map(Some).ok_or_else(|| format!("`{key}` is not a whole number")),
-    }
+fn unknown_resource(name: &str) -> String {
+    let known = Resource::ALL.map(Resource::name).join(", ");
+    format!("there is no resource `{name}`; known are {known}")
 }

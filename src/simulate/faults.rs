@@ -1,8 +1,8 @@
 //! Everything that Belvo or the network can do wrong, switched on by name.
 //!
 //! *Takes* a text (`status,code=429,retry_after=7,link=…,times=3`) or the same as a JSON object. *Promises* that each
-//! kind is one line of [`KINDS`]: a name, the rows of the fault list it stands for, what it does, and the function that
-//! does it; and that each row of that list which Belvo or the network can cause is one line of [`ROWS`], so that `AP5`
+//! kind is one line of [`KINDS`]: a name, the rows of the fault list it stands for, what it takes and does, and the
+//! function that does it; and that each row of that list which Belvo or the network can cause is one line of [`ROWS`], so that `AP5`
 //! alone says as much as a kind with its details.
 //!
 //! Any fault may be narrowed: `link`, `resource`, `on` (a route, such as `token` or `links`), `skip` (so many calls go
@@ -31,6 +31,8 @@ pub struct Kind {
     pub rows: &'static str,
     /// What it does, and what it takes.
     pub does: &'static str,
+    /// The keys that it takes, beside those that narrow any fault.
+    pub takes: &'static [&'static str],
     effect: Effect,
 }
 
@@ -49,9 +51,18 @@ enum Effect {
 
 use Effect::{Answer as A, Event as E, Page as P, Records as R};
 
-const fn kind(name: &'static str, rows: &'static str, effect: Effect, does: &'static str) -> Kind {
-    Kind { name, rows, does, effect }
+const fn kind(
+    name: &'static str,
+    rows: &'static str,
+    effect: Effect,
+    takes: &'static [&'static str],
+    does: &'static str,
+) -> Kind {
+    Kind { name, rows, does, takes, effect }
 }
+
+/// What narrows any fault.
+const NARROWS: &[&str] = &["link", "resource", "on", "skip", "times", "share", "seconds"];
 
 /// All kinds.
 pub const KINDS: &[Kind] = &[
@@ -60,74 +71,92 @@ pub const KINDS: &[Kind] = &[
         "status",
         "AP1-AP6, AP20",
         A(status),
+        &["code", "error", "message", "retry_after", "retry_date", "html"],
         "answers `code` (500) with Belvo's body for it; `error` names another code, `message` another text; `retry_after` seconds, or `retry_date` seconds from now as a date; `html=true` sends a page",
     ),
-    kind("html", "AP7", A(html), "answers 200 with an HTML page"),
-    kind("empty", "AP7", A(empty), "answers `code` (200, or 204) without a body"),
-    kind("cut", "AP8", A(cut), "breaks the connection after `after` bytes (half of the body)"),
-    kind("drip", "AP9", A(drip), "sends `bytes` (1) every `every_ms` (1000)"),
-    kind("silence", "AP9", A(silence), "sends headers, and nothing more"),
-    kind("hang", "AP9", A(hang), "takes the request, and never answers"),
-    kind("endless", "AP10", A(endless), "sends a JSON body that never ends"),
-    kind("gzip_bomb", "AP10", A(gzip_bomb), "sends a small gzip body that unpacks to more than 400 MB"),
-    kind("redirect", "AP12", A(redirect), "answers 302 to `to` (another host)"),
+    kind("html", "AP7", A(html), &[], "answers 200 with an HTML page"),
+    kind("empty", "AP7", A(empty), &["code"], "answers `code` (200, or 204) without a body"),
+    kind("cut", "AP8", A(cut), &["after"], "breaks the connection after `after` bytes (half of the body)"),
+    kind("drip", "AP9", A(drip), &["bytes", "every_ms"], "sends `bytes` (1) every `every_ms` (1000)"),
+    kind("silence", "AP9", A(silence), &[], "sends headers, and nothing more"),
+    kind("hang", "AP9", A(hang), &[], "takes the request, and never answers"),
+    kind("endless", "AP10", A(endless), &[], "sends a JSON body that never ends"),
+    kind("gzip_bomb", "AP10", A(gzip_bomb), &[], "sends a small gzip body that unpacks to more than 400 MB"),
+    kind("redirect", "AP12", A(redirect), &["to"], "answers 302 to `to` (another host)"),
     // pages
-    kind("next_elsewhere", "AP12", P(next_elsewhere), "`next` points to `to` (another host)"),
-    kind("next_loop", "AP14", P(next_loop), "`next` is the page itself"),
-    kind("next_malformed", "AP14", P(next_malformed), "`next` lacks its `&`, as in Belvo's own example"),
-    kind("next_relative", "AP14", P(next_relative), "`next` is a path without a host"),
+    kind("next_elsewhere", "AP12", P(next_elsewhere), &["to"], "`next` points to `to` (another host)"),
+    kind("next_loop", "AP14", P(next_loop), &[], "`next` is the page itself"),
+    kind("next_malformed", "AP14", P(next_malformed), &[], "`next` lacks its `&`, as in Belvo's own example"),
+    kind("next_relative", "AP14", P(next_relative), &[], "`next` is a path without a host"),
     kind(
         "slip",
         "AP13",
         P(slip),
+        &[],
         "a row left page 1 meanwhile: each later page begins a row further on, and `count` is one less",
     ),
-    kind("wrong_count", "AP13", P(wrong_count), "`count` is `count` (one more than there are)"),
-    kind("foreign_record", "AP19", P(foreign_record), "the first record of a page says it belongs to another link"),
+    kind("wrong_count", "AP13", P(wrong_count), &["count"], "`count` is `count` (one more than there are)"),
+    kind(
+        "foreign_record",
+        "AP19",
+        P(foreign_record),
+        &[],
+        "the first record of a page says it belongs to another link",
+    ),
     // lists of many links
     kind(
         LINK_IN,
         "AP2, AP19",
         R(as_it_is),
+        &["how"],
         "a list with `link__in` and no `link` is, as `how` says: refuse (400, the default), forbid (403 as JSON), gate (403 as a page), all (everybody's), nothing, first (the first link's only), no_link (records without `link`)",
     ),
     // records
-    kind("list_empty", "AP15", R(list_empty), "the list is empty, whatever the webhook counted"),
-    kind("shrink", "AP15", R(shrink), "only the first `keep` (1) records are there"),
-    kind("many_salaries", "AP10", R(many_salaries), "each job has `rows` (10000) salary rows at least"),
-    kind("older", "AP16", R(older), "`collected_at` is three years older"),
+    kind("list_empty", "AP15", R(list_empty), &[], "the list is empty, whatever the webhook counted"),
+    kind("shrink", "AP15", R(shrink), &["keep"], "only the first `keep` (1) records are there"),
+    kind("many_salaries", "AP10", R(many_salaries), &["rows"], "each job has `rows` (10000) salary rows at least"),
+    kind("older", "AP16", R(older), &[], "`collected_at` is three years older"),
     kind(
         "unknown_field",
         "AP17, IN4",
         R(unknown_field),
+        &["at", "name", "value"],
         "adds `name` (shoe_size) = `value` (42) `at` record, employer, occupation or salary",
     ),
-    kind("new_enum", "AP17", R(new_enum), "pay of July becomes BONUS; `locale=true`: every locale becomes Marítima"),
+    kind(
+        "new_enum",
+        "AP17",
+        R(new_enum),
+        &["locale"],
+        "pay of July becomes BONUS; `locale=true`: every locale becomes Marítima",
+    ),
     kind(
         "missing_key",
         "AP18",
         R(missing_key),
+        &["key", "first"],
         "takes `key` (employer_data) out of each record, or of the first only with `first=true`",
     ),
-    kind("wrong_type", "AP18", R(wrong_type), "`key` (salaries) holds the number 17"),
-    kind("repeat_record", "AP13", R(repeat_record), "the first record is there twice"),
-    kind("shuffle", "IN4", R(shuffle), "rows, and the keys of each record, in another order"),
+    kind("wrong_type", "AP18", R(wrong_type), &["key"], "`key` (salaries) holds the number 17"),
+    kind("repeat_record", "AP13", R(repeat_record), &[], "the first record is there twice"),
+    kind("shuffle", "IN4", R(shuffle), &[], "rows, and the keys of each record, in another order"),
     // webhooks
-    kind("copies", "IN1", E(copies), "each event is sent `n` (100) times at once"),
-    kind("same_ids", "IN3", E(same_ids), "every event has one `webhook_id` and one `request_id`"),
-    kind("moved_fields", "IN4", E(moved_fields), "events have their keys reversed, and a nested one more"),
-    kind("unknown_link", "IN5", E(unknown_link), "events name a link that does not exist"),
-    kind("unknown_type", "IN6", E(unknown_type), "events are of a type nobody knows"),
-    kind("no_link", "IN6", E(no_link), "events have no `link_id`"),
+    kind("copies", "IN1", E(copies), &["n"], "each event is sent `n` (100) times at once"),
+    kind("same_ids", "IN3", E(same_ids), &[], "every event has one `webhook_id` and one `request_id`"),
+    kind("moved_fields", "IN4", E(moved_fields), &[], "events have their keys reversed, and a nested one more"),
+    kind("unknown_link", "IN5", E(unknown_link), &[], "events name a link that does not exist"),
+    kind("unknown_type", "IN6", E(unknown_type), &[], "events are of a type nobody knows"),
+    kind("no_link", "IN6", E(no_link), &[], "events have no `link_id`"),
     kind(
         "needs_user",
         "IN7",
         E(needs_user),
+        &["code"],
         "events say that the link needs its user, and so it does: `code` is invalid_credentials (the default) or token_required",
     ),
-    kind("again", "IN2", E(keep), "each event is sent once more, `after_ms` (6000) later"),
-    kind("hang_up", "IN12", E(keep), "the sender leaves `after_ms` (5) after it has sent"),
-    kind("lost", "IN5, TM3", E(lost), "events are never sent"),
+    kind("again", "IN2", E(keep), &["after_ms"], "each event is sent once more, `after_ms` (6000) later"),
+    kind("hang_up", "IN12", E(keep), &["after_ms"], "the sender leaves `after_ms` (5) after it has sent"),
+    kind("lost", "IN5, TM3", E(lost), &[], "events are never sent"),
 ];
 
 const LINK_IN: &str = "link_in";
@@ -216,7 +245,7 @@ impl Fault {
     /// Reads `name,key=value,…`, in which the name is that of a kind or the id of a row of the fault list.
     ///
     /// # Errors
-    /// When the kind is not known, or a part is not `key=value`; the text says which.
+    /// When the kind is not known, or takes no such key, or a part is not `key=value`; the text says which.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let name = parts.next().unwrap_or_default().trim();
@@ -248,18 +277,23 @@ impl Fault {
         if name == NOT_HERE.0 {
             return Err(NOT_HERE.1.to_owned());
         }
-        if let Some((_, usual)) = ROWS.iter().find(|(id, _)| *id == name) {
+        let kind = if let Some((_, usual)) = ROWS.iter().find(|(id, _)| *id == name) {
             let usual = Self::parse(usual)?;
             for (key, value) in usual.details.0 {
                 details.entry(key).or_insert(value);
             }
-            return Ok(Self { kind: usual.kind, details: Details(details), hits: 0, calls: 0, since: usual.since });
-        }
-        let Some(kind) = KINDS.iter().position(|kind| kind.name == name) else {
-            let ids = ROWS.iter().map(|(id, _)| *id);
-            let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).chain(ids).collect();
-            return Err(format!("there is no fault `{name}`; known are {}", known.join(", ")));
+            usual.kind
+        } else {
+            KINDS.iter().position(|kind| kind.name == name).ok_or_else(|| {
+                let ids = ROWS.iter().map(|(id, _)| *id);
+                let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).chain(ids).collect();
+                format!("there is no fault `{name}`; known are {}", known.join(", "))
+            })?
         };
+        let known = [KINDS[kind].takes, NARROWS].concat();
+        if let Some(unknown) = details.keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(format!("the fault `{name}` takes no `{unknown}`; known are {}", known.join(", ")));
+        }
         Ok(Self { kind, details: Details(details), hits: 0, calls: 0, since: Instant::now() })
     }
 
@@ -782,6 +816,21 @@ mod tests {
         faults.clear();
         faults.arm(fault);
         assert_eq!(faults.draw(call).0.len(), 0);
+    }
+
+    #[test]
+    fn a_key_that_a_fault_does_not_take_is_refused_with_those_that_it_takes() {
+        let error = Fault::parse("status,code=503,foo=1").unwrap_err();
+        assert!(
+            error.contains("takes no `foo`") && error.contains("retry_after") && error.contains("times"),
+            "{error}"
+        );
+        let error = Fault::from_json(&json!({"id": "AP10", "code": 503})).unwrap_err();
+        assert!(error.contains("`AP10` takes no `code`; known are link"), "{error}");
+        for kind in KINDS {
+            let is_told = |key: &&str| kind.does.contains(&format!("`{key}"));
+            assert!(kind.takes.iter().all(is_told), "{} does not say what it takes", kind.name);
+        }
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub const SECRET_PASSWORD: &str = "simulated-secret-password";
 /// What a simulation is made of.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How many people there are. Persons from 0 on; the first 16 are the archetypes.
+    /// How many people connect when all are told to: persons from 0 on, of whom the first 16 are the archetypes. Those
+    /// after them may still connect, one by one.
     pub people: u32,
     /// Decides everybody's life.
     pub seed: u64,
@@ -129,6 +130,7 @@ struct State {
     events: BTreeMap<(usize, &'static str), u64>,
     /// Widget tokens, and what each may do.
     sessions: BTreeMap<String, token::Session>,
+    callbacks: token::Remembered,
 }
 
 /// One call of the API, as it arrived.
@@ -163,6 +165,7 @@ impl Simulation {
             requests: 0,
             events: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            callbacks: token::Remembered::default(),
         };
         let post = webhooks::PostOffice::new(&settings);
         Self(Arc::new(Inner { settings, state: Mutex::new(state), post }))
@@ -176,7 +179,7 @@ impl Simulation {
         server::serve(self, listener, shutdown).await
     }
 
-    /// Makes a link for each person who has none, as the widget would, and announces both resources of each after the
+    /// Makes a link for each of [`Settings::people`] who has none, as the widget would, and announces both resources of each after the
     /// webhook latency. Gives the number of new links. Needs a tokio runtime.
     pub fn connect_all(&self) -> usize {
         self.connect(0, self.0.settings.people)
@@ -185,7 +188,7 @@ impl Simulation {
     /// The same for `count` persons from `first` on.
     pub fn connect(&self, first: u32, count: u32) -> usize {
         let mut made = 0;
-        for person in first..first.saturating_add(count).min(self.0.settings.people) {
+        for person in first..first.saturating_add(count) {
             if !self.state().world.is_connected(person) {
                 self.connect_one(person, links::Wish::default());
                 made += 1;

@@ -287,7 +287,8 @@ impl Asked<'_> {
             return self.not_found();
         }
         let (access, refresh) = (token::text("access", self.request_id), token::text("refresh", self.request_id));
-        let session = token::Session::new(&self.body, state.world.now);
+        let callbacks = state.callbacks.of(&self.body);
+        let session = token::Session::new(&self.body, callbacks, state.world.now);
         state.sessions.insert(access.clone(), session);
         Answer::json(200, Json::object([("access", access.into()), ("refresh", refresh.into())]).to_bytes())
     }
@@ -346,8 +347,7 @@ impl Asked<'_> {
         }
         let cpf: String = self.field("username").unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
         let person = cpf.get(2..9).and_then(|number| number.parse::<u32>().ok());
-        let Some(person) = person.filter(|p| documents::cpf(*p) == cpf && *p < self.simulation.0.settings.people)
-        else {
+        let Some(person) = person.filter(|person| documents::cpf(*person) == cpf) else {
             return self.error(400, "login_error", "Invalid credentials provided to login to the institution");
         };
         let wish = match self.wish() {

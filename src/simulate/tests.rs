@@ -66,6 +66,18 @@ impl Running {
         request.json(&body).send().await.unwrap()
     }
 
+    /// The access token of a widget session.
+    async fn mint(&self, token: Value) -> String {
+        self.post("/api/token/", token).await.json().await["access"].as_str().unwrap().to_owned()
+    }
+
+    /// Where a browser is sent that asks for `path`.
+    async fn leads_to(&self, path: &str) -> String {
+        let away = Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        let left = away.get(format!("{}{path}", self.base)).send().await.unwrap();
+        left.headers()["location"].to_str().unwrap().to_owned()
+    }
+
     async fn connected(people: u32, change: impl FnOnce(&mut Settings)) -> Self {
         let running = Self::start(people, change).await;
         running.simulation.connect_all();
@@ -334,6 +346,17 @@ async fn calls_that_break_a_rule_get_belvos_answers() {
     assert_eq!(running.post("/api/token/", wrong).await.status(), 401);
 }
 
+fn widget_token() -> Value {
+    json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links", "stale_in": "365d",
+        "credentials_storage": "store", "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": branding(),
+        "callback_urls": {"success": "acme://done?a=b", "exit": "acme://exit", "event": "acme://event"}, "theme": []}})
+}
+
+fn update_token(link: &str) -> Value {
+    json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links,read_links",
+        "link_id": link})
+}
+
 fn branding() -> Value {
     json!({"company_icon": "https://acme.example/icon.svg", "company_logo": "https://acme.example/logo.svg",
         "company_name": "ACME", "company_terms_url": "https://acme.example/terms/"})
@@ -342,9 +365,7 @@ fn branding() -> Value {
 #[tokio::test]
 async fn a_token_keeps_every_rule_and_is_good_for_one_link_and_ten_minutes() {
     let running = Running::start(4, |_| ()).await;
-    let token = json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links", "stale_in": "365d",
-        "credentials_storage": "store", "fetch_resources": ["EMPLOYMENTS", "OWNERS"], "widget": {"branding": branding(),
-        "callback_urls": {"success": "acme://done?a=b", "exit": "acme://exit", "event": "acme://event"}, "theme": []}});
+    let token = widget_token();
     for (pointer, value, field, expected) in [
         ("/scopes", json!("read_links"), "scopes", "invalid_choice"),
         ("/stale_in", json!("a year"), "stale_in", "invalid"),
@@ -368,36 +389,96 @@ async fn a_token_keeps_every_rule_and_is_good_for_one_link_and_ten_minutes() {
         );
     }
 
-    let away = Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    let base = running.base.clone();
-    let leads_to = async |path: String| {
-        let left = away.get(format!("{base}{path}")).send().await.unwrap();
-        left.headers()["location"].to_str().unwrap().to_owned()
-    };
-    let mint =
-        async || running.post("/api/token/", token.clone()).await.json().await["access"].as_str().unwrap().to_owned();
-    let access = mint().await;
+    let access = running.mint(token.clone()).await;
     let query = format!("access_token={access}&access_mode=single&external_id=client-0001");
-    let done = leads_to(format!("/widget/success?{query}")).await;
+    let done = running.leads_to(&format!("/widget/success?{query}")).await;
     assert!(done.starts_with("acme://done?a=b&link=") && done.ends_with("&institution=inss_br_employment"), "{done}");
     let link = done.split(['=', '&']).nth(3).unwrap().to_owned();
     let made = running.json(&format!("/api/links/{link}/")).await;
     assert_eq!((&made["access_mode"], &made["external_id"]), (&json!("single"), &json!("client-0001")));
     let dead = "acme://event?error=ACCESS_TOKEN_NOT_VALID&";
-    assert!(leads_to(format!("/widget/?{query}")).await.starts_with(dead));
-    let late = mint().await;
+    assert!(running.leads_to(&format!("/widget/?{query}")).await.starts_with(dead));
+    let late = running.mint(token).await;
     running.simulation.advance(Advance { seconds: 600, ..Advance::default() });
-    assert!(leads_to(format!("/widget/success?access_token={late}")).await.starts_with(dead));
+    assert!(running.leads_to(&format!("/widget/success?access_token={late}")).await.starts_with(dead));
 
     running.simulation.wait_until_delivered().await;
     let position = running.simulation.state().world.find(&link).unwrap();
     running.simulation.state().world.set_status(position, "invalid");
-    let update = json!({"id": SECRET_ID, "password": SECRET_PASSWORD, "scopes": "read_institutions,write_links,read_links",
-        "link_id": link});
-    let access = running.post("/api/token/", update).await.json().await["access"].as_str().unwrap().to_owned();
-    let done = leads_to(format!("/widget/success?access_token={access}")).await;
-    assert!(done.starts_with(&format!("simulated://success?link={link}")), "{done}");
+    let access = running.mint(update_token(&link)).await;
+    let done = running.leads_to(&format!("/widget/success?access_token={access}")).await;
+    assert!(done.starts_with(&format!("acme://done?a=b&link={link}")), "{done}");
     assert_eq!(running.json(&format!("/api/links/{link}/")).await["status"], "valid");
+}
+
+#[tokio::test]
+async fn the_widget_goes_on_with_the_next_person_when_everybody_is_connected() {
+    let running = Running::connected(3, |_| ()).await;
+    let before = running.simulation.truth();
+    for person in 3..5 {
+        let session = format!("access_token={}&external_id=c-{person}", running.mint(widget_token()).await);
+        let done = running.leads_to(&format!("/widget/success?{session}")).await;
+        assert!(done.starts_with("acme://done?a=b&link="), "{done}");
+    }
+    running.simulation.wait_until_delivered().await;
+    assert_eq!(running.simulation.webhooks().delivered, 10);
+    let links = running.json("/_sim/links").await;
+    assert_eq!((&links[4]["person"], &links[4]["external_id"]), (&json!(4), &json!("c-4")));
+    let truth = running.simulation.truth();
+    assert_eq!(rows(&truth, "links")[..3], rows(&before, "links")[..]);
+    assert_eq!((rows(&truth, "links").len(), &rows(&truth, "links")[3]["external_id"]), (5, &json!("c-3")));
+
+    // They are those whom more people would have had from the start.
+    let many = Running::connected(5, |_| ()).await;
+    assert_eq!(many.simulation.link_ids(), running.simulation.link_ids());
+
+    // Whoever is gone does not come back as somebody new, and any other way leads beyond the first three too.
+    running.simulation.state().world.delete(0);
+    let session = running.mint(widget_token()).await;
+    running.leads_to(&format!("/widget/success?access_token={session}")).await;
+    let made = running.post("/_sim/connect", json!({"first": 5, "count": 2})).await.json().await;
+    assert_eq!(made["connected"], 1);
+    let cpf = people::documents::cpf(7);
+    let wish = json!({"institution": "inss_br_employment", "username": cpf, "password": "simulated-password"});
+    assert_eq!(running.post("/api/links/", wish).await.status(), 201);
+    let links = running.json("/_sim/links").await;
+    let persons: Vec<_> = links.as_array().unwrap().iter().map(|link| link["person"].as_u64().unwrap()).collect();
+    assert_eq!(persons, [1, 2, 3, 4, 5, 6, 7]);
+    let too_many = running.post("/_sim/connect", json!({"first": 9_999_999, "count": 2})).await;
+    assert_eq!(too_many.status(), 400);
+    assert_eq!(running.json("/_sim/state").await["people"], 3);
+}
+
+#[tokio::test]
+async fn an_update_leads_back_to_the_application_whose_widget_made_the_link() {
+    let running = Running::connected(1, |_| ()).await;
+    let update = async |link: &str, way: &str| {
+        let access = running.mint(update_token(link)).await;
+        running.leads_to(&format!("/widget/{way}?access_token={access}")).await
+    };
+    let unasked = running.simulation.link_ids().remove(0);
+    assert!(update(&unasked, "success").await.starts_with("simulated://success?link="));
+    let mut made = Vec::new();
+    for app in ["one", "two"] {
+        let mut token = widget_token();
+        for (name, url) in token["widget"]["callback_urls"].as_object_mut().unwrap() {
+            *url = format!("{app}://{name}").into();
+        }
+        let access = running.mint(token).await;
+        running.leads_to(&format!("/widget/success?access_token={access}")).await;
+        made.push(running.simulation.link_ids().pop().unwrap());
+    }
+    for (way, leads_to) in [
+        ("success", format!("one://success?link={}&", made[0])),
+        ("exit", "one://exit?last_encountered_error_code=".to_owned()),
+        ("error", "one://event?error=".to_owned()),
+    ] {
+        let left = update(&made[0], way).await;
+        assert!(left.starts_with(&leads_to), "{left}");
+    }
+    // No widget made this one; the last of these keys is as good as any.
+    let left = update(&unasked, "success").await;
+    assert!(left.starts_with("two://success?link="), "{left}");
 }
 
 #[tokio::test]
@@ -580,6 +661,53 @@ async fn the_handle_and_the_paths_below_sim_say_the_same() {
     let refused = running.post("/_sim/faults", json!({"fault": "typhoon"})).await;
     assert_eq!(refused.status(), 400);
     assert_eq!(running.simulation.arrivals().len(), 1);
+}
+
+#[tokio::test]
+async fn what_the_simulator_does_not_know_is_refused_with_what_it_knows_and_does_nothing() {
+    let running = Running::connected(2, |_| ()).await;
+    let link = running.simulation.link_ids().remove(0);
+    let before = (running.json("/_sim/state").await, running.json("/_sim/links").await);
+    for (path, body, why) in [
+        ("advance", json!({}), "`hours`"),
+        ("advance", json!({"days": null}), "`months`"),
+        ("advance", json!({"by": "1d"}), "unknown field `by`, expected one of `months`, `days`, `hours`"),
+        ("advance", json!({"to": "2027-03-01"}), "unknown field `to`"),
+        ("advance", json!({"days": 1, "weeks": 1}), "unknown field `weeks`"),
+        ("advance", json!({"hours": "1"}), "expected u64"),
+        ("advance", json!({"hours": u64::MAX, "seconds": 1}), "9999"),
+        ("advance", json!([1]), "not a JSON object"),
+        ("faults", json!({}), "needs the key `fault`"),
+        ("faults", json!({"fault": "status", "code": 503, "foo": 1}), "takes no `foo`; known are code,"),
+        ("faults", json!({"flag": "cut", "times": 1}), "unknown field `times`, expected `flag`"),
+        ("faults", json!([{"fault": "cut"}, {"flag": "cut,foo=1"}]), "takes no `foo`; known are after,"),
+        ("connect", json!({"person": 2, "external_id": "foo-1"}), "unknown field `person`, expected one of `first`,"),
+        ("connect", json!({"first": 2, "count": 1, "access_mode": "both"}), "single, recurrent"),
+        ("connect", json!({"first": 2, "count": 1, "fetch_resources": ["INCOMES"]}), "employments, owners"),
+        ("webhooks", json!({"link": link, "type": "OWNERS"}), "unknown field `type`, expected one of `link`,"),
+        ("webhooks", json!({"link": link, "payload": {}}), "only `copies`"),
+    ] {
+        let refused = running.post(&format!("/_sim/{path}?wait=true"), body.clone()).await;
+        assert_eq!(refused.status(), 400, "{path} {body}");
+        let refused: Value = refused.json().await;
+        assert!(refused["error"].as_str().unwrap().contains(why), "{path} {body}: {refused}");
+    }
+    assert_eq!((running.json("/_sim/state").await, running.json("/_sim/links").await), before);
+    assert_eq!(running.json("/_sim/faults").await["on"], json!([]));
+}
+
+#[tokio::test]
+async fn the_clock_moves_by_all_that_is_given_together() {
+    let running = Running::start(1, |_| ()).await;
+    for (by, now) in [
+        (json!({"hours": 1}), "2026-11-20T13:00:00.000000Z"),
+        (json!({"months": 1, "days": 2, "hours": 3, "minutes": 4, "seconds": 5}), "2026-12-22T16:04:05.000000Z"),
+        (json!({"days": 0}), "2026-12-22T16:04:05.000000Z"),
+    ] {
+        let moved = running.post("/_sim/advance", by).await;
+        assert_eq!(moved.status(), 200);
+        assert_eq!(moved.json().await["now"], now);
+    }
 }
 
 #[tokio::test]

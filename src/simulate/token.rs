@@ -1,5 +1,6 @@
 //! Widget tokens: the rules of `POST /api/token/`, and what a token may do until it ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine;
@@ -17,15 +18,61 @@ const LASTS: Duration = Duration::from_mins(10);
 const CONNECT: &str = "read_institutions,write_links";
 const UPDATE: &str = "read_institutions,write_links,read_links";
 
+/// Where the widget leads.
+#[derive(Clone, Debug)]
+pub(super) struct Callbacks {
+    /// After a link was made.
+    pub success: String,
+    /// After the user left.
+    pub exit: String,
+    /// After something went wrong.
+    pub event: String,
+}
+
+impl Callbacks {
+    /// Those that `body` names: all three, or the rules refuse it.
+    fn named(body: &Value) -> Option<Self> {
+        let url = |name: &str| body["widget"]["callback_urls"][name].as_str().map(str::to_owned);
+        Some(Self { success: url("success")?, exit: url("exit")?, event: url("event")? })
+    }
+
+    /// Those of whoever never named any.
+    fn nowhere() -> Self {
+        let [success, exit, event] = ["success", "exit", "event"].map(|name| format!("simulated://{name}"));
+        Self { success, exit, event }
+    }
+}
+
+/// The callback URLs that sessions named. The body of a token that updates a link has no place for any, and yet its user
+/// is to come back to the application. So those of the session that made the link hold; for a link that no session made,
+/// the last that any session of these keys named.
+#[derive(Default)]
+pub(super) struct Remembered {
+    last: Option<Callbacks>,
+    of_link: BTreeMap<String, Callbacks>,
+}
+
+impl Remembered {
+    /// The callback URLs of a session that is asked for with `body`.
+    pub(super) fn of(&mut self, body: &Value) -> Callbacks {
+        if let Some(named) = Callbacks::named(body) {
+            return self.last.insert(named).clone();
+        }
+        let of_link = body["link_id"].as_str().map(|link| self.of_link.get(link).or(self.last.as_ref()));
+        of_link.flatten().cloned().unwrap_or_else(Callbacks::nowhere)
+    }
+
+    /// Notes that a session with `callbacks` made `link`.
+    pub(super) fn made(&mut self, link: &str, callbacks: Callbacks) {
+        self.of_link.insert(link.to_owned(), callbacks);
+    }
+}
+
 /// What a token was asked for with.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
-    /// Where the widget leads after a link was made.
-    pub success: String,
-    /// Where it leads after the user left.
-    pub exit: String,
-    /// Where it leads after something went wrong.
-    pub event: String,
+    /// Where the widget leads.
+    pub callbacks: Callbacks,
     /// The link to update; none for a new one.
     pub link: Option<String>,
     /// Whether somebody connected with it.
@@ -38,15 +85,10 @@ pub(super) struct Session {
 
 impl Session {
     /// The session of a body that broke no rule.
-    pub(super) fn new(body: &Value, now: Timestamp) -> Self {
+    pub(super) fn new(body: &Value, callbacks: Callbacks, now: Timestamp) -> Self {
         let text = |name: &str| body[name].as_str().map(str::to_owned);
-        let callback = |name: &str| {
-            body["widget"]["callback_urls"][name].as_str().map_or_else(|| format!("simulated://{name}"), str::to_owned)
-        };
         Self {
-            success: callback("success"),
-            exit: callback("exit"),
-            event: callback("event"),
+            callbacks,
             link: text("link_id"),
             is_used: false,
             stale_in: text("stale_in"),

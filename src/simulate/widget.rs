@@ -1,7 +1,7 @@
 //! A stand-in for the hosted widget: a page whose buttons end at the callback URLs of the token.
 //!
 //! `GET /widget/?access_token=…` takes the parameters of Belvo's page. Its buttons lead to `/widget/success`, which
-//! makes a link for the next person without one, or makes the link of the token valid again; to `/widget/exit`, or to
+//! makes a link for the next person who never had one, or makes the link of the token valid again; to `/widget/exit`, or to
 //! `/widget/error`; a script may call those at once. A token is good for one link and ten simulated minutes; later it
 //! leads to the callback for errors.
 
@@ -52,21 +52,24 @@ fn connect(
     let Some(wish) = session.wish(access_mode, external_id) else {
         return leave_after(session, "unexpected_error", "Recurrent links must store the credentials");
     };
-    let person = {
-        let State { world, sessions, .. } = &mut *simulation.state();
-        let person = (0..simulation.0.settings.people).find(|person| !world.is_connected(*person));
-        if let (Some(_), Some(session)) = (person, sessions.get_mut(token)) {
-            session.is_used = true;
-        }
-        person
+    let connected = {
+        let State { world, sessions, callbacks, .. } = &mut *simulation.state();
+        world.next_person().map(|person| {
+            if let Some(session) = sessions.get_mut(token) {
+                session.is_used = true;
+            }
+            let position = world.connect(person, wish);
+            let link = world.link(position).id.clone();
+            callbacks.made(&link, session.callbacks.clone());
+            (position, link)
+        })
     };
-    let Some(person) = person else {
+    let Some((position, link)) = connected else {
         let everybody = [("warning", "institution_disabled"), ("warning_message", "Everybody is connected")];
-        return leave(&session.event, &everybody);
+        return leave(&session.callbacks.event, &everybody);
     };
-    let position = simulation.connect_one(person, wish);
-    let link = simulation.state().world.link(position).id.clone();
-    leave(&session.success, &[("link", &link), ("institution", INSTITUTION)])
+    simulation.announce_all(position);
+    leave(&session.callbacks.success, &[("link", &link), ("institution", INSTITUTION)])
 }
 
 /// The link works again, and is read anew.
@@ -85,7 +88,7 @@ fn update(simulation: &Simulation, token: &str, session: &Session, link: &str) -
         position
     };
     simulation.announce_all(position);
-    leave(&session.success, &[("link", link), ("institution", INSTITUTION)])
+    leave(&session.callbacks.success, &[("link", link), ("institution", INSTITUTION)])
 }
 
 fn leave_after(session: &Session, code: &str, message: &str) -> Answer {
@@ -95,12 +98,12 @@ fn leave_after(session: &Session, code: &str, message: &str) -> Answer {
         ("meta_data_step", "abandon-survey"),
         ("meta_data_institution_name", INSTITUTION),
     ];
-    leave(&session.exit, &parameters)
+    leave(&session.callbacks.exit, &parameters)
 }
 
 fn leave_with_error(session: &Session) -> Answer {
     let parameters = [("error", "ACCESS_TOKEN_NOT_VALID"), ("error_message", "The token is not valid, or no longer")];
-    leave(&session.event, &parameters)
+    leave(&session.callbacks.event, &parameters)
 }
 
 fn leave(callback: &str, parameters: &[(&str, &str)]) -> Answer {

@@ -8,7 +8,7 @@ use chrono::Months;
 
 use super::json::Json;
 use super::links::{Link, Resource, Wish};
-use super::people::Person;
+use super::people::{EVERYBODY, Person};
 use super::query::Page;
 use super::records;
 use crate::clock::Timestamp;
@@ -89,6 +89,11 @@ impl World {
     /// Whether `person` has a link.
     pub(super) fn is_connected(&self, person: u32) -> bool {
         self.by_person.get(&person).is_some_and(|of| of.iter().any(|position| !self.links[*position].deleted))
+    }
+
+    /// The first person who never had a link. Whoever had one does not come back as somebody new: they may be erased.
+    pub(super) fn next_person(&self) -> Option<u32> {
+        (0..EVERYBODY).find(|person| !self.by_person.contains_key(person))
     }
 
     /// The position of the link `id`, unless it was deleted.

@@ -38,9 +38,9 @@ async fn leads_to(url: &str) -> String {
     browser.get(url).send().await.unwrap().headers()["location"].to_str().unwrap().to_owned()
 }
 
-/// The link that a success callback names. An update tells Belvo no callback, and the simulator has one of its own.
+/// The link that a success callback names.
 fn link_of(callback: &str) -> LinkId {
-    let query = callback.strip_prefix("it://success?").or_else(|| callback.strip_prefix("simulated://success?"));
+    let query = callback.strip_prefix("it://success?");
     let query = query.unwrap_or_else(|| panic!("no success: {callback}"));
     let mut pairs = url::form_urlencoded::parse(query.as_bytes());
     pairs.find(|(name, _)| name == "link").unwrap().1.parse().unwrap()

@@ -1,8 +1,10 @@
 //! Brazilian document numbers: check digits, and openly fake numbers whose digits are right.
 
+use super::EVERYBODY;
+
 /// A CPF of 11 digits with the body `99` and `number` in seven digits.
 pub(crate) fn cpf(number: u32) -> String {
-    with_check_digits(format!("99{:07}", number % 10_000_000), &CPF_WEIGHTS)
+    with_check_digits(format!("99{:07}", number % EVERYBODY), &CPF_WEIGHTS)
 }
 
 /// A CNPJ of 14 characters: a root of eight, a branch of four, two check digits.

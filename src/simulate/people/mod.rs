@@ -20,6 +20,9 @@ use super::calendar::{Amount, Month};
 use identity::{Identity, Owner};
 use work::{Activity, Employer};
 
+/// How many people can be told apart: a fake CPF has seven digits for the number of its person.
+pub(super) const EVERYBODY: u32 = 10_000_000;
+
 /// One person.
 pub(super) struct Person {
     /// Who it is.
