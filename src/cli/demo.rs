@@ -36,10 +36,6 @@ const AUTHORIZATION: &str = "Bearer demo-webhook-authorization";
 /// Where a fake Belvo would listen that is started beside the demo's configuration.
 const BELVO: &str = "http://127.0.0.1:8090";
 
-/// People whom the dashboard may still connect while the demo serves: it counts up to the simulator's people, after whom
-/// the widget's page goes on by itself.
-const TO_COME: u32 = 10;
-
 /// The pepper of a demo: the same for all, so that two demos give the same rows.
 const PEPPER: &str = "demo-pepper-for-simulated-people";
 
@@ -131,7 +127,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let webhook =
             format!("http://{}{}", daemon.webhook_address.context("the webhook listener is up")?, config.webhook.path);
         let simulation = Simulation::new(simulate::Settings {
-            people: args.people + if args.serve { TO_COME } else { 0 },
+            people: args.people,
             seed: args.seed,
             webhook: Some(webhook.parse()?),
             webhook_authorization: AUTHORIZATION.into(),

@@ -297,7 +297,9 @@ async fn ask_daemon(daemon: &Client, report: &mut Report) {
         Ok(problems) if problems.is_empty() => report.fine("daemon", "the daemon runs, and nothing stands in its way"),
         Ok(problems) => {
             is_blocked = problems.iter().any(|code| code == Code::ApiBlocked.name());
-            problems.iter().for_each(|code| standing(code, report));
+            for code in &problems {
+                standing(code, report);
+            }
         }
         Err(error) => lost(&error, report),
     }

@@ -106,15 +106,12 @@ pub fn finish(
     global: &Global,
     tell: impl FnOnce(&Run) -> anyhow::Result<()>,
 ) -> anyhow::Result<Exit> {
-    match run {
-        Some(run) => {
-            complain(run, global)?;
-            tell(run)?;
-        }
-        None => {
-            let code = Ending::Interrupted.word();
-            say_error("interrupted before it was known what came of it", code, Exit::Interrupted, global)?;
-        }
+    if let Some(run) = run {
+        complain(run, global)?;
+        tell(run)?;
+    } else {
+        let code = Ending::Interrupted.word();
+        say_error("interrupted before it was known what came of it", code, Exit::Interrupted, global)?;
     }
     Ok(exit(run))
 }

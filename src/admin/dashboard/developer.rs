@@ -229,15 +229,9 @@ async fn tell(
 
 async fn connect(State(board): State<Board>, ordered: Ordered) -> Result<Redirect, Trouble> {
     let links = simulator(&board)?.ask(Method::GET, "links", None).await?;
-    let people = simulator(&board)?.ask(Method::GET, "state", None).await?["people"].as_u64().unwrap_or_default();
     let taken: Vec<u64> = links.as_array().into_iter().flatten().filter_map(|link| link["person"].as_u64()).collect();
-    let Some(first) = (0..people).find(|person| !taken.contains(person)) else {
-        return Err(Trouble::new(
-            StatusCode::CONFLICT,
-            "Everybody is connected: start the simulator with more people.",
-            "Todos estão conectados: inicie o simulador com mais pessoas.",
-        ));
-    };
+    // There is a person for each number, however many were connected at the start.
+    let first = (0..=taken.len() as u64).find(|person| !taken.contains(person));
     let about = About { operation: "POST /developer/connect", ..About::default() };
     tell(&board, &ordered, about, &[(Method::POST, "connect", json!({ "first": first, "count": 1 }))]).await
 }

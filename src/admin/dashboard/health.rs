@@ -9,7 +9,7 @@ use crate::links::freshness;
 use crate::publish::Manifest;
 use crate::queue;
 use crate::resources::{self, Resource};
-use crate::runs::Run;
+use crate::runs::{Ending, Run};
 use crate::schedule::view::{self, View};
 use crate::schedule::{Action, Job};
 use crate::store::{Error, Tx, args};
@@ -226,8 +226,7 @@ fn fresh(freshness: &[Freshness], lang: Lang) -> Check {
 }
 
 fn ran(jobs: &[View], lang: Lang) -> Check {
-    let has_failed =
-        |job: &&View| job.last_run.as_ref().and_then(Run::ending).is_some_and(|ending| ending.is_trouble());
+    let has_failed = |job: &&View| job.last_run.as_ref().and_then(Run::ending).is_some_and(Ending::is_trouble);
     let failed: Vec<&View> = jobs.iter().filter(has_failed).collect();
     let (word, says, place) = match failed.first().and_then(|job| Some((job, job.last_run.as_ref()?))) {
         None => (
