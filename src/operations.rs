@@ -160,8 +160,6 @@ pub enum Refused {
     /// There is no such job.
     #[error("there is no such job; there are: {known}")]
     NoJob {
-        /// What was asked for.
-        name: String,
         /// What there is.
         known: String,
     },
@@ -286,7 +284,7 @@ impl Operations {
                 self.runs.start(Kind::Rebuild, None, reason, work).await?
             }
             Order::Features(wanted) => {
-                let run = features::record_in(&self.store, wanted, self.clock.now()).await?;
+                let run = features::record_in_store(&self.store, wanted, self.clock.now()).await?;
                 let name = Some(run.name());
                 let work = |report| this.features(run, report);
                 self.runs.start(Kind::Features, name, reason, work).await?
@@ -299,7 +297,7 @@ impl Operations {
                 if !self.jobs.knows(&name) {
                     let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
                     let known = if known.is_empty() { "none".to_owned() } else { known };
-                    return Err(Refused::NoJob { name, known });
+                    return Err(Refused::NoJob { known });
                 }
                 let work = |report| this.run_job(name.clone(), report);
                 self.runs.start(Kind::Job, Some(name.clone()), reason, work).await?

@@ -1,9 +1,11 @@
 //! A text of at most seven bytes as one number, which is copied, compared and looked up like one.
 
+use std::num::NonZeroU64;
+
 /// Its bytes, the first one lowest, above them zeroes; uppermost its length and [`Short::MARK`], so that the numbers of
-/// different texts differ.
+/// different texts differ, and that none is 0: one that may be missing takes no more room.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Short(u64);
+pub struct Short(NonZeroU64);
 
 impl Short {
     /// Bytes of the longest.
@@ -15,8 +17,9 @@ impl Short {
     /// The first `len` bytes of `chunk`, at most [`Short::LONGEST`].
     #[inline]
     pub fn start_of(chunk: [u8; 8], len: usize) -> Self {
+        const MARK: NonZeroU64 = NonZeroU64::new(Short::MARK).expect("a bit is set");
         let bytes = u64::from_le_bytes(chunk) & !(u64::MAX << (8 * len));
-        Self(bytes | (len as u64) << 56 | Self::MARK)
+        Self(MARK | bytes | (len as u64) << 56)
     }
 
     /// All of `text`, if it is short.
@@ -37,25 +40,25 @@ impl Short {
     /// The number of each is its own.
     #[inline]
     pub fn number(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     /// The text that has this number; `None` when none has.
     #[inline]
     pub fn of_number(number: u64) -> Option<Self> {
-        (number & Self::MARK != 0).then_some(Self(number))
+        NonZeroU64::new(number).filter(|number| number.get() & Self::MARK != 0).map(Self)
     }
 
     /// Its bytes, and zeroes after them up to the last, which is not one of them.
     #[inline]
     pub fn chunk(self) -> [u8; 8] {
-        self.0.to_le_bytes()
+        self.number().to_le_bytes()
     }
 
     /// How many bytes it has.
     #[inline]
     pub fn len(self) -> usize {
-        (self.0 >> 56) as usize & Self::LONGEST
+        (self.number() >> 56) as usize & Self::LONGEST
     }
 
     /// Whether it has none.
@@ -66,14 +69,14 @@ impl Short {
     /// A number that compares as the texts do, as far as they hold no byte 0.
     #[inline]
     pub fn rank(self) -> u64 {
-        (self.0 & u64::MAX >> 8).swap_bytes()
+        (self.number() & u64::MAX >> 8).swap_bytes()
     }
 }
 
 /// What is known of short texts that came lately, by the numbers of so many together.
 pub struct Recent<const N: usize, V>(Vec<([u64; N], V)>);
 
-/// How many places there are for what is known of each number: in two numbers more is known of than in one.
+/// How many places there are; a pair of numbers has twice as many.
 const PLACES: usize = 512;
 
 impl<const N: usize, V> Default for Recent<N, V> {

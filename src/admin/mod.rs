@@ -4,7 +4,7 @@
 //! the dashboard. *Promises* that nothing it answers holds personal data; that a page in a browser cannot reach it
 //! under a name of its own (`admin.allowed_hosts`), and cannot order anything from another site; and that nothing under
 //! `/v1` is answered, not even that it is not there, without a token. *Not here*: what the API can do, and for whom;
-//! see [`v1`], [`role`] and [`dashboard`], whose pages ask for a session themselves.
+//! see [`v1`], [`role`] and [`dashboard`], whose pages ask for a session or a token themselves.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -114,8 +114,7 @@ async fn method_not_allowed() -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods; see the header Allow")
 }
 
-/// Nothing under `/v1` without a token, and nothing of it is kept by anybody on the way. Whose token it was goes along. A
-/// page may be read with one, too: a program has no session.
+/// Nothing under `/v1` without a token, and nothing of it is kept by anybody on the way. Whose token it was goes along.
 async fn check_token(
     State(admin): State<Admin>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -123,16 +122,11 @@ async fn check_token(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let given = bearer(request.headers());
-    let is_api = uri.path() == "/v1" || uri.path().starts_with("/v1/");
-    let is_open = ["/healthz", "/readyz", "/metrics"].contains(&uri.path());
-    if is_open || !is_api && given.is_none() {
+    if uri.path() != "/v1" && !uri.path().starts_with("/v1/") {
         return next.run(request).await;
     }
+    let given = bearer(request.headers());
     if let Some(wait) = given.and_then(|_| admin.guesses.wait(peer.ip(), Instant::now())) {
-        if !is_api {
-            return next.run(request).await;
-        }
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
         let message = "too many wrong tokens came from this address: wait as long as Retry-After says";
         let mut answer = error(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", message);
@@ -151,8 +145,6 @@ async fn check_token(
             request.extensions_mut().insert::<Caller>(caller);
             next.run(request).await
         }
-        // A proxy may add a token of its own to what browsers ask for.
-        None if !is_api => return next.run(request).await,
         None if admin.tokens.is_empty() => error(
             StatusCode::UNAUTHORIZED,
             "no_token_configured",
@@ -173,7 +165,7 @@ async fn check_token(
 }
 
 /// What stands after `Bearer` in the only `Authorization` that there is.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (only, None) = (values.next()?, values.next()) else { return None };
     let (scheme, token) = only.as_bytes().split_at_checked(b"Bearer ".len())?;

@@ -258,12 +258,12 @@ fn published(config: &Config, lake: &Lake, own: &OwnLake, status: &Status, now: 
             }
         }
         None => match lake.current_number() {
-            Some(number) => {
+            Some(number) if lake.folder(number).exists() => {
                 let what = format!("the manifest of snapshot {number:06} cannot be read, though readers see its files");
-                report.add(Level::Error, "manifest_damaged", what, "vinculo publish", Exit::Damaged);
+                report.add(Level::Error, "manifest_damaged", what, "vinculo rebuild", Exit::Damaged);
             }
-            None if status.links > 0 => report.warn("nothing_published", "readers see nothing yet", mend),
-            None => {}
+            _ if status.links > 0 => report.warn("nothing_published", "readers see nothing yet", mend),
+            _ => {}
         },
     }
 }

@@ -98,6 +98,7 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
     let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
     if let Some(as_of) = args.as_of {
         runs::clocks(as_of, args.mode, now)?;
+        warn_of_expiry(config, as_of, global)?;
     }
     let order = Order::Features(Wanted { as_of: args.as_of, mode: args.mode, lag_months });
     let run = ordered::carry_out(order, ordered::STATE_AND_LAKE, global)?;
@@ -111,7 +112,9 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
             })?;
             let (recorded, left_out) = recorded.context("the run is not on record")?;
             let as_of = recorded.as_of;
-            warn_of_expiry(config, as_of, global)?;
+            if args.as_of.is_none() {
+                warn_of_expiry(config, as_of, global)?;
+            }
             // One that was recorded for this order is no news.
             if recorded.is_final(now) && recorded.ran_at < now {
                 let what = format!(

@@ -68,17 +68,19 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// What the command ends with when the operator does not want what `links` would put on the bill; `None` when they do.
-/// Links that were named are never asked about.
+/// One link is never asked about.
 fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> anyhow::Result<Option<Exit>> {
-    if links.ids().is_some() {
+    if links.ids().is_some_and(|ids| ids.len() == 1) {
         return Ok(None);
     }
     let resources = if resources.is_empty() { &resources::ALL } else { resources };
     let config = global.load_config(Needs::default())?;
     let now = Clock::system().now();
     let Estimate { billed_calls, cooling, unfit } = Readers::of(&config.state.path).read(|tx| {
-        let mut wanted: Vec<_> =
-            operations::tracked(tx, links, resources, now)?.into_iter().map(|(link_id, _)| link_id).collect();
+        let mut wanted: Vec<LinkId> = match links.ids() {
+            Some(ids) => ids.iter().filter_map(|id| id.parse().ok()).collect(),
+            None => operations::tracked(tx, links, resources, now)?.into_iter().map(|(link_id, _)| link_id).collect(),
+        };
         wanted.sort_unstable();
         wanted.dedup();
         recollect::estimate(tx, &wanted, now)

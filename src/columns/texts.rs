@@ -104,7 +104,9 @@ impl Texts {
         self.keys.truncate(len);
         // What only rows used that are gone is kept until all are: it may be one of the recent ones.
         if len == 0 && self.count() > 0 {
-            *self = Self { keys: std::mem::take(&mut self.keys), ..Self::new() };
+            self.known = StringBuilder::with_capacity(self.count(), self.bytes());
+            self.recent.clear();
+            self.last = (0, 0);
         }
     }
 

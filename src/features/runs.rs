@@ -169,7 +169,7 @@ pub fn record(tx: &Tx<'_>, wanted: Wanted, now: Timestamp) -> Result<Run, Error>
 ///
 /// # Errors
 /// [`Error`].
-pub async fn record_in(store: &Store, wanted: Wanted, now: Timestamp) -> Result<Run, Error> {
+pub async fn record_in_store(store: &Store, wanted: Wanted, now: Timestamp) -> Result<Run, Error> {
     // A refused run has written nothing, so its transaction may stand.
     let recorded = store.write(move |tx| match record(tx, wanted, now) {
         Err(Error::Store(error)) => Err(error),
@@ -240,10 +240,10 @@ mod tests {
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let record = async |date: &'static str, mode, lag, now: &'static str| {
             let wanted = Wanted { as_of: Some(day(date)), mode, lag_months: lag };
-            record_in(&store, wanted, at(now)).await
+            record_in_store(&store, wanted, at(now)).await
         };
         let of_today = Wanted { as_of: None, mode: Mode::Retro, lag_months: 1 };
-        let of_today = record_in(&store, of_today, at("2026-06-15T09:00:00Z")).await.unwrap();
+        let of_today = record_in_store(&store, of_today, at("2026-06-15T09:00:00Z")).await.unwrap();
         assert_eq!(of_today.name(), "2026-06-15 strict");
         record("2026-05-31", Mode::Retro, 1, "2026-06-15T10:00:00Z").await.unwrap();
         record("2026-05-31", Mode::Retro, 2, "2026-06-15T11:00:00Z").await.unwrap();

@@ -267,12 +267,12 @@ impl Rows {
     /// and are compared as one number.
     pub(super) fn sort(&mut self, by: &SortSlots, source: Source<'_>) {
         let Self { width, count, ref slots, ref mut order, ref mut ties, .. } = *self;
-        let first = by.texts.first().map_or(0, |&slot| usize::from(slot));
+        let first = by.texts.first().map(|&slot| usize::from(slot));
         order.clear();
         ties.clear();
         let (mut is_sorted, mut last) = (true, 0);
         for (row, base) in (0..count).zip((0..).step_by(width)) {
-            let rank = source.rank(slots[base + first]);
+            let rank = first.map_or(0, |first| source.rank(slots[base + first]));
             is_sorted &= last <= rank;
             if last == rank && row > 0 {
                 ties.push(row);

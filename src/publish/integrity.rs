@@ -150,6 +150,9 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
         verified.note(lake, &path, "checksum", "is not the manifest that was published");
     }
     let (entries, is_complete) = entries(&text);
+    if !is_complete && is_own(&text) {
+        verified.note(lake, &path, "unreadable", "is no manifest that this version reads");
+    }
     let mut expected = BTreeSet::from([path]);
     for entry in &entries {
         let file = folder.join(&entry.path);
@@ -169,8 +172,8 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
     }
 }
 
-/// The files that a manifest names, and whether these are all: of one that is no JSON any more, those whose own entries
-/// can still be read.
+/// The files that a manifest names, and whether these are all: of one that cannot be read any more, those whose own
+/// entries can.
 fn entries(text: &[u8]) -> (Vec<FileEntry>, bool) {
     if let Ok(Manifest { tables, files, .. }) = serde_json::from_slice(text) {
         return (tables.into_iter().flat_map(|table| table.files).chain(files).collect(), true);

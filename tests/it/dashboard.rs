@@ -143,7 +143,7 @@ async fn count(flow: &Flow, sql: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn nothing_is_shown_without_a_session_and_every_answer_guards_itself() {
+async fn nothing_is_shown_without_a_session_or_a_token_and_every_answer_guards_itself() {
     let flow = start(1).await;
     let stranger = Browser::of(&flow);
     for path in PAGES.into_iter().chain(["/links/x", "/runs/1", "/webhooks/1"]) {
@@ -157,11 +157,14 @@ async fn nothing_is_shown_without_a_session_and_every_answer_guards_itself() {
         let answer = stranger.send(request, &[("authorization", &format!("Bearer {token}"))]).await;
         assert_eq!(answer.status, status);
     }
+    let bearer = [("authorization", &*format!("Bearer {TOKEN}"))];
+    let ordered = stranger.post("/links/x/refresh", &[], &bearer).await;
+    assert!(ordered.status == 303 && ordered.place() == "/sign-in", "{}", ordered.status);
     let wrong = stranger.post("/sign-in", &[("token", "it-token-of-nobody")], &[]).await;
     assert!(wrong.status == 401 && !wrong.headers.contains_key(SET_COOKIE), "{}", wrong.status);
     assert_eq!(stranger.sign_in("it-token-of-nobody-else").await, 401);
     let tried = "SELECT count(*) FROM audit WHERE action = 'sign_in_failed' AND detail = '{\"door\":\"dashboard\"}'";
-    assert_eq!(count(&flow, tried).await, 2, "each guess is a line");
+    assert_eq!(count(&flow, tried).await, 3, "each guess is a line");
     let elsewhere = stranger.post("/sign-in", &[("token", TOKEN), ("next", "//attacker.example")], &[]).await;
     assert_eq!(elsewhere.place(), "/");
 

@@ -276,14 +276,24 @@ async fn an_order_for_a_link_that_belvo_does_not_know_leaves_nothing_behind() {
     let belvo = Belvo::start().await;
     belvo.has_link(LINK, format!(r#"{{"id":"{LINK}","status":"valid","access_mode":"recurrent"}}"#));
     let running = Running::start(belvo.address, &[]).await;
-    let order = |link: &str| Order::Refresh { links: Links::LinkId(link.to_owned()), resources: Vec::new() };
+    let order = |links: &[&str]| {
+        let links = Links::LinkIds(links.iter().map(|&link| link.to_owned()).collect());
+        Order::Refresh { links, resources: Vec::new() }
+    };
     let operations = &running.daemon.operations;
-    let mistyped = operations.start(order("3f5d361d-dad6-45d4-a0bf-26d479766067"), Reason::Command).await;
-    assert_eq!(mistyped.unwrap_err().code(), "no_such_link");
-    operations.start(order(LINK), Reason::Command).await.unwrap();
+    let tracked = async || {
+        let tracked = running.daemon.store.read(vinculo::links::all).await.unwrap();
+        tracked.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let mistyped = "3f5d361d-dad6-45d4-a0bf-26d479766067";
+    for links in [&[mistyped][..], &[LINK, mistyped]] {
+        let refused = operations.start(order(links), Reason::Command).await;
+        assert_eq!(refused.unwrap_err().code(), "no_such_link");
+        assert!(tracked().await.is_empty(), "all of them or none");
+    }
+    operations.start(order(&[LINK, LINK]), Reason::Command).await.unwrap();
     running.until_idle().await;
-    let tracked = running.daemon.store.read(vinculo::links::all).await.unwrap();
-    assert_eq!(tracked.iter().map(vinculo::link_id::LinkId::as_str).collect::<Vec<_>>(), [LINK]);
+    assert_eq!(tracked().await, [LINK]);
 }
 
 async fn mark(running: &Running, resource: &str, trigger: Trigger) {

@@ -1,8 +1,8 @@
 //! Who looks at a page: sessions, and the signature that every order of a form carries.
 //!
 //! *Takes* cookies and the fields of forms. *Gives* a [`Viewer`] to every page, and [`Signed`] or [`Ordered`] fields to
-//! whatever changes something. *Promises* that nothing is shown without a session, that a session dies after
-//! [`LIVES_FOR`], at a sign-out, with its token and with the process, that no order is taken which our own page did not
+//! whatever changes something. *Promises* that nothing is shown without a session or a bearer token, that a
+//! session dies after [`LIVES_FOR`], at a sign-out, with its token and with the process, that no order is taken which our own page did not
 //! show to this very session, nor one of a viewer whose role only looks. *Not here*: whose token it was; see
 //! [`role`](crate::admin::role).
 
@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 
 use super::lang::Lang;
 use super::{Board, Trouble};
+use crate::admin::bearer;
 use crate::admin::role::{Caller, Role};
 use crate::sensitive::hex;
 
@@ -120,15 +121,18 @@ impl FromRequestParts<Board> for Viewer {
         let place = parts.uri.path_and_query().map_or("/", |place| place.as_str()).to_owned();
         let lang = Lang::of(&parts.headers);
         let is_simulated = board.settings.simulator.is_some();
-        if let Some(caller) = parts.extensions.get::<Caller>().cloned() {
-            // No form of it can be sent without a session.
-            return Ok(Self { lang, caller, signature: secret().into(), is_simulated, place });
-        }
         // A token that was withdrawn meanwhile shows nothing more, and one that may do less now does less.
         if let Some(Session { token, signature, .. }) = board.sessions.find(&parts.headers)
             && let Some(caller) = board.tokens.whose(token)
         {
             return Ok(Self { lang, caller, signature, is_simulated, place });
+        }
+        // A program reads a page with its token; no form of it can be sent without a session.
+        if parts.method.is_safe()
+            && let Some(token) = bearer(&parts.headers)
+            && let Some(caller) = board.whose(token, parts).await
+        {
+            return Ok(Self { lang, caller, signature: secret().into(), is_simulated, place });
         }
         let back = if place == "/" || !parts.method.is_safe() {
             String::new()

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -13,6 +14,7 @@ use maud::{Markup, html};
 use super::lang::{self, Lang};
 use super::session::{Signed, form};
 use super::{Board, Trouble, escaped, layout, own_place, query};
+use crate::admin::role::Caller;
 use crate::audit;
 use crate::operations::Operations;
 
@@ -47,11 +49,7 @@ async fn sign_in(
     let fields = form(request).await?;
     let field = |name: &str| fields.get(name).map_or("", |value| value.trim());
     let next = own_place(field("next"));
-    let Some(caller) = board.tokens.recognise(field("token").as_bytes()) else {
-        if board.guesses.note_new(peer.ip(), field("token").as_bytes(), Instant::now()) {
-            let Operations { store, clock, .. } = &board.operations;
-            audit::note_failed_sign_in(store, clock.now(), "dashboard").await;
-        }
+    let Some(caller) = board.recognise(field("token").as_bytes(), peer).await else {
         ::metrics::counter!("vinculo_admin_refused_total").increment(1);
         tracing::warn!(code = "unauthorized", "somebody tried to sign in with a wrong token");
         let page = page(Lang::of(&headers), next, true, board.tokens.is_empty());
@@ -61,6 +59,28 @@ async fn sign_in(
     let is_https = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
     let cookie = board.sessions.begin(field("token").as_bytes(), is_https);
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to(next)).into_response())
+}
+
+impl Board {
+    /// Whose token it is; one that is nobody's is a guess that is counted.
+    async fn recognise(&self, token: &[u8], peer: SocketAddr) -> Option<Caller> {
+        let caller = self.tokens.recognise(token);
+        if caller.is_none() && self.guesses.note_new(peer.ip(), token, Instant::now()) {
+            let Operations { store, clock, .. } = &self.operations;
+            audit::note_failed_sign_in(store, clock.now(), "dashboard").await;
+        }
+        caller
+    }
+
+    /// Whose token a request without a session carries, unless too many wrong ones came from its address. A proxy may
+    /// send one of its own.
+    pub(super) async fn whose(&self, token: &[u8], parts: &Parts) -> Option<Caller> {
+        let ConnectInfo(peer) = parts.extensions.get::<ConnectInfo<SocketAddr>>()?;
+        if self.guesses.wait(peer.ip(), Instant::now()).is_some() {
+            return None;
+        }
+        self.recognise(token, *peer).await
+    }
 }
 
 async fn sign_out(State(board): State<Board>, headers: HeaderMap, _: Signed) -> Response {

@@ -11,7 +11,7 @@ use super::links::{ManyWanted, NO_LINK, named, which};
 use super::route::Route;
 use super::{Api, Problem, body};
 use crate::admin::role::Role;
-use crate::belvo::{Code, Trouble};
+use crate::belvo::Trouble;
 use crate::link_id::LinkId;
 use crate::operations::{Order, Refused};
 use crate::widget::{self, Session, SessionRequest};
@@ -47,13 +47,15 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn widget_session(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
     let request: SessionRequest = body(request).await?;
+    let names_link = request.link.is_some();
     match api.operations.widgets.create(request).await {
         Ok(session) => Ok((StatusCode::CREATED, Json(session)).into_response()),
-        Err(error) => refuse(error),
+        Err(error) => refuse(error, names_link),
     }
 }
 
-fn refuse(error: widget::Error) -> Result<Response, Problem> {
+/// `names_link` says whether a link was named that Belvo may not know.
+fn refuse(error: widget::Error, names_link: bool) -> Result<Response, Problem> {
     let (code, message) = (error.code(), error.to_string());
     match error {
         widget::Error::Invalid(violations) => {
@@ -62,8 +64,7 @@ fn refuse(error: widget::Error) -> Result<Response, Problem> {
         }
         widget::Error::Belvo(failure) => {
             tracing::warn!(code, request_id = failure.request_id, "no widget token: {failure}");
-            // Only a link is named to Belvo that it may not know.
-            if failure.code == Code::NotFound {
+            if names_link && failure.is_belvos_not_found() {
                 return Err(Problem::missing("not_found", "Belvo does not know this link: look at its id"));
             }
             let is_our_wait = failure.code.trouble() == Trouble::Limit;

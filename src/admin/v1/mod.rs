@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -140,15 +141,20 @@ fn limit(asked: Option<usize>) -> Result<usize, Problem> {
 
 /// Reads the query; what is unknown or cannot be is told.
 fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
-    let Query(query) =
-        Query::try_from_uri(uri).map_err(|error| Problem::invalid(without_values(&error.body_text())))?;
+    let told = |error: QueryRejection| {
+        let text = error.body_text();
+        // What stands before may be what was sent.
+        let expected = text.rsplit_once(", expected ").map(|(_, expected)| format!(": expected {expected}"));
+        Problem::invalid(format!("the query is not understood{}", expected.unwrap_or_default()))
+    };
+    let Query(query) = Query::try_from_uri(uri).map_err(told)?;
     Ok(query)
 }
 
 /// What serde says of a mistake, without what was sent, which may be a person's.
 fn without_values(mistake: &str) -> String {
     // Names of fields that are missing or there twice are ours.
-    if mistake.contains("missing field `") || mistake.contains("duplicate field `") {
+    if mistake.starts_with("missing field `") || mistake.starts_with("duplicate field `") {
         return mistake.to_owned();
     }
     let (sent, expected) = mistake.rsplit_once(", expected ").unwrap_or((mistake, ""));
@@ -253,12 +259,22 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_query_is_told_without_what_was_sent() {
+        let told = |uri: &'static str| query::<Asked>(&Uri::from_static(uri)).unwrap_err().message;
+        let expected = "the query is not understood: expected `external_id`";
+        assert_eq!(told("/v1/links?52998224725=x"), expected);
+        assert_eq!(told("/v1/links?52998224725,+expected+a=x"), expected);
+        assert_eq!(told("/v1/links"), "the query is not understood");
+    }
+
+    #[test]
     fn a_mistake_is_told_without_what_was_sent() {
         let told = |body: &str| without_values(&serde_json::from_str::<Asked>(body).unwrap_err().to_string());
         for (body, expected) in [
             (r#"{"external_id":52998224725}"#, "invalid type: integer, expected a string"),
             (r#"{"a, expected b":"52998224725"}"#, "unknown field, expected `external_id`"),
             ("{}", "missing field `external_id`"),
+            (r#"{"missing field `52998224725":1}"#, "unknown field, expected `external_id`"),
             ("[]", "invalid length 0, expected an object"),
         ] {
             assert_eq!(told(body).split(" at line ").next(), Some(expected));
