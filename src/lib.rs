@@ -1,8 +1,8 @@
 //! `vinculo` keeps Brazilian employment data from Belvo fresh in a lake that credit-risk analysts query.
 //!
-//! The groups of modules stand in the order in which data flows; `ARCHITECTURE.md` is the same map in words. Triggers and the
-//! worker know the queue, which knows neither. Only [`refresh`] knows the order of the slow steps, and only [`daemon`]
-//! knows everyone.
+//! The groups of modules stand in the order in which data flows; `ARCHITECTURE.md` is the same map in words. Triggers
+//! and the worker know the queue, which knows neither. Only [`refresh`] knows the order of the slow steps, and only
+//! [`daemon`] knows everyone.
 
 pub mod cli;
 pub mod config;

@@ -95,8 +95,8 @@ pub struct Erasure {
     pub is_remote: bool,
 }
 
-/// Which links to refresh. As JSON `{"link_id": …}`, `{"link_ids": […]}`, `{"external_id": …}`, `{"external_ids": […]}`,
-/// `{"all": true}` or `{"older_than_seconds": …}`.
+/// Which links to refresh. As JSON `{"link_id": …}`, `{"link_ids": […]}`, `{"external_id": …}`,
+/// `{"external_ids": […]}`, `{"all": true}` or `{"older_than_seconds": …}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "WhichLinks")]

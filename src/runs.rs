@@ -544,8 +544,8 @@ pub struct LastOfJob {
     pub item_count: Option<i64>,
 }
 
-/// The last run of each job, by its name, of those begun by `until`: one by a clock that was days ahead would be the last
-/// for as long. Of slots that were passed over nothing came.
+/// The last run of each job, by its name, of those begun by `until`: one by a clock that was days ahead would be the
+/// last for as long. Of slots that were passed over nothing came.
 ///
 /// # Errors
 /// [`Error::Database`].

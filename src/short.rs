@@ -105,9 +105,9 @@ impl<const N: usize, V: Copy + Default> Recent<N, V> {
     }
 }
 
-/// Where what is known of texts with these numbers is kept. Most short texts are months, and by this multiplier each has
-/// the place after that of the month before it, for some forty years: each digit of `YYYY-MM` counts as many places as
-/// it stands for months, of 13 a year. Others fall wherever they do.
+/// Where what is known of texts with these numbers is kept. Most short texts are months, and by this multiplier each
+/// has the place after that of the month before it, for some forty years: each digit of `YYYY-MM` counts as many places
+/// as it stands for months, of 13 a year. Others fall wherever they do.
 #[inline]
 fn place_of<const N: usize>(numbers: [u64; N]) -> usize {
     const MONTHS: u64 = 200 << 55 | 276 << 47 | 130 << 39 | 13 << 31 | 10 << 15 | 1 << 7;

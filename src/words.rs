@@ -1,8 +1,8 @@
 //! Stable codes in plain words, in English and Portuguese: what happened, and what a person does about it.
 //!
-//! *Takes* a code of any part, as `status`, runs, links and problems name it. *Gives* the same words to the commands, the
-//! API and the dashboard. *Promises* to promise nothing of a code without words: the log says more of it. *Not here*: what
-//! is told of states, reasons and kinds of runs, which the pages and commands say themselves.
+//! *Takes* a code of any part, as `status`, runs, links and problems name it. *Gives* the same words to the commands,
+//! the API and the dashboard. *Promises* to promise nothing of a code without words: the log says more of it. *Not
+//! here*: what is told of states, reasons and kinds of runs, which the pages and commands say themselves.
 
 use crate::belvo::Code;
 
@@ -513,7 +513,8 @@ mod tests {
     #[test]
     fn whatever_stands_in_the_way_has_words_and_no_code_has_them_twice() {
         let problems = Problems::default();
-        // The first two are private to where they are raised; what Belvo's client is in trouble with is a code of Belvo.
+        // The first two are private to where they are raised; what Belvo's client is in trouble with is a code of
+        // Belvo.
         for code in ["publish_failed", "starting", publish::MISSING, erase::PROBLEM, vitals::TASK_ENDED] {
             problems.raise(code);
         }

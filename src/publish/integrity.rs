@@ -146,11 +146,10 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
             return verified.note(lake, &path, "unreadable", format!("{error}; what it names was not checked"));
         }
     };
+    let (entries, is_complete) = entries_of(&text);
     if !is_own(&text) {
         verified.note(lake, &path, "checksum", "is not the manifest that was published");
-    }
-    let (entries, is_complete) = entries(&text);
-    if !is_complete && is_own(&text) {
+    } else if !is_complete {
         verified.note(lake, &path, "unreadable", "is no manifest that this version reads");
     }
     let mut expected = BTreeSet::from([path]);
@@ -174,7 +173,7 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
 
 /// The files that a manifest names, and whether these are all: of one that cannot be read any more, those whose own
 /// entries can.
-fn entries(text: &[u8]) -> (Vec<FileEntry>, bool) {
+fn entries_of(text: &[u8]) -> (Vec<FileEntry>, bool) {
     if let Ok(Manifest { tables, files, .. }) = serde_json::from_slice(text) {
         return (tables.into_iter().flat_map(|table| table.files).chain(files).collect(), true);
     }

@@ -2,8 +2,8 @@
 //!
 //! *Takes* a text (`status,code=429,retry_after=7,link=…,times=3`) or the same as a JSON object. *Promises* that each
 //! kind is one line of [`KINDS`]: a name, the rows of the fault list it stands for, what it takes and does, and the
-//! function that does it; and that each row of that list which Belvo or the network can cause is one line of [`ROWS`], so that `AP5`
-//! alone says as much as a kind with its details.
+//! function that does it; and that each row of that list which Belvo or the network can cause is one line of [`ROWS`],
+//! so that `AP5` alone says as much as a kind with its details.
 //!
 //! Any fault may be narrowed: `link`, `resource`, `on` (a route, such as `token` or `links`), `skip` (so many calls go
 //! well first), `times` (so many are hit; no end otherwise), `share` (of calls, from 0 to 1) and `seconds` (for so long

@@ -179,8 +179,8 @@ impl Simulation {
         server::serve(self, listener, shutdown).await
     }
 
-    /// Makes a link for each of [`Settings::people`] who has none, as the widget would, and announces both resources of each after the
-    /// webhook latency. Gives the number of new links. Needs a tokio runtime.
+    /// Makes a link for each of [`Settings::people`] who has none, as the widget would, and announces both resources of
+    /// each after the webhook latency. Gives the number of new links. Needs a tokio runtime.
     pub fn connect_all(&self) -> usize {
         self.connect(0, self.0.settings.people)
     }

@@ -43,9 +43,9 @@ impl Callbacks {
     }
 }
 
-/// The callback URLs that sessions named. The body of a token that updates a link has no place for any, and yet its user
-/// is to come back to the application. So those of the session that made the link hold; for a link that no session made,
-/// the last that any session of these keys named.
+/// The callback URLs that sessions named. The body of a token that updates a link has no place for any, and yet its
+/// user is to come back to the application. So those of the session that made the link hold; for a link that no session
+/// made, the last that any session of these keys named.
 #[derive(Default)]
 pub(super) struct Remembered {
     last: Option<Callbacks>,

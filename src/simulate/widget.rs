@@ -1,9 +1,9 @@
 //! A stand-in for the hosted widget: a page whose buttons end at the callback URLs of the token.
 //!
 //! `GET /widget/?access_token=…` takes the parameters of Belvo's page. Its buttons lead to `/widget/success`, which
-//! makes a link for the next person who never had one, or makes the link of the token valid again; to `/widget/exit`, or to
-//! `/widget/error`; a script may call those at once. A token is good for one link and ten simulated minutes; later it
-//! leads to the callback for errors.
+//! makes a link for the next person who never had one, or makes the link of the token valid again; to `/widget/exit`,
+//! or to `/widget/error`; a script may call those at once. A token is good for one link and ten simulated minutes;
+//! later it leads to the callback for errors.
 
 use url::form_urlencoded;
 

@@ -2,10 +2,10 @@
 //!
 //! One module a page. *Takes* what the daemon has: its [`Operations`], budget and problems. *Gives* HTML in English and
 //! Portuguese, one stylesheet and one small script, all compiled in. *Promises* that nothing but the sign-in page is
-//! shown without a session or a token; that every order of a form is signed by the session that it was shown to, taken only
-//! from a role that may operate, and in the audit before it is done; that no page loads anything from elsewhere, runs a script
-//! of its own text, or may be framed; and that no page holds personal data: link ids are shown, external ids can be
-//! searched for and are not shown. *Not here*: what is ordered; that is [`Operations`], as for the API.
+//! shown without a session or a token; that every order of a form is signed by the session that it was shown to, taken
+//! only from a role that may operate, and in the audit before it is done; that no page loads anything from elsewhere,
+//! runs a script of its own text, or may be framed; and that no page holds personal data: link ids are shown, external
+//! ids can be searched for and are not shown. *Not here*: what is ordered; that is [`Operations`], as for the API.
 //!
 //! Pages are written with `maud`: HTML checked and escaped when the program is compiled, with no files to ship.
 

@@ -2,9 +2,9 @@
 //!
 //! *Takes* cookies and the fields of forms. *Gives* a [`Viewer`] to every page, and [`Signed`] or [`Ordered`] fields to
 //! whatever changes something. *Promises* that nothing is shown without a session or a bearer token, that a
-//! session dies after [`LIVES_FOR`], at a sign-out, with its token and with the process, that no order is taken which our own page did not
-//! show to this very session, nor one of a viewer whose role only looks. *Not here*: whose token it was; see
-//! [`role`](crate::admin::role).
+//! session dies after [`LIVES_FOR`], at a sign-out, with its token and with the process, that no order is taken which
+//! our own page did not show to this very session, nor one of a viewer whose role only looks. *Not here*: whose token
+//! it was; see [`role`](crate::admin::role).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};

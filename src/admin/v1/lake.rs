@@ -32,8 +32,8 @@ async fn rebuild(State(api): State<Api>) -> Result<Response, Problem> {
     api.order(Order::Rebuild).await
 }
 
-/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default of today, strict, and with the lag of the
-/// configuration.
+/// `{"as_of_date": "2026-05-31", "mode": "retro", "lag_months": 1}`; by default of today, strict, and with the lag of
+/// the configuration.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Asked {
