@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::store::FAILED;
+
 /// Stands while the state takes no writes and nothing says why.
 pub const STATE_NOT_WRITABLE: &str = "state_not_writable";
 
@@ -40,7 +42,7 @@ impl Problems {
     pub fn hear_of_state(&self, refused: Option<&'static str>, otherwise: impl FnOnce() -> Option<&'static str>) {
         let mut standing = self.of_state();
         let now = match refused {
-            Some("state_failed") => Some(STATE_NOT_WRITABLE),
+            Some(FAILED) => Some(STATE_NOT_WRITABLE),
             Some(code) => Some(code),
             None => otherwise(),
         };

@@ -116,7 +116,7 @@ impl State {
     /// Notes what keeps one part of the state from being looked at; the others are looked at all the same.
     fn note(&mut self, looked: Result<(), Error>) -> Result<(), Error> {
         match looked {
-            Err(error) if matches!(error.code(), "state_damaged" | "state_unreadable") => {
+            Err(error) if error.is_damage() => {
                 self.faults.push((error.code(), error.to_string()));
                 Ok(())
             }

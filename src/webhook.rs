@@ -29,7 +29,7 @@ use crate::guesses::Guesses;
 use crate::listener;
 use crate::problems::Problems;
 use crate::queue::Queue;
-use crate::store::{Error, Store};
+use crate::store::{self, Error, Store};
 use crate::wire::{Framing, Heads};
 
 mod door;
@@ -273,7 +273,7 @@ impl Desk {
         let code = match timeout(DURABLE_WITHIN, kept).await {
             Ok(Ok(Ok(()))) => return Reply::Accepted,
             Ok(Ok(Err(error))) => return Reply::Unavailable(error.code()),
-            Ok(Err(_panicked)) => "state_failed",
+            Ok(Err(_panicked)) => store::FAILED,
             Err(_) => "state_slow",
         };
         self.inbox.hear_of_state(Some(code));

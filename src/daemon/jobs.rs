@@ -81,7 +81,7 @@ impl DaemonActions {
     async fn features(&self) -> Result<u64, Failed> {
         let now = self.operations.clock.now();
         let wanted = Wanted { as_of: None, mode: Mode::Strict, lag_months: self.lag_months };
-        let refused = |error: feature_runs::Error| Failed::of("features_refused", error);
+        let refused = |error: feature_runs::Error| Failed::of(error.code(), error);
         let run = feature_runs::record_in_store(&self.operations.store, wanted, now).await.map_err(refused)?;
         self.operations.publish(Scope::Changed).await?;
         Ok(self.operations.feature_rows(run.as_of).await)

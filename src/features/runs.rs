@@ -117,6 +117,16 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
+impl Error {
+    /// The stable code of this failure.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Future(_) | Self::Ancient(_) | Self::Final { .. } => "features_refused",
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
 /// The clock K of a date and mode at `now`: retro for today is strict.
 ///
 /// # Errors

@@ -25,6 +25,7 @@ use crate::config;
 
 mod checkpoint;
 mod copy;
+mod error;
 mod keys;
 mod migrations;
 mod plain;
@@ -33,6 +34,7 @@ mod sql;
 mod writer;
 
 pub use copy::{copy, replace};
+pub use error::{DAMAGED, DISK_FULL, Error, FAILED, unless_damaged};
 pub use keys::{FrozenPlace, KeyOf, MasterKeys, VersionPlace, WebhookPlace};
 pub use scrub::{Scrubbed, Traces};
 pub use sql::{Cell, Row, Tx, Value, page};
@@ -63,146 +65,6 @@ pub const SYNCHRONOUS: &str = "FULL";
 
 /// The first SQLite without the loss of committed WAL data that reliability depends on.
 const OLDEST_SOUND_SQLITE: i32 = 3_051_003;
-
-/// Why the state could not be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Another process owns the state.
-    #[error(
-        "the state {path} is held by another instance (process {pid}): stop that one first, or point state.url elsewhere"
-    )]
-    Held {
-        /// The state file.
-        path: PathBuf,
-        /// The owner's process id, as it wrote it; `unknown` when it has not yet.
-        pid: String,
-    },
-    /// The state was written by a later version of this program.
-    #[error(
-        "the state {path} has schema {found}, and this program knows up to {known}: run the newer vinculo that wrote it"
-    )]
-    Newer {
-        /// The state file.
-        path: PathBuf,
-        /// Schema version of the file.
-        found: i64,
-        /// Latest schema version of this program.
-        known: i64,
-    },
-    /// There is no state yet.
-    #[error("there is no state at {0}: run `vinculo serve` or `vinculo refresh` first")]
-    Missing(PathBuf),
-    /// A folder or file of the state cannot be used.
-    #[error("the state cannot be used at {path}: {source}; let this user read and write there")]
-    Folder {
-        /// The folder or file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The system gave no thread.
-    #[error(
-        "no thread could be started: {0}; let this user have more processes (`ulimit -u`, or TasksMax of the service)"
-    )]
-    Thread(io::Error),
-    /// The cipher refused.
-    #[error("a body could not be encrypted, and nothing of it was kept: this is a defect to report")]
-    NotEncrypted,
-    /// More writes wait than the writer can take.
-    #[error("the state is overloaded: {WAITING_WRITES} writes are waiting")]
-    Overloaded,
-    /// Somebody reads for too long.
-    #[error("the state's log could not be emptied, because somebody reads the state: end long readers and try again")]
-    Busy,
-    /// The writer has ended.
-    #[error("the state is closed, because the program stops")]
-    Closed,
-    /// The work panicked.
-    #[error("a write to the state panicked, and nothing of it was kept: this is a defect to report")]
-    Panicked,
-    /// The database refused.
-    #[error("the state database failed: {0}")]
-    Database(#[from] rusqlite::Error),
-    /// A commit that this write was part of failed; nothing of it was kept.
-    #[error("the state could not be made durable ({0})")]
-    NotDurable(&'static str),
-    /// What this write depended on is no longer so; nothing of it was kept.
-    #[error("{0} was taken over by another worker")]
-    Overtaken(&'static str),
-    /// The bodies are encrypted, and no key was given.
-    #[error(
-        "the state is encrypted and state.encryption_key is empty: write the key that the state was made with; nothing was written"
-    )]
-    KeyMissing,
-    /// The bodies are encrypted with another key.
-    #[error(
-        "state.encryption_key is not the key of this state: write the right one, and while you replace it the old one into \
-         state.encryption_key_previous; nothing was written"
-    )]
-    KeyWrong,
-    /// What is stored does not have the form that was written.
-    #[error("the state holds something unreadable in {0}: restore a backup")]
-    Unreadable(&'static str),
-}
-
-/// What was `opened`; `None` where what is kept of it is damaged, which is no reason to do without all else. A key that
-/// is missing or wrong is one.
-///
-/// # Errors
-/// Any other than [`Error::Unreadable`].
-pub fn unless_damaged<T>(opened: Result<T, Error>) -> Result<Option<T>, Error> {
-    match opened {
-        Err(Error::Unreadable(_)) => Ok(None),
-        opened => opened.map(Some),
-    }
-}
-
-impl Error {
-    /// Whether another write may succeed where this one failed: it is not the state itself that does.
-    pub fn is_about_one_write(&self) -> bool {
-        matches!(self.code(), "state_failed" | "state_unreadable" | "overtaken" | "panic")
-    }
-
-    /// The stable code of this failure, for logs, metrics and `status`.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Held { .. } => "state_held",
-            Self::Newer { .. } => "state_newer",
-            Self::Missing(_) => "state_missing",
-            Self::Folder { .. } => "state_folder",
-            Self::Thread(_) => "no_thread",
-            Self::NotEncrypted => "state_failed",
-            Self::Overloaded => "overloaded",
-            Self::Busy => "state_busy",
-            Self::Closed => "state_closed",
-            Self::Panicked => "panic",
-            Self::Database(error) => database_code(error),
-            Self::NotDurable(code) => code,
-            Self::Overtaken(_) => "overtaken",
-            Self::KeyMissing => "state_key_missing",
-            Self::KeyWrong => "state_key_wrong",
-            Self::Unreadable(_) => "state_unreadable",
-        }
-    }
-}
-
-fn database_code(error: &rusqlite::Error) -> &'static str {
-    use rusqlite::ErrorCode;
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "state_locked",
-        Some(ErrorCode::DiskFull) => "disk_full",
-        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => "state_read_only",
-        Some(ErrorCode::SystemIoFailure) => "state_io",
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => DAMAGED,
-        _ => "state_failed",
-    }
-}
-
-/// The code of a file that is not as it was written.
-pub const DAMAGED: &str = "state_damaged";
-
-/// The code of a disk without room.
-pub const DISK_FULL: &str = "disk_full";
 
 /// The open state. Cheap to clone; the last clone to go ends the writer and frees the state for others.
 #[derive(Clone)]
