@@ -28,6 +28,18 @@ pub use directory::Directory;
 pub use lookup::{UNKNOWN_LINKS, alarm, lookups_pending};
 pub use reconcile::{SyncError, Synced};
 
+/// What Belvo says of a link that works.
+pub const VALID: &str = "valid";
+
+/// What Belvo says of a link whose credentials are no longer good.
+pub const INVALID: &str = "invalid";
+
+/// What Belvo says of a link that wants a token of its user.
+pub const TOKEN_REQUIRED: &str = "token_required";
+
+/// What Belvo says of a link that its user has not confirmed.
+pub const UNCONFIRMED: &str = "unconfirmed";
+
 /// What is said of a link that Belvo does not know, and why it waits.
 pub const NOT_FOUND: &str = Code::NotFound.name();
 
@@ -57,8 +69,8 @@ pub fn is_deleted(status: Option<&str>) -> bool {
     matches!(status, Some(DELETING | DELETED))
 }
 
-/// What Belvo says of a link that works.
-const VALID: &str = "valid";
+/// Every status that a link can have, as far as is known.
+pub const STATUSES: [&str; 7] = [VALID, INVALID, TOKEN_REQUIRED, UNCONFIRMED, DELETING, DELETED, NOT_FOUND];
 
 /// Why a link waits when its user has to do something.
 const NEEDS_USER: &str = Code::LinkNeedsUser.name();
@@ -126,16 +138,16 @@ pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> 
 }
 
 /// Pauses a link because an operator says so, inside the caller's transaction; false when there is no such link, or it
-/// was deleted, or an operator has paused it already. What is wanted of it meanwhile is not lost, but waits for its
-/// resume.
+/// was deleted, or is to be erased, or an operator has paused it already. What is wanted of it meanwhile is not lost, but
+/// waits for its resume.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn pause_by_operator(tx: &Tx<'_>, link_id: &LinkId, at: Timestamp) -> Result<bool, Error> {
     let paused = tx.execute(
         "UPDATE links SET paused_reason = $2, paused_at = $3 WHERE link_id = $1 \
-         AND (paused_reason IS NULL OR paused_reason NOT IN ($4, $2))",
-        args![link_id, PAUSED, at, LINK_DELETED],
+         AND coalesce(paused_reason, '') NOT IN ($4, $5, $2)",
+        args![link_id, PAUSED, at, LINK_DELETED, ERASED_BEFORE],
     )?;
     hold(tx, link_id, None)?;
     Ok(paused > 0)
@@ -227,9 +239,9 @@ pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timest
         [failure.belvo_code, failure.request_id.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(" ");
     if failure.kind == Decision::AskUser {
         let status = match failure.belvo_code {
-            Some("token_required") => "token_required",
-            Some("unconfirmed_link") => "unconfirmed",
-            _ => "invalid",
+            Some("token_required") => TOKEN_REQUIRED,
+            Some("unconfirmed_link") => UNCONFIRMED,
+            _ => INVALID,
         };
         set_status(tx, link_id, Some(status), at)?;
         tx.execute("UPDATE links SET pauses = pauses + 1 WHERE link_id = $1", args![link_id])?;
@@ -308,6 +320,16 @@ pub fn need_no_look_up(tx: &Tx<'_>, link_id: &LinkId) -> Result<(), Error> {
 /// [`Error::Database`].
 pub fn is_tracked(tx: &Tx<'_>, link_id: &LinkId) -> Result<bool, Error> {
     Ok(tx.one("SELECT 1 FROM links WHERE link_id = $1", args![link_id], |_| Ok(()))?.is_some())
+}
+
+/// The ids of the tracked links of a user, by our own id of that user.
+///
+/// # Errors
+/// [`Error::Database`].
+pub fn of_external_id(tx: &Tx<'_>, external_id: &str) -> Result<Vec<LinkId>, Error> {
+    tx.all("SELECT link_id FROM links WHERE external_id = $1 ORDER BY link_id", args![external_id], |row| {
+        row.link_id(0)
+    })
 }
 
 /// The ids of all tracked links.
@@ -549,18 +571,20 @@ fn set_status(tx: &Tx<'_>, link_id: &LinkId, status: Option<&str>, at: Timestamp
 /// Why a link with this status waits; `None` when it does not.
 fn stops(status: &str) -> Option<&'static str> {
     match status {
-        "invalid" | "unconfirmed" | "token_required" => Some(NEEDS_USER),
+        INVALID | UNCONFIRMED | TOKEN_REQUIRED => Some(NEEDS_USER),
         DELETED | DELETING => Some(LINK_DELETED),
         NOT_FOUND => Some(NOT_FOUND),
         _ => None,
     }
 }
 
+/// Pauses a link, unless an operator has. One that is to be erased goes on waiting for that, whoever has paused it, and
+/// whatever is heard of it meanwhile.
 fn pause(tx: &Tx<'_>, link_id: &LinkId, reason: &str, detail: Option<&str>, at: Timestamp) -> Result<(), Error> {
     tx.execute(
         "UPDATE links SET paused_reason = $2, paused_at = $3, last_error_code = $2, last_error_at = $3, \
-         last_error_detail = $4 WHERE link_id = $1 AND paused_reason IS DISTINCT FROM $5",
-        args![link_id, reason, at, detail, PAUSED],
+         last_error_detail = $4 WHERE link_id = $1 AND ($2 = $6 OR coalesce(paused_reason, '') NOT IN ($5, $6))",
+        args![link_id, reason, at, detail, PAUSED, ERASED_BEFORE],
     )?;
     hold(tx, link_id, None)
 }
@@ -673,6 +697,28 @@ mod tests {
         let plan = format!("EXPLAIN QUERY PLAN {OF_REASON}");
         let plan = store.read(move |tx| tx.all(&plan, args![ERASED_BEFORE], |row| row.text(3))).await.unwrap();
         assert!(plan.iter().all(|step| step.contains("links_paused")), "{plan:?}");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_to_be_erased_goes_on_waiting_for_that_whatever_is_heard_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state.db")).unwrap();
+        let at = Timestamp::from_micros;
+        let id: LinkId = "2f5d361d-dad6-45d4-a0bf-26d479766067".parse().unwrap();
+        let wait = move |tx: &Tx<'_>| {
+            note_wish(tx, &id, at(1))?;
+            // An operator had paused it before Belvo told whose it is.
+            assert!(pause_by_operator(tx, &id, at(2))?);
+            pause(tx, &id, ERASED_BEFORE, None, at(3))?;
+            for status in [INVALID, DELETED, VALID] {
+                note_status(tx, &id, status, at(4))?;
+                assert_eq!(erased_before(tx)?, std::slice::from_ref(&id), "{status}");
+            }
+            assert!(!pause_by_operator(tx, &id, at(5))?);
+            assert!(!resume_by_operator(tx, &id, at(6))?);
+            erased_before(tx)
+        };
+        assert_eq!(store.write(wait).await.unwrap().len(), 1);
     }
 
     #[tokio::test]

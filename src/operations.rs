@@ -146,8 +146,19 @@ pub enum Refused {
     /// Nothing to refresh.
     #[error("no tracked link fits: name one with its link id, or run `vinculo links sync` first")]
     NoLink,
-    /// Neither the state nor Belvo knows the link.
-    #[error("Belvo does not know this link, and nothing of it is kept here: look at the spelling")]
+    /// Some of the users that were named have no link.
+    #[error(
+        "{unlinked} of {named} external ids have no tracked link, so nothing was ordered: look at the spelling, or run \
+         `vinculo links sync` first"
+    )]
+    Unlinked {
+        /// How many have none.
+        unlinked: usize,
+        /// How many were named.
+        named: usize,
+    },
+    /// Neither the state nor Belvo knows a link.
+    #[error("Belvo does not know a link that was named, and nothing of it is kept here: look at the spelling")]
     UnknownLink,
     /// The link was erased.
     #[error(
@@ -176,8 +187,8 @@ pub enum Refused {
     #[error("credit_features has no {1} row of this link for {0}: run `vinculo features --as-of {0}` first")]
     NoRow(NaiveDate, Mode),
     /// The decision keeps another row.
-    #[error("decision {0} keeps another row already; give the new decision an id of its own")]
-    DecisionTaken(String),
+    #[error("this decision keeps another row already; give the new one an id of its own")]
+    DecisionTaken,
     /// The published database cannot be read.
     #[error("the published database cannot be read: {0}; `vinculo verify` says what is wrong with it")]
     Lake(#[from] duckdb::Error),
@@ -190,15 +201,15 @@ impl Refused {
     /// The stable code of this refusal.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoLink | Self::UnknownLink => "no_such_link",
+            Self::NoLink | Self::Unlinked { .. } | Self::UnknownLink => "no_such_link",
             Self::Erased => "link_erased",
             Self::NotALinkId(_) => "not_a_link_id",
             Self::NoJob { .. } => "no_such_job",
             Self::NoWebhook(_) => "no_such_webhook",
             Self::Erase(error) => error.code(),
-            Self::Features(_) => "features_refused",
+            Self::Features(error) => error.code(),
             Self::NoRow(..) => "no_such_row",
-            Self::DecisionTaken(_) => "decision_taken",
+            Self::DecisionTaken => "decision_taken",
             Self::Lake(_) => "lake_not_readable",
             Self::Store(error) => error.code(),
         }
@@ -258,7 +269,7 @@ impl Operations {
             Order::Refresh { links, resources } => return self.refresh(links, resources, reason).await,
             Order::Recollect { links, resources } => return self.recollect(links, resources, reason).await,
             Order::Delete(link) => {
-                self.refuse_mistyped(&link).await?;
+                self.refuse_mistyped(vec![link.clone()]).await?;
                 let named = link.clone();
                 if self.store.read(move |tx| tombstones::is_erased(tx, &named)).await? {
                     return Err(Refused::Erased);
@@ -443,7 +454,7 @@ impl Operations {
                 let decision = decision_id.clone();
                 let standing = self.store.read(move |tx| frozen::of(tx, &decision)).await?;
                 if standing.is_none_or(|standing| standing.row != frozen.row) {
-                    return Err(Refused::DecisionTaken(decision_id));
+                    return Err(Refused::DecisionTaken);
                 }
             }
         }
@@ -459,9 +470,7 @@ impl Operations {
         if let Some(ids) = links.ids() {
             let named: BTreeSet<LinkId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
             // All of them or none.
-            for link_id in &named {
-                self.refuse_mistyped(link_id).await?;
-            }
+            self.refuse_mistyped(named.iter().cloned().collect()).await?;
             let tracked = named.clone();
             let note = move |tx: &Tx<'_>| {
                 for link_id in &tracked {
@@ -478,16 +487,43 @@ impl Operations {
             let each = |link_id: LinkId| resources.iter().map(move |&resource| (link_id.clone(), resource));
             return Ok(named.into_iter().flat_map(each).collect());
         }
+        if let Links::ExternalIds(external_ids) = &links {
+            self.refuse_unlinked(external_ids.clone()).await?;
+        }
         Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
     }
 
-    /// Refuses a link of which neither we nor Belvo know: it would be tracked for good, and where it is to be deleted
+    /// Refuses links of which neither we nor Belvo know: they would be tracked for good, and where one is to be deleted
     /// another one stays.
-    async fn refuse_mistyped(&self, link_id: &LinkId) -> Result<(), Refused> {
-        let named = link_id.clone();
-        let is_new = move |tx: &Tx<'_>| Ok(!links::is_tracked(tx, &named)? && !tombstones::is_erased(tx, &named)?);
-        let is_mistyped = self.store.read(is_new).await? && self.links.is_unknown(link_id).await;
-        if is_mistyped { Err(Refused::UnknownLink) } else { Ok(()) }
+    async fn refuse_mistyped(&self, mut named: Vec<LinkId>) -> Result<(), Refused> {
+        let new = move |tx: &Tx<'_>| {
+            let mut new = Vec::new();
+            for link_id in named.drain(..) {
+                if !links::is_tracked(tx, &link_id)? && !tombstones::is_erased(tx, &link_id)? {
+                    new.push(link_id);
+                }
+            }
+            Ok(new)
+        };
+        let new = self.store.read(new).await?;
+        if self.links.lack_any(&new).await { Err(Refused::UnknownLink) } else { Ok(()) }
+    }
+
+    /// Refuses external ids some of which have no link, as a typing mistake has not.
+    async fn refuse_unlinked(&self, external_ids: Vec<String>) -> Result<(), Refused> {
+        let named = external_ids.len();
+        let count = move |tx: &Tx<'_>| {
+            let mut unlinked = 0;
+            for external_id in &external_ids {
+                unlinked += usize::from(links::of_external_id(tx, external_id)?.is_empty());
+            }
+            Ok(unlinked)
+        };
+        match self.store.read(count).await? {
+            0 => Ok(()),
+            unlinked if unlinked == named => Err(Refused::NoLink),
+            unlinked => Err(Refused::Unlinked { unlinked, named }),
+        }
     }
 
     async fn mark(&self, wanted: Wanted) -> Result<(), store::Error> {
@@ -603,9 +639,6 @@ pub fn tracked(
     resources: &[&'static Resource],
     now: Timestamp,
 ) -> Result<Vec<(LinkId, &'static Resource)>, store::Error> {
-    let of_external_id = |external_id: &String| {
-        tx.all("SELECT link_id FROM links WHERE external_id = $1", args![external_id], |row| row.link_id(0))
-    };
     let mut wanted = Vec::new();
     for &resource in resources {
         let found = match links {
@@ -615,11 +648,11 @@ pub fn tracked(
                 let sql = format!("SELECT link_id FROM links WHERE coalesce(paused_reason, '') NOT IN ({silencing})");
                 tx.all(&sql, args![], |row| row.link_id(0))?
             }
-            Links::ExternalId(external_id) => of_external_id(external_id)?,
+            Links::ExternalId(external_id) => links::of_external_id(tx, external_id)?,
             Links::ExternalIds(external_ids) => {
                 let mut found = BTreeSet::new();
                 for external_id in external_ids {
-                    found.extend(of_external_id(external_id)?);
+                    found.extend(links::of_external_id(tx, external_id)?);
                 }
                 found.into_iter().collect()
             }

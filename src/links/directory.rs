@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
-use crate::belvo::{self, Client, Decision};
+use crate::belvo::links::{MOST_IDS, by_ids, get};
+use crate::belvo::{Class, Client, Decision, Leave};
 use crate::clock::Clock;
 use crate::link_id::LinkId;
 use crate::queue::Queue;
 use crate::store::Store;
 
-/// Whoever names a link by hand waits so long for Belvo to say whether it knows it.
+/// Whoever names links by hand waits so long for Belvo to say whether it knows it.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Looks up tracked links at Belvo, many in one call, and reconciles them with Belvo's list.
@@ -29,10 +30,27 @@ impl Directory {
         Self { client, store, queue, clock }
     }
 
-    /// Whether Belvo says that it does not know the link. While it says nothing, or something else, nobody can tell.
-    pub async fn is_unknown(&self, id: &LinkId) -> bool {
-        let asked = tokio::time::timeout(KNOWN_WITHIN, belvo::links::get(&self.client, id)).await;
-        matches!(asked, Ok(Err(failure)) if failure.kind == Decision::Gone)
+    /// Whether Belvo says that it does not know one of these links. While it says nothing, or something else, nobody can
+    /// tell.
+    pub async fn lack_any(&self, ids: &[LinkId]) -> bool {
+        let asking = async {
+            for some in ids.chunks(MOST_IDS) {
+                let told = match some {
+                    // The question that follows says it all.
+                    [_] => Vec::new(),
+                    many => by_ids(&self.client, many, Leave::of(Class::LookUp)).await.unwrap_or_default(),
+                };
+                // What a list lacks is there for all that, where Belvo does not take lists of ids.
+                for id in some.iter().filter(|id| told.iter().all(|link| link.id != **id)) {
+                    let asked = get(&self.client, id).await;
+                    if asked.is_err_and(|failure| failure.kind == Decision::Gone) {
+                        return true;
+                    }
+                }
+            }
+            false
+        };
+        tokio::time::timeout(KNOWN_WITHIN, asking).await.unwrap_or(false)
     }
 }
 
@@ -46,6 +64,9 @@ mod tests {
     async fn a_link_is_unknown_when_belvo_says_so_and_not_when_it_says_nothing() {
         let id = |n: u32| -> LinkId { format!("{n:08}-0000-4000-8000-000000000000").parse().unwrap() };
         let script = Script::start(move |head| match head {
+            head if head.contains("id__in=") => {
+                scripted::json(200, &format!(r#"{{"results":[{{"id":"{}"}}],"next":null}}"#, id(4)))
+            }
             head if head.contains(id(1).as_str()) => scripted::json(200, &format!(r#"{{"id":"{}"}}"#, id(1))),
             head if head.contains(id(2).as_str()) => scripted::json(404, r#"[{"code":"not_found"}]"#),
             _ => scripted::json(500, r#"[{"code":"unexpected_error"}]"#),
@@ -56,8 +77,17 @@ mod tests {
         let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
         let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
         let directory = Directory::new(script.client(), store, queue, clock);
-        for (number, is_unknown) in [(1, false), (2, true), (3, false)] {
-            assert_eq!(directory.is_unknown(&id(number)).await, is_unknown, "{number}");
+        for (numbers, is_lacking) in [
+            (vec![], false),
+            (vec![1], false),
+            (vec![2], true),
+            (vec![3], false),
+            // Of the first it tells with others, of the second by itself alone, and of the third never.
+            (vec![4, 1, 3], false),
+            (vec![4, 1, 2, 3], true),
+        ] {
+            let ids: Vec<LinkId> = numbers.iter().copied().map(id).collect();
+            assert_eq!(directory.lack_any(&ids).await, is_lacking, "{numbers:?}");
         }
     }
 }

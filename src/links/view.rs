@@ -9,7 +9,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
-use super::{DELETED, DELETING, NOT_FOUND, PAUSED};
+use super::{DELETED, DELETING, INVALID, NOT_FOUND, PAUSED, TOKEN_REQUIRED, UNCONFIRMED};
 use crate::clock::Timestamp;
 use crate::coverage::{self, Coverage};
 use crate::link_id::{LinkId, log_tag};
@@ -361,9 +361,9 @@ impl Next {
             Some(DELETED) => return Self::Gone,
             _ if link.paused_reason.as_deref() == Some(PAUSED) => return Self::PausedByOperator,
             Some(NOT_FOUND) => return Self::Gone,
-            Some("invalid") => return Self::InvalidCredentials,
-            Some("token_required") => return Self::TokenRequired,
-            Some("unconfirmed") => return Self::Unconfirmed,
+            Some(INVALID) => return Self::InvalidCredentials,
+            Some(TOKEN_REQUIRED) => return Self::TokenRequired,
+            Some(UNCONFIRMED) => return Self::Unconfirmed,
             _ => {}
         }
         if let Some(reason) = &link.paused_reason {

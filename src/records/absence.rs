@@ -112,7 +112,7 @@ impl<'k> Keeping<'k> {
 impl Of<'_> {
     /// Whether Belvo says that the link is in order.
     fn is_valid(self) -> Result<bool, Error> {
-        Ok(links::status(self.tx, self.link_id)?.as_deref() == Some("valid"))
+        Ok(links::status(self.tx, self.link_id)?.as_deref() == Some(links::VALID))
     }
 
     /// The first list after `held` was last seen that counts as evidence that it is gone.

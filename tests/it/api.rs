@@ -201,7 +201,7 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     let operator = Operator::of(&flow.running);
     let unknown = "2f5d361d-dad6-45d4-a0bf-26d479766067";
     let large = format!(r#"{{"resources":["{}"]}}"#, "x".repeat(70_000));
-    let cases: [(Method, String, Option<&str>, u16, &str); 16] = [
+    let cases: [(Method, String, Option<&str>, u16, &str); 17] = [
         (Method::GET, format!("/v1/links/{unknown}"), None, 404, "no_such_link"),
         (Method::POST, format!("/v1/links/{unknown}/refresh"), None, 404, "no_such_link"),
         (Method::GET, "/v1/links/x".into(), None, 422, "not_a_link_id"),
@@ -210,6 +210,8 @@ async fn what_cannot_be_is_refused_with_its_reason() {
         (Method::POST, "/v1/links/refresh".into(), None, 422, "invalid"),
         (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"external_id":"nobody"}}"#), 404, "no_such_link"),
         (Method::POST, "/v1/links/refresh".into(), Some(r#"{"links":{"all":true},"x":1}"#), 422, "invalid"),
+        // A list of what the keys of an object stand for, in their order.
+        (Method::POST, "/v1/links/refresh".into(), Some(r#"[{"all":true},[]]"#), 422, "invalid"),
         (Method::POST, "/v1/links/refresh".into(), Some("{"), 400, "bad_json"),
         (Method::POST, format!("/v1/links/{unknown}/refresh"), Some(&large), 413, "too_large"),
         (Method::GET, "/v1/webhooks/7".into(), None, 404, "no_such_webhook"),
@@ -269,6 +271,9 @@ fn a_command_beside_a_daemon_asks_it_and_alone_does_the_work_itself() {
     let ids: Vec<String> = ids.map(|id| id.as_str().unwrap().to_owned()).collect();
     let three = ["refresh", "--link", &ids[0], &ids[1], "--link", &ids[0]];
     assert_eq!(json(&three, 0)["refreshed"], json!(4), "each link once");
+    let users = ["refresh", "--external-id", "sim-0000000", "sim-0000002"];
+    assert_eq!(json(&users, 0)["refreshed"], json!(4));
+    assert_eq!(json(&[&users[..], &["nobody"]].concat(), 1), Value::Null, "all of them or none");
     assert_eq!(json(&["publish"], 0), Value::Null);
     let alone = json(&["rebuild"], 0);
     assert_eq!(json(&["jobs", "run", "compare"], 0)["done"], json!(3));

@@ -27,10 +27,6 @@ use crate::widget::{self, SessionRequest};
 /// Links of a page.
 const PAGE: usize = 50;
 
-/// Statuses that a list can be narrowed to.
-const STATUSES: [&str; 7] =
-    ["valid", "invalid", "token_required", "unconfirmed", links::DELETING, links::DELETED, links::NOT_FOUND];
-
 pub(super) fn routes() -> Router<Board> {
     Router::new()
         .route("/links", get(list))
@@ -79,7 +75,7 @@ async fn list(State(board): State<Board>, viewer: Viewer, uri: Uri) -> Result<Re
         }
         ul.filters aria-label=(lang.t("By status", "Por situação")) {
             li { a href="/links" aria-current=[status.is_none().then_some("true")] { (lang.t("all", "todos")) } }
-            @for known in STATUSES {
+            @for known in links::STATUSES {
                 li {
                     a href={ "/links?status=" (known) } aria-current=[(status.as_deref() == Some(known)).then_some("true")] {
                         (plain::status_word(Some(known), lang).1)

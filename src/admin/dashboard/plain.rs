@@ -3,7 +3,7 @@
 
 use super::lang::Lang;
 use crate::links::view::{Next, State, View};
-use crate::links::{self, DELETED, DELETING, NOT_FOUND, PAUSED};
+use crate::links::{self, DELETED, DELETING, INVALID, NOT_FOUND, PAUSED, TOKEN_REQUIRED, UNCONFIRMED, VALID};
 use crate::words;
 
 /// What happened, in a few words without a full stop.
@@ -41,10 +41,10 @@ pub(super) fn status(link: &View, lang: Lang) -> (&'static str, &'static str) {
 /// A status of Belvo's as a word, and its tone.
 pub(super) fn status_word(status: Option<&str>, lang: Lang) -> (&'static str, &'static str) {
     match status {
-        Some("valid") => ("good", lang.t("working", "funcionando")),
-        Some("invalid") => ("warn", lang.t("needs its user", "precisa do usuário")),
-        Some("token_required") => ("warn", lang.t("needs a token", "precisa de um token")),
-        Some("unconfirmed") => ("warn", lang.t("never confirmed", "não confirmado")),
+        Some(VALID) => ("good", lang.t("working", "funcionando")),
+        Some(INVALID) => ("warn", lang.t("needs its user", "precisa do usuário")),
+        Some(TOKEN_REQUIRED) => ("warn", lang.t("needs a token", "precisa de um token")),
+        Some(UNCONFIRMED) => ("warn", lang.t("never confirmed", "não confirmado")),
         Some(DELETING) => ("idle", lang.t("being deleted", "sendo apagado")),
         Some(DELETED) => ("idle", lang.t("deleted", "apagado")),
         Some(NOT_FOUND) => ("bad", lang.t("unknown to Belvo", "desconhecido pela Belvo")),

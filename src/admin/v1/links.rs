@@ -161,15 +161,8 @@ async fn refresh_many(State(api): State<Api>, request: Request) -> Result<Respon
     api.order(Order::Refresh { links: which(links)?, resources: named(&resources)? }).await
 }
 
-/// Links that one request names one by one.
-const MOST_LINKS: usize = 100;
-
 /// The links that were named; naming none is a mistake.
 pub(super) fn which(links: Option<Links>) -> Result<Links, Problem> {
-    // Belvo is asked for each that is new here.
-    if links.as_ref().and_then(Links::ids).is_some_and(|ids| ids.len() > MOST_LINKS) {
-        return Err(Problem::invalid(format!("name at most {MOST_LINKS} links at once")));
-    }
     links.ok_or_else(|| {
         Problem::invalid(
             r#"say which links: {"links": {"link_ids": […]}}, {"external_ids": […]}, {"all": true} or {"older_than_seconds": …}"#,

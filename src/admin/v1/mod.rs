@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 
 use route::Route;
@@ -182,6 +182,11 @@ async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Prob
         let message = "send JSON, with the header Content-Type: application/json".to_owned();
         return Err(Problem { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, code: "not_json".into(), message });
     }
+    // What it calls an object may also come as a list of its values, in an order that nobody promises.
+    let is_object = bytes.trim_ascii_start().starts_with(b"{");
+    if !is_object && serde_json::from_slice::<IgnoredAny>(&bytes).is_ok() {
+        return Err(Problem::invalid("the body is not a JSON object"));
+    }
     serde_json::from_slice(&bytes).map_err(|error| {
         if error.is_data() {
             return Problem::invalid(without_values(&error.to_string()));
@@ -232,13 +237,14 @@ impl From<Refused> for Problem {
             Refused::Store(error) | Refused::Erase(erase::Error::Store(error)) => return error.into(),
             Refused::NotALinkId(_) | Refused::Features(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NoLink
+            | Refused::Unlinked { .. }
             | Refused::UnknownLink
             | Refused::Erased
             | Refused::NoJob { .. }
             | Refused::NoWebhook(_)
             | Refused::NoRow(..)
             | Refused::Erase(erase::Error::Subject(subject::Error::NotHeld(_))) => StatusCode::NOT_FOUND,
-            Refused::Erase(_) | Refused::DecisionTaken(_) => StatusCode::CONFLICT,
+            Refused::Erase(_) | Refused::DecisionTaken => StatusCode::CONFLICT,
             Refused::Lake(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, code: refused.code().into(), message: refused.to_string() }
