@@ -13,11 +13,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -275,7 +276,7 @@ impl Eraser {
     /// Goes on with an erasure, and gives its id when it is done or given up, and otherwise what is to be gone on with
     /// later.
     async fn persist(self, unfinished: Unfinished) -> Result<String, Unfinished> {
-        tokio::time::sleep(unfinished.pause.wait()).await;
+        sleep(unfinished.pause.wait()).await;
         let Unfinished { erasure, traces, .. } = &unfinished;
         let Err(error) = self.go_on(erasure, traces).await else { return Ok(unfinished.erasure) };
         if error.is_refusal() && self.take_back(erasure).await.is_ok() {
@@ -376,13 +377,11 @@ impl Eraser {
                 error if taken == 0 => Error::Belvo(Box::new(error)),
                 error => Error::BelvoPartly { taken, links: links.len(), source: Box::new(error) },
             };
-            let asked = Instant::now();
-            let asking = deleter.delete(&link).await.map_err(failed)?;
-            let mut is_gone = asking == Deletion::Done;
-            while !is_gone && asked.elapsed() < BELVO_DELETES_WITHIN {
-                tokio::time::sleep(LOOK_AGAIN).await;
-                deleter.follow_up().await?;
-                is_gone = deleter.is_gone(&link).await.map_err(failed)?;
+            let mut is_gone = deleter.delete(&link).await.map_err(failed)? == Deletion::Done;
+            if !is_gone {
+                // A look may wait for as long as Belvo asks, and follows up other wishes, too.
+                let looked = timeout(BELVO_DELETES_WITHIN, until_gone(deleter, &link)).await;
+                is_gone = looked.unwrap_or(Ok(false)).map_err(failed)?;
             }
             said.push(if is_gone { "deleted" } else { "accepted" }.to_owned());
         }
@@ -470,6 +469,17 @@ impl Eraser {
     pub async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
         let id = erasure.to_owned();
         Ok(self.store.read(move |tx| read(tx, &id)).await?.2)
+    }
+}
+
+/// Whether Belvo has deleted the link, as soon as it has.
+async fn until_gone(deleter: &Deleter, link: &LinkId) -> Result<bool, delete::Error> {
+    loop {
+        sleep(LOOK_AGAIN).await;
+        deleter.follow_up().await?;
+        if deleter.is_gone(link).await? {
+            return Ok(true);
+        }
     }
 }
 
@@ -596,7 +606,7 @@ mod tests {
         let begun = vec![at_once(left)];
         let running = tokio::spawn(place.eraser.clone().run(begun, place.left, Problems::default(), shutdown.clone()));
         while place.store.read(Begun::count).await.unwrap() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(5)).await;
         }
         shutdown.cancel();
         running.await.unwrap();
