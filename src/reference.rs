@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::database::quoted;
-use crate::mistake::Mistake;
+use crate::mistake::{Mistake, nearest};
 use crate::sensitive::hex;
 
 /// A file of the reference, and what it must hold.
@@ -132,7 +132,7 @@ impl Reference {
                 Err(mistake) => mistakes.push(mistake),
             }
         }
-        mistakes.extend(dir.into_iter().flat_map(strange_files));
+        mistakes.extend(dir.into_iter().flat_map(misnamed_files));
         if mistakes.is_empty() { Ok(Self { tables, digest: hex(&digest.finalize()) }) } else { Err(mistakes) }
     }
 
@@ -194,21 +194,21 @@ fn inserting(table: &str, rows: impl Iterator<Item = Vec<Option<String>>>) -> St
     format!("INSERT INTO {table} VALUES {}", rows.join(", "))
 }
 
-/// Tables in `dir` that nothing reads: under a name that is slightly wrong the compiled one would stay in force.
-fn strange_files(dir: &Path) -> impl Iterator<Item = Mistake> {
-    let is_strange = |file: &PathBuf| {
-        let is_known = FORMS.iter().any(|form| file.file_name().is_some_and(|name| name == form.file));
-        file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) && !is_known
-    };
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    files.filter(is_strange).map(|file| {
-        let names = FORMS.each_ref().map(|form| form.file).join(", ");
-        Mistake::new(
-            file.display().to_string(),
-            "",
-            "is none of the reference tables",
-            format!("name it as one of {names}, or move it"),
-        )
+/// Tables in `dir` under a name that is slightly wrong, while none has the right one: the compiled table would stay in
+/// force.
+fn misnamed_files(dir: &Path) -> impl Iterator<Item = Mistake> {
+    let files: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let is_there = |name: &str| files.iter().any(|file| file.file_name().is_some_and(|known| known == name));
+    let missing: Vec<&str> = FORMS.iter().map(|form| form.file).filter(|name| !is_there(name)).collect();
+    files.into_iter().filter_map(move |file| {
+        let is_table = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+        let name = file.file_name()?.to_str().filter(|_| is_table)?;
+        if FORMS.iter().any(|form| form.file == name) {
+            return None;
+        }
+        let meant = nearest(name, missing.iter().copied())?;
+        let fix = format!("name it {meant}, or move it");
+        Some(Mistake::new(file.display().to_string(), "", "is none of the reference tables", fix))
     })
 }
 
@@ -455,6 +455,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let text = "valid_from,valid_to,amount\n2027-01-01,2027-12-31,1700.00\n";
         std::fs::write(folder.path().join("minimum_wage.csv"), text).unwrap();
+        // Last year's beside it, and what is a table for nobody here.
+        std::fs::write(folder.path().join("minimum_wage-2026.csv"), "").unwrap();
+        std::fs::write(folder.path().join("cbo_groups.csv"), "").unwrap();
         let reference = Reference::read(Some(folder.path())).unwrap();
         let ends: Vec<_> = reference.expiries().iter().map(|expiry| expiry.valid_to.to_string()).collect();
         assert_eq!(ends, ["2026-12-31", "2027-12-31", "2026-12-31"]);
@@ -464,7 +467,8 @@ mod tests {
     #[test]
     fn a_table_under_a_name_that_nothing_reads_is_refused() {
         let told = refused("minimum_wages.csv", "valid_from,valid_to,amount\n");
-        assert!(told.contains("minimum_wages.csv") && told.contains("minimum_wage.csv,"), "{told}");
+        assert!(told.contains("minimum_wages.csv") && told.contains("name it minimum_wage.csv"), "{told}");
+        assert!(refused("INSS.CSV", "").contains("name it inss.csv"));
     }
 
     #[test]
