@@ -6,6 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -147,7 +148,8 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
         }
     };
     let (entries, is_complete) = entries_of(&text);
-    if !is_own(&text) {
+    let is_intact = is_own(&text);
+    if !is_intact {
         verified.note(lake, &path, "checksum", "is not the manifest that was published");
     } else if !is_complete {
         verified.note(lake, &path, "unreadable", "is no manifest that this version reads");
@@ -157,6 +159,11 @@ fn check_snapshot(lake: &Path, folder: &Path, seen: &mut Seen, verified: &mut Ve
         let file = folder.join(&entry.path);
         verified.files += 1;
         if let Err((code, what)) = check_file(&file, entry, seen, &mut verified.bytes) {
+            let sound = if is_intact { None } else { file_behind(folder, &text, entry) };
+            if let Some(sound) = sound {
+                expected.insert(sound);
+                continue;
+            }
             verified.note(lake, &file, code, what);
         }
         expected.insert(file);
@@ -179,6 +186,37 @@ fn entries_of(text: &[u8]) -> (Vec<FileEntry>, bool) {
     }
     let entry = |at| FileEntry::deserialize(&mut serde_json::Deserializer::from_slice(&text[at..])).ok();
     (memchr::memchr_iter(b'{', text).filter_map(entry).collect(), false)
+}
+
+/// The file that a damaged entry was written of: with an entry of that file in its place, the manifest is whole again.
+fn file_behind(folder: &Path, text: &[u8], entry: &FileEntry) -> Option<PathBuf> {
+    let text = std::str::from_utf8(text).ok()?;
+    let place = place_of(text, entry)?;
+    let indent = format!("\n{}", text[..place.start].rsplit('\n').next()?);
+    let mends = |file: &PathBuf| {
+        let path = file.strip_prefix(folder).ok().and_then(Path::to_str);
+        let (Some(path), Ok((bytes, sha256))) = (path, checksum(file)) else { return false };
+        let sound = FileEntry { path: path.to_owned(), rows: entry.rows, bytes, sha256 };
+        let sound = serde_json::to_string_pretty(&sound).unwrap_or_default().replace('\n', &indent);
+        is_own(format!("{}{sound}{}", &text[..place.start], &text[place.end..]).as_bytes())
+    };
+    let named = folder.join(&entry.path);
+    let mut others = Vec::new();
+    files_below(folder, &mut others);
+    let is_as_long = |file: &PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() == entry.bytes);
+    std::iter::once(named).chain(others.into_iter().filter(is_as_long)).find(mends)
+}
+
+/// Where a manifest has this entry. Another may have its path, where that is what is damaged.
+fn place_of(text: &str, entry: &FileEntry) -> Option<Range<usize>> {
+    let path = format!("\"path\": \"{}\"", entry.path);
+    let place = |(at, _)| {
+        // A brace within a path begins no line.
+        let begins_a_line = |&(brace, _): &(usize, &str)| text[..at + brace].trim_end_matches(' ').ends_with('\n');
+        let end = at + text[at..].match_indices('}').find(begins_a_line)?.0 + 1;
+        Some(text[..at].rfind('{')?..end)
+    };
+    text.match_indices(&path).filter_map(place).find(|place| text[place.clone()].contains(&entry.sha256))
 }
 
 fn check_file(path: &Path, entry: &FileEntry, seen: &mut Seen, bytes: &mut u64) -> Result<(), (&'static str, String)> {
@@ -275,6 +313,53 @@ mod tests {
             [MANIFEST, "a.parquet", "b.parquet", "c.parquet"].map(found),
             [Some("checksum"), None, Some("checksum"), Some("missing")]
         );
+    }
+
+    #[test]
+    fn a_flipped_bit_of_a_manifest_is_blamed_on_no_file_that_it_names() {
+        let lake = tempfile::tempdir().unwrap();
+        let folder = lake.path().join("snapshots/000001");
+        fs::create_dir_all(folder.join("links")).unwrap();
+        let entry = |path: &str| {
+            fs::write(folder.join(path), path).unwrap();
+            let (bytes, sha256) = checksum(&folder.join(path)).unwrap();
+            FileEntry { path: path.to_owned(), rows: Some(1), bytes, sha256 }
+        };
+        // One bit makes the name of the second of the first.
+        let files = ["links/part-0.parquet", "links/part-1.parquet"].map(entry).to_vec();
+        let manifest = Manifest {
+            snapshot: 1,
+            schema_version: 1,
+            published_at: "2026-11-20T12:00:00Z".to_owned(),
+            vinculo_version: "0.1.0".to_owned(),
+            built_from: crate::publish::BuiltFrom { state_id: "s".to_owned(), change: 7 },
+            link_buckets: 1,
+            link_parts: 1,
+            reference: String::new(),
+            settings: String::new(),
+            tables: Vec::new(),
+            files,
+        };
+        let text = with_own_checksum(&serde_json::to_string_pretty(&manifest).unwrap());
+        let damaged = |text: &[u8]| {
+            fs::write(folder.join(MANIFEST), text).unwrap();
+            let mut verified = Verified::default();
+            check_snapshot(&folder, &folder, &mut HashMap::new(), &mut verified);
+            verified.damage.into_iter().map(|damage| damage.file).collect::<Vec<_>>()
+        };
+        assert_eq!(damaged(text.as_bytes()), [""; 0]);
+        let flipped = |bit: usize| {
+            let mut flipped = text.clone().into_bytes();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            flipped
+        };
+        for bit in 0..text.len() * 8 {
+            assert_eq!(damaged(&flipped(bit)), [MANIFEST], "bit {bit}");
+        }
+        // A file that is damaged, too, is named beside it.
+        let of_checksum = 8 * (text.find("sha256").unwrap() + 20);
+        fs::write(folder.join("links/part-1.parquet"), "links/part-1.parqueT").unwrap();
+        assert_eq!(damaged(&flipped(of_checksum)).last().unwrap(), "links/part-1.parquet");
     }
 
     #[test]
