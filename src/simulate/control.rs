@@ -102,6 +102,7 @@ fn state(simulation: &Simulation) -> Value {
         "seed": settings.seed,
         "now": world.now.to_string(),
         "links": world.links().count(),
+        "next_person": world.next_person(),
         "webhooks": {
             "scheduled": tally.scheduled,
             "delivered": tally.delivered,

@@ -228,10 +228,26 @@ impl Details {
     }
 }
 
+/// What calls are called: by their route, and `webhook` is an event.
+pub(super) const CALLS: [&str; 12] = [
+    "webhook",
+    "probe",
+    "token",
+    "links",
+    "link",
+    "refresh",
+    "employments",
+    "owners",
+    "employment",
+    "owner",
+    "institutions",
+    "institution",
+];
+
 /// A call, as far as faults are narrowed by it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a> {
-    /// The route's name; `webhook` for an event.
+    /// One of [`CALLS`].
     pub on: &'static str,
     /// The link it is about.
     pub link: Option<&'a str>,
@@ -245,7 +261,7 @@ impl Fault {
     /// Reads `name,key=value,…`, in which the name is that of a kind or the id of a row of the fault list.
     ///
     /// # Errors
-    /// When the kind is not known, or takes no such key, or a part is not `key=value`; the text says which.
+    /// When the kind is not known, or takes no such key or value, or a part is not `key=value`; the text says which.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let name = parts.next().unwrap_or_default().trim();
@@ -294,6 +310,11 @@ impl Fault {
         if let Some(unknown) = details.keys().find(|key| !known.contains(&key.as_str())) {
             return Err(format!("the fault `{name}` takes no `{unknown}`; known are {}", known.join(", ")));
         }
+        // One that is never told of would never strike, or always.
+        for (key, value) in &details {
+            expected(&KINDS[kind], key, value)
+                .map_err(|expected| format!("`{key}` of the fault `{name}` is {expected}, and not `{value}`"))?;
+        }
         Ok(Self { kind, details: Details(details), hits: 0, calls: 0, since: Instant::now() })
     }
 
@@ -337,6 +358,27 @@ impl Fault {
 
     fn lasting(&self) -> bool {
         ["times", "share", "skip", "seconds"].iter().all(|key| self.details.text(key).is_none())
+    }
+}
+
+/// Whether `value` can be that of `key`; what can, otherwise.
+fn expected(kind: &Kind, key: &str, value: &str) -> Result<(), String> {
+    let one_of = |known: &[&str]| if known.contains(&value) { Ok(()) } else { Err(known.join(", ")) };
+    let when = |fits: bool, expected: &str| if fits { Ok(()) } else { Err(expected.to_owned()) };
+    match key {
+        "on" => one_of(&CALLS),
+        "resource" => when(Resource::parse(value).is_some(), &Resource::ALL.map(Resource::name).join(", ")),
+        "share" => when(value.parse().is_ok_and(|share: f64| (0.0..=1.0).contains(&share)), "a number from 0 to 1"),
+        "code" if matches!(kind.effect, A(_)) => {
+            when(value.parse().is_ok_and(|code: u16| (100..600).contains(&code)), "a status from 100 to 599")
+        }
+        "code" => one_of(&["invalid_credentials", "token_required"]),
+        "first" | "html" | "locale" => one_of(&["true", "false"]),
+        "at" => one_of(&["record", "employer", "occupation", "salary"]),
+        "how" => one_of(&["refuse", "forbid", "gate", "all", "nothing", "first", "no_link"]),
+        "skip" | "times" | "seconds" | "after" | "after_ms" | "bytes" | "every_ms" | "count" | "keep" | "rows"
+        | "n" | "retry_date" => when(value.parse::<u32>().is_ok(), "a whole number"),
+        _ => Ok(()),
     }
 }
 
@@ -830,6 +872,28 @@ mod tests {
         for kind in KINDS {
             let is_told = |key: &&str| kind.does.contains(&format!("`{key}"));
             assert!(kind.takes.iter().all(is_told), "{} does not say what it takes", kind.name);
+        }
+    }
+
+    #[test]
+    fn a_value_that_would_go_unheard_is_refused_with_what_can_be() {
+        for (fault, expected) in [
+            ("status,code=abc", "a status from 100 to 599"),
+            ("status,code=99", "a status from 100 to 599"),
+            ("needs_user,code=500", "invalid_credentials, token_required"),
+            ("status,share=1.5", "a number from 0 to 1"),
+            ("status,on=nowhere", "webhook, probe, token"),
+            ("status,resource=incomes", "owners"),
+            ("status,times=many", "a whole number"),
+            ("status,html=yes", "true, false"),
+            ("unknown_field,at=owner", "record, employer"),
+            ("link_in,how=never", "refuse, forbid"),
+        ] {
+            let error = Fault::parse(fault).unwrap_err();
+            assert!(error.contains(expected), "{fault}: {error}");
+        }
+        for fault in ["status,code=429,retry_after=soon", "cut,on=employments", "status,resource=OWNERS,share=0.5"] {
+            assert!(Fault::parse(fault).is_ok(), "{fault}");
         }
     }
 

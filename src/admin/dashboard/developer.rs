@@ -228,10 +228,7 @@ async fn tell(
 }
 
 async fn connect(State(board): State<Board>, ordered: Ordered) -> Result<Redirect, Trouble> {
-    let links = simulator(&board)?.ask(Method::GET, "links", None).await?;
-    let taken: Vec<u64> = links.as_array().into_iter().flatten().filter_map(|link| link["person"].as_u64()).collect();
-    // There is a person for each number, however many were connected at the start.
-    let first = (0..=taken.len() as u64).find(|person| !taken.contains(person));
+    let first = simulator(&board)?.ask(Method::GET, "state", None).await?["next_person"].take();
     let about = About { operation: "POST /developer/connect", ..About::default() };
     tell(&board, &ordered, about, &[(Method::POST, "connect", json!({ "first": first, "count": 1 }))]).await
 }
