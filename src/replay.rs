@@ -131,13 +131,13 @@ impl<'p> Replay<'p> {
                     counted.push(list);
                 }
             }
-            self.settle(&mut timelines, &counted);
+            self.end_confirmed(&mut timelines, &counted);
             outcome = self.follow(version, latest, &mut timelines, &mut last_good);
         }
         if outcome.is_ok() {
             counted.extend(coming);
         }
-        self.settle(&mut timelines, &counted);
+        self.end_confirmed(&mut timelines, &counted);
         let ends: Vec<(Timestamp, Timestamp)> = versions
             .iter()
             .filter(|version| !version.is_late)
@@ -177,7 +177,7 @@ impl<'p> Replay<'p> {
     }
 
     /// Ends the rows that one of `lists` agrees are gone.
-    fn settle(&self, timelines: &mut [Timeline], lists: &[List]) {
+    fn end_confirmed(&self, timelines: &mut [Timeline], lists: &[List]) {
         for (table, timeline) in timelines.iter_mut().enumerate() {
             for key in 0..timeline.standing.len() {
                 let Some(missing) = &timeline.standing[key].missing else { continue };

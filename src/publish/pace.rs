@@ -68,7 +68,7 @@ pub async fn run(
             () = tokio::time::sleep(wait) => {}
             _ = changed.changed() => {
                 // Whoever stops does not wait for a pause to pass: what is new is published after the next start.
-                let _ = shutdown.run_until_cancelled(settle(&mut changed, pace)).await;
+                let _ = shutdown.run_until_cancelled(until_quiet(&mut changed, pace)).await;
             }
             () = shutdown.cancelled() => return,
         }
@@ -79,7 +79,7 @@ pub async fn run(
 }
 
 /// Waits until nothing changed for a while, or changes have gone on for long enough.
-async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
+async fn until_quiet(changed: &mut watch::Receiver<()>, pace: Pace) {
     let latest = tokio::time::sleep(pace.max_wait);
     tokio::pin!(latest);
     loop {

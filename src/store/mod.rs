@@ -245,7 +245,7 @@ impl Store {
         let mut connection = connect(path)?;
         migrations::run(&mut connection, path)?;
         if let Some(keys) = &keys {
-            keys::settle(&mut connection, keys)?;
+            keys::bring_under(&mut connection, keys)?;
         }
         // Tells this state from another one that is put in its place.
         connection.execute(
