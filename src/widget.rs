@@ -289,41 +289,6 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
     session.map(Ok).ok_or(store::Error::Unreadable("a session's number"))
 }
 
-/// A session whose user may still come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
-    /// When it was asked for.
-    pub asked_at: Timestamp,
-    /// When its token ends.
-    pub expires_at: Timestamp,
-    /// `single` or `recurrent`; `None` when a link is updated.
-    pub access_mode: Option<String>,
-    /// The link that is updated.
-    pub link_id: Option<LinkId>,
-}
-
-/// The latest session of `external_id` that waits for its user: its token is good, and nothing was heard of its link since.
-///
-/// # Errors
-/// [`store::Error::Database`].
-pub fn waiting(tx: &Tx<'_>, external_id: &str, now: Timestamp) -> Result<Option<Waiting>, store::Error> {
-    tx.one(
-        &format!(
-            "SELECT s.asked_at, s.expires_at, s.access_mode, s.link_id FROM widget_sessions s \
-             WHERE s.external_id = $1 AND s.expires_at > $2 AND NOT {HEARD} ORDER BY s.asked_at DESC LIMIT 1"
-        ),
-        args![external_id, now],
-        |row| {
-            Ok(Waiting {
-                asked_at: row.at(0)?,
-                expires_at: row.at(1)?,
-                access_mode: row.opt_text(2)?,
-                link_id: row.opt_text(3)?.and_then(|id| id.parse().ok()),
-            })
-        },
-    )
-}
-
 /// A widget session whose user is still to come.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Awaited {
@@ -337,18 +302,28 @@ pub struct Awaited {
     pub link_id: Option<String>,
 }
 
-/// The session of `external_id`, if one is named, that waits for its user, as people see it.
+/// The latest session of `external_id`, if one is named, that waits for its user: its token is good, and nothing was
+/// heard of its link since.
 ///
 /// # Errors
 /// [`store::Error::Database`].
 pub fn awaited(tx: &Tx<'_>, external_id: Option<&str>, now: Timestamp) -> Result<Option<Awaited>, store::Error> {
     let Some(external_id) = external_id else { return Ok(None) };
-    Ok(waiting(tx, external_id, now)?.map(|waiting| Awaited {
-        asked_at: waiting.asked_at.to_string(),
-        expires_at: waiting.expires_at.to_string(),
-        access_mode: waiting.access_mode,
-        link_id: waiting.link_id.map(|id| id.to_string()),
-    }))
+    tx.one(
+        &format!(
+            "SELECT s.asked_at, s.expires_at, s.access_mode, s.link_id FROM widget_sessions s \
+             WHERE s.external_id = $1 AND s.expires_at > $2 AND NOT {HEARD} ORDER BY s.asked_at DESC LIMIT 1"
+        ),
+        args![external_id, now],
+        |row| {
+            Ok(Awaited {
+                asked_at: row.at(0)?.to_string(),
+                expires_at: row.at(1)?.to_string(),
+                access_mode: row.opt_text(2)?,
+                link_id: row.opt_text(3)?,
+            })
+        },
+    )
 }
 
 /// How many sessions wait for their user.
@@ -356,14 +331,10 @@ pub fn awaited(tx: &Tx<'_>, external_id: Option<&str>, now: Timestamp) -> Result
 /// # Errors
 /// [`store::Error::Database`].
 pub fn waiting_count(tx: &Tx<'_>, now: Timestamp) -> Result<u64, store::Error> {
-    let count = tx.one(
-        &format!(
-            "SELECT count(*) FROM widget_sessions s WHERE s.due_at IS NOT NULL AND s.expires_at > $1 AND NOT {HEARD}"
-        ),
-        args![now],
-        |row| row.int(0),
-    )?;
-    Ok(u64::try_from(count.unwrap_or_default()).unwrap_or_default())
+    let sql = format!(
+        "SELECT count(*) FROM widget_sessions s WHERE s.due_at IS NOT NULL AND s.expires_at > $1 AND NOT {HEARD}"
+    );
+    tx.count(&sql, args![now])
 }
 
 /// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external id.
@@ -548,11 +519,10 @@ mod tests {
 
         async fn waiting(&self, external_id: &'static str) -> bool {
             let now = self.widgets.clock.now();
-            let waiting =
-                self.widgets.store.read(move |tx| Ok((waiting(tx, external_id, now)?, waiting_count(tx, now)?)));
-            let (waiting, count) = waiting.await.unwrap();
-            assert_eq!(waiting.is_some(), count == 1);
-            waiting.is_some()
+            let read = move |tx: &Tx<'_>| Ok((awaited(tx, Some(external_id), now)?, waiting_count(tx, now)?));
+            let (awaited, count) = self.widgets.store.read(read).await.unwrap();
+            assert_eq!(awaited.is_some(), count == 1);
+            awaited.is_some()
         }
 
         async fn hear(&self, link: &LinkId, external_id: &'static str) {
