@@ -311,7 +311,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
-        let (write, result) = Waiting::boxed(work, false);
+        let (write, result) = Waiting::writing(work);
         self.writer.send(write).await.map_err(|_| Error::Closed)?;
         result.await.map_err(|_| Error::Closed)?
     }
@@ -327,7 +327,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::boxed(work, false);
+        let (write, result) = Waiting::writing(work);
         self.writer.blocking_send(write).map_err(|_| Error::Closed)?;
         result.blocking_recv().map_err(|_| Error::Closed)?
     }
@@ -342,7 +342,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::boxed(work, true);
+        let (write, result) = Waiting::appending(work);
         self.writer.try_send(write).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
