@@ -68,7 +68,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// Stands while an erasure that has failed is not done.
-pub const PROBLEM: &str = "erasure_unfinished";
+pub const ERASURE_UNFINISHED: &str = "erasure_unfinished";
 
 /// Erases. Cheap to clone.
 #[derive(Clone)]
@@ -248,9 +248,9 @@ impl Eraser {
         let finishing = async {
             loop {
                 if failing.is_empty() {
-                    problems.clear(PROBLEM);
+                    problems.clear(ERASURE_UNFINISHED);
                 } else {
-                    problems.raise(PROBLEM);
+                    problems.raise(ERASURE_UNFINISHED);
                 }
                 let unfinished = tokio::select! {
                     Some(one) = left.recv() => one,
@@ -614,7 +614,7 @@ mod tests {
         let (problems, shutdown) = (Problems::default(), CancellationToken::new());
         let running = place.eraser.clone().run(Vec::new(), place.left, problems.clone(), shutdown.clone());
         let running = tokio::spawn(running);
-        while problems.standing() != [PROBLEM] {
+        while problems.standing() != [ERASURE_UNFINISHED] {
             tokio::task::yield_now().await;
         }
         std::fs::remove_file(&receipts).unwrap();

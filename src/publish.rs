@@ -38,12 +38,12 @@ mod tables;
 
 pub use error::{Error, Unpublished};
 pub use own_lake::{Departure, OwnLake};
-pub use pace::{Pace, run};
+pub use pace::{PUBLISH_FAILED, Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 /// Code of the problem that the lake's folder is empty although this state published into it, as when its volume is not
 /// mounted.
-pub const MISSING: &str = "lake_missing";
+pub const LAKE_MISSING: &str = "lake_missing";
 
 /// Publishes the record store.
 pub struct Publisher {

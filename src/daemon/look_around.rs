@@ -179,9 +179,9 @@ impl Lookout {
     async fn look_at_lake(&self) {
         let publisher = Arc::clone(&self.operations.publisher);
         if in_background(move || publisher.is_missing()).await {
-            self.problems.raise(publish::MISSING);
+            self.problems.raise(publish::LAKE_MISSING);
         } else {
-            self.problems.clear(publish::MISSING);
+            self.problems.clear(publish::LAKE_MISSING);
         }
     }
 
