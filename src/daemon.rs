@@ -317,8 +317,8 @@ impl Daemon {
         self.tasks.spawn(watched);
     }
 
-    /// Waits until nothing is left to do: no refresh, also none that is due only in hours, such as a second look at what
-    /// a list lacked; no lookup; and every change published.
+    /// Waits until nothing is left to do: no refresh, also none that is due only in hours, such as a second look at
+    /// what a list lacked; no lookup; and every change published.
     ///
     /// # Errors
     /// When the state cannot be read, or a publish fails.

@@ -1,9 +1,9 @@
 //! Widget sessions: a user connects, or gives an old link new credentials, on Belvo's hosted page.
 //!
-//! *Takes* a [`SessionRequest`]. *Gives* a [`Session`]: the page's address with a token in it. *Promises* that every rule is
-//! checked before anything is sent, all at once; that the session is recorded before the token is asked for, so that a
-//! webhook which overtakes the browser finds it; that no token is kept or logged; and that a session or a new link of which
-//! nothing is heard is looked up. *Not here*: what the user types, which only Belvo sees.
+//! *Takes* a [`SessionRequest`]. *Gives* a [`Session`]: the page's address with a token in it. *Promises* that every
+//! rule is checked before anything is sent, all at once; that the session is recorded before the token is asked for, so
+//! that a webhook which overtakes the browser finds it; that no token is kept or logged; and that a session or a new
+//! link of which nothing is heard is looked up. *Not here*: what the user types, which only Belvo sees.
 
 use std::fmt;
 use std::sync::Arc;
@@ -222,8 +222,8 @@ impl Widgets {
 }
 
 impl Deadlines for Widgets {
-    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
-    /// many refreshes that marked.
+    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives
+    /// how many refreshes that marked.
     ///
     /// # Errors
     /// [`store::Error`]. What Belvo does not answer is asked again later.
@@ -337,12 +337,13 @@ pub fn waiting_count(tx: &Tx<'_>, now: Timestamp) -> Result<u64, store::Error> {
     tx.count(&sql, args![now])
 }
 
-/// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external id.
+/// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external
+/// id.
 const HEARD: &str = "EXISTS (SELECT 1 FROM links l WHERE l.last_webhook_at >= s.asked_at \
                      AND (l.link_id = s.link_id OR (s.link_id IS NULL AND l.external_id = s.external_id)))";
 
-/// Forgets sessions for which nobody waits any more, of the oldest [`CHUNK`]: whoever asks for a token does not wait until
-/// all of them are looked at, and no look takes longer the more there are.
+/// Forgets sessions for which nobody waits any more, of the oldest [`CHUNK`]: whoever asks for a token does not wait
+/// until all of them are looked at, and no look takes longer the more there are.
 fn forget_sessions(tx: &Tx<'_>, now: Timestamp) -> Result<usize, store::Error> {
     tx.execute(
         "DELETE FROM widget_sessions WHERE session IN (SELECT session FROM \
@@ -395,8 +396,8 @@ fn close(tx: &Tx<'_>, session: i64, link_id: Option<&LinkId>) -> Result<(), stor
 /// Name in `meta` of the last link whose first data was waited for.
 const WAITED_FOR: &str = "first_data_waited_for";
 
-/// Marks what links, new a while ago, should have had a historical webhook for and had none. Gives how many links it looked
-/// at, at most [`CHUNK`], and how many refreshes it marked.
+/// Marks what links, new a while ago, should have had a historical webhook for and had none. Gives how many links it
+/// looked at, at most [`CHUNK`], and how many refreshes it marked.
 fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), store::Error> {
     let after = tx.meta(WAITED_FOR)?;
     let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
@@ -442,8 +443,8 @@ fn note_waited_for(tx: &Tx<'_>, seen: Timestamp, link: &str) -> Result<(), store
     tx.set_meta(WAITED_FOR, &format!("{} {link}", seen.as_micros()))
 }
 
-/// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that became
-/// known in the same microsecond are looked at once more, which marks nothing twice.
+/// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that
+/// became known in the same microsecond are looked at once more, which marks nothing twice.
 ///
 /// # Errors
 /// [`store::Error::Database`].

@@ -29,8 +29,8 @@ pub(super) async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Res
     store.write(go_back).await
 }
 
-/// Lets everything be due earlier by as much as the clock was set back, to `now`: it would wait for so much longer. What
-/// was learnt by the clock that was ahead was learnt by now: whatever comes would be older.
+/// Lets everything be due earlier by as much as the clock was set back, to `now`: it would wait for so much longer.
+/// What was learnt by the clock that was ahead was learnt by now: whatever comes would be older.
 pub(super) fn move_due_back(tx: &Tx<'_>, by: Duration, now: Timestamp) -> Result<(), store::Error> {
     queue::move_back(tx, by)?;
     for (table, due) in [

@@ -155,8 +155,8 @@ impl Lookout {
         }
     }
 
-    /// Orders the erasure of links whose users were erased before Belvo told of them, each once: it is gone on with until
-    /// it is done.
+    /// Orders the erasure of links whose users were erased before Belvo told of them, each once: it is gone on with
+    /// until it is done.
     async fn erase_links_of_the_erased(&mut self) {
         let wanted = self.operations.store.read(links::erased_before).await.unwrap_or_default();
         self.erasing.retain(|link| wanted.contains(link));

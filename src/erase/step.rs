@@ -1,8 +1,8 @@
 //! How far an erasure has come, on record.
 //!
 //! *Takes* and *gives* the row of an erasure, inside the caller's transaction. *Promises* that a step and what it found
-//! out are kept together, and that the intent, which names whom it is about, is gone with the first. *Not here*: what is
-//! done in a step.
+//! out are kept together, and that the intent, which names whom it is about, is gone with the first. *Not here*: what
+//! is done in a step.
 
 use serde_json::json;
 

@@ -1,6 +1,6 @@
 //! Which resources Belvo reads for a link, and when what is held of them is old: the same to jobs, to orders and to
-//! whoever measures. *Gives* a scope, and conditions in SQL, on a link `l` and its refresh `f` of one resource, which may
-//! be missing.
+//! whoever measures. *Gives* a scope, and conditions in SQL, on a link `l` and its refresh `f` of one resource, which
+//! may be missing.
 
 use std::time::Duration;
 
