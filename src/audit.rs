@@ -1,9 +1,9 @@
-//! What was done with personal data, and what was ordered over the API: lines that cannot be changed, taken out or put in
-//! between without being noticed.
+//! What was done with personal data, and what was ordered over the API: lines that cannot be changed, taken out or put
+//! in between without being noticed.
 //!
-//! *Takes* actions inside the caller's transaction. *Gives* lines, each under the hash of the one before. *Promises* that
-//! no line names a person: who writes one gives counts, random ids and salted hashes only. Whoever can write the whole file can write
-//! a new chain; note the last hash elsewhere if that matters.
+//! *Takes* actions inside the caller's transaction. *Gives* lines, each under the hash of the one before. *Promises*
+//! that no line names a person: who writes one gives counts, random ids and salted hashes only. Whoever can write the
+//! whole file can write a new chain; note the last hash elsewhere if that matters.
 
 use std::sync::Arc;
 
@@ -53,8 +53,9 @@ pub struct Line {
     pub hash: String,
 }
 
-/// At most `limit` lines, the newest first, from before the line `after` on; of `link` alone, when one is named: those that
-/// asked for something of it, or say that it was read out. Gives them and, when there are more, the `after` of the next page.
+/// At most `limit` lines, the newest first, from before the line `after` on; of `link` alone, when one is named: those
+/// that asked for something of it, or say that it was read out. Gives them and, when there are more, the `after` of the
+/// next page.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -167,8 +168,8 @@ pub async fn note_asked(store: &Store, at: Timestamp, asked: Asked) -> Result<St
     store.write(note_it).await
 }
 
-/// Writes what was answered to the line with the hash `asked`: the `status`, and the run that was begun. A line that cannot
-/// be written is told in the log: it is done all the same, and that it was asked for is on record.
+/// Writes what was answered to the line with the hash `asked`: the `status`, and the run that was begun. A line that
+/// cannot be written is told in the log: it is done all the same, and that it was asked for is on record.
 pub async fn note_answered(store: &Store, at: Timestamp, asked: String, status: u16, run: Option<&str>) {
     let mut line = json!({ "asked": asked, "status": status });
     if let Some(run) = run {
@@ -179,8 +180,9 @@ pub async fn note_answered(store: &Store, at: Timestamp, asked: String, status: 
     }
 }
 
-/// Writes that a wrong token came to `door`, `api` or `dashboard`. Nothing is said of whose it was; who calls this sees to
-/// it that many guesses are few lines. A line that cannot be written is told in the log: the token is refused all the same.
+/// Writes that a wrong token came to `door`, `api` or `dashboard`. Nothing is said of whose it was; who calls this sees
+/// to it that many guesses are few lines. A line that cannot be written is told in the log: the token is refused all
+/// the same.
 pub async fn note_failed_sign_in(store: &Store, at: Timestamp, door: &'static str) {
     let noted = store.write(move |tx| note(tx, at, SIGN_IN_FAILED, &json!({ "door": door }))).await;
     if let Err(error) = noted {
@@ -188,8 +190,8 @@ pub async fn note_failed_sign_in(store: &Store, at: Timestamp, door: &'static st
     }
 }
 
-/// The number of lines, and the first that is not under the hash of the one before, or is not there although another one
-/// came after it, or was the last.
+/// The number of lines, and the first that is not under the hash of the one before, or is not there although another
+/// one came after it, or was the last.
 ///
 /// # Errors
 /// [`Error::Database`].

@@ -390,7 +390,7 @@ pub struct Lake {
     pub link_buckets: u32,
     /// Snapshots that stay, the current one included.
     pub keep_snapshots: usize,
-    /// No snapshot younger than this is dropped.
+    /// No snapshot is dropped sooner than this after another took its place.
     pub keep_for: Duration,
     /// Storage version of `vinculo.duckdb`, such as `v1.0.0`.
     pub duckdb_storage_version: String,

@@ -1,7 +1,7 @@
 //! Which months the published tables have pay for: counts alone, never an amount.
 //!
-//! *Takes* a lake and links. *Gives* what the snapshot that readers see has of them; nothing where no DuckDB file is published
-//! to ask. *Promises* that a daemon, which answers webhooks, spends little on it, however many ask at once.
+//! *Takes* a lake and links. *Gives* what the snapshot that readers see has of them; nothing where no DuckDB file is
+//! published to ask. *Promises* that a daemon, which answers webhooks, spends little on it, however many ask at once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,8 +18,8 @@ use crate::link_id::LinkId;
 /// Each question has a DuckDB of its own, so that one is asked at a time.
 static TURN: Semaphore = Semaphore::const_new(1);
 
-/// Does `work`, which asks this module, away from the async threads once it is its turn. Also when whoever waits for it leaves,
-/// the turn ends with the work.
+/// Does `work`, which asks this module, away from the async threads once it is its turn. Also when whoever waits for it
+/// leaves, the turn ends with the work.
 pub async fn in_turn<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
     let turn = TURN.acquire().await;
     in_background(move || {

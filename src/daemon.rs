@@ -79,10 +79,6 @@ pub struct Daemon {
     /// Who may send webhooks, and who may ask; a reload replaces them.
     senders: Senders,
     tokens: Tokens,
-    /// Told of each refresh and lookup that has ended.
-    settled: watch::Sender<()>,
-    /// The change of the store that the latest snapshot of this process has.
-    published: watch::Sender<i64>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     /// Nobody else calls Belvo on this budget.
@@ -191,7 +187,6 @@ impl Daemon {
         let has_jobs = !jobs.is_empty();
         let (jobs, asked) = Asker::new(jobs);
 
-        let (settled, published) = (watch::Sender::new(()), watch::Sender::new(0));
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let operations = Operations {
             runs: Runs::open(store.clone(), clock.clone(), tasks.clone(), shutdown.clone()).await?,
@@ -206,8 +201,8 @@ impl Daemon {
             publisher: Arc::clone(&publisher),
             jobs,
             clock,
-            settled: settled.clone(),
-            published: published.clone(),
+            settled: watch::Sender::new(()),
+            published: watch::Sender::new(0),
         };
         let mut daemon = Self {
             store,
@@ -221,8 +216,6 @@ impl Daemon {
             problems: Problems::default(),
             senders: Senders::new(&config.webhook.authorization),
             tokens: Tokens::of(&config.admin),
-            settled,
-            published,
             tasks,
             shutdown,
             _counts_calls: counts_calls,
@@ -254,7 +247,7 @@ impl Daemon {
             inspections: Inspections::default(),
             trust: Trust::new(config.belvo.page_size),
         };
-        let (settled, shutdown) = (self.settled.clone(), self.shutdown.clone());
+        let (settled, shutdown) = (self.operations.settled.clone(), self.shutdown.clone());
         let worker = worker::run(refresher, queue.clone(), clock.clone(), config.belvo.workers, settled, shutdown);
         self.spawn("worker", worker);
         self.spawn("widgets", self.operations.widgets.clone().run(self.shutdown.clone()));
@@ -263,12 +256,12 @@ impl Daemon {
         let (eraser, problems, shutdown) =
             (self.operations.eraser.clone(), self.problems.clone(), self.shutdown.clone());
         self.spawn("erasures", eraser.run(erasures, left, problems, shutdown));
-        self.spawn("lookups", links.clone().run(self.settled.clone(), self.shutdown.clone()));
+        self.spawn("lookups", links.clone().run(self.operations.settled.clone(), self.shutdown.clone()));
         let publisher = publish::run(
             Arc::clone(&self.publisher),
             Pace { quiet: config.lake.publish_quiet, max_wait: config.lake.publish_max_wait },
-            self.settled.subscribe(),
-            self.published.clone(),
+            self.operations.settled.subscribe(),
+            self.operations.published.clone(),
             self.problems.clone(),
             self.shutdown.clone(),
         );
@@ -299,7 +292,7 @@ impl Daemon {
     ) -> io::Result<()> {
         (self.webhook_address, self.admin_address) = (Some(webhooks.local_addr()?), Some(operators.local_addr()?));
         let Operations { store, queue, clock, .. } = self.operations.clone();
-        let (problems, settled) = (self.problems.clone(), self.settled.clone());
+        let (problems, settled) = (self.problems.clone(), self.operations.settled.clone());
         let inbox = Inbox { queue, store: store.clone(), clock: clock.clone(), settled, problems };
         let (settings, senders) = (config.webhook.clone(), self.senders.clone());
         self.spawn("webhooks", webhook::run(webhooks, settings, senders, inbox, self.shutdown.clone()));
@@ -317,12 +310,13 @@ impl Daemon {
         self.tasks.spawn(watched);
     }
 
-    /// Waits until nothing is left to do that is due: no refresh, no lookup, and every change published.
+    /// Waits until nothing is left to do: no refresh, also none that is due only in hours, such as a second look at
+    /// what a list lacked; no lookup; and every change published.
     ///
     /// # Errors
     /// When the state cannot be read, or a publish fails.
     pub async fn until_idle(&self) -> anyhow::Result<()> {
-        let (mut settled, mut published) = (self.settled.subscribe(), self.published.subscribe());
+        let (mut settled, mut published) = (self.operations.settled.subscribe(), self.operations.published.subscribe());
         loop {
             settled.mark_unchanged();
             published.mark_unchanged();
@@ -349,7 +343,7 @@ impl Daemon {
     /// # Errors
     /// When the state cannot be read, or a publish fails.
     pub async fn until_caught_up(&self) -> anyhow::Result<()> {
-        let mut settled = self.settled.subscribe();
+        let mut settled = self.operations.settled.subscribe();
         loop {
             settled.mark_unchanged();
             let now = self.operations.clock.now();
@@ -368,7 +362,7 @@ impl Daemon {
     /// # Errors
     /// When a publish fails.
     pub async fn until_published(&self) -> anyhow::Result<()> {
-        Ok(self.publisher.until_published(self.published.subscribe()).await?)
+        Ok(self.publisher.until_published(self.operations.published.subscribe()).await?)
     }
 
     /// Takes over what `config` says of who may send webhooks and who may ask: `webhook.authorization` and the tokens
@@ -380,7 +374,7 @@ impl Daemon {
 
     /// The announcements of refreshes and lookups that have ended.
     pub fn settled(&self) -> watch::Receiver<()> {
-        self.settled.subscribe()
+        self.operations.settled.subscribe()
     }
 
     /// Ends the tasks: running refreshes come to their end, webhooks that came are answered.

@@ -53,7 +53,7 @@ pub use removal::remove;
 pub use step::Step;
 
 use removal::{Intent, bury};
-use step::{conclude, note_step, read};
+use step::{OnRecord, conclude, note_step};
 
 /// Backups that hold the person must be gone so long after the erasure.
 const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
@@ -69,7 +69,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_mins(10);
 
 /// Stands while an erasure that has failed is not done.
-pub const PROBLEM: &str = "erasure_unfinished";
+pub const ERASURE_UNFINISHED: &str = "erasure_unfinished";
 
 /// Erases. Cheap to clone.
 #[derive(Clone)]
@@ -179,8 +179,8 @@ impl Eraser {
     /// Forgets a wish of which nothing was done.
     async fn take_back(&self, erasure: &str) -> Result<(), store::Error> {
         let id = erasure.to_owned();
-        let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = 'asked'";
-        self.store.write(move |tx| tx.execute(take_back, args![&id])).await.map(drop)
+        let take_back = "DELETE FROM erasures WHERE erasure = $1 AND step = $2";
+        self.store.write(move |tx| tx.execute(take_back, args![&id, Step::Asked.name()])).await.map(drop)
     }
 
     /// Removes the rows of erasures that were begun, unless Belvo is to be asked first: nobody reads or writes the
@@ -190,10 +190,9 @@ impl Eraser {
     /// [`Error::Store`], when the state cannot be read.
     pub async fn resume(&self) -> Result<Vec<Unfinished>, Error> {
         let mut unfinished = Vec::new();
-        for Begun { erasure, step, plan, .. } in self.store.read(Begun::all).await? {
-            // The plan exists only until the first step is done; after that Belvo has been asked.
-            let intent: Option<Intent> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
-            let waits_for_belvo = intent.is_some_and(|intent| intent.is_remote);
+        for Begun { erasure, step, intent, .. } in self.store.read(Begun::all).await? {
+            // The intent exists only until the first step is done; after that Belvo has been asked.
+            let waits_for_belvo = Intent::of_record(intent.as_deref()).is_some_and(|intent| intent.is_remote);
             if waits_for_belvo {
                 if self.deleter.is_none() {
                     warn_unfinished(&erasure, &Error::NeedsBelvo);
@@ -250,9 +249,9 @@ impl Eraser {
         let finishing = async {
             loop {
                 if failing.is_empty() {
-                    problems.clear(PROBLEM);
+                    problems.clear(ERASURE_UNFINISHED);
                 } else {
-                    problems.raise(PROBLEM);
+                    problems.raise(ERASURE_UNFINISHED);
                 }
                 let unfinished = tokio::select! {
                     Some(one) = left.recv() => one,
@@ -339,8 +338,7 @@ impl Eraser {
     /// Rows, keys and bodies go, and tombstones come.
     async fn remove(&self, erasure: &str) -> Result<Step, Error> {
         let id = erasure.to_owned();
-        let (asked_at, plan, mut receipt) = self.store.read(move |tx| read(tx, &id)).await?;
-        let intent: Option<Intent> = plan.and_then(|plan| serde_json::from_str(&plan).ok());
+        let OnRecord { asked_at, intent, mut receipt } = self.store.read(move |tx| OnRecord::of(tx, &id)).await?;
         let mut intent = intent.ok_or(store::Error::Unreadable("an erasure's plan"))?;
         if intent.is_remote {
             receipt.remote = Some(self.delete_at_belvo(&intent.links).await?);
@@ -468,7 +466,7 @@ impl Eraser {
     /// [`Error::Store`].
     pub async fn receipt_of(&self, erasure: &str) -> Result<Receipt, Error> {
         let id = erasure.to_owned();
-        Ok(self.store.read(move |tx| read(tx, &id)).await?.2)
+        Ok(self.store.read(move |tx| OnRecord::of(tx, &id)).await?.receipt)
     }
 }
 
@@ -626,7 +624,7 @@ mod tests {
         let (problems, shutdown) = (Problems::default(), CancellationToken::new());
         let running = place.eraser.clone().run(Vec::new(), place.left, problems.clone(), shutdown.clone());
         let running = tokio::spawn(running);
-        while problems.standing() != [PROBLEM] {
+        while problems.standing() != [ERASURE_UNFINISHED] {
             tokio::task::yield_now().await;
         }
         std::fs::remove_file(&receipts).unwrap();

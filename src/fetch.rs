@@ -91,7 +91,7 @@ pub async fn fetch(
     class: Class,
     permit: Option<Permit>,
 ) -> Result<RawPages, Failure> {
-    List::new(client, resource, format!("link={link_id}"), class, permit).read().await.map(|(pages, _)| pages)
+    Pager::new(client, resource, format!("link={link_id}"), class, permit).read().await.map(|(pages, _)| pages)
 }
 
 /// One reading of all pages.
@@ -111,7 +111,8 @@ enum Pass {
     Smaller,
 }
 
-struct List<'a> {
+/// Reads a list page by page.
+struct Pager<'a> {
     client: &'a Client,
     resource: &'a Resource,
     /// The filter, as it stands in the query.
@@ -124,7 +125,7 @@ struct List<'a> {
     largest: u64,
 }
 
-impl<'a> List<'a> {
+impl<'a> Pager<'a> {
     fn new(client: &'a Client, resource: &'a Resource, filter: String, class: Class, permit: Option<Permit>) -> Self {
         let (page_size, largest) = (client.page_size(), client.max_body());
         Self { client, resource, filter, class, permit, page_size, halvings: 0, largest }

@@ -194,8 +194,8 @@ impl<'p> Flattener<'p> {
 }
 
 // Each kind of column has a function of its own, and none is inlined: in one function their loops get in each other's
-// way, and what they need lies on the stack. Nor does a loop hand over an `Option` of an amount: it is written in halves
-// and read as a whole, for which a processor waits longer than for all the rest.
+// way, and what they need lies on the stack. Nor does a loop hand over an `Option` of an amount: it is written in
+// halves and read as a whole, for which a processor waits longer than for all the rest.
 
 /// Appends a text of each row.
 #[inline(never)]

@@ -385,7 +385,7 @@ struct Told {
 /// Keeps what Belvo said of a link, inside the caller's transaction.
 fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result<News, Error> {
     let asked_at = told.asked_at;
-    let is_from_before = is_of_erased_user(tx, link)?;
+    let is_from_before = is_from_before_erasure(tx, link)?;
     let Some(known) = known(tx, &link.id)? else {
         if is_from_before {
             tombstones::bury(tx, tombstones::Kind::Link, link.id.as_str(), asked_at)?;
@@ -445,7 +445,7 @@ fn keep(tx: &Tx<'_>, link: &LinkObject, told: Told, sync: Option<i64>) -> Result
 }
 
 /// Whether the link was made by a user of whom everything was erased since: it is none of a new consent.
-fn is_of_erased_user(tx: &Tx<'_>, link: &LinkObject) -> Result<bool, Error> {
+fn is_from_before_erasure(tx: &Tx<'_>, link: &LinkObject) -> Result<bool, Error> {
     let (Some(external_id), Some(created_at)) = (&link.external_id, link.created_at) else { return Ok(false) };
     if tombstones::user_erased_at(tx, external_id)?.is_none_or(|erased_at| created_at > erased_at) {
         return Ok(false);
@@ -455,7 +455,7 @@ fn is_of_erased_user(tx: &Tx<'_>, link: &LinkObject) -> Result<bool, Error> {
     Ok(tx.one(again, args![external_id], |_| Ok(()))?.is_none())
 }
 
-/// It is asked every few seconds, and walks the links that wait alone.
+/// The links that are paused for one reason. It is asked every few seconds, and walks paused links alone.
 const OF_REASON: &str = "SELECT link_id FROM links WHERE paused_reason = $1";
 
 /// The links that are to be erased because everything of their users was, before Belvo told of them.

@@ -18,7 +18,7 @@ use crate::belvo::{Client, Code, Patience};
 use crate::clock::{Clock, Timestamp};
 use crate::delete::Deleter;
 use crate::erase::{self, Eraser};
-use crate::features::frozen::{self, Frozen, Kept};
+use crate::features::frozen::{self, Freezing, Frozen};
 use crate::features::published;
 use crate::features::runs::{self as features, Mode};
 use crate::lane::in_background;
@@ -448,9 +448,9 @@ impl Operations {
         let row = read?.flatten().ok_or(Refused::NoRow(as_of, mode))?;
         let frozen = Frozen { decision_id: decision_id.clone(), link_id, as_of, mode, frozen_at: now, row };
         match frozen::keep(&self.store, frozen.clone()).await? {
-            Kept::Now => {}
-            Kept::Erased => return Err(Refused::Erased),
-            Kept::HasOne => {
+            Freezing::Done => {}
+            Freezing::LinkErased => return Err(Refused::Erased),
+            Freezing::DecisionHasOne => {
                 let decision = decision_id.clone();
                 let standing = self.store.read(move |tx| frozen::of(tx, &decision)).await?;
                 if standing.is_none_or(|standing| standing.row != frozen.row) {

@@ -38,12 +38,12 @@ mod tables;
 
 pub use error::{Error, Unpublished};
 pub use own_lake::{Departure, OwnLake};
-pub use pace::{Pace, run};
+pub use pace::{PUBLISH_FAILED, Pace, run};
 pub use snapshots::{BuiltFrom, FileEntry, Forgotten, Lake, Manifest, TableEntry, checksum};
 
 /// Code of the problem that the lake's folder is empty although this state published into it, as when its volume is not
 /// mounted.
-pub const MISSING: &str = "lake_missing";
+pub const LAKE_MISSING: &str = "lake_missing";
 
 /// Publishes the record store.
 pub struct Publisher {
@@ -181,7 +181,8 @@ impl Publisher {
         // Also where nothing was published: what stood in a full disk's way may go by now, and what an earlier publish
         // left behind has to. Readers see the newest one already, whatever becomes of those before it.
         let may_be_damaged = scope == Scope::Everything && published.as_ref().is_ok_and(Option::is_some);
-        if let Err(error) = self.drop_older(may_be_damaged) {
+        let dropped = if may_be_damaged { self.drop_damaged() } else { Ok(()) };
+        if let Err(error) = dropped.and_then(|()| self.drop_expired_and_old()) {
             tracing::warn!(code = error.code(), "an older snapshot could not be dropped: {error}");
         }
         published
@@ -233,21 +234,24 @@ impl Publisher {
         published
     }
 
-    /// Drops the snapshots that are too old, and those of what has expired; and where one may be damaged, those that
-    /// are.
-    fn drop_older(&self, may_be_damaged: bool) -> Result<(), Error> {
-        if may_be_damaged {
-            for snapshot in integrity::drop_damaged(&self.lake)? {
-                tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
-            }
+    /// Drops the older snapshots that are damaged.
+    fn drop_damaged(&self) -> Result<(), Error> {
+        for snapshot in integrity::drop_damaged(&self.lake)? {
+            tracing::warn!(code = "damaged_snapshot", snapshot, "an older snapshot was damaged and is gone");
         }
+        Ok(())
+    }
+
+    /// Drops the snapshots of what has expired, and those that are too old.
+    fn drop_expired_and_old(&self) -> Result<(), Error> {
         let (state, expired) = self
             .store
             .readers()
             .read(|tx| Ok::<_, store::Error>((BuiltFrom::of(tx)?.state_id, Departure::Expiry.last(tx)?)))?;
         // Without retention no manifest of an older snapshot is worth reading.
         if expired > 0 {
-            self.lake.drop_older(|built_from| built_from.state_id == state && built_from.change < expired)?;
+            self.lake
+                .drop_those_of_expired(|built_from| built_from.state_id == state && built_from.change < expired)?;
         }
         self.lake.prune(self.settings.keep_snapshots, self.settings.keep_for, self.clock.now()).map(drop)
     }

@@ -145,6 +145,15 @@ pub enum Lane {
 }
 
 impl Lane {
+    /// What the calls for its refreshes are for the request budget.
+    pub fn class(self) -> Class {
+        match self {
+            Self::Urgent => Class::Urgent,
+            Self::Ordinary => Class::Ordinary,
+            Self::Unknown => Class::Unknown,
+        }
+    }
+
     /// The priorities that this lane serves, in its usual order.
     fn priorities(self) -> &'static [Priority] {
         match self {

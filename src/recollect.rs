@@ -22,7 +22,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::deadlines::{self, Deadlines};
 use crate::lane::result_of;
 use crate::link_id::LinkId;
-use crate::links::{self, freshness};
+use crate::links;
+use crate::links::freshness::{self, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::{Resource, employments};
 use crate::store::{Error, Row, Store, Tx, args};
@@ -47,17 +48,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Asks under way at the same time; the request budget decides how fast they go.
 const AT_ONCE: usize = 8;
-
-/// Which links a job is about.
-#[derive(Debug, Clone)]
-pub struct Scope {
-    /// Only links of this access mode.
-    pub access_mode: Option<String>,
-    /// Only links of which a resource was not read at the institution for so long, or never.
-    pub older_than: Duration,
-    /// What to ask for.
-    pub resources: Vec<&'static Resource>,
-}
 
 /// The links in `scope` that a recollect would help. An earlier ask that surely never reached Belvo does not count: it
 /// failed, and its results were never looked for.

@@ -84,9 +84,9 @@ impl Drift {
     }
 }
 
-/// When a complete list was made.
+/// When a complete list was made, and Belvo collected it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct List {
+pub struct ListTimes {
     /// When it was begun.
     pub started_at: Timestamp,
     /// When it was complete.
@@ -95,8 +95,8 @@ pub struct List {
     pub collected_at: Option<Timestamp>,
 }
 
-impl List {
-    /// [`List::collected_at`], if it can be true: a list that an earlier version kept may have one that cannot.
+impl ListTimes {
+    /// [`ListTimes::collected_at`], if it can be true: a list that an earlier version kept may have one that cannot.
     pub fn collected(&self) -> Option<Timestamp> {
         credible(self.collected_at, self.fetched_at)
     }
@@ -223,7 +223,7 @@ pub fn keep(
     confirm_after: Duration,
     compare: &mut Compare<'_>,
 ) -> Result<Kept, Error> {
-    let of = Of { tx, link_id, resource };
+    let of = LinkRecords { tx, link_id, resource };
     let (previous, known) = (of.previous()?, of.known()?);
     // The clock may have been set back since the last list. What came later is later all the same.
     let earliest = previous.map_or(listing.fetched_at, |previous| previous.fetched_at + Duration::from_micros(1));
@@ -232,7 +232,7 @@ pub fn keep(
     let keys = identify(link_id, resource, &records, &known);
     let collected_at = records.iter().filter_map(|record| record.collected(fetched_at)).max();
     let kept = Kept { collected_at, ..Kept::default() };
-    let list = List { started_at: listing.started_at, fetched_at, collected_at };
+    let list = ListTimes { started_at: listing.started_at, fetched_at, collected_at };
     let (records, keys, known) = (&*records, &*keys, &known);
     let is_stale = is_stale(records, keys, known, list);
     let drift = &listing.drift;
@@ -245,7 +245,7 @@ pub fn keep(
 
 /// Whether Belvo surely collected the list before what is held: one of its records is older than the held one; or,
 /// where it shows no held record, the whole list is older than the newest of what is held.
-fn is_stale(records: &[&Record], keys: &[String], known: &Known, list: List) -> bool {
+fn is_stale(records: &[&Record], keys: &[String], known: &Known, list: ListTimes) -> bool {
     let is_held = |held: &&Held| !held.is_gone();
     let shared: Vec<(&Record, &Held)> = records
         .iter()
@@ -261,37 +261,37 @@ fn is_stale(records: &[&Record], keys: &[String], known: &Known, list: List) -> 
 
 /// A link's resource, and the transaction in which its list is kept.
 #[derive(Clone, Copy)]
-struct Of<'s> {
+struct LinkRecords<'s> {
     tx: &'s Tx<'s>,
     link_id: &'s LinkId,
     resource: &'s Resource,
 }
 
-impl Of<'_> {
+impl LinkRecords<'_> {
     /// The last list that was kept.
-    fn previous(self) -> Result<Option<List>, Error> {
+    fn previous(self) -> Result<Option<ListTimes>, Error> {
         let Self { tx, link_id, resource } = self;
         tx.one(
             "SELECT started_at, collected_at, fetched_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 \
              ORDER BY fetched_at DESC LIMIT 1",
             args![link_id, resource.name],
-            |row| Ok(List { started_at: row.at(0)?, collected_at: row.opt_at(1)?, fetched_at: row.at(2)? }),
+            |row| Ok(ListTimes { started_at: row.at(0)?, collected_at: row.opt_at(1)?, fetched_at: row.at(2)? }),
         )
     }
 }
 
 /// A list that is being kept: what it shows, what was known before it, and what came of it so far.
 struct Keeping<'k> {
-    of: Of<'k>,
+    of: LinkRecords<'k>,
     /// When it was made; complete after the list before it.
-    list: List,
+    list: ListTimes,
     drift: &'k Drift,
     /// Its records, each once.
     records: &'k [&'k Record],
     /// The key of each.
     keys: &'k [String],
     known: &'k Known,
-    previous: Option<List>,
+    previous: Option<ListTimes>,
     /// Whether it is an older answer than what is held, so that it says nothing about what it lacks.
     is_stale: bool,
     confirm_after: Duration,
@@ -338,7 +338,9 @@ impl Keeping<'_> {
 
     /// Keeps that there was this list, and gives what came of it.
     fn note_list(self, webhook_count: Option<i64>) -> Result<Kept, Error> {
-        let Self { of: Of { tx, link_id, resource }, list, drift, records, previous, is_stale, mut kept, .. } = self;
+        let Self {
+            of: LinkRecords { tx, link_id, resource }, list, drift, records, previous, is_stale, mut kept, ..
+        } = self;
         if kept.versions > 0 {
             drift.note(tx, resource)?;
         }
@@ -349,7 +351,7 @@ impl Keeping<'_> {
         // names none, because that one is known since then.
         let is_told = records.iter().all(|record| record.collected(list.fetched_at).is_some());
         let collected_at = kept.collected_at.filter(|_| is_told);
-        let is_as_old = |previous: List| collected_at.is_some() && previous.collected_at == collected_at;
+        let is_as_old = |previous: ListTimes| collected_at.is_some() && previous.collected_at == collected_at;
         let is_news = kept.changed || !previous.is_some_and(is_as_old);
         tx.execute(
             "INSERT INTO link_snapshots (link_id, resource, fetched_at, started_at, collected_at, item_count, webhook_count, changed, \

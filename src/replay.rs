@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::clock::{Timestamp, credible};
 use crate::columns::Columns;
 use crate::flatten::{Flattener, RecordFacts, Rejection};
-use crate::records::List;
+use crate::records::ListTimes;
 use crate::schema::{Context, Origin, Table, Type};
 
 /// The shortest time that a version lasts: keys of a history end in the instant at which it began.
@@ -113,7 +113,7 @@ impl<'p> Replay<'p> {
         &mut self,
         versions: &[Version],
         latest: &RecordFacts<'_>,
-        lists: &[List],
+        lists: &[ListTimes],
         rows: &mut Rows,
     ) -> Result<(), Rejection> {
         if let [only] = versions {
@@ -123,7 +123,7 @@ impl<'p> Replay<'p> {
         let mut last_good = None;
         let mut outcome = Ok(());
         let mut coming = lists.iter().copied().peekable();
-        let mut counted: Vec<List> = Vec::new();
+        let mut counted: Vec<ListTimes> = Vec::new();
         for version in versions.iter().filter(|version| !version.is_late) {
             while let Some(list) = coming.next_if(|list| list.fetched_at < version.fetched_at) {
                 // A list that showed a content which cannot be read says nothing about its rows.
@@ -131,13 +131,13 @@ impl<'p> Replay<'p> {
                     counted.push(list);
                 }
             }
-            self.settle(&mut timelines, &counted);
+            self.end_confirmed(&mut timelines, &counted);
             outcome = self.follow(version, latest, &mut timelines, &mut last_good);
         }
         if outcome.is_ok() {
             counted.extend(coming);
         }
-        self.settle(&mut timelines, &counted);
+        self.end_confirmed(&mut timelines, &counted);
         let ends: Vec<(Timestamp, Timestamp)> = versions
             .iter()
             .filter(|version| !version.is_late)
@@ -177,7 +177,7 @@ impl<'p> Replay<'p> {
     }
 
     /// Ends the rows that one of `lists` agrees are gone.
-    fn settle(&self, timelines: &mut [Timeline], lists: &[List]) {
+    fn end_confirmed(&self, timelines: &mut [Timeline], lists: &[ListTimes]) {
         for (table, timeline) in timelines.iter_mut().enumerate() {
             for key in 0..timeline.standing.len() {
                 let Some(missing) = &timeline.standing[key].missing else { continue };
@@ -290,7 +290,7 @@ impl<'p> Replay<'p> {
         &mut self,
         late: &Version,
         latest: &RecordFacts<'_>,
-        lists: &[List],
+        lists: &[ListTimes],
         versions: &[(Timestamp, Timestamp)],
         timelines: &mut [Timeline],
     ) {
@@ -326,7 +326,7 @@ impl<'p> Replay<'p> {
         rows: &Columns,
         row: usize,
         late: &Version,
-        lists: &[List],
+        lists: &[ListTimes],
         next_version: Option<Timestamp>,
     ) {
         let same = |timeline: &Timeline, at: usize| {
@@ -353,7 +353,7 @@ impl<'p> Replay<'p> {
         // later.
         let outlives = |at: usize, next: Option<&usize>| {
             next.is_none_or(|&next| {
-                let is_shown = |list: &&List| list.fetched_at >= timeline.spans[at].brought_at;
+                let is_shown = |list: &&ListTimes| list.fetched_at >= timeline.spans[at].brought_at;
                 let mut shown = lists_before(lists, timeline.spans[next].brought_at).iter().filter(is_shown);
                 shown.any(|list| list.collected() > Some(collected))
             })
@@ -452,7 +452,7 @@ fn push_fact(columns: &mut Columns, column: usize, context: Context, facts: &Rec
     }
 }
 
-fn lists_before(lists: &[List], at: Timestamp) -> &[List] {
+fn lists_before(lists: &[ListTimes], at: Timestamp) -> &[ListTimes] {
     &lists[..lists.partition_point(|list| list.fetched_at < at)]
 }
 
@@ -624,11 +624,11 @@ mod tests {
     type Past = (String, String, i64, Option<i64>, bool);
 
     fn replayed(versions: &[Version], lists: &[i64]) -> (Rows, Result<(), Rejection>) {
-        let list = |&minutes: &i64| List { started_at: at(minutes), fetched_at: at(minutes), collected_at: None };
+        let list = |&minutes: &i64| ListTimes { started_at: at(minutes), fetched_at: at(minutes), collected_at: None };
         replayed_over(versions, &lists.iter().map(list).collect::<Vec<_>>())
     }
 
-    fn replayed_over(versions: &[Version], lists: &[List]) -> (Rows, Result<(), Rejection>) {
+    fn replayed_over(versions: &[Version], lists: &[ListTimes]) -> (Rows, Result<(), Rejection>) {
         let schema = schema::get();
         let tables = schema.records[0].tables.iter().map(|&table| &schema.tables[table]);
         let flattener = Flattener::new(Plan::for_resource(&employments::RESOURCE), None);
@@ -681,7 +681,7 @@ mod tests {
         of_history(replayed(versions, lists).0)
     }
 
-    fn history_of(versions: &[Version], lists: &[List]) -> Vec<Past> {
+    fn history_of(versions: &[Version], lists: &[ListTimes]) -> Vec<Past> {
         of_history(replayed_over(versions, lists).0)
     }
 
@@ -916,12 +916,12 @@ mod tests {
             Version { is_late: true, ..collected(200, 401, &[("2025-01", 9)]) },
         ];
         // What was in force was seen again at 301, and collected then.
-        let lists = [(101, 100), (301, 300)].map(|(fetched, collected)| List {
+        let lists = [(101, 100), (301, 300)].map(|(fetched, collected)| ListTimes {
             started_at: at(fetched),
             fetched_at: at(fetched),
             collected_at: Some(at(collected)),
         });
-        let told = |versions: &[Version], lists: &[List]| {
+        let told = |versions: &[Version], lists: &[ListTimes]| {
             let mut past = history_of(versions, lists);
             past.retain(|(_, base, ..)| base == "9.0000");
             past

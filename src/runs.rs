@@ -1,9 +1,9 @@
 //! What somebody asked for: begun, followed and kept on record.
 //!
-//! *Takes* work that a person ordered. *Gives* a [`Run`], which tells at any time how far it has come, also to those who
-//! ask over the admin listener. *Promises* that each run is on record before it begins, and what came of it when it has
-//! ended, however that was; a run that a crash cut off is `interrupted` from the next start on. *Not here*: what the work
-//! is; see [`crate::operations`]. The schedule's runs are its own, and are only read here.
+//! *Takes* work that a person ordered. *Gives* a [`Run`], which tells at any time how far it has come, also to those
+//! who ask over the admin listener. *Promises* that each run is on record before it begins, and what came of it when it
+//! has ended, however that was; a run that a crash cut off is `interrupted` from the next start on. *Not here*: what
+//! the work is; see [`crate::operations`]. The schedule's runs are its own, and are only read here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -488,8 +488,8 @@ const SCHEDULED: &str = "SELECT job || '@' || CAST(slot_at AS TEXT) AS id, 'job'
      finished_at, outcome, NULL AS total, coalesce(item_count, 0) AS done, NULL AS failed, NULL AS snapshot, NULL AS message, \
      slot_at, item_count FROM job_runs WHERE reason <> 'first-start'";
 
-/// At most `limit` runs, the newest first, from after the run `after` on. Gives them and, when there are more, the `after`
-/// of the next page. After a run that is not on record there is none.
+/// At most `limit` runs, the newest first, from after the run `after` on. Gives them and, when there are more, the
+/// `after` of the next page. After a run that is not on record there is none.
 ///
 /// # Errors
 /// [`Error::Database`].

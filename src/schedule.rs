@@ -24,7 +24,7 @@ use tracing::{Instrument as _, info, warn};
 
 use crate::clock::{Clock, Timestamp};
 use crate::link_id::LinkId;
-use crate::links::freshness;
+use crate::links::freshness::{self, Scope};
 use crate::queue::{self, Queue, Trigger};
 use crate::resources::Resource;
 use crate::runs::{self, Ending, Failed};
@@ -33,7 +33,7 @@ use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
 mod job;
 pub mod view;
 
-pub use job::{Action, Job, SHIPPED, Scope, load};
+pub use job::{Action, Job, SHIPPED, load};
 
 /// A slot that is begun later than this was missed, and is caught up.
 const LATE: Duration = Duration::from_mins(1);

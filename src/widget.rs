@@ -1,9 +1,9 @@
 //! Widget sessions: a user connects, or gives an old link new credentials, on Belvo's hosted page.
 //!
-//! *Takes* a [`SessionRequest`]. *Gives* a [`Session`]: the page's address with a token in it. *Promises* that every rule is
-//! checked before anything is sent, all at once; that the session is recorded before the token is asked for, so that a
-//! webhook which overtakes the browser finds it; that no token is kept or logged; and that a session or a new link of which
-//! nothing is heard is looked up. *Not here*: what the user types, which only Belvo sees.
+//! *Takes* a [`SessionRequest`]. *Gives* a [`Session`]: the page's address with a token in it. *Promises* that every
+//! rule is checked before anything is sent, all at once; that the session is recorded before the token is asked for, so
+//! that a webhook which overtakes the browser finds it; that no token is kept or logged; and that a session or a new
+//! link of which nothing is heard is looked up. *Not here*: what the user types, which only Belvo sees.
 
 use std::fmt;
 use std::sync::Arc;
@@ -222,8 +222,8 @@ impl Widgets {
 }
 
 impl Deadlines for Widgets {
-    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives how
-    /// many refreshes that marked.
+    /// Looks up the sessions whose deadline has passed, and lists what new links should have had a webhook for. Gives
+    /// how many refreshes that marked.
     ///
     /// # Errors
     /// [`store::Error`]. What Belvo does not answer is asked again later.
@@ -289,41 +289,6 @@ fn record(tx: &Tx<'_>, plan: &Plan, at: Timestamp) -> Result<Result<i64, Vec<Vio
     session.map(Ok).ok_or(store::Error::Unreadable("a session's number"))
 }
 
-/// A session whose user may still come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
-    /// When it was asked for.
-    pub asked_at: Timestamp,
-    /// When its token ends.
-    pub expires_at: Timestamp,
-    /// `single` or `recurrent`; `None` when a link is updated.
-    pub access_mode: Option<String>,
-    /// The link that is updated.
-    pub link_id: Option<LinkId>,
-}
-
-/// The latest session of `external_id` that waits for its user: its token is good, and nothing was heard of its link since.
-///
-/// # Errors
-/// [`store::Error::Database`].
-pub fn waiting(tx: &Tx<'_>, external_id: &str, now: Timestamp) -> Result<Option<Waiting>, store::Error> {
-    tx.one(
-        &format!(
-            "SELECT s.asked_at, s.expires_at, s.access_mode, s.link_id FROM widget_sessions s \
-             WHERE s.external_id = $1 AND s.expires_at > $2 AND NOT {HEARD} ORDER BY s.asked_at DESC LIMIT 1"
-        ),
-        args![external_id, now],
-        |row| {
-            Ok(Waiting {
-                asked_at: row.at(0)?,
-                expires_at: row.at(1)?,
-                access_mode: row.opt_text(2)?,
-                link_id: row.opt_text(3)?.and_then(|id| id.parse().ok()),
-            })
-        },
-    )
-}
-
 /// A widget session whose user is still to come.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Awaited {
@@ -337,18 +302,28 @@ pub struct Awaited {
     pub link_id: Option<String>,
 }
 
-/// The session of `external_id`, if one is named, that waits for its user, as people see it.
+/// The latest session of `external_id`, if one is named, that waits for its user: its token is good, and nothing was
+/// heard of its link since.
 ///
 /// # Errors
 /// [`store::Error::Database`].
 pub fn awaited(tx: &Tx<'_>, external_id: Option<&str>, now: Timestamp) -> Result<Option<Awaited>, store::Error> {
     let Some(external_id) = external_id else { return Ok(None) };
-    Ok(waiting(tx, external_id, now)?.map(|waiting| Awaited {
-        asked_at: waiting.asked_at.to_string(),
-        expires_at: waiting.expires_at.to_string(),
-        access_mode: waiting.access_mode,
-        link_id: waiting.link_id.map(|id| id.to_string()),
-    }))
+    tx.one(
+        &format!(
+            "SELECT s.asked_at, s.expires_at, s.access_mode, s.link_id FROM widget_sessions s \
+             WHERE s.external_id = $1 AND s.expires_at > $2 AND NOT {HEARD} ORDER BY s.asked_at DESC LIMIT 1"
+        ),
+        args![external_id, now],
+        |row| {
+            Ok(Awaited {
+                asked_at: row.at(0)?.to_string(),
+                expires_at: row.at(1)?.to_string(),
+                access_mode: row.opt_text(2)?,
+                link_id: row.opt_text(3)?,
+            })
+        },
+    )
 }
 
 /// How many sessions wait for their user.
@@ -356,22 +331,19 @@ pub fn awaited(tx: &Tx<'_>, external_id: Option<&str>, now: Timestamp) -> Result
 /// # Errors
 /// [`store::Error::Database`].
 pub fn waiting_count(tx: &Tx<'_>, now: Timestamp) -> Result<u64, store::Error> {
-    let count = tx.one(
-        &format!(
-            "SELECT count(*) FROM widget_sessions s WHERE s.due_at IS NOT NULL AND s.expires_at > $1 AND NOT {HEARD}"
-        ),
-        args![now],
-        |row| row.int(0),
-    )?;
-    Ok(u64::try_from(count.unwrap_or_default()).unwrap_or_default())
+    let sql = format!(
+        "SELECT count(*) FROM widget_sessions s WHERE s.due_at IS NOT NULL AND s.expires_at > $1 AND NOT {HEARD}"
+    );
+    tx.count(&sql, args![now])
 }
 
-/// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external id.
+/// Whether a webhook named the link of session `s` since it was asked for: the one to update, or one of its external
+/// id.
 const HEARD: &str = "EXISTS (SELECT 1 FROM links l WHERE l.last_webhook_at >= s.asked_at \
                      AND (l.link_id = s.link_id OR (s.link_id IS NULL AND l.external_id = s.external_id)))";
 
-/// Forgets sessions for which nobody waits any more, of the oldest [`CHUNK`]: whoever asks for a token does not wait until
-/// all of them are looked at, and no look takes longer the more there are.
+/// Forgets sessions for which nobody waits any more, of the oldest [`CHUNK`]: whoever asks for a token does not wait
+/// until all of them are looked at, and no look takes longer the more there are.
 fn forget_sessions(tx: &Tx<'_>, now: Timestamp) -> Result<usize, store::Error> {
     tx.execute(
         "DELETE FROM widget_sessions WHERE session IN (SELECT session FROM \
@@ -424,8 +396,8 @@ fn close(tx: &Tx<'_>, session: i64, link_id: Option<&LinkId>) -> Result<(), stor
 /// Name in `meta` of the last link whose first data was waited for.
 const WAITED_FOR: &str = "first_data_waited_for";
 
-/// Marks what links, new a while ago, should have had a historical webhook for and had none. Gives how many links it looked
-/// at, at most [`CHUNK`], and how many refreshes it marked.
+/// Marks what links, new a while ago, should have had a historical webhook for and had none. Gives how many links it
+/// looked at, at most [`CHUNK`], and how many refreshes it marked.
 fn mark_silent_links(tx: &Tx<'_>, now: Timestamp) -> Result<(usize, usize), store::Error> {
     let after = tx.meta(WAITED_FOR)?;
     let (seen, id) = after.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", ""));
@@ -471,8 +443,8 @@ fn note_waited_for(tx: &Tx<'_>, seen: Timestamp, link: &str) -> Result<(), store
     tx.set_meta(WAITED_FOR, &format!("{} {link}", seen.as_micros()))
 }
 
-/// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that became
-/// known in the same microsecond are looked at once more, which marks nothing twice.
+/// Forgets the id of a link that is erased where it only says how far the wait for first data has come. Others that
+/// became known in the same microsecond are looked at once more, which marks nothing twice.
 ///
 /// # Errors
 /// [`store::Error::Database`].
@@ -548,11 +520,10 @@ mod tests {
 
         async fn waiting(&self, external_id: &'static str) -> bool {
             let now = self.widgets.clock.now();
-            let waiting =
-                self.widgets.store.read(move |tx| Ok((waiting(tx, external_id, now)?, waiting_count(tx, now)?)));
-            let (waiting, count) = waiting.await.unwrap();
-            assert_eq!(waiting.is_some(), count == 1);
-            waiting.is_some()
+            let read = move |tx: &Tx<'_>| Ok((awaited(tx, Some(external_id), now)?, waiting_count(tx, now)?));
+            let (awaited, count) = self.widgets.store.read(read).await.unwrap();
+            assert_eq!(awaited.is_some(), count == 1);
+            awaited.is_some()
         }
 
         async fn hear(&self, link: &LinkId, external_id: &'static str) {

@@ -513,9 +513,10 @@ mod tests {
     #[test]
     fn whatever_stands_in_the_way_has_words_and_no_code_has_them_twice() {
         let problems = Problems::default();
-        // The first two are private to where they are raised; what Belvo's client is in trouble with is a code of
-        // Belvo.
-        for code in ["publish_failed", "starting", publish::MISSING, erase::PROBLEM, vitals::TASK_ENDED] {
+        // The first is private to where it is raised; what Belvo's client is in trouble with is a code of Belvo.
+        for code in
+            ["starting", publish::LAKE_MISSING, publish::PUBLISH_FAILED, erase::ERASURE_UNFINISHED, vitals::TASK_ENDED]
+        {
             problems.raise(code);
         }
         let mut standing = problems.standing();

@@ -116,7 +116,7 @@ impl Worker {
                 self.refresher.client.until_open().await;
                 self.until_due(lane, &mut news, &mut settled).await;
                 let place = one_of(&places.first).await;
-                let permit = self.refresher.client.budget().acquire(class(lane)).await;
+                let permit = self.refresher.client.budget().acquire(lane.class()).await;
                 let starts = self.more_starts(Start { place, permit }, lane, &places.more);
                 let is_reversed = lane == Lane::Ordinary && turn % LAST_FIRST == 0;
                 match self.claim(lane, is_reversed, starts.len()).await {
@@ -183,7 +183,7 @@ impl Worker {
         let mut starts = vec![first];
         while starts.len() < AT_ONCE
             && let Some(place) = places.iter().find_map(|places| Arc::clone(places).try_acquire_owned().ok())
-            && let Some(permit) = self.refresher.client.budget().try_acquire(class(lane))
+            && let Some(permit) = self.refresher.client.budget().try_acquire(lane.class())
         {
             starts.push(Start { place, permit });
         }
@@ -306,7 +306,7 @@ impl Worker {
                     metrics::counter!("vinculo_late_answers_total", "resource" => resource).increment(kept.late as u64);
                 }
                 tracing::debug!(link = refresh.link_id.log_tag(), resource, versions = kept.versions, "refreshed");
-                self.release(&refresh).await;
+                self.free_those_that_failed_alike(&refresh).await;
             }
             Err(error) => {
                 outcome::log(&refresh, &error);
@@ -333,7 +333,7 @@ impl Worker {
 
     /// When this refresh succeeds after the account was refused, or Belvo had failed for long, everything that came to
     /// nothing for that reason is due at once. Other refusals belong to one link each, and wait.
-    async fn release(&self, refresh: &Refresh) {
+    async fn free_those_that_failed_alike(&self, refresh: &Refresh) {
         let resource = refresh.resource;
         let ended = self.refusals.end(resource.name, &refresh.link_id);
         let is_over_for_all = |code: &Code| {
@@ -467,14 +467,6 @@ struct Start {
     place: OwnedSemaphorePermit,
     /// Its place in the budget.
     permit: Permit,
-}
-
-fn class(lane: Lane) -> Class {
-    match lane {
-        Lane::Urgent => Class::Urgent,
-        Lane::Ordinary => Class::Ordinary,
-        Lane::Unknown => Class::Unknown,
-    }
 }
 
 /// A place of the first of `places` that has one.

@@ -1,8 +1,8 @@
 //! Who may ask for what on the admin listener: three roles, each of which includes the one before.
 //!
-//! *Takes* the tokens of the configuration. *Gives* the [`Caller`] that a token belongs to. *Promises* that comparing takes
-//! as long for every guess, and that a caller's name tells where its token stands and nothing of the token. *Not here*: what
-//! needs which role; each path of [`super::v1`] says it.
+//! *Takes* the tokens of the configuration. *Gives* the [`Caller`] that a token belongs to. *Promises* that comparing
+//! takes as long for every guess, and that a caller's name tells where its token stands and nothing of the token. *Not
+//! here*: what needs which role; each path of [`super::v1`] says it.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};

@@ -22,7 +22,7 @@ use crate::config::{Config, Needs};
 use crate::publish::{self, Lake, OwnLake};
 use crate::runs::Ending;
 use crate::store::{self, Readers, args};
-use crate::{daemon, schedule, schema, verify, words};
+use crate::{daemon, erase, schedule, schema, verify, words};
 
 /// Less than this free space is close to none.
 const LEAST_FREE: u64 = 64 << 20;
@@ -94,7 +94,9 @@ fn look(config: &Config, global: &Global, report: &mut Report) -> anyhow::Result
             Ok(()) => published(config, &lake, &own, &status, now, report),
             Err(error) => {
                 let mend = match error.code() {
-                    publish::MISSING => "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew",
+                    publish::LAKE_MISSING => {
+                        "mount the volume of lake.url, or let `vinculo rebuild` make the lake anew"
+                    }
                     _ => {
                         "put the right state back, point lake.url elsewhere, or let `vinculo rebuild` replace the lake"
                     }
@@ -398,7 +400,7 @@ fn work_left(status: &Status, report: &mut Report) {
     // A daemon finishes them, and tells of those that have failed.
     if status.erasures_unfinished > 0 && status.held_by.is_none() {
         let what = format!("{} erasures were begun and are not finished", grouped(status.erasures_unfinished));
-        report.warn("erasure_unfinished", what, "vinculo serve");
+        report.warn(erase::ERASURE_UNFINISHED, what, "vinculo serve");
     }
     if let Some(quarantined) = status.webhooks.get("quarantined").filter(|count| **count > 0) {
         let what = format!("{} webhooks are in the quarantine", grouped(*quarantined));

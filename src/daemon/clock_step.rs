@@ -29,8 +29,8 @@ pub(super) async fn go_back_with_the_clock(store: &Store, now: Timestamp) -> Res
     store.write(go_back).await
 }
 
-/// Lets everything be due earlier by as much as the clock was set back, to `now`: it would wait for so much longer. What
-/// was learnt by the clock that was ahead was learnt by now: whatever comes would be older.
+/// Lets everything be due earlier by as much as the clock was set back, to `now`: it would wait for so much longer.
+/// What was learnt by the clock that was ahead was learnt by now: whatever comes would be older.
 pub(super) fn move_due_back(tx: &Tx<'_>, by: Duration, now: Timestamp) -> Result<(), store::Error> {
     queue::move_back(tx, by)?;
     for (table, due) in [
@@ -58,7 +58,7 @@ fn tell_of_step_back(step: Duration) {
 pub(super) struct TwoClocks {
     wall: Timestamp,
     steady: Instant,
-    /// By how much the wall clock was set back since [`TwoClocks::settle`].
+    /// By how much the wall clock was set back since [`TwoClocks::was_followed`].
     step: Duration,
 }
 
@@ -67,9 +67,9 @@ impl TwoClocks {
         Self { wall, steady: Instant::now(), step: Duration::ZERO }
     }
 
-    /// By how much the wall clock was set back, each time by more than it is ever corrected, since what is due was moved
-    /// for it.
-    pub(super) fn went_back(&mut self, wall: Timestamp) -> Option<Duration> {
+    /// Notices whether the wall clock was set back since the last time, and tells of it. Gives by how much it was, each
+    /// time by more than it is ever corrected, since what is due was moved for it.
+    pub(super) fn notice_step_back(&mut self, wall: Timestamp) -> Option<Duration> {
         let step = (self.wall + self.steady.elapsed()).since(wall);
         if step > CORRECTION {
             tell_of_step_back(step);
@@ -80,7 +80,7 @@ impl TwoClocks {
     }
 
     /// What is due was moved.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn was_followed(&mut self) {
         self.step = Duration::ZERO;
     }
 }
@@ -96,11 +96,11 @@ mod tests {
         let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
         let mut clocks = TwoClocks::new(at(10_000));
         for (wall, expected) in [(10_004, false), (10_001, false), (40_000, false), (32_800, true), (32_801, false)] {
-            assert_eq!(clocks.went_back(at(wall)).is_some(), expected, "{wall}");
-            clocks.settle();
+            assert_eq!(clocks.notice_step_back(at(wall)).is_some(), expected, "{wall}");
+            clocks.was_followed();
         }
         // Whoever could not move what is due is told of both steps the next time.
-        let steps = [32_700, 32_701, 32_600].map(|wall| clocks.went_back(at(wall)).map(|step| step.as_secs()));
+        let steps = [32_700, 32_701, 32_600].map(|wall| clocks.notice_step_back(at(wall)).map(|step| step.as_secs()));
         assert_eq!(steps, [Some(101), Some(101), Some(202)]);
     }
 

@@ -10,6 +10,7 @@ use crate::belvo::Patience;
 use crate::config;
 use crate::features::runs::{self as feature_runs, Mode, Wanted};
 use crate::lane::in_background;
+use crate::links::freshness;
 use crate::operations::Operations;
 use crate::publish::integrity::Damage;
 use crate::publish::{Manifest, Scope};
@@ -88,12 +89,10 @@ impl DaemonActions {
     }
 
     /// Asks Belvo to read again what is in `scope`, and gives how many calls that put on its bill.
-    async fn recollect(&self, scope: &schedule::Scope) -> Result<u64, Failed> {
-        let schedule::Scope { access_mode, older_than, resources } = scope.clone();
-        let (wanted, now) =
-            (recollect::Scope { access_mode, older_than, resources: resources.clone() }, self.operations.clock.now());
+    async fn recollect(&self, scope: &freshness::Scope) -> Result<u64, Failed> {
+        let (wanted, now) = (scope.clone(), self.operations.clock.now());
         let links = self.operations.store.read(move |tx| recollect::in_scope(tx, &wanted, now)).await?;
-        let outcome = self.operations.recollector.recollect(links, &resources, Patience::Long).await?;
+        let outcome = self.operations.recollector.recollect(links, &scope.resources, Patience::Long).await?;
         match outcome.failed.iter().next() {
             Some((&code, count)) if outcome.asked.is_empty() => Err(Failed {
                 code,

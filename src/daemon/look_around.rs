@@ -12,9 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock_step::{LOOKED_AT, TwoClocks, move_due_back};
 use crate::admin::Recorder;
-use crate::belvo::{Client, Code};
+use crate::belvo::Code;
 use crate::chronicle;
-use crate::clock::Timestamp;
 use crate::lane::in_background;
 use crate::link_id::LinkId;
 use crate::links;
@@ -23,7 +22,7 @@ use crate::problems::Problems;
 use crate::publish;
 use crate::queue;
 use crate::runs::Reason;
-use crate::store::{self, Store, Tx};
+use crate::store::{self, Tx};
 use crate::subject::Subject;
 use crate::vitals::Vitals;
 
@@ -41,75 +40,161 @@ pub(super) async fn look_around(
     vitals: Vitals,
     shutdown: CancellationToken,
 ) {
-    let Operations { client, store, queue, clock, publisher, published, .. } = operations.clone();
-    let (mut published, mut clocks) = (published.subscribe(), TwoClocks::new(clock.now()));
-    let (mut trouble, mut counted, mut erasing) = (None, client.budget().calls(), HashSet::new());
+    let mut published = operations.published.subscribe();
+    let mut lookout = Lookout::new(operations, problems, vitals);
     loop {
-        let now = client.trouble();
-        if now != trouble {
-            if let Some(code) = trouble {
-                problems.clear(code.name());
-            }
-            if let Some(code) = now {
-                problems.raise(code.name());
-            }
-            trouble = now;
-        }
-        show_what_waits(&client, &store, clock.now()).await;
-        Recorder::global().condense();
-        let looked_at = clock.now();
-        let step = clocks.went_back(looked_at);
-        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk. What is due is moved
-        // with it, or a restart in between would find nothing left to move for.
-        let look = move |tx: &Tx<'_>| {
-            tx.set_meta(LOOKED_AT, &looked_at.as_micros().to_string())?;
-            step.map_or(Ok(()), |step| move_due_back(tx, step, looked_at))
-        };
-        let answer = store.write(look).await;
-        hear(&answer, || store.impediment(), &problems, &vitals);
-        if step.is_some() && answer.is_ok() {
-            clocks.settle();
-            queue.announce();
-        }
-        erase_links_of_the_erased(&operations, &mut erasing).await;
-        // A quiet daemon publishes nothing, and would not hear of it.
-        let lake = Arc::clone(&publisher);
-        if in_background(move || lake.is_missing()).await {
-            problems.raise(publish::MISSING);
-        } else {
-            problems.clear(publish::MISSING);
-        }
-        // That the state takes no writes was just told.
-        let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
+        lookout.look().await;
         tokio::select! {
-            _ = published.changed() => problems.clear(STARTING),
+            _ = published.changed() => lookout.problems.clear(STARTING),
             () = tokio::time::sleep(LOOK_AROUND) => {}
             () = shutdown.cancelled() => {
                 // What is not counted now never is.
-                let _ = count_calls(&client, &store, clock.now(), &mut counted).await;
+                let _ = lookout.count_calls().await;
                 return;
             }
         }
     }
 }
 
-/// Orders the erasure of links whose users were erased before Belvo told of them, each once: it is gone on with until it
-/// is done.
-async fn erase_links_of_the_erased(operations: &Operations, erasing: &mut HashSet<LinkId>) {
-    let wanted = operations.store.read(links::erased_before).await.unwrap_or_default();
-    erasing.retain(|link| wanted.contains(link));
-    for link in wanted {
-        if !erasing.insert(link.clone()) {
-            continue;
+/// What is looked at, and what was seen of it the last time.
+struct Lookout {
+    operations: Operations,
+    problems: Problems,
+    vitals: Vitals,
+    clocks: TwoClocks,
+    /// What stood in the way of calls to Belvo.
+    trouble: Option<Code>,
+    /// How many calls to Belvo are counted.
+    counted: u64,
+    /// The links of erased users whose erasure is ordered.
+    erasing: HashSet<LinkId>,
+}
+
+impl Lookout {
+    fn new(operations: Operations, problems: Problems, vitals: Vitals) -> Self {
+        let (clocks, counted) = (TwoClocks::new(operations.clock.now()), operations.client.budget().calls());
+        Self { operations, problems, vitals, clocks, trouble: None, counted, erasing: HashSet::new() }
+    }
+
+    /// Looks once at everything.
+    async fn look(&mut self) {
+        self.hear_of_belvo();
+        self.show_what_waits().await;
+        Recorder::global().condense();
+        self.probe_state().await;
+        self.erase_links_of_the_erased().await;
+        self.look_at_lake().await;
+        // That the state takes no writes was just told.
+        let _ = self.count_calls().await;
+    }
+
+    /// Tells what stands in the way of calls to Belvo.
+    fn hear_of_belvo(&mut self) {
+        let now = self.operations.client.trouble();
+        if now == self.trouble {
+            return;
         }
-        let reason = "everything of its user was erased, and the link was made before that".to_owned();
-        let order = Order::Erase(Erasure { subject: Subject::Link(link), reason, is_remote: false });
-        if let Err(refused) = operations.start(order, Reason::Daemon).await {
-            tracing::error!(
-                code = refused.code(),
-                "a link of an erased user is erased at the next start only, because now it is refused: {refused}"
-            );
+        if let Some(code) = self.trouble {
+            self.problems.clear(code.name());
         }
+        if let Some(code) = now {
+            self.problems.raise(code.name());
+        }
+        self.trouble = now;
+    }
+
+    /// Shows how the request budget is used, and what waits for it.
+    async fn show_what_waits(&self) {
+        let Operations { client, store, clock, .. } = &self.operations;
+        let now = clock.now();
+        let usage = client.usage();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        metrics::gauge!("vinculo_belvo_budget_requests").set(count(usage.requests));
+        metrics::gauge!("vinculo_belvo_budget_in_use").set(count(usage.in_use));
+        for (class, waiting) in [
+            ("urgent", usage.waiting_urgent),
+            ("ordinary", usage.waiting_ordinary),
+            ("look_up", usage.waiting_look_ups),
+        ] {
+            metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
+        }
+        let paused_by = client.budget().paused_by();
+        for code in [Code::RateLimited, Code::ApiBlocked] {
+            metrics::gauge!("vinculo_belvo_paused", "code" => code.name()).set(u8::from(paused_by == Some(code)));
+        }
+        // A state that cannot be read is told where it is written.
+        let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await
+        else {
+            return;
+        };
+        let waited = oldest.map_or(0, |since| now.as_micros() - since.as_micros());
+        metrics::gauge!("vinculo_refreshes_oldest_due_seconds").set(waited as f64 / 1e6);
+        for (trigger, due) in
+            [("webhook", due.webhook), ("operator", due.operator), ("schedule", due.schedule), ("confirm", due.confirm)]
+        {
+            metrics::gauge!("vinculo_refreshes_due", "trigger" => trigger).set(u32::try_from(due).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Writes into the state, and moves what is due with a clock that was set back.
+    async fn probe_state(&mut self) {
+        let Operations { store, queue, clock, .. } = &self.operations;
+        let looked_at = clock.now();
+        let step = self.clocks.notice_step_back(looked_at);
+        // SQLite skips unchanged rows, so the probe must write a new value to detect a failing disk. What is due is
+        // moved with it, or a restart in between would find nothing left to move for.
+        let look = move |tx: &Tx<'_>| {
+            tx.set_meta(LOOKED_AT, &looked_at.as_micros().to_string())?;
+            step.map_or(Ok(()), |step| move_due_back(tx, step, looked_at))
+        };
+        let answer = store.write(look).await;
+        hear(&answer, || store.impediment(), &self.problems, &self.vitals);
+        if step.is_some() && answer.is_ok() {
+            self.clocks.was_followed();
+            queue.announce();
+        }
+    }
+
+    /// Orders the erasure of links whose users were erased before Belvo told of them, each once: it is gone on with
+    /// until it is done.
+    async fn erase_links_of_the_erased(&mut self) {
+        let wanted = self.operations.store.read(links::erased_before).await.unwrap_or_default();
+        self.erasing.retain(|link| wanted.contains(link));
+        for link in wanted {
+            if !self.erasing.insert(link.clone()) {
+                continue;
+            }
+            let reason = "everything of its user was erased, and the link was made before that".to_owned();
+            let order = Order::Erase(Erasure { subject: Subject::Link(link), reason, is_remote: false });
+            if let Err(refused) = self.operations.start(order, Reason::Daemon).await {
+                tracing::error!(
+                    code = refused.code(),
+                    "a link of an erased user is erased at the next start only, because now it is refused: {refused}"
+                );
+            }
+        }
+    }
+
+    /// Tells whether the lake is in its place: a quiet daemon publishes nothing, and would not hear of it.
+    async fn look_at_lake(&self) {
+        let publisher = Arc::clone(&self.operations.publisher);
+        if in_background(move || publisher.is_missing()).await {
+            self.problems.raise(publish::LAKE_MISSING);
+        } else {
+            self.problems.clear(publish::LAKE_MISSING);
+        }
+    }
+
+    /// Counts the calls since the last count; a count that fails is made up for by the next.
+    async fn count_calls(&mut self) -> Result<(), store::Error> {
+        let Operations { client, store, clock, .. } = &self.operations;
+        let (now, calls) = (clock.now(), client.budget().calls());
+        if calls > self.counted {
+            let new = calls - self.counted;
+            store.write(move |tx| chronicle::note_calls(tx, new, now)).await?;
+            self.counted = calls;
+        }
+        Ok(())
     }
 }
 
@@ -124,45 +209,6 @@ fn hear(
     problems.hear_of_state(answer.as_ref().err().map(store::Error::code), otherwise);
     if !matches!(answer, Err(store::Error::Closed)) {
         vitals.beat();
-    }
-}
-
-/// Counts the calls since the last count; a count that fails is made up for by the next.
-async fn count_calls(client: &Client, store: &Store, now: Timestamp, counted: &mut u64) -> Result<(), store::Error> {
-    let calls = client.budget().calls();
-    if calls > *counted {
-        let new = calls - *counted;
-        store.write(move |tx| chronicle::note_calls(tx, new, now)).await?;
-        *counted = calls;
-    }
-    Ok(())
-}
-
-/// Shows how the request budget is used, and what waits for it.
-async fn show_what_waits(client: &Client, store: &Store, now: Timestamp) {
-    let usage = client.usage();
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    metrics::gauge!("vinculo_belvo_budget_requests").set(count(usage.requests));
-    metrics::gauge!("vinculo_belvo_budget_in_use").set(count(usage.in_use));
-    for (class, waiting) in
-        [("urgent", usage.waiting_urgent), ("ordinary", usage.waiting_ordinary), ("look_up", usage.waiting_look_ups)]
-    {
-        metrics::gauge!("vinculo_belvo_budget_waiting", "class" => class).set(count(waiting));
-    }
-    let paused_by = client.budget().paused_by();
-    for code in [Code::RateLimited, Code::ApiBlocked] {
-        metrics::gauge!("vinculo_belvo_paused", "code" => code.name()).set(u8::from(paused_by == Some(code)));
-    }
-    // A state that cannot be read is told where it is written.
-    let Ok((due, oldest)) = store.read(move |tx| Ok((queue::due(tx, now)?, queue::oldest_due(tx, now)?))).await else {
-        return;
-    };
-    let waited = oldest.map_or(0, |since| now.as_micros() - since.as_micros());
-    metrics::gauge!("vinculo_refreshes_oldest_due_seconds").set(waited as f64 / 1e6);
-    for (trigger, due) in
-        [("webhook", due.webhook), ("operator", due.operator), ("schedule", due.schedule), ("confirm", due.confirm)]
-    {
-        metrics::gauge!("vinculo_refreshes_due", "trigger" => trigger).set(u32::try_from(due).unwrap_or(u32::MAX));
     }
 }
 
@@ -204,9 +250,9 @@ mod tests {
         let link = "INSERT INTO links (link_id, first_seen_at, changed_seq, paused_reason) \
                     VALUES ('00000000-0000-4000-8000-000000000001', 0, 0, 'erased_before')";
         daemon.store.write(|tx| tx.execute(link, args![])).await.unwrap();
-        let mut erasing = HashSet::new();
+        let mut lookout = Lookout::new(daemon.operations.clone(), Problems::default(), Vitals::new());
         for _ in 0..2 {
-            erase_links_of_the_erased(&daemon.operations, &mut erasing).await;
+            lookout.erase_links_of_the_erased().await;
         }
         let ordered = |tx: &Tx<'_>| {
             tx.all("SELECT kind, reason FROM runs", args![], |row| Ok::<_, store::Error>((row.text(0)?, row.text(1)?)))

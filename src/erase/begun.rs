@@ -9,7 +9,7 @@ use super::{Receipt, Step};
 use crate::clock::Timestamp;
 use crate::store::{Error, Tx, args};
 
-/// An erasure that was begun and is not done. It has no printed form, because its plan names whom it is about.
+/// An erasure that was begun and is not done. It has no printed form, because its intent names whom it is about.
 #[derive(Clone)]
 pub struct Begun {
     /// Its id.
@@ -18,15 +18,15 @@ pub struct Begun {
     asked_for: String,
     reason: String,
     pub(super) step: Step,
-    /// Whom it is about; only until their rows are gone.
-    pub(super) plan: Option<String>,
+    /// Whom it is about, as it is on record; only until their rows are gone.
+    pub(super) intent: Option<String>,
     receipt: String,
 }
 
 impl Begun {
-    pub(super) fn new(receipt: &Receipt, asked_at: Timestamp, step: Step, plan: Option<String>) -> Self {
+    pub(super) fn new(receipt: &Receipt, asked_at: Timestamp, step: Step, intent: Option<String>) -> Self {
         let Receipt { erasure, asked_for, reason, .. } = receipt.clone();
-        Self { erasure, asked_at, asked_for, reason, step, plan, receipt: json!(receipt).to_string() }
+        Self { erasure, asked_at, asked_for, reason, step, intent, receipt: json!(receipt).to_string() }
     }
 
     /// Those of the state, the oldest first.
@@ -34,16 +34,16 @@ impl Begun {
     /// # Errors
     /// [`Error::Database`], or [`Error::Unreadable`].
     pub fn all(tx: &Tx<'_>) -> Result<Vec<Self>, Error> {
-        let sql = "SELECT erasure, asked_at, asked_for, reason, step, plan, receipt FROM erasures WHERE step <> 'done' \
+        let sql = "SELECT erasure, asked_at, asked_for, reason, step, plan, receipt FROM erasures WHERE step <> $1 \
                    ORDER BY asked_at";
-        tx.all(sql, args![], |row| {
+        tx.all(sql, args![Step::Done.name()], |row| {
             Ok(Self {
                 erasure: row.text(0)?,
                 asked_at: row.at(1)?,
                 asked_for: row.text(2)?,
                 reason: row.text(3)?,
                 step: Step::by_name(row.str(4)?)?,
-                plan: row.opt_text(5)?,
+                intent: row.opt_text(5)?,
                 receipt: row.text(6)?,
             })
         })
@@ -54,7 +54,7 @@ impl Begun {
     /// # Errors
     /// [`Error::Database`].
     pub fn count(tx: &Tx<'_>) -> Result<u64, Error> {
-        tx.count("SELECT count(*) FROM erasures WHERE step <> 'done'", args![])
+        tx.count("SELECT count(*) FROM erasures WHERE step <> $1", args![Step::Done.name()])
     }
 
     /// Puts it on record. One that is there and has come as far stays as it is.
@@ -77,7 +77,7 @@ impl Begun {
                 &self.asked_for,
                 &self.reason,
                 self.step.name(),
-                self.plan.as_deref(),
+                self.intent.as_deref(),
                 &self.receipt
             ],
         )
@@ -95,8 +95,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
         let receipt = Receipt { erasure: "1".to_owned(), ..Receipt::default() };
-        let at =
-            |step, plan: Option<&str>| Begun::new(&receipt, Timestamp::from_micros(7), step, plan.map(str::to_owned));
+        let at = |step, intent: Option<&str>| {
+            Begun::new(&receipt, Timestamp::from_micros(7), step, intent.map(str::to_owned))
+        };
         for (kept, expected) in [
             (at(Step::Asked, Some("whom")), Some((Step::Asked, Some("whom")))),
             (at(Step::Asked, Some("others")), Some((Step::Asked, Some("whom")))),
@@ -106,7 +107,7 @@ mod tests {
             (at(Step::Asked, Some("whom")), None),
         ] {
             let all = store.write(move |tx| kept.keep(tx).and_then(|()| Begun::all(tx))).await.unwrap();
-            let all: Vec<_> = all.iter().map(|begun| (begun.step, begun.plan.as_deref())).collect();
+            let all: Vec<_> = all.iter().map(|begun| (begun.step, begun.intent.as_deref())).collect();
             assert_eq!(all, expected.into_iter().collect::<Vec<_>>());
             assert_eq!(store.read(Begun::count).await.unwrap(), all.len() as u64);
         }

@@ -25,6 +25,13 @@ pub(super) struct Intent {
     pub(super) is_remote: bool,
 }
 
+impl Intent {
+    /// What is on record, if it is there and can be read.
+    pub(super) fn of_record(text: Option<&str>) -> Option<Self> {
+        text.and_then(|text| serde_json::from_str(text).ok())
+    }
+}
+
 /// Removes every row of the links and of the `external_id`s that nobody else has, and gives the number for each table.
 ///
 /// A table is found by its columns `link_id` and `external_id`, so that none is forgotten.

@@ -1,12 +1,13 @@
 //! How far an erasure has come, on record.
 //!
 //! *Takes* and *gives* the row of an erasure, inside the caller's transaction. *Promises* that a step and what it found
-//! out are kept together, and that the plan, which names whom it is about, is gone with the first. *Not here*: what is
-//! done in a step.
+//! out are kept together, and that the intent, which names whom it is about, is gone with the first. *Not here*: what
+//! is done in a step.
 
 use serde_json::json;
 
 use super::Receipt;
+use super::removal::Intent;
 use crate::audit;
 use crate::clock::Timestamp;
 use crate::store::{self, Tx, args};
@@ -45,13 +46,26 @@ impl Step {
     }
 }
 
-/// When an erasure was asked for, its plan, and what was done so far.
-pub(super) fn read(tx: &Tx<'_>, erasure: &str) -> Result<(Timestamp, Option<String>, Receipt), store::Error> {
-    let found = tx.one("SELECT asked_at, plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
-        let receipt = serde_json::from_str(row.str(2)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
-        Ok((row.at(0)?, row.opt_text(1)?, receipt))
-    })?;
-    found.ok_or(store::Error::Unreadable("an erasure"))
+/// What is on record of an erasure.
+pub(super) struct OnRecord {
+    /// When it was asked for.
+    pub(super) asked_at: Timestamp,
+    /// Whom it is about; only until their rows are gone.
+    pub(super) intent: Option<Intent>,
+    /// What was done so far.
+    pub(super) receipt: Receipt,
+}
+
+impl OnRecord {
+    /// What is there of `erasure`.
+    pub(super) fn of(tx: &Tx<'_>, erasure: &str) -> Result<Self, store::Error> {
+        let found =
+            tx.one("SELECT asked_at, plan, receipt FROM erasures WHERE erasure = $1", args![erasure], |row| {
+                let receipt = serde_json::from_str(row.str(2)?).map_err(|_| store::Error::Unreadable("a receipt"))?;
+                Ok(Self { asked_at: row.at(0)?, intent: Intent::of_record(row.opt_text(1)?.as_deref()), receipt })
+            })?;
+        found.ok_or(store::Error::Unreadable("an erasure"))
+    }
 }
 
 /// Notes that the step is done, and what was found out until then.

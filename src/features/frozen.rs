@@ -42,25 +42,25 @@ pub struct Frozen {
 
 /// What became of a row that was to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum Freezing {
     /// It is kept.
-    Now,
+    Done,
     /// The decision has a row already, which stays.
-    HasOne,
+    DecisionHasOne,
     /// The link was erased; nothing of it is written down again.
-    Erased,
+    LinkErased,
 }
 
 /// Keeps a row.
 ///
 /// # Errors
 /// [`store::Error`].
-pub async fn keep(store: &Store, frozen: Frozen) -> Result<Kept, store::Error> {
+pub async fn keep(store: &Store, frozen: Frozen) -> Result<Freezing, store::Error> {
     store
         .write(move |tx| {
             // The row may come from a snapshot that still shows whom an erasure has just removed here.
             if tombstones::is_erased(tx, &frozen.link_id)? {
-                return Ok(Kept::Erased);
+                return Ok(Freezing::LinkErased);
             }
             let Frozen { decision_id, link_id, as_of, mode, frozen_at, row } = &frozen;
             let (date, body) = (as_of.to_string(), Value::Object(row.clone()).to_string());
@@ -71,7 +71,7 @@ pub async fn keep(store: &Store, frozen: Frozen) -> Result<Kept, store::Error> {
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (decision_id) DO NOTHING",
                 args![decision_id.as_str(), link_id, date.as_str(), mode.name(), *frozen_at, &*body],
             )?;
-            Ok(if added == 1 { Kept::Now } else { Kept::HasOne })
+            Ok(if added == 1 { Freezing::Done } else { Freezing::DecisionHasOne })
         })
         .await
 }
@@ -118,13 +118,13 @@ mod tests {
             frozen_at: Timestamp::from_micros(7),
             row: Map::from_iter([("income_last_brl".to_owned(), Value::from(income))]),
         };
-        assert_eq!(keep(&store, frozen("1.0000")).await.unwrap(), Kept::Now);
-        assert_eq!(keep(&store, frozen("2.0000")).await.unwrap(), Kept::HasOne);
+        assert_eq!(keep(&store, frozen("1.0000")).await.unwrap(), Freezing::Done);
+        assert_eq!(keep(&store, frozen("2.0000")).await.unwrap(), Freezing::DecisionHasOne);
         assert_eq!(store.read(|tx| of(tx, "d-1")).await.unwrap(), Some(frozen("1.0000")));
         let now = Timestamp::from_micros(9);
         store.write(move |tx| tombstones::bury(tx, tombstones::Kind::Link, LINK, now).map(drop)).await.unwrap();
         let other = Frozen { decision_id: "d-2".into(), ..frozen("3.0000") };
-        assert_eq!(keep(&store, other).await.unwrap(), Kept::Erased);
+        assert_eq!(keep(&store, other).await.unwrap(), Freezing::LinkErased);
         assert_eq!(store.read(|tx| of(tx, "d-2")).await.unwrap(), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Which dates `credit_features` is published for: recorded in the state, so that a rebuild repeats them.
 //!
-//! *Promises* one run for each date and mode. The clocks of a strict run are final once its day is over in UTC; a retro run is
-//! replaced by the next one of its date. *Not here*: how a row is computed.
+//! *Promises* one run for each date and mode. The clocks of a strict run are final once its day is over in UTC; a retro
+//! run is replaced by the next one of its date. *Not here*: how a row is computed.
 
 use std::fmt;
 

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{List, RawPages};
+use super::{Pager, RawPages};
 use crate::belvo::links::MOST_IDS;
 use crate::belvo::{Class, Client, Failure, Permit};
 use crate::json::Reader;
@@ -66,11 +66,11 @@ pub async fn fetch_many(
     class: Class,
     permit: Option<Permit>,
 ) -> Result<Lists, Useless> {
-    let mut list = List::new(client, resource, filter(form, links, canary), class, permit);
+    let mut pager = Pager::new(client, resource, filter(form, links, canary), class, permit);
     // What takes Belvo too long wants fewer links, not smaller pages.
-    list.halvings = super::HALVINGS;
-    list.largest = list.largest.min(LARGEST);
-    let (pages, count) = list.read().await.map_err(|failure| Useless::Failed(Box::new(failure)))?;
+    pager.halvings = super::HALVINGS;
+    pager.largest = pager.largest.min(LARGEST);
+    let (pages, count) = pager.read().await.map_err(|failure| Useless::Failed(Box::new(failure)))?;
     split(&pages, count, links, canary)
 }
 

@@ -1,7 +1,8 @@
-//! The links at Belvo: what asks it of them.
+//! What asks Belvo about links.
 //!
-//! *Takes* the client, the state and the queue. *Gives* whether Belvo knows a link. *Not here*: the lookups of new
-//! links, in `lookup.rs`, and the comparison with Belvo's whole list, in `reconcile.rs`.
+//! *Takes* the client, the state and the queue. *Gives* a [`Directory`] of them, and whether Belvo knows a link that
+//! somebody named. *Not here*: what else a directory does, which is the lookups of new links, in `lookup.rs`, and the
+//! comparison with Belvo's whole list, in `reconcile.rs`.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::store::Store;
 /// Whoever names links by hand waits so long for Belvo to say whether it knows it.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
-/// Looks up tracked links at Belvo, many in one call, and reconciles them with Belvo's list.
+/// Asks Belvo about links: about one that somebody names, about tracked ones that are due, and for the whole list.
 #[derive(Clone)]
 pub struct Directory {
     pub(super) client: Client,

@@ -1,8 +1,21 @@
 //! Which resources Belvo reads for a link, and when what is held of them is old: the same to jobs, to orders and to
-//! whoever measures. *Gives* conditions in SQL, on a link `l` and its refresh `f` of one resource, which may be
-//! missing.
+//! whoever measures. *Gives* a scope, and conditions in SQL, on a link `l` and its refresh `f` of one resource, which
+//! may be missing.
+
+use std::time::Duration;
 
 use crate::resources::{self, Resource};
+
+/// Which links and resources are to be fetched, or read at the institution again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// Only links of this access mode.
+    pub access_mode: Option<String>,
+    /// Only what was not fetched, or not read at the institution, for so long.
+    pub older_than: Duration,
+    /// Only these resources.
+    pub resources: Vec<&'static Resource>,
+}
 
 /// The resources that Belvo reads by itself for a link whose `fetch_resources` are `names`; all when nobody knows.
 pub fn read(names: Option<&[String]>) -> impl Iterator<Item = &'static Resource> {

@@ -1,7 +1,7 @@
 //! What people see of the tracked links: each with how fresh it is, and what to do about it.
 //!
-//! *Takes* the rows of the state, inside the caller's transaction. *Gives* a [`View`] of each link, the same to the API, the
-//! commands and the dashboard. *Promises* to change nothing. *Not here*: how it is shown.
+//! *Takes* the rows of the state, inside the caller's transaction. *Gives* a [`View`] of each link, the same to the
+//! API, the commands and the dashboard. *Promises* to change nothing. *Not here*: how it is shown.
 
 use std::fmt;
 use std::path::Path;
@@ -178,8 +178,8 @@ pub struct Filter {
 const COLUMNS: &str = "link_id, external_id, institution, access_mode, status, refresh_rate, stale_in, created_at, \
      last_accessed_at, last_webhook_at, paused_reason, paused_at, last_error_code, last_error_at, last_error_detail";
 
-/// At most `limit` links by id, from after the id `after` on. Gives them and, when there are more, the `after` of the next
-/// page.
+/// At most `limit` links by id, from after the id `after` on. Gives them and, when there are more, the `after` of the
+/// next page.
 ///
 /// # Errors
 /// [`Error::Database`].

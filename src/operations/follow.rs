@@ -84,8 +84,8 @@ impl Operations {
     }
 
     /// Waits until each refresh, ordered at `since`, has come to something: an answer, or a first failure; and no
-    /// longer for those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`, or asks
-    /// for long patience. These stay marked.
+    /// longer for those that wait once Belvo is found to be down, or to refuse the keys, once more than `before`, or
+    /// asks for long patience. These stay marked.
     pub(super) async fn follow(
         &self,
         mut wanted: Wanted,

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::MISSING;
+use super::LAKE_MISSING;
 use crate::sinks;
 use crate::store;
 
@@ -88,7 +88,7 @@ impl Error {
             },
             Self::OtherState => "foreign_lake",
             Self::OlderState { .. } => "state_older_than_lake",
-            Self::Bare { .. } => MISSING,
+            Self::Bare { .. } => LAKE_MISSING,
             Self::Thread(_) => "no_thread",
             Self::Sink(_) => "sink_failed",
             Self::Store(error) => error.code(),

@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::problems::Problems;
 
 /// Stands while nothing can be published.
-const PROBLEM: &str = "publish_failed";
+pub const PUBLISH_FAILED: &str = "publish_failed";
 
 /// Wait after a first failure to publish; it doubles with each.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ pub async fn run(
         changed.mark_unchanged();
         let wait = match publish_in_background(&publisher, Scope::Changed).await {
             Ok(manifest) => {
-                problems.clear(PROBLEM);
+                problems.clear(PUBLISH_FAILED);
                 retry.reset();
                 // Told also when there was nothing new: readers then have all there is.
                 published
@@ -53,7 +53,7 @@ pub async fn run(
                 Duration::MAX
             }
             Err(error) => {
-                problems.raise(PROBLEM);
+                problems.raise(PUBLISH_FAILED);
                 metrics::counter!("vinculo_publish_failures_total", "code" => error.code()).increment(1);
                 let wait = retry.next_wait();
                 tracing::error!(
@@ -68,7 +68,7 @@ pub async fn run(
             () = tokio::time::sleep(wait) => {}
             _ = changed.changed() => {
                 // Whoever stops does not wait for a pause to pass: what is new is published after the next start.
-                let _ = shutdown.run_until_cancelled(settle(&mut changed, pace)).await;
+                let _ = shutdown.run_until_cancelled(until_quiet(&mut changed, pace)).await;
             }
             () = shutdown.cancelled() => return,
         }
@@ -79,7 +79,7 @@ pub async fn run(
 }
 
 /// Waits until nothing changed for a while, or changes have gone on for long enough.
-async fn settle(changed: &mut watch::Receiver<()>, pace: Pace) {
+async fn until_quiet(changed: &mut watch::Receiver<()>, pace: Pace) {
     let latest = tokio::time::sleep(pace.max_wait);
     tokio::pin!(latest);
     loop {

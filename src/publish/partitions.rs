@@ -45,8 +45,8 @@ struct Wanted {
     late: usize,
 }
 
-/// Links of which something came in since the previous snapshot, by when that could have been known, the earliest first:
-/// of each of many runs the first of them are late.
+/// Links of which something came in since the previous snapshot, by when that could have been known, the earliest
+/// first: of each of many runs the first of them are late.
 #[derive(Default)]
 struct News {
     known: Vec<Timestamp>,

@@ -332,10 +332,10 @@ impl Lake {
         of_tables.chain(manifest.files).map(|file| file.path).collect()
     }
 
-    /// Drops the snapshots before the current one that were built from what `is_due`, whatever their age.
-    pub(super) fn drop_older(&self, is_due: impl Fn(&BuiltFrom) -> bool) -> Result<(), Error> {
+    /// Drops the snapshots before the current one that were built from what `is_expired`, whatever their age.
+    pub(super) fn drop_those_of_expired(&self, is_expired: impl Fn(&BuiltFrom) -> bool) -> Result<(), Error> {
         let mut older = self.older_numbers()?;
-        older.retain(|&number| self.manifest(number).is_some_and(|manifest| is_due(&manifest.built_from)));
+        older.retain(|&number| self.manifest(number).is_some_and(|manifest| is_expired(&manifest.built_from)));
         older.into_iter().try_for_each(|number| self.drop_snapshot(number))
     }
 

@@ -16,7 +16,7 @@ use crate::columns::Columns;
 use crate::features::compute::SOURCES;
 use crate::flatten::{Flattener, Plan, RecordFacts, Rejection};
 use crate::queue::Priority;
-use crate::records::{List, NO_ID, unpack};
+use crate::records::{ListTimes, NO_ID, unpack};
 use crate::replay::{Replay, Version};
 use crate::resources::{Resource, owners};
 use crate::schema::{self, Context, Origin, RecordSchema, Schema, Table};
@@ -494,7 +494,7 @@ impl Stager<'_> {
 
     /// The lists that count against what they lack; not needed, and none, for a record that never changed. An empty one
     /// says nothing about a record but what was concluded from it when it came, and an older answer nothing at all.
-    pub(super) fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<List>, Error> {
+    pub(super) fn lists(&self, resource: &Resource, record: &Stored) -> Result<Vec<ListTimes>, Error> {
         if record.versions.len() == 1 {
             return Ok(Vec::new());
         }
@@ -502,7 +502,7 @@ impl Stager<'_> {
             "SELECT started_at, fetched_at, collected_at FROM link_snapshots WHERE link_id = $1 AND resource = $2 \
              AND item_count > 0 AND is_stale = 0 ORDER BY fetched_at",
             args![&record.link_id, resource.name],
-            |row| Ok(List { started_at: row.at(0)?, fetched_at: row.at(1)?, collected_at: row.opt_at(2)? }),
+            |row| Ok(ListTimes { started_at: row.at(0)?, fetched_at: row.at(1)?, collected_at: row.opt_at(2)? }),
         )?)
     }
 

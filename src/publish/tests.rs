@@ -270,7 +270,7 @@ async fn nothing_is_written_into_the_place_of_a_volume_that_is_not_mounted() {
     add_link(&place.store, 2).await;
     let restarted = place.publisher(&[Parquet]);
     for publisher in [&publisher, &restarted] {
-        assert_eq!(code(publish(publisher, Scope::Changed)), MISSING);
+        assert_eq!(code(publish(publisher, Scope::Changed)), LAKE_MISSING);
         assert!(publisher.is_missing());
     }
     assert_eq!(fs::read_dir(&lake).unwrap().count(), 0);
@@ -286,7 +286,7 @@ async fn nothing_is_written_into_the_place_of_a_volume_that_is_not_mounted() {
     let here = Lake::look(&lake).device().unwrap().to_string();
     place.store.write(move |tx| tx.execute(device, args![&here])).await.unwrap();
     let publisher = place.publisher(&[Parquet]);
-    assert_eq!(code(publish(&publisher, Scope::Changed)), MISSING, "what it is in was on another device");
+    assert_eq!(code(publish(&publisher, Scope::Changed)), LAKE_MISSING, "what it is in was on another device");
     assert!(publisher.is_missing() && !lake.exists());
     publish(&publisher, Scope::Everything).unwrap().expect("it was ordered");
 

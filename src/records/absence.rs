@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::body::pack;
 use super::versions::{Contents, GONE, Held};
-use super::{Compare, Keeping, List, NO_ID, Of};
+use super::{Compare, Keeping, LinkRecords, ListTimes, NO_ID};
 use crate::clock::Timestamp;
 use crate::links;
 use crate::store::{Error, Tx, args};
@@ -109,7 +109,7 @@ impl<'k> Keeping<'k> {
     }
 }
 
-impl Of<'_> {
+impl LinkRecords<'_> {
     /// Whether Belvo says that the link is in order.
     fn is_valid(self) -> Result<bool, Error> {
         Ok(links::status(self.tx, self.link_id)?.as_deref() == Some(links::VALID))
@@ -129,7 +129,7 @@ impl Of<'_> {
 
     /// Keeps that a record is gone: a version without a body, as of the list that says so, which Belvo collected at
     /// `collected_at`.
-    fn end_record(self, key: &str, list: List, collected_at: Option<Timestamp>) -> Result<(), Error> {
+    fn end_record(self, key: &str, list: ListTimes, collected_at: Option<Timestamp>) -> Result<(), Error> {
         let Self { tx, link_id, resource } = self;
         // An empty list has no such time, and ours is not Belvo's.
         tx.execute(

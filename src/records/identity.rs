@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use sha2::{Digest, Sha256};
 
 use super::versions::Held;
-use super::{Of, Record};
+use super::{LinkRecords, Record};
 use crate::clock::Timestamp;
 use crate::link_id::LinkId;
 use crate::resources::Resource;
@@ -25,7 +25,7 @@ pub(super) struct Known {
     pub(super) key_of_id: HashMap<String, String>,
 }
 
-impl Of<'_> {
+impl LinkRecords<'_> {
     /// What is held already.
     pub(super) fn known(self) -> Result<Known, Error> {
         let Self { tx, link_id, resource } = self;

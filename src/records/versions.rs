@@ -6,14 +6,14 @@
 
 use super::body::{pack, unpack};
 use super::content::{content, say_the_same};
-use super::{Compare, List, Loss, NO_ID, Of, Record};
+use super::{Compare, LinkRecords, ListTimes, Loss, NO_ID, Record};
 use crate::clock::{Timestamp, credible};
 use crate::store::{Error, VersionPlace, args, unless_damaged};
 
 impl Record {
     /// Whether the record is an older answer than what is held. For a record that is gone the time of the whole list
     /// decides, and not the record's own: one that comes back may itself have been collected long ago.
-    pub(super) fn is_late(&self, held: &Held, list: List) -> bool {
+    pub(super) fn is_late(&self, held: &Held, list: ListTimes) -> bool {
         if held.is_gone() {
             is_older(list.collected_at, held.collected())
         } else {
@@ -80,8 +80,8 @@ pub(super) struct Change {
 
 /// One record of a list, on its way into the store.
 pub(super) struct Sighting<'s> {
-    pub(super) of: Of<'s>,
-    pub(super) list: List,
+    pub(super) of: LinkRecords<'s>,
+    pub(super) list: ListTimes,
     pub(super) record: &'s Record,
     pub(super) key: &'s str,
 }
@@ -89,7 +89,7 @@ pub(super) struct Sighting<'s> {
 impl Sighting<'_> {
     /// Keeps a record that was never seen before.
     pub(super) fn add_record(&self) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, list, record, key } = *self;
         tx.execute(
             "INSERT INTO records (link_id, resource, record_key, record_id, likeness, created_at, collected_at, \
              seen_started_at, seen_fetched_at, content_hash, version, version_at) \
@@ -127,7 +127,7 @@ impl Sighting<'_> {
 
     /// Keeps when the record was seen again, and under which id.
     pub(super) fn see_again(&self, held: &Held) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, list, key, .. } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, list, key, .. } = *self;
         let Facts { record_id, created_at, collected_at } = self.facts(held);
         tx.execute(
             "UPDATE records SET record_id = $4, created_at = $5, collected_at = $6, seen_started_at = $7, seen_fetched_at = $8 \
@@ -148,7 +148,7 @@ impl Sighting<'_> {
 
     /// Keeps a new content; `shown_at` is the start of the last list that showed what was held.
     pub(super) fn add_version(&self, held: &Held, shown_at: Timestamp) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, list, record, key } = *self;
         let version = self.latest_version()? + 1;
         tx.execute(
             "UPDATE records SET likeness = $4, content_hash = $5, version = $6, version_at = $7 \
@@ -170,7 +170,7 @@ impl Sighting<'_> {
     /// Keeps an answer that is older than the one held; false when it was kept before. Then a version without a body
     /// says that this list, too, is no evidence of what is current.
     pub(super) fn add_late_version(&self, held: &Held) -> Result<bool, Error> {
-        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, list, record, key } = *self;
         let mut latest = None;
         tx.each(
             "SELECT body, version FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 AND is_late = 1 \
@@ -197,7 +197,7 @@ impl Sighting<'_> {
     }
 
     fn latest_version(&self) -> Result<i64, Error> {
-        let Self { of: Of { tx, link_id, resource }, key, .. } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, key, .. } = *self;
         let latest = tx.one(
             "SELECT max(version) FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3",
             args![link_id, resource.name, key],
@@ -207,7 +207,7 @@ impl Sighting<'_> {
     }
 
     fn insert_version(&self, version: i64, is_late: bool, known_from: Timestamp, body: &[u8]) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, list, record, key } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, list, record, key } = *self;
         let body = self.of.place(key, version).seal(tx, body)?;
         tx.execute(
             "INSERT INTO record_versions (link_id, resource, record_key, version, is_late, record_id, created_at, collected_at, \
@@ -249,7 +249,7 @@ impl Sighting<'_> {
 
     /// Keeps that the record has this id.
     pub(super) fn note_id(&self) -> Result<(), Error> {
-        let Self { of: Of { tx, link_id, resource }, record, key, .. } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, record, key, .. } = *self;
         tx.execute(
             "INSERT INTO record_ids (link_id, resource, record_id, record_key) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (link_id, resource, record_id) DO UPDATE SET record_key = excluded.record_key",
@@ -261,7 +261,7 @@ impl Sighting<'_> {
 
 /// The contents of one record that were current once.
 pub(super) struct Contents<'s> {
-    pub(super) of: Of<'s>,
+    pub(super) of: LinkRecords<'s>,
     pub(super) key: &'s str,
 }
 
@@ -292,7 +292,7 @@ impl Contents<'_> {
     /// The last version before `version` that can be opened, and its content. Damaged ones are passed over, so that
     /// they do not keep a later list from being kept.
     pub(super) fn latest_before(&self, mut version: i64) -> Result<Option<(i64, String)>, Error> {
-        let Self { of: Of { tx, link_id, resource }, key } = *self;
+        let Self { of: LinkRecords { tx, link_id, resource }, key } = *self;
         loop {
             let found = tx.one(
                 "SELECT version, body FROM record_versions WHERE link_id = $1 AND resource = $2 AND record_key = $3 \
@@ -312,17 +312,18 @@ impl Contents<'_> {
     }
 }
 
-impl<'s> Of<'s> {
+impl<'s> LinkRecords<'s> {
     /// Where the body of a version is kept.
-    fn place(self, key: &'s str, version: i64) -> VersionPlace<'s> {
+    fn place<'k>(self, key: &'k str, version: i64) -> VersionPlace<'k>
+    where
+        's: 'k,
+    {
         VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: key, version }
     }
 
     /// What is kept of a version; `None` when that is damaged.
     fn body(self, key: &str, version: i64, stored: &[u8]) -> Result<Option<String>, Error> {
-        let place =
-            VersionPlace { link_id: self.link_id.as_str(), resource: self.resource.name, record_key: key, version };
-        unless_damaged(place.open(self.tx, stored).and_then(|packed| unpack(&packed)))
+        unless_damaged(self.place(key, version).open(self.tx, stored).and_then(|packed| unpack(&packed)))
     }
 
     /// Notes that a list may have shown a record.

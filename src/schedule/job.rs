@@ -10,6 +10,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use toml::{Table, Value};
 
 use crate::clock::Timestamp;
+use crate::links::freshness::Scope;
 use crate::mistake::{Mistake, nearest};
 use crate::resources::{self, Resource};
 
@@ -88,17 +89,6 @@ impl Action {
     fn takes_scope(self) -> bool {
         matches!(self, Self::Fetch | Self::Recollect)
     }
-}
-
-/// Which links and resources the actions `fetch` and `recollect` are about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scope {
-    /// Only links of this access mode.
-    pub access_mode: Option<String>,
-    /// Only what was not fetched, or not read at the institution, for so long.
-    pub older_than: Duration,
-    /// Only these resources.
-    pub resources: Vec<&'static Resource>,
 }
 
 /// Reads every `*.toml` in `dir`, by name; without a folder, the jobs that come with the program.

@@ -1,5 +1,5 @@
-//! What people see of the jobs: each with its next times, and what came of it last. The same to the API, the commands and the
-//! dashboard.
+//! What people see of the jobs: each with its next times, and what came of it last. The same to the API, the commands
+//! and the dashboard.
 
 use schemars::JsonSchema;
 use serde::Serialize;

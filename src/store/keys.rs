@@ -234,7 +234,7 @@ fn probe(connection: &Connection) -> Result<Option<Vec<u8>>, Error> {
 ///
 /// # Errors
 /// [`Error::Database`], [`Error::KeyWrong`].
-pub(super) fn settle(connection: &mut Connection, keys: &MasterKeys) -> Result<(), Error> {
+pub(super) fn bring_under(connection: &mut Connection, keys: &MasterKeys) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     match probe(&transaction)? {
         None => {

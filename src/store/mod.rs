@@ -107,7 +107,7 @@ impl Store {
         let mut connection = connect(path)?;
         migrations::run(&mut connection, path)?;
         if let Some(keys) = &keys {
-            keys::settle(&mut connection, keys)?;
+            keys::bring_under(&mut connection, keys)?;
         }
         // Tells this state from another one that is put in its place.
         connection.execute(
@@ -173,7 +173,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
-        let (write, result) = Waiting::boxed(work, false);
+        let (write, result) = Waiting::writing(work);
         self.writer.send(write).await.map_err(|_| Error::Closed)?;
         result.await.map_err(|_| Error::Closed)?
     }
@@ -189,7 +189,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::boxed(work, false);
+        let (write, result) = Waiting::writing(work);
         self.writer.blocking_send(write).map_err(|_| Error::Closed)?;
         result.blocking_recv().map_err(|_| Error::Closed)?
     }
@@ -204,7 +204,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (write, result) = Waiting::boxed(work, true);
+        let (write, result) = Waiting::appending(work);
         self.writer.try_send(write).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,

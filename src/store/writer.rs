@@ -89,7 +89,17 @@ where
     T: Send + 'static,
     E: From<Error> + Send + 'static,
 {
-    pub(super) fn boxed(work: F, is_append: bool) -> (Box<dyn Write>, oneshot::Receiver<Result<T, E>>) {
+    /// A write, and its result.
+    pub(super) fn writing(work: F) -> (Box<dyn Write>, oneshot::Receiver<Result<T, E>>) {
+        Self::boxed(work, false)
+    }
+
+    /// A write that does no more than to append a row, and its result.
+    pub(super) fn appending(work: F) -> (Box<dyn Write>, oneshot::Receiver<Result<T, E>>) {
+        Self::boxed(work, true)
+    }
+
+    fn boxed(work: F, is_append: bool) -> (Box<dyn Write>, oneshot::Receiver<Result<T, E>>) {
         let (caller, result) = oneshot::channel();
         (Box::new(Self { work: Some(work), is_append, result: None, caller }), result)
     }

@@ -39,15 +39,15 @@ pub(super) struct Event {
     pub webhook_code: Option<String>,
     pub link_id: Option<LinkId>,
     pub external_id: Option<String>,
-    /// What the event is about, when its type is known.
-    pub subject: Subject,
+    /// What follows from it, when its type is known.
+    pub meaning: Meaning,
     /// Why it is not understood, one of [`REASONS`]; `None` when it is.
     pub reason: Option<&'static str>,
 }
 
 /// What follows from an event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Subject {
+pub(super) enum Meaning {
     /// A resource of the link is to be listed again; the complete count of it, when the event tells one.
     Resource(&'static Resource, Option<i64>),
     /// The link has this status.
@@ -69,41 +69,41 @@ impl Event {
         let link_id: Option<LinkId> = fields.link_id.and_then(string).and_then(|id| id.parse().ok());
         let external_id = fields.external_id.and_then(string);
         let external_id = external_id.filter(|id| id.chars().count() <= LONGEST_EXTERNAL_ID && !id.contains('\0'));
-        let (subject, reason) = match (webhook_type.as_deref(), webhook_code.as_deref()) {
-            (None, _) => (Subject::Unknown, Some(NO_TYPE)),
+        let (meaning, reason) = match (webhook_type.as_deref(), webhook_code.as_deref()) {
+            (None, _) => (Meaning::Unknown, Some(NO_TYPE)),
             (Some(kind), code) => understand(kind, code, fields.data),
         };
         let reason = reason.or_else(|| link_id.is_none().then_some(NO_LINK));
-        Some(Self { webhook_type, webhook_code, link_id, external_id, subject, reason })
+        Some(Self { webhook_type, webhook_code, link_id, external_id, meaning, reason })
     }
 
     /// The type, as far as it may name a metric.
     pub(super) fn label(&self) -> &'static str {
-        match &self.subject {
-            Subject::Resource(resource, _) => resource.webhook_type,
-            Subject::Status(_) => "LINK",
-            Subject::Unknown => "other",
+        match &self.meaning {
+            Meaning::Resource(resource, _) => resource.webhook_type,
+            Meaning::Status(_) => "LINK",
+            Meaning::Unknown => "other",
         }
     }
 }
 
 /// What the type and the code mean. A code that is not known still says that its resource is worth a look.
-fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Subject, Option<&'static str>) {
+fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Meaning, Option<&'static str>) {
     if let Some(resource) = Resource::by_webhook_type(kind) {
         let is_known = code.is_some_and(|code| {
             code == "historical_update" || (code.starts_with("new_") && code.ends_with("_available"))
         });
         return (
-            Subject::Resource(resource, data.and_then(|data| total(data, resource))),
+            Meaning::Resource(resource, data.and_then(|data| total(data, resource))),
             (!is_known).then_some(UNKNOWN_CODE),
         );
     }
     match (kind, code) {
-        (_, Some("link_deleted")) => (Subject::Status(DELETED), None),
-        ("LINK" | "LINKS", Some("invalid_credentials")) => (Subject::Status("invalid"), None),
-        ("LINK" | "LINKS", Some("token_required")) => (Subject::Status("token_required"), None),
-        ("LINK" | "LINKS", _) => (Subject::Unknown, Some(UNKNOWN_CODE)),
-        _ => (Subject::Unknown, Some(UNKNOWN_TYPE)),
+        (_, Some("link_deleted")) => (Meaning::Status(DELETED), None),
+        ("LINK" | "LINKS", Some("invalid_credentials")) => (Meaning::Status("invalid"), None),
+        ("LINK" | "LINKS", Some("token_required")) => (Meaning::Status("token_required"), None),
+        ("LINK" | "LINKS", _) => (Meaning::Unknown, Some(UNKNOWN_CODE)),
+        _ => (Meaning::Unknown, Some(UNKNOWN_TYPE)),
     }
 }
 
@@ -224,40 +224,40 @@ mod tests {
 
     #[test]
     fn the_documented_events_are_understood() {
-        let cases: [(&str, &str, &str, Subject); 9] = [
+        let cases: [(&str, &str, &str, Meaning); 9] = [
             (
                 r#""EMPLOYMENTS""#,
                 r#""historical_update""#,
                 r#"{"total_employments":3}"#,
-                Subject::Resource(&employments::RESOURCE, Some(3)),
+                Meaning::Resource(&employments::RESOURCE, Some(3)),
             ),
             (
                 r#""EMPLOYMENTS""#,
                 r#""new_employments_available""#,
                 r#"{"new_employments":1}"#,
-                Subject::Resource(&employments::RESOURCE, None),
+                Meaning::Resource(&employments::RESOURCE, None),
             ),
             (
                 r#""EMPLOYMENTS""#,
                 r#""new_accounts_available""#,
                 "null",
-                Subject::Resource(&employments::RESOURCE, None),
+                Meaning::Resource(&employments::RESOURCE, None),
             ),
             (
                 r#""OWNERS""#,
                 r#""historical_update""#,
                 r#"{"total_owners":0,"x":[{}]}"#,
-                Subject::Resource(&owners::RESOURCE, Some(0)),
+                Meaning::Resource(&owners::RESOURCE, Some(0)),
             ),
-            (r#""OWNERS""#, r#""new_owners_available""#, "7", Subject::Resource(&owners::RESOURCE, None)),
-            (r#""LINK""#, r#""invalid_credentials""#, "{}", Subject::Status("invalid")),
-            (r#""LINKS""#, r#""token_required""#, "{}", Subject::Status("token_required")),
-            (r#""LINK""#, r#""link_deleted""#, "{}", Subject::Status("deleted")),
-            (r#""ANYTHING""#, r#""link_deleted""#, "{}", Subject::Status("deleted")),
+            (r#""OWNERS""#, r#""new_owners_available""#, "7", Meaning::Resource(&owners::RESOURCE, None)),
+            (r#""LINK""#, r#""invalid_credentials""#, "{}", Meaning::Status("invalid")),
+            (r#""LINKS""#, r#""token_required""#, "{}", Meaning::Status("token_required")),
+            (r#""LINK""#, r#""link_deleted""#, "{}", Meaning::Status("deleted")),
+            (r#""ANYTHING""#, r#""link_deleted""#, "{}", Meaning::Status("deleted")),
         ];
-        for (kind, code, data, subject) in cases {
+        for (kind, code, data, meaning) in cases {
             let event = event(kind, code, data);
-            assert_eq!((&event.subject, event.reason), (&subject, None), "{kind} {code}");
+            assert_eq!((&event.meaning, event.reason), (&meaning, None), "{kind} {code}");
             assert_eq!((event.link_id.unwrap().as_str(), event.external_id.as_deref()), (LINK, Some("us-1")));
         }
     }
@@ -287,8 +287,8 @@ mod tests {
             assert!(is_named && event.link_id.is_none(), "{body}");
         }
         assert_eq!(
-            event(r#""OWNERS""#, r#""else""#, "{}").subject,
-            Subject::Resource(&owners::RESOURCE, None),
+            event(r#""OWNERS""#, r#""else""#, "{}").meaning,
+            Meaning::Resource(&owners::RESOURCE, None),
             "still worth a look"
         );
     }

@@ -5,7 +5,7 @@
 //! other, and that of a link which was erased only the fact is kept that something came. *Not here*: when that is done
 //! (`store/writer.rs`).
 
-use super::event::{Event, NOT_FOLLOWED_UP, Subject};
+use super::event::{Event, Meaning, NOT_FOLLOWED_UP};
 use crate::clock::Timestamp;
 use crate::link_id::LinkId;
 use crate::links;
@@ -45,10 +45,10 @@ impl Outcome {
 
     /// What becomes of `event` once it is followed up.
     pub(super) fn of(event: &Event) -> Self {
-        match (event.reason, &event.subject) {
-            (Some(_), _) | (None, Subject::Unknown) => Self::Quarantined,
-            (None, Subject::Resource(..)) => Self::Queued,
-            (None, Subject::Status(_)) => Self::Noted,
+        match (event.reason, &event.meaning) {
+            (Some(_), _) | (None, Meaning::Unknown) => Self::Quarantined,
+            (None, Meaning::Resource(..)) => Self::Queued,
+            (None, Meaning::Status(_)) => Self::Noted,
         }
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn record(tx: &Tx<'_>, event: &Event, received_at: Timestamp, body: &
         return count_erased(tx, event, received_at);
     }
     // Of an event with consequences the link is noted together with them.
-    let has_consequences = event.link_id.is_some() && event.subject != Subject::Unknown;
+    let has_consequences = event.link_id.is_some() && event.meaning != Meaning::Unknown;
     let outcome = if has_consequences { Outcome::Received } else { Outcome::of(event) };
     let link_id = event.link_id.as_ref().filter(|_| !has_consequences);
     let place = WebhookPlace { link_id: link_id.map(LinkId::as_str), received_at: received_at.as_micros() };
@@ -191,19 +191,19 @@ pub fn follow_up(tx: &Tx<'_>, most: usize) -> Result<usize, Error> {
 /// Does what the event says.
 pub(super) fn follow(tx: &Tx<'_>, event: &Event, received_at: Timestamp) -> Result<(), Error> {
     let Some(link_id) = &event.link_id else { return Ok(()) };
-    match &event.subject {
-        Subject::Resource(resource, count) => {
+    match &event.meaning {
+        Meaning::Resource(resource, count) => {
             let paused = links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
             queue::mark_news(tx, link_id, resource, *count, received_at)?;
             if let Some(reason) = paused {
                 links::note_news(tx, link_id, &reason, received_at)?;
             }
         }
-        Subject::Status(status) => {
+        Meaning::Status(status) => {
             links::note_webhook(tx, link_id, event.external_id.as_deref(), received_at)?;
             links::note_status(tx, link_id, status, received_at)?;
         }
-        Subject::Unknown => {}
+        Meaning::Unknown => {}
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The inbound log: every webhook that was answered 200, and the quarantine of those that were not understood.
 //!
-//! *Gives* what came, what became of it, and its body without anything personal. *Not here*: who asks; and the second reading
-//! of what is in the quarantine (`webhook/replay.rs`).
+//! *Gives* what came, what became of it, and its body without anything personal. *Not here*: who asks; and the second
+//! reading of what is in the quarantine (`webhook/replay.rs`).
 
 use std::borrow::Cow;
 
@@ -68,8 +68,8 @@ pub struct Filter {
 pub(super) const COLUMNS: &str =
     "seq, received_at, webhook_type, webhook_code, link_id, outcome, reason, replayed_at, body";
 
-/// At most `limit` webhooks, the newest first, from before the number `after` on. Gives them and, when there are more, the
-/// `after` of the next page.
+/// At most `limit` webhooks, the newest first, from before the number `after` on. Gives them and, when there are more,
+/// the `after` of the next page.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -116,7 +116,8 @@ pub fn is_there(tx: &Tx<'_>, seq: i64) -> Result<bool, Error> {
     Ok(tx.one("SELECT 1 FROM webhooks WHERE seq = $1", args![seq], |_| Ok(()))?.is_some())
 }
 
-/// The body of a row of [`COLUMNS`], as it came; `None` when what is kept of it is damaged, which must hold up no other.
+/// The body of a row of [`COLUMNS`], as it came; `None` when what is kept of it is damaged, which must hold up no
+/// other.
 pub(super) fn body<'r>(tx: &Tx<'_>, row: &'r Row<'_>) -> Result<Option<Cow<'r, [u8]>>, Error> {
     let link_id = row.opt_text(4)?;
     let place = WebhookPlace { link_id: link_id.as_deref(), received_at: row.int(1)? };

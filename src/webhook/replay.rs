@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::event::{Event, Subject};
+use super::event::{Event, Meaning};
 use super::follow_up::{Outcome, follow};
 use super::log::{self, COLUMNS};
 use crate::clock::Timestamp;
@@ -81,14 +81,14 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
     )?;
     let (last_webhook_at, looked_up_at, paused_at) = link.unwrap_or_default();
     let is_later = |at: Option<Timestamp>| at.is_some_and(|at| at >= received_at);
-    match &event.subject {
+    match &event.meaning {
         // Belvo told the status after this event, or the link was paused after it: Belvo is asked once more rather than
         // overruled.
-        Subject::Status(_) if is_later(looked_up_at) => return links::look_up(tx, link_id, now),
-        Subject::Resource(..) if is_later(paused_at) => return links::look_up(tx, link_id, now),
+        Meaning::Status(_) if is_later(looked_up_at) => return links::look_up(tx, link_id, now),
+        Meaning::Resource(..) if is_later(paused_at) => return links::look_up(tx, link_id, now),
         // A link that is new is so from now on: whatever was published of the time before lacks it.
-        Subject::Status(_) => follow(tx, event, if link.is_none() { now } else { received_at })?,
-        Subject::Resource(resource, _) => {
+        Meaning::Status(_) => follow(tx, event, if link.is_none() { now } else { received_at })?,
+        Meaning::Resource(resource, _) => {
             let standing = tx.one(
                 "SELECT webhook_count, last_started_at FROM refreshes WHERE link_id = $1 AND resource = $2",
                 args![link_id, resource.name],
@@ -105,7 +105,7 @@ fn follow_late(tx: &Tx<'_>, event: &Event, received_at: Timestamp, now: Timestam
                 )?;
             }
         }
-        Subject::Unknown => {}
+        Meaning::Unknown => {}
     }
     let came = last_webhook_at.map_or(received_at, |last| last.max(received_at));
     tx.execute("UPDATE links SET last_webhook_at = $2 WHERE link_id = $1", args![link_id, came])?;

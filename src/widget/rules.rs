@@ -1,7 +1,7 @@
 //! The rules of an ask for a widget session, and what such an ask comes to.
 //!
-//! *Takes* a [`SessionRequest`] and the settings. *Gives* a [`Plan`], or every rule that is broken. *Promises* that no message
-//! repeats a value. *Not here*: what contradicts a link that is tracked, which the state knows (`widget.rs`).
+//! *Takes* a [`SessionRequest`] and the settings. *Gives* a [`Plan`], or every rule that is broken. *Promises* that no
+//! message repeats a value. *Not here*: what contradicts a link that is tracked, which the state knows (`widget.rs`).
 
 use schemars::JsonSchema;
 use secrecy::ExposeSecret;

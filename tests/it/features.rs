@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use vinculo::cli::Global;
 use vinculo::cli::ordered::follow_here;
 use vinculo::daemon::Parts;
-use vinculo::features::frozen::{self, Frozen, Kept};
+use vinculo::features::frozen::{self, Freezing, Frozen};
 use vinculo::features::runs::{self, Mode, Run, Wanted};
 use vinculo::features::{catalog, explain, published};
 use vinculo::operations::{Links, Order};
@@ -534,7 +534,7 @@ async fn freeze(flow: &Flow, link: &str, as_of: NaiveDate) {
     let frozen_at = flow.running.daemon.operations.clock.now();
     let (decision_id, link_id) = (link.to_owned(), link.parse().unwrap());
     let frozen = Frozen { decision_id, link_id, as_of, mode: Mode::Strict, frozen_at, row };
-    assert_eq!(frozen::keep(&flow.running.daemon.store, frozen).await.unwrap(), Kept::Now);
+    assert_eq!(frozen::keep(&flow.running.daemon.store, frozen).await.unwrap(), Freezing::Done);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
