@@ -3,227 +3,49 @@
 //!
 //! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on record
 //! and, of a refresh, the first marks are too. *Promises* that both ways do the same, and the schedule's jobs with them. *Not
-//! here*: HTTP, how each piece of work is done, and when a refresh counts as ended, which is in `follow`.
+//! here*: HTTP, how each piece of work is done, when a refresh counts as ended, which is in `follow`, and what an order
+//! says, in `order`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::NaiveDate;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::belvo::{Client, Code, Patience};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::delete::Deleter;
-use crate::erase::{self, Eraser};
+use crate::erase::Eraser;
 use crate::features::frozen::{self, Freezing, Frozen};
 use crate::features::published;
-use crate::features::runs::{self as features, Mode};
+use crate::features::runs as features;
 use crate::lane::in_background;
 use crate::link_id::LinkId;
-use crate::links::{self, Directory, freshness};
+use crate::links::{self, Directory};
 use crate::publish::{self, Manifest, Publisher, Scope, Unpublished};
 use crate::queue::{self, Queue, Trigger};
 use crate::recollect::Recollector;
 use crate::resources::{self, Resource};
 use crate::runs::{Failed, Kind, Reason, Report, Runs};
 use crate::schedule::Asker;
-use crate::store::{self, ROWS_AT_ONCE, Store, Tx, args};
-use crate::subject::Subject;
+use crate::store::{self, ROWS_AT_ONCE, Store, Tx};
 use crate::tombstones;
 use crate::webhook::log;
 use crate::webhook::replay::{Replayed, replay};
 use crate::widget::Widgets;
 
 mod follow;
+mod order;
+mod refused;
+
+pub use order::{Erasure, Links, Order, Replay};
+pub use refused::Refused;
 
 use follow::{BelvoBefore, Wanted};
 
 /// A wait for news looks again after so long, because not everything that ends a wait announces itself.
 const NEWS_WITHIN: Duration = Duration::from_secs(2);
-
-/// What is ordered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
-    /// To fetch these resources of these links.
-    Refresh {
-        /// Which links.
-        links: Links,
-        /// Which resources; none are all.
-        resources: Vec<&'static Resource>,
-    },
-    /// To let Belvo read the institution again, one call on the bill for each link, and to fetch what comes of it.
-    Recollect {
-        /// Which links.
-        links: Links,
-        /// Which resources; none are all.
-        resources: Vec<&'static Resource>,
-    },
-    /// To delete this link at Belvo; what is kept here stays.
-    Delete(LinkId),
-    /// To ask for nothing of this link any more, as if an operator had paused it; what is kept here stays, and so does the
-    /// link at Belvo.
-    Untrack(LinkId),
-    /// To erase one link or person, everywhere. The run is named by the erasure's id.
-    Erase(Erasure),
-    /// To publish what changed.
-    Publish,
-    /// To publish everything anew.
-    Rebuild,
-    /// To compute features as of a date, and publish them.
-    Features(features::Wanted),
-    /// To keep the row of features that a decision used, as it is. The run is named by the decision.
-    Freeze(frozen::Decision),
-    /// To compare the tracked links with Belvo's list.
-    SyncLinks,
-    /// To run this job now.
-    Job(String),
-    /// To read webhooks again.
-    Replay(Replay),
-}
-
-/// Whom to erase, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Erasure {
-    /// Whom.
-    pub subject: Subject,
-    /// Why, for the receipt.
-    pub reason: String,
-    /// Whether Belvo deletes the links too.
-    pub is_remote: bool,
-}
-
-/// Which links to refresh. As JSON `{"link_id": …}`, `{"link_ids": […]}`, `{"external_id": …}`,
-/// `{"external_ids": […]}`, `{"all": true}` or `{"older_than_seconds": …}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "WhichLinks")]
-pub enum Links {
-    /// This one; it is tracked from now on, unless Belvo says that it does not know it.
-    LinkId(String),
-    /// These, each as the one above.
-    LinkIds(Vec<String>),
-    /// Those of this external id.
-    ExternalId(String),
-    /// Those of these external ids.
-    ExternalIds(Vec<String>),
-    /// Every tracked one.
-    All(bool),
-    /// Every tracked one that was not fetched for so long.
-    OlderThanSeconds(u64),
-}
-
-impl Links {
-    /// The ids of the links, where they are named one by one.
-    pub fn ids(&self) -> Option<&[String]> {
-        match self {
-            Self::LinkId(id) => Some(std::slice::from_ref(id)),
-            Self::LinkIds(ids) => Some(ids),
-            _ => None,
-        }
-    }
-
-    /// Whether it is no mistake when no link fits: there is nothing to do then, and that is good.
-    fn may_be_none(&self) -> bool {
-        matches!(self, Self::All(true) | Self::OlderThanSeconds(_))
-    }
-}
-
-/// Which webhooks to read again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replay {
-    /// The one with this number.
-    One(i64),
-    /// All in the quarantine.
-    Quarantined,
-}
-
-/// Why an order is not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// Nothing to refresh.
-    #[error("no tracked link fits: name one with its link id, or run `vinculo links sync` first")]
-    NoLink,
-    /// Some of the users that were named have no link.
-    #[error(
-        "{unlinked} of {named} external ids have no tracked link, so nothing was ordered: look at the spelling, or run \
-         `vinculo links sync` first"
-    )]
-    Unlinked {
-        /// How many have none.
-        unlinked: usize,
-        /// How many were named.
-        named: usize,
-    },
-    /// Neither the state nor Belvo knows a link.
-    #[error("Belvo does not know a link that was named, and nothing of it is kept here: look at the spelling")]
-    UnknownLink,
-    /// The link was erased.
-    #[error(
-        "this link was erased: nothing of it is asked for or written down again; what Belvo still holds is deleted there"
-    )]
-    Erased,
-    /// The text names no link.
-    #[error("{0}")]
-    NotALinkId(#[from] crate::link_id::NotALinkId),
-    /// There is no such job.
-    #[error("there is no such job; there are: {known}")]
-    NoJob {
-        /// What there is.
-        known: String,
-    },
-    /// There is no such webhook.
-    #[error("there is no webhook {0} in the log; `vinculo webhooks list` shows them")]
-    NoWebhook(i64),
-    /// Nobody can be erased who is not held.
-    #[error(transparent)]
-    Erase(#[from] erase::Error),
-    /// The features of that date cannot be computed, or not again.
-    #[error("{0}")]
-    Features(features::Error),
-    /// There is no such row to keep.
-    #[error("credit_features has no {1} row of this link for {0}: run `vinculo features --as-of {0}` first")]
-    NoRow(NaiveDate, Mode),
-    /// The decision keeps another row.
-    #[error("this decision keeps another row already; give the new one an id of its own")]
-    DecisionTaken,
-    /// The published database cannot be read.
-    #[error("the published database cannot be read: {0}; `vinculo verify` says what is wrong with it")]
-    Lake(#[from] duckdb::Error),
-    /// The state could not be read or written.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-}
-
-impl Refused {
-    /// The stable code of this refusal.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoLink | Self::Unlinked { .. } | Self::UnknownLink => "no_such_link",
-            Self::Erased => "link_erased",
-            Self::NotALinkId(_) => "not_a_link_id",
-            Self::NoJob { .. } => "no_such_job",
-            Self::NoWebhook(_) => "no_such_webhook",
-            Self::Erase(error) => error.code(),
-            Self::Features(error) => error.code(),
-            Self::NoRow(..) => "no_such_row",
-            Self::DecisionTaken => "decision_taken",
-            Self::Lake(_) => "lake_not_readable",
-            Self::Store(error) => error.code(),
-        }
-    }
-}
-
-impl From<features::Error> for Refused {
-    fn from(error: features::Error) -> Self {
-        match error {
-            features::Error::Store(error) => Self::Store(error),
-            other => Self::Features(other),
-        }
-    }
-}
 
 /// The parts that do what is ordered. Cheap to clone.
 #[derive(Clone)]
@@ -264,68 +86,23 @@ impl Operations {
     /// # Errors
     /// [`Refused`]; then nothing is done.
     pub async fn start(&self, order: Order, reason: Reason) -> Result<String, Refused> {
-        let this = self.clone();
-        let run = match order {
-            Order::Refresh { links, resources } => return self.refresh(links, resources, reason).await,
-            Order::Recollect { links, resources } => return self.recollect(links, resources, reason).await,
-            Order::Delete(link) => {
-                self.refuse_mistyped(vec![link.clone()]).await?;
-                let named = link.clone();
-                if self.store.read(move |tx| tombstones::is_erased(tx, &named)).await? {
-                    return Err(Refused::Erased);
-                }
-                let name = Some(link.as_str().to_owned());
-                self.runs.start(Kind::Delete, name, reason, |report| this.delete(link, report)).await?
-            }
-            Order::Untrack(link) => {
-                let named = link.clone();
-                if !self.store.read(move |tx| links::is_tracked(tx, &named)).await? {
-                    return Err(Refused::NoLink);
-                }
-                let name = Some(link.as_str().to_owned());
-                self.runs.start(Kind::Untrack, name, reason, |report| this.untrack(link, report)).await?
-            }
-            Order::Erase(erasure) => return self.erase(erasure, reason).await,
-            Order::Publish => {
-                let work = |report| this.publish_and_tell(Scope::Changed, report);
-                self.runs.start(Kind::Publish, None, reason, work).await?
-            }
-            Order::Rebuild => {
-                let work = |report| this.publish_and_tell(Scope::Everything, report);
-                self.runs.start(Kind::Rebuild, None, reason, work).await?
-            }
-            Order::Features(wanted) => {
-                let run = features::record_in_store(&self.store, wanted, self.clock.now()).await?;
-                let name = Some(run.name());
-                let work = |report| this.features(run, report);
-                self.runs.start(Kind::Features, name, reason, work).await?
-            }
-            Order::Freeze(decision) => return self.freeze(decision, reason).await,
-            Order::SyncLinks => {
-                self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?
-            }
-            Order::Job(name) => {
-                if !self.jobs.knows(&name) {
-                    let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
-                    let known = if known.is_empty() { "none".to_owned() } else { known };
-                    return Err(Refused::NoJob { known });
-                }
-                let work = |report| this.run_job(name.clone(), report);
-                self.runs.start(Kind::Job, Some(name.clone()), reason, work).await?
-            }
-            Order::Replay(which) => {
-                if let Replay::One(seq) = which
-                    && !self.store.read(move |tx| log::is_there(tx, seq)).await?
-                {
-                    return Err(Refused::NoWebhook(seq));
-                }
-                self.runs.start(Kind::Replay, None, reason, |report| this.replay(which, report)).await?
-            }
-        };
-        Ok(run.to_string())
+        match order {
+            Order::Refresh { links, resources } => self.order_refresh(links, resources, reason).await,
+            Order::Recollect { links, resources } => self.order_recollect(links, resources, reason).await,
+            Order::Delete(link) => self.order_delete(link, reason).await,
+            Order::Untrack(link) => self.order_untrack(link, reason).await,
+            Order::Erase(erasure) => self.order_erase(erasure, reason).await,
+            Order::Publish => self.order_publish(Kind::Publish, Scope::Changed, reason).await,
+            Order::Rebuild => self.order_publish(Kind::Rebuild, Scope::Everything, reason).await,
+            Order::Features(wanted) => self.order_features(wanted, reason).await,
+            Order::Freeze(decision) => self.order_freeze(decision, reason).await,
+            Order::SyncLinks => self.order_sync(reason).await,
+            Order::Job(name) => self.order_job(name, reason).await,
+            Order::Replay(which) => self.order_replay(which, reason).await,
+        }
     }
 
-    async fn refresh(
+    async fn order_refresh(
         &self,
         links: Links,
         resources: Vec<&'static Resource>,
@@ -356,7 +133,7 @@ impl Operations {
         Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
     }
 
-    async fn recollect(
+    async fn order_recollect(
         &self,
         links: Links,
         resources: Vec<&'static Resource>,
@@ -388,6 +165,16 @@ impl Operations {
         Ok(self.runs.start(Kind::Recollect, None, reason, work).await?.to_string())
     }
 
+    async fn order_delete(&self, link: LinkId, reason: Reason) -> Result<String, Refused> {
+        self.refuse_mistyped(vec![link.clone()]).await?;
+        let named = link.clone();
+        if self.store.read(move |tx| tombstones::is_erased(tx, &named)).await? {
+            return Err(Refused::Erased);
+        }
+        let (this, name) = (self.clone(), Some(link.as_str().to_owned()));
+        Ok(self.runs.start(Kind::Delete, name, reason, |report| this.delete(link, report)).await?.to_string())
+    }
+
     /// Deletes a link at Belvo, and waits until Belvo says that it is gone.
     async fn delete(self, link: LinkId, report: Report) -> Result<(), Failed> {
         report.total(1);
@@ -405,6 +192,15 @@ impl Operations {
         self.until_published().await
     }
 
+    async fn order_untrack(&self, link: LinkId, reason: Reason) -> Result<String, Refused> {
+        let named = link.clone();
+        if !self.store.read(move |tx| links::is_tracked(tx, &named)).await? {
+            return Err(Refused::NoLink);
+        }
+        let (this, name) = (self.clone(), Some(link.as_str().to_owned()));
+        Ok(self.runs.start(Kind::Untrack, name, reason, |report| this.untrack(link, report)).await?.to_string())
+    }
+
     /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
     async fn untrack(self, link: LinkId, report: Report) -> Result<(), Failed> {
         let now = self.clock.now();
@@ -414,7 +210,7 @@ impl Operations {
         Ok(())
     }
 
-    async fn erase(&self, erasure: Erasure, reason: Reason) -> Result<String, Refused> {
+    async fn order_erase(&self, erasure: Erasure, reason: Reason) -> Result<String, Refused> {
         let plan = self.eraser.plan(erasure.subject).await?;
         let wish = self.eraser.wish(&plan, &erasure.reason, erasure.is_remote).await?;
         let id = wish.erasure.clone();
@@ -436,7 +232,7 @@ impl Operations {
     }
 
     /// Keeps the row before the order is answered: its run has nothing left to do.
-    async fn freeze(&self, decision: frozen::Decision, reason: Reason) -> Result<String, Refused> {
+    async fn order_freeze(&self, decision: frozen::Decision, reason: Reason) -> Result<String, Refused> {
         let frozen::Decision { decision_id, link_id, as_of, mode } = decision;
         let now = self.clock.now();
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
@@ -490,7 +286,7 @@ impl Operations {
         if let Links::ExternalIds(external_ids) = &links {
             self.refuse_unlinked(external_ids.clone()).await?;
         }
-        Ok(self.store.read(move |tx| tracked(tx, &links, &resources, now)).await?)
+        Ok(self.store.read(move |tx| links.tracked(tx, &resources, now)).await?)
     }
 
     /// Refuses links of which neither we nor Belvo know: they would be tracked for good, and where one is to be deleted
@@ -536,11 +332,22 @@ impl Operations {
         Ok(())
     }
 
+    async fn order_publish(&self, kind: Kind, scope: Scope, reason: Reason) -> Result<String, Refused> {
+        let this = self.clone();
+        Ok(self.runs.start(kind, None, reason, |report| this.publish_and_tell(scope, report)).await?.to_string())
+    }
+
     async fn publish_and_tell(self, scope: Scope, report: Report) -> Result<(), Failed> {
         let published = self.publish(scope).await?;
         report.published(published.as_ref().map(|manifest| manifest.snapshot));
         report.done(published.as_ref().map_or(0, Manifest::rows));
         Ok(())
+    }
+
+    async fn order_features(&self, wanted: features::Wanted, reason: Reason) -> Result<String, Refused> {
+        let run = features::record_in_store(&self.store, wanted, self.clock.now()).await?;
+        let (this, name) = (self.clone(), Some(run.name()));
+        Ok(self.runs.start(Kind::Features, name, reason, |report| this.features(run, report)).await?.to_string())
     }
 
     /// Publishes a run of features that is on record, and counts its rows.
@@ -576,9 +383,24 @@ impl Operations {
         synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
     }
 
+    async fn order_sync(&self, reason: Reason) -> Result<String, Refused> {
+        let this = self.clone();
+        Ok(self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?.to_string())
+    }
+
     async fn sync_links(self, report: Report) -> Result<(), Failed> {
         report.done(self.compare_links(Patience::Short).await?);
         Ok(())
+    }
+
+    async fn order_job(&self, name: String, reason: Reason) -> Result<String, Refused> {
+        if !self.jobs.knows(&name) {
+            let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "none".to_owned() } else { known };
+            return Err(Refused::NoJob { known });
+        }
+        let (this, named) = (self.clone(), Some(name.clone()));
+        Ok(self.runs.start(Kind::Job, named, reason, |report| this.run_job(name, report)).await?.to_string())
     }
 
     async fn run_job(self, name: String, report: Report) -> Result<(), Failed> {
@@ -587,6 +409,16 @@ impl Operations {
         };
         report.done(ran?);
         Ok(())
+    }
+
+    async fn order_replay(&self, which: Replay, reason: Reason) -> Result<String, Refused> {
+        if let Replay::One(seq) = which
+            && !self.store.read(move |tx| log::is_there(tx, seq)).await?
+        {
+            return Err(Refused::NoWebhook(seq));
+        }
+        let this = self.clone();
+        Ok(self.runs.start(Kind::Replay, None, reason, |report| this.replay(which, report)).await?.to_string())
     }
 
     async fn replay(self, which: Replay, report: Report) -> Result<(), Failed> {
@@ -626,47 +458,4 @@ impl Operations {
         let published = self.publisher.until_published(self.published.subscribe()).await;
         published.map_err(|Unpublished { code, message }| Failed { code, message })
     }
-}
-
-/// The tracked links that `links` means, for each of `resources`. Who names none in particular does not mean those that an
-/// operator paused, nor those that Belvo does not have any more.
-///
-/// # Errors
-/// [`store::Error::Database`].
-pub fn tracked(
-    tx: &Tx<'_>,
-    links: &Links,
-    resources: &[&'static Resource],
-    now: Timestamp,
-) -> Result<Vec<(LinkId, &'static Resource)>, store::Error> {
-    let mut wanted = Vec::new();
-    for &resource in resources {
-        let found = match links {
-            Links::LinkId(_) | Links::LinkIds(_) | Links::All(false) => Vec::new(),
-            Links::All(true) => {
-                let silencing = links::silencing();
-                let sql = format!("SELECT link_id FROM links WHERE coalesce(paused_reason, '') NOT IN ({silencing})");
-                tx.all(&sql, args![], |row| row.link_id(0))?
-            }
-            Links::ExternalId(external_id) => links::of_external_id(tx, external_id)?,
-            Links::ExternalIds(external_ids) => {
-                let mut found = BTreeSet::new();
-                for external_id in external_ids {
-                    found.extend(links::of_external_id(tx, external_id)?);
-                }
-                found.into_iter().collect()
-            }
-            Links::OlderThanSeconds(age) => {
-                let sql = format!(
-                    "SELECT l.link_id FROM links l LEFT JOIN refreshes f ON f.link_id = l.link_id AND f.resource = $1 \
-                     WHERE {} AND coalesce(l.paused_reason, '') NOT IN ({})",
-                    freshness::is_late("$2"),
-                    links::silencing()
-                );
-                tx.all(&sql, args![resource.name, now - Duration::from_secs(*age)], |row| row.link_id(0))?
-            }
-        };
-        wanted.extend(found.into_iter().map(|link_id| (link_id, resource)));
-    }
-    Ok(wanted)
 }

@@ -11,7 +11,7 @@ use super::{Exit, Global, ordered, streams};
 use crate::clock::Clock;
 use crate::config::Needs;
 use crate::link_id::LinkId;
-use crate::operations::{self, Links, Order};
+use crate::operations::{Links, Order};
 use crate::recollect::{self, Estimate};
 use crate::resources::{self, Resource};
 use crate::runs::{Progress, Run};
@@ -79,7 +79,7 @@ fn refusal(links: &Links, resources: &[&'static Resource], global: &Global) -> a
     let Estimate { billed_calls, cooling, unfit } = Readers::of(&config.state.path).read(|tx| {
         let mut wanted: Vec<LinkId> = match links.ids() {
             Some(ids) => ids.iter().filter_map(|id| id.parse().ok()).collect(),
-            None => operations::tracked(tx, links, resources, now)?.into_iter().map(|(link_id, _)| link_id).collect(),
+            None => links.tracked(tx, resources, now)?.into_iter().map(|(link_id, _)| link_id).collect(),
         };
         wanted.sort_unstable();
         wanted.dedup();

@@ -13,7 +13,7 @@ use crate::link_id::LinkId;
 use crate::queue::Queue;
 use crate::store::Store;
 
-/// Whoever names links by hand waits so long for Belvo to say whether it knows it.
+/// Whoever names links by hand waits so long for Belvo to say whether it knows them.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Asks Belvo about links: about one that somebody names, about tracked ones that are due, and for the whole list.

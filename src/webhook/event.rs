@@ -12,7 +12,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::link_id::LinkId;
-use crate::links::DELETED;
+use crate::links::{DELETED, INVALID, TOKEN_REQUIRED};
 use crate::resources::Resource;
 
 /// Why an event can be in the quarantine.
@@ -100,8 +100,8 @@ fn understand(kind: &str, code: Option<&str>, data: Option<&RawValue>) -> (Meani
     }
     match (kind, code) {
         (_, Some("link_deleted")) => (Meaning::Status(DELETED), None),
-        ("LINK" | "LINKS", Some("invalid_credentials")) => (Meaning::Status("invalid"), None),
-        ("LINK" | "LINKS", Some("token_required")) => (Meaning::Status("token_required"), None),
+        ("LINK" | "LINKS", Some("invalid_credentials")) => (Meaning::Status(INVALID), None),
+        ("LINK" | "LINKS", Some("token_required")) => (Meaning::Status(TOKEN_REQUIRED), None),
         ("LINK" | "LINKS", _) => (Meaning::Unknown, Some(UNKNOWN_CODE)),
         _ => (Meaning::Unknown, Some(UNKNOWN_TYPE)),
     }
