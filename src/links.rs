@@ -138,8 +138,8 @@ pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> 
 }
 
 /// Pauses a link because an operator says so, inside the caller's transaction; false when there is no such link, or it
-/// was deleted, or is to be erased, or an operator has paused it already. What is wanted of it meanwhile is not lost, but
-/// waits for its resume.
+/// was deleted, or is to be erased, or an operator has paused it already. What is wanted of it meanwhile is not lost,
+/// but waits for its resume.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -256,10 +256,10 @@ pub fn note_failure(tx: &Tx<'_>, link_id: &LinkId, failure: &Failure, at: Timest
     Ok(())
 }
 
-/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. Unless
-/// another fetch is wanted, the webhook's count is forgotten, because it is about the list that the webhook asked for and
-/// not about later ones; but a count of 0 stays as long as lists are empty, because a second empty one has to agree. If the link is paused, it is looked up
-/// again.
+/// Notes a complete list of the link's `resource`, inside the transaction that settles its refresh. Unless another
+/// fetch is wanted, the webhook's count is forgotten, because it is about the list that the webhook asked for and not
+/// about later ones; but a count of 0 stays as long as lists are empty, because a second empty one has to agree. If the
+/// link is paused, it is looked up again.
 ///
 /// # Errors
 /// [`Error::Database`].

@@ -1,10 +1,10 @@
-//! What a person can order: refreshes, recollects, a link's deletion or end, erasures, publishes, features and frozen ones, a
-//! comparison of links, a job, a second reading of webhooks.
+//! What a person can order: refreshes, recollects, a link's deletion or end, erasures, publishes, features and frozen
+//! ones, a comparison of links, a job, a second reading of webhooks.
 //!
-//! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on record
-//! and, of a refresh, the first marks are too. *Promises* that both ways do the same, and the schedule's jobs with them. *Not
-//! here*: HTTP, how each piece of work is done, when a refresh counts as ended, which is in `follow`, and what an order
-//! says, in `order`.
+//! *Takes* an [`Order`], from a command or over the admin listener. *Gives* the id of its run, once the order is on
+//! record and, of a refresh, the first marks are too. *Promises* that both ways do the same, and the schedule's jobs
+//! with them. *Not here*: HTTP, how each piece of work is done, when a refresh counts as ended, which is in `follow`,
+//! and what an order says, in `order`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -226,7 +226,8 @@ impl Operations {
             report.published(this.publisher.current());
             Ok(())
         };
-        // A wish without a run would be carried out by the next start alone, although whoever asked was told that it failed.
+        // A wish without a run would be carried out by the next start alone, although whoever asked was told that it
+        // failed.
         let note = move |tx: &Tx<'_>| wish.keep(tx);
         Ok(self.runs.start_with(Kind::Erase, name, reason, note, work).await?.to_string())
     }

@@ -1,9 +1,9 @@
 //! The law's tables, with validity dates: INSS, minimum wage, payroll-loan margins; and the sections of CNAE and CBO.
 //!
-//! *Takes* the compiled-in CSV files, or those of `reference.dir`, each of which replaces the compiled one whole. *Gives*
-//! rows for DuckDB. *Promises* that no month belongs to two rows, that none is left out between the first and the last,
-//! and that ceilings rise; otherwise the program does not start. Past its last row a table says nothing: no feature is
-//! ever computed from an old row.
+//! *Takes* the compiled-in CSV files, or those of `reference.dir`, each of which replaces the compiled one whole.
+//! *Gives* rows for DuckDB. *Promises* that no month belongs to two rows, that none is left out between the first and
+//! the last, and that ceilings rise; otherwise the program does not start. Past its last row a table says nothing: no
+//! feature is ever computed from an old row.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;

@@ -31,8 +31,8 @@ impl Directory {
         Self { client, store, queue, clock }
     }
 
-    /// Whether Belvo says that it does not know one of these links. While it says nothing, or something else, nobody can
-    /// tell.
+    /// Whether Belvo says that it does not know one of these links. While it says nothing, or something else, nobody
+    /// can tell.
     pub async fn lack_any(&self, ids: &[LinkId]) -> bool {
         let asking = async {
             for some in ids.chunks(MOST_IDS) {

@@ -34,8 +34,8 @@ pub enum Order {
     },
     /// To delete this link at Belvo; what is kept here stays.
     Delete(LinkId),
-    /// To ask for nothing of this link any more, as if an operator had paused it; what is kept here stays, and so does the
-    /// link at Belvo.
+    /// To ask for nothing of this link any more, as if an operator had paused it; what is kept here stays, and so does
+    /// the link at Belvo.
     Untrack(LinkId),
     /// To erase one link or person, everywhere. The run is named by the erasure's id.
     Erase(Erasure),
@@ -96,8 +96,8 @@ impl Links {
         }
     }
 
-    /// The tracked ones that are meant, for each of `resources`. Who names none in particular does not mean those that an
-    /// operator paused, nor those that Belvo does not have any more.
+    /// The tracked ones that are meant, for each of `resources`. Who names none in particular does not mean those that
+    /// an operator paused, nor those that Belvo does not have any more.
     ///
     /// # Errors
     /// [`store::Error::Database`].

@@ -301,7 +301,8 @@ impl Readers {
     }
 }
 
-/// Looks for the state at `path`. It is not opened for that: closing it would take away the locks of others in this process.
+/// Looks for the state at `path`. It is not opened for that: closing it would take away the locks of others in this
+/// process.
 ///
 /// # Errors
 /// [`Error::Missing`] when there is none, [`Error::Folder`] when this user may not read it.

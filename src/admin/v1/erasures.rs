@@ -1,5 +1,5 @@
-//! `POST /v1/erasures` `{link_id | external_id | person_key, reason, remote?}`: erases one link or person, everywhere. The
-//! run is named by the erasure's id, under which the receipt lies beside the state.
+//! `POST /v1/erasures` `{link_id | external_id | person_key, reason, remote?}`: erases one link or person, everywhere.
+//! The run is named by the erasure's id, under which the receipt lies beside the state.
 
 use axum::extract::{Request, State};
 use axum::response::Response;

@@ -1,5 +1,5 @@
-//! `POST /v1/exports` `{asked_for, links}`: notes that everything held on somebody is read out. The data itself never comes
-//! here: `vinculo subject` reads it on the machine of the state.
+//! `POST /v1/exports` `{asked_for, links}`: notes that everything held on somebody is read out. The data itself never
+//! comes here: `vinculo subject` reads it on the machine of the state.
 
 use axum::Json;
 use axum::extract::{Request, State};

@@ -1,4 +1,5 @@
-//! `POST /v1/publish`, `POST /v1/rebuild`, `POST /v1/features`, `POST /v1/features/freeze`: what a command asks for that may not touch the lake beside the daemon.
+//! `POST /v1/publish`, `POST /v1/rebuild`, `POST /v1/features`, `POST /v1/features/freeze`: what a command asks for
+//! that may not touch the lake beside the daemon.
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -58,7 +59,8 @@ async fn features(State(api): State<Api>, request: Request) -> Result<Response, 
     api.order(Order::Features(Wanted { as_of, mode: mode.unwrap_or(Mode::Strict), lag_months })).await
 }
 
-/// `{"decision_id": "d-1", "link_id": "…", "as_of_date": "2026-05-31", "mode": "strict"}`; strict unless told otherwise.
+/// `{"decision_id": "d-1", "link_id": "…", "as_of_date": "2026-05-31", "mode": "strict"}`; strict unless told
+/// otherwise.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Freeze {

@@ -1,6 +1,6 @@
 //! `GET /v1/links?external_id=&status=`, `GET /v1/links/{link_id}`, `POST /v1/links/{link_id}/refresh`,
-//! `POST /v1/links/{link_id}/untrack`, `POST /v1/links/refresh`, `POST /v1/links/sync`: the tracked links, how fresh each is,
-//! and what to do about it.
+//! `POST /v1/links/{link_id}/untrack`, `POST /v1/links/refresh`, `POST /v1/links/sync`: the tracked links, how
+//! fresh each is, and what to do about it.
 
 use axum::Json;
 use axum::extract::{Path, Request, State};

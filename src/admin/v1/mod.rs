@@ -1,9 +1,10 @@
 //! The API for operators and for commands beside a running daemon, below `/v1`: one file for each family of paths.
 //!
-//! *Takes* requests that carried the token. *Gives* JSON. A list has at most `limit` items, 100 unless told otherwise and
-//! 1000 at most, and `next`, which is the `after` of the next page, or null. What takes time is ordered: 202, with the run
-//! that `/v1/runs/{id}` follows. An error is `{"error": {"code", "message"}}`: 400 no JSON, 404 no such thing, 405, 413, 415,
-//! 422 a value that cannot be, 503 the state takes no writes. *Not here*: who may ask; see [`super::Admin`].
+//! *Takes* requests that carried the token. *Gives* JSON. A list has at most `limit` items, 100 unless told otherwise
+//! and 1000 at most, and `next`, which is the `after` of the next page, or null. What takes time is ordered: 202, with
+//! the run that `/v1/runs/{id}` follows. An error is `{"error": {"code", "message"}}`: 400 no JSON, 404 no such thing,
+//! 405, 413, 415, 422 a value that cannot be, 503 the state takes no writes. *Not here*: who may ask; see
+//! [`super::Admin`].
 
 use std::path::PathBuf;
 use std::sync::Arc;

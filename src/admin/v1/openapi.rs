@@ -1,5 +1,5 @@
-//! `GET /v1/openapi.json`: the API as an OpenAPI 3.1 document, made of the same list as the router and of the types that are
-//! read and written.
+//! `GET /v1/openapi.json`: the API as an OpenAPI 3.1 document, made of the same list as the router and of the types
+//! that are read and written.
 
 use std::sync::LazyLock;
 

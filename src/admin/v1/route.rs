@@ -1,6 +1,6 @@
-//! One operation of the API: its method, path and role, what it takes and gives, and what answers it. The router is made of
-//! the same list as the document, and what everything under `/v1` shares is put around each operation here: the role that
-//! it needs, and the audit of what is ordered.
+//! One operation of the API: its method, path and role, what it takes and gives, and what answers it. The router is
+//! made of the same list as the document, and what everything under `/v1` shares is put around each operation here: the
+//! role that it needs, and the audit of what is ordered.
 
 use std::sync::Arc;
 
