@@ -58,7 +58,7 @@ use step::{OnRecord, conclude, note_step};
 /// Backups that hold the person must be gone so long after the erasure.
 const BACKUPS_GO_WITHIN: Duration = Duration::from_hours(30 * 24);
 
-/// After so long, Belvo's word that it is deleting a link is taken for the deletion itself.
+/// How long Belvo usually takes to delete a link, generously.
 const BELVO_DELETES_WITHIN: Duration = Duration::from_secs(30);
 
 /// Pause between two looks whether Belvo has deleted it.
@@ -78,6 +78,8 @@ pub struct Eraser {
     publisher: Arc<Publisher>,
     /// None where Belvo is not talked to.
     deleter: Option<Deleter>,
+    /// After so long, Belvo's word that it is deleting a link is taken for the deletion itself.
+    deletes_within: Duration,
     pepper: Option<Pepper>,
     state: PathBuf,
     clock: Clock,
@@ -132,7 +134,8 @@ impl Eraser {
     ) -> (Self, mpsc::UnboundedReceiver<Unfinished>) {
         let (left, unfinished) = mpsc::unbounded_channel();
         let (state, files) = (state.to_owned(), Arc::default());
-        (Self { store, publisher, deleter, pepper, state, clock, left, files }, unfinished)
+        let deletes_within = BELVO_DELETES_WITHIN;
+        (Self { store, publisher, deleter, deletes_within, pepper, state, clock, left, files }, unfinished)
     }
 
     /// What erasing `subject` would remove. Nothing is written.
@@ -378,7 +381,7 @@ impl Eraser {
             let mut is_gone = deleter.delete(&link).await.map_err(failed)? == Deletion::Done;
             if !is_gone {
                 // A look may wait for as long as Belvo asks, and follows up other wishes, too.
-                let looked = timeout(BELVO_DELETES_WITHIN, until_gone(deleter, &link)).await;
+                let looked = timeout(self.deletes_within, until_gone(deleter, &link)).await;
                 is_gone = looked.unwrap_or(Ok(false)).map_err(failed)?;
             }
             said.push(if is_gone { "deleted" } else { "accepted" }.to_owned());
@@ -470,11 +473,13 @@ impl Eraser {
     }
 }
 
-/// Whether Belvo has deleted the link, as soon as it has.
+/// Whether Belvo has deleted the link, as soon as it has. A look that was begun goes on to its end, also when nobody
+/// waits any more: it may be about the wishes of others.
 async fn until_gone(deleter: &Deleter, link: &LinkId) -> Result<bool, delete::Error> {
     loop {
         sleep(LOOK_AGAIN).await;
-        deleter.follow_up().await?;
+        let looking = deleter.clone();
+        result_of(tokio::spawn(async move { looking.follow_up().await }).await)?;
         if deleter.is_gone(link).await? {
             return Ok(true);
         }
@@ -707,6 +712,26 @@ mod tests {
             };
             assert_eq!((again.erasure, place.store.read(Begun::count).await.unwrap()), (erasure, 1));
         }
+    }
+
+    #[tokio::test]
+    async fn belvos_last_word_is_waited_for_no_longer_than_usual_whatever_patience_belvo_asks_for() {
+        let script = Script::start(|head| match head {
+            head if head.starts_with("DELETE") => scripted::json(202, "{}"),
+            _ => scripted::json(429, r#"[{"code":"too_many_requests"}]"#),
+        })
+        .await;
+        let mut place = Place::new();
+        place.has_link(None).await;
+        let clock = place.eraser.clock.clone();
+        let queue = Queue::open(place.store.clone(), clock.clone()).await.unwrap();
+        let deleter = Deleter::new(script.client(), place.store.clone(), queue, clock, Duration::ZERO);
+        place.eraser.deleter = Some(deleter);
+        place.eraser.deletes_within = Duration::from_millis(500);
+        let links = [LINK.to_owned()];
+        let deleting = timeout(Duration::from_secs(20), place.eraser.delete_at_belvo(&links));
+        assert_eq!(deleting.await.unwrap().unwrap(), ["accepted"]);
+        assert!(script.requests().iter().any(|head| head.starts_with("GET")), "Belvo was asked, and wanted patience");
     }
 
     #[tokio::test]

@@ -285,17 +285,17 @@ impl Operations {
             return Ok(named.into_iter().flat_map(each).collect());
         }
         if let Links::ExternalIds(external_ids) = &links {
-            self.refuse_unlinked(external_ids.clone()).await?;
+            self.refuse_unlinked(external_ids.iter().cloned().collect()).await?;
         }
         Ok(self.store.read(move |tx| links.tracked(tx, &resources, now)).await?)
     }
 
     /// Refuses links of which neither we nor Belvo know: they would be tracked for good, and where one is to be deleted
     /// another one stays.
-    async fn refuse_mistyped(&self, mut named: Vec<LinkId>) -> Result<(), Refused> {
+    async fn refuse_mistyped(&self, named: Vec<LinkId>) -> Result<(), Refused> {
         let new = move |tx: &Tx<'_>| {
             let mut new = Vec::new();
-            for link_id in named.drain(..) {
+            for link_id in named {
                 if !links::is_tracked(tx, &link_id)? && !tombstones::is_erased(tx, &link_id)? {
                     new.push(link_id);
                 }
@@ -303,11 +303,11 @@ impl Operations {
             Ok(new)
         };
         let new = self.store.read(new).await?;
-        if self.links.lack_any(&new).await { Err(Refused::UnknownLink) } else { Ok(()) }
+        if self.links.is_any_unknown(&new).await { Err(Refused::UnknownLink) } else { Ok(()) }
     }
 
     /// Refuses external ids some of which have no link, as a typing mistake has not.
-    async fn refuse_unlinked(&self, external_ids: Vec<String>) -> Result<(), Refused> {
+    async fn refuse_unlinked(&self, external_ids: BTreeSet<String>) -> Result<(), Refused> {
         let named = external_ids.len();
         let count = move |tx: &Tx<'_>| {
             let mut unlinked = 0;

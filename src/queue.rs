@@ -90,6 +90,15 @@ impl Priority {
     pub fn of(number: i64) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|priority| priority.number() == number).ok_or(Error::Unreadable("a priority"))
     }
+
+    /// The lane that a refresh of this priority waits in.
+    fn lane(self) -> Lane {
+        match self {
+            Self::Webhook => Lane::Urgent,
+            Self::Operator | Self::Schedule | Self::Confirm => Lane::Ordinary,
+            Self::Unknown => Lane::Unknown,
+        }
+    }
 }
 
 /// The code of a list that came empty although a webhook had counted records of it.
@@ -120,11 +129,7 @@ pub struct Refresh {
 impl Refresh {
     /// What its calls are for the request budget: what a webhook wants may use the reserve.
     pub fn class(&self) -> Class {
-        match self.priority {
-            Priority::Unknown => Class::Unknown,
-            Priority::Webhook => Class::Urgent,
-            Priority::Operator | Priority::Schedule | Priority::Confirm => Class::Ordinary,
-        }
+        self.priority.lane().class()
     }
 
     /// Whether a webhook is among those who want it.

@@ -194,20 +194,19 @@ fn inserting(table: &str, rows: impl Iterator<Item = Vec<Option<String>>>) -> St
     format!("INSERT INTO {table} VALUES {}", rows.join(", "))
 }
 
-/// Tables in `dir` under a name that is slightly wrong, while none has the right one: the compiled table would stay in
-/// force.
+/// Tables in `dir` under a name that is slightly wrong, or that says more, while none has the right one: the compiled
+/// table would stay in force.
 fn misnamed_files(dir: &Path) -> impl Iterator<Item = Mistake> {
     let files: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     let is_there = |name: &str| files.iter().any(|file| file.file_name().is_some_and(|known| known == name));
-    let missing: Vec<&str> = FORMS.iter().map(|form| form.file).filter(|name| !is_there(name)).collect();
+    let missing = FORMS.iter().map(|form| form.file).filter(|name| !is_there(name));
+    let missing: Vec<&str> = missing.filter_map(|name| name.strip_suffix(".csv")).collect();
     files.into_iter().filter_map(move |file| {
         let is_table = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-        let name = file.file_name()?.to_str().filter(|_| is_table)?;
-        if FORMS.iter().any(|form| form.file == name) {
-            return None;
-        }
-        let meant = nearest(name, missing.iter().copied())?;
-        let fix = format!("name it {meant}, or move it");
+        let name = file.file_stem()?.to_str().filter(|_| is_table)?.to_ascii_lowercase();
+        let missing = || missing.iter().copied();
+        let meant = missing().find(|known| name.starts_with(known)).or_else(|| nearest(&name, missing()))?;
+        let fix = format!("name it {meant}.csv, or move it");
         Some(Mistake::new(file.display().to_string(), "", "is none of the reference tables", fix))
     })
 }
@@ -457,7 +456,9 @@ mod tests {
         std::fs::write(folder.path().join("minimum_wage.csv"), text).unwrap();
         // Last year's beside it, and what is a table for nobody here.
         std::fs::write(folder.path().join("minimum_wage-2026.csv"), "").unwrap();
-        std::fs::write(folder.path().join("cbo_groups.csv"), "").unwrap();
+        for other in ["cbo_groups.csv", "inpc.csv", "fgts.csv"] {
+            std::fs::write(folder.path().join(other), "").unwrap();
+        }
         let reference = Reference::read(Some(folder.path())).unwrap();
         let ends: Vec<_> = reference.expiries().iter().map(|expiry| expiry.valid_to.to_string()).collect();
         assert_eq!(ends, ["2026-12-31", "2027-12-31", "2026-12-31"]);
@@ -468,7 +469,9 @@ mod tests {
     fn a_table_under_a_name_that_nothing_reads_is_refused() {
         let told = refused("minimum_wages.csv", "valid_from,valid_to,amount\n");
         assert!(told.contains("minimum_wages.csv") && told.contains("name it minimum_wage.csv"), "{told}");
-        assert!(refused("INSS.CSV", "").contains("name it inss.csv"));
+        for name in ["INSS.CSV", "inss-2027.csv", "ins.csv"] {
+            assert!(refused(name, "").contains("name it inss.csv"), "{name}");
+        }
     }
 
     #[test]

@@ -95,8 +95,11 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 /// Has the run recorded and published.
 fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit> {
     let lag_months = args.lag_months.unwrap_or(config.features.lag_months);
-    if let Some(as_of) = args.as_of {
-        warn_of_expiry(config, as_of, global)?;
+    if let Some(as_of) = args.as_of
+        && store::holder(&config.state.path).is_none()
+    {
+        // A daemon refuses dates by its own clock; alone, nothing is to be made for one that is refused.
+        runs::clocks(as_of, args.mode, Clock::system().now())?;
     }
     // There may be no state yet.
     let before = Readers::of(&config.state.path).read(runs::all).unwrap_or_default();
@@ -112,10 +115,8 @@ fn compute(args: &Args, config: &Config, global: &Global) -> anyhow::Result<Exit
             })?;
             let (recorded, left_out) = recorded.context("the run is not on record")?;
             let as_of = recorded.as_of;
-            if args.as_of.is_none() {
-                warn_of_expiry(config, as_of, global)?;
-            }
-            // Whoever carries out the order lets stand what is final, by a clock of its own, and nothing else.
+            warn_of_expiry(config, as_of, global)?;
+            // Whoever carries out the order records it anew, unless it is final by their clock.
             if before.contains(&recorded) {
                 let what = format!(
                     "the strict run of {as_of} is final, since decisions may have used it: {left_out} tracked links came later and \

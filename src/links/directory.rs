@@ -1,6 +1,6 @@
 //! What asks Belvo about links.
 //!
-//! *Takes* the client, the state and the queue. *Gives* a [`Directory`] of them, and whether Belvo knows a link that
+//! *Takes* the client, the state and the queue. *Gives* a [`Directory`] of them, and whether Belvo knows the links that
 //! somebody named. *Not here*: what else a directory does, which is the lookups of new links, in `lookup.rs`, and the
 //! comparison with Belvo's whole list, in `reconcile.rs`.
 
@@ -16,7 +16,7 @@ use crate::store::Store;
 /// Whoever names links by hand waits so long for Belvo to say whether it knows them.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
-/// Asks Belvo about links: about one that somebody names, about tracked ones that are due, and for the whole list.
+/// Asks Belvo about links: about those that somebody names, about tracked ones that are due, and for the whole list.
 #[derive(Clone)]
 pub struct Directory {
     pub(super) client: Client,
@@ -33,7 +33,7 @@ impl Directory {
 
     /// Whether Belvo says that it does not know one of these links. While it says nothing, or something else, nobody
     /// can tell.
-    pub async fn lack_any(&self, ids: &[LinkId]) -> bool {
+    pub async fn is_any_unknown(&self, ids: &[LinkId]) -> bool {
         let asking = async {
             for some in ids.chunks(MOST_IDS) {
                 let told = match some {
@@ -78,7 +78,7 @@ mod tests {
         let clock = Clock::from_fn(|| Timestamp::from_micros(1_000_000));
         let queue = Queue::open(store.clone(), clock.clone()).await.unwrap();
         let directory = Directory::new(script.client(), store, queue, clock);
-        for (numbers, is_lacking) in [
+        for (numbers, is_unknown) in [
             (vec![], false),
             (vec![1], false),
             (vec![2], true),
@@ -88,7 +88,7 @@ mod tests {
             (vec![4, 1, 2, 3], true),
         ] {
             let ids: Vec<LinkId> = numbers.iter().copied().map(id).collect();
-            assert_eq!(directory.lack_any(&ids).await, is_lacking, "{numbers:?}");
+            assert_eq!(directory.is_any_unknown(&ids).await, is_unknown, "{numbers:?}");
         }
     }
 }

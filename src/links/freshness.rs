@@ -11,7 +11,7 @@ use crate::resources::{self, Resource};
 pub struct Scope {
     /// Only links of this access mode.
     pub access_mode: Option<String>,
-    /// Only what was not fetched, or not read at the institution, for so long.
+    /// Only what was not fetched, or not read at the institution, for so long, or never.
     pub older_than: Duration,
     /// Only these resources.
     pub resources: Vec<&'static Resource>,

@@ -228,26 +228,32 @@ impl Details {
     }
 }
 
-/// What calls are called: by their route, and `webhook` is an event.
-pub(super) const CALLS: [&str; 12] = [
-    "webhook",
+/// What routes are called.
+pub(super) const ROUTES: [&str; 12] = [
+    "employments",
+    "owners",
+    "employment",
+    "owner",
     "probe",
     "token",
     "links",
     "link",
     "refresh",
-    "employments",
-    "owners",
-    "employment",
-    "owner",
     "institutions",
     "institution",
+    "unknown",
 ];
+
+/// Those whose answers hold records.
+const OF_RECORDS: &[&str] = ROUTES.split_at(4).0;
+
+/// What an event is called among calls.
+pub(super) const WEBHOOK: &str = "webhook";
 
 /// A call, as far as faults are narrowed by it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a> {
-    /// One of [`CALLS`].
+    /// One of [`ROUTES`], or [`WEBHOOK`] for an event.
     pub on: &'static str,
     /// The link it is about.
     pub link: Option<&'a str>,
@@ -310,7 +316,7 @@ impl Fault {
         if let Some(unknown) = details.keys().find(|key| !known.contains(&key.as_str())) {
             return Err(format!("the fault `{name}` takes no `{unknown}`; known are {}", known.join(", ")));
         }
-        // One that is never told of would never strike, or always.
+        // With a value that nothing understands it would never strike, or always.
         for (key, value) in &details {
             expected(&KINDS[kind], key, value)
                 .map_err(|expected| format!("`{key}` of the fault `{name}` is {expected}, and not `{value}`"))?;
@@ -323,7 +329,7 @@ impl Fault {
     }
 
     fn concerns(&self, call: Call<'_>) -> bool {
-        let stage = matches!(self.kind().effect, E(_)) == (call.on == "webhook");
+        let stage = matches!(self.kind().effect, E(_)) == (call.on == WEBHOOK);
         let lists = !matches!(self.kind().effect, R(_)) || call.resource.is_some();
         let same = |key: &str, value: Option<&str>| self.details.text(key).is_none_or(|wanted| value == Some(wanted));
         let resource =
@@ -363,14 +369,21 @@ impl Fault {
 
 /// Whether `value` can be that of `key`; what can, otherwise.
 fn expected(kind: &Kind, key: &str, value: &str) -> Result<(), String> {
-    let one_of = |known: &[&str]| if known.contains(&value) { Ok(()) } else { Err(known.join(", ")) };
+    let one_of = |known: &[&str]| {
+        if known.contains(&value) { Ok(()) } else { Err(format!("one of {}", known.join(", "))) }
+    };
     let when = |fits: bool, expected: &str| if fits { Ok(()) } else { Err(expected.to_owned()) };
     match key {
-        "on" => one_of(&CALLS),
-        "resource" => when(Resource::parse(value).is_some(), &Resource::ALL.map(Resource::name).join(", ")),
+        "on" => one_of(match kind.effect {
+            E(_) => &[WEBHOOK],
+            R(_) => OF_RECORDS,
+            A(_) | P(_) => &ROUTES,
+        }),
+        "resource" if Resource::parse(value).is_some() => Ok(()),
+        "resource" => one_of(&Resource::ALL.map(Resource::name)),
         "share" => when(value.parse().is_ok_and(|share: f64| (0.0..=1.0).contains(&share)), "a number from 0 to 1"),
         "code" if matches!(kind.effect, A(_)) => {
-            when(value.parse().is_ok_and(|code: u16| (100..600).contains(&code)), "a status from 100 to 599")
+            when(value.parse().is_ok_and(|code: u16| (200..600).contains(&code)), "a status from 200 to 599")
         }
         "code" => one_of(&["invalid_credentials", "token_required"]),
         "first" | "html" | "locale" => one_of(&["true", "false"]),
@@ -878,11 +891,15 @@ mod tests {
     #[test]
     fn a_value_that_would_go_unheard_is_refused_with_what_can_be() {
         for (fault, expected) in [
-            ("status,code=abc", "a status from 100 to 599"),
-            ("status,code=99", "a status from 100 to 599"),
-            ("needs_user,code=500", "invalid_credentials, token_required"),
+            ("status,code=abc", "a status from 200 to 599"),
+            // No answer of a server has it.
+            ("status,code=100", "a status from 200 to 599"),
+            ("needs_user,code=500", "one of invalid_credentials, token_required"),
             ("status,share=1.5", "a number from 0 to 1"),
-            ("status,on=nowhere", "webhook, probe, token"),
+            ("status,on=nowhere", "one of employments, owners"),
+            ("status,on=webhook", "one of employments, owners"),
+            ("lost,on=links", "one of webhook"),
+            ("older,on=token", "one of employments, owners"),
             ("status,resource=incomes", "owners"),
             ("status,times=many", "a whole number"),
             ("status,html=yes", "true, false"),
@@ -892,9 +909,22 @@ mod tests {
             let error = Fault::parse(fault).unwrap_err();
             assert!(error.contains(expected), "{fault}: {error}");
         }
-        for fault in ["status,code=429,retry_after=soon", "cut,on=employments", "status,resource=OWNERS,share=0.5"] {
+        for fault in
+            ["status,code=429,retry_after=soon", "cut,on=unknown", "older,on=owner", "status,resource=OWNERS,share=0.5"]
+        {
             assert!(Fault::parse(fault).is_ok(), "{fault}");
         }
+    }
+
+    #[test]
+    fn a_fault_can_be_narrowed_to_each_route() {
+        let paths = ["", "token/", "links/", "links/x/", "links/x/refresh/", "br/employments/", "br/employments/x/"];
+        let others = ["owners/", "owners/x/", "institutions/", "institutions/x/", "nowhere/"];
+        for path in paths.iter().chain(&others) {
+            let name = super::super::server::Route::of(&format!("/api/{path}")).name();
+            assert!(Fault::parse(&format!("status,on={name}")).is_ok(), "{name}");
+        }
+        assert_eq!(paths.len() + others.len(), ROUTES.len());
     }
 
     #[test]

@@ -63,7 +63,7 @@ const COOLDOWN: Duration = Duration::from_mins(10);
 const MAX_REQUEST: usize = 256 * 1_024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Route {
+pub(super) enum Route {
     Probe,
     Token,
     Links,
@@ -77,7 +77,7 @@ enum Route {
 }
 
 impl Route {
-    fn of(path: &str) -> Self {
+    pub(super) fn of(path: &str) -> Self {
         let parts: Vec<&str> = path.split('/').collect();
         let id = |id: &str| id.to_owned();
         match parts[..] {
@@ -96,8 +96,8 @@ impl Route {
         }
     }
 
-    /// The name by which faults are narrowed.
-    fn name(&self) -> &'static str {
+    /// The name by which faults are narrowed, one of [`ROUTES`](super::faults::ROUTES).
+    pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Probe => "probe",
             Self::Token => "token",

@@ -432,8 +432,11 @@ async fn the_widget_goes_on_with_the_next_person_when_everybody_is_connected() {
     let many = Running::connected(5, |_| ()).await;
     assert_eq!(many.simulation.link_ids(), running.simulation.link_ids());
 
+    assert_eq!(running.json("/_sim/state").await["next_person"], 5);
+
     // Whoever is gone does not come back as somebody new, and any other way leads beyond the first three too.
     running.simulation.state().world.delete(0);
+    assert_eq!(running.json("/_sim/state").await["next_person"], 5);
     let session = running.mint(widget_token()).await;
     running.leads_to(&format!("/widget/success?access_token={session}")).await;
     let made = running.post("/_sim/connect", json!({"first": 5, "count": 2})).await.json().await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
-use super::faults::{Call, Hits};
+use super::faults::{Call, Hits, WEBHOOK};
 use super::json::Json;
 use super::links::{Link, Resource};
 use super::random::{Stream, hex32, uuid};
@@ -197,7 +197,7 @@ impl Simulation {
         *nth += 1;
         let body = event(self.0.settings.seed, link, about, total, *nth);
         let hits: Hits =
-            state.faults.draw(Call { on: "webhook", link: Some(&link.id), together: &[], resource: about.resource() });
+            state.faults.draw(Call { on: WEBHOOK, link: Some(&link.id), together: &[], resource: about.resource() });
         let link = link.id.clone();
         if let Some(status) = hits.link_status() {
             state.world.set_status(position, status);

@@ -304,6 +304,16 @@ async fn a_demo_that_serves_opens_its_widget_and_takes_one_user_more() {
     let session: Value = serde_json::from_str(&text).unwrap();
     let callback = press(session["url"].as_str().unwrap(), "success").await;
     assert!(callback.starts_with("https://demo.example/done?link="), "{callback}");
+
+    // Its clock stands some days behind ours, and its word counts: what is of today is not final.
+    let features = |arguments: &[&str]| {
+        let ended = run(vinculo().args(["features", "--config"]).arg(dir.join("vinculo.toml")).args(arguments));
+        assert_eq!(ended.code, Some(0), "{arguments:?}: {}{}", ended.out, ended.err);
+        ended.err.contains("is final")
+    };
+    assert_eq!([&[][..], &[]].map(features), [false; 2]);
+    let yesterday = ["--as-of", "2026-11-19"];
+    assert_eq!([&yesterday[..], &yesterday].map(features), [false, true]);
     demo.kill().unwrap();
     demo.wait().unwrap();
 }

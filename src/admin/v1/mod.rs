@@ -183,7 +183,7 @@ async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Prob
         let message = "send JSON, with the header Content-Type: application/json".to_owned();
         return Err(Problem { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, code: "not_json".into(), message });
     }
-    // What it calls an object may also come as a list of its values, in an order that nobody promises.
+    // A struct is read from a list of its values, too, in the order of its fields, which nobody promises.
     let is_object = bytes.trim_ascii_start().starts_with(b"{");
     if !is_object && serde_json::from_slice::<IgnoredAny>(&bytes).is_ok() {
         return Err(Problem::invalid("the body is not a JSON object"));
