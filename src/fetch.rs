@@ -236,7 +236,7 @@ impl<'a> Pager<'a> {
             if size as u64 > self.largest || identities.len() > MOST_ROWS {
                 return Err(self.failure(Code::TooLarge).with_status(200));
             }
-            if pages.len() >= self.most_pages(count) {
+            if pages.len() >= self.most_pages(count, &pages) {
                 return Err(self.failure(Code::InconsistentPages).with_status(200));
             }
         }
@@ -253,10 +253,13 @@ impl<'a> Pager<'a> {
         self.halvings < HALVINGS && self.page_size > SMALLEST_PAGE
     }
 
-    fn most_pages(&self, count: Option<u64>) -> usize {
+    /// How many pages a list of `count` records can have, generously. Whoever answers may give fewer a page than it was
+    /// asked for.
+    fn most_pages(&self, count: Option<u64>, pages: &[Page]) -> usize {
         let rows = count.map_or(MOST_ROWS, |count| usize::try_from(count).unwrap_or(MOST_ROWS).min(MOST_ROWS));
-        let size = usize::try_from(self.page_size).unwrap_or(1).max(1);
-        rows.div_ceil(size) + PAGES_TO_SPARE
+        let asked_for = usize::try_from(self.page_size).unwrap_or(1).max(1);
+        let given = pages.first().map_or(asked_for, |first| first.len().clamp(1, asked_for));
+        rows.div_ceil(given) + PAGES_TO_SPARE
     }
 
     fn failure(&self, code: Code) -> Failure {
@@ -327,6 +330,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_list_may_come_in_smaller_pages_than_were_asked_for() {
+        let script = Script::start(|head| {
+            let number = page_of(head);
+            page(&[number], 12, if number < 12 { r#""?""# } else { "null" })
+        })
+        .await;
+        assert_eq!(owners_of(&script).await.unwrap().len(), 12);
+        assert_eq!(script.pages().len(), 2 * 12, "read until two readings agree");
+    }
+
+    #[tokio::test]
     async fn a_count_that_is_false_stops_nothing() {
         let script =
             Script::start(
@@ -380,7 +394,7 @@ mod tests {
                 }),
                 vec![1, 2, 1, 2, 1, 2],
             ),
-            (Box::new(|head| page(&[page_of(head)], 2, r#""?""#)), vec![1, 2, 3, 4, 5, 6]),
+            (Box::new(|head| page(&[page_of(head)], 2, r#""?""#)), vec![1, 2, 3, 4, 5, 6, 7]),
             (
                 Box::new(move |head| {
                     let other = 10 + shifting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);

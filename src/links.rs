@@ -124,12 +124,16 @@ pub fn note_webhook(
 }
 
 /// Notes that Belvo has data of a link that is paused for `reason`, inside the caller's transaction, after
-/// [`queue::mark`]. A link that waits for its user works again. Of one that Belvo did not know, the next reconciliation
-/// decides: whoever knows the webhook's secret must not make us ask for what is not there.
+/// [`queue::mark`]. A link that waits for its user works again. One that was deleted is looked up, once, because only a
+/// webhook may have said so. Of one that Belvo did not know, the next reconciliation decides: whoever knows the
+/// webhook's secret must not make us ask for what is not there.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub fn note_news(tx: &Tx<'_>, link_id: &LinkId, reason: &str, at: Timestamp) -> Result<(), Error> {
+    if reason == LINK_DELETED {
+        look_up(tx, link_id, at)?;
+    }
     if SILENT.contains(&reason) {
         return hold(tx, link_id, None);
     }

@@ -10,7 +10,7 @@ use vinculo::queue::{self, Trigger};
 use vinculo::resources::Resource;
 use vinculo::runs::Reason;
 use vinculo::schedule::SHIPPED;
-use vinculo::simulate::{Advance, Fault, Limit};
+use vinculo::simulate::{self, Advance, Fault, Limit};
 
 use crate::harness::{Flow, Running, until_delivered};
 use crate::scripted::{Answer, Belvo, EMPLOYMENTS, OWNERS, page};
@@ -48,7 +48,7 @@ async fn belvo_sends(flow: &Flow, link: &str, code: &str) {
 async fn call(flow: &Flow, method: reqwest::Method, path: &str, body: &str) -> u16 {
     let url = format!("{}{path}", flow.running.belvo_url());
     let request = reqwest::Client::new().request(method, url).header("x-belvo-request-mode", "async");
-    let request = request.basic_auth(vinculo::simulate::SECRET_ID, Some(vinculo::simulate::SECRET_PASSWORD));
+    let request = request.basic_auth(simulate::SECRET_ID, Some(simulate::SECRET_PASSWORD));
     request.body(body.to_owned()).send().await.unwrap().status().as_u16()
 }
 
@@ -109,6 +109,26 @@ async fn a_deleted_link_keeps_its_rows_and_nothing_of_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_of_which_only_a_webhook_says_that_it_is_deleted_is_fetched_again_once_there_are_data() {
+    let flow = Flow::start(1).await;
+    flow.simulation.connect_all();
+    flow.until_idle().await;
+    let link = flow.simulation.link_ids().remove(0);
+    let calls = || flow.simulation.calls(EMPLOYMENTS, Some(&link));
+    let before = calls();
+    let event = webhook("LINK", "link_deleted", "{}").replace(LINK, &link);
+    flow.running.webhooks(vec![vec![event]]).await;
+    flow.until_idle().await;
+    assert_eq!(standing(&flow.running, &link).await, of("deleted", Some("link_deleted"), 2));
+
+    flow.running.clock.advance(queue::SETTLE);
+    flow.simulation.send_again(&link, simulate::Resource::Employments, 1);
+    flow.until_idle().await;
+    assert_eq!(standing(&flow.running, &link).await, of("valid", None, 0));
+    assert_eq!(calls(), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_gone_without_a_word_is_looked_up_alone_and_then_called_so() {
     let flow = Flow::start(5).await;
     flow.simulation.connect_all();
@@ -145,7 +165,7 @@ async fn an_unknown_link_is_looked_up_once_and_makes_no_storm() {
 async fn what_no_webhook_told_of_is_right_after_the_next_scheduled_run() {
     let jobs: Vec<_> =
         SHIPPED.into_iter().filter(|(name, _)| ["fetch-stale-links", "reconcile-links"].contains(name)).collect();
-    let limit = |settings: &mut vinculo::simulate::Settings| {
+    let limit = |settings: &mut simulate::Settings| {
         settings.limit = Some(Limit { requests: 80, per: Duration::from_secs(3) });
     };
     let settings = [
@@ -453,7 +473,7 @@ async fn many_unknown_links_take_a_small_part_of_the_budget_raise_an_alarm_and_h
     flow.running.webhooks((0..30).map(|n| (10 * n..10 * (n + 1)).map(event).collect()).collect()).await;
     // Whoever is known is served at once, and whoever is new as soon as Belvo tells of it.
     for link in &known {
-        assert!(flow.simulation.send_again(link, vinculo::simulate::Resource::Owners, 1));
+        assert!(flow.simulation.send_again(link, simulate::Resource::Owners, 1));
     }
     flow.simulation.connect(5, 1);
     let told = Instant::now();
@@ -461,7 +481,7 @@ async fn many_unknown_links_take_a_small_part_of_the_budget_raise_an_alarm_and_h
     let new = flow.simulation.link_ids().into_iter().find(|link| !known.contains(link)).unwrap();
     let served = |link: &str| {
         let arrivals = flow.simulation.arrivals();
-        let is_its = |path: &str, of: &&vinculo::simulate::Arrival| {
+        let is_its = |path: &str, of: &&simulate::Arrival| {
             of.at >= told
                 && of.path == path
                 && (of.link.as_deref() == Some(link) || of.together.iter().any(|id| id == link))
@@ -484,7 +504,7 @@ async fn many_unknown_links_take_a_small_part_of_the_budget_raise_an_alarm_and_h
     assert!(late[..5].iter().all(|late| *late <= Duration::from_secs(2)), "{late:?}");
     assert!(late[5] <= Duration::from_secs(8), "{late:?}");
     // What is unknown goes on being asked for, at its pace.
-    let is_about_unknown = |of: &vinculo::simulate::Arrival| {
+    let is_about_unknown = |of: &simulate::Arrival| {
         let is_unknown = |link: &String| link.ends_with("-0000-4000-8000-000000000000");
         of.path.starts_with("/api/links/") || of.link.iter().chain(&of.together).any(is_unknown)
     };
