@@ -86,7 +86,7 @@ impl Operations {
     /// # Errors
     /// [`Refused`]; then nothing is done.
     pub async fn start(&self, order: Order, reason: Reason) -> Result<String, Refused> {
-        match order {
+        let run = match order {
             Order::Refresh { links, resources } => self.order_refresh(links, resources, reason).await,
             Order::Recollect { links, resources } => self.order_recollect(links, resources, reason).await,
             Order::Delete(link) => self.order_delete(link, reason).await,
@@ -99,7 +99,8 @@ impl Operations {
             Order::SyncLinks => self.order_sync(reason).await,
             Order::Job(name) => self.order_job(name, reason).await,
             Order::Replay(which) => self.order_replay(which, reason).await,
-        }
+        };
+        Ok(run?.to_string())
     }
 
     async fn order_refresh(
@@ -107,13 +108,9 @@ impl Operations {
         links: Links,
         resources: Vec<&'static Resource>,
         reason: Reason,
-    ) -> Result<String, Refused> {
+    ) -> Result<i64, Refused> {
         let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
-        let may_be_none = links.may_be_none();
         let mut wanted = self.find(links, resources).await?;
-        if wanted.is_empty() && !may_be_none {
-            return Err(Refused::NoLink);
-        }
         let since = self.clock.now();
         let before = BelvoBefore::of(&self.client);
         // The first are marked before the order is answered, so that the wish for one link outlives a crash.
@@ -130,7 +127,7 @@ impl Operations {
             this.follow(first.into_iter().chain(wanted).collect(), since, before, &report).await?;
             this.until_published().await
         };
-        Ok(self.runs.start(Kind::Refresh, None, reason, work).await?.to_string())
+        Ok(self.runs.start(Kind::Refresh, None, reason, work).await?)
     }
 
     async fn order_recollect(
@@ -138,16 +135,12 @@ impl Operations {
         links: Links,
         resources: Vec<&'static Resource>,
         reason: Reason,
-    ) -> Result<String, Refused> {
+    ) -> Result<i64, Refused> {
         let resources = if resources.is_empty() { resources::ALL.to_vec() } else { resources };
-        let may_be_none = links.may_be_none();
         let mut wanted: Vec<_> =
             self.find(links, resources.clone()).await?.into_iter().map(|(link_id, _)| link_id).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        if wanted.is_empty() && !may_be_none {
-            return Err(Refused::NoLink);
-        }
         let this = self.clone();
         let work = |report: Report| async move {
             report.total(wanted.len() as u64);
@@ -162,17 +155,17 @@ impl Operations {
             this.follow_recollects(outcome.asked, &report).await?;
             this.until_published().await
         };
-        Ok(self.runs.start(Kind::Recollect, None, reason, work).await?.to_string())
+        Ok(self.runs.start(Kind::Recollect, None, reason, work).await?)
     }
 
-    async fn order_delete(&self, link: LinkId, reason: Reason) -> Result<String, Refused> {
+    async fn order_delete(&self, link: LinkId, reason: Reason) -> Result<i64, Refused> {
         self.refuse_mistyped(vec![link.clone()]).await?;
         let named = link.clone();
         if self.store.read(move |tx| tombstones::is_erased(tx, &named)).await? {
             return Err(Refused::Erased);
         }
         let (this, name) = (self.clone(), Some(link.as_str().to_owned()));
-        Ok(self.runs.start(Kind::Delete, name, reason, |report| this.delete(link, report)).await?.to_string())
+        Ok(self.runs.start(Kind::Delete, name, reason, |report| this.delete(link, report)).await?)
     }
 
     /// Deletes a link at Belvo, and waits until Belvo says that it is gone.
@@ -192,13 +185,13 @@ impl Operations {
         self.until_published().await
     }
 
-    async fn order_untrack(&self, link: LinkId, reason: Reason) -> Result<String, Refused> {
+    async fn order_untrack(&self, link: LinkId, reason: Reason) -> Result<i64, Refused> {
         let named = link.clone();
         if !self.store.read(move |tx| links::is_tracked(tx, &named)).await? {
             return Err(Refused::NoLink);
         }
         let (this, name) = (self.clone(), Some(link.as_str().to_owned()));
-        Ok(self.runs.start(Kind::Untrack, name, reason, |report| this.untrack(link, report)).await?.to_string())
+        Ok(self.runs.start(Kind::Untrack, name, reason, |report| this.untrack(link, report)).await?)
     }
 
     /// Ends what is due of a link, as a pause by an operator does; one that Belvo has no more is left alone already.
@@ -210,7 +203,7 @@ impl Operations {
         Ok(())
     }
 
-    async fn order_erase(&self, erasure: Erasure, reason: Reason) -> Result<String, Refused> {
+    async fn order_erase(&self, erasure: Erasure, reason: Reason) -> Result<i64, Refused> {
         let plan = self.eraser.plan(erasure.subject).await?;
         let wish = self.eraser.wish(&plan, &erasure.reason, erasure.is_remote).await?;
         let id = wish.erasure.clone();
@@ -229,11 +222,11 @@ impl Operations {
         // A wish without a run would be carried out by the next start alone, although whoever asked was told that it
         // failed.
         let note = move |tx: &Tx<'_>| wish.keep(tx);
-        Ok(self.runs.start_with(Kind::Erase, name, reason, note, work).await?.to_string())
+        Ok(self.runs.start_with(Kind::Erase, name, reason, note, work).await?)
     }
 
     /// Keeps the row before the order is answered: its run has nothing left to do.
-    async fn order_freeze(&self, decision: frozen::Decision, reason: Reason) -> Result<String, Refused> {
+    async fn order_freeze(&self, decision: frozen::Decision, reason: Reason) -> Result<i64, Refused> {
         let frozen::Decision { decision_id, link_id, as_of, mode } = decision;
         let now = self.clock.now();
         let mode = features::clocks(as_of, mode, now).map_or(mode, |(mode, _)| mode);
@@ -259,35 +252,49 @@ impl Operations {
             report.all_done(1);
             Ok(())
         };
-        Ok(self.runs.start(Kind::Freeze, Some(decision_id), reason, done).await?.to_string())
+        Ok(self.runs.start(Kind::Freeze, Some(decision_id), reason, done).await?)
     }
 
+    /// The links that are meant, for each of `resources`. Where links or users are named, all of them fit, or the order
+    /// is refused.
     async fn find(&self, links: Links, resources: Vec<&'static Resource>) -> Result<Wanted, Refused> {
+        let may_be_none = links.may_be_none();
+        let wanted = match links.ids() {
+            Some(ids) => self.track_named(ids, &resources).await?,
+            None => self.find_tracked(links, resources).await?,
+        };
+        if wanted.is_empty() && !may_be_none { Err(Refused::NoLink) } else { Ok(wanted) }
+    }
+
+    /// Links that are named one by one, each of which is tracked from now on.
+    async fn track_named(&self, ids: &[String], resources: &[&'static Resource]) -> Result<Wanted, Refused> {
         let now = self.clock.now();
-        if let Some(ids) = links.ids() {
-            let named: BTreeSet<LinkId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
-            // All of them or none.
-            self.refuse_mistyped(named.iter().cloned().collect()).await?;
-            let tracked = named.clone();
-            let note = move |tx: &Tx<'_>| {
-                for link_id in &tracked {
-                    if tombstones::is_erased(tx, link_id)? {
-                        return Ok(true);
-                    }
+        let named: BTreeSet<LinkId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+        self.refuse_mistyped(named.iter().cloned().collect()).await?;
+        let tracked = named.clone();
+        let note = move |tx: &Tx<'_>| {
+            for link_id in &tracked {
+                if tombstones::is_erased(tx, link_id)? {
+                    return Ok(true);
                 }
-                tracked.iter().try_for_each(|link_id| links::note_wish(tx, link_id, now))?;
-                Ok(false)
-            };
-            if self.store.write(note).await? {
-                return Err(Refused::Erased);
             }
-            let each = |link_id: LinkId| resources.iter().map(move |&resource| (link_id.clone(), resource));
-            return Ok(named.into_iter().flat_map(each).collect());
+            tracked.iter().try_for_each(|link_id| links::note_wish(tx, link_id, now))?;
+            Ok(false)
+        };
+        if self.store.write(note).await? {
+            return Err(Refused::Erased);
         }
-        if let Links::ExternalIds(external_ids) = &links {
-            self.refuse_unlinked(external_ids.iter().cloned().collect()).await?;
-        }
-        Ok(self.store.read(move |tx| links.tracked(tx, &resources, now)).await?)
+        let each = |link_id: LinkId| resources.iter().map(move |&resource| (link_id.clone(), resource));
+        Ok(named.into_iter().flat_map(each).collect())
+    }
+
+    /// Links that are tracked already.
+    async fn find_tracked(&self, links: Links, resources: Vec<&'static Resource>) -> Result<Wanted, Refused> {
+        let now = self.clock.now();
+        let read = move |tx: &Tx<'_>| Ok((links.tracked(tx, &resources, now)?, links.unlinked(tx)?));
+        let (wanted, (unlinked, named)) = self.store.read(read).await?;
+        // That nobody has a link is said more simply.
+        if unlinked > 0 && !wanted.is_empty() { Err(Refused::Unlinked { unlinked, named }) } else { Ok(wanted) }
     }
 
     /// Refuses links of which neither we nor Belvo know: they would be tracked for good, and where one is to be deleted
@@ -306,23 +313,6 @@ impl Operations {
         if self.links.is_any_unknown(&new).await { Err(Refused::UnknownLink) } else { Ok(()) }
     }
 
-    /// Refuses external ids some of which have no link, as a typing mistake has not.
-    async fn refuse_unlinked(&self, external_ids: BTreeSet<String>) -> Result<(), Refused> {
-        let named = external_ids.len();
-        let count = move |tx: &Tx<'_>| {
-            let mut unlinked = 0;
-            for external_id in &external_ids {
-                unlinked += usize::from(links::of_external_id(tx, external_id)?.is_empty());
-            }
-            Ok(unlinked)
-        };
-        match self.store.read(count).await? {
-            0 => Ok(()),
-            unlinked if unlinked == named => Err(Refused::NoLink),
-            unlinked => Err(Refused::Unlinked { unlinked, named }),
-        }
-    }
-
     async fn mark(&self, wanted: Wanted) -> Result<(), store::Error> {
         let now = self.clock.now();
         let mark = move |tx: &Tx<'_>| {
@@ -333,9 +323,9 @@ impl Operations {
         Ok(())
     }
 
-    async fn order_publish(&self, kind: Kind, scope: Scope, reason: Reason) -> Result<String, Refused> {
+    async fn order_publish(&self, kind: Kind, scope: Scope, reason: Reason) -> Result<i64, Refused> {
         let this = self.clone();
-        Ok(self.runs.start(kind, None, reason, |report| this.publish_and_tell(scope, report)).await?.to_string())
+        Ok(self.runs.start(kind, None, reason, |report| this.publish_and_tell(scope, report)).await?)
     }
 
     async fn publish_and_tell(self, scope: Scope, report: Report) -> Result<(), Failed> {
@@ -345,10 +335,10 @@ impl Operations {
         Ok(())
     }
 
-    async fn order_features(&self, wanted: features::Wanted, reason: Reason) -> Result<String, Refused> {
+    async fn order_features(&self, wanted: features::Wanted, reason: Reason) -> Result<i64, Refused> {
         let run = features::record_in_store(&self.store, wanted, self.clock.now()).await?;
         let (this, name) = (self.clone(), Some(run.name()));
-        Ok(self.runs.start(Kind::Features, name, reason, |report| this.features(run, report)).await?.to_string())
+        Ok(self.runs.start(Kind::Features, name, reason, |report| this.features(run, report)).await?)
     }
 
     /// Publishes a run of features that is on record, and counts its rows.
@@ -384,9 +374,9 @@ impl Operations {
         synced.map(|synced| synced.listed).map_err(|error| Failed::of(error.code(), error))
     }
 
-    async fn order_sync(&self, reason: Reason) -> Result<String, Refused> {
+    async fn order_sync(&self, reason: Reason) -> Result<i64, Refused> {
         let this = self.clone();
-        Ok(self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?.to_string())
+        Ok(self.runs.start(Kind::SyncLinks, None, reason, |report| this.sync_links(report)).await?)
     }
 
     async fn sync_links(self, report: Report) -> Result<(), Failed> {
@@ -394,14 +384,14 @@ impl Operations {
         Ok(())
     }
 
-    async fn order_job(&self, name: String, reason: Reason) -> Result<String, Refused> {
+    async fn order_job(&self, name: String, reason: Reason) -> Result<i64, Refused> {
         if !self.jobs.knows(&name) {
             let known = self.jobs.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
             let known = if known.is_empty() { "none".to_owned() } else { known };
             return Err(Refused::NoJob { known });
         }
         let (this, named) = (self.clone(), Some(name.clone()));
-        Ok(self.runs.start(Kind::Job, named, reason, |report| this.run_job(name, report)).await?.to_string())
+        Ok(self.runs.start(Kind::Job, named, reason, |report| this.run_job(name, report)).await?)
     }
 
     async fn run_job(self, name: String, report: Report) -> Result<(), Failed> {
@@ -412,14 +402,14 @@ impl Operations {
         Ok(())
     }
 
-    async fn order_replay(&self, which: Replay, reason: Reason) -> Result<String, Refused> {
+    async fn order_replay(&self, which: Replay, reason: Reason) -> Result<i64, Refused> {
         if let Replay::One(seq) = which
             && !self.store.read(move |tx| log::is_there(tx, seq)).await?
         {
             return Err(Refused::NoWebhook(seq));
         }
         let this = self.clone();
-        Ok(self.runs.start(Kind::Replay, None, reason, |report| this.replay(which, report)).await?.to_string())
+        Ok(self.runs.start(Kind::Replay, None, reason, |report| this.replay(which, report)).await?)
     }
 
     async fn replay(self, which: Replay, report: Report) -> Result<(), Failed> {

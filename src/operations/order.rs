@@ -140,6 +140,17 @@ impl Links {
         Ok(wanted)
     }
 
+    /// How many of the users that are named have no tracked link, and how many are named.
+    pub(super) fn unlinked(&self, tx: &Tx<'_>) -> Result<(usize, usize), store::Error> {
+        let Self::ExternalIds(external_ids) = self else { return Ok((0, 0)) };
+        let named: BTreeSet<&String> = external_ids.iter().collect();
+        let mut unlinked = 0;
+        for external_id in &named {
+            unlinked += usize::from(links::of_external_id(tx, external_id)?.is_empty());
+        }
+        Ok((unlinked, named.len()))
+    }
+
     /// Whether it is no mistake when no link fits: there is nothing to do then, and that is good.
     pub(super) fn may_be_none(&self) -> bool {
         matches!(self, Self::All(true) | Self::OlderThanSeconds(_))

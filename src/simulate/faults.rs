@@ -228,7 +228,7 @@ impl Details {
     }
 }
 
-/// What routes are called.
+/// What routes are called; first those whose answers hold records.
 pub(super) const ROUTES: [&str; 12] = [
     "employments",
     "owners",
@@ -244,7 +244,7 @@ pub(super) const ROUTES: [&str; 12] = [
     "unknown",
 ];
 
-/// Those whose answers hold records.
+/// The routes whose answers hold records.
 const OF_RECORDS: &[&str] = ROUTES.split_at(4).0;
 
 /// What an event is called among calls.
